@@ -1,0 +1,146 @@
+"""Every error that xrun raises on purpose, and the exit code that each one means.
+
+    XrunError(message, hint)
+    ├── RecipeError(problems)      2   the person edits the recipe
+    ├── ComponentError             2   the person edits a file in models/ or datasets/
+    ├── LaunchError                3   account, credentials, or a run that is busy elsewhere
+    │   └── CloudUnavailable      75   try again
+    ├── StoreError                 4   storage refuses
+    │   ├── LeaseLost              4   another attempt has taken the run over
+    │   └── StoreUnavailable      75   cannot tell; try again
+    ├── CheckpointError            5   checkpoint and recipe disagree, or nothing usable is left
+    │   └── CheckpointCorrupt      5   one checkpoint is damaged; restore falls back to the one before
+    ├── TrainError                 6   training cannot go on
+    │   ├── NonFiniteLoss          6
+    │   └── DataExhausted          6
+    └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
+    Stopped(BaseException)        75   state is committed; not an error, so `except Exception` lets it pass
+
+Exit 0 is a finished run, and 1 means that xrun itself has a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+COME_BACK = 75
+"""The exit code that asks whoever started the attempt to start it again."""
+
+
+class XrunError(Exception):
+    """Something that a person can act on: what is wrong, and the way out."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a recipe, at the place where a person wrote it.
+
+    `path` is the file (or `-s key=value` for an override); `line` and `column` count from 1 and
+    are 0 where there is no position.
+    """
+
+    path: str
+    line: int
+    column: int
+    key: str
+    what: str
+    got: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}:{self.column}" if self.line else self.path
+        key = f" {self.key}:" if self.key else ""
+        got = f" (got {self.got})" if self.got else ""
+        end = "" if self.what.endswith((".", "?", "!")) else "."
+        return f"{place}:{key} {self.what}{got}{end} {self.hint}".rstrip()
+
+
+class RecipeError(XrunError):
+    """A recipe that cannot run, with everything that is wrong in it."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+class ComponentError(XrunError):
+    """A file in models/ or datasets/ that does not do what a component must."""
+
+    exit_code = 2
+
+
+class LaunchError(XrunError):
+    """The run cannot be started from here."""
+
+    exit_code = 3
+
+
+class CloudUnavailable(LaunchError):
+    """A cloud did not answer."""
+
+    exit_code = COME_BACK
+
+
+class StoreError(XrunError):
+    """The store refuses."""
+
+    exit_code = 4
+
+
+class LeaseLost(StoreError):
+    """Another attempt has taken the run over; this one stops and overwrites nothing."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be read now, so nobody can tell what it holds."""
+
+    exit_code = COME_BACK
+
+
+class CheckpointError(XrunError):
+    """The run's checkpoints and its recipe disagree, or no checkpoint is usable."""
+
+    exit_code = 5
+
+
+class CheckpointCorrupt(CheckpointError):
+    """A committed file does not have the bytes that were committed."""
+
+
+class TrainError(XrunError):
+    """Training cannot go on, and trying again would end the same way."""
+
+    exit_code = 6
+
+
+class NonFiniteLoss(TrainError):
+    """The loss is NaN or infinite; the optimizer has not stepped on it."""
+
+
+class DataExhausted(TrainError):
+    """The dataset ended before the recipe's last step."""
+
+
+class StoppedOnPurpose(XrunError):
+    """Ended by budget, cancel or lack of progress; never recovered."""
+
+    exit_code = 7
+
+
+class Stopped(BaseException):
+    """Asked to stop; the state is committed. Control flow, so it is no `Exception`."""
+
+    exit_code = COME_BACK
