@@ -1,0 +1,146 @@
+"""Bytes that are on the disk when a call returns, and what the operating system says when they are not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from xrun.errors import StoreError, StoreUnavailable
+
+SLICE = 8 << 20
+"""Bytes hashed and written at once: long enough for the GIL to be released, short enough for memory to stay flat."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class Hashed:
+    """The BLAKE3 and size of what has gone past so far."""
+
+    def __init__(self, max_threads: int = 1) -> None:
+        self._hasher = blake3(max_threads=max_threads)
+        self.size = 0
+
+    def update(self, piece: memoryview) -> None:
+        self._hasher.update(piece)
+        self.size += len(piece)
+
+    @property
+    def hex(self) -> str:
+        return self._hasher.hexdigest()
+
+
+def slices(chunk: bytes | memoryview) -> Iterator[memoryview]:
+    """Cut a C-contiguous buffer into views of at most `SLICE` bytes; nothing is copied."""
+    view = memoryview(chunk)
+    if view.nbytes:
+        view = view.cast("B")
+    for start in range(0, view.nbytes, SLICE):
+        yield view[start : start + SLICE]
+
+
+def file_slices(path: Path) -> Iterator[memoryview]:
+    """Yield a file's bytes in one reused buffer, each piece valid until the next is asked for.
+
+    Not by mmap: a bad sector or a stale network handle would then end the process by SIGBUS instead of raising.
+    """
+    with open(path, "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(min(SLICE, os.fstat(file.fileno()).st_size + 1)))
+        while count := file.readinto(buffer):
+            yield buffer[:count]
+
+
+def hash_file(path: Path) -> str:
+    """Return the BLAKE3 of a file, hashed on all cores; raises OSError."""
+    hashed = Hashed(max_threads=blake3.AUTO)
+    for piece in file_slices(path):
+        hashed.update(piece)
+    return hashed.hex
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Hashed:
+    """Make the new file `path` of the chunks and sync it; what is written is what was hashed. On any failure no file is left."""
+    hashed = Hashed()
+    try:
+        with writing(path.parent, hashed):
+            file = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644
+            )
+            try:
+                for chunk in chunks:
+                    _append(file, chunk, hashed)
+                os.fsync(file)
+            finally:
+                os.close(file)
+    except BaseException:
+        remove(path)
+        raise
+    return hashed
+
+
+def _append(file: int, chunk: bytes | memoryview, hashed: Hashed) -> None:
+    for piece in slices(chunk):
+        hashed.update(piece)
+        while len(piece):  # write(2) may take less than it was given
+            piece = piece[os.write(file, piece) :]
+
+
+def remove(path: Path) -> None:
+    """Delete a file that is on no head's list; that it cannot be deleted is never the news, so errors are dropped."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, each one synced into its own parent; raises OSError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames and links in a folder durable; raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def writing(path: Path, hashed: Hashed | None = None) -> Iterator[None]:
+    """Translate every OSError of the block into a StoreError with a sentence; `hashed` knows how many bytes were needed."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(error, path, hashed) from error
+
+
+def _refused(error: OSError, path: Path, hashed: Hashed | None) -> StoreError:
+    if error.errno in FULL:
+        needed = f"; at least {hashed.size} bytes were needed" if hashed else ""
+        hint = "Free some space or keep fewer checkpoints; what was committed before is intact."
+        return StoreError(f"Disk full: no space left on {path}{needed}.", hint)
+    return StoreError(f"Cannot write to {path}: {error.strerror or error}.")
+
+
+@contextlib.contextmanager
+def reading(
+    path: Path, question: str, but: type[OSError] | tuple[()] = FileNotFoundError
+) -> Iterator[None]:
+    """Translate every OSError of the block except `but` into StoreUnavailable: nobody can tell `question`."""
+    try:
+        yield
+    except but:
+        raise
+    except OSError as error:
+        raise StoreUnavailable(
+            f"Cannot tell {question}: {path}: {error.strerror or error}."
+        ) from error
