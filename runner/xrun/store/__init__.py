@@ -32,9 +32,7 @@ class StoredFile:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredFile:
         """Read what `to_json` wrote; unknown keys are ignored, so that an older xrun reads what a newer one wrote."""
-        return cls(
-            blake3=value["blake3"], size=value["size"], copies=tuple(value["copies"])
-        )
+        return cls(blake3=value["blake3"], size=value["size"], copies=tuple(value["copies"]))
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,8 @@ class Store(Protocol):
         """Replace the head `parent` (None: there is none yet) by `record`, or raise `LeaseLost` and change nothing.
 
         The files that the record names are durable before, the new head is durable after. `StoreError` means that nothing was
-        committed, except for `StoreUnavailable`, which means that nobody can tell: ask `head()` before going on.
+        committed, except for `StoreUnavailable`, which means that nobody can tell; then commit again with the same parent, and
+        the store recognises its own commit if it was made after all.
         """
 
     def fetch(self, file: StoredFile) -> Path:

@@ -15,7 +15,6 @@ from xrun.errors import StoreError, StoreUnavailable
 SLICE = 8 << 20
 """Bytes hashed and written at once: long enough for the GIL to be released, short enough for memory to stay flat."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Hashed:
@@ -48,7 +47,7 @@ def file_slices(path: Path) -> Iterator[memoryview]:
 
     Not by mmap: a bad sector or a stale network handle would then end the process by SIGBUS instead of raising.
     """
-    with open(path, "rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:
         buffer = memoryview(bytearray(min(SLICE, os.fstat(file.fileno()).st_size + 1)))
         while count := file.readinto(buffer):
             yield buffer[:count]
@@ -67,9 +66,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Hashed:
     hashed = Hashed()
     try:
         with writing(path.parent, hashed):
-            file = os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644
-            )
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 for chunk in chunks:
                     _append(file, chunk, hashed)
@@ -132,15 +129,22 @@ def _refused(error: OSError, path: Path, hashed: Hashed | None) -> StoreError:
 
 
 @contextlib.contextmanager
-def reading(
-    path: Path, question: str, but: type[OSError] | tuple[()] = FileNotFoundError
-) -> Iterator[None]:
+def reading(path: Path, question: str, but: type[OSError] | tuple[()] = FileNotFoundError) -> Iterator[None]:
     """Translate every OSError of the block except `but` into StoreUnavailable: nobody can tell `question`."""
     try:
         yield
     except but:
         raise
     except OSError as error:
-        raise StoreUnavailable(
-            f"Cannot tell {question}: {path}: {error.strerror or error}."
-        ) from error
+        raise StoreUnavailable(f"Cannot tell {question}: {path}: {error.strerror or error}.") from error
+
+
+def list_folder(path: Path) -> list[str]:
+    """Return the names in a folder; one that certainly is not there is empty. Raises StoreUnavailable if that is not certain."""
+    try:
+        with reading(path, "what was committed"):
+            return [entry.name for entry in path.iterdir()]
+    except FileNotFoundError:
+        if any(place.is_symlink() and not place.exists() for place in (path, *path.parents)):
+            raise StoreUnavailable(f"Cannot tell what was committed: {path} lies behind a link to nowhere.") from None
+        return []
