@@ -1,0 +1,63 @@
+# Every target works from a clean checkout with Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+PIP = -m pip install -q --disable-pip-version-check
+BIN = .venv/bin
+NEWEST = .venv-newest/bin
+
+.PHONY: install demo test check format newest soak docs clean
+
+install: .venv/stamp
+
+# A stamp is written last: an installation that broke off is done again, and so is one older than what it was made from.
+.venv/stamp: pyproject.toml constraints/cloud.txt
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) -c constraints/cloud.txt -e '.[train,cloud,dev]'
+	touch $@
+
+.venv-newest/stamp: pyproject.toml constraints/newest.txt
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[train,dev]'
+	touch $@
+
+# Train a small model on real digits, here and now.
+demo: install
+	$(BIN)/xrun recipes/digits.yaml --yes
+
+# Everything that has to hold: style, types, the tests (with the built wheel in an empty environment), and the container
+# half once more with the newest libraries that exist.
+test: check
+	$(BIN)/python -m pytest
+	$(MAKE) newest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy runner/xrun
+	$(BIN)/mypy models
+	$(BIN)/mypy datasets
+	$(BIN)/mypy --cache-dir .mypy_cache/tests --allow-untyped-defs --allow-incomplete-defs tests  # fixtures need no types
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+newest: .venv-newest/stamp
+	$(NEWEST)/python -m pytest -m "not soak and not cloud and not once"
+
+# The long drills: hundreds of kills.
+soak: install
+	$(BIN)/python -m pytest -m soak
+
+# Make again what is made from the sources.
+docs: install
+	$(BIN)/xrun schema > recipes/recipe.schema.json.new
+	mv recipes/recipe.schema.json.new recipes/recipe.schema.json
+	$(BIN)/python -c "from xrun.recipe_file import recipe_docs; print(recipe_docs(), end='')" > docs/recipes.md.new
+	mv docs/recipes.md.new docs/recipes.md
+
+# Runs are kept: they are yours.
+clean:
+	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find runner models datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +
