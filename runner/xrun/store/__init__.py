@@ -79,7 +79,8 @@ class Store(Protocol):
         """Write the chunks as one durable file, hashed on the way; it is invisible until a commit names it.
 
         The content may have been put before; that costs space until the next sweep and hurts nothing. A file that a
-        head named and no longer names must be put again, never named again. Raises `StoreError`; then nothing is left behind.
+        head named and no longer names must be put again, never named again. The run's first commit, which takes the lease, comes
+        before the first file. Raises `StoreError`; then nothing is left behind.
         """
 
     def duplicate(self, file: StoredFile) -> StoredFile:

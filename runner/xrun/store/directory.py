@@ -46,7 +46,9 @@ class DirectoryStore:
         return self._scan()[1]
 
     def put(self, chunks: Iterable[Chunk]) -> StoredFile:
-        """See `Store.put`."""
+        """See `Store.put`; files without any commit would make a new run look like one whose commits are gone, so it refuses."""
+        if not self._commits.numbers():
+            raise StoreError(f"Nothing was committed in {self.root} yet: the run's first commit comes before its first file.")
         return self._write_object(chunks)
 
     def duplicate(self, file: StoredFile) -> StoredFile:
