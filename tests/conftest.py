@@ -1,0 +1,31 @@
+"""Every test starts with a clean environment: an empty HOME, no accounts, no network for Hugging Face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+OWNED = ("XRUN_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "WANDB_", "SKYPILOT_", "XDG_", "PYTEST_ADDOPTS", "PYTHONPATH")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# huggingface_hub reads it once, at its first import, which may be the import of a test file.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """HOME is a new empty folder, and nothing of this machine's accounts, runs or ranks can be seen.
+
+    Afterwards the environment is as it was, whatever the test or the code in it has set (`XRUN_PROJECT` is set by code).
+    """
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(OWNED) or name in RANKS:
+            del os.environ[name]
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
