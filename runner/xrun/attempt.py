@@ -1,0 +1,79 @@
+"""One rank's life: plan -> parts -> restore -> train -> exit code. Started by the entrypoint, `python -m xrun.attempt PLAN ATTEMPT`."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from .entrypoint import end_with_parent
+from .errors import COME_BACK, Stopped, XrunError
+from .plan import Plan
+from .run_folder import RunFolder
+from .stop import StopFlag
+
+log = logging.getLogger("xrun")
+
+
+def main(plan_path: str, attempt: str) -> int:
+    """Run this rank; returns its exit code and leaves what went wrong in the attempt's log folder."""
+    end_with_parent(signal.SIGKILL)
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the entrypoint says what it means
+    stop = StopFlag()
+    stop.on_signals(signal.SIGTERM)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log.setLevel(logging.INFO if first else logging.WARNING)
+    plan = Plan.from_json(Path(plan_path).read_text())
+    try:
+        train(plan, attempt, stop)
+    except Stopped:
+        return COME_BACK
+    except XrunError as error:
+        return _leave(plan, attempt, error, error.message, error.hint, error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        return _leave(plan, attempt, error, f"{type(error).__name__}: {error}", "", 1)
+    return 0
+
+
+def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, code: int) -> int:
+    """Write down what ended this rank, for the entrypoint to tell and to keep."""
+    kind = "outside" if _is_peer_loss(error) else "own"
+    failure = {
+        "code": code, "message": message, "hint": hint, "kind": kind, "time": time.time(), "traceback": code == 1,
+    }  # fmt: skip
+    path = RunFolder(plan.folder).logs(attempt) / f"failure-{os.environ.get('RANK', '0')}.json"
+    path.write_text(json.dumps(failure))
+    return code
+
+
+def _is_peer_loss(error: Exception) -> bool:
+    """Whether another rank went away, which is then the cause."""
+    return "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error)
+
+
+def train(plan: Plan, attempt: str, stop: StopFlag) -> None:
+    """Build the parts, restore the newest checkpoint, train to the end."""
+    from .parts import build_training
+
+    training = build_training(plan, attempt, stop)
+    try:
+        training.run()
+    finally:
+        training.checkpointer.close()
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of libraries (gloo, wandb) must not hold back an attempt that has ended

@@ -1,0 +1,269 @@
+"""The command line: parses and prints, no logic.
+
+`xrun RECIPE` is `xrun run RECIPE`; the other commands are named. Everything that a command needs is imported by it, so that
+`xrun --help` and `xrun check` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+
+class _Group(click.Group):
+    """A recipe's path in place of a command means `run`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        looks_like_recipe = args[0].endswith((".yaml", ".yml")) or Path(args[0]).is_file()
+        if looks_like_recipe and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="xrun")
+def cli() -> None:
+    """Train from one YAML recipe, survive every kill, end with the same weights.
+
+    \b
+    xrun recipes/digits.yaml          train; the same command again goes on
+    xrun check recipes/*.yaml         all problems at file:line:column
+    xrun drill recipes/digits.yaml    prove that kills change nothing
+    """
+
+
+_overrides = click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+@cli.command(short_help="Train a recipe (also: xrun RECIPE).")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_overrides
+@click.option("--local", is_flag=True, help="On this machine, whatever the recipe's hardware says.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--run", "run_id", metavar="ID", default="", help="The run to start or go on with. Default: follows from the recipe.")
+@click.option("--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's.")
+@click.option("--new", is_flag=True, help="A new run, even if the recipe has runs already.")
+@click.option("--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint.")
+def run(
+    recipe: Path, overrides: Sequence[str], local: bool, yes: bool, run_id: str, processes: int | None, new: bool, fork: str
+) -> None:
+    """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
+
+    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed.
+    """
+    from .cloud import LocalCloud
+    from .launch import choose_run, launch
+
+    plan = _plan(recipe, overrides, run_id, fork, processes, local)
+    plan = choose_run(plan, given=bool(run_id), new=new, fork=fork)
+    click.echo(f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}")
+    code = launch(plan, LocalCloud())
+    _say_outcome(plan, code, _command())
+    sys.exit(code)
+
+
+@cli.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_overrides
+@_as_json
+def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
+    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one."""
+    from .errors import RecipeError
+    from .recipe_file import load_recipe
+
+    problems: list[Any] = []
+    for path in recipes:
+        try:
+            recipe = load_recipe(path, overrides)
+            if not as_json:
+                click.echo(f"{path}: {recipe.name} is fine.")
+        except RecipeError as error:
+            problems += error.problems
+    if as_json:
+        click.echo(json.dumps([vars(problem) for problem in problems], indent=1))
+    else:
+        for problem in problems:
+            click.echo(str(problem), err=True)
+    sys.exit(RecipeError.exit_code if problems else 0)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_overrides
+@click.option("--local", is_flag=True, help="On this machine, whatever the recipe's hardware says.")
+@click.option("--processes", type=click.IntRange(1))
+def plan(recipe: Path, overrides: Sequence[str], local: bool, processes: int | None) -> None:
+    """Print what RECIPE would do, as JSON, and do nothing."""
+    click.echo(_plan(recipe, overrides, "", "", processes, local).to_json(), nl=False)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_overrides
+@click.option("--kills", type=click.IntRange(0), default=20, show_default=True, help="How many real SIGKILLs.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the moments.")
+@click.option("--resize", is_flag=True, help="Another number of processes after each kill.")
+@click.option("--processes", type=click.IntRange(1), help="Training processes of the undisturbed run.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the two runs go. Default: a temporary folder.")
+@_as_json
+def drill(
+    recipe: Path, overrides: Sequence[str], kills: int, seed: int, resize: bool, processes: int | None, folder: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Train RECIPE twice, once undisturbed and once under real SIGKILLs, and compare every loss and the final weights.
+
+    Exit code 1 on any difference.
+    """
+    from . import drill as drills
+
+    result = drills.drill(
+        recipe, overrides, kills=kills, seed=seed, resize=resize, processes=processes, folder=folder,
+        say=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
+    click.echo(json.dumps(result.to_json(), indent=1) if as_json else result.text())
+    sys.exit(0 if result.equal else 1)
+
+
+@cli.command()
+@_as_json
+def status(as_json: bool) -> None:
+    """One line per run of this project."""
+    from .run_folder import describe, runs_in
+
+    reports = [describe(folder) for folder in runs_in(_home())]
+    if as_json:
+        click.echo(json.dumps(reports, indent=1))
+        return
+    if not reports:
+        click.echo(f"No runs in {_home()}.")
+    for report in reports:
+        click.echo(_status_line(report))
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
+@_as_json
+def report(run_id: str, as_json: bool) -> None:
+    """What happened to RUN: attempts, what was lost, metrics, weights."""
+    facts = _folder(run_id).report()
+    click.echo(json.dumps(facts, indent=1) if as_json else _report_text(facts))
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--attempt", type=int, help="The number of the attempt, from 1. Default: the last one.")
+@click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
+def logs(run_id: str, attempt: int | None, rank: int) -> None:
+    """What RUN's training processes have printed."""
+    click.echo(_folder(run_id).log_text(attempt, rank), nl=False)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from .recipe_file import schema as recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=1))
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path), default=Path("recipes/my_first.yaml"))
+def init(path: Path) -> None:
+    """Write a commented recipe to start from."""
+    from .template import write_template
+
+    write_template(path)
+    click.echo(f"Wrote {path}. Next: xrun check {path}, then xrun {path}")
+
+
+def main() -> None:
+    """The `xrun` command: the one place where an error becomes a line and an exit code."""
+    from .errors import XrunError
+
+    try:
+        cli(prog_name="xrun")
+    except XrunError as error:
+        click.echo(f"{'' if error.exit_code == 2 else 'xrun: '}{error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as `| head` does
+        sys.exit(0)
+
+
+def _plan(recipe: Path, overrides: Sequence[str], run_id: str, fork: str, processes: int | None, local: bool) -> Plan:
+    from .errors import LaunchError
+    from .plan import make_plan
+    from .recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if loaded.hardware.any_of and not local:
+        raise LaunchError(f"{recipe}: this version of xrun does not launch on clouds.", "Train here with --local.")
+    return make_plan(loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes)
+
+
+def _say_outcome(plan: Plan, code: int, command: str) -> None:
+    from .run_folder import RunFolder
+
+    folder = RunFolder(plan.folder)
+    if code == 0:
+        metrics = folder.report()["metrics"]
+        told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if name.startswith("val/"))
+        click.echo(f"Finished {plan.run}{': ' + told if told else ''}")
+        click.echo(f"  model    {folder.model}\n  metrics  {folder.metrics}\n  report   xrun report {plan.run}")
+    elif code == 75:
+        click.echo(f"Stopped; the state is safe. Go on with: {command}", err=True)
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["xrun", *sys.argv[1:]])
+
+
+def _home() -> Path:
+    from .component import project_root
+    from .plan import default_home
+
+    return default_home(project_root(Path.cwd() / "recipes" / "any.yaml"))
+
+
+def _folder(run_id: str) -> Any:
+    from .run_folder import RunFolder
+
+    folder = RunFolder(_home() / run_id)
+    folder.plan()
+    return folder
+
+
+def _status_line(report: dict[str, Any]) -> str:
+    if "error" in report:
+        return f"{report['run']:<40} unreadable  {report['error']}"
+    attempts = report["attempts"]
+    kills = sum(attempt.get("kind") == "outside" for attempt in attempts)
+    parts = [f"step {report['step']} committed", f"{len(attempts)} attempts", f"{kills} ended from outside"]
+    return f"{report['run']:<40} {report['status']:<9} {', '.join(parts)}"
+
+
+def _report_text(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['run']}: {facts['status']}, step {facts['step']} committed"]
+    for number, attempt in enumerate(facts["attempts"], 1):
+        ended = attempt.get("kind", "running")
+        lines.append(
+            f"  attempt {number}: from step {attempt.get('resumed_step', attempt['from_step'])}, {attempt['processes']} processes, "
+            f"{ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
+        )
+    lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
+    lines.append(f"  recomputed {facts['steps_recomputed']} steps, {facts['seconds_lost']:.1f} s lost")
+    if facts["model"]:
+        lines.append(f"  model {facts['model']} (SHA-256 {facts['weights_sha256']})")
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""Where attempts run: the `Cloud` protocol, and `LocalCloud`, which is this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from .errors import COME_BACK, LaunchError
+from .plan import Plan
+from .run_folder import RunFolder, write_plan
+
+
+class Cloud(Protocol):
+    """Starts a plan's attempts, again and again while they ask to come back."""
+
+    def run(self, plan: Plan) -> int:
+        """Run the plan to its end; returns the exit code."""
+
+
+class LocalCloud:
+    """Attempts as child processes of this one: an attempt that was ended from outside is followed by the next."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asked = False
+
+    def run(self, plan: Plan) -> int:
+        """See Cloud; 75 means that somebody here asked to stop and the same command goes on.
+
+        Raises:
+            LaunchError: another process runs this run now.
+        """
+        folder = RunFolder(plan.folder)
+        path = write_plan(folder, plan)
+        with only_one(folder), self._signals():
+            while True:
+                code = self._attempt(path)
+                if code != COME_BACK or self._asked:
+                    return code
+
+    def _attempt(self, path: Path) -> int:
+        self._child = subprocess.Popen([sys.executable, "-m", "xrun.entrypoint", str(path)], stdin=subprocess.DEVNULL)
+        if self._asked:
+            self._child.send_signal(signal.SIGTERM)
+        code = self._child.wait()
+        return COME_BACK if code < 0 or code == 1 else code
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Pass requests to stop on to the attempt; Ctrl-C reaches it by itself, being in the same process group."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if self._child is not None and number != signal.SIGINT:
+            self._child.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock; the kernel lets go of it however this process ends.
+
+    Raises:
+        LaunchError: somebody holds it.
+    """
+    with folder.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"The run {folder.run} is running already (process {folder.owner_pid() or 'unknown'}).",
+                f"Follow it with `xrun logs {folder.run}`, or stop that process first.",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,262 @@
+"""One attempt, from outside: take the run's lease, start the ranks, pass signals on, record how it ended, exit with its code.
+
+`python -m xrun.entrypoint PLAN` is what a container (or a local run) starts. It starts the ranks itself because torchrun and
+`accelerate launch` turn a child's 75 into 1 and end children before they have saved. It never imports torch, so it is there at
+once and cannot fall with the training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import COME_BACK, CheckpointError, StoppedOnPurpose, StoreError, XrunError
+from .plan import Plan
+from .progress import Progress
+from .run_folder import RunFolder, is_finished
+from .stop import StopFlag
+from .store import Head
+from .store.directory import DirectoryStore
+from .tracker.jsonl import JsonlTracker
+
+OWN_FAILURES = 3
+"""So many attempts in a row that failed by themselves and committed nothing end the run."""
+OUTSIDE_ENDS = 20
+"""The same for attempts that were ended from outside: real spot machines have runs of short lives."""
+_POLL_SECONDS = 0.02
+_LINGER_SECONDS = 5.0
+"""How long the other ranks may take to end by themselves after one has failed."""
+
+
+def main(path: str) -> int:
+    """Run one attempt of the plan at `path`; returns its exit code."""
+    end_with_parent(signal.SIGTERM)
+    stop = StopFlag()
+    stop.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    try:
+        return Attempt(Plan.from_json(Path(path).read_text()), stop).run()
+    except XrunError as error:
+        print(f"xrun: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+class Attempt:
+    """One life of the container."""
+
+    def __init__(self, plan: Plan, stop: StopFlag) -> None:
+        self.plan, self.stop = plan, stop
+        self.folder = RunFolder(plan.folder)
+        self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self.store = DirectoryStore(self.folder.state, plan.run, self.id, plan.owner)
+        self.progress = Progress(self.folder, self.id)
+
+    def run(self) -> int:
+        """Lease, ranks, end."""
+        head = self.store.head()
+        for damaged in self.store.damaged:
+            self.progress.say(f"The commit {damaged} is damaged; the one before it counts.")
+        self._check(head)
+        if head is not None and is_finished(self.plan, head.record):
+            self.progress.say(f"{self.plan.run} is finished; its model is in {self.folder.model}.")
+            return 0
+        head = self._lease(head)
+        code, failure = self._ranks()
+        return self._end(code, failure)
+
+    def _check(self, head: Head | None) -> None:
+        """Everything that must be known before a step is trained."""
+        record = head.record if head else {}
+        if head is not None and head.owner != self.plan.owner:
+            raise StoreError(
+                f"The run {self.plan.run} belongs to {head.owner}, not to {self.plan.owner}.",
+                "Give the recipe another name, or start a run of your own with --run.",
+            )
+        if record.get("digest", self.plan.digest) != self.plan.digest:
+            raise CheckpointError(
+                f"The run {self.plan.run} was trained with another recipe (its digest is {record['digest'][:8]}, "
+                f"the recipe's {self.plan.digest[:8]}).",
+                "Start a new run with --new, or take its weights along with --fork.",
+            )
+        witness = JsonlTracker(self.folder.path).last_commit()
+        if witness is not None and witness[0] > steps_committed(record):
+            raise CheckpointError(
+                f"{self.folder.metrics.parent / 'committed.json'} knows of a commit of step {witness[0]}, "
+                f"the store {self.folder.state} has {'none' if head is None else f'step {steps_committed(record)}'}.",
+                "Bring the store's files back, or start a new run with --new. Nothing was started from step 0.",
+            )
+        self._check_progress(record.get("attempts", []))
+
+    def _check_progress(self, attempts: list[dict[str, Any]]) -> None:
+        own, outside = without_progress(attempts)
+        if len(own) >= OWN_FAILURES or len(outside) >= OUTSIDE_ENDS:
+            raise StoppedOnPurpose(*no_progress(own, outside, self.folder))
+
+    def _lease(self, head: Head | None) -> Head:
+        """Take the run over: from now on nobody else's commit succeeds."""
+        record = dict(head.record) if head else {"format": 1, "digest": self.plan.digest, "checkpoints": [], "rejected": []}
+        attempts = [dict(attempt) for attempt in record.get("attempts", [])]
+        if attempts and "ended" not in attempts[-1]:
+            attempts[-1] |= {"kind": "outside", "reason": "ended from outside", "committed": steps_committed(record)}
+        attempts.append(
+            {
+                "id": self.id, "started": time.time(), "host": socket.gethostname(), "processes": self.plan.processes,
+                "from_step": steps_committed(record),
+            }
+        )  # fmt: skip
+        return self.store.commit({**record, "attempts": attempts}, head)
+
+    def _ranks(self) -> tuple[int, dict[str, Any]]:
+        """Start the ranks and wait; the gravest exit code and what the failed rank has said."""
+        logs = self.folder.logs(self.id)
+        logs.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        ranks = [self._start_rank(rank, port, logs) for rank in range(self.plan.processes)]
+        self._wait(ranks)
+        codes = [rank.returncode for rank in ranks]
+        self.progress.close()
+        code = gravest(codes)
+        return code, {} if code == 0 else read_failure(logs, codes)
+
+    def _start_rank(self, rank: int, port: int, logs: Path) -> subprocess.Popen[bytes]:
+        with (logs / f"rank{rank}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "xrun.attempt", str(self.folder.path / "plan.json"), self.id],
+                env={**os.environ, **rank_environment(self.plan, rank, port)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def _wait(self, ranks: list[subprocess.Popen[bytes]]) -> None:
+        """Until every rank has ended: pass a stop on once, and end the others when one has failed or time is up."""
+        told, failed_at = False, float("inf")
+        while any(rank.poll() is None for rank in ranks):
+            if self.stop and not told:
+                told = True
+                self.progress.say(f"{self.stop.reason}: saving, then stopping.")
+                send(ranks, signal.SIGTERM)
+            if any(rank.returncode for rank in ranks) and failed_at == float("inf"):
+                failed_at = time.monotonic()
+            if self.stop.seconds_left() < -_LINGER_SECONDS or time.monotonic() - failed_at > _LINGER_SECONDS:
+                send(ranks, signal.SIGKILL)
+            self.progress.update()
+            time.sleep(_POLL_SECONDS)
+
+    def _end(self, code: int, failure: dict[str, Any]) -> int:
+        """Record how the attempt ended, unless another has taken over; returns the exit code."""
+        head = self.store.head()
+        if head is None or head.attempt != self.id:
+            return code or StoreError.exit_code
+        stopped = code == COME_BACK and bool(self.stop)
+        kind = "finished" if code == 0 else "stopped" if stopped else failure.get("kind", "own")
+        reason = self.stop.reason if stopped else failure.get("message", "")
+        attempts = [dict(attempt) for attempt in head.record["attempts"]]
+        attempts[-1] |= {
+            "ended": time.time(), "code": code, "kind": kind, "reason": reason, "committed": steps_committed(head.record),
+        }  # fmt: skip
+        own, outside = without_progress(attempts)
+        given_up = code == COME_BACK and not stopped and (len(own) >= OWN_FAILURES or len(outside) >= OUTSIDE_ENDS)
+        if given_up:
+            attempts[-1]["code"] = code = StoppedOnPurpose.exit_code
+        self.store.commit({**head.record, "attempts": attempts}, head)
+        self._say_end(code, failure, given_up, (own, outside))
+        return code
+
+    def _say_end(self, code: int, failure: dict[str, Any], given_up: bool, ends: tuple[list[Any], list[Any]]) -> None:
+        if code in (0, COME_BACK) and not failure.get("message"):
+            return
+        if failure.get("message"):
+            self.progress.say(f"{failure['message']} {failure.get('hint', '')}".strip())
+        if failure.get("traceback"):
+            self.progress.say(f"The whole story is in {self.folder.logs(self.id)}/rank{failure['rank']}.log")
+        if given_up:
+            self.progress.say(" ".join(no_progress(*ends, self.folder)))
+
+
+def steps_committed(record: Mapping[str, Any]) -> int:
+    """The newest step that a record names, rejected ones included; -1 if nothing was ever committed."""
+    steps = [manifest["step"] for manifest in record.get("checkpoints", [])]
+    return max([*steps, *record.get("rejected", [])], default=-1)
+
+
+def without_progress(attempts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The newest attempts in a row that committed no new step: those that failed by themselves, those ended from outside."""
+    own, outside = [], []
+    for attempt in reversed(attempts):
+        if attempt.get("committed", -1) > attempt["from_step"] or attempt.get("code") == StoppedOnPurpose.exit_code:
+            break
+        if attempt.get("kind") in ("own", "outside"):
+            (own if attempt["kind"] == "own" else outside).append(attempt)
+    return own, outside
+
+
+def no_progress(own: list[dict[str, Any]], outside: list[dict[str, Any]], folder: RunFolder) -> tuple[str, str]:
+    """The sentence that ends a run without progress, and the way on."""
+    reasons = (own or outside)[0].get("reason", "")
+    count = len(own) if len(own) >= OWN_FAILURES else len(outside)
+    return (
+        f"{count} attempts in a row committed no step; the last one: {reasons}",
+        f"Mend the cause (logs: {folder.path / 'logs'}) and start the same command again.",
+    )
+
+
+def rank_environment(plan: Plan, rank: int, port: int) -> dict[str, str]:
+    """What one rank finds in its environment: the names that torch and Accelerate read."""
+    processors = len(os.sched_getaffinity(0))
+    exact = plan.recipe["train"]["reduction"] == "exact"
+    threads = 1 if exact else max(1, processors // plan.processes)
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(plan.processes), "LOCAL_WORLD_SIZE": str(plan.processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads),
+        "XRUN_PROJECT": plan.project, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1",
+        **plan.recipe["env"],
+    }  # fmt: skip
+
+
+def gravest(codes: list[int]) -> int:
+    """One exit code for all ranks: a known refusal before "come back", that before 0; 1 and signals count as "come back"."""
+    known = [code for code in codes if 2 <= code <= 7]
+    return known[0] if known else COME_BACK if any(codes) else 0
+
+
+def read_failure(logs: Path, codes: list[int]) -> dict[str, Any]:
+    """What the first failed rank has written down, or what its exit code tells."""
+    written = [json.loads(path.read_text()) | {"rank": path.stem[-1]} for path in sorted(logs.glob("failure-*.json"))]
+    known = [failure for failure in written if failure["code"] in codes and failure["code"] == gravest(codes)]
+    ended = [f"rank {rank} was ended by {signal.Signals(-code).name}" for rank, code in enumerate(codes) if code < 0]
+    killed = any(code in (-signal.SIGKILL, -signal.SIGTERM) for code in codes)
+    if known or (written and not killed):
+        return (known or sorted(written, key=lambda failure: failure["time"]))[0]
+    kind = "outside" if killed else "own"
+    return {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."} if any(codes) else {}
+
+
+def send(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    """A signal to every rank that still lives."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no process outlives its run."""
+    ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,84 @@
+"""Recipe -> torch optimizer, its parameter groups, and the learning rate at a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import TrainError
+from .recipe import Train
+
+_FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+
+
+def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters; norms, biases and other 1-D ones get no weight decay.
+
+    Raises:
+        TrainError: torch has no such optimizer, or it refuses the arguments.
+    """
+    kind = optimizer_class(train.optimizer.name)
+    options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
+    if kind.__name__ in _FUSED and train.sharding == "none":
+        options.setdefault("fused", True)  # one kernel for all parameters instead of a Python loop over them
+    try:
+        return kind(parameter_groups(objective, train.optimizer.weight_decay), **options)
+    except (TypeError, ValueError) as error:
+        raise TrainError(f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}.") from error
+
+
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class in torch.optim with this name in any case."""
+    for attribute in dir(torch.optim):
+        found = getattr(torch.optim, attribute)
+        if attribute.lower() == name.lower() and isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+            return found
+    known = sorted(a for a in dir(torch.optim) if a[0].isupper() and a != "Optimizer")
+    raise TrainError(f"train.optimizer.name: torch.optim has no {name!r}.", f"It has {', '.join(known)}.")
+
+
+def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, with and without weight decay, each in the order of `named_parameters`."""
+    exempt = undecayed_names(objective)
+    named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    if not named:
+        raise TrainError("The model has no trainable parameter.")
+    groups = [
+        {"params": [p for name, p in named if name not in exempt], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def undecayed_names(objective: nn.Module) -> set[str]:
+    """Names of the parameters that are not decayed: 1-D ones, all of a norm, and those that the model names itself."""
+    names = {name for name, p in objective.named_parameters() if p.dim() < 2}
+    for prefix, module in objective.named_modules():
+        of_norm = "norm" in type(module).__name__.lower()
+        own = set(module.no_weight_decay()) if hasattr(module, "no_weight_decay") else set()
+        names |= {f"{prefix}.{n}".lstrip(".") for n, _ in module.named_parameters(recurse=False) if of_norm}
+        names |= {f"{prefix}.{n}".lstrip(".") for n in own}
+    return names
+
+
+def learning_rate(train: Train, step: int, total: int) -> float:
+    """The learning rate of the step after `step` finished ones: linear warm-up, then the schedule down to `final`."""
+    schedule, lr = train.schedule, train.optimizer.lr
+    if step < schedule.warmup_steps:
+        return lr * (step + 1) / schedule.warmup_steps
+    done = min(1.0, (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps))
+    if schedule.name == "cosine":
+        return lr * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)
+    if schedule.name == "linear":
+        return lr * (1 - (1 - schedule.final) * done)
+    return lr
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,357 @@
+"""Plan -> the parts of one rank's training, put together and restored."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from . import checkpoint, component, model_folder
+from .checkpoint import Checkpointer, Keep
+from .components import use_project
+from .errors import CheckpointError, ComponentError, LeaseLost, StoppedOnPurpose, TrainError, XrunError
+from .evaluate import Evaluation, check_validation
+from .interval import SaveSchedule, mean_uptime
+from .loader import Loader, check_shared_memory, check_splits, Fetch
+from .micro_batch import find_micro_batch
+from .objective import Objective
+from .optimizer import build_optimizer
+from .plan import Plan
+from .randomness import INIT, seed_generators
+from .recipe import Recipe, Train
+from .reduction import ExactReduction, FastReduction, Reduction
+from .run_folder import RunFolder
+from .sampler import Sampler
+from .sharding import checkpoint_activations, shard
+from .state import TrainState
+from .stop import StopFlag
+from .store import Head
+from .store.directory import DirectoryStore
+from .stream import StreamSampler, check_stream, is_stream
+from .tracker.jsonl import JsonlTracker
+from .train import Training
+from .warm_start import warm_start
+from .world import World, join_world
+
+log = logging.getLogger("xrun")
+
+
+def build_training(plan: Plan, attempt: str, stop: StopFlag) -> Training:
+    """Everything a rank needs, with the newest checkpoint's state in it.
+
+    Raises:
+        XrunError: whatever a person can act on.
+    """
+    return _Builder(plan, attempt, stop).build()
+
+
+class _Builder:
+    """Builds in the order in which parts need each other; an attribute per part."""
+
+    def __init__(self, plan: Plan, attempt: str, stop: StopFlag) -> None:
+        self.plan, self.attempt, self.stop = plan, attempt, stop
+        self.recipe = plan.load_recipe()
+        self.train = self.recipe.train
+        self.project = Path(plan.project)
+        self.folder = RunFolder(plan.folder)
+
+    def build(self) -> Training:
+        """Put the parts together."""
+        use_project(self.project)
+        self.sharded = self.train.sharding == "fsdp"
+        self.world = join_world(self.sharded)
+        configure_torch(self.train)
+        self.store = DirectoryStore(self.folder.state, self.plan.run, self.attempt, self.plan.owner)
+        self.head, found, paths = self._newest()
+        self.splits = self._splits()
+        self.accelerator = self._accelerator()
+        self.objective = Objective(self._model(), self.recipe.task)
+        numbers: Mapping[str, Any] = found.numbers if found else {}
+        micro_batch = self._micro_batch(numbers)
+        model = self._prepared()
+        self.state = TrainState(
+            self.objective, build_optimizer(self.train, self.objective), self._average(), self.accelerator.scaler, micro_batch
+        )
+        if found is not None:
+            checkpoint.load(self.state, found, paths)
+        return self._training(model, found)
+
+    def _training(self, model: nn.Module, found: checkpoint.Checkpoint | None) -> Training:
+        state, train, world = self.state, self.train, self.world
+        sampler = self._sampler()
+        steps = train.steps or (train.epochs or 0) * (sampler.steps_per_epoch or 0)
+        tracker = self._tracker(steps)
+        checkpointer = self._checkpointer(sampler.steps_per_epoch or 1, tracker, found)
+        return Training(
+            train=train, steps=steps, state=state, objective=self.objective, reduction=self._reduction(model),
+            accelerator=self.accelerator, sampler=sampler,
+            loader=Loader(
+                self.splits["train"], sampler.steps(state.step, steps, world.rank, world.size), train.seed, train.num_workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            ),
+            evaluation=self._evaluation(sampler.steps_per_epoch, steps),
+            checkpointer=checkpointer, tracker=tracker, stop=self.stop, world=world, fresh=found is None,
+            budget=self._budget(), export=functools.partial(self._export, sampler.steps_per_epoch),
+        )  # fmt: skip
+
+    def _newest(self) -> tuple[Head, checkpoint.Checkpoint | None, list[Path]]:
+        """The head and the newest whole checkpoint, chosen by the first process."""
+        chosen: Any = None
+        if self.world.rank == 0:
+            try:
+                chosen = self._choose()
+            except XrunError as error:
+                chosen = error
+        chosen = self.world.from_first(chosen)
+        if isinstance(chosen, XrunError):
+            raise chosen
+        return chosen  # type: ignore[no-any-return]  # it travelled through a pickle of our own
+
+    def _choose(self) -> tuple[Head, checkpoint.Checkpoint | None, list[Path]]:
+        head = self.store.head()
+        if head is None or head.attempt != self.attempt:
+            raise LeaseLost(f"The run {self.plan.run} was taken over by the attempt {head.attempt if head else '(none)'}.")
+        head, found, paths = checkpoint.newest(self.store, head)
+        if found is None and self.plan.fork:
+            return head, *self._fork()
+        return head, found, paths
+
+    def _fork(self) -> tuple[checkpoint.Checkpoint, list[Path]]:
+        """The newest checkpoint of the run that this one starts from."""
+        source = RunFolder(Path(self.plan.home) / self.plan.fork)
+        store = DirectoryStore(source.state, self.plan.fork, self.attempt, self.plan.owner)
+        head = store.head()
+        found, paths = checkpoint.newest(store, head)[1:] if head else (None, [])
+        if found is None:
+            raise CheckpointError(f"--fork {self.plan.fork}: that run has no checkpoint.")
+        log.info("Forked from %s at step %d.", self.plan.fork, found.step)
+        return found, paths
+
+    def _splits(self) -> dict[str, Any]:
+        dataset = self.recipe.dataset
+        build = component.load_build("datasets", dataset.name, self.project)
+        seed_generators(self.train.seed, INIT, 1)
+        splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
+        check_splits(splits, dataset.name)
+        check_stream(dataset.name, splits["train"], self.train.epochs)
+        check_validation(splits.get("val"), dataset.name)
+        return splits  # type: ignore[no-any-return]  # checked above
+
+    def _model(self) -> nn.Module:
+        """The model as built from the recipe's seed, the same on every process."""
+        ref = self.recipe.model
+        build = component.load_build("models", ref.name, self.project)
+        seed_generators(self.train.seed, INIT, 0)
+        args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
+        model = call_build(f"models/{ref.name}.py", build, args)
+        if not isinstance(model, nn.Module):
+            raise ComponentError(f"models/{ref.name}.py: build() must return a torch.nn.Module (got {type(model).__name__}).")
+        if ref.init_from and not self.head.record.get("checkpoints"):
+            warm_start(model, ref.init_from, self.project)
+        return model.train()
+
+    def _accelerator(self) -> Accelerator:
+        precision = {"fp32": "no"}.get(self.train.precision, self.train.precision)
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise TrainError("train.precision: fp16 needs a GPU.", "Use bf16 or fp32 here.")
+        replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        return Accelerator(mixed_precision=precision, kwargs_handlers=[replicas], step_scheduler_with_optimizer=False)
+
+    def _micro_batch(self, numbers: Mapping[str, Any]) -> int:
+        """What the run has settled on, what the recipe says, or the largest that fits."""
+        settled = numbers.get("micro_batch") or (self.train.micro_batch if self.train.micro_batch != "auto" else 0)
+        if not settled:
+            fetch = Fetch(self.splits["train"], self.train.seed)
+            settled = find_micro_batch(self.train, self.objective, fetch, self.accelerator, self.world)
+            log.info("micro_batch: auto found %d.", settled)
+        slots, rest = divmod(self.train.global_batch, settled)
+        if rest or slots % self.world.size:
+            raise TrainError(
+                f"The global batch of {self.train.global_batch} is cut into {slots} micro-batches of {settled}, "
+                f"which {self.world.size} processes cannot share evenly.",
+                "Use a number of processes that divides it, or set train.micro_batch.",
+            )
+        return int(settled)
+
+    def _prepared(self) -> nn.Module:
+        """Device, precision, activation checkpointing, compilation, replication or sharding."""
+        if self.train.activation_checkpointing:
+            checkpoint_activations(self.objective.model)
+        if self.train.compile:
+            self.objective.model.compile()
+        alone = self.sharded or self.train.reduction == "exact"
+        model = self.accelerator.prepare_model(self.objective, evaluation_mode=alone)
+        if self.sharded:
+            shard(self.objective, self.accelerator.device.type)
+        return model  # type: ignore[no-any-return]  # Accelerate is untyped here
+
+    def _average(self) -> nn.Module | None:
+        if self.train.ema is None:
+            return None
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+        return AveragedModel(self.objective.model, multi_avg_fn=get_ema_multi_avg_fn(self.train.ema), use_buffers=True)
+
+    def _reduction(self, model: nn.Module) -> Reduction:
+        if self.train.reduction == "exact":
+            slots = self.train.global_batch // self.state.micro_batch
+            return ExactReduction(model, self.world, self.train.global_batch, slots)
+        return FastReduction(model, self.world)
+
+    def _sampler(self) -> Sampler | StreamSampler:
+        split, train, state = self.splits["train"], self.train, self.state
+        if is_stream(split):
+            return StreamSampler(split, train.global_batch, state.micro_batch, train.seed, state.stream)
+        if not len(split):
+            raise ComponentError(f"datasets/{self.recipe.dataset.name}.py: the split 'train' is empty.")
+        sampler = Sampler(len(split), train.global_batch, state.micro_batch, train.seed, getattr(split, "weights", None))
+        if train.num_workers:
+            piece = sampler.step(state.step, self.world.rank, self.world.size)[0]
+            check_shared_memory(Fetch(split, train.seed)[piece][1], train.num_workers)
+        return sampler
+
+    def _evaluation(self, steps_per_epoch: int | None, last: int) -> Evaluation:
+        every = self.train.evaluate.every
+        epochs = every.epochs if every is not None else (1 if self.train.epochs else None)
+        steps = every.steps if every is not None and every.steps else epochs and epochs * (steps_per_epoch or last)
+        averaged = self.state.ema
+        return Evaluation(
+            split=self.splits.get("val"),
+            objective=Objective(averaged.module, self.recipe.task) if averaged is not None else self.objective,  # type: ignore[arg-type]  # AveragedModel.module is one
+            train=self.train, every=steps, last=last, batch=self.train.evaluate.batch or self.state.micro_batch,
+            world=self.world, accelerator=self.accelerator,
+            replicated=self.world.size > 1 and not self.sharded,
+        )  # fmt: skip
+
+    def _tracker(self, steps: int) -> JsonlTracker | _Silent:
+        if self.world.rank:
+            return _Silent()
+        tracker = JsonlTracker(self.folder.path)
+        config = {
+            "run": self.plan.run, "recipe": self.plan.recipe, "steps": steps, "environment": self._environment(),
+            "digest": self.plan.digest, "code": dict(self.plan.code), "version": self.plan.version,
+            "data_revision": getattr(self.splits["train"], "revision", None),
+        }  # fmt: skip
+        self.dropped = tracker.start(config, self.state.step)
+        return tracker
+
+    def _checkpointer(
+        self, steps_per_epoch: int, tracker: Any, found: checkpoint.Checkpoint | None
+    ) -> Checkpointer:
+        started, attempts = time.time(), self.head.record.get("attempts", [])
+        seconds = sum(a.get("ended", a["started"]) - a["started"] for a in attempts[:-1])
+        losses = sum(a.get("kind") == "outside" for a in attempts)
+        schedule = SaveSchedule(
+            self.recipe.checkpoint.every, steps_per_epoch,
+            uptime=lambda: mean_uptime(seconds + time.time() - started, losses), clock=time.monotonic,
+        )  # fmt: skip
+        keep_every = self.recipe.checkpoint.keep_every
+        checkpointer = Checkpointer(
+            self.state, self.store, head=self.head, digest=self.plan.digest, attempt=self.attempt, schedule=schedule,
+            keep=Keep(self.recipe.checkpoint.keep, keep_every.steps if keep_every else None), tracker=tracker,
+            environment=self._environment(), rank=self.world.rank, writers=self.world.size if self.sharded else 1,
+            group=self.world.saving,
+        )  # fmt: skip
+        if self.world.rank == 0:
+            self._say_where(found, checkpointer)
+        return checkpointer
+
+    def _say_where(self, found: checkpoint.Checkpoint | None, checkpointer: Checkpointer) -> None:
+        """Tell people, and the record, where this attempt begins and what it computes again."""
+        facts: dict[str, Any] = {"resumed_step": self.state.step}
+        if self.dropped is not None:
+            facts |= {"steps_recomputed": self.dropped.last - self.state.step, "seconds_lost": round(self.dropped.seconds, 3)}
+        checkpointer.note(**facts)
+        if found is None:
+            log.info("Starting at step 0: no checkpoint exists.")
+            return
+        log.info("Going on from step %d.", self.state.step)
+        if changed := checkpoint.differences(found.environment, self._environment()):
+            log.warning("From step %d on bits may differ from an undisturbed run: %s.", self.state.step, changed)
+
+    @functools.cache  # noqa: B019  one builder per process
+    def _environment(self) -> dict[str, Any]:
+        cuda = self.accelerator.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+            "torch": torch.__version__, "accelerate": accelerate.__version__, "cuda": torch.version.cuda if cuda else None,
+            "threads": torch.get_num_threads(), "processes": self.world.size,
+        }  # fmt: skip
+
+    def _budget(self) -> Callable[[], str]:
+        """The sentence that ends the run once its hours are spent, empty before."""
+        hours, started = self.recipe.budget.hours, time.time()
+        if hours is None:
+            return lambda: ""
+        before = self.state.seconds
+        sentence = f"budget.hours: the run has trained for {hours:g} hours."
+        return lambda: sentence if before + time.time() - started >= hours * 3600 else ""
+
+    def _export(self, steps_per_epoch: int | None, state: TrainState) -> dict[str, Any]:
+        """Write the final weights (the averaged ones where there are); what the record says of them."""
+        model: Any = state.ema.module if state.ema is not None else self.objective.model
+        if self.sharded:
+            model = model_folder.full_copy(model, self._model)
+        if self.world.rank:
+            return {}
+        metrics = self.folder.metrics_now()
+        facts = {
+            "samples": state.samples, "step": state.step, "metrics": metrics, "steps_per_epoch": steps_per_epoch,
+            "data_revision": getattr(self.splits["train"], "revision", None),
+        }  # fmt: skip
+        return {**facts, "weights_sha256": model_folder.write(self.folder.model, model, self.plan, facts)}
+
+
+class _Silent:
+    """The tracker of every process but the first."""
+
+    def start(self, config: Mapping[str, Any], step: int) -> None:
+        """Nothing."""
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def committed(self, step: int, head: str) -> None:
+        """Nothing."""
+
+    def last_commit(self) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
+    """Call a component's `build`; whatever it raises becomes one sentence."""
+    try:
+        return build(**args)
+    except XrunError:
+        raise
+    except Exception as error:
+        raise ComponentError(f"{what}: build() failed: {type(error).__name__}: {error}.") from error
+
+
+def configure_torch(train: Train) -> None:
+    """Threads as the entrypoint has set them, and deterministic kernels where the recipe asks for them."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    if not train.deterministic:
+        return
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module of properties
+    torch.backends.cudnn.benchmark = False
+    if train.compile:
+        import torch._inductor.config as inductor
+
+        inductor.deterministic = True

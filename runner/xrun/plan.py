@@ -1,0 +1,167 @@
+"""`Plan`: a recipe resolved against the facts around it, as one JSON file that both halves read.
+
+Making a plan touches nothing. What changes the mathematics goes into the digest, and the run's id follows from it, so the same
+command again finds its run and a changed recipe does not continue somebody else's weights.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from . import component
+from .errors import LaunchError
+from .recipe import Recipe
+
+FORMAT = 1
+_MATHEMATICS = ("global_batch", "micro_batch", "precision", "optimizer", "schedule", "clip_grad_norm", "seed", "ema")
+"""Keys of `train` that change what is computed; the others change where, how fast, or how long."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an attempt needs to know, without secrets.
+
+    `mathematics` is what `digest` is made of: a recipe's part that a run cannot change, with a hash per component file.
+    `home` holds the runs' folders; `processes` train on this node; `fork` is the run whose newest checkpoint starts this one.
+    """
+
+    run: str
+    digest: str
+    mathematics: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    recipe_path: str
+    project: str
+    home: str
+    owner: str
+    processes: int = 1
+    overrides: tuple[str, ...] = ()
+    fork: str = ""
+    version: str = ""
+    format: int = FORMAT
+    code: Mapping[str, Any] = field(default_factory=dict)
+
+    def load_recipe(self) -> Recipe:
+        """The recipe as it was resolved."""
+        return Recipe.model_validate(self.recipe)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.home) / self.run
+
+    def to_json(self) -> str:
+        """One JSON object, readable."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan; keys that a newer xrun has added are ignored."""
+        values = json.loads(text)
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**{**known, "overrides": tuple(known.get("overrides", ()))})
+
+
+def make_plan(
+    recipe: Recipe, path: Path, *, overrides: Sequence[str] = (), run: str = "", fork: str = "", processes: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:  # fmt: skip
+    """Resolve a recipe: who it is, where its state goes, how many processes train.
+
+    Raises:
+        LaunchError: the recipe asks for something that a local run cannot do.
+        RecipeError: the number of processes does not divide the micro-batches.
+    """
+    project = component.project_root(path)
+    mathematics = what_is_computed(recipe, project)
+    digest = blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest()
+    return Plan(
+        run=run or f"{recipe.name}-{digest[:8]}",
+        digest=digest,
+        mathematics=mathematics,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_path=str(path.resolve()),
+        project=str(project),
+        home=str(home_of(recipe, project, environ)),
+        owner=getpass.getuser(),
+        processes=processes or (recipe.hardware.local.processes if recipe.hardware.local else 1),
+        overrides=tuple(overrides),
+        fork=fork,
+        version=_version(),
+    )
+
+
+def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:
+    """What changes the mathematics of a run, as JSON; never hardware, checkpoints, tracking, budget or the number of steps."""
+    whole = recipe.model_dump(mode="json")
+    named = {"models": recipe.model.name, "datasets": recipe.dataset.name}
+    sources = {
+        path: blake3(text).hexdigest()
+        for kind, name in named.items()
+        for path, text in component.sources(kind, name, project).items()
+    }
+    return {
+        "model": whole["model"],
+        "dataset": whole["dataset"],
+        "task": whole["task"],
+        "train": {name: whole["train"][name] for name in _MATHEMATICS},
+        "sources": sources,
+    }
+
+
+def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder that holds the runs' folders: what the recipe says, else $XRUN_HOME, else `runs/` of the project."""
+    store = recipe.checkpoint.store
+    if recipe.checkpoint.durable:
+        raise LaunchError(
+            f"checkpoint.store: {store} is not available in this version.", "Keep the state here with -s checkpoint.store=local."
+        )
+    if store == "local":
+        return default_home(project, environ)
+    return (project / Path(store).expanduser()).resolve()
+
+
+def default_home(project: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where runs live when the recipe does not say."""
+    return Path(environ["XRUN_HOME"]).expanduser().resolve() if environ.get("XRUN_HOME") else project / "runs"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What changed between the mathematics of two plans, as `key: old -> new`."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    return [
+        f"{name}: {_show(old, name)} -> {_show(new, name)}"
+        for name in sorted({*old, *new})
+        if old.get(name, ...) != new.get(name, ...)
+    ]
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+def _show(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "(absent)"
+    value = values[name]
+    return value[:8] if name.startswith("sources.") else json.dumps(value)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("xrun")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,172 @@
+"""A run's folder: where its files lie, and what they say for `status`, `report` and `logs`. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import LaunchError, XrunError
+from .plan import Plan
+from .store import Head
+from .store.directory import DirectoryStore
+from .tracker.jsonl import parse, read_points
+
+_TAIL = 1 << 16
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self.path.name
+
+    @property
+    def state(self) -> Path:
+        """What the DirectoryStore keeps."""
+        return self.path / "state"
+
+    @property
+    def model(self) -> Path:
+        """The final weights."""
+        return self.path / "model"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the launcher of a local run while it lives."""
+        return self.path / "lock"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per logged step."""
+        return self.path / "metrics.jsonl"
+
+    def logs(self, attempt: str) -> Path:
+        """What the processes of an attempt have printed."""
+        return self.path / "logs" / attempt
+
+    def plan(self) -> Plan:
+        """The newest plan.
+
+        Raises:
+            LaunchError: there is no such run.
+        """
+        try:
+            return Plan.from_json((self.path / "plan.json").read_text())
+        except FileNotFoundError as error:
+            raise LaunchError(f"There is no run {self.run} in {self.path.parent}.", "`xrun status` lists the runs.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise LaunchError(f"{self.path / 'plan.json'} is damaged: {error}.", "Start the recipe again to write it anew.") from error
+
+    def head(self) -> Head | None:
+        """The newest commit."""
+        return DirectoryStore(self.state, self.run, attempt="reader", owner="").head()
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every logged point."""
+        return read_points(self.metrics)
+
+    def last_point(self) -> dict[str, Any]:
+        """The newest point of training, found without reading the whole file; empty if there is none."""
+        for point in reversed(list(self._last_lines())):
+            if "train/loss" in point:
+                return point
+        return {}
+
+    def _last_lines(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics.exists():
+            return
+        with self.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            for line in file.read().splitlines(keepends=True):
+                if (point := parse(line)) is not None:
+                    yield point
+
+    def report(self) -> dict[str, Any]:
+        """Everything that is known of the run, as JSON."""
+        head = self.head()
+        record = head.record if head else {}
+        attempts = record.get("attempts", [])
+        finished = record.get("finished") or {}
+        steps = [manifest["step"] for manifest in record.get("checkpoints", [])]
+        return {
+            "run": self.run,
+            "status": self.status(record),
+            "step": max(steps, default=None),
+            "logged_step": self.last_point().get("step"),
+            "checkpoints": steps,
+            "committed": max((manifest["time"] for manifest in record.get("checkpoints", [])), default=None),
+            "rejected": record.get("rejected", []),
+            "attempts": attempts,
+            "steps_recomputed": sum(attempt.get("steps_recomputed", 0) for attempt in attempts),
+            "seconds_lost": round(sum(attempt.get("seconds_lost", 0.0) for attempt in attempts), 3),
+            "metrics": self.metrics_now(),
+            "weights_sha256": finished.get("weights_sha256"),
+            "model": str(self.model) if finished else None,
+            "folder": str(self.path),
+        }
+
+    def status(self, record: dict[str, Any]) -> str:
+        """`running`, `finished`, `failed` (it will not go on by itself) or `stopped` (the same command goes on)."""
+        if self.owner_pid():
+            return "running"
+        last = (record.get("attempts") or [{}])[-1]
+        if is_finished(self.plan(), record):
+            return "finished"
+        return "failed" if last.get("code") not in (None, 0, 75) else "stopped"
+
+    def owner_pid(self) -> int | None:
+        """The process that runs this run now."""
+        import fcntl
+
+        try:
+            with self.lock.open("r") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read() or 0) or None
+        except (FileNotFoundError, ValueError):
+            pass
+        return None
+
+    def metrics_now(self) -> dict[str, float]:
+        """The newest value of every metric."""
+        newest: dict[str, float] = {}
+        for point in self.points():
+            newest |= {name: value for name, value in point.items() if "/" in name and isinstance(value, int | float)}
+        return newest
+
+
+def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
+    """Whether the run has reached the step that its newest plan asks for."""
+    finished, train = record.get("finished"), plan.recipe["train"]
+    return bool(finished) and finished["step"] >= (train["steps"] or train["epochs"] * finished["steps_per_epoch"])
+
+
+def runs_in(home: Path) -> list[RunFolder]:
+    """Every run in a folder of runs, the newest first."""
+    plans = sorted(home.glob("*/plan.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunFolder(path.parent) for path in plans]
+
+
+def describe(folder: RunFolder) -> dict[str, Any]:
+    """`report`, or why it cannot be read."""
+    try:
+        return folder.report()
+    except XrunError as error:
+        return {"run": folder.run, "status": "unreadable", "error": str(error), "folder": str(folder.path)}
+
+
+def write_plan(folder: RunFolder, plan: Plan) -> Path:
+    """Keep the plan in the run's folder, replacing the one before as a whole."""
+    from .tracker.jsonl import write_bytes
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder.path / "plan.json", plan.to_json().encode())
+    return folder.path / "plan.json"

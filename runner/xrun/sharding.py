@@ -1,0 +1,45 @@
+"""Memory: spreading a model over processes, and computing activations twice instead of keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The blocks that a model repeats: the children of its ModuleLists (of transformers' layers too)."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            yield from module
+
+
+def shard(objective: nn.Module, device: str) -> None:
+    """Spread parameters, gradients and optimizer state over all processes (FSDP2), a unit per repeated block.
+
+    Called on the torch API because Accelerate's FSDP refuses the CPU, on which it is tested.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device, (_world_size(),))
+    for block in repeated_blocks(objective):
+        fully_shard(block, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute the activations of repeated blocks in backward."""
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+        return
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    blocks = set(repeated_blocks(model))
+    apply_activation_checkpointing(model, check_fn=lambda module: module in blocks)
+
+
+def _world_size() -> int:
+    import torch.distributed as dist
+
+    return dist.get_world_size()

@@ -1,0 +1,143 @@
+"""TrainState: everything a run resumes from. What is saved and what is loaded stand side by side, so that they can be compared by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, TrainError
+
+Fill = Callable[[str, Tensor], None]
+"""Writes the saved values of the named tensor into the one given, in place."""
+
+
+@dataclass
+class TrainState:
+    """The run's state between two steps: tensors in the modules, numbers here.
+
+    `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is the step of the last
+    evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is training time so far; `stream` is the position of
+    a streaming dataset.
+    """
+
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: nn.Module | None = None
+    scaler: Any = None
+    micro_batch: int = 0
+    step: int = 0
+    samples: int = 0
+    evaluated: int = -1
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+    stream: dict[str, Any] | None = None
+    _names: dict[int, str] = field(default_factory=dict, repr=False)
+
+    NUMBERS = ("micro_batch", "step", "samples", "evaluated", "best", "seconds", "stream")
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything that is not a tensor, as JSON."""
+        scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return {**{name: getattr(self, name) for name in self.NUMBERS}, **scaler}
+
+    def load_numbers(self, numbers: dict[str, Any]) -> None:
+        """The inverse of `numbers`."""
+        for name in self.NUMBERS:
+            setattr(self, name, numbers[name])
+        if self.scaler is not None and "scaler" in numbers:
+            self.scaler.load_state_dict(numbers["scaler"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name in the checkpoint; tied ones once, under their first name."""
+        named = dict(_module_tensors("model", self.objective.model))  # type: ignore[arg-type]  # Objective.model is a module
+        named |= _optimizer_tensors(self.optimizer, self._parameter_names())
+        return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
+
+    def load_tensors(self, names: set[str], fill: Fill) -> None:
+        """The inverse of `tensors`: `fill` is called once for each tensor that the state now has, `names` are the saved ones."""
+        self._make_optimizer_state(names)
+        wanted = self.tensors()
+        if missing := sorted(set(wanted) ^ names):
+            raise CheckpointError(
+                f"The checkpoint and the model have different tensors: {', '.join(missing[:5])}"
+                + (f" and {len(missing) - 5} more." if len(missing) > 5 else "."),
+                "The model's code has changed since this run began; start a new run with --new.",
+            )
+        with torch.no_grad():
+            for name, tensor in wanted.items():
+                fill(name, tensor)
+
+    def changing(self) -> set[str]:
+        """Names of the tensors that a forward pass may change (buffers); all others change in `optimizer.step()` only."""
+        return {f"model.{name}" for name, _ in self.objective.model.named_buffers()}  # type: ignore[union-attr]  # see tensors
+
+    def frozen(self) -> set[str]:
+        """Names of the tensors that no step changes."""
+        named = self.objective.model.named_parameters()  # type: ignore[union-attr]  # see tensors
+        return {f"model.{name}" for name, p in named if not p.requires_grad}
+
+    def _parameter_names(self) -> dict[int, str]:
+        if not self._names:
+            self._names = {id(p): name.removeprefix("model.") for name, p in self.objective.named_parameters()}
+        return self._names
+
+    def _make_optimizer_state(self, names: set[str]) -> None:
+        """Give a fresh optimizer the tensors that the saved one had, so that they can be filled.
+
+        Optimizers make their state in the first step; a step on zero gradients makes it as the library does. What that step
+        does to the weights is overwritten by the load that follows.
+        """
+        saved = {name.removeprefix("optimizer.").rpartition(".")[0] for name in names if name.startswith("optimizer.")}
+        if self.optimizer.state or not saved:
+            return
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p) if self._parameter_names()[id(p)] in saved else None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor: all of it, or its shard where the model is sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]  # DTensor is untyped
+
+
+def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where this process's part starts in the first dimension, and the whole tensor's shape (torch.chunk's cut)."""
+    shape = tuple(tensor.shape)
+    if not hasattr(tensor, "to_local"):
+        return 0, shape
+    mesh = tensor.device_mesh
+    size = -(-shape[0] // mesh.size())
+    return min(mesh.get_local_rank() * size, shape[0]), shape
+
+
+def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    seen: set[tuple[Any, ...]] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise TrainError(f"{prefix}.{name}: a module keeps state that is not a tensor ({type(tensor).__name__}).")
+        part = local(tensor.detach())
+        identity = (part.untyped_storage().data_ptr(), part.storage_offset(), part.shape, part.stride(), part.device)
+        if part.numel() == 0 or identity not in seen:
+            seen.add(identity)
+            yield f"{prefix}.{name}", tensor.detach()
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    found = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for field_name, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    found[f"optimizer.{names[id(p)]}.{field_name}"] = value.detach()
+                elif value is not None:
+                    raise TrainError(
+                        f"The optimizer keeps {field_name!r} as {type(value).__name__}, which cannot be saved as a tensor.",
+                        "Use an optimizer whose state is tensors, such as adamw.",
+                    )
+    return found

@@ -1,0 +1,40 @@
+"""A flag and a deadline: whoever wants the attempt to end sets them, the loop asks once per step."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+GRACE_SECONDS = 25.0
+"""How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL after 30 s."""
+
+
+class StopFlag:
+    """Set by signals (and by a cloud's notice); remembers the first reason and the earliest deadline."""
+
+    def __init__(self, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self.grace, self.clock = grace, clock
+        self.reason = ""
+        self.deadline = float("inf")
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def set(self, reason: str, seconds: float | None = None) -> None:
+        """Ask to stop within `seconds` (default: the grace period)."""
+        self.reason = self.reason or reason
+        self.deadline = min(self.deadline, self.clock() + (self.grace if seconds is None else seconds))
+
+    def seconds_left(self) -> float:
+        """Seconds until the deadline; infinite while nobody asked."""
+        return self.deadline - self.clock()
+
+    def on_signals(self, *numbers: signal.Signals) -> None:
+        """Let these signals set the flag instead of what they did before."""
+        for number in numbers:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.set(signal.Signals(number).name)

@@ -1,0 +1,109 @@
+"""The tracker that is always on: files in the run's folder.
+
+`metrics.jsonl` has one JSON object a line, each step once (a point of training and one of evaluation may share a step);
+`config.json` the configuration; `committed.json` the newest commit. A line is one `write`, so it survives a SIGKILL of its
+process; `committed` syncs the lines before it, so that no point up to a commit is lost with the power.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import Dropped
+
+
+class JsonlTracker:
+    """Keeps points in `folder`/metrics.jsonl."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self.clock = folder, clock
+        self.path = folder / "metrics.jsonl"
+        self._file = -1
+
+    def start(self, config: Mapping[str, Any], step: int) -> Dropped | None:
+        """See Tracker."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "config.json", config)
+        kept, dropped = self._cut(step)
+        if dropped is not None:
+            write_bytes(self.path, kept)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return dropped
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """See Tracker."""
+        point = {"step": step, **values, "time": round(self.clock(), 3)}
+        os.write(self._file, json.dumps(point).encode() + b"\n")
+
+    def committed(self, step: int, head: str) -> None:
+        """See Tracker."""
+        os.fsync(self._file)
+        write_json(self.folder / "committed.json", {"step": step, "head": head})
+
+    def last_commit(self) -> tuple[int, str] | None:
+        """See Tracker."""
+        try:
+            known = json.loads((self.folder / "committed.json").read_text())
+            return int(known["step"]), str(known["head"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def finish(self) -> None:
+        """See Tracker."""
+        if self._file >= 0:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+    def _cut(self, step: int) -> tuple[bytes, Dropped | None]:
+        """The lines up to `step`, and what came after them; a torn last line counts as nothing."""
+        kept, last, when, end = [], step, 0.0, 0.0
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        for line in lines:
+            point = parse(line)
+            if point is None:
+                continue
+            if point["step"] <= step:
+                kept.append(line)
+                when = point.get("time", 0.0)
+            else:
+                last, end = max(last, point["step"]), point.get("time", 0.0)
+        dropped = Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None
+        return b"".join(kept), dropped
+
+
+def read_points(path: Path) -> list[dict[str, Any]]:
+    """All whole points of a metrics.jsonl, in order."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [point for line in lines if (point := parse(line)) is not None]
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """One line's point; None for a torn one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        point = json.loads(line)
+    except ValueError:
+        return None
+    return point if isinstance(point, dict) and isinstance(point.get("step"), int) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file as a whole."""
+    write_bytes(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: a reader, or a kill at any moment, finds the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

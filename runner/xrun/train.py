@@ -1,0 +1,199 @@
+"""The training loop.
+
+One pass of the loop: evaluate if it is time, begin a save if it is time, stop if somebody asked, then one optimizer step. The
+checkpoint of a step is taken after its evaluation, so an attempt that resumes there has nothing to repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .checkpoint import Checkpointer
+from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError
+from .evaluate import Evaluation
+from .loader import Loader, Piece, to_device
+from .objective import Objective
+from .optimizer import learning_rate, set_learning_rate
+from .randomness import LOOP, seed_generators
+from .recipe import Train
+from .reduction import Reduction
+from .state import TrainState
+from .stop import StopFlag
+from .tracker import Tracker
+from .world import World
+
+log = logging.getLogger("xrun")
+
+
+@dataclass
+class Training:
+    """The parts of one rank's training, and what it does with them."""
+
+    train: Train
+    steps: int
+    state: TrainState
+    objective: Objective
+    reduction: Reduction
+    accelerator: Any
+    loader: Loader
+    sampler: Any
+    evaluation: Evaluation
+    checkpointer: Checkpointer
+    tracker: Tracker
+    stop: StopFlag
+    world: World
+    fresh: bool = False
+    budget: Callable[[], str] = lambda: ""
+    clock: Callable[[], float] = time.perf_counter
+    export: Callable[[TrainState], dict[str, Any]] = lambda state: {}
+    _begin: bool = False
+    _asked: bool = False
+
+    def run(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            Stopped: asked to; the state is committed if there was time.
+            StoppedOnPurpose: the budget is spent; the state is committed.
+            TrainError: it cannot go on.
+            StoreError: the last state could not be committed.
+        """
+        state, batches, began = self.state, iter(self.loader), self.clock()
+        self._begin = self.fresh
+        self.reduction.begin(state.optimizer)
+        while True:
+            if self.evaluation.due(state.step) and state.evaluated != state.step:
+                self._evaluate()
+            if self._begin and not self._asked:
+                self._begin = False
+                self._remember_stream()
+                self.checkpointer.begin()
+            if self._asked:
+                self._leave()
+            if state.step >= self.steps:
+                break
+            self._step(self._next(batches))
+            now = self.clock()
+            state.seconds, began = state.seconds + now - began, now
+        self._finish()
+
+    def _next(self, batches: Iterator[list[Piece]]) -> list[Piece]:
+        pieces = next(batches, None)
+        if pieces is None:
+            raise DataExhausted(f"The data ended at step {self.state.step}, the recipe wants {self.steps}.")
+        return pieces
+
+    def _step(self, pieces: list[Piece]) -> None:
+        """One optimizer step over the global batch."""
+        state, train = self.state, self.train
+        rate = learning_rate(train, state.step, self.steps)
+        count = self._count(pieces)
+        losses = []
+        for piece, batch in pieces:
+            seed_generators(train.seed, LOOP, state.step, piece.slot)
+            with self.reduction.micro_batch(piece):
+                loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"] * piece.weight
+                self.accelerator.backward(loss * (self.reduction.scale / count))
+            losses.append(loss.detach())
+        values = self._agree(pieces, self.reduction.finish(pieces, losses), count)
+        norm = self._clip()
+        self.checkpointer.before_step()
+        set_learning_rate(state.optimizer, rate)
+        self._optimize()
+        state.step += 1
+        state.samples += pieces[0][0].total
+        if state.step % train.log_every == 0 or state.step == self.steps:
+            self.tracker.log(state.step, {**values, "train/lr": rate, **norm})
+
+    def _count(self, pieces: list[Piece]) -> int:
+        """What the step's loss is a mean over, on all processes together."""
+        if self.objective.counts_samples:
+            return pieces[0][0].total
+        own = sum(self.objective.count(batch) * piece.weight for piece, batch in pieces)
+        return int(self.world.total([own])[0]) or 1
+
+    def _agree(self, pieces: list[Piece], loss: float, count: int) -> dict[str, Any]:
+        """The step's loss over all processes; and what all of them do after it: save, stop."""
+        samples = sum(piece.digest() for piece, _ in pieces if piece.weight)
+        save = self.checkpointer.due(self.state.step + 1)
+        asked = bool(self.stop) or bool(self.budget())
+        total, samples, saves, asks = self.world.total([loss, samples, save, asked])
+        self._begin, self._asked = bool(saves), bool(asks)
+        self.checkpointer.check()
+        loss = total / count
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"The loss of step {self.state.step + 1} is {loss}; the optimizer has not stepped on it.",
+                "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's samples.",
+            )
+        return {"train/loss": loss, "train/samples": f"{int(samples):014x}"}
+
+    def _clip(self) -> dict[str, float]:
+        """Scale the gradient down to the recipe's largest norm."""
+        if self.state.scaler is not None:
+            self.state.scaler.unscale_(self.state.optimizer)
+        if self.train.clip_grad_norm is None:
+            return {}
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.train.clip_grad_norm)
+        return {"train/grad_norm": float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)}
+
+    def _optimize(self) -> None:
+        state = self.state
+        if state.scaler is not None:
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+        else:
+            state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.ema is not None:
+            state.ema.update_parameters(self.objective.model)  # type: ignore[operator]  # an AveragedModel's method
+
+    def _evaluate(self) -> None:
+        """Evaluate, log it, and ask for a save of the best state so far."""
+        state = self.state
+        metrics = self.evaluation.run(self.stop)
+        if metrics is None:
+            self._asked = True
+            return
+        state.evaluated = state.step
+        better = self.evaluation.better(metrics, state.best)
+        if better:
+            state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}
+        self.tracker.log(state.step, {f"val/{name}": value for name, value in metrics.items()})
+        log.info("step %d: %s", state.step, ", ".join(f"val/{name} {value:.4g}" for name, value in metrics.items()))
+        if better and self.world.from_first(self.checkpointer.want()):
+            self._begin = True
+
+    def _remember_stream(self) -> None:
+        self.state.stream = self.sampler.state(self.state.step)
+
+    def _leave(self) -> None:
+        """Somebody asked to stop: save if that fits before the deadline, and go."""
+        budget = self.world.from_first(self.budget())
+        left, need = self.stop.seconds_left(), self.checkpointer.seconds_to_save()
+        if self.world.from_first(need < left):
+            self._remember_stream()
+            self.checkpointer.save()
+        else:
+            log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
+        log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
+        self.tracker.finish()
+        if budget:
+            raise StoppedOnPurpose(budget, "Raise the budget and start the same command again to go on.")
+        raise Stopped
+
+    def _finish(self) -> None:
+        """The last state is committed, then the final weights are made, then the run is marked as finished."""
+        self._remember_stream()
+        if not self.checkpointer.save():
+            raise StoreError(f"The last state, step {self.state.step}, could not be committed.", "Start the same command again.")
+        self.checkpointer.finish(self.export(self.state))
+        self.tracker.finish()
+        self.world.wait()
