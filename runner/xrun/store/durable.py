@@ -18,10 +18,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Hashed:
-    """The BLAKE3 and size of what has gone past so far."""
+    """The BLAKE3 and size of what has gone past so far.
 
-    def __init__(self, max_threads: int = 1) -> None:
-        self._hasher = blake3(max_threads=max_threads)
+    On one thread: blake3's own threads belong to the process that used them first, and a process forked from it hangs.
+    """
+
+    def __init__(self) -> None:
+        self._hasher = blake3()
         self.size = 0
 
     def update(self, piece: memoryview) -> None:
@@ -54,8 +57,8 @@ def file_slices(path: Path) -> Iterator[memoryview]:
 
 
 def hash_file(path: Path) -> str:
-    """Return the BLAKE3 of a file, hashed on all cores; raises OSError."""
-    hashed = Hashed(max_threads=blake3.AUTO)
+    """Return the BLAKE3 of a file; raises OSError."""
+    hashed = Hashed()
     for piece in file_slices(path):
         hashed.update(piece)
     return hashed.hex
