@@ -1,0 +1,309 @@
+"""A component's name -> its file, the signature of its `build`, its sources, and `build` itself.
+
+Everything but `load_build` reads files without importing them, so the launcher half needs none of their libraries.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from xrun import components
+from xrun.errors import ComponentError, Problem
+
+Kind = Literal["models", "datasets"]
+PACKAGE = ("xrun", "components")
+
+
+class _Required:
+    """There is no default, or none that can be read without running the file."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED = _Required()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of `build`. `default` is the literal, or its source text where it is an expression."""
+
+    name: str
+    required: bool
+    default: Any = REQUIRED
+    annotation: str = ""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What `build` in this file takes."""
+
+    path: Path
+    line: int
+    parameters: tuple[Parameter, ...]
+    has_kwargs: bool
+    docstring: str
+
+
+def project_root(recipe_path: Path | str) -> Path:
+    """The project of a recipe: the nearest parent with a pyproject.toml, else the parent of its `recipes/`, else its folder."""
+    folder = Path(recipe_path).resolve().parent
+    for parent in (folder, *folder.parents):
+        if (parent / "pyproject.toml").is_file():
+            return parent
+    return next((parent.parent for parent in (folder, *folder.parents) if parent.name == "recipes"), folder)
+
+
+def find(kind: Kind, name: str, project: Path) -> Path:
+    """The file of a component: the recipe's project first, then this checkout, then the installed package."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name, re.ASCII):
+        raise ComponentError(
+            f"{name!r} is not a component's name.", "Lower-case letters, digits and `_`: it is the name of a file."
+        )
+    folders = [root / kind for root in components.roots(project)]
+    refuse_packages(folders[0].parent)
+    found = next((folder / f"{name}.py" for folder in folders if (folder / f"{name}.py").is_file()), None)
+    if found is None:
+        known = sorted({path.stem for folder in folders for path in folder.glob("*.py")})
+        searched = ", ".join(str(folder) for folder in folders)
+        raise ComponentError(f"there is no {kind}/{name}.py.", f"{did_you_mean(name, known)} Searched: {searched}.".strip())
+    return found
+
+
+def refuse_packages(project: Path) -> None:
+    """A project's models/ and datasets/ are no Python packages of their own."""
+    for kind in ("models", "datasets"):
+        marker = project / kind / "__init__.py"
+        if marker.exists():
+            other = "Hugging Face's `datasets`" if kind == "datasets" else "another package called `models`"
+            raise ComponentError(f"{marker} turns {kind}/ into a Python package, which would hide {other}.", "Delete this file.")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.6)
+    return f"Did you mean `{near[0]}`?" if near else ""
+
+
+def signature(path: Path) -> Signature:
+    """The parameters of `def build(...)`, read without importing the file."""
+    module = parse(path)
+    build = next((node for node in reversed(module.body) if "build" in names_bound_by(node)), None)
+    if build is None:
+        raise ComponentError(f"{path}: it has no `build`.", "A component is a file with `def build(...)` at its top level.")
+    if not isinstance(build, ast.FunctionDef):
+        raise ComponentError(
+            f"{path}:{build.lineno}: `build` is not a plain `def` here, so its arguments can only be read by running the file.",
+            "Write `def build(...)` in this file and call the other one from it.",
+        )
+    if build.args.posonlyargs or build.args.vararg:
+        raise ComponentError(f"{path}:{build.lineno}: `build` is called with names only.", "Remove `*args` and `/`.")
+    return Signature(
+        path, build.lineno, tuple(parameters(build.args)), build.args.kwarg is not None, ast.get_docstring(build) or ""
+    )
+
+
+def parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), str(path))
+    except SyntaxError as error:
+        raise ComponentError(f"{path}:{error.lineno or 1}: {error.msg}.", "The file is not Python.") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise ComponentError(f"{path}: it cannot be read: {error}.") from error
+
+
+def names_bound_by(node: ast.stmt) -> set[str]:
+    """The names that a statement at the top level binds."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+
+
+def parameters(arguments: ast.arguments) -> Iterator[Parameter]:
+    places: list[ast.expr | None] = [None] * (len(arguments.args) - len(arguments.defaults))
+    defaults = [*places, *arguments.defaults, *arguments.kw_defaults]
+    for argument, default in zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True):
+        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+        yield Parameter(argument.arg, default is None, REQUIRED if default is None else literal(default), annotation)
+
+
+def literal(expression: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(expression)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ast.unparse(expression)
+
+
+def check_args(signature: Signature, args: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with these arguments; `key` is the argument's name, and "" where one is missing. Problems have no place."""
+    known = {parameter.name: parameter for parameter in signature.parameters}
+    problems = []
+    for name, value in args.items():
+        if name not in known and not signature.has_kwargs:
+            hint = did_you_mean(name, known) or (f"It takes {', '.join(known)}." if known else "It takes no arguments.")
+            problems.append(Problem("", 0, 0, name, f"`build` in {signature.path.name} has no such argument", hint=hint))
+        elif name in known and not (expected := Expected(known[name].annotation)).accepts(value):
+            problems.append(Problem("", 0, 0, name, f"`build` in {signature.path.name} takes {expected}", shown(value)))
+    for parameter in signature.parameters:
+        if parameter.required and parameter.name not in args:
+            what = f"`build` in {signature.path.name} needs the argument `{parameter.name}`"
+            problems.append(Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`."))
+    return problems
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Expected:
+    """A simple annotation. One that is not simple accepts everything."""
+
+    def __init__(self, annotation: str) -> None:
+        self.text = annotation
+        self.tree = expression(annotation)
+
+    def __str__(self) -> str:
+        return f"`{self.text}`"
+
+    def accepts(self, value: Any) -> bool:
+        return self.tree is None or accepts(self.tree, value)
+
+
+def expression(text: str) -> ast.expr | None:
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+
+
+SIMPLE: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "dict": (dict,), "Mapping": (dict,),
+    "list": (list,), "tuple": (list,), "Sequence": (list,), "Iterable": (list,), "set": (list,), "None": (type(None),),
+}  # fmt: skip
+
+
+def accepts(tree: ast.expr, value: Any) -> bool:
+    """Whether a value from YAML can be meant by an annotation; in doubt, yes."""
+    if isinstance(tree, ast.Constant) and isinstance(tree.value, str):
+        inner = expression(tree.value)
+        return inner is None or accepts(inner, value)
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        return accepts(tree.left, value) or accepts(tree.right, value)
+    if isinstance(tree, ast.Subscript):
+        return accepts_generic(last_name(tree.value), tree.slice, value)
+    return accepts_plain(last_name(tree), value)
+
+
+def accepts_plain(name: str, value: Any) -> bool:
+    if name not in SIMPLE:
+        return True
+    # A bool is an int for Python, and never meant as one in a recipe.
+    return isinstance(value, SIMPLE[name]) and (not isinstance(value, bool) or name == "bool")
+
+
+def accepts_generic(name: str, inside: ast.expr, value: Any) -> bool:
+    parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+    if name == "Literal":
+        choices = [literal(part) for part in parts]
+        return any(choice == value and type(choice) is type(value) for choice in choices)
+    if name in ("Optional", "Union"):
+        return (name == "Optional" and value is None) or any(accepts(part, value) for part in parts)
+    if name in ("list", "List", "Sequence", "Iterable", "set"):
+        return isinstance(value, list) and all(accepts(parts[0], item) for item in value)
+    if name in ("tuple", "Tuple"):
+        return isinstance(value, list) and accepts_tuple(parts, value)
+    return accepts_plain(name.lower() if name == "Dict" else name, value)
+
+
+def accepts_tuple(parts: list[ast.expr], value: list[Any]) -> bool:
+    if parts and isinstance(parts[-1], ast.Constant) and parts[-1].value is ...:
+        return all(accepts(parts[0], item) for item in value)
+    return len(parts) == len(value) and all(accepts(part, item) for part, item in zip(parts, value, strict=True))
+
+
+def last_name(tree: ast.expr) -> str:
+    """`Literal` of `typing.Literal`; "" for what has no name."""
+    if isinstance(tree, ast.Constant):
+        return "None" if tree.value is None else ""
+    return tree.attr if isinstance(tree, ast.Attribute) else tree.id if isinstance(tree, ast.Name) else ""
+
+
+def sources(kind: Kind, name: str, project: Path) -> dict[str, bytes]:
+    """The component's file and, recursively, the components that it imports, keyed like `models/vit.py` and sorted."""
+    roots = components.roots(project)
+    first = find(kind, name, project)
+    found: dict[str, bytes] = {}
+    waiting: list[tuple[Path, tuple[str, ...]]] = [(first, (kind, name))]
+    while waiting:
+        path, module = waiting.pop()
+        key = "/".join(module) + ("/__init__.py" if path.name == "__init__.py" else ".py")
+        if key not in found:
+            found[key] = path.read_bytes()
+            package = module if path.name == "__init__.py" else module[:-1]
+            waiting += [hit for wanted in imports(parse(path), package) for hit in files(wanted, roots)]
+    return dict(sorted(found.items()))
+
+
+def imports(module: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Names below `xrun.components` that a file imports, anywhere in it; `from .a import b` may mean `a` or `a.b`."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            wanted = [tuple(alias.name.split(".")) for alias in node.names]
+            yield from (name[2:] for name in wanted if name[:2] == PACKAGE)
+        elif isinstance(node, ast.ImportFrom):
+            base = (*PACKAGE, *package)[: len(PACKAGE) + len(package) + 1 - node.level] if node.level else ()
+            base = (*base, *(node.module.split(".") if node.module else ()))
+            if base[:2] == PACKAGE:
+                yield base[2:]
+                yield from ((*base[2:], alias.name) for alias in node.names)
+
+
+def files(module: tuple[str, ...], roots: list[Path]) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The file of a module, and the `__init__.py` of the packages around it, which run when it is imported."""
+    for depth in range(2, len(module) + 1):
+        part = module[:depth]
+        for root in roots:
+            folder = root.joinpath(*part)
+            path = next((path for path in (folder / "__init__.py", folder.with_suffix(".py")) if path.is_file()), None)
+            if path:
+                yield path, part
+                break
+
+
+def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
+    """The component's `build`, imported as `xrun.components.<kind>.<name>` so that workers can import it as well."""
+    path = find(kind, name, project)
+    components.use_project(project)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(f"xrun.components.{kind}.{name}")
+    except Exception as error:
+        raise ComponentError(f"{place(error, path)}: {type(error).__name__}: {error}.", missing_library(error)) from error
+    build = getattr(module, "build", None)
+    if not callable(build):
+        raise ComponentError(f"{path}: it has no `build`.", "A component is a file with `def build(...)` at its top level.")
+    return build
+
+
+def place(error: Exception, path: Path) -> str:
+    """The line of the component's file that an error came through."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno or 1}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def missing_library(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("xrun"):
+        return f"Install it: `pip install {error.name.partition('.')[0]}`."
+    return ""

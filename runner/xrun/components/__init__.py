@@ -1,0 +1,36 @@
+"""Where components are imported from: `datasets/digits.py` of a project is `xrun.components.datasets.digits`.
+
+`__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first that has a file wins.
+The project travels to child processes in `XRUN_PROJECT`, so that workers under spawn and forkserver find the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def roots(project: Path | None) -> list[Path]:
+    """The folders that may hold models/ and datasets/, nearest first."""
+    checkout = HERE.parents[2]
+    # A checkout is known by its pyproject.toml: site-packages has a folder called datasets/ too.
+    is_checkout = HERE.parents[1].name == "runner" and (checkout / "pyproject.toml").is_file()
+    found = [project, checkout if is_checkout else None, HERE]
+    return list(dict.fromkeys(root.resolve() for root in found if root))
+
+
+def use_project(root: Path | str) -> None:
+    """Afterwards components are imported from this project first, here and in child processes."""
+    path = [str(folder) for folder in roots(Path(root))]
+    if path != __path__:
+        for name in [name for name in sys.modules if name.startswith(__name__ + ".")]:
+            del sys.modules[name]
+            vars(sys.modules[__name__]).pop(name.split(".")[2], None)
+    os.environ["XRUN_PROJECT"] = path[0]
+    __path__[:] = path
+
+
+__path__ = [str(root) for root in roots(Path(os.environ["XRUN_PROJECT"]) if os.environ.get("XRUN_PROJECT") else None)]

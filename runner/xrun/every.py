@@ -1,0 +1,91 @@
+"""`Every`: how often something happens, as a person writes it: "500 steps", "1 epochs", "10m", "auto"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+TIME = r"[1-9][0-9]{0,8}(\.[0-9]{1,3})?\s?[smh]"
+STEPS = r"[1-9][0-9]{0,14}\s?steps?"
+EPOCHS = r"[1-9][0-9]{0,8}\s?epochs?"
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+PATTERNS = {"auto": "auto", "seconds": TIME, "steps": STEPS, "epochs": EPOCHS}
+EXAMPLES = {"auto": "`auto`", "seconds": "a time like `10m`", "steps": "`500 steps`", "epochs": "`1 epochs`"}
+
+
+@dataclass(frozen=True)
+class Every:
+    """One of seconds, steps and epochs, or none of them: `auto`. `str()` gives back the text it was made from."""
+
+    text: str = field(compare=False)
+    seconds: float | None = None
+    steps: int | None = None
+    epochs: int | None = None
+
+    @property
+    def auto(self) -> bool:
+        return self.unit == "auto"
+
+    @property
+    def unit(self) -> str:
+        """The name of the attribute that is set: seconds, steps, epochs or auto."""
+        return next((unit for unit in ("seconds", "steps", "epochs") if getattr(self, unit) is not None), "auto")
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, text: str) -> Every:
+        """Raises ValueError if the text is none of the four kinds."""
+        unit = next((unit for unit, pattern in PATTERNS.items() if re.fullmatch(pattern, text, re.ASCII)), None)
+        if unit is None:
+            raise ValueError(f"{text!r} is not an interval")
+        if unit == "auto":
+            return cls(text)
+        if unit == "seconds":
+            return cls(text, seconds=float(text[:-1]) * SECONDS[text[-1]])
+        return cls(text, **{unit: int(text.rstrip("stepocha "))})
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return interval(*PATTERNS).__get_pydantic_core_schema__(source, handler)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The pydantic annotation of an `Every` that may only be of these units."""
+
+    units: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        text = core_schema.to_string_ser_schema()
+        return core_schema.no_info_plain_validator_function(self.reader(), serialization=text)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        alternatives = "|".join(PATTERNS[unit] for unit in self.units)
+        return {"type": "string", "pattern": f"^({alternatives})$"}
+
+    def reader(self) -> Callable[[Any], Every]:
+        """A function that turns what was written into an `Every`, or says what may stand there."""
+        examples = [EXAMPLES[unit] for unit in self.units]
+        expected = "must be " + (", ".join(examples[:-1]) + " or " if examples[1:] else "") + examples[-1]
+
+        def read(value: Any) -> Every:
+            try:
+                every = value if isinstance(value, Every) else Every.parse(value)
+            except (TypeError, ValueError):
+                raise PydanticCustomError("sentence", expected) from None
+            if every.unit not in self.units:
+                raise PydanticCustomError("sentence", expected)
+            return every
+
+        return read
+
+
+def interval(*units: str) -> Interval:
+    return Interval(units)

@@ -1,0 +1,198 @@
+"""YAML text -> `Recipe`: `extends`, overrides, and every problem at once at `file:line:column`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from xrun.component import Kind, check_args, find, project_root, signature
+from xrun.errors import ComponentError, Problem, RecipeError
+from xrun.recipe import Recipe
+from xrun.recipe_problems import Loc, key_place, model_at, node_at, place, shown, validate
+from xrun.recipe_rules import without_secrets
+from xrun.yaml_nodes import MAX_BYTES, Mark, Node, Unreadable, join, read_nodes
+
+LONGEST_CHAIN = 10
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in this file, with what it extends below it and the overrides (`train.steps=10`) on top.
+
+    Raises RecipeError with everything that is wrong, and nothing else, whatever the file holds.
+    """
+    problems: list[Problem] = []
+    try:
+        tree = read_tree(os.fspath(path), (), problems)
+    except Unreadable as error:
+        raise RecipeError([*problems, error.problem]) from None
+    for override in by_name_first(overrides):
+        tree = with_override(tree, override, problems)
+    tree = without_nulls(tree)
+    recipe, wrong = validate(tree)
+    problems += wrong
+    problems += component_problems(tree, project_root(os.fspath(path)))
+    if recipe is None or problems:
+        raise RecipeError(in_order(problems))
+    return recipe.model_copy(update={"extends": None})
+
+
+def in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """Each once, file by file from top to bottom."""
+    files = list(dict.fromkeys(problem.path for problem in problems))
+    return sorted(dict.fromkeys(problems), key=lambda problem: (files.index(problem.path), problem.line, problem.column))
+
+
+# Files
+
+
+def read_tree(path: str, chain: tuple[str, ...], problems: list[Problem]) -> Node:
+    """The nodes of a file over those of the recipe that it extends. Raises Unreadable."""
+    tree, found = read_nodes(read_bytes(path), path)
+    problems += found
+    if tree.mapping is None:
+        hint = "It starts with keys such as `name: ...`."
+        raise Unreadable(
+            tree.mark.problem("", "a recipe is a mapping" if tree.value is not None else "the recipe is empty", hint=hint)
+        )
+    base = tree.child("extends")
+    if base is None or not isinstance(base.value, str) or not base.value:
+        return tree
+    return merge(read_base(path, base, chain, problems), tree, ())
+
+
+def read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unreadable(Mark(path).problem("", f"it cannot be read: {reason.lower()}")) from None
+
+
+def read_base(path: str, base: Node, chain: tuple[str, ...], problems: list[Problem]) -> Node:
+    """The nodes of the recipe that this one extends, checked before it is opened."""
+    target = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
+    chain = (*chain, os.path.realpath(path.replace("\0", "")))
+    if "\0" in target or not os.path.isfile(target):
+        raise Unreadable(base.mark.problem("extends", "there is no such file", base.text, "The path is relative to this recipe."))
+    if os.path.realpath(target) in chain:
+        raise Unreadable(base.mark.problem("extends", "this goes in a circle", base.text))
+    if len(chain) > LONGEST_CHAIN:
+        raise Unreadable(base.mark.problem("extends", f"this is a chain of more than {LONGEST_CHAIN} recipes", base.text))
+    return read_tree(target, chain, problems)
+
+
+def merge(base: Node, over: Node, loc: Loc) -> Node:
+    """Mappings are merged key by key; everything else replaces what the base has."""
+    if base.mapping is None or over.mapping is None:
+        return over
+    values = kept(base, over, loc)
+    keys = {name: mark for name, mark in base.keys.items() if name in values} | over.keys
+    for name, node in over.mapping.items():
+        values[name] = merge(values[name], node, (*loc, name)) if name in values else node
+    return replace(over, value=values, keys=keys)
+
+
+def kept(base: Node, over: Node, loc: Loc) -> dict[str, Node]:
+    """What stays of the base's mapping: nothing of a different kind of hardware, model or dataset, no half of a switch."""
+    old, new = base.child("name"), over.child("name")
+    renamed = bool(old and new and old.value != new.value)
+    if loc == ("hardware",) or (renamed and loc in (("model",), ("dataset",))):
+        return {}
+    dropped = "args" if renamed and loc == ("train", "optimizer") else None
+    return {name: node for name, node in (base.mapping or {}).items() if name != dropped}
+
+
+def without_nulls(tree: Node, loc: Loc = ()) -> Node:
+    """`key: null` is the default, wherever the keys are a recipe's own; in `args` a null is a value."""
+    if isinstance(tree.value, list):
+        return replace(tree, value=[without_nulls(node, (*loc, index)) for index, node in enumerate(tree.value)])
+    model = model_at(loc)
+    if tree.mapping is None or model is None:
+        return tree
+    items = [(name, node) for name, node in tree.mapping.items() if node.value is not None or name not in model.model_fields]
+    return replace(tree, value={name: without_nulls(node, (*loc, name)) for name, node in items})
+
+
+# Overrides
+
+
+def by_name_first(overrides: Sequence[str]) -> list[str]:
+    """`model.name` before `model.args.x`: another name lets go of the arguments that the file has."""
+    return sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".name"))
+
+
+def with_override(tree: Node, override: str, problems: list[Problem]) -> Node:
+    """The tree with one `a.b.c=VALUE` on top, or unchanged after saying what is wrong with it."""
+    mark = Mark("-s " + without_secrets(override))
+    key, equals, text = override.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        problems.append(mark.problem("", "an override is `key=value`, with dots between the parts of the key"))
+    elif not text.strip():
+        problems.append(mark.problem(key, "it has no value", hint=f"`{key}=null` sets the default."))
+    else:
+        try:
+            value, found = read_nodes(text, mark.path, positions=False)
+            problems += found
+            return put(tree, names, value, ())
+        except Unreadable as error:
+            problems.append(replace(error.problem, key=key))
+    return tree
+
+
+def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
+    """The tree with a value at this key; raises Unreadable if there cannot be one."""
+    if isinstance(tree.value, list):
+        return put_in_list(tree, names, value, loc)
+    name, rest = names[0], names[1:]
+    if tree.mapping is None and tree.value is not None and (loc, tree.value) != (("hardware",), "local"):
+        raise Unreadable(value.mark.problem("", f"`{'.'.join(map(str, loc))}` has no keys", tree.text))
+    tree = tree if tree.mapping is not None else Node({}, value.mark)
+    keys = {name: value.mark}
+    if not rest:
+        return merge(tree, Node({name: value}, tree.mark, keys=keys), loc)
+    inner = put(tree.child(name) or Node(None, value.mark), rest, value, (*loc, name))
+    # `local` and `any_of` exclude each other, so naming one of them lets the other go.
+    others = {} if loc == ("hardware",) else tree.value
+    return replace(tree, value={**others, name: inner}, keys=keys | tree.keys)
+
+
+def put_in_list(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
+    name, rest = names[0], names[1:]
+    if not (name.isdecimal() and name.isascii() and len(name) < 6 and int(name) < len(tree.value)):
+        what = f"`{'.'.join(map(str, loc))}` is a list, whose items are numbered from 0 to {len(tree.value) - 1}"
+        raise Unreadable(value.mark.problem("", what, name))
+    items = list(tree.value)
+    items[int(name)] = put(items[int(name)], rest, value, (*loc, int(name))) if rest else value
+    return replace(tree, value=items)
+
+
+# Components
+
+
+def component_problems(tree: Node, project: Path) -> Iterator[Problem]:
+    """What is wrong with the names and arguments of the two components."""
+    for key, kind in (("model", "models"), ("dataset", "datasets")):
+        section = tree.child(key)
+        name = section.child("name") if section else None
+        if section and name and isinstance(name.value, str) and name.value.isidentifier():
+            args = section.child("args") or Node({}, name.mark)
+            yield from one_component(key, cast(Kind, kind), name, args, project)
+
+
+def one_component(key: str, kind: Kind, name: Node, args: Node, project: Path) -> Iterator[Problem]:
+    try:
+        build = signature(find(kind, name.value, project))
+    except ComponentError as error:
+        yield name.mark.problem(join(key, "name"), error.message, hint=error.hint)
+        return
+    values: dict[str, Any] = args.plain() if args.mapping is not None else {}
+    for problem in check_args(build, values) if args.mapping is not None else ():
+        loc = (problem.key,) if problem.key else ()
+        mark = args.mark if not loc else key_place(args, loc) if "no such" in problem.what else place(args, loc)
+        got = shown(node_at(args, loc)) if problem.got else ""
+        yield mark.problem(f"{key}.args.{problem.key}".rstrip("."), problem.what, got, problem.hint)
