@@ -6,6 +6,7 @@ exactly that system call.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -24,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from xrun.errors import LeaseLost, XrunError
+from xrun.errors import LeaseLost, StoreUnavailable, XrunError
 from xrun.store import Head, StoredFile
 from xrun.store.directory import DirectoryStore
 
@@ -183,6 +184,7 @@ def test_an_attempt_that_was_taken_over_can_hurt_nothing(tmp_path: Path) -> None
     old = zombie.commit(names(shared), head)
     successor = attempt(tmp_path, "a2")
     head = successor.commit(names(shared, successor.put([b"new"])), old)
+    writing = successor.put([b"not committed yet"])
     zombie.put([b"shared"])
     zombie.put([b"new"])
     zombie.duplicate(shared)
@@ -192,8 +194,40 @@ def test_an_attempt_that_was_taken_over_can_hurt_nothing(tmp_path: Path) -> None
             with pytest.raises(LeaseLost, match="attempt a2 of a2@host"):
                 zombie.commit({}, parent)
     assert whole_head(tmp_path) == head
+    assert successor.fetch(writing).read_bytes() == b"not committed yet"
     successor.sweep()
     assert len(list((tmp_path / "objects" / "z").iterdir())) == 1
+
+
+# Commits that nobody could confirm
+
+
+def test_a_commit_that_could_not_be_confirmed_is_recognised(tmp_path: Path) -> None:
+    """If the disk fails between the link and its sync the outcome is unknown, nothing is swept, and the same parent goes on."""
+    assert status_of(in_child(partial(commit_while_the_disk_fails, tmp_path))) == 0
+    assert whole_head(tmp_path).number == 4
+
+
+def commit_while_the_disk_fails(root: Path) -> None:
+    store, failing = attempt(root, "a1"), [False]
+    head = store.commit({}, None)
+    old = store.put([b"old"])
+    head = store.commit(names(old), head)
+
+    def fail(event: str, args: tuple[Any, ...]) -> None:
+        if failing[0] and event == "open" and str(args[0]).endswith("/commits"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    sys.addaudithook(fail)
+    failing[0] = True
+    with pytest.raises(StoreUnavailable, match="whether commit 3 is durable"):
+        store.commit(names(store.put([b"new"])), head)
+    failing[0] = False
+    store.sweep()
+    assert store.fetch(old).read_bytes() == b"old"
+    with pytest.raises(LeaseLost):
+        attempt(root, "a1").commit({}, head)
+    assert store.commit(names(old), head).number == 4
 
 
 # Kills
