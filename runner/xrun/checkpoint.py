@@ -236,13 +236,10 @@ class Checkpointer:
         if self._saving is not None and self._saving.done():
             self._saving.result()
 
-    def save(self) -> bool:
-        """Save now and wait; says whether this step is committed."""
+    def is_current(self) -> bool:
+        """Whether the state as it is now is committed, waiting for a save on its way; only the first process can tell."""
         self.wait()
-        if self.committed_step != self.state.step:
-            self.begin()
-            self.wait()
-        return self.rank > 0 or self.committed_step == self.state.step
+        return self.committed_step == self.state.step
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Commit that the run has finished; an empty `facts` leaves it to the first process."""
@@ -275,6 +272,9 @@ class Checkpointer:
         everybody = self._gather(files)
         if self.rank == 0 and everybody is not None:
             self._commit(saving, everybody)
+        elif self.rank == 0:
+            with contextlib.suppress(XrunError):
+                self.store.sweep()  # what the failed save has written takes the room that the next one needs
 
     def _copy(self, saving: _Saving) -> None:
         names = [name for name in saving.parts if name not in saving.at_once]

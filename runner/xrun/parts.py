@@ -167,7 +167,8 @@ class _Builder:
         if precision == "fp16" and not torch.cuda.is_available():
             raise TrainError("train.precision: fp16 needs a GPU.", "Use bf16 or fp32 here.")
         replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        return Accelerator(mixed_precision=precision, kwargs_handlers=[replicas], step_scheduler_with_optimizer=False)
+        cpu = not torch.cuda.is_available()
+        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[replicas], step_scheduler_with_optimizer=False)
 
     def _micro_batch(self, numbers: Mapping[str, Any]) -> int:
         """What the run has settled on, what the recipe says, or the largest that fits."""
@@ -195,6 +196,8 @@ class _Builder:
         model = self.accelerator.prepare_model(self.objective, evaluation_mode=alone)
         if self.sharded:
             shard(self.objective, self.accelerator.device.type)
+        if self.world.size > 1 and not alone and not isinstance(model, nn.parallel.DistributedDataParallel):
+            raise TrainError(f"Accelerate does not see the {self.world.size} processes; nothing would sum their gradients.")
         return model  # type: ignore[no-any-return]  # Accelerate is untyped here
 
     def _average(self) -> nn.Module | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .store import Head
 from .store.directory import DirectoryStore
 from .tracker.jsonl import parse, read_points
 
-_TAIL = 1 << 16
+_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,28 @@ class RunFolder:
 
     def last_point(self) -> dict[str, Any]:
         """The newest point of training, found without reading the whole file; empty if there is none."""
-        for point in reversed(list(self._last_lines())):
-            if "train/loss" in point:
-                return point
-        return {}
-
-    def _last_lines(self) -> Iterator[dict[str, Any]]:
         if not self.metrics.exists():
-            return
+            return {}
         with self.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL))
-            for line in file.read().splitlines(keepends=True):
-                if (point := parse(line)) is not None:
-                    yield point
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            lines = file.read().splitlines(keepends=True)
+        points = (parse(line) for line in reversed(lines))
+        return next((point for point in points if point and "train/loss" in point), {})
+
+    def log_text(self, attempt: int | None, rank: int) -> str:
+        """What one training process of an attempt (counted from 1, default the last) has printed.
+
+        Raises:
+            LaunchError: there is no such attempt or process.
+        """
+        attempts = sorted(path.name for path in (self.path / "logs").glob("*"))
+        number = len(attempts) if attempt is None else attempt
+        if not 1 <= number <= len(attempts):
+            raise LaunchError(f"{self.run} has {len(attempts)} attempts (got {number}).")
+        path = self.logs(attempts[number - 1]) / f"rank{rank}.log"
+        if not path.exists():
+            raise LaunchError(f"Attempt {number} of {self.run} has no process {rank}.")
+        return path.read_text(errors="replace")
 
     def report(self) -> dict[str, Any]:
         """Everything that is known of the run, as JSON."""

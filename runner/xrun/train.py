@@ -174,13 +174,19 @@ class Training:
     def _remember_stream(self) -> None:
         self.state.stream = self.sampler.state(self.state.step)
 
+    def _save_now(self) -> bool:
+        """Save this step, unless it is committed already, and wait; says whether it is committed."""
+        if not self.world.from_first(self.checkpointer.is_current()):
+            self._remember_stream()
+            self.checkpointer.begin()
+        return bool(self.world.from_first(self.checkpointer.is_current()))
+
     def _leave(self) -> None:
         """Somebody asked to stop: save if that fits before the deadline, and go."""
         budget = self.world.from_first(self.budget())
         left, need = self.stop.seconds_left(), self.checkpointer.seconds_to_save()
         if self.world.from_first(need < left):
-            self._remember_stream()
-            self.checkpointer.save()
+            self._save_now()
         else:
             log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
         log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
@@ -191,8 +197,7 @@ class Training:
 
     def _finish(self) -> None:
         """The last state is committed, then the final weights are made, then the run is marked as finished."""
-        self._remember_stream()
-        if not self.checkpointer.save():
+        if not self._save_now():
             raise StoreError(f"The last state, step {self.state.step}, could not be committed.", "Start the same command again.")
         self.checkpointer.finish(self.export(self.state))
         self.tracker.finish()

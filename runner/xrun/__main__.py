@@ -1,0 +1,5 @@
+"""`python -m xrun` is the `xrun` command."""
+
+from .cli import main
+
+main()
