@@ -12,6 +12,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +180,7 @@ class Expected:
         return self.tree is None or accepts(self.tree, value)
 
 
+@cache
 def expression(text: str) -> ast.expr | None:
     try:
         return ast.parse(text, mode="eval").body

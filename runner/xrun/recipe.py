@@ -234,7 +234,7 @@ class Checkpointing(Part):
     store: Line = "local"
     """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of yours), `hub://owner/name` or
     `hub-bucket://owner/name`."""
-    every: Annotated[Every, interval("auto", "seconds", "steps")] = Every("auto")
+    every: Annotated[Every, interval("auto", "seconds", "steps")] = Field(default="auto", validate_default=True)
     """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate of preemptions."""
     keep: Annotated[int, Field(ge=2, le=10_000)] = 2
     """Newest checkpoints that are kept; at least 2, so that a damaged one has a predecessor."""

@@ -17,6 +17,10 @@ from xrun.yaml_nodes import FLOAT, Mark, Node
 Loc = tuple[str | int, ...]
 LONGEST_SHOWN = 60
 MOST_PASSES = 10
+WAYS_OUT: dict[Loc, str] = {
+    ("version",): "A recipe of a later version needs a later xrun.",
+    ("hardware",): "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`.",
+}
 
 # What stands in for a key that is missing or wrong, so that the rules about the other keys can still be asked.
 STAND_INS: dict[str, Any] = {
@@ -27,7 +31,7 @@ PHRASES = {
     "int_type": "a whole number", "int_from_float": "a whole number", "int_parsing": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "string_unicode": "text", "finite_number": "a finite number",
     "model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "too_short": "a list that is not empty",
-    "greater_than": "greater than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
+    "greater_than": "greater than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le}", "string_too_short": "text that is not empty",
     "string_too_long": "at most {max_length} characters long",
 }  # fmt: skip
@@ -56,7 +60,7 @@ def validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
         if details[0]["type"] == "rules":
             return None, problems + list(rule_problems(details[0]["ctx"]["broken"], tree, wrong))
         for loc, group in grouped(details, tree).items():
-            if not covered(loc, wrong):
+            if not covered(loc, wrong, both_ways=True):
                 problems.append(translate(loc, group, tree))
             wrong.add(suspected(loc, group))
             step_over(data, loc)
@@ -68,7 +72,7 @@ def rule_problems(broken: Iterable[tuple[tuple[str, ...], Problem]], tree: Node,
         if not any(covered(tuple(key.split(".")), wrong, both_ways=True) for key in reads):
             loc = tuple(int(part) if part.isdigit() else part for part in problem.key.split("."))
             mark = place(tree, loc)
-            yield replace(problem, path=mark.path, line=mark.line, column=mark.column, got=without_secrets(problem.got))
+            yield replace(problem, path=mark.path, line=mark.line, column=mark.column)
 
 
 def covered(loc: Loc, wrong: set[Loc], both_ways: bool = False) -> bool:
@@ -184,22 +188,18 @@ def hint(group: list[Any], node: Node, loc: Loc) -> str:
         return f"Write '{text}' in quotes." if not looks_like_a_secret(text) else "Put it in quotes."
     if kinds & {"int_type", "float_type"} and isinstance(value, str):
         return number_hint(text)
-    if "int_from_float" in kinds and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    if kinds & {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"Write {int(value)}."
     if kinds & {"tuple_type"} and isinstance(value, str) and not looks_like_a_secret(text):
         return f"Write `[{text}]`."
     if "model_type" in kinds and isinstance(value, str) and loc[-1] in ("model", "dataset", "optimizer", "schedule"):
         return f"Write `{loc[-1]}: {{name: {shown(node)}}}`."
-    return newer(loc) if loc == ("version",) else ""
-
-
-def newer(loc: Loc) -> str:
-    return "A recipe of a later version needs a later xrun."
+    return WAYS_OUT.get(loc, "")
 
 
 def number_hint(text: str) -> str:
     """Why a text that looks like a number is none."""
-    bare = text.replace("_", "").replace(",", "").lstrip("0") or "0"
+    bare = text.replace("_", "").replace(",", "").lstrip("0")
     if FLOAT.fullmatch(text):
         return "Remove the quotes."
     return f"Write {bare}." if FLOAT.fullmatch(bare) else ""

@@ -7,9 +7,10 @@ written. A rule is not asked when one of the keys that it reads is already wrong
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xrun.errors import Problem
 
@@ -300,6 +301,26 @@ def regions_belong_to_clouds(recipe: Recipe) -> Iterator[Problem]:
 
 
 # Components, stores, environment
+
+
+@rule("model.args", "dataset.args", "train.optimizer.args")
+def args_are_finite(recipe: Recipe) -> Iterator[Problem]:
+    """Numbers in `args` are finite: JSON, in which a plan is kept, has no others."""
+    args = {"model": recipe.model.args, "dataset": recipe.dataset.args, "train.optimizer": recipe.train.optimizer.args}
+    for section, values in args.items():
+        for key, value in leaves(values, f"{section}.args"):
+            if isinstance(value, float) and not math.isfinite(value):
+                yield problem(key, "must be a finite number", value)
+
+
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every single value in nested lists and mappings, with its dotted key."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield key, value
+    else:
+        for name, part in items:
+            yield from leaves(part, f"{key}.{name}")
 
 
 @rule("model")

@@ -84,7 +84,8 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"it is nested more than {MAX_DEPTH} deep", problem_mark=self.get_mark())
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"it is nested more than {MAX_DEPTH} deep", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -137,7 +138,7 @@ class _Reader:
                 self.mark(error.problem_mark or error.context_mark).problem("", what, hint=self.hint(what))
             ) from None
         except (ValueError, OverflowError) as error:  # PyYAML on "\UFFFFFFFF" and on %YAML with a huge number
-            raise Unreadable(Mark(self.path).problem("", f"this is not YAML: {error}")) from None
+            raise Unreadable(Mark(self.path).problem("", "this is not YAML: it holds a number that is too large")) from error
 
     def hint(self, what: str) -> str:
         if "cannot start any token" in what:
@@ -152,7 +153,9 @@ class _Reader:
         if id(node) in self.open:
             raise Unreadable(mark.problem(key, "it contains itself through an alias"))
         if node.tag not in ("plain", "quoted", "tag:yaml.org,2002:str"):
-            raise Unreadable(mark.problem(key, "tags are not used in recipes", node.tag[:60], "Remove it."))
+            raise Unreadable(
+                mark.problem(key, "tags are not used in recipes", node.tag.replace("tag:yaml.org,2002:", "!!")[:60], "Remove it.")
+            )
         self.open.add(id(node))
         made = self.scalar(node, mark, key) if isinstance(node, yaml.ScalarNode) else self.collection(node, mark, key)
         self.open.discard(id(node))
@@ -192,11 +195,9 @@ class _Reader:
         if not isinstance(name.value, str):
             self.problems.append(mark.problem(key, "a key is text", name.text or "nothing", f"Write '{name.text}' in quotes."))
         elif name.value in keys:
-            first = keys[name.value]
+            where = f" in line {keys[name.value].line}" if self.positions else ""
             self.problems.append(
-                mark.problem(
-                    join(key, name.value), f"this key is already given in line {first.line}", hint="Remove one of the two."
-                )
+                mark.problem(join(key, name.value), f"this key is already given{where}", hint="Remove one of the two.")
             )
         else:
             return name.value
