@@ -1,4 +1,7 @@
-"""One rank's life: plan -> parts -> restore -> train -> exit code. Started by the entrypoint, `python -m xrun.attempt PLAN ATTEMPT`."""
+"""One rank's life: plan -> parts -> restore -> train -> exit code.
+
+Started by the entrypoint as `python -m xrun.attempt PLAN ATTEMPT`.
+"""
 
 from __future__ import annotations
 

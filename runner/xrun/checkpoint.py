@@ -324,9 +324,7 @@ class Checkpointer:
         return {name: file for part in everybody for name, file in (part or {}).items()}
 
     def _commit(self, saving: _Saving, files: dict[str, StoredFile]) -> None:
-        now = Checkpoint(
-            saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment)
-        )
+        now = Checkpoint(saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment))
         try:
             kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
             manifests = [checkpoint.to_json() for checkpoint in self._twice(kept)]
@@ -361,9 +359,7 @@ class Checkpointer:
             for checkpoint in kept for file in checkpoint.files.values()
             if uses[file.blake3] > 1 and len(file.copies) == 1
         }  # fmt: skip
-        return [
-            Checkpoint(**{**vars(c), "files": {name: doubled.get(f.blake3, f) for name, f in c.files.items()}}) for c in kept
-        ]
+        return [Checkpoint(**{**vars(c), "files": {name: doubled.get(f.blake3, f) for name, f in c.files.items()}}) for c in kept]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,9 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for 
 @_overrides
 @click.option("--local", is_flag=True, help="On this machine, whatever the recipe's hardware says.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--run", "run_id", metavar="ID", default="", help="The run to start or go on with. Default: follows from the recipe.")
+@click.option(
+    "--run", "run_id", metavar="ID", default="", help="The run to start or go on with. Default: follows from the recipe."
+)
 @click.option("--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's.")
 @click.option("--new", is_flag=True, help="A new run, even if the recipe has runs already.")
 @click.option("--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint.")
@@ -259,8 +261,8 @@ def _report_text(facts: dict[str, Any]) -> str:
     for number, attempt in enumerate(facts["attempts"], 1):
         ended = attempt.get("kind", "running")
         lines.append(
-            f"  attempt {number}: from step {attempt.get('resumed_step', attempt['from_step'])}, {attempt['processes']} processes, "
-            f"{ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
+            f"  attempt {number}: from step {attempt.get('resumed_step', attempt['from_step'])}, "
+            f"{attempt['processes']} processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
         )
     lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
     lines.append(f"  recomputed {facts['steps_recomputed']} steps, {facts['seconds_lost']:.1f} s lost")

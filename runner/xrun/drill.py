@@ -1,8 +1,8 @@
-"""The proof that people run before they spend money: train once undisturbed and once under real SIGKILLs, compare to the last bit.
+"""The proof that people run before they spend money: an undisturbed run and one under real SIGKILLs, compared to the last bit.
 
-Every life of the disturbed run is the command that a person would type, in a process group of its own; a kill ends the whole group
-at once, as a machine that vanishes does. Moments are chosen by seed in four places: while the command starts, while the attempt
-resumes, inside a save, and anywhere in training.
+Every life of the disturbed run is the command that a person would type, in a process group of its own; a kill ends the whole
+group at once, as a machine that vanishes does. Moments are chosen by seed in four places: while the command starts, while the
+attempt resumes, inside a save, and anywhere in training.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ class Result:
         if self.resized and self.equal:
             same += f", losses within {self.largest_difference:.1e} relative"
         lines = [
-            f"{'EQUAL' if self.equal else 'DIFFERENT'}: {self.kills.total()} kills ({places or 'none'}), {self.attempts} attempts, "
-            f"{self.points} points compared, {same}.",
+            f"{'EQUAL' if self.equal else 'DIFFERENT'}: {self.kills.total()} kills ({places or 'none'}), "
+            f"{self.attempts} attempts, {self.points} points compared, {same}.",
             f"Lost: {self.steps_recomputed} steps computed again, {self.seconds_lost:.1f} s of training; "
-            f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts.",
+                f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts."
+            ),
         ]
         if self.kills.total() < self.asked:
             lines.append(f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended before.")
@@ -99,7 +100,7 @@ def drill(
     times = undisturbed.to_the_end(say)
     result.undisturbed_seconds = times["end"]
     began = time.monotonic()
-    _disturb(loaded, command, folder / "disturbed", size, result, times, random.Random(seed), say)  # noqa: S311  no secret
+    _disturb(loaded, command, folder / "disturbed", size, result, times, random.Random(seed), say)
     result.disturbed_seconds = time.monotonic() - began
     _compare(loaded, _only_run(folder / "undisturbed"), _only_run(folder / "disturbed"), result)
     return result

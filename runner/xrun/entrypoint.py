@@ -103,7 +103,7 @@ class Attempt:
 
     def _lease(self, head: Head | None) -> Head:
         """Take the run over: from now on nobody else's commit succeeds."""
-        record = dict(head.record) if head else {"format": 1, "digest": self.plan.digest, "checkpoints": [], "rejected": []}
+        record: dict[str, Any] = dict(head.record) if head else {"format": 1, "digest": self.plan.digest, "checkpoints": []}
         attempts = [dict(attempt) for attempt in record.get("attempts", [])]
         if attempts and "ended" not in attempts[-1]:
             attempts[-1] |= {"kind": "outside", "reason": "ended from outside", "committed": steps_committed(record)}
@@ -189,7 +189,8 @@ def steps_committed(record: Mapping[str, Any]) -> int:
 
 def without_progress(attempts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The newest attempts in a row that committed no new step: those that failed by themselves, those ended from outside."""
-    own, outside = [], []
+    own: list[dict[str, Any]] = []
+    outside: list[dict[str, Any]] = []
     for attempt in reversed(attempts):
         if attempt.get("committed", -1) > attempt["from_step"] or attempt.get("code") == StoppedOnPurpose.exit_code:
             break

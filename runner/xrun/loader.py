@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +28,19 @@ class Fetch(Dataset[Piece]):
 
     def __init__(self, split: Any, seed: int, purpose: int = DATA) -> None:
         self.split, self.seed, self.purpose = split, seed, purpose
-        self.collate: Callable[[Sequence[Any]], Batch] = getattr(split, "collate", default_collate)
+        self.collate: Callable[[list[Any]], Batch] = getattr(split, "collate", default_collate)
 
-    def __getitem__(self, piece: MicroBatch) -> Piece:  # type: ignore[override]  # the key is a MicroBatch, not an int
+    def __getitem__(self, piece: MicroBatch) -> Piece:
         seed_generators(self.seed, self.purpose, piece.epoch, piece.number)
         return piece, self.collate(self._items(piece))
 
-    def _items(self, piece: MicroBatch) -> Sequence[Any]:
+    def _items(self, piece: MicroBatch) -> list[Any]:
         if piece.examples is not None:
             transform = getattr(self.split, "transform", None)
             return [transform(example) for example in piece.examples] if transform else list(piece.examples)
         indices = piece.indices.tolist()
         if hasattr(self.split, "__getitems__"):
-            return self.split.__getitems__(indices)  # type: ignore[no-any-return]  # a user's dataset is untyped
+            return self.split.__getitems__(indices)
         return [self.split[index] for index in indices]
 
 

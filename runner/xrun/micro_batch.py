@@ -27,7 +27,9 @@ _SHARE = 0.8
 
 def sizes(global_batch: int, world: int) -> list[int]:
     """The micro-batches that cut a global batch evenly for so many processes, the largest first."""
-    return [size for size in range(global_batch // world, 0, -1) if global_batch % size == 0 and global_batch // size % world == 0]
+    return [
+        size for size in range(global_batch // world, 0, -1) if global_batch % size == 0 and global_batch // size % world == 0
+    ]
 
 
 def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World) -> int:

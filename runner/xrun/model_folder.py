@@ -30,7 +30,7 @@ def write(folder: Path, model: nn.Module, plan: Plan, facts: Mapping[str, Any]) 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(temporary, max_shard_size="1TB")
+        model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]  # transformers has it as a method
     else:
         save_model(model, str(temporary / WEIGHTS))
         (temporary / "config.json").write_text(json.dumps(_config(plan), indent=1) + "\n")

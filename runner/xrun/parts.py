@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from torch import nn
 from . import checkpoint, component, model_folder
 from .checkpoint import Checkpointer, Keep
 from .components import use_project
-from .errors import CheckpointError, ComponentError, LeaseLost, StoppedOnPurpose, TrainError, XrunError
+from .errors import CheckpointError, ComponentError, LeaseLost, TrainError, XrunError
 from .evaluate import Evaluation, check_validation
 from .interval import SaveSchedule, mean_uptime
-from .loader import Loader, check_shared_memory, check_splits, Fetch
+from .loader import Fetch, Loader, check_shared_memory, check_splits
 from .micro_batch import find_micro_batch
 from .objective import Objective
 from .optimizer import build_optimizer
 from .plan import Plan
 from .randomness import INIT, seed_generators
-from .recipe import Recipe, Train
+from .recipe import Train
 from .reduction import ExactReduction, FastReduction, Reduction
 from .run_folder import RunFolder
 from .sampler import Sampler
@@ -43,7 +42,7 @@ from .stream import StreamSampler, check_stream, is_stream
 from .tracker.jsonl import JsonlTracker
 from .train import Training
 from .warm_start import warm_start
-from .world import World, join_world
+from .world import join_world
 
 log = logging.getLogger("xrun")
 
@@ -117,7 +116,7 @@ class _Builder:
         chosen = self.world.from_first(chosen)
         if isinstance(chosen, XrunError):
             raise chosen
-        return chosen  # type: ignore[no-any-return]  # it travelled through a pickle of our own
+        return chosen
 
     def _choose(self) -> tuple[Head, checkpoint.Checkpoint | None, list[Path]]:
         head = self.store.head()
@@ -147,7 +146,7 @@ class _Builder:
         check_splits(splits, dataset.name)
         check_stream(dataset.name, splits["train"], self.train.epochs)
         check_validation(splits.get("val"), dataset.name)
-        return splits  # type: ignore[no-any-return]  # checked above
+        return splits
 
     def _model(self) -> nn.Module:
         """The model as built from the recipe's seed, the same on every process."""
@@ -198,7 +197,7 @@ class _Builder:
             shard(self.objective, self.accelerator.device.type)
         if self.world.size > 1 and not alone and not isinstance(model, nn.parallel.DistributedDataParallel):
             raise TrainError(f"Accelerate does not see the {self.world.size} processes; nothing would sum their gradients.")
-        return model  # type: ignore[no-any-return]  # Accelerate is untyped here
+        return model
 
     def _average(self) -> nn.Module | None:
         if self.train.ema is None:
@@ -229,10 +228,10 @@ class _Builder:
         every = self.train.evaluate.every
         epochs = every.epochs if every is not None else (1 if self.train.epochs else None)
         steps = every.steps if every is not None and every.steps else epochs and epochs * (steps_per_epoch or last)
-        averaged = self.state.ema
+        averaged: Any = self.state.ema
         return Evaluation(
             split=self.splits.get("val"),
-            objective=Objective(averaged.module, self.recipe.task) if averaged is not None else self.objective,  # type: ignore[arg-type]  # AveragedModel.module is one
+            objective=Objective(averaged.module, self.recipe.task) if averaged is not None else self.objective,
             train=self.train, every=steps, last=last, batch=self.train.evaluate.batch or self.state.micro_batch,
             world=self.world, accelerator=self.accelerator,
             replicated=self.world.size > 1 and not self.sharded,
@@ -250,9 +249,7 @@ class _Builder:
         self.dropped = tracker.start(config, self.state.step)
         return tracker
 
-    def _checkpointer(
-        self, steps_per_epoch: int, tracker: Any, found: checkpoint.Checkpoint | None
-    ) -> Checkpointer:
+    def _checkpointer(self, steps_per_epoch: int, tracker: Any, found: checkpoint.Checkpoint | None) -> Checkpointer:
         started, attempts = time.time(), self.head.record.get("attempts", [])
         seconds = sum(a.get("ended", a["started"]) - a["started"] for a in attempts[:-1])
         losses = sum(a.get("kind") == "outside" for a in attempts)

@@ -101,7 +101,7 @@ def make_plan(
 def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:
     """What changes the mathematics of a run, as JSON; never hardware, checkpoints, tracking, budget or the number of steps."""
     whole = recipe.model_dump(mode="json")
-    named = {"models": recipe.model.name, "datasets": recipe.dataset.name}
+    named: dict[component.Kind, str] = {"models": recipe.model.name, "datasets": recipe.dataset.name}
     sources = {
         path: blake3(text).hexdigest()
         for kind, name in named.items()

@@ -25,5 +25,5 @@ def seed_generators(*parts: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  users' code draws from numpy's global generator
+    np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)

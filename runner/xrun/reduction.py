@@ -56,7 +56,7 @@ class FastReduction:
     def micro_batch(self, piece: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """See Reduction."""
         if self._replicated and not piece.last:
-            return self.model.no_sync()  # type: ignore[operator, no-any-return]  # a DDP's method
+            return self.model.no_sync()  # type: ignore[operator]  # a DDP's method
         return contextlib.nullcontext()
 
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
@@ -67,8 +67,8 @@ class FastReduction:
 class ExactReduction:
     """Sums gradients and losses in one fixed binary tree over the M micro-batches of the global batch, M a power of two.
 
-    A process owns one subtree, sums it leaf by leaf (at most log2(M / P) + 1 gradients are alive) and then meets its partners level
-    by level; addition commutes to the last bit, so both get the same sum. In a short batch missing leaves count as zeros.
+    A process owns one subtree, sums it leaf by leaf (at most log2(M / P) + 1 gradients are alive) and then meets its partners
+    level by level; addition commutes to the last bit, so both get the same sum. In a short batch missing leaves count as zeros.
     """
 
     scale = 1.0

@@ -62,7 +62,9 @@ class RunFolder:
         except FileNotFoundError as error:
             raise LaunchError(f"There is no run {self.run} in {self.path.parent}.", "`xrun status` lists the runs.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise LaunchError(f"{self.path / 'plan.json'} is damaged: {error}.", "Start the recipe again to write it anew.") from error
+            raise LaunchError(
+                f"{self.path / 'plan.json'} is damaged: {error}.", "Start the recipe again to write it anew."
+            ) from error
 
     def head(self) -> Head | None:
         """The newest commit."""
@@ -155,7 +157,7 @@ class RunFolder:
 def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
     """Whether the run has reached the step that its newest plan asks for."""
     finished, train = record.get("finished"), plan.recipe["train"]
-    return bool(finished) and finished["step"] >= (train["steps"] or train["epochs"] * finished["steps_per_epoch"])
+    return finished is not None and finished["step"] >= (train["steps"] or train["epochs"] * finished["steps_per_epoch"])
 
 
 def runs_in(home: Path) -> list[RunFolder]:

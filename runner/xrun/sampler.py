@@ -8,6 +8,7 @@ An epoch is a seeded permutation with random access, so going to any position co
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -139,10 +140,10 @@ class Sampler:
 
 def cut(count: int, size: int) -> list[tuple[int, int]]:
     """Cut `count` samples into pieces of `size`; a last piece of one sample joins the one before."""
-    bounds = list(range(0, count, size)) + [count]
+    bounds = [*list(range(0, count, size)), count]
     if size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
         del bounds[-2]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(itertools.pairwise(bounds))
 
 
 def share(pieces: list[MicroBatch], slots: int, rank: int, world: int) -> list[MicroBatch]:
@@ -155,4 +156,4 @@ def share(pieces: list[MicroBatch], slots: int, rank: int, world: int) -> list[M
     rounds = min(per_rank, len(pieces))
     own = pieces[rank * per_rank : (rank + 1) * per_rank]
     own = own + [replace(pieces[0], weight=0)] * (rounds - len(own))
-    return own[:-1] + [replace(own[-1], last=True)]
+    return [*own[:-1], replace(own[-1], last=True)]

@@ -11,7 +11,7 @@ def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
     """The blocks that a model repeats: the children of its ModuleLists (of transformers' layers too)."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
-            yield from module
+            yield from module.children()
 
 
 def shard(objective: nn.Module, device: str) -> None:
@@ -31,7 +31,7 @@ def shard(objective: nn.Module, device: str) -> None:
 def checkpoint_activations(model: nn.Module) -> None:
     """Recompute the activations of repeated blocks in backward."""
     if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable()  # type: ignore[operator]  # transformers has it as a method
         return
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 

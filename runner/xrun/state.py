@@ -1,4 +1,4 @@
-"""TrainState: everything a run resumes from. What is saved and what is loaded stand side by side, so that they can be compared by eye."""
+"""TrainState: everything a run resumes from; what is saved and what is loaded stand side by side, to be compared by eye."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .errors import CheckpointError, TrainError
+from .objective import Objective
 
 Fill = Callable[[str, Tensor], None]
 """Writes the saved values of the named tensor into the one given, in place."""
@@ -24,7 +26,7 @@ class TrainState:
     a streaming dataset.
     """
 
-    objective: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     ema: nn.Module | None = None
     scaler: Any = None
@@ -53,7 +55,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the checkpoint; tied ones once, under their first name."""
-        named = dict(_module_tensors("model", self.objective.model))  # type: ignore[arg-type]  # Objective.model is a module
+        named = dict(_module_tensors("model", self.objective.model))
         named |= _optimizer_tensors(self.optimizer, self._parameter_names())
         return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
 
@@ -73,11 +75,11 @@ class TrainState:
 
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in `optimizer.step()` only."""
-        return {f"model.{name}" for name, _ in self.objective.model.named_buffers()}  # type: ignore[union-attr]  # see tensors
+        return {f"model.{name}" for name, _ in self.objective.model.named_buffers()}
 
     def frozen(self) -> set[str]:
         """Names of the tensors that no step changes."""
-        named = self.objective.model.named_parameters()  # type: ignore[union-attr]  # see tensors
+        named = self.objective.model.named_parameters()
         return {f"model.{name}" for name, p in named if not p.requires_grad}
 
     def _parameter_names(self) -> dict[int, str]:
@@ -103,13 +105,13 @@ class TrainState:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor: all of it, or its shard where the model is sharded."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]  # DTensor is untyped
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """Where this process's part starts in the first dimension, and the whole tensor's shape (torch.chunk's cut)."""
     shape = tuple(tensor.shape)
-    if not hasattr(tensor, "to_local"):
+    if not isinstance(tensor, DTensor):
         return 0, shape
     mesh = tensor.device_mesh
     size = -(-shape[0] // mesh.size())

@@ -61,14 +61,14 @@ def chunks(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> Iterator[
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """A view of a contiguous CPU tensor's bytes."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from Python 3.12 on
 
 
 class TensorReader:
     """Reads tensors, or rows of them, out of the files of one checkpoint."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._files = [safe_open(path, framework="pt") for path in paths]  # type: ignore[no-untyped-call]  # untyped library
+        self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
         self._pieces: dict[str, list[tuple[Any, Rows]]] = {}
         for file in self._files:
             rows = json.loads((file.metadata() or {}).get("rows", "{}"))

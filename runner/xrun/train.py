@@ -124,7 +124,7 @@ class Training:
         samples = sum(piece.digest() for piece, _ in pieces if piece.weight)
         save = self.checkpointer.due(self.state.step + 1)
         asked = bool(self.stop) or bool(self.budget())
-        total, samples, saves, asks = self.world.total([loss, samples, save, asked])
+        total, mixed, saves, asks = self.world.total([loss, samples, save, asked])
         self._begin, self._asked = bool(saves), bool(asks)
         self.checkpointer.check()
         loss = total / count
@@ -133,7 +133,7 @@ class Training:
                 f"The loss of step {self.state.step + 1} is {loss}; the optimizer has not stepped on it.",
                 "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's samples.",
             )
-        return {"train/loss": loss, "train/samples": f"{int(samples):014x}"}
+        return {"train/loss": loss, "train/samples": f"{int(mixed):014x}"}
 
     def _clip(self) -> dict[str, float]:
         """Scale the gradient down to the recipe's largest norm."""
