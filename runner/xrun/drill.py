@@ -73,8 +73,7 @@ class Result:
             f"{'EQUAL' if self.equal else 'DIFFERENT'}: {self.kills.total()} kills ({places or 'none'}), "
             f"{self.attempts} attempts, {self.points} points compared, {same}.",
             f"Lost: {self.steps_recomputed} steps computed again, {self.seconds_lost:.1f} s of training; "
-                f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts."
-            ),
+            f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts.",
         ]
         if self.kills.total() < self.asked:
             lines.append(f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended before.")
