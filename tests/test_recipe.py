@@ -81,7 +81,7 @@ def test_recipe_is_frozen() -> None:
     """Nothing changes a recipe once it is read."""
     recipe = small()
     with pytest.raises(ValidationError):
-        recipe.train.steps = 3  # type: ignore[misc]
+        recipe.train.steps = 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.checkpoint.every.steps = 3  # type: ignore[misc]
 

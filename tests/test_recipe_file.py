@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,10 @@ def test_shipped_recipe_names_its_schema(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3e-4", 3e-4), ("1:30", "1:30"), ("on", "on"), ("yes", "yes"), ("2024-01-01", "2024-01-01"), ("010", "010"), ("1_000", "1_000"),
-        ("0x1F", 31), ("0o17", 15), ("1.", 1.0), ("+3", 3), ("-.5", -0.5), ("true", True), ("~", None), ("'3'", "3"), ("!!str 3", "3"),
+        ("3e-4", 3e-4), ("1:30", "1:30"), ("on", "on"), ("yes", "yes"), ("2024-01-01", "2024-01-01"), ("010", "010"),
+        ("1_000", "1_000"),
+        ("0x1F", 31), ("0o17", 15), ("1.", 1.0), ("+3", 3), ("-.5", -0.5), ("true", True), ("~", None), ("'3'", "3"),
+        ("!!str 3", "3"),
         ("=", "="), ("[1, null]", [1, None]), ("{a: {b: 1.50}}", {"a": {"b": 1.5}}), ("9007199254740993", 9007199254740993),
     ],
 )  # fmt: skip
@@ -165,7 +168,8 @@ train:
 """
     found = refused(write(tmp_path, text))
     assert [(problem.line, problem.column, problem.key) for problem in found] == [
-        (1, 7, "name"), (2, 48, "model.args.classes"), (3, 17, "dataset.name"), (5, 48, "hardware.any_of.0.spot"), (7, 3, "train.step"),
+        (1, 7, "name"), (2, 48, "model.args.classes"), (3, 17, "dataset.name"), (5, 48, "hardware.any_of.0.spot"),
+        (7, 3, "train.step"),
         (7, 3, "train.micro_batch"), (10, 8, "train.ema"), (11, 14, "train.precision"), (12, 3, "train.precision"),
     ]  # fmt: skip
 
@@ -434,14 +438,20 @@ def test_template_is_a_recipe(tmp_path: Path) -> None:
 # Whatever a file holds
 
 TOKENS = [
-    b":", b"- ", b"\n", b" ", b"  ", b"\t", b"{", b"}", b"[", b"]", b",", b"&a ", b"*a", b"<<: *a", b"!!python/object:os.system ", b"!", b"|", b">", b"'",
-    b'"', b"#", b"%YAML 1.1\n", b"---\n", b"...\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\U00110000", b'"\\ud800"', b"? ", b"~",
-    b"null", b"true", b"on", b"1e999", b".nan", b"0x", b"1:30", b"2024-01-01", b"9" * 400, b"-1", b"0", b"A100:0", b"local", b"auto", b"1 epochs",
-    b"extends: r.yaml\n", b"extends: .\n", b"env: {A: 1}\n", b"secrets: [a=b]\n", b"hardware: {any_of: [{}, 3]}\n", b"[" * 60, b"\xe2\x80\xa8", b"=",
+    b":", b"- ", b"\n", b" ", b"  ", b"\t", b"{", b"}", b"[", b"]", b",", b"&a ", b"*a", b"<<: *a",
+    b"!!python/object:os.system ", b"!", b"|", b">", b"'",
+    b'"', b"#", b"%YAML 1.1\n", b"---\n", b"...\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\U00110000",
+    b'"\\ud800"', b"? ", b"~",
+    b"null", b"true", b"on", b"1e999", b".nan", b"0x", b"1:30", b"2024-01-01", b"9" * 400, b"-1", b"0", b"A100:0", b"local",
+    b"auto", b"1 epochs",
+    b"extends: r.yaml\n", b"extends: .\n", b"env: {A: 1}\n", b"secrets: [a=b]\n", b"hardware: {any_of: [{}, 3]}\n", b"[" * 60,
+    b"\xe2\x80\xa8", b"=",
 ]  # fmt: skip
 VALUES: list[Any] = [
-    None, True, 0, -1, 1, 7, 10**30, 0.5, float("inf"), float("nan"), "", "x", "a\0b", "local", "auto", "hub", "s3://x", "1 epochs", "10m",
-    [], [None], [[]], {}, {"name": "vit"}, {"": 1}, {"any_of": [{"accelerators": "A100:3"}]}, {"local": {"processes": 3}}, "../../etc", "é" * 50,
+    None, True, 0, -1, 1, 7, 10**30, 0.5, float("inf"), float("nan"), "", "x", "a\0b", "local", "auto", "hub", "s3://x",
+    "1 epochs", "10m",
+    [], [None], [[]], {}, {"name": "vit"}, {"": 1}, {"any_of": [{"accelerators": "A100:3"}]}, {"local": {"processes": 3}},
+    "../../etc", "é" * 50,
 ]  # fmt: skip
 KEYS = [
     "name",
@@ -480,9 +490,14 @@ def places(tree: Any) -> list[tuple[Any, Any]]:
     return [place for key, value in items for place in [(tree, key), *places(value)]]
 
 
+@cache
+def loaded(text: bytes) -> Any:
+    return yaml.safe_load(text)
+
+
 def mutated_nodes(text: bytes, dice: random.Random) -> bytes:
     """The recipe with values replaced, keys renamed, and keys taken away or added."""
-    tree = yaml.safe_load(text)
+    tree = copy.deepcopy(loaded(text))
     for _ in range(dice.randint(1, 3)):
         container, key = dice.choice(places(tree) or [({}, "x")])
         value = container.pop(key) if isinstance(container, dict) else container[key]
@@ -493,8 +508,10 @@ def mutated_nodes(text: bytes, dice: random.Random) -> bytes:
 
 
 OVERRIDES = [
-    "train.steps=3", "train.steps=x", "hardware.any_of.0.nodes=2", "name.x=1", "a=", "=", "model={}", "model.args=3", "hardware=local", "hardware.local=3",
-    "extends=x", "train=null", "env.a.b=1", "secrets.0=x", "dataset.name=digits", "train.optimizer.name=sgd", "checkpoint.store='hub'", "x" * 300 + "=[",
+    "train.steps=3", "train.steps=x", "hardware.any_of.0.nodes=2", "name.x=1", "a=", "=", "model={}", "model.args=3",
+    "hardware=local", "hardware.local=3",
+    "extends=x", "train=null", "env.a.b=1", "secrets.0=x", "dataset.name=digits", "train.optimizer.name=sgd",
+    "checkpoint.store='hub'", "x" * 300 + "=[",
 ]  # fmt: skip
 
 
