@@ -240,8 +240,10 @@ def _home() -> Path:
 
 
 def _folder(run_id: str) -> Any:
+    from .plan import check_run_id
     from .run_folder import RunFolder
 
+    check_run_id(run_id)
     folder = RunFolder(_home() / run_id)
     folder.plan()
     return folder

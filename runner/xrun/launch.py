@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 from .cloud import Cloud
@@ -35,8 +36,22 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
 
 
 def launch(plan: Plan, cloud: Cloud) -> int:
-    """Run a plan on a cloud; returns the exit code."""
-    return cloud.run(plan)
+    """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit code."""
+    return cloud.run(dataclasses.replace(plan, code=code_version(Path(plan.project))))
+
+
+def code_version(project: Path) -> dict[str, object]:
+    """The project's git commit and whether files differ from it; empty where there is no git."""
+    commit = _git(project, "rev-parse", "HEAD")
+    return {"commit": commit, "dirty": bool(_git(project, "status", "--porcelain"))} if commit else {}
+
+
+def _git(project: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def _same(plan: Plan, known: Plan) -> Plan:

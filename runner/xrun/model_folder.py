@@ -85,8 +85,15 @@ Weights: `{WEIGHTS}`, SHA-256 `{sha256}`. Data revision: {facts.get("data_revisi
 
 ## Code
 
-{json.dumps(plan.mathematics.get("sources", {}), indent=1)}
+{_code(plan)}
 """
+
+
+def _code(plan: Plan) -> str:
+    commit = plan.code.get("commit")
+    state = f"commit `{commit}`{' with uncommitted changes' if plan.code.get('dirty') else ''}" if commit else "not under git"
+    files = "\n".join(f"* `{path}`, BLAKE3 `{digest}`" for path, digest in plan.mathematics.get("sources", {}).items())
+    return f"The project is {state}.\n\n{files}"
 
 
 def _config(plan: Plan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,9 +77,10 @@ def make_plan(
     """Resolve a recipe: who it is, where its state goes, how many processes train.
 
     Raises:
-        LaunchError: the recipe asks for something that a local run cannot do.
-        RecipeError: the number of processes does not divide the micro-batches.
+        LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot do.
     """
+    check_run_id(run)
+    check_run_id(fork)
     project = component.project_root(path)
     mathematics = what_is_computed(recipe, project)
     digest = blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest()
@@ -96,6 +98,16 @@ def make_plan(
         fork=fork,
         version=_version(),
     )
+
+
+def check_run_id(run: str) -> None:
+    """A run's id names a folder, a branch and a W&B run, so it is short and plain; "" stands for none.
+
+    Raises:
+        LaunchError: it is not.
+    """
+    if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
+        raise LaunchError(f"{run!r} is no run id.", "A run id is lower-case letters, digits and '-', at most 40 characters.")
 
 
 def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:
