@@ -381,7 +381,7 @@ def fits(shape: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         return False
     if "if" in shape and not fits(shape["if"], value, root) and not fits(shape["else"], value, root):
         return False
-    kinds = {
+    kinds: dict[str, Any] = {
         "integer": int,
         "number": (int, float),
         "string": str,
