@@ -15,11 +15,10 @@ import time
 import traceback
 from pathlib import Path
 
-from .entrypoint import end_with_parent
 from .errors import COME_BACK, Stopped, XrunError
 from .plan import Plan
 from .run_folder import RunFolder
-from .stop import StopFlag
+from .stop import StopFlag, end_with_parent
 
 log = logging.getLogger("xrun")
 
@@ -42,6 +41,8 @@ def main(plan_path: str, attempt: str) -> int:
     except XrunError as error:
         return _leave(plan, attempt, error, error.message, error.hint, error.exit_code)
     except Exception as error:
+        if "does not have a deterministic implementation" in str(error):
+            return _leave(plan, attempt, error, str(error).partition(".")[0] + ".", "Set train.deterministic: false.", 6)
         traceback.print_exc()
         return _leave(plan, attempt, error, f"{type(error).__name__}: {error}", "", 1)
     return 0

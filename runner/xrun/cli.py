@@ -70,7 +70,7 @@ def run(
     plan = choose_run(plan, given=bool(run_id), new=new, fork=fork)
     click.echo(f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}")
     code = launch(plan, LocalCloud())
-    _say_outcome(plan, code, _command())
+    _say_outcome(plan, code, _command(recipe, overrides, local, plan))
     sys.exit(code)
 
 
@@ -207,8 +207,8 @@ def _plan(recipe: Path, overrides: Sequence[str], run_id: str, fork: str, proces
     from .plan import make_plan
     from .recipe_file import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
-    if loaded.hardware.any_of and not local:
+    loaded = load_recipe(recipe, [*overrides, "hardware=local"] if local else overrides)
+    if loaded.hardware.any_of:
         raise LaunchError(f"{recipe}: this version of xrun does not launch on clouds.", "Train here with --local.")
     return make_plan(loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes)
 
@@ -226,10 +226,13 @@ def _say_outcome(plan: Plan, code: int, command: str) -> None:
         click.echo(f"Stopped; the state is safe. Go on with: {command}", err=True)
 
 
-def _command() -> str:
+def _command(recipe: Path, overrides: Sequence[str], local: bool, plan: Plan) -> str:
+    """What goes on with this very run, whatever flags it was started with."""
     import shlex
 
-    return shlex.join(["xrun", *sys.argv[1:]])
+    settings = [part for override in overrides for part in ("-s", override)]
+    size = ["--processes", str(plan.processes)] if plan.processes > 1 else []
+    return shlex.join(["xrun", str(recipe), *settings, *(["--local"] if local else []), "--run", plan.run, *size])
 
 
 def _home() -> Path:

@@ -16,6 +16,10 @@ from typing import Protocol
 from .errors import COME_BACK, LaunchError
 from .plan import Plan
 from .run_folder import RunFolder, write_plan
+from .stop import PARENT
+
+_CRASHES = 20
+"""So many entrypoints that were ended by a signal are started again; more is no accident."""
 
 
 class Cloud(Protocol):
@@ -31,6 +35,7 @@ class LocalCloud:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._asked = False
+        self._crashes = 0
 
     def run(self, plan: Plan) -> int:
         """See Cloud; 75 means that somebody here asked to stop and the same command goes on.
@@ -47,11 +52,17 @@ class LocalCloud:
                     return code
 
     def _attempt(self, path: Path) -> int:
-        self._child = subprocess.Popen([sys.executable, "-m", "xrun.entrypoint", str(path)], stdin=subprocess.DEVNULL)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "xrun.entrypoint", str(path)],
+            stdin=subprocess.DEVNULL, env={**os.environ, PARENT: str(os.getpid())},
+        )  # fmt: skip
         if self._asked:
             self._child.send_signal(signal.SIGTERM)
         code = self._child.wait()
-        return COME_BACK if code < 0 or code == 1 else code
+        if code >= 0:
+            return code
+        self._crashes += 1
+        return COME_BACK if self._crashes < _CRASHES else 1
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

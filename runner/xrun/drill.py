@@ -69,12 +69,15 @@ class Result:
         same = "the same final weights to the last bit" if len(set(self.weights_sha256)) == 1 else "other final weights"
         if self.resized and self.equal:
             same += f", losses within {self.largest_difference:.1e} relative"
-        lines = [
+        verdict = (
             f"{'EQUAL' if self.equal else 'DIFFERENT'}: {self.kills.total()} kills ({places or 'none'}), "
-            f"{self.attempts} attempts, {self.points} points compared, {same}.",
+            f"{self.attempts} attempts, {self.points} points compared, {same}."
+        )
+        cost = (
             f"Lost: {self.steps_recomputed} steps computed again, {self.seconds_lost:.1f} s of training; "
-            f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts.",
-        ]
+            f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts."
+        )
+        lines = [verdict, cost]
         if self.kills.total() < self.asked:
             lines.append(f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended before.")
         return "\n".join([*lines, *self.differences[:10], f"Both runs are in {self.folder}"])

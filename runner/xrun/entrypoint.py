@@ -7,7 +7,6 @@ once and cannot fall with the training.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -20,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import COME_BACK, CheckpointError, StoppedOnPurpose, StoreError, XrunError
+from .errors import COME_BACK, CheckpointError, StoppedOnPurpose, StoreError, StoreUnavailable, XrunError
 from .plan import Plan
 from .progress import Progress
 from .run_folder import RunFolder, is_finished
-from .stop import StopFlag
+from .stop import PARENT, StopFlag, end_with_parent
 from .store import Head
 from .store.directory import DirectoryStore
 from .tracker.jsonl import JsonlTracker
@@ -34,6 +33,8 @@ OWN_FAILURES = 3
 OUTSIDE_ENDS = 20
 """The same for attempts that were ended from outside: real spot machines have runs of short lives."""
 _POLL_SECONDS = 0.02
+_RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
+"""Waits between the questions to a store that cannot be read."""
 _LINGER_SECONDS = 5.0
 """How long the other ranks may take to end by themselves after one has failed."""
 
@@ -62,7 +63,7 @@ class Attempt:
 
     def run(self) -> int:
         """Lease, ranks, end."""
-        head = self.store.head()
+        head = self._head()
         for damaged in self.store.damaged:
             self.progress.say(f"The commit {damaged} is damaged; the one before it counts.")
         self._check(head)
@@ -72,6 +73,21 @@ class Attempt:
         head = self._lease(head)
         code, failure = self._ranks()
         return self._end(code, failure)
+
+    def _head(self) -> Head | None:
+        """The head; a store that cannot be read is asked again, and then it is an error, never "nothing there"."""
+        for delay in _RETRY_SECONDS:
+            try:
+                return self.store.head()
+            except StoreUnavailable as error:
+                self.progress.say(f"{error} Asking again.")
+                if self.stop:
+                    raise
+                time.sleep(delay)
+        try:
+            return self.store.head()
+        except StoreUnavailable as error:
+            raise StoreError(error.message, "Nothing was started, since nobody can tell what the run has committed.") from error
 
     def _check(self, head: Head | None) -> None:
         """Everything that must be known before a step is trained."""
@@ -217,7 +233,7 @@ def rank_environment(plan: Plan, rank: int, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(plan.processes), "LOCAL_WORLD_SIZE": str(plan.processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads),
-        "XRUN_PROJECT": plan.project, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1",
+        "XRUN_PROJECT": plan.project, PARENT: str(os.getpid()), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1",
         **plan.recipe["env"],
     }  # fmt: skip
 
@@ -252,11 +268,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def end_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no process outlives its run."""
-    ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,9 @@ def _refuse_silent_start(plan: Plan, others: list[RunFolder]) -> None:
 def _forked(plan: Plan, fork: str) -> Plan:
     source = RunFolder(Path(plan.home) / fork)
     source.plan()
+    for known in runs_in(Path(plan.home)):
+        if (before := known.plan()).fork == fork and before.digest == plan.digest:
+            return dataclasses.replace(plan, run=known.run, fork=fork)
     run = plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
     return dataclasses.replace(plan, run=run, fork=fork)
 

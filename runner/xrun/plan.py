@@ -81,6 +81,7 @@ def make_plan(
     """
     check_run_id(run)
     check_run_id(fork)
+    check_tracking(recipe)
     project = component.project_root(path)
     mathematics = what_is_computed(recipe, project)
     digest = blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest()
@@ -108,6 +109,19 @@ def check_run_id(run: str) -> None:
     """
     if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
         raise LaunchError(f"{run!r} is no run id.", "A run id is lower-case letters, digits and '-', at most 40 characters.")
+
+
+def check_tracking(recipe: Recipe) -> None:
+    """Only the local log is there in this version; a recipe that asks for more is told so instead of being ignored.
+
+    Raises:
+        LaunchError: it asks for more.
+    """
+    for name in ("wandb", "trackio"):
+        if getattr(recipe.tracking, name) is not None:
+            raise LaunchError(
+                f"tracking.{name} is not available in this version.", f"Switch it off with -s tracking.{name}=null."
+            )
 
 
 def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:

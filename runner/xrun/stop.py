@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
 
+PARENT = "XRUN_PARENT"
+"""The environment variable that names the process whose death ends this one."""
 GRACE_SECONDS = 25.0
 """How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL after 30 s."""
 
@@ -38,3 +42,10 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.set(signal.Signals(number).name)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no process outlives its run."""
+    ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os.kill(os.getpid(), number)  # it died before we asked
