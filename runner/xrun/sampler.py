@@ -134,8 +134,13 @@ class Sampler:
         seed = key(self.seed, epoch)
         if self._cumulative is None:
             return permute(positions, self.samples, seed)
-        uniform = _mix(positions.astype(np.uint64) ^ np.uint64(seed)) / 2.0**64
-        return np.searchsorted(self._cumulative, uniform * self._cumulative[-1], side="right").astype(np.int64)
+        return self.at(_mix(positions.astype(np.uint64) ^ np.uint64(seed)))
+
+    def at(self, words: Words) -> Indices:
+        """The samples that random words fall on, in proportion to the weights."""
+        cumulative: npt.NDArray[np.float64] = self._cumulative  # type: ignore[assignment]  # asked only with weights
+        end = np.nextafter(cumulative[-1], 0.0)  # the largest words round up to 1.0, behind the last sample
+        return np.searchsorted(cumulative, np.minimum(words / 2.0**64 * cumulative[-1], end), side="right").astype(np.int64)
 
 
 def cut(count: int, size: int) -> list[tuple[int, int]]:
