@@ -20,6 +20,7 @@ HEAVY = {"torch", "accelerate", "wandb", "sky", "transformers", "datasets", "num
 ARROWS = {
     "errors": "",
     # what both halves read
+    "stop": "errors",
     "every": "errors",
     "recipe_rules": "errors every",
     "recipe": "errors every recipe_rules",
@@ -34,12 +35,13 @@ ARROWS = {
     "yaml_nodes": "errors",
     "recipe_problems": "errors recipe recipe_rules yaml_nodes",
     "recipe_file": "errors recipe recipe_rules recipe_problems every yaml_nodes component components",
-    "cloud": "errors plan run_folder",
+    "cloud": "errors plan run_folder stop",
     "launch": "errors plan run_folder cloud",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud launch",
-    "cli": "errors recipe_file recipe component plan run_folder progress cloud launch drill",
+    "template": "errors recipe component components",
+    "cli": "errors recipe_file recipe component plan run_folder progress cloud launch drill template",
+    "__main__": "cli",
     # the container half
-    "stop": "errors",
     "world": "errors",
     "sampler": "",
     "randomness": "sampler",
@@ -49,16 +51,20 @@ ARROWS = {
     "stream": "errors sampler randomness",
     "reduction": "errors sampler loader world",
     "evaluate": "errors recipe sampler randomness loader stream objective world stop",
+    "micro_batch": "errors recipe sampler loader stream objective optimizer world",
+    "sharding": "errors world",
+    "warm_start": "errors",
     "tensor_file": "errors",
-    "state": "errors tensor_file",
+    "state": "errors objective tensor_file",
     "interval": "errors every",
     "checkpoint": "errors tensor_file state store tracker interval",
     "model_folder": "errors plan store tensor_file state",
     "train": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval checkpoint "
     "tracker world stop",
-    "attempt": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
-    "optimizer reduction evaluate state interval checkpoint world stop model_folder train",
+    "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
+    "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint world stop model_folder train",
     "entrypoint": "errors plan store tracker run_folder progress stop",
+    "attempt": "errors plan run_folder stop entrypoint parts",
 }
 
 
