@@ -1,0 +1,155 @@
+"""Images and labels from Hugging Face datasets: on the Hub or in a local folder, held or streamed.
+
+Images stay encoded until `transform`, which runs in the workers. Nothing remote is executed: `datasets` runs no loading scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xrun.errors import ComponentError
+
+Item = tuple[Tensor, int]
+SMALLEST_CROP = 0.25
+"""Smallest share of the image's area that a training crop keeps (Szegedy et al. 2014 take 0.08, for longer training)."""
+RESIZE = 1.143
+"""Evaluation resizes the shorter side to 256 / 224 of the crop, as usual since Krizhevsky et al. 2012."""
+
+
+class Transform:
+    """A raw example -> (float32 (channels, image_size, image_size), label); draws from torch's generator if it augments."""
+
+    def __init__(
+        self, image_column: str, label_column: str, image_size: int, channels: int, mean: list[float], std: list[float],
+        augment: bool,
+    ) -> None:  # fmt: skip
+        self.image_column, self.label_column, self.augment = image_column, label_column, augment
+        self.image_size, self.mode = image_size, {1: "L", 3: "RGB"}[channels]
+        self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+    def __call__(self, example: dict[str, Any]) -> Item:
+        image = datasets.Image().decode_example(example[self.image_column]).convert(self.mode)
+        image = self.random_crop(image) if self.augment else self.center_crop(image)
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(self.image_size, self.image_size, -1)
+        return (pixels.permute(2, 0, 1) / 255 - self.mean) / self.std, int(example[self.label_column])
+
+    def random_crop(self, image: Image.Image) -> Image.Image:
+        """A rectangle of random area and shape (3/4 to 4/3), resized, and mirrored half of the time."""
+        area, ratio, x, y, mirror = torch.rand(5).tolist()
+        size = math.sqrt((SMALLEST_CROP + (1 - SMALLEST_CROP) * area) * image.width * image.height)
+        stretch = math.exp((ratio - 0.5) * math.log(4 / 3))
+        width, height = min(size * stretch, image.width), min(size / stretch, image.height)
+        left, top = x * (image.width - width), y * (image.height - height)
+        out = self.resize(image, (left, top, left + width, top + height))
+        return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else out
+
+    def center_crop(self, image: Image.Image) -> Image.Image:
+        """The middle square, of a side such that resizing first and cropping then would give the same picture."""
+        side = min(image.width, image.height) / RESIZE
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        return self.resize(image, (left, top, left + side, top + side))
+
+    def resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+        return image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR, box=box)
+
+
+class Images:
+    """Map-style: `rows` are raw examples, a memory-mapped dataset or a list."""
+
+    def __init__(self, rows: Any, transform: Transform, revision: str) -> None:
+        self.rows, self.transform, self.revision = rows, transform, revision
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.transform(self.rows[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        return [self[int(index)] for index in indices]
+
+
+class ImageStream:
+    """Streaming: one shard per file; a shard is a `datasets.IterableDataset`, which resumes by its state."""
+
+    def __init__(self, rows: datasets.IterableDataset, transform: Transform, revision: str) -> None:
+        self.rows, self.transform, self.revision = rows, transform, revision
+        self.num_shards: int = rows.num_shards
+
+    def shard(self, index: int) -> datasets.IterableDataset:
+        return self.rows.shard(num_shards=self.num_shards, index=index)
+
+
+def version(name: str, revision: str | None) -> str:
+    """What names the data: the given revision, for a folder the hash of its files' names and sizes, else the moving `main`."""
+    if not Path(name).is_dir():
+        return revision or "main"
+    files = [(path.relative_to(name).as_posix(), path.stat().st_size) for path in Path(name).rglob("*") if path.is_file()]
+    return hashlib.blake2b(repr(sorted(files)).encode(), digest_size=16).hexdigest()
+
+
+def encoded(rows: Any, image_column: str, label_column: str) -> Any:
+    """`rows` with these two columns and the images as the file's bytes."""
+    known = rows.column_names or [image_column, label_column]  # some streams do not know theirs
+    missing = {image_column, label_column} - set(known)
+    if missing:
+        raise ComponentError(f"datasets/hub_images: no column {', '.join(sorted(missing))}.", f"There are: {', '.join(known)}.")
+    return rows.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
+
+
+def first_of_each(rows: datasets.IterableDataset, samples: int) -> list[Any]:
+    """About `samples` examples, the same number from the start of each shard: files are often sorted by label."""
+    share = math.ceil(samples / rows.num_shards)
+    return [row for i in range(rows.num_shards) for row in rows.shard(num_shards=rows.num_shards, index=i).take(share)]
+
+
+def build(
+    name: str,
+    revision: str | None = None,
+    config_name: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    train_split: str = "train",
+    val_split: str | None = "validation",
+    image_size: int = 224,
+    channels: int = 3,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    augment: bool = True,
+    streaming: bool = False,
+    val_samples: int = 2048,
+) -> dict[str, Images | ImageStream]:
+    """`train` and, with `val_split`, `val`, of pairs of float32 (channels, image_size, image_size) and a label.
+
+    `name` is owner/dataset or a local folder (parquet, arrow or an image folder); pin `revision` to a full commit. `mean` and
+    `std` are per channel, for pixels from 0 to 1 (default 0.5). With `streaming` nothing is downloaded first; then `val` is held
+    in memory, encoded, and has about `val_samples` examples.
+    """
+    if channels not in (1, 3):
+        raise ComponentError(f"datasets/hub_images: channels is 1 or 3 (got {channels}).")
+
+    def split(which: str) -> Any:
+        rows = datasets.load_dataset(name, config_name, split=which, revision=revision, streaming=streaming)
+        return encoded(rows, image_column, label_column)
+
+    def transform(random: bool) -> Transform:
+        half = [0.5] * channels
+        return Transform(image_column, label_column, image_size, channels, mean or half, std or half, random)
+
+    tag = version(name, revision)
+    kind = ImageStream if streaming else Images
+    splits: dict[str, Images | ImageStream] = {"train": kind(split(train_split), transform(augment), tag)}
+    if val_split:
+        rows = first_of_each(split(val_split), val_samples) if streaming else split(val_split)
+        splits["val"] = Images(rows, transform(False), tag)
+    return splits

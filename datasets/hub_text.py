@@ -1,0 +1,203 @@
+"""Language modelling on text from Hugging Face datasets: on the Hub or in a local folder, held or streamed.
+
+Documents become tokens of a tokenizer, or their UTF-8 bytes, each followed by a separator, and are packed into blocks of
+`context` tokens. No token is dropped: where documents run out (after every 1,000 held ones, or at a shard's end) the block is
+filled up with the separator, where labels are -100. Nothing remote is executed: `datasets` runs no loading scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+
+from xrun.errors import ComponentError
+
+IGNORED = -100
+Example = dict[str, Any]
+Batch = dict[str, list[Any]]
+
+
+class Encoder:
+    """Text -> token numbers with the separator at the end; without a tokenizer the bytes, separated by a byte 0."""
+
+    def __init__(self, name: str | None, revision: str | None) -> None:
+        self.tokenizer = None
+        self.separator = 0
+        if name is not None:
+            import transformers  # half a second that bytes do not need
+
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
+            self.separator = self.tokenizer.eos_token_id
+        if self.separator is None:
+            raise ComponentError(f"datasets/hub_text: the tokenizer {name} has no end-of-sequence token to end documents with.")
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.tokenizer is None:
+            return [[*text.encode(), self.separator] for text in texts]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*tokens, self.separator] for tokens in encoded]
+
+
+def block(tokens: Sequence[int], context: int, separator: int) -> Example:
+    """`tokens`, at most `context` of them, filled up; `real` says how many there were."""
+    return {"input_ids": [*tokens, *[separator] * (context - len(tokens))], "real": len(tokens)}
+
+
+def to_item(example: Example) -> dict[str, Tensor]:
+    """`input_ids` and `labels`, int64 (context,); labels are the inputs, not shifted, and -100 where filled up."""
+    inputs = torch.as_tensor(example["input_ids"], dtype=torch.int64)
+    labels = inputs.clone()
+    labels[example["real"] :] = IGNORED
+    return {"input_ids": inputs, "labels": labels}
+
+
+def pack(batch: Batch, text_column: str, encoder: Encoder, context: int) -> Batch:
+    """Documents -> blocks, for `datasets.map`, which keeps the result on disk by the hash of all of this."""
+    tokens = list(chain.from_iterable(encoder(batch[text_column])))
+    return columns([block(tokens[i : i + context], context, encoder.separator) for i in range(0, len(tokens), context)])
+
+
+def cut(batch: Batch, text_column: str, encoder: Encoder, context: int) -> Batch:
+    """Each document on its own, cut at `context` tokens."""
+    return columns([block(tokens[:context], context, encoder.separator) for tokens in encoder(batch[text_column])])
+
+
+def columns(blocks: list[Example]) -> Batch:
+    return {"input_ids": [b["input_ids"] for b in blocks], "real": [b["real"] for b in blocks]}
+
+
+class Blocks:
+    """Map-style: `rows` have `input_ids` and `real`."""
+
+    def __init__(self, rows: Any, revision: str) -> None:
+        self.rows, self.revision = rows, revision
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return to_item(self.rows[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        return [to_item(row) for row in self.rows.__getitems__([int(index) for index in indices])]
+
+
+class PackedShard:
+    """One shard's blocks. Resumes by JSON: the documents' position, the tokens carried over, the blocks already taken.
+
+    `load_state_dict` goes back to before the last document that gave a block and encodes that one again, so the state is at most
+    `context` tokens however long documents are.
+    """
+
+    def __init__(self, documents: datasets.IterableDataset, text_column: str, encoder: Encoder, context: int) -> None:
+        self.documents, self.text_column, self.encoder, self.context = documents, text_column, encoder, context
+        self.state: Example = {"documents": documents.state_dict(), "carry": [], "taken": 0}
+
+    def state_dict(self) -> Example:
+        return {**self.state, "carry": list(self.state["carry"])}
+
+    def load_state_dict(self, state: Example) -> None:
+        self.documents.load_state_dict(state["documents"])
+        self.state = {**state, "carry": list(state["carry"])}
+
+    def __iter__(self) -> Iterator[Example]:
+        carry, skip = self.state["carry"], self.state["taken"]
+        before = self.state["documents"]
+        for document in self.documents:
+            tokens = carry + self.encoder([document[self.text_column]])[0]
+            full = len(tokens) // self.context
+            for i in range(skip, full):
+                self.state = {"documents": before, "carry": carry, "taken": i + 1}
+                yield block(tokens[i * self.context : (i + 1) * self.context], self.context, self.encoder.separator)
+            carry, skip = tokens[full * self.context :], 0
+            before = self.documents.state_dict()
+        if carry:
+            self.state = {"documents": before, "carry": [], "taken": 0}
+            yield block(carry, self.context, self.encoder.separator)
+
+
+class TextStream:
+    """Streaming: one shard per file. Packed in the shard's iterator; unpacked documents are encoded in the workers instead."""
+
+    def __init__(
+        self, rows: datasets.IterableDataset, text_column: str, encoder: Encoder, context: int, packing: bool, held_out: int,
+        tag: str,
+    ) -> None:  # fmt: skip
+        self.rows, self.text_column, self.encoder, self.context = rows, text_column, encoder, context
+        self.packing, self.held_out, self.revision = packing, held_out, tag
+        self.num_shards: int = rows.num_shards
+
+    def shard(self, index: int) -> Any:
+        rows = self.rows.shard(num_shards=self.num_shards, index=index)
+        if index == 0 and self.held_out:
+            rows = rows.skip(self.held_out)
+        return PackedShard(rows, self.text_column, self.encoder, self.context) if self.packing else rows
+
+    def transform(self, example: Example) -> dict[str, Tensor]:
+        if not self.packing:
+            tokens = self.encoder([example[self.text_column]])[0]
+            example = block(tokens[: self.context], self.context, self.encoder.separator)
+        return to_item(example)
+
+
+def version(name: str, revision: str | None) -> str:
+    """What names the data: the given revision, for a folder the hash of its files' names and sizes, else the moving `main`."""
+    if not Path(name).is_dir():
+        return revision or "main"
+    files = [(path.relative_to(name).as_posix(), path.stat().st_size) for path in Path(name).rglob("*") if path.is_file()]
+    return hashlib.blake2b(repr(sorted(files)).encode(), digest_size=16).hexdigest()
+
+
+def only(rows: Any, text_column: str) -> Any:
+    """`rows` with this one column; ComponentError if it is missing. Streams of JSON do not know their columns (None)."""
+    if rows.column_names is not None and text_column not in rows.column_names:
+        known = ", ".join(rows.column_names)
+        raise ComponentError(f"datasets/hub_text: no column {text_column}.", f"There are: {known}.")
+    return rows.select_columns([text_column])
+
+
+def build(
+    name: str,
+    revision: str | None = None,
+    config_name: str | None = None,
+    text_column: str = "text",
+    train_split: str = "train",
+    val_split: str | None = "validation",
+    tokenizer: str | None = None,
+    tokenizer_revision: str | None = None,
+    context: int = 1024,
+    packing: bool = True,
+    streaming: bool = False,
+    val_documents: int = 1000,
+) -> dict[str, Blocks | TextStream]:
+    """`train` and `val` of dicts `input_ids` and `labels`, int64 (context,).
+
+    `name` is owner/dataset or a local folder (parquet, arrow, text, ...); pin `revision` to a full commit; `tokenizer` is a name
+    or folder for transformers' AutoTokenizer, or nothing for bytes. Without `packing` a document is one item, cut at `context`.
+    With `streaming` nothing is downloaded first; then `val` is the first `val_documents` documents of `val_split`, or, if that is
+    null, of the first training shard, which leaves them out of training.
+    """
+    encoder, tag = Encoder(tokenizer, tokenizer_revision), version(name, revision)
+
+    def split(which: str) -> Any:
+        return only(datasets.load_dataset(name, config_name, split=which, revision=revision, streaming=streaming), text_column)
+
+    def blocks(rows: Any) -> Blocks:
+        how = {"text_column": text_column, "encoder": encoder, "context": context}
+        return Blocks(rows.map(pack if packing else cut, batched=True, remove_columns=[text_column], fn_kwargs=how), tag)
+
+    if not streaming:
+        return {key: blocks(split(which)) for key, which in (("train", train_split), ("val", val_split)) if which}
+    rows = split(train_split)
+    held_out = 0 if val_split else val_documents
+    train = TextStream(rows, text_column, encoder, context, packing, held_out, tag)
+    source = split(val_split) if val_split else rows.shard(num_shards=rows.num_shards, index=0)
+    documents = datasets.Dataset.from_list(list(source.take(val_documents)))
+    return {"train": train, "val": blocks(documents)} if val_documents else {"train": train}
