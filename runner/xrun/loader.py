@@ -133,7 +133,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def check_splits(splits: Any, name: str) -> None:
-    """A dataset component must give a dict with `train`.
+    """A dataset component must give a dict with `train`, which is not empty.
 
     Raises:
         ComponentError: it does not.
@@ -141,6 +141,8 @@ def check_splits(splits: Any, name: str) -> None:
     if not isinstance(splits, dict) or "train" not in splits:
         got = f"a dict with {sorted(splits)}" if isinstance(splits, dict) else type(splits).__name__
         raise ComponentError(f"datasets/{name}.py: build() must return a dict with the split 'train' (got {got}).")
+    if hasattr(splits["train"], "__len__") and len(splits["train"]) == 0:
+        raise ComponentError(f"datasets/{name}.py: the split 'train' is empty.")
 
 
 def _worker_error(error: RuntimeError) -> Exception:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .errors import TrainError
+
 Batch = Any
 """A dict of tensors, or a pair (inputs, labels)."""
 Sums = dict[str, Tensor]
@@ -56,7 +58,15 @@ class Objective(nn.Module):
 
     def _own_loss(self, batch: Batch) -> Sums:
         output = self.model(**batch) if isinstance(batch, Mapping) else self.model(*batch)
-        values = dict(output.items()) if isinstance(output, Mapping) else {"loss": output}
+        if isinstance(output, Mapping):
+            values = dict(output.items())
+        else:
+            values = {"loss": getattr(output, "loss", output)}
+        if "count" in values:
+            raise TrainError(
+                "task: model: the model returns `count`, but its loss must be a mean over the micro-batch's samples.",
+                "Return the mean over samples and no `count`.",
+            )
         samples = batch_size(batch)
         return {name: value * samples for name, value in values.items() if isinstance(value, Tensor) and value.dim() == 0}
 

@@ -23,22 +23,23 @@ def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer
     """
     kind = optimizer_class(train.optimizer.name)
     options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
-    if kind.__name__ in _FUSED and train.sharding == "none":
+    chosen = options.get("foreach") or options.get("differentiable")
+    if kind.__name__ in _FUSED and train.sharding == "none" and not chosen:
         options.setdefault("fused", True)  # one kernel for all parameters instead of a Python loop over them
     try:
         return kind(parameter_groups(objective, train.optimizer.weight_decay), **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TrainError(f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}.") from error
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class in torch.optim with this name in any case."""
-    for attribute in dir(torch.optim):
-        found = getattr(torch.optim, attribute)
-        if attribute.lower() == name.lower() and isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+    base = torch.optim.Optimizer
+    known = {a: c for a, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base}
+    for attribute, found in known.items():
+        if attribute.lower() == name.lower():
             return found
-    known = sorted(a for a in dir(torch.optim) if a[0].isupper() and a != "Optimizer")
-    raise TrainError(f"train.optimizer.name: torch.optim has no {name!r}.", f"It has {', '.join(known)}.")
+    raise TrainError(f"train.optimizer.name: torch.optim has no {name!r}.", f"It has {', '.join(sorted(known))}.")
 
 
 def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

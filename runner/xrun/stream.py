@@ -69,7 +69,8 @@ class Reader:
 
     def state(self) -> dict[str, Any]:
         """Fields of a Position that starts a block here."""
-        resumable = self.source is not None and self.taken and hasattr(self.source, "state_dict")
+        own = self.source is not None and self.source is not self.split  # a split's own state would stay in the epochs after
+        resumable = own and self.taken and hasattr(self.source, "state_dict")
         inner = json.loads(json.dumps(self.source.state_dict())) if resumable else None
         return {"shard": self.shard, "taken": self.taken, "inner": inner}
 

@@ -1,0 +1,143 @@
+"""The recipe's optimizer, its parameter groups, and the learning rate at every corner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from xrun.errors import TrainError
+from xrun.objective import Objective
+from xrun.optimizer import build_optimizer, learning_rate, optimizer_class, set_learning_rate
+from xrun.recipe import Train
+
+
+class RMSNorm(nn.Module):
+    """A norm of somebody's own, with a 2-D weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 4))
+
+
+class Model(nn.Module):
+    """Matrices, norms, biases, an embedding that asks not to be decayed, and a frozen part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.linear = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.own = RMSNorm()
+        self.gain = nn.Parameter(torch.ones(()))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def no_weight_decay(self) -> list[str]:
+        return ["table.weight"]
+
+
+def recipe(optimizer: dict[str, Any] | None = None, **train: Any) -> Train:
+    return Train(**{"steps": 10, "global_batch": 4, "optimizer": optimizer or {}, **train})
+
+
+def names_by_decay(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[float, set[str]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+
+
+def test_only_matrices_are_decayed() -> None:
+    """Norms of any class, biases, scalars and what the model names are not decayed; frozen parameters are left out."""
+    model = Model()
+    groups = names_by_decay(build_optimizer(recipe({"weight_decay": 0.1}), Objective(model, "classification")), model)
+    assert groups == {
+        0.1: {"linear.weight"},
+        0.0: {"table.weight", "linear.bias", "norm.weight", "norm.bias", "own.scale", "gain"},
+    }
+
+
+def test_the_order_of_parameters_is_the_model_s() -> None:
+    """Each group has its parameters in the order of `named_parameters`, so that two attempts agree."""
+    model = Model()
+    order = {id(p): number for number, p in enumerate(model.parameters())}
+    for group in build_optimizer(recipe(), Objective(model, "classification")).param_groups:
+        numbers = [order[id(p)] for p in group["params"]]
+        assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("name", ["adamw", "AdamW", "ADAMW"])
+def test_an_optimizer_goes_by_its_name_in_any_case(name: str) -> None:
+    """The class of torch.optim is found however its name is written."""
+    assert optimizer_class(name) is torch.optim.AdamW
+    assert optimizer_class("sgd") is torch.optim.SGD
+
+
+@pytest.mark.parametrize("name", ["adamx", "lr_scheduler", "optimizer", "Any"])
+def test_an_unknown_optimizer_is_refused(name: str) -> None:
+    """A name that is no optimizer of torch.optim is refused with those that are."""
+    with pytest.raises(TrainError, match=rf"no '{name}'.*AdamW") as refused:
+        optimizer_class(name)
+    assert "Optimizer," not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("adamw", {"beta": 0.9}), ("adamw", {"betas": [1.5, 0.9]}), ("adamw", {"foreach": True, "fused": True}), ("muon", {})],
+)
+def test_wrong_arguments_are_one_sentence(name: str, args: dict[str, Any]) -> None:
+    """What torch says of arguments that it does not take becomes a TrainError that names the optimizer."""
+    with pytest.raises(TrainError, match=r"train\.optimizer: torch\.optim\.\w+ refuses its arguments"):
+        build_optimizer(recipe({"name": name, "args": args}), Objective(Model(), "classification"))
+
+
+@pytest.mark.parametrize("args", [{"foreach": True}, {"fused": False}, {"differentiable": True}])
+def test_a_choice_of_implementation_in_the_recipe_wins(args: dict[str, bool]) -> None:
+    """`fused` is only xrun's choice where the recipe makes none."""
+    groups = build_optimizer(recipe({"args": args}), Objective(Model(), "classification")).param_groups
+    assert all(group[name] == value for group in groups for name, value in args.items())
+    assert not groups[0]["fused"]
+
+
+def test_a_model_without_trainable_parameters_is_refused() -> None:
+    """There is nothing to optimize, and that is said."""
+    with pytest.raises(TrainError, match="no trainable parameter"):
+        build_optimizer(recipe(), Objective(Model().requires_grad_(False), "classification"))
+
+
+def rates(name: str, warmup: int, final: float, total: int = 10) -> list[float]:
+    train = recipe({"lr": 2.0}, schedule={"name": name, "warmup_steps": warmup, "final": final})
+    return [learning_rate(train, step, total) for step in range(total + 2)]
+
+
+def test_the_warmup_rises_linearly_to_the_peak() -> None:
+    """The first step has 1/n of the rate, the last one of the warmup has all of it."""
+    assert rates("constant", 4, 0.0)[:6] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize(("name", "middle"), [("linear", 1.1), ("cosine", 1.1), ("constant", 2.0)])
+def test_a_schedule_goes_from_the_peak_to_its_end(name: str, middle: float) -> None:
+    """It begins at `lr`, is half-way at half the steps, and stays at `final` once the steps are done."""
+    found = rates(name, 0, 0.1)
+    end = 2.0 if name == "constant" else 0.2
+    assert (found[0], found[5], found[10], found[11]) == pytest.approx((2.0, middle, end, end))
+    assert found[:11] == sorted(found[:11], reverse=True)
+
+
+def test_a_schedule_after_a_warmup_covers_what_is_left() -> None:
+    """The decay begins where the warmup ended, at the peak."""
+    found = rates("linear", 5, 0.0)
+    assert found[4:11] == pytest.approx([2.0, 2.0, 1.6, 1.2, 0.8, 0.4, 0.0])
+
+
+@pytest.mark.parametrize("total", [1, 3, 4])
+def test_a_run_no_longer_than_its_warmup_has_rates(total: int) -> None:
+    """A warmup that takes all the steps leaves nothing to divide by, and still every rate is right."""
+    assert rates("cosine", 4, 0.0, total)[:total] == pytest.approx([0.5, 1.0, 1.5, 2.0][:total])
+
+
+def test_the_rate_reaches_every_group() -> None:
+    """Setting the rate sets it for decayed and undecayed parameters."""
+    optimizer = build_optimizer(recipe({"weight_decay": 0.1}), Objective(Model(), "classification"))
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
