@@ -333,13 +333,18 @@ class _Silent:
         """Nothing."""
 
 
+_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
 def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
-    """Call a component's `build`; whatever it raises becomes one sentence."""
+    """Call a component's `build`; whatever it raises becomes one sentence, but what the network does is left to be tried again."""
     try:
         return build(**args)
     except XrunError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, _FINAL):
+            raise  # a network that fails now may not fail in the next attempt
         raise ComponentError(f"{what}: build() failed: {type(error).__name__}: {error}.") from error
 
 
