@@ -337,7 +337,7 @@ _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryEr
 
 
 def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
-    """Call a component's `build`; whatever it raises becomes one sentence, but what the network does is left to be tried again."""
+    """Call a component's `build`; what it raises becomes one sentence; a failing network is left to be tried again."""
     try:
         return build(**args)
     except XrunError:

@@ -1,0 +1,38 @@
+"""The long drills (`make soak`): what a person would run for an afternoon before trusting a change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xrun.drill import drill
+
+pytestmark = pytest.mark.soak
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
+    """Twenty kills of the smoke recipe change no logged value and no bit of the weights."""
+    result = drill(RECIPES / "digits_mlp.yaml", kills=20, folder=tmp_path, say=print)
+    assert (result.kills.total(), result.differences) == (20, [])
+
+
+def test_kills_and_resizes_change_no_bit(tmp_path: Path) -> None:
+    """Another number of processes after every kill of the small vision transformer changes no bit either."""
+    result = drill(RECIPES / "digits.yaml", kills=5, resize=True, folder=tmp_path, say=print)
+    assert (result.kills.total(), result.differences, result.largest_difference) == (5, [], 0.0)
+
+
+def test_four_processes_with_several_buckets(tmp_path: Path) -> None:
+    """Four processes with more than 5 MB of gradients, where DistributedDataParallel rebuilds its buckets, end in the same bits."""
+    overrides = ["model.args.hidden=1280", "train.steps=300", "checkpoint.every=20 steps"]
+    result = drill(RECIPES / "digits_mlp.yaml", overrides, kills=8, processes=4, folder=tmp_path, say=print)
+    assert (result.kills.total(), result.differences) == (8, [])
+
+
+def test_two_hundred_kills_change_no_bit(tmp_path: Path) -> None:
+    """Two hundred kills, about half an hour on 2 cores, change no bit."""
+    overrides = ["train.steps=6000", "checkpoint.every=50 steps"]
+    result = drill(RECIPES / "digits_mlp.yaml", overrides, kills=200, seed=1, folder=tmp_path, say=print)
+    assert (result.kills.total(), result.differences) == (200, [])
