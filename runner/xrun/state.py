@@ -75,16 +75,20 @@ class TrainState:
 
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in `optimizer.step()` only."""
-        return {f"model.{name}" for name, _ in self.objective.model.named_buffers()}
+        buffers = {id(buffer) for buffer in self.objective.buffers()}
+        return {f"model.{name}" for name, tensor in self._saved() if id(tensor) in buffers}
 
     def frozen(self) -> set[str]:
         """Names of the tensors that no step changes."""
-        named = self.objective.model.named_parameters()
-        return {f"model.{name}" for name, p in named if not p.requires_grad}
+        return {f"model.{name}" for name, p in self._saved() if isinstance(p, nn.Parameter) and not p.requires_grad}
+
+    def _saved(self) -> list[tuple[str, Any]]:
+        """The model's own tensors by the names of its state_dict, which wrappers around its blocks do not change."""
+        return list(self.objective.model.state_dict(keep_vars=True).items())
 
     def _parameter_names(self) -> dict[int, str]:
         if not self._names:
-            self._names = {id(p): name.removeprefix("model.") for name, p in self.objective.named_parameters()}
+            self._names = {id(p): name for name, p in reversed(self._saved())}  # of tied ones the first name
         return self._names
 
     def _make_optimizer_state(self, names: set[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,7 +22,10 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
     """
     found: dict[str, Tensor] = {}
     for path in _files(source, project):
-        found |= load_file(path)
+        try:
+            found |= load_file(path)
+        except SafetensorError as error:
+            raise TrainError(f"model.init_from: {path} is damaged: {error}.", "Fetch it again.") from error
     own = model.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:

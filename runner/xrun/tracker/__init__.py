@@ -11,7 +11,8 @@ from typing import Any, Protocol
 class Dropped:
     """Points of an earlier attempt after the step that a run resumed from: they are computed again.
 
-    `last` is the last step that had been logged, `seconds` the time from the resumed step's point to it.
+    `last` is the last step that had been logged, `seconds` the time to it from the resumed step's point, or from the start of
+    the attempt that logged it if that was later.
     """
 
     last: int

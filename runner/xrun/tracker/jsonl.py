@@ -2,12 +2,14 @@
 
 `metrics.jsonl` has one JSON object a line, each step once (a point of training and one of evaluation may share a step);
 `config.json` the configuration; `committed.json` the newest commit. A line is one `write`, so it survives a SIGKILL of its
-process; `committed` syncs the lines before it, so that no point up to a commit is lost with the power.
+process; `committed` syncs the lines before it, so that no point up to a commit is lost with the power. On a full disk points
+wait in memory until there is room again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from . import Dropped
+
+log = logging.getLogger("xrun")
 
 
 class JsonlTracker:
@@ -24,12 +28,13 @@ class JsonlTracker:
         self.folder, self.clock = folder, clock
         self.path = folder / "metrics.jsonl"
         self._file = -1
+        self._waiting = b""
 
     def start(self, config: Mapping[str, Any], step: int) -> Dropped | None:
-        """See Tracker."""
+        """See Tracker; `started` in config.json is when this attempt began to log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "config.json", config)
         kept, dropped = self._cut(step)
+        write_json(self.folder / "config.json", {**config, "started": round(self.clock(), 3)})
         if dropped is not None:
             write_bytes(self.path, kept)
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -38,12 +43,21 @@ class JsonlTracker:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """See Tracker."""
         point = {"step": step, **values, "time": round(self.clock(), 3)}
-        os.write(self._file, json.dumps(point).encode() + b"\n")
+        room = not self._waiting
+        self._waiting += json.dumps(point).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if room:
+                log.warning("%s cannot be written (%s); points wait in memory.", self.path, error.strerror)
 
     def committed(self, step: int, head: str) -> None:
         """See Tracker."""
-        os.fsync(self._file)
-        write_json(self.folder / "committed.json", {"step": step, "head": head})
+        try:
+            os.fsync(self._file)
+            write_json(self.folder / "committed.json", {"step": step, "head": head})
+        except OSError as error:
+            log.warning("%s cannot remember the commit of step %d (%s).", self.folder, step, error.strerror)
 
     def last_commit(self) -> tuple[int, str] | None:
         """See Tracker."""
@@ -55,14 +69,31 @@ class JsonlTracker:
 
     def finish(self) -> None:
         """See Tracker."""
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        try:
+            self._write()
             os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+        except OSError as error:
+            log.warning("%s has lost its last points (%s).", self.path, error.strerror)
+        os.close(self._file)
+        self._file, self._waiting = -1, b""
+
+    def _write(self) -> None:
+        """Write what waits; a full disk may take a part of a line, the rest follows it later."""
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+
+    def _started(self) -> float:
+        """When the attempt before this one began to log."""
+        try:
+            return float(json.loads((self.folder / "config.json").read_text())["started"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return 0.0
 
     def _cut(self, step: int) -> tuple[bytes, Dropped | None]:
         """The lines up to `step`, and what came after them; a torn last line counts as nothing."""
-        kept, last, when, end = [], step, 0.0, 0.0
+        kept, last, when, end = [], step, self._started(), 0.0
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         for line in lines:
             point = parse(line)
@@ -70,7 +101,7 @@ class JsonlTracker:
                 continue
             if point["step"] <= step:
                 kept.append(line)
-                when = point.get("time", 0.0)
+                when = max(when, point.get("time", 0.0))
             else:
                 last, end = max(last, point["step"]), point.get("time", 0.0)
         dropped = Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None

@@ -1,0 +1,102 @@
+"""When to save: the specification, with a clock in hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from xrun.every import Every
+from xrun.interval import MINIMUM_SECONDS, PRIOR_UPTIME, SaveSchedule, best_interval, mean_uptime
+
+HOUR = 3600.0
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def schedule(every: str, clock: Clock | None = None, uptime: float = 2 * HOUR) -> SaveSchedule:
+    return SaveSchedule(Every.parse(every), 7, lambda: uptime, clock or Clock())
+
+
+def seconds_between_saves(stall: float, write: float, uptime: float) -> float:
+    own = schedule("auto", uptime=uptime)
+    own.measured(stall, write)
+    return own.seconds()
+
+
+def test_auto_is_young_s_interval_between_its_bounds() -> None:
+    """Every sqrt(2 C M) seconds, never closer than writing takes, never closer than the minimum."""
+    assert {
+        "C = 1 s, M = 2 h": seconds_between_saves(stall=1, write=5, uptime=2 * HOUR),
+        "C = 4 s, M = 2 h": seconds_between_saves(stall=4, write=5, uptime=2 * HOUR),
+        "C = 1 s, M = 8 h": seconds_between_saves(stall=1, write=5, uptime=8 * HOUR),
+        "writing takes 10 min": seconds_between_saves(stall=1, write=600, uptime=2 * HOUR),
+        "C is nothing": seconds_between_saves(stall=0, write=0, uptime=2 * HOUR),
+    } == {
+        "C = 1 s, M = 2 h": 120.0,
+        "C = 4 s, M = 2 h": 240.0,
+        "C = 1 s, M = 8 h": 240.0,
+        "writing takes 10 min": 600.0,
+        "C is nothing": MINIMUM_SECONDS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("every", "saves"),
+    [("3 steps", [0, 3, 6, 9, 12]), ("1 epochs", [0, 7, 14]), ("2 epochs", [0, 14]), ("1 step", list(range(15)))],
+)
+def test_steps_and_epochs_are_counted_not_timed(every: str, saves: list[int]) -> None:
+    """Policies by steps and epochs are functions of the step, so that every attempt saves at the same ones."""
+    own = schedule(every)
+    assert [step for step in range(15) if own.due(step)] == [step for step in saves if step < 15]
+
+
+def test_a_time_counts_from_the_last_save_s_start() -> None:
+    """`90s` is due 90 s after a save began, the schedule's own start counting as one."""
+    clock = Clock()
+    own = schedule("90s", clock)
+    seen = []
+    for clock.now in (1000.0, 1089.9, 1090.0, 1100.0):
+        seen.append(own.due(1))
+    own.started()
+    for clock.now in (1189.9, 1190.0):
+        seen.append(own.due(1))
+    assert seen == [False, False, True, True, False, True]
+
+
+def test_auto_follows_what_is_measured_and_seen() -> None:
+    """The interval moves half-way to each newly measured cost, and with the uptime as it is when it is asked."""
+    uptime = [2 * HOUR]
+    own = SaveSchedule(Every.parse("auto"), 7, lambda: uptime[0], Clock())
+    own.measured(1.0, 1.0)
+    own.measured(7.0, 3.0)
+    assert (own.stall, own.write) == (4.0, 2.0)
+    assert own.seconds() == 240.0
+    uptime[0] = HOUR / 2
+    assert own.seconds() == 120.0
+
+
+def test_the_best_interval_loses_least() -> None:
+    """No other interval has a smaller expected loss per second, C / T for saving plus T / 2M for what is computed again."""
+
+    def loss(interval: float) -> float:
+        return 5.0 / interval + interval / (2 * 3 * HOUR)
+
+    best = best_interval(5.0, 1.0, 3 * HOUR)
+    assert all(loss(best) <= loss(best * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
+    assert best == pytest.approx(math.sqrt(2 * 5.0 * 3 * HOUR))
+
+
+def test_the_uptime_begins_at_a_prior_and_ends_at_what_is_seen() -> None:
+    """Without an observation the prior counts; with many, their mean."""
+    assert mean_uptime(0, 0) == PRIOR_UPTIME
+    assert mean_uptime(HOUR, 1) == (PRIOR_UPTIME + HOUR) / 2
+    assert mean_uptime(1000 * HOUR, 1000) == pytest.approx(HOUR, rel=0.01)
+    assert mean_uptime(50 * HOUR, 0) > 50 * HOUR

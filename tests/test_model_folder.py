@@ -1,0 +1,114 @@
+"""The folder with the final weights, read by the libraries that people use."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, load_model
+from torch import nn
+
+from xrun.model_folder import sha256_of, write
+from xrun.plan import Plan
+
+FACTS = {"step": 10, "samples": 80, "metrics": {"val/loss": 0.5}, "data_revision": "r1"}
+
+
+class Tied(nn.Module):
+    """A model whose head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    recipe: dict[str, Any] = {
+        "name": "r", "task": "classification",
+        "model": {"name": "tied", "args": {"width": 4}}, "dataset": {"name": "d", "args": {}},
+    }  # fmt: skip
+    return Plan("r-12345678", "0" * 64, {"sources": {"models/tied.py": "ab"}}, recipe, "r.yaml", "/p", "/h", "me", version="0.1")
+
+
+def test_the_weights_load_with_the_safetensors_library(tmp_path: Path, plan: Plan) -> None:
+    """model.safetensors has every weight of an ordinary module, and the returned SHA-256 is the file's."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    sha256 = write(tmp_path / "model", model, plan, FACTS)
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    assert sha256 == sha256_of(tmp_path / "model" / "model.safetensors")
+
+
+def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) -> None:
+    """A weight that two layers share is one tensor in the file, and a new model gets it back in both."""
+    model, fresh = Tied(), Tied()
+    write(tmp_path / "model", model, plan, FACTS)
+    path = tmp_path / "model" / "model.safetensors"
+    assert len(load_file(path)) == 1
+    load_model(fresh, path)
+    assert torch.equal(fresh.embed.weight, model.embed.weight)
+    assert fresh.head.weight is fresh.embed.weight
+
+
+def test_the_config_and_the_card_say_what_it_is(tmp_path: Path, plan: Plan) -> None:
+    """config.json names the component and its arguments, README.md the run, the metrics, the data and the weights' hash."""
+    sha256 = write(tmp_path / "model", Tied(), plan, FACTS)
+    assert json.loads((tmp_path / "model" / "config.json").read_text()) == {
+        "model_type": "xrun", "component": "tied", "args": {"width": 4}, "task": "classification",
+    }  # fmt: skip
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: pytorch\n")
+    assert all(text in card for text in ("# r-12345678", "| val/loss | 0.5 |", sha256, "Data revision: r1", "models/tied.py"))
+
+
+def test_the_folder_is_replaced_as_a_whole(tmp_path: Path, plan: Plan) -> None:
+    """A second export leaves nothing of the first one, and nothing beside the folder."""
+    write(tmp_path / "model", Tied(), plan, FACTS)
+    (tmp_path / "model" / "old-file").write_text("")
+    second = nn.Linear(2, 2)
+    write(tmp_path / "model", second, plan, FACTS)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert torch.equal(load_file(tmp_path / "model" / "model.safetensors")["weight"], second.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_kill_left_behind_does_not_matter(tmp_path: Path, plan: Plan) -> None:
+    """Half-written and half-replaced folders of killed exports are no obstacle."""
+    for name in (".model.old", f".model.{os.getpid()}"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    write(tmp_path / "model", Tied(), plan, FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_that_fails_leaves_the_old_folder(tmp_path: Path, plan: Plan) -> None:
+    """If the new weights cannot be written the ones before stay, whole."""
+    old = write(tmp_path / "model", Tied(), plan, FACTS)
+
+    class Broken(nn.Linear):
+        def save_pretrained(self, folder: Path, **options: Any) -> None:
+            (Path(folder) / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "model", Broken(2, 2), plan, FACTS)
+    assert sha256_of(tmp_path / "model" / "model.safetensors") == old
+
+
+def test_a_transformers_model_loads_with_from_pretrained(tmp_path: Path, plan: Plan) -> None:
+    """A model of transformers, tied weights included, comes back from its folder with the same outputs, bit by bit."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=6)).eval()
+    write(tmp_path / "model", model, plan, FACTS)
+    loaded = GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert (tmp_path / "model" / "README.md").exists()
