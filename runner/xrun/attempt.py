@@ -55,7 +55,10 @@ def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, 
         "code": code, "message": message, "hint": hint, "kind": kind, "time": time.time(), "traceback": code == 1,
     }  # fmt: skip
     path = RunFolder(plan.folder).logs(attempt) / f"failure-{os.environ.get('RANK', '0')}.json"
-    path.write_text(json.dumps(failure))
+    try:
+        path.write_text(json.dumps(failure))
+    except OSError as problem:  # a full disk: then the exit code and the log have to do
+        log.error("%s %s (%s)", message, hint, problem.strerror)
     return code
 
 

@@ -57,7 +57,7 @@ class Attempt:
     def __init__(self, plan: Plan, stop: StopFlag) -> None:
         self.plan, self.stop = plan, stop
         self.folder = RunFolder(plan.folder)
-        self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self.id = new_id(time.time())
         self.store = DirectoryStore(self.folder.state, plan.run, self.id, plan.owner)
         self.progress = Progress(self.folder, self.id)
 
@@ -104,7 +104,7 @@ class Attempt:
                 "Start a new run with --new, or take its weights along with --fork.",
             )
         witness = JsonlTracker(self.folder.path).last_commit()
-        if witness is not None and witness[0] > steps_committed(record):
+        if witness is not None and witness[0] > steps_committed(record) and not self.store.damaged:
             raise CheckpointError(
                 f"{self.folder.metrics.parent / 'committed.json'} knows of a commit of step {witness[0]}, "
                 f"the store {self.folder.state} has {'none' if head is None else f'step {steps_committed(record)}'}.",
@@ -170,6 +170,7 @@ class Attempt:
         """Record how the attempt ended, unless another has taken over; returns the exit code."""
         head = self.store.head()
         if head is None or head.attempt != self.id:
+            self._say_end(code, failure, False, ([], []))
             return code or StoreError.exit_code
         stopped = code == COME_BACK and bool(self.stop)
         kind = "finished" if code == 0 else "stopped" if stopped else failure.get("kind", "own")
@@ -195,6 +196,11 @@ class Attempt:
             self.progress.say(f"The whole story is in {self.folder.logs(self.id)}/rank{failure['rank']}.log")
         if given_up:
             self.progress.say(" ".join(no_progress(*ends, self.folder)))
+
+
+def new_id(now: float) -> str:
+    """An attempt's name: ids sort in the order of their starts, also two within one second."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}{int(now % 1 * 1000):03}-{uuid.uuid4().hex[:6]}"
 
 
 def steps_committed(record: Mapping[str, Any]) -> int:
@@ -247,7 +253,7 @@ def gravest(codes: list[int]) -> int:
 
 def read_failure(logs: Path, codes: list[int]) -> dict[str, Any]:
     """What the first failed rank has written down, or what its exit code tells."""
-    written = [json.loads(path.read_text()) | {"rank": path.stem[-1]} for path in sorted(logs.glob("failure-*.json"))]
+    written = [failure for path in sorted(logs.glob("failure-*.json")) if (failure := _failure(path))]
     known = [failure for failure in written if failure["code"] in codes and failure["code"] == gravest(codes)]
     ended = [f"rank {rank} was ended by {signal.Signals(-code).name}" for rank, code in enumerate(codes) if code < 0]
     killed = any(code in (-signal.SIGKILL, -signal.SIGTERM) for code in codes)
@@ -255,6 +261,14 @@ def read_failure(logs: Path, codes: list[int]) -> dict[str, Any]:
         return (known or sorted(written, key=lambda failure: failure["time"]))[0]
     kind = "outside" if killed else "own"
     return {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."} if any(codes) else {}
+
+
+def _failure(path: Path) -> dict[str, Any] | None:
+    """What a rank has written down; None if it was cut short, as on a full disk."""
+    try:
+        return {**json.loads(path.read_text()), "rank": path.stem.removeprefix("failure-")}
+    except ValueError:
+        return None
 
 
 def send(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 from pathlib import Path
@@ -29,7 +30,7 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
         return dataclasses.replace(plan, run=_unused(plan)) if own.path.exists() else plan
     if (own.path / "plan.json").exists():
         return _same(plan, own.plan())
-    others = [other for other in runs_in(Path(plan.home)) if other.plan().recipe["name"] == plan.recipe["name"]]
+    others = [other for other in _plans_in(plan.home) if other.recipe["name"] == plan.recipe["name"]]
     if others and not given:
         _refuse_silent_start(plan, others)
     return plan
@@ -64,8 +65,17 @@ def _same(plan: Plan, known: Plan) -> Plan:
     return dataclasses.replace(plan, fork=known.fork)
 
 
-def _refuse_silent_start(plan: Plan, others: list[RunFolder]) -> None:
-    known = others[0].plan()
+def _plans_in(home: str) -> list[Plan]:
+    """The plans of all runs, the newest first; a damaged one of some other run is no obstacle."""
+    plans = []
+    for folder in runs_in(Path(home)):
+        with contextlib.suppress(LaunchError):
+            plans.append(folder.plan())
+    return plans
+
+
+def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
+    known = others[0]
     raise LaunchError(
         f"The recipe {plan.recipe['name']} has {len(others)} other run{'s' if len(others) > 1 else ''} here, "
         f"the newest is {known.run}. What is different: "
@@ -77,8 +87,8 @@ def _refuse_silent_start(plan: Plan, others: list[RunFolder]) -> None:
 def _forked(plan: Plan, fork: str) -> Plan:
     source = RunFolder(Path(plan.home) / fork)
     source.plan()
-    for known in runs_in(Path(plan.home)):
-        if (before := known.plan()).fork == fork and before.digest == plan.digest:
+    for known in _plans_in(plan.home):
+        if known.fork == fork and known.digest == plan.digest:
             return dataclasses.replace(plan, run=known.run, fork=fork)
     run = plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
     return dataclasses.replace(plan, run=run, fork=fork)

@@ -6,6 +6,7 @@ show the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -50,8 +51,8 @@ class Progress:
         self._shown = now
         self._pass_on()
         point = self.folder.last_point()
-        if point:
-            self._show(point, now)
+        if point and (plan := self._plan()):
+            self._show(point, now, *plan)
 
     def close(self) -> None:
         """The last lines, and the bar's end."""
@@ -76,9 +77,8 @@ class Progress:
         for line in whole.decode(errors="replace").splitlines():
             self.say(line)
 
-    def _show(self, point: dict[str, Any], now: float) -> None:
+    def _show(self, point: dict[str, Any], now: float, total: int, batch: int) -> None:
         self._seen = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS] + [(now, point["step"])]
-        total, batch = self._plan()
         text = f"loss {point['train/loss']:.4g}{self._speed(total, batch)}, {self._commit_age()}"
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:
@@ -98,11 +98,12 @@ class Progress:
         left = tqdm.format_interval((total - last) / rate)
         return f", {rate * batch:.0f} samples/s, {left} left"
 
-    def _plan(self) -> tuple[int, int]:
-        """Steps in all and samples per step, once the attempt has written them."""
+    def _plan(self) -> tuple[int, int] | None:
+        """Steps in all and samples per step, once the attempt has written them; what only shows never stops a training."""
         if self._config is None:
-            self._config = json.loads((self.folder.path / "config.json").read_text())
-        return self._config["steps"], self._config["recipe"]["train"]["global_batch"]
+            with contextlib.suppress(OSError, ValueError):
+                self._config = json.loads((self.folder.path / "config.json").read_text())
+        return (self._config["steps"], self._config["recipe"]["train"]["global_batch"]) if self._config else None
 
     def _commit_age(self) -> str:
         try:

@@ -63,7 +63,8 @@ class RunFolder:
             raise LaunchError(f"There is no run {self.run} in {self.path.parent}.", "`xrun status` lists the runs.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise LaunchError(
-                f"{self.path / 'plan.json'} is damaged: {error}.", "Start the recipe again to write it anew."
+                f"{self.path / 'plan.json'} is damaged: {error}.",
+                f"Delete that file and start the recipe again with --run {self.run}.",
             ) from error
 
     def head(self) -> Head | None:

@@ -1,0 +1,358 @@
+"""A small project in a folder, the `xrun` command as a real process, and attempts whose ranks are forked from a warm one.
+
+A rank's life costs seconds of imports, so tests that are not about the command start ranks from a process that has imported
+everything already (`Project.attempt`): the entrypoint's code, a real process per rank, real signals, real files.
+
+What goes wrong in a run is laid out as traps in `trap.json`: the dataset's `collate` counts its calls in this process and does
+what the file says, once. The components' sources stay the same, so the run stays the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xrun
+from xrun.entrypoint import Attempt, rank_environment
+from xrun.plan import Plan, make_plan
+from xrun.recipe_file import load_recipe
+from xrun.run_folder import RunFolder, runs_in, write_plan
+from xrun.stop import PARENT, StopFlag
+
+SOURCES = str(Path(xrun.__file__).parent.parent)
+STEPS = 20
+PER_STEP = 4
+"""Micro-batches per step: one process collates so many times."""
+
+RECIPE = """\
+name: tiny
+model: {name: line}
+dataset: {name: points}
+task: classification
+train:
+  steps: 20
+  global_batch: 8
+  micro_batch: 2
+  precision: fp32
+  optimizer: {name: adamw, lr: 0.01}
+checkpoint: {every: 5 steps, keep: 3}
+"""
+
+MODEL = """\
+from torch import nn
+
+
+def build(width: int = 8):
+    return nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 3))
+"""
+
+DATASET = """\
+import faulthandler, json, os, signal, time
+from pathlib import Path
+
+import torch
+from torch.utils.data import default_collate
+
+PROJECT = Path(__file__).parent.parent
+
+
+class Points:
+    def __init__(self, name, n, weighted=False):
+        generator = torch.Generator().manual_seed(n)
+        self.name, self.calls = name, 0
+        self.x = torch.randn(n, 4, generator=generator)
+        self.y = (self.x.sum(1) > 0).long()
+        if weighted:
+            self.weights = [1.0 + 9.0 * (i % 2) for i in range(n)]
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i] + 0.01 * torch.randn(4), int(self.y[i])
+
+    def collate(self, items):
+        batch = default_collate(items)
+        self.calls += 1
+        what = spring(self.name, self.calls)
+        return (batch[0] * float("nan"), batch[1]) if what == "nan" else batch
+
+
+def spring(name, calls):
+    try:
+        trap = json.loads((PROJECT / "trap.json").read_text())
+    except FileNotFoundError:
+        return ""
+    while trap["paced"] and name == "train" and committed() < (calls - 1) // 4 // 5 * 5:
+        time.sleep(0.002)
+    here = trap["split"] == name and trap["call"] <= calls and os.environ.get("RANK", "0") == str(trap["rank"])
+    if not here:
+        return ""
+    if not trap["stays"]:
+        (PROJECT / "trap.json").unlink()
+    what = trap["do"]
+    while committed() < trap["committed"]:
+        time.sleep(0.005)
+    if what in ("SIGKILL", "SIGSEGV"):
+        faulthandler.disable()
+        os.kill(os.getpid(), getattr(signal, what))
+    if what == "raise":
+        raise RuntimeError("the component is broken")
+    if what == "hold":
+        (PROJECT / "held").write_text(str(os.getpid()))
+        flag = signal.getsignal(signal.SIGTERM).__self__
+        end = time.monotonic() + 120
+        while not flag and not (PROJECT / "go").exists() and time.monotonic() < end:
+            time.sleep(0.005)
+    return what
+
+
+def committed():
+    files = PROJECT.glob("runs/*/committed.json")
+    return max([json.loads(path.read_text())["step"] for path in files], default=-1)
+
+
+def build(n: int = 100, weighted: bool = False):
+    return {"train": Points("train", n, weighted), "val": Points("val", 41)}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command or an attempt ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Project:
+    """A project with one recipe, `recipes/tiny.yaml`."""
+
+    def __init__(self, root: Path, recipe: str = RECIPE) -> None:
+        self.root = root
+        self.write("recipes/tiny.yaml", recipe)
+        self.write("models/line.py", MODEL)
+        self.write("datasets/points.py", DATASET)
+        self.recipe = root / "recipes" / "tiny.yaml"
+        self.home = root / "runs"
+        (root / "home").mkdir(exist_ok=True)
+
+    def write(self, name: str, text: str) -> Path:
+        """A file of the project."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def trap(
+        self, do: str, *, call: int, split: str = "train", rank: int = 0, stays: bool = False, committed: int = -1,
+        paced: bool = False,
+    ) -> None:  # fmt: skip
+        """Lay out what happens at the `call`-th collate of `split` in a process, once that step is committed.
+
+        `stays`: in every life, not once. `paced`: until then every save is committed before the next step, so that the
+        checkpoints lie at the multiples of 5 and nowhere else.
+        """
+        trap = {"do": do, "call": call, "split": split, "rank": rank, "stays": stays, "committed": committed, "paced": paced}
+        self.write("trap.json", json.dumps(trap))
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start the `xrun` command in this project, in a session of its own as a terminal's shell does."""
+        environment = {
+            "PATH": os.environ["PATH"], "HOME": str(self.root / "home"), "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", "xrun", *arguments], cwd=self.root, env=environment, stdin=subprocess.DEVNULL, text=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **options},
+        )  # fmt: skip
+
+    def xrun(self, *arguments: str) -> Done:
+        """Run the `xrun` command to its end."""
+        return ended(self.start(*arguments))
+
+    def plan(self, *overrides: str, run: str = "", processes: int = 1, recipe: str = "tiny", fork: str = "") -> Plan:
+        """The plan of the recipe with these overrides."""
+        path = self.root / "recipes" / f"{recipe}.yaml"
+        loaded = load_recipe(path, overrides)
+        return make_plan(loaded, path, overrides=overrides, run=run, processes=processes, environ={}, fork=fork)
+
+    def attempt(self, *overrides: str, stop: StopFlag | None = None, **options: Any) -> Done:
+        """One attempt, its ranks warm; see the module."""
+        return attempt(self.plan(*overrides, **options), stop)
+
+    @property
+    def run(self) -> RunFolder:
+        """The newest run."""
+        return runs_in(self.home)[0]
+
+
+def ended(process: subprocess.Popen[str]) -> Done:
+    """Wait for a started command; hanging ends it and fails."""
+    try:
+        out, err = process.communicate(timeout=180)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return Done(process.returncode, out or "", err or "")
+
+
+def attempt(plan: Plan, stop: StopFlag | None = None) -> Done:
+    """One attempt of a plan: exit code and what it said."""
+    from xrun.errors import XrunError
+
+    folder = RunFolder(plan.folder)
+    write_plan(folder, plan)
+    said = io.StringIO()
+    one = WarmAttempt(plan, stop or StopFlag())
+    one.progress.stream = said
+    try:
+        code = one.run()
+    except XrunError as error:
+        code = error.exit_code
+        said.write(f"xrun: {error}\n")
+    return Done(code, "", said.getvalue())
+
+
+class WarmAttempt(Attempt):
+    """An attempt whose ranks are forked from a process that has imported torch."""
+
+    def _start_rank(self, rank: int, port: int, logs: Path) -> Any:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["xrun.parts", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
+        environment = os.environ | rank_environment(self.plan, rank, port) | {"OMP_NUM_THREADS": "1"}
+        arguments = (environment, str(logs / f"rank{rank}.log"), str(self.folder.path / "plan.json"), self.id)
+        return WarmRank(context.Process(target=_rank, args=arguments))
+
+
+class WarmRank:
+    """The part of subprocess.Popen that an attempt uses."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+        process.start()
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, once it has ended."""
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        """Likewise."""
+        return self.process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """A real signal."""
+        if self.process.exitcode is None:
+            os.kill(self.pid, number)
+
+
+def _rank(environment: dict[str, str], log: str, plan: str, attempt_id: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment | {PARENT: str(os.getppid())})
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    from xrun.attempt import main
+
+    code = main(plan, attempt_id)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def until(happened: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
+    """Wait for a condition, and fail with its name when it does not come."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := happened():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"{what} did not happen within {seconds:g} s")
+
+
+def weights(run: RunFolder) -> str:
+    """SHA-256 of the final weights' file."""
+    return hashlib.sha256((run.model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def curve(run: RunFolder) -> dict[int, dict[str, Any]]:
+    """Every point of training by its step, without the clock; a step that is there twice fails."""
+    points = [point for point in run.points() if "train/loss" in point]
+    by_step = {point["step"]: {name: value for name, value in point.items() if name != "time"} for point in points}
+    assert len(by_step) == len(points), "a step was logged twice"
+    return by_step
+
+
+def steps_of(run: RunFolder) -> list[int]:
+    """The committed checkpoints' steps."""
+    return sorted(run.report()["checkpoints"])
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Living processes that have the folder in their command line or in the environment that ranks get."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if str(folder).encode() in text and state != "Z" and int(path.name) != os.getpid():
+            found.append(int(path.name))
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The living children of a process."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def copy(project: Project, to: Path) -> Project:
+    """The same project with its runs in another folder; only the runs' plans know where they were."""
+    shutil.copytree(project.root, to)
+    return Project(to)
+
+
+def commits(run: RunFolder) -> list[Path]:
+    """The commit files, oldest first."""
+    return sorted((run.state / "commits").glob("*.json"))
+
+
+def record(run: RunFolder) -> dict[str, Any]:
+    """What is committed now."""
+    head = run.head()
+    assert head is not None
+    return head.record
+
+
+def one_line(text: str) -> bool:
+    """One sentence for a person: a line, and no traceback."""
+    return "Traceback" not in text and len(text.strip().splitlines()) == 1
+
+
+def reasons(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why attempts ended."""
+    return [str(line.get("reason", "")) for line in lines]

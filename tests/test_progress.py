@@ -1,0 +1,125 @@
+"""What a person sees while an attempt trains; the clock is given, the files are real."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from xrun.progress import Progress
+from xrun.run_folder import RunFolder
+
+
+class Clock:
+    """A clock that stands where it was set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def watch(folder: Path, stream: io.StringIO) -> tuple[Progress, Clock]:
+    """Progress of a run of 100 steps with 8 samples each."""
+    clock = Clock()
+    (folder / "config.json").write_text(json.dumps({"steps": 100, "recipe": {"train": {"global_batch": 8}}}))
+    (folder / "logs" / "a").mkdir(parents=True)
+    return Progress(RunFolder(folder), "a", stream, clock), clock
+
+
+def log(folder: Path, step: int) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "train/loss": 0.5}) + "\n")
+
+
+def test_whole_lines_are_passed_on_once(tmp_path: Path) -> None:
+    """What the first rank prints appears once, and a line that is still being written only when it is whole."""
+    stream = io.StringIO()
+    progress, clock = watch(tmp_path, stream)
+    rank = tmp_path / "logs" / "a" / "rank0.log"
+    rank.write_text("one\ntw")
+    progress.update()
+    assert stream.getvalue() == "one\n"
+    rank.write_text("one\ntwo\n")
+    clock.now = 1.0
+    progress.update()
+    progress.close()
+    assert stream.getvalue() == "one\ntwo\n"
+
+
+def test_a_line_now_and_then_without_a_terminal(tmp_path: Path) -> None:
+    """Without a terminal there is a line at most every ten seconds, with step, loss, speed, time left and age of the commit."""
+    stream = io.StringIO()
+    progress, clock = watch(tmp_path, stream)
+    for step in range(1, 22):
+        clock.now = float(step)
+        log(tmp_path, step)
+        progress.update()
+    lines = stream.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["step 1/100", "step 11/100", "step 21/100"]
+    assert lines[-1] == "step 21/100: loss 0.5, 8 samples/s, 01:19 left, nothing committed yet"
+    (tmp_path / "committed.json").touch()
+    clock.now = 40.0
+    progress.update()
+    assert "committed 0 s ago" in stream.getvalue().splitlines()[-1]
+
+
+def test_looking_is_rare(tmp_path: Path) -> None:
+    """The files are looked at a few times a second, however often the entrypoint asks."""
+    stream = io.StringIO()
+    progress, clock = watch(tmp_path, stream)
+    progress.update()
+    (tmp_path / "logs" / "a" / "rank0.log").write_text("one\n")
+    clock.now = 0.1
+    progress.update()
+    assert stream.getvalue() == ""
+    clock.now = 0.3
+    progress.update()
+    assert stream.getvalue() == "one\n"
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    """On a terminal there is a bar, lines of the rank stand above it, and it ends at the newest step."""
+    stream = Terminal()
+    progress, clock = watch(tmp_path, stream)
+    log(tmp_path, 1)
+    progress.update()
+    (tmp_path / "logs" / "a" / "rank0.log").write_text("step 50: val/loss 0.1\n")
+    log(tmp_path, 100)
+    clock.now = 1.0
+    progress.update()
+    progress.close()
+    shown = stream.getvalue()
+    assert "step 50: val/loss 0.1\n" in shown
+    assert "100/100" in shown.splitlines()[-1]
+
+
+def test_nothing_to_show_is_no_error(tmp_path: Path) -> None:
+    """Before the rank has written anything there is nothing to say, and nothing fails."""
+    stream = io.StringIO()
+    progress = Progress(RunFolder(tmp_path), "a", stream, Clock())
+    progress.update()
+    progress.close()
+    assert stream.getvalue() == ""
+
+
+def test_points_without_a_configuration_are_no_error(tmp_path: Path) -> None:
+    """A run whose config.json is damaged or gone still shows what its rank says."""
+    stream = io.StringIO()
+    progress, clock = watch(tmp_path, stream)
+    (tmp_path / "config.json").write_text("{")
+    log(tmp_path, 1)
+    (tmp_path / "logs" / "a" / "rank0.log").write_text("one\n")
+    progress.update()
+    (tmp_path / "config.json").unlink()
+    clock.now = 1.0
+    progress.update()
+    progress.close()
+    assert "one\n" in stream.getvalue()
