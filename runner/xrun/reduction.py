@@ -85,9 +85,10 @@ class ExactReduction:
     @contextlib.contextmanager
     def micro_batch(self, piece: MicroBatch) -> Iterator[None]:
         """See Reduction; the micro-batch's own gradient is taken away from the parameters."""
-        before = {name: buffer._version for name, buffer in self.model.named_buffers()}
+        before = {name: (buffer, buffer._version) for name, buffer in self.model.named_buffers()}
         yield
-        if changed := [name for name, buffer in self.model.named_buffers() if buffer._version != before[name]]:
+        now = dict(self.model.named_buffers())
+        if changed := [name for name, (old, version) in before.items() if now[name] is not old or old._version != version]:
             raise TrainError(
                 f"train.reduction: exact: the model's buffer {changed[0].removeprefix('model.')} changes in the forward pass, "
                 "so the result would depend on the number of processes.",
