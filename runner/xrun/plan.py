@@ -18,7 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from . import component
-from .errors import LaunchError
+from .errors import LaunchError, Problem, RecipeError
 from .recipe import Recipe
 
 FORMAT = 1
@@ -78,10 +78,12 @@ def make_plan(
 
     Raises:
         LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot do.
+        RecipeError: `processes` cannot share the micro-batches evenly.
     """
     check_run_id(run)
     check_run_id(fork)
     check_tracking(recipe)
+    check_processes(recipe, processes or 1)
     project = component.project_root(path)
     mathematics = what_is_computed(recipe, project)
     digest = blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest()
@@ -99,6 +101,19 @@ def make_plan(
         fork=fork,
         version=_version(),
     )
+
+
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """What the recipe's own number is checked for, for the one that was given on the command line.
+
+    Raises:
+        RecipeError: they cannot share the micro-batches evenly.
+    """
+    slots = recipe.train.micro_batches
+    if slots % processes:
+        what = f"{processes} processes cannot share the {slots} micro-batches of a step evenly"
+        hint = "Use a number that divides them, or set train.micro_batch."
+        raise RecipeError([Problem("--processes", 0, 0, "", what, hint=hint)])
 
 
 def check_run_id(run: str) -> None:
