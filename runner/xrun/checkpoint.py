@@ -273,8 +273,7 @@ class Checkpointer:
         if self.rank == 0 and everybody is not None:
             self._commit(saving, everybody)
         elif self.rank == 0:
-            with contextlib.suppress(XrunError):
-                self.store.sweep()  # what the failed save has written takes the room that the next one needs
+            self._sweep()
 
     def _copy(self, saving: _Saving) -> None:
         names = [name for name in saving.parts if name not in saving.at_once]
@@ -339,6 +338,12 @@ class Checkpointer:
         except XrunError as error:
             log.warning("The commit of step %d failed: %s Training goes on.", saving.step, error)
             self._look_again()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """What a failed save has written takes the room that the next one needs."""
+        with contextlib.suppress(XrunError):
+            self.store.sweep()
 
     def _look_again(self) -> None:
         """After an error nobody can tell whether the commit has landed; if the head is this attempt's, go on from it."""
