@@ -260,7 +260,8 @@ def read_failure(logs: Path, codes: list[int]) -> dict[str, Any]:
     if known or (written and not killed):
         return (known or sorted(written, key=lambda failure: failure["time"]))[0]
     kind = "outside" if killed else "own"
-    return {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."} if any(codes) else {}
+    asked = all(code in (0, COME_BACK) for code in codes)  # they stopped because they were told to
+    return {} if asked else {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."}
 
 
 def _failure(path: Path) -> dict[str, Any] | None:
