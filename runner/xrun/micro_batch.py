@@ -49,8 +49,11 @@ def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerat
         return allowed[state["at"]]
 
     def attempt(size: int) -> int:
-        with limited_memory():
-            _train_once(train, objective, fetch, accelerator, size)
+        try:
+            with limited_memory():
+                _train_once(train, objective, fetch, accelerator, size)
+        except MemoryError as error:  # numpy's and Python's own: said in the words that are searched for
+            raise RuntimeError("CPU out of memory.") from error
         return size
 
     state = {"at": 0}
@@ -93,7 +96,8 @@ def limited_memory(limit: int | None = None) -> Iterator[None]:
     free = int(memory["MemAvailable"].split()[0]) << 10
     used = int(status["VmData"].split()[0]) << 10
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (used + (limit or int(free * _SHARE)), before[1]))
+    limits = [used + (limit or int(free * _SHARE)), *before]  # one that is set already (`ulimit -d`) may be the smallest
+    resource.setrlimit(resource.RLIMIT_DATA, (min(number for number in limits if number != resource.RLIM_INFINITY), before[1]))
     try:
         yield
     finally:
