@@ -117,6 +117,7 @@ def spring(name, calls):
         end = time.monotonic() + 120
         while not flag and not (PROJECT / "go").exists() and time.monotonic() < end:
             time.sleep(0.005)
+        (PROJECT / "go").unlink(missing_ok=True)
     return what
 
 
@@ -273,6 +274,7 @@ def _rank(environment: dict[str, str], log: str, plan: str, attempt_id: str) -> 
     sys.stderr = os.fdopen(2, "w", buffering=1)
     from xrun.attempt import main
 
+    multiprocessing.set_start_method("fork", force=True)  # as in a rank that was not started by multiprocessing
     code = main(plan, attempt_id)
     logging.shutdown()
     sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 from xrun.progress import Progress
@@ -29,9 +30,15 @@ class Terminal(io.StringIO):
 def watch(folder: Path, stream: io.StringIO) -> tuple[Progress, Clock]:
     """Progress of a run of 100 steps with 8 samples each."""
     clock = Clock()
-    (folder / "config.json").write_text(json.dumps({"steps": 100, "recipe": {"train": {"global_batch": 8}}}))
     (folder / "logs" / "a").mkdir(parents=True)
-    return Progress(RunFolder(folder), "a", stream, clock), clock
+    progress = Progress(RunFolder(folder), "a", stream, clock)
+    configure(folder, 100)
+    return progress, clock
+
+
+def configure(folder: Path, steps: int) -> None:
+    """What an attempt writes before its first step."""
+    (folder / "config.json").write_text(json.dumps({"steps": steps, "recipe": {"train": {"global_batch": 8}}}))
 
 
 def log(folder: Path, step: int) -> None:
@@ -123,3 +130,18 @@ def test_points_without_a_configuration_are_no_error(tmp_path: Path) -> None:
     progress.update()
     progress.close()
     assert "one\n" in stream.getvalue()
+
+
+def test_an_attempt_before_has_nothing_to_show(tmp_path: Path) -> None:
+    """What an attempt before has logged is not shown until this one begins, and then with this one's number of steps."""
+    configure(tmp_path, 12)
+    os.utime(tmp_path / "config.json", ns=(1, 1))
+    log(tmp_path, 12)
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(RunFolder(tmp_path), "a", stream, clock)
+    progress.update()
+    assert stream.getvalue() == ""
+    configure(tmp_path, 20)
+    clock.now = 1.0
+    progress.update()
+    assert stream.getvalue().startswith("step 12/20:")

@@ -36,6 +36,7 @@ class Progress:
         self._seen: list[tuple[float, int]] = []
         self._bar: Any = None
         self._config: Any = None
+        self._config_before = self._config_time()
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
@@ -99,11 +100,18 @@ class Progress:
         return f", {rate * batch:.0f} samples/s, {left} left"
 
     def _plan(self) -> tuple[int, int] | None:
-        """Steps in all and samples per step, once the attempt has written them; what only shows never stops a training."""
-        if self._config is None:
+        """Steps in all and samples per step, once this attempt has written them; what only shows never stops a training."""
+        if self._config is None and self._config_time() != self._config_before:
             with contextlib.suppress(OSError, ValueError):
                 self._config = json.loads((self.folder.path / "config.json").read_text())
         return (self._config["steps"], self._config["recipe"]["train"]["global_batch"]) if self._config else None
+
+    def _config_time(self) -> int:
+        """When config.json was written; an attempt before this one may have had other steps in all."""
+        try:
+            return (self.folder.path / "config.json").stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _commit_age(self) -> str:
         try:
