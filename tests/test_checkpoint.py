@@ -32,6 +32,8 @@ from xrun.tracker.jsonl import JsonlTracker
 class Model(nn.Module):
     """A trained layer, a frozen one, and a buffer that forward changes."""
 
+    seen: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 3)
@@ -63,7 +65,8 @@ class Run:
 
     def __init__(self, folder: Path, attempt: str = "a1", width: int = 5, gate: bool = False, keep: Keep | None = None) -> None:
         torch.manual_seed(0)
-        objective = Objective(Model(width), "classification")
+        self.model = Model(width)
+        objective = Objective(self.model, "classification")
         self.width = width
         self.state = TrainState(objective, build_optimizer(Train(steps=99, global_batch=4), objective), micro_batch=4)
         self.store: Any = DirectoryStore(folder / "state", "run", attempt, "me")
@@ -158,7 +161,7 @@ def test_buffers_are_copied_at_once(tmp_path: Path) -> None:
     run.step()
     run.checkpointer.begin()
     assert torch.equal(run.checkpointer._snapshot.copies["model.seen"], torch.ones(4))
-    run.state.objective.model.seen.fill_(99)
+    run.model.seen.fill_(99)
     run.checkpointer.wait()
     assert torch.equal(restored(tmp_path)["model.seen"], torch.ones(4))
 
@@ -170,11 +173,16 @@ def test_a_change_outside_of_the_step_loses_that_save_only(tmp_path: Path, caplo
     run.save()
     run.step()
     held, go = threading.Event(), threading.Event()
-    run.checkpointer._thread.submit(lambda: (held.set(), go.wait(60)))  # the copying thread is busy, so the copy comes later
+
+    def hold() -> None:
+        held.set()
+        go.wait(60)
+
+    run.checkpointer._thread.submit(hold)  # the copying thread is busy, so the copy comes later
     assert held.wait(60)
     run.checkpointer.begin()
     with torch.no_grad():
-        run.state.objective.model.linear.weight.mul_(2)
+        run.model.linear.weight.mul_(2)
     go.set()
     run.checkpointer.before_step()
     run.checkpointer.wait()

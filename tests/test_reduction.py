@@ -151,7 +151,7 @@ def test_processes_have_the_gradient_of_one(found: dict[int, Any], size: int) ->
 def test_the_gradient_is_that_of_the_whole_batch(found: dict[int, Any]) -> None:
     """Accumulated over micro-batches, the gradient is the one of the mean loss over the step's samples, short batch or not."""
     for step in (0, 2):
-        model = objective(16)
+        model: Any = objective(16)
         model.load_state_dict(found[1]["fast"]["states"][step][0])
         pieces = data(step, 0, 1, 16)
         x, y = (torch.cat([batch[part] for _, batch in pieces]) for part in (0, 1))
@@ -189,6 +189,8 @@ def test_without_the_first_pass_a_resumed_run_would_differ(found: dict[int, Any]
 
 class Assigned(nn.Module):
     """Replaces its buffer in forward instead of changing it."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,6 +36,8 @@ SIZES = (4, 2, 1)
 class Model(nn.Module):
     """Blocks whose rows no number of processes divides, a layer with fewer rows than processes, and a buffer."""
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(7, 7), nn.GELU()) for _ in range(2)])
@@ -48,7 +50,7 @@ class Model(nn.Module):
         return self.head(x) * self.scale[0]
 
 
-def model() -> nn.Module:
+def model() -> Any:
     torch.manual_seed(0)
     return Model()
 
@@ -72,8 +74,10 @@ def open_run(folder: Path, attempt: str, world: World, state: TrainState) -> Che
     world.wait()
     tracker = JsonlTracker(folder / f"tracker-{world.rank}")
     tracker.start({}, 0)
+    head = store.head()
+    assert head is not None
     return Checkpointer(
-        state, store, head=store.head(), digest="d", attempt=attempt, keep=Keep(),
+        state, store, head=head, digest="d", attempt=attempt, keep=Keep(),
         schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0), tracker=tracker, environment={},
         rank=world.rank, writers=world.size, group=world.saving,
     )  # fmt: skip
@@ -109,6 +113,7 @@ def work(folder: Path, rank: int) -> None:
             found["copied bytes"] = sum(t.nbytes for name, t in run._snapshot.copies.items() if name != "model.scale")
         else:
             _, checkpoint, paths = newest(run.store, run.head)
+            assert checkpoint is not None
             load(state, checkpoint, paths)
             before = whole(state)
         found |= {"values": before, "step": state.step, "copy": full_copy(state.objective.model, model)}
