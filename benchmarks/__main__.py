@@ -1,0 +1,44 @@
+"""`python -m benchmarks [ROW ...]`: measure, print the table, keep the results. Each file of rows runs in a fresh process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import result
+
+FILES = {1: "loop", 2: "vit", 3: "saving", 4: "saving", 5: "resume", 6: "startup", 7: "restart", 9: "goodput", 10: "saving"}
+"""Which file measures a row."""
+
+
+def main() -> int:
+    """Returns 0 once everything was measured, whether or not targets are met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("rows", metavar="ROW", nargs="*", type=int, choices=FILES, help="Default: all.")
+    parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
+    parser.add_argument("--results", type=Path, default=result.RESULTS, help="The folder of the results.")
+    chosen = parser.parse_args()
+    wanted, failed = set(chosen.rows or FILES), []
+    print(result.HEADER, flush=True)
+    for name in dict.fromkeys(FILES[row] for row in sorted(wanted)):
+        began = time.monotonic()
+        command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if chosen.quick else [])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, check=False)
+        rows = [row for row in map(json.loads, done.stdout.splitlines()) if row["row"] in wanted]
+        result.keep(rows, chosen.results)
+        for row in rows:
+            print(result.Row(**{key: row[key] for key in result.Row.__dataclass_fields__}).text(), flush=True)
+        if done.returncode:
+            failed.append(name)
+        print(f"benchmarks.{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    if failed:
+        print(f"Failed: {', '.join(failed)}.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Real runs of the recipes in `benchmarks/project`, in a temporary folder: put together as the entrypoint and a rank do it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from xrun.entrypoint import new_id
+from xrun.plan import Plan, make_plan
+from xrun.recipe_file import load_recipe
+from xrun.run_folder import RunFolder, write_plan
+from xrun.stop import StopFlag, end_with_parent
+from xrun.store.directory import DirectoryStore
+
+PROJECT = Path(__file__).parent / "project"
+
+
+class Lab:
+    """A project and its runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "project"
+        shutil.copytree(PROJECT, self.root)
+        (self.root / "pyproject.toml").touch()
+        self.home = folder / "runs"
+
+    def plan(self, recipe: str, run: str = "", *overrides: str) -> Plan:
+        """The plan of a run of a recipe, written into the run's folder."""
+        path = self.root / "recipes" / f"{recipe}.yaml"
+        plan = make_plan(
+            load_recipe(path, overrides), path, overrides=overrides, run=run, environ={**os.environ, "XRUN_HOME": str(self.home)}
+        )
+        write_plan(RunFolder(plan.folder), plan)
+        return plan
+
+    def training(self, plan: Plan, stop: StopFlag | None = None) -> Any:
+        """What a rank trains with, under a lease of its own."""
+        from xrun.parts import build_training
+
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        logging.getLogger("xrun").setLevel(logging.WARNING)
+        attempt = take_lease(plan)
+        return build_training(plan, attempt, stop or StopFlag())
+
+
+def take_lease(plan: Plan) -> str:
+    """Commit a new attempt to the run's record, as the entrypoint does before it starts the ranks; returns the attempt."""
+    attempt = new_id(time.time())
+    store = DirectoryStore(RunFolder(plan.folder).state, plan.run, attempt, plan.owner)
+    head = store.head()
+    record: dict[str, Any] = dict(head.record) if head else {"format": 1, "digest": plan.digest, "checkpoints": []}
+    own = {"id": attempt, "started": time.time(), "host": "", "processes": 1, "from_step": 0}
+    store.commit({**record, "attempts": [*record.get("attempts", []), own]}, head)
+    return attempt
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    """A lab that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="xrun-benchmarks-", ignore_cleanup_errors=True) as folder:
+        yield Lab(Path(folder))
+
+
+@contextlib.contextmanager
+def progress_shown(plan: Plan) -> Iterator[None]:
+    """The entrypoint's line of progress, in a process of its own, as it is shown while the ranks train."""
+    process = multiprocessing.get_context("spawn").Process(target=_show, args=(plan, os.getpid()), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _show(plan: Plan, parent: int) -> None:
+    from xrun.entrypoint import _POLL_SECONDS
+    from xrun.progress import Progress
+
+    end_with_parent(signal.SIGKILL)
+    progress = Progress(RunFolder(plan.folder), "benchmark")
+    while os.getppid() == parent:
+        progress.update()
+        time.sleep(_POLL_SECONDS)
+
+
+class Enough(Exception):
+    """Raised by a clock to end a loop that was measured long enough."""
+
+
+class StepClock:
+    """A training's clock: it is asked once before the first step and once after each, and notes when.
+
+    After `last` steps it ends the loop by raising Enough.
+    """
+
+    def __init__(self, last: int | None = None, then: Callable[[int], None] = lambda step: None) -> None:
+        self.last, self.then, self.times = last, then, list[float]()
+
+    def __call__(self) -> float:
+        now = time.perf_counter()
+        self.times.append(now)
+        done = len(self.times) - 1
+        self.then(done)
+        if self.last is not None and done >= self.last:
+            raise Enough
+        return now
+
+    def seconds_per_step(self, warm: int) -> float:
+        """The mean over all steps after the first `warm`."""
+        return (self.times[-1] - self.times[warm]) / (len(self.times) - 1 - warm)
+
+
+def run(training: Any, clock: StepClock) -> StepClock:
+    """Train until the clock has enough."""
+    training.clock = clock
+    try:
+        with contextlib.suppress(Enough):
+            training.run()
+    finally:
+        training.checkpointer.close()
+        training.tracker.finish()
+    return clock
+
+
+def fresh(plan: Plan) -> Plan:
+    """The same plan without what its runs have left."""
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    write_plan(RunFolder(plan.folder), plan)
+    return dataclasses.replace(plan)

@@ -1,0 +1,158 @@
+"""Training loops of others: the same dataset, collate function, model, optimizer and batch as xrun's, nothing saved or logged."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, default_collate
+
+
+@dataclass
+class Work:
+    """What is trained; `steps` steps are made and the first `warm` of them not counted."""
+
+    dataset: Any
+    model: Callable[[], nn.Module]
+    batch: int
+    lr: float
+    steps: int
+    warm: int
+
+    def loader(self) -> DataLoader[Any]:
+        return DataLoader(self.dataset, batch_size=self.batch, shuffle=True, collate_fn=default_collate)
+
+    def built(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A model in training mode, and the optimizer that xrun takes for the recipe."""
+        torch.use_deterministic_algorithms(False)
+        torch.manual_seed(0)
+        model = self.model().train()
+        return model, torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.0, fused=True)
+
+
+class Watch:
+    """Counts steps; `done()` after each one says whether it was the last."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.count, self.began, self.ended = work, 0, 0.0, 0.0
+
+    def done(self) -> bool:
+        self.count += 1
+        if self.count == self.work.warm:
+            self.began = time.perf_counter()
+        self.ended = time.perf_counter()
+        return self.count >= self.work.steps
+
+    @property
+    def seconds_per_step(self) -> float:
+        return (self.ended - self.began) / (self.count - self.work.warm)
+
+
+def raw(work: Work) -> float:
+    """The loop of every tutorial; seconds per step."""
+    model, optimizer = work.built()
+    watch = Watch(work)
+    for x, y in work.loader():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if watch.done():
+            break
+    return watch.seconds_per_step
+
+
+def accelerate(work: Work) -> float:
+    """The loop of accelerate's documentation."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    model, optimizer, loader = accelerator.prepare(*work.built(), work.loader())
+    watch = Watch(work)
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            accelerator.backward(loss)
+            optimizer.step()
+        if watch.done():
+            break
+    return watch.seconds_per_step
+
+
+def lightning(work: Work) -> float:
+    """Lightning's Trainer with everything optional switched off."""
+    import lightning as library
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    watch = Watch(work)
+
+    class Module(library.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.optimizer = work.built()
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return self.optimizer
+
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            watch.done()
+
+    trainer = library.Trainer(
+        max_steps=work.steps, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(Module(), work.loader())
+    return watch.seconds_per_step
+
+
+def trainer(work: Work) -> float:
+    """Hugging Face's Trainer, not clipping, with everything optional switched off."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    watch = Watch(work)
+
+    class Stepped(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *arguments: Any, **named: Any) -> None:
+            watch.done()
+
+    class WithLoss(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any, labels: Any) -> Any:
+            return {"loss": cross_entropy(self.model(x), labels)}
+
+    def collate(items: list[Any]) -> Any:
+        return dict(zip(("x", "labels"), default_collate(items), strict=True))
+
+    model, optimizer = work.built()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=work.batch, max_steps=work.steps, logging_strategy="no",
+            save_strategy="no", report_to=[], disable_tqdm=True, max_grad_norm=0.0, dataloader_pin_memory=False,
+            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        loop = Trainer(
+            model=WithLoss(model), args=arguments, train_dataset=work.dataset, data_collator=collate,
+            callbacks=[Stepped()], optimizers=(optimizer, schedule),
+        )  # fmt: skip
+        loop.remove_callback(PrinterCallback)
+        loop.train()
+    return watch.seconds_per_step
