@@ -33,7 +33,7 @@ demo: install
 # Everything that has to hold: style, types, the tests (with the built wheel in an empty environment), and the container
 # half once more with the newest libraries that exist.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 	$(MAKE) newest
 
 check: install
@@ -49,11 +49,11 @@ format: install
 	$(BIN)/ruff format .
 
 newest: .venv-newest/stamp
-	$(NEWEST)/python -m pytest -m "not soak and not cloud and not once"
+	$(NEWEST)/pytest -m "not soak and not cloud and not once"
 
 # The long drills: hundreds of kills.
 soak: install
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/pytest -m soak
 
 # Make again what is made from the sources.
 docs: install
