@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xrun.checkpoint import Checkpoint, Checkpointer, Keep, Snapshot, checkpoints_of, differences, load, newest
+from xrun.checkpoint import Checkpoint, Keep, checkpoints_of, differences, load, newest
+from xrun.checkpointer import Checkpointer, Snapshot
 from xrun.errors import CheckpointCorrupt, LeaseLost
 from xrun.every import Every
 from xrun.interval import SaveSchedule
@@ -246,6 +247,20 @@ def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
     assert len(second.files["frozen-0-0"].copies) == 2
     assert first.files["model-0-0"] != second.files["model-0-0"]
     (run.store.root / second.files["frozen-0-0"].copies[0]).unlink()
+    assert equal(restored(tmp_path), run.values())
+
+
+def test_a_damaged_file_of_frozen_tensors_is_written_again(tmp_path: Path) -> None:
+    """Frozen tensors whose only copy is damaged before the next save are written anew, and saving goes on."""
+    run = Run(tmp_path)
+    run.step()
+    run.save()
+    (file,) = {c.files["frozen-0-0"] for c in checkpoints_of(run.store.head())}
+    path = run.store.root / file.copies[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for _ in range(2):
+        run.step()
+        run.save()
     assert equal(restored(tmp_path), run.values())
 
 

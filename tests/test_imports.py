@@ -57,12 +57,14 @@ ARROWS = {
     "tensor_file": "errors",
     "state": "errors objective tensor_file",
     "interval": "errors every",
-    "checkpoint": "errors tensor_file state store tracker interval",
+    "checkpoint": "errors tensor_file state store",
+    "checkpointer": "errors tensor_file state store checkpoint tracker interval",
     "model_folder": "errors plan store tensor_file state",
-    "train": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval checkpoint "
+    "train": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval checkpointer "
     "tracker world stop",
     "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
-    "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint world stop model_folder train",
+    "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint checkpointer "
+    "world stop model_folder train",
     "entrypoint": "errors plan store tracker run_folder progress stop",
     "attempt": "errors plan run_folder stop entrypoint parts",
 }

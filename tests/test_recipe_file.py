@@ -520,6 +520,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutated") / "r.yaml"
 
 
+@pytest.mark.once
 @settings(max_examples=10_000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64))
 def test_any_file_is_a_recipe_or_problems(scratch: Path, seed: int) -> None:

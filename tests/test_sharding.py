@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import xrun
-from xrun.checkpoint import Checkpointer, Keep, load, newest
+from xrun.checkpoint import Keep, load, newest
+from xrun.checkpointer import Checkpointer
 from xrun.every import Every
 from xrun.interval import SaveSchedule
 from xrun.model_folder import full_copy

@@ -119,7 +119,9 @@ def check_validation(split: Any, name: str) -> None:
     """Evaluation counts every sample once, so the split has a length.
 
     Raises:
-        ComponentError: it has none.
+        ComponentError: it has none, or it is empty.
     """
     if split is not None and is_stream(split):
         raise ComponentError(f"datasets/{name}.py: the split 'val' is streamed; evaluation needs one with a length and indices.")
+    if split is not None and not len(split):
+        raise ComponentError(f"datasets/{name}.py: the split 'val' is empty; leave it out where there is nothing to evaluate on.")

@@ -18,7 +18,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from . import checkpoint, component, model_folder
-from .checkpoint import Checkpointer, Keep
+from .checkpoint import Keep
+from .checkpointer import Checkpointer
 from .components import use_project
 from .errors import CheckpointError, ComponentError, LeaseLost, TrainError, XrunError
 from .evaluate import Evaluation, check_validation

@@ -159,7 +159,7 @@ class Schedule(Part):
     warmup_steps: Natural = 0
     """Steps over which the rate rises linearly from 0 to `lr`."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The rate at the last step as a fraction of `lr`; not for `constant`."""
+    """Where the schedule ends, after the last step, as a fraction of `lr`; not for `constant`."""
 
 
 class Evaluate(Part):

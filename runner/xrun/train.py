@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint import Checkpointer
+from .checkpointer import Checkpointer
 from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError
 from .evaluate import Evaluation
 from .loader import Loader, Piece, to_device

@@ -1,0 +1,288 @@
+"""Saving: copy -> write -> commit, beside the training.
+
+The loop is never blocked by writing. A save copies the state while the next forward and backward pass run, because parameters
+and optimizer state change in `optimizer.step()` only; the loop waits for the copy before that. Hashing, writing and the commit
+happen in a thread of their own, one save at a time. Whatever goes wrong there loses that save and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from . import tensor_file
+from .checkpoint import Checkpoint, Keep, checkpoints_of
+from .errors import CheckpointCorrupt, CheckpointError, LeaseLost, XrunError
+from .interval import SaveSchedule
+from .state import TrainState, local, rows
+from .store import Head, Store, StoredFile
+from .tracker import Tracker
+
+log = logging.getLogger("xrun")
+
+
+class Snapshot:
+    """A copy of the state in memory that is kept and used again: one copy of the state is all that saving takes."""
+
+    def __init__(self) -> None:
+        self.copies: dict[str, Tensor] = {}
+
+    def copy(self, sources: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        """Copy these tensors; the caller keeps them from changing meanwhile."""
+        for name in names:
+            source = sources[name]
+            target = self.copies.get(name)
+            if target is None or target.shape != source.shape:
+                pinned = source.device.type == "cuda"
+                target = self.copies[name] = torch.empty(source.shape, dtype=source.dtype, pin_memory=pinned)
+            _copy(source, target)
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """Copy without using the compute threads, which belong to the step that runs meanwhile."""
+    if source.device.type == "cpu" and source.is_contiguous() and source.nbytes:
+        np.copyto(np.asarray(tensor_file.bytes_of(target)), np.asarray(tensor_file.bytes_of(source)))
+    else:
+        target.copy_(source, non_blocking=True)
+
+
+class Checkpointer:
+    """Saves a run's state on this process, and on the first process commits it.
+
+    `writers` is the number of processes that write: all of them where the model is sharded, else one. `group` is a process
+    group that nothing else uses.
+    """
+
+    def __init__(
+        self, state: TrainState, store: Store, *, head: Head, digest: str, attempt: str, keep: Keep, schedule: SaveSchedule,
+        tracker: Tracker, environment: Mapping[str, Any], rank: int = 0, writers: int = 1, group: Any = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.state, self.store, self.head, self.digest, self.attempt = state, store, head, digest, attempt
+        self.keep, self.schedule, self.tracker, self.environment = keep, schedule, tracker, environment
+        self.rank, self.writers, self.group, self.clock = rank, writers, group, clock
+        self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
+        self._snapshot = Snapshot()
+        self._copied = threading.Event()
+        self._copied.set()
+        self._stall = 0.0
+        self._wanted = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
+        self._saving: Future[None] | None = None
+        self._stream = torch.cuda.Stream() if torch.cuda.is_initialized() else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is on its way."""
+        return self._saving is not None and not self._saving.done()
+
+    def want(self) -> bool:
+        """Ask for a save, at the next step at which none is on its way; says whether that is now."""
+        self._wanted = self.rank == 0
+        return self._wanted and not self.busy
+
+    def due(self, step: int) -> bool:
+        """Whether a save should begin after `step` steps; only the first process says so, and the others follow it."""
+        return self.rank == 0 and (self._wanted or self.schedule.due(step)) and self.want()
+
+    def seconds_to_save(self) -> float:
+        """How long a save takes, as measured; what is on its way comes first."""
+        return self.schedule.write * (2 if self.busy else 1)
+
+    def begin(self) -> None:
+        """Start to save the state as it is now; call `before_step` before it changes, and not while `busy`."""
+        if self.rank >= self.writers:
+            return
+        self.wait()
+        started = time.perf_counter()
+        self.schedule.started()
+        self._wanted = False
+        sources = {name: tensor for name, tensor in self.state.tensors().items() if self._writes(tensor)}
+        parts = {name: local(tensor) for name, tensor in sources.items()}
+        at_once = self.state.changing() & set(parts)
+        self._snapshot.copy(parts, at_once)
+        self._copied.clear()
+        ready = torch.cuda.current_stream().record_event() if self._stream else None
+        saving = _Saving(
+            step=self.state.step, numbers=self.state.numbers(), parts=parts, at_once=at_once, ready=ready,
+            rows={name: rows(tensor) for name, tensor in sources.items() if hasattr(tensor, "to_local")},
+            frozen=self.state.frozen(), versions={name: part._version for name, part in parts.items()}, started=started,
+        )  # fmt: skip
+        self._saving = self._thread.submit(self._save, saving)
+        self._stall = time.perf_counter() - started
+
+    def before_step(self) -> None:
+        """Wait until the copy is made; then the state may change."""
+        if self._copied.is_set():
+            return
+        started = time.perf_counter()
+        self._copied.wait()
+        self._stall += time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Wait for the save that is on its way; raises what stopped the run's writing for good."""
+        if self._saving is not None:
+            self._saving.result()
+
+    def check(self) -> None:
+        """Raises LeaseLost once another attempt has taken the run over."""
+        if self._saving is not None and self._saving.done():
+            self._saving.result()
+
+    def is_current(self) -> bool:
+        """Whether the state as it is now is committed, waiting for a save on its way; only the first process can tell."""
+        self.wait()
+        return self.committed_step == self.state.step
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Commit that the run has finished; an empty `facts` leaves it to the first process."""
+        if self.rank == 0:
+            self.head = self.store.commit({**self.head.record, "finished": {"step": self.state.step, **facts}}, self.head)
+
+    def note(self, **facts: Any) -> None:
+        """Facts about this attempt that go along with the next commit."""
+        *before, own = self.head.record["attempts"]
+        self.head = dataclasses.replace(self.head, record={**self.head.record, "attempts": [*before, {**own, **facts}]})
+
+    def close(self) -> None:
+        """End the thread; a save on its way is finished first."""
+        self._thread.shutdown()
+
+    def _writes(self, tensor: Tensor) -> bool:
+        return self.rank == 0 or hasattr(tensor, "to_local")
+
+    def _save(self, saving: _Saving) -> None:
+        files: dict[str, StoredFile] | None = None
+        try:
+            self._copy(saving)
+            files = self._write(saving)
+        except XrunError as error:
+            log.warning("The save of step %d failed: %s Training goes on.", saving.step, error)
+        except Exception:
+            log.exception("The save of step %d failed. Training goes on.", saving.step)
+        finally:
+            self._copied.set()
+        everybody = self._gather(files)
+        if self.rank == 0 and everybody is not None:
+            self._commit(saving, everybody)
+        elif self.rank == 0:
+            self._sweep()
+
+    def _copy(self, saving: _Saving) -> None:
+        names = [name for name in saving.parts if name not in saving.at_once]
+        if self._stream is None:
+            self._snapshot.copy(saving.parts, names)
+        else:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(saving.ready)
+                self._snapshot.copy(saving.parts, names)
+            self._stream.synchronize()
+        moved = [name for name in names if saving.parts[name]._version != saving.versions[name]]
+        if moved:
+            raise CheckpointError(f"{moved[0]} changed while it was copied: it is changed outside of optimizer.step().")
+        self._copied.set()
+
+    def _write(self, saving: _Saving) -> dict[str, StoredFile]:
+        """Write this process's part of the state; frozen tensors that the head already has are not written again."""
+        known = {file.blake3: file for c in checkpoints_of(self.head) for file in c.files.values()}
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name in saving.parts:
+            group = "frozen" if name in saving.frozen else name.partition(".")[0]
+            groups.setdefault(group, {})[name] = self._snapshot.copies[name]
+        files = {}
+        for group, tensors in groups.items():
+            for number, part in enumerate(tensor_file.split_by_size(tensors)):
+                own_rows = {name: saving.rows[name] for name in part if name in saving.rows}
+                again = self._again(known.get(_hash(part, own_rows))) if group == "frozen" else None
+                file = again or self.store.put(tensor_file.chunks(part, own_rows))
+                files[f"{group}-{self.rank}-{number}"] = file if again else self._again(known.get(file.blake3)) or file
+        return files
+
+    def _again(self, file: StoredFile | None) -> StoredFile | None:
+        """A file that the head has already, with a second copy: one bad byte must not end every checkpoint that shares it."""
+        try:
+            return self.store.duplicate(file) if file is not None else None
+        except CheckpointCorrupt as error:
+            log.warning("%s It is written again.", error.message)
+            return None
+
+    def _gather(self, files: dict[str, StoredFile] | None) -> dict[str, StoredFile] | None:
+        """All writers' files on the first process; None if any of them failed."""
+        if self.writers == 1:
+            return files
+        everybody: list[dict[str, StoredFile] | None] | None = [None] * self.writers if self.rank == 0 else None
+        torch.distributed.gather_object(files, everybody, group=self.group)
+        if everybody is None or any(part is None for part in everybody):
+            return None
+        return {name: file for part in everybody for name, file in (part or {}).items()}
+
+    def _commit(self, saving: _Saving, files: dict[str, StoredFile]) -> None:
+        now = Checkpoint(saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment))
+        try:
+            kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
+            manifests = [checkpoint.to_json() for checkpoint in _same_files(kept, now)]
+            rejected = [step for step in self.head.record.get("rejected", []) if step != now.step]
+            self.head = self.store.commit({**self.head.record, "checkpoints": manifests, "rejected": rejected}, self.head)
+            self.committed_step = now.step
+            self.schedule.measured(self._stall, time.perf_counter() - saving.started)
+            self.tracker.committed(now.step, self.head.id)
+            self.store.sweep()
+        except LeaseLost:
+            raise
+        except XrunError as error:
+            log.warning("The commit of step %d failed: %s Training goes on.", saving.step, error)
+            self._look_again()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """What a failed save has written takes the room that the next one needs."""
+        with contextlib.suppress(XrunError):
+            self.store.sweep()
+
+    def _look_again(self) -> None:
+        """After an error nobody can tell whether the commit has landed; if the head is this attempt's, go on from it."""
+        with contextlib.suppress(XrunError):
+            head = self.store.head()
+            if head is not None and head.attempt == self.attempt:
+                self.head = head
+                self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
+
+
+def _hash(part: Mapping[str, Tensor], own_rows: Mapping[str, tensor_file.Rows]) -> str:
+    hasher = blake3()
+    for chunk in tensor_file.chunks(part, own_rows):
+        hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _same_files(kept: list[Checkpoint], now: Checkpoint) -> list[Checkpoint]:
+    """Older checkpoints name the same copies of a file that the newest one names."""
+    newest = {file.blake3: file for file in now.files.values()}
+    return [dataclasses.replace(c, files={name: newest.get(file.blake3, file) for name, file in c.files.items()}) for c in kept]
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """What one save needs: the state's parts on this process as they were when it began."""
+
+    step: int
+    numbers: Mapping[str, Any]
+    parts: Mapping[str, Tensor]
+    at_once: set[str]
+    rows: Mapping[str, tensor_file.Rows]
+    frozen: set[str]
+    versions: Mapping[str, int]
+    started: float
+    ready: Any = None
