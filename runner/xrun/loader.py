@@ -70,6 +70,7 @@ class Loader:
         loader: DataLoader[Piece] = DataLoader(
             Fetch(self.split, self.seed, self.purpose),
             batch_size=None,  # a MicroBatch is a batch already
+            collate_fn=_as_it_is,
             sampler=_Pieces(self.pieces),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -79,6 +80,11 @@ class Loader:
             yield from loader
         except RuntimeError as error:
             raise _worker_error(error) from error
+
+
+def _as_it_is(piece: Piece) -> Piece:
+    """What Fetch returns needs no further conversion."""
+    return piece
 
 
 class _Pieces:

@@ -43,8 +43,8 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
 
 
 def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, with and without weight decay, each in the order of `named_parameters`."""
-    exempt = undecayed_names(objective)
+    """Two groups, with and without weight decay, each in the order of `named_parameters`; one if nothing is decayed."""
+    exempt = undecayed_names(objective) if weight_decay else set[str]()
     named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
     if not named:
         raise TrainError("The model has no trainable parameter.")

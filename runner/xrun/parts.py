@@ -354,7 +354,7 @@ def configure_torch(train: Train) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     if not train.deterministic:
         return
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import torch.compile's half second first
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module of properties
     torch.backends.cudnn.benchmark = False
     if train.compile:

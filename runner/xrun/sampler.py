@@ -160,5 +160,6 @@ def share(pieces: list[MicroBatch], slots: int, rank: int, world: int) -> list[M
     per_rank = slots // world
     rounds = min(per_rank, len(pieces))
     own = pieces[rank * per_rank : (rank + 1) * per_rank]
-    own = own + [replace(pieces[0], weight=0)] * (rounds - len(own))
+    if len(own) < rounds:
+        own = own + [replace(pieces[0], weight=0)] * (rounds - len(own))
     return [*own[:-1], replace(own[-1], last=True)]

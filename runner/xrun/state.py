@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .errors import CheckpointError, TrainError
 from .objective import Objective
@@ -102,20 +101,27 @@ class TrainState:
             return
         for group in self.optimizer.param_groups:
             for p in group["params"]:
-                p.grad = torch.zeros_like(p) if self._parameter_names()[id(p)] in saved else None
+                p.grad = _zero_gradient(p) if self._parameter_names()[id(p)] in saved else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def _zero_gradient(parameter: Tensor) -> Tensor:
+    """Zeros that take no memory, where the parameter is a plain tensor."""
+    if hasattr(parameter, "to_local"):
+        return torch.zeros_like(parameter)
+    return parameter.new_zeros(()).expand_as(parameter)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor: all of it, or its shard where the model is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor, whose import takes half a second
 
 
 def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """Where this process's part starts in the first dimension, and the whole tensor's shape (torch.chunk's cut)."""
     shape = tuple(tensor.shape)
-    if not isinstance(tensor, DTensor):
+    if not hasattr(tensor, "device_mesh"):
         return 0, shape
     mesh = tensor.device_mesh
     size = -(-shape[0] // mesh.size())

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .checkpointer import Checkpointer
 from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError
@@ -99,9 +100,9 @@ class Training:
         for piece, batch in pieces:
             seed_generators(train.seed, LOOP, state.step, piece.slot)
             with self.reduction.micro_batch(piece):
-                loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"] * piece.weight
-                self.accelerator.backward(loss * (self.reduction.scale / count))
-            losses.append(loss.detach())
+                loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"]
+                self._backward(loss, piece.weight * self.reduction.scale / count)
+            losses.append(loss.detach() if piece.weight else torch.zeros_like(loss))
         values = self._agree(pieces, self.reduction.finish(pieces, losses), count)
         norm = self._clip()
         self.checkpointer.before_step()
@@ -111,6 +112,10 @@ class Training:
         state.samples += pieces[0][0].total
         if state.step % train.log_every == 0 or state.step == self.steps:
             self.tracker.log(state.step, {**values, "train/lr": rate, **norm})
+
+    def _backward(self, loss: Tensor, factor: float) -> None:
+        """The gradient of `factor * loss`, without a product and Accelerator's division by 1 in the graph: each costs as much as a layer."""
+        (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward(torch.full_like(loss, factor))
 
     def _count(self, pieces: list[Piece]) -> int:
         """What the step's loss is a mean over, on all processes together."""
