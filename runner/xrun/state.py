@@ -101,16 +101,9 @@ class TrainState:
             return
         for group in self.optimizer.param_groups:
             for p in group["params"]:
-                p.grad = _zero_gradient(p) if self._parameter_names()[id(p)] in saved else None
+                p.grad = torch.zeros_like(p) if self._parameter_names()[id(p)] in saved else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-
-def _zero_gradient(parameter: Tensor) -> Tensor:
-    """Zeros that take no memory, where the parameter is a plain tensor."""
-    if hasattr(parameter, "to_local"):
-        return torch.zeros_like(parameter)
-    return parameter.new_zeros(()).expand_as(parameter)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class Training:
             self.tracker.log(state.step, {**values, "train/lr": rate, **norm})
 
     def _backward(self, loss: Tensor, factor: float) -> None:
-        """The gradient of `factor * loss`, without a product and Accelerator's division by 1 in the graph: each costs as much as a layer."""
+        """The gradient of `factor * loss`, without a product in the graph, and without Accelerator's division by 1."""
         (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward(torch.full_like(loss, factor))
 
     def _count(self, pieces: list[Piece]) -> int:
