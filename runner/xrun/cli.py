@@ -64,7 +64,7 @@ def run(
     Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed.
     """
     from .cloud import LocalCloud
-    from .launch import choose_run, launch
+    from .job import choose_run, launch
 
     plan = _plan(recipe, overrides, run_id, fork, processes, local)
     plan = choose_run(plan, given=bool(run_id), new=new, fork=fork)

@@ -32,7 +32,7 @@ from .plan import Plan
 from .randomness import INIT, seed_generators
 from .recipe import Train
 from .reduction import ExactReduction, FastReduction, Reduction
-from .run_folder import RunFolder
+from .run_folder import RunFolder, open_store
 from .sampler import Sampler
 from .sharding import checkpoint_activations, shard
 from .state import TrainState
@@ -41,27 +41,27 @@ from .store import Head
 from .store.directory import DirectoryStore
 from .stream import StreamSampler, check_stream, is_stream
 from .tracker.jsonl import JsonlTracker
-from .train import Training
+from .training import Training
 from .warm_start import warm_start
 from .world import join_world
 
 log = logging.getLogger("xrun")
 
 
-def build_training(plan: Plan, attempt: str, stop: StopFlag) -> Training:
-    """Everything a rank needs, with the newest checkpoint's state in it.
+def build_training(plan: Plan, attempt: str, stop: StopFlag, store: DirectoryStore | None = None) -> Training:
+    """Everything a rank needs, with the newest checkpoint's state in it; `store` is the attempt's, if it is open already.
 
     Raises:
         XrunError: whatever a person can act on.
     """
-    return _Builder(plan, attempt, stop).build()
+    return _Builder(plan, attempt, stop, store or open_store(plan, attempt)).build()
 
 
 class _Builder:
     """Builds in the order in which parts need each other; an attribute per part."""
 
-    def __init__(self, plan: Plan, attempt: str, stop: StopFlag) -> None:
-        self.plan, self.attempt, self.stop = plan, attempt, stop
+    def __init__(self, plan: Plan, attempt: str, stop: StopFlag, store: DirectoryStore) -> None:
+        self.plan, self.attempt, self.stop, self.store = plan, attempt, stop, store
         self.recipe = plan.load_recipe()
         self.train = self.recipe.train
         self.project = Path(plan.project)
@@ -73,7 +73,6 @@ class _Builder:
         self.sharded = self.train.sharding == "fsdp"
         self.world = join_world(self.sharded)
         configure_torch(self.train)
-        self.store = DirectoryStore(self.folder.state, self.plan.run, self.attempt, self.plan.owner)
         self.head, found, paths = self._newest()
         self.splits = self._splits()
         self.accelerator = self._accelerator()

@@ -10,7 +10,7 @@ import pytest
 from running import PER_STEP, Project, attempt, curve, steps_of, weights
 
 from xrun.errors import CheckpointError, LaunchError
-from xrun.launch import choose_run, code_version
+from xrun.job import choose_run, code_version
 from xrun.run_folder import RunFolder, write_plan
 
 
