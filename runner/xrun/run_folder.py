@@ -161,6 +161,11 @@ def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
     return finished is not None and finished["step"] >= (train["steps"] or train["epochs"] * finished["steps_per_epoch"])
 
 
+def open_store(plan: Plan, attempt: str) -> DirectoryStore:
+    """The store of a plan's run, for one attempt."""
+    return DirectoryStore(RunFolder(plan.folder).state, plan.run, attempt, plan.owner)
+
+
 def runs_in(home: Path) -> list[RunFolder]:
     """Every run in a folder of runs, the newest first."""
     plans = sorted(home.glob("*/plan.json"), key=lambda path: path.stat().st_mtime, reverse=True)

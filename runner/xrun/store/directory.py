@@ -15,6 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class DirectoryStore:
         self._commits = CommitFolder(self.root / "commits")
         self._attempts = {attempt}
         self._unsure: Head | None = None
+        self._hashing: dict[str, Future[str]] = {}
 
     def head(self) -> Head | None:
         """See `Store.head`; damaged commit files are skipped and listed in `damaged`."""
@@ -76,7 +78,10 @@ class DirectoryStore:
         return head_of(line)
 
     def fetch(self, file: StoredFile) -> Path:
-        """See `Store.fetch`; every call reads and hashes the whole file, whatever an earlier call found."""
+        """See `Store.fetch`; every call reads and hashes the whole file, whatever an earlier call found.
+
+        Only what `fetch_soon` has begun to hash is not hashed once more.
+        """
         wrong, unreadable = [], False
         for copy in file.copies:
             try:
@@ -88,6 +93,14 @@ class DirectoryStore:
             wrong.append(f"{copy} {fault}")
         what = f"No copy of file {file.blake3} in {self.root} is intact: {'; '.join(wrong) or 'it has no copies'}."
         raise StoreUnavailable(what) if unreadable else CheckpointCorrupt(what)
+
+    def fetch_soon(self, files: Iterable[StoredFile]) -> None:
+        """Begin to hash files that will be fetched next, in a thread: while torch is being imported, there is time."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-fetch")
+        for copy in (file.copies[0] for file in files if file.copies):
+            if OBJECT.fullmatch(copy):
+                self._hashing[copy] = thread.submit(hash_file, self.root / copy)
+        thread.shutdown(wait=False)
 
     def sweep(self) -> None:
         """See `Store.sweep`; also deletes what killed attempts left half-written, and all but the newest commit files.
@@ -203,7 +216,9 @@ class DirectoryStore:
             size = path.stat().st_size
             if size != file.size:
                 return f"has {size} bytes instead of {file.size} and {self._quarantine(copy, file)}"
-            return "" if hash_file(path) == file.blake3 else f"has other content and {self._quarantine(copy, file)}"
+            begun = self._hashing.pop(copy, None)
+            found = begun.result() if begun else hash_file(path)
+            return "" if found == file.blake3 else f"has other content and {self._quarantine(copy, file)}"
         except FileNotFoundError:
             return "is missing"
 
