@@ -17,9 +17,8 @@ from pathlib import Path
 
 from .errors import COME_BACK, Stopped, XrunError
 from .plan import Plan
-from .run_folder import RunFolder, open_store
+from .run_folder import RunFolder, open_store, restore_soon
 from .stop import StopFlag, end_with_parent
-from .store import Store, StoredFile
 
 log = logging.getLogger("xrun")
 
@@ -72,7 +71,7 @@ def train(plan: Plan, attempt: str, stop: StopFlag) -> None:
     """Build the parts, restore the newest checkpoint, train to the end."""
     store = open_store(plan, attempt)
     if os.environ.get("RANK", "0") == "0":
-        store.fetch_soon(newest_files(store))
+        restore_soon(store)
     from .parts import build_training
 
     training = build_training(plan, attempt, stop, store)
@@ -80,17 +79,6 @@ def train(plan: Plan, attempt: str, stop: StopFlag) -> None:
         training.run()
     finally:
         training.checkpointer.close()
-
-
-def newest_files(store: Store) -> list[StoredFile]:
-    """What this attempt will probably restore; nothing if the store has more to say than that."""
-    try:
-        head = store.head()
-    except XrunError:
-        return []
-    manifests = head.record.get("checkpoints", []) if head else []
-    newest = max(manifests, key=lambda manifest: int(manifest["step"]), default={"files": {}})
-    return [StoredFile.from_json(file) for file in newest["files"].values()]
 
 
 if __name__ == "__main__":

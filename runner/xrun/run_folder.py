@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from .errors import LaunchError, XrunError
 from .plan import Plan
-from .store import Head
+from .store import Head, StoredFile
 from .store.directory import DirectoryStore
 from .tracker.jsonl import parse, read_points
 
@@ -164,6 +165,15 @@ def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
 def open_store(plan: Plan, attempt: str) -> DirectoryStore:
     """The store of a plan's run, for one attempt."""
     return DirectoryStore(RunFolder(plan.folder).state, plan.run, attempt, plan.owner)
+
+
+def restore_soon(store: DirectoryStore) -> None:
+    """Begin to verify what the attempt will probably restore; a store that cannot be read is somebody else's news."""
+    with contextlib.suppress(XrunError):
+        head = store.head()
+        manifests = head.record.get("checkpoints", []) if head else []
+        newest = max(manifests, key=lambda manifest: int(manifest["step"]), default={"files": {}})
+        store.fetch_soon(StoredFile.from_json(file) for file in newest["files"].values())
 
 
 def runs_in(home: Path) -> list[RunFolder]:
