@@ -144,9 +144,9 @@ class _Life:
 
     def __init__(self, command: list[str], home: Path, size: int) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        self.home, self.began = home, time.monotonic()
+        self.home, self.began, self.born = home, time.monotonic(), time.time()
         self.log = home / "output.log"
-        self.commits = len(_commits(home))
+        self.commits = _newest_commit(home)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--processes", str(size)], env={**os.environ, "XRUN_HOME": str(home)},
@@ -173,7 +173,7 @@ class _Life:
             self._when(self._has_lease)
             self._wait(rng.uniform(0, max(0.1, times["first_step"] - times["lease"])))
         else:
-            self._when(lambda: self._step() >= target)
+            self._when(lambda: self._trains() and self._step() >= target)
             if place == SAVE:
                 self._when(self._is_saving)
             self._wait(rng.uniform(0, _SHORT_SECONDS))
@@ -198,23 +198,31 @@ class _Life:
         self._when(lambda: time.monotonic() >= end)
 
     def _has_lease(self) -> bool:
-        return len(_commits(self.home)) > self.commits
+        return _newest_commit(self.home) > self.commits
+
+    def _trains(self) -> bool:
+        """This life has logged a step, so it is past its start and its restore."""
+        return float(self._last_point().get("time", 0.0)) > self.born
 
     def _is_saving(self) -> bool:
         """A file of the state is being written: it has a temporary name."""
         return any(self.home.glob("*/state/objects/*/.*"))
 
     def _step(self) -> int:
+        return int(self._last_point().get("step", -1))
+
+    def _last_point(self) -> dict[str, Any]:
         runs = runs_in(self.home)
-        return int(runs[0].last_point().get("step", -1)) if runs else -1
+        return runs[0].last_point() if runs else {}
 
     def _last_line(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "(it printed nothing)"
 
 
-def _commits(home: Path) -> list[Path]:
-    return list(home.glob("*/state/commits/*.json"))
+def _newest_commit(home: Path) -> int:
+    """The highest number of a commit: they are never used twice, and old ones are deleted."""
+    return max((int(path.stem) for path in home.glob("*/state/commits/*.json") if path.stem.isdigit()), default=-1)
 
 
 def _only_run(home: Path) -> RunFolder:
@@ -231,6 +239,11 @@ def _compare(recipe: Recipe, one: RunFolder, other: RunFolder, result: Result) -
     result.steps_recomputed, result.seconds_lost = facts[1]["steps_recomputed"], facts[1]["seconds_lost"]
     result.weights_sha256 = facts[0]["weights_sha256"], facts[1]["weights_sha256"]
     bitwise = not result.resized or recipe.train.reduction == "exact"
+    result.differences += [
+        f"attempt {number} failed by itself: {attempt['reason']}"
+        for number, attempt in enumerate(facts[1]["attempts"], 1)
+        if attempt.get("kind") == "own"
+    ]
     points = _by_place(one), _by_place(other)
     result.points = len(points[0])
     for place in sorted({*points[0], *points[1]}):
