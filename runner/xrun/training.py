@@ -187,13 +187,14 @@ class Training:
         return bool(self.world.from_first(self.checkpointer.is_current()))
 
     def _leave(self) -> None:
-        """Somebody asked to stop: save if that fits before the deadline, and go."""
+        """Somebody asked to stop: save, and go.
+
+        Also when saves took longer than there is time: without training beside it this one may be faster, and one that is cut off
+        harms nothing.
+        """
         budget = self.world.from_first(self.budget())
-        left, need = self.stop.seconds_left(), self.checkpointer.seconds_to_save()
-        if self.world.from_first(need < left):
-            self._save_now()
-        else:
-            log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
+        if not self._save_now():
+            log.warning("The state of step %d could not be saved: the last commit stands.", self.state.step)
         log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
         self.tracker.finish()
         if budget:
