@@ -7,13 +7,12 @@ exactly as a run asks them, and `StopFlag` what a notice means. The oracle knows
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.result import Row, main
+from benchmarks.result import Row, main, spread
 from xrun.every import Every
 from xrun.interval import SaveSchedule, mean_uptime
 from xrun.stop import StopFlag
@@ -36,7 +35,7 @@ class Replay:
     losses: int = 0
     useful: float = 0.0
     last_save: float = 0.0
-    started: bool = field(default=False)
+    started: bool = False
 
     def window(self, start: float, end: float) -> None:
         """One machine, from its offer to its loss."""
@@ -59,7 +58,6 @@ class Replay:
         schedule = SaveSchedule(
             Every.parse(self.policy), 1, uptime=lambda: mean_uptime(before + self.now - began, losses), clock=lambda: self.now
         )
-        stop = StopFlag(clock=lambda: self.now)
         worked = committed = saved = 0.0
         busy = 0.0
         while True:
@@ -81,10 +79,25 @@ class Replay:
         if not self.notice:
             self.losses += 1
             return committed
-        return self._leave(schedule, stop, worked, end, committed)
+        return self._leave(worked, committed, end, busy, saved)
 
-    def _leave(self, schedule: SaveSchedule, stop: StopFlag, worked: float, end: float, committed: float) -> float:
-        raise NotImplementedError
+    def _leave(self, worked: float, committed: float, end: float, busy: float, saved: float) -> float:
+        """The notice comes and the loop leaves at once: what is on its way is committed first, then the last state.
+
+        Nothing trains meanwhile, so an upload on its way goes on as much faster as the last one is faster than the others.
+        """
+        stop = StopFlag(clock=lambda: self.now)
+        stop.set("notice", end - self.now)
+        if busy:
+            rest = (busy - self.now) * LAST_UPLOAD / UPLOAD
+            if rest > stop.seconds_left():
+                self.losses += 1
+                return committed
+            self.now, committed = self.now + max(0.0, rest), saved
+        if STALL + LAST_UPLOAD <= stop.seconds_left():
+            return worked
+        self.losses += 1
+        return committed
 
 
 def windows(path: Path) -> list[tuple[float, float]]:
@@ -115,3 +128,22 @@ def useful_share(policy: str, notice: float = 0.0) -> tuple[float, list[float]]:
         if total:
             each.append(replay.useful / total)
     return useful / available, each
+
+
+def measure(quick: bool) -> Iterator[Row]:
+    oracle, best = useful_share("oracle")
+    policies = {"every 2 h": ("2h", 0.0), "every 30 min": ("30m", 0.0), "every 30 min, notice": ("30m", NOTICE)}
+    peers = {name: useful_share(*how)[0] / oracle for name, how in ({} if quick else policies).items()}
+    auto, each = useful_share("auto")
+    warned, _ = useful_share("auto", NOTICE)
+    beside = [mine / theirs for mine, theirs in zip(each, best, strict=True)]
+    also = {
+        "with_notice": warned / oracle, "with_notice_target": 0.999,
+        "committed_share": auto, "committed_share_with_notice": warned, "committed_share_oracle": oracle, "traces": len(each),
+    }  # fmt: skip
+    name = f"goodput on 34 spot traces without notice, over an oracle's (with a notice: {warned / oracle:.4f}, target 0.999)"
+    yield Row(9, name, auto / oracle, 0.993, "higher", peers, spread(beside), also, warned / oracle >= 0.999)
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -20,7 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One number with its target, its peers beside it and how far the rounds lay apart.
 
-    `better` is `lower` or `higher`; `spread` is the smallest and the largest of the rounds; `also` is what else was seen.
+    `better` is `lower` or `higher`; `spread` is the smallest and the largest of the rounds; `also` is what else was seen;
+    `rest_met` says whether the row's other targets are met, where it has some.
     """
 
     row: int
@@ -31,11 +32,12 @@ class Row:
     peers: Mapping[str, Any]
     spread: Sequence[float]
     also: Mapping[str, Any] = field(default_factory=dict)
+    rest_met: bool = True
 
     @property
     def met(self) -> bool:
-        """Whether the value is on the right side of the target."""
-        return self.value <= self.target if self.better == "lower" else self.value >= self.target
+        """Whether the value is on the right side of the target, and so is whatever else the row asks for."""
+        return self.rest_met and (self.value <= self.target if self.better == "lower" else self.value >= self.target)
 
     def to_json(self) -> dict[str, Any]:
         """With the command that measures it again, and every number short enough to read."""
