@@ -1,7 +1,7 @@
 """Row 9: how much of a spot machine's time becomes committed training, replayed on published traces with xrun's own policy.
 
-The replay is of a clock, not of a copy of the policy: `SaveSchedule` says when a save is due and `mean_uptime` what it may expect,
-exactly as a run asks them, and `StopFlag` what a notice means. The oracle knows when the machine will be taken away.
+Replayed is a clock, not a copy of the policy: `SaveSchedule` says when a save is due and `mean_uptime` what it may expect, as a
+run asks them, and `StopFlag` how long a notice leaves. The oracle knows when the machine will be taken away.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from xrun.stop import StopFlag
 
 TRACES = Path(__file__).parent / "data" / "spot-traces"
 PROVISION, RESUME, STALL, UPLOAD, LAST_UPLOAD = 180.0, 30.0, 0.1, 30.0, 10.0
-"""Seconds: from a machine's offer to its first process; from there to the first step; what a save takes from training; until it is
-committed; the same when nothing trains meanwhile."""
+"""Seconds: from a machine's offer to its first process; from there to the first step; what a save takes from training; until it
+is committed; the same when nothing trains meanwhile."""
 NOTICE = 30.0
 
 

@@ -41,9 +41,7 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
             },
             rounds,
         )  # fmt: skip
-    over = {
-        name: [1e6 * (value - raw) for value, raw in zip(values, seen["raw"], strict=True)] for name, values in seen.items()
-    }
+    over = {name: [1e6 * (value - raw) for value, raw in zip(values, seen["raw"], strict=True)] for name, values in seen.items()}
     beside = [mine / theirs for mine, theirs in zip(over["xrun"], over["accelerate"], strict=True)]
     return Row(
         1, "loop overhead per step, over a plain accelerate loop's", median(beside), 0.25, "lower",

@@ -49,7 +49,8 @@ class Row:
         low, high = self.spread
         peers = ", ".join(f"{name} {_short(value)}" for name, value in self.peers.items())
         verdict = "met" if self.met else "MISSED"
-        return f"| {self.row} | {self.name} | {self.value:.4g} ({low:.4g} to {high:.4g}) | {sign} {self.target:g} | {verdict} | {peers} |"
+        own = f"{self.value:.4g} ({low:.4g} to {high:.4g})"
+        return f"| {self.row} | {self.name} | {own} | {sign} {self.target:g} | {verdict} | {peers} |"
 
 
 HEADER = "| # | what | xrun (spread) | target | | peers |\n|---|---|---|---|---|---|"

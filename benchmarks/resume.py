@@ -90,9 +90,8 @@ def own_samples(training: Any) -> range:
 def _peers() -> dict[str, float]:
     """Milliseconds, each once; accelerate over an iterable is measured at 10^4 and counted 100 times."""
     import torch
-    from torch.utils.data import DataLoader, Dataset, IterableDataset
-
     from accelerate import Accelerator, skip_first_batches
+    from torch.utils.data import DataLoader, Dataset, IterableDataset
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     warnings.simplefilter("ignore")

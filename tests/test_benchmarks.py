@@ -1,0 +1,35 @@
+"""The benchmarks run: one cheap row in a process of its own, as `make bench` runs all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xrun
+
+CHECKOUT = Path(__file__).parent.parent
+SOURCES = str(Path(xrun.__file__).parent.parent)
+
+
+@pytest.mark.once
+def test_a_row_is_measured_and_kept(tmp_path: Path) -> None:
+    """Row 6, quickly: a line of the table on standard output, a line of JSON in `latest.jsonl`, and one with the machine."""
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    command = [sys.executable, "-m", "benchmarks", "6", "--quick", "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| 6 | ")
+    (row,) = (json.loads(line) for line in (tmp_path / "latest.jsonl").read_text().splitlines())
+    assert row["row"] == 6
+    assert row["value"] > 0
+    assert row["better"] == "lower"
+    assert row["command"] == "python -m benchmarks 6"
+    assert row["spread"][0] <= row["value"] <= row["spread"][1]
+    dated = [path for path in tmp_path.glob("*.jsonl") if path.name != "latest.jsonl"]
+    assert len(dated) == 1
+    assert json.loads(dated[0].read_text())["machine"]["cores"] == os.cpu_count()
