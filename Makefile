@@ -9,7 +9,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --allow-untyped-defs --allow-incomple
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test check format newest soak docs clean
+.PHONY: install demo test check format newest bench soak docs clean
 
 install: .venv/stamp
 
@@ -50,6 +50,11 @@ format: install
 
 newest: .venv-newest/stamp
 	$(NEWEST)/pytest -m "not soak and not cloud and not once"
+
+# xrun and its peers side by side, in under 30 minutes on 2 cores: docs/performance.md.
+bench: .venv-newest/stamp
+	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[bench]'
+	$(NEWEST)/python -m benchmarks
 
 # The long drills: hundreds of kills.
 soak: install
