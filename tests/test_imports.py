@@ -60,8 +60,8 @@ ARROWS = {
     "checkpoint": "errors tensor_file state store",
     "checkpointer": "errors tensor_file state store checkpoint tracker interval",
     "model_folder": "errors plan store tensor_file state",
-    "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval checkpointer "
-    "tracker world stop",
+    "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval "
+    "checkpointer tracker world stop",
     "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
     "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint checkpointer "
     "world stop model_folder training",

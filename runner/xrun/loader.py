@@ -70,7 +70,7 @@ class Loader:
         loader: DataLoader[Piece] = DataLoader(
             Fetch(self.split, self.seed, self.purpose),
             batch_size=None,  # a MicroBatch is a batch already
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it gets an item, not a list
             sampler=_Pieces(self.pieces),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,

@@ -172,7 +172,7 @@ def restore_soon(store: DirectoryStore) -> None:
     with contextlib.suppress(XrunError):
         head = store.head()
         manifests = head.record.get("checkpoints", []) if head else []
-        newest = max(manifests, key=lambda manifest: int(manifest["step"]), default={"files": {}})
+        newest: dict[str, Any] = max(manifests, key=lambda manifest: int(manifest["step"]), default={"files": {}})
         store.fetch_soon(StoredFile.from_json(file) for file in newest["files"].values())
 
 
