@@ -281,7 +281,7 @@ def test_a_full_disk_loses_that_save_and_nothing_else(small_disk: Path) -> None:
     store = attempt(small_disk / "state")
     head, files = saved(store, None, b"x" * (1 << 20))
     lost = store.put([b"y" * (2 << 20)])
-    with pytest.raises(StoreError, match=r"Disk full: no space left on .*; at least 1048576 bytes were needed"):
+    with pytest.raises(StoreError, match=r"Disk full: no space left on .*; at least 2097152 bytes were needed"):
         store.put([b"z" * (512 << 10)] * 4)
     assert objects(store.root) == {*files[0].copies, *lost.copies}
     fill_to_the_last_page(small_disk / "filler")
