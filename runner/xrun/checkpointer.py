@@ -97,6 +97,10 @@ class Checkpointer:
         """Whether a save should begin after `step` steps; only the first process says so, and the others follow it."""
         return self.rank == 0 and (self._wanted or self.schedule.due(step)) and self.want()
 
+    def seconds_to_save(self) -> float:
+        """How long a save takes, as measured; what is on its way comes first."""
+        return self.schedule.write * (2 if self.busy else 1)
+
     def begin(self) -> None:
         """Start to save the state as it is now; call `before_step` before it changes, and not while `busy`."""
         if self.rank >= self.writers:

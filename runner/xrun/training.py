@@ -187,13 +187,12 @@ class Training:
         return bool(self.world.from_first(self.checkpointer.is_current()))
 
     def _leave(self) -> None:
-        """Somebody asked to stop: save, and go.
-
-        Also when saves took longer than there is time: without training beside it this one may be faster, and one that is cut off
-        harms nothing.
-        """
+        """Somebody asked to stop: save if that fits before the deadline, and go."""
         budget = self.world.from_first(self.budget())
-        if not self._save_now():
+        left, need = self.stop.seconds_left(), self.checkpointer.seconds_to_save()
+        if not self.world.from_first(need < left):
+            log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
+        elif not self._save_now():
             log.warning("The state of step %d could not be saved: the last commit stands.", self.state.step)
         log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
         self.tracker.finish()
