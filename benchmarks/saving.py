@@ -39,7 +39,7 @@ def measure(quick: bool) -> Iterator[Row]:
     os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
     small = ("model.args={width: 512, depth: 4}", "dataset.args={samples: 65536, shape: [512]}") if quick else ()
     with lab() as own:
-        yield from _measure(own, rounds=1 if quick else 5, overrides=small)
+        yield from _measure(own, rounds=1 if quick else 3, overrides=small)
 
 
 def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]:
@@ -174,7 +174,7 @@ class Others:
         self.model, self.optimizer = training.objective.model, training.state.optimizer
         self.x, self.y = torch.randn(training.train.global_batch, self.model.layers[0].shape[0]), torch.zeros(8)
         self.methods: dict[str, Callable[[], Any]] = {
-            "torch.save": self.torch_save, "torch.save + fsync": self.synced, "accelerate.save_state": self.accelerate(),
+            "torch.save + fsync": self.synced, "accelerate.save_state": self.accelerate(),
             "dcp.async_save": self.dcp(False), "dcp.async_save, async staging": self.dcp(True),
         }  # fmt: skip
 
