@@ -98,7 +98,7 @@ def spring(name, calls):
         return ""
     while trap["paced"] and name == "train" and committed() < (calls - 1) // 4 // 5 * 5:
         time.sleep(0.002)
-    while trap["committed"] > 0 and committed() < 0:
+    while trap["committed"] > 0 and calls >= trap["call"] // 2 and committed() < 0:
         time.sleep(0.002)  # the save of step 0 is on its way; later ones then begin when they are due, however slow the disk is
     here = trap["split"] == name and trap["call"] <= calls and os.environ.get("RANK", "0") == str(trap["rank"])
     if not here:
