@@ -11,8 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 from benchmarks.result import Row, main, spread
+from xrun.checkpointer import Checkpointer
 from xrun.every import Every
 from xrun.interval import SaveSchedule, mean_uptime
 from xrun.stop import StopFlag
@@ -79,25 +82,22 @@ class Replay:
         if not self.notice:
             self.losses += 1
             return committed
-        return self._leave(worked, committed, end, busy, saved)
+        return self._leave(schedule, worked, committed, end, busy, saved)
 
-    def _leave(self, worked: float, committed: float, end: float, busy: float, saved: float) -> float:
-        """The notice comes and the loop leaves at once: what is on its way is committed first, then the last state.
+    def _leave(self, schedule: SaveSchedule, worked: float, committed: float, end: float, busy: float, saved: float) -> float:
+        """The notice comes and the loop leaves at once, as `Training._leave` does: with a last save if one fits as measured.
 
-        Nothing trains meanwhile, so an upload on its way goes on as much faster as the last one is faster than the others.
+        What is on its way is committed first. Nothing trains meanwhile, so it goes on as much faster as the last upload is faster
+        than the others. An attempt that ends by itself counts as stopped, not as lost.
         """
         stop = StopFlag(clock=lambda: self.now)
         stop.set("notice", end - self.now)
+        need = Checkpointer.seconds_to_save(cast("Checkpointer", SimpleNamespace(schedule=schedule, busy=bool(busy))))
+        fits = need < stop.seconds_left()
         if busy:
-            rest = (busy - self.now) * LAST_UPLOAD / UPLOAD
-            if rest > stop.seconds_left():
-                self.losses += 1
-                return committed
-            self.now, committed = self.now + max(0.0, rest), saved
-        if STALL + LAST_UPLOAD <= stop.seconds_left():
-            return worked
-        self.losses += 1
-        return committed
+            self.now += (busy - self.now) * LAST_UPLOAD / UPLOAD
+            committed = saved if stop.seconds_left() >= 0 else committed
+        return worked if fits and stop.seconds_left() >= STALL + LAST_UPLOAD else committed
 
 
 def windows(path: Path) -> list[tuple[float, float]]:
