@@ -216,8 +216,6 @@ class _Builder:
         split, train, state = self.splits["train"], self.train, self.state
         if is_stream(split):
             return StreamSampler(split, train.global_batch, state.micro_batch, train.seed, state.stream)
-        if not len(split):
-            raise ComponentError(f"datasets/{self.recipe.dataset.name}.py: the split 'train' is empty.")
         sampler = Sampler(len(split), train.global_batch, state.micro_batch, train.seed, getattr(split, "weights", None))
         if train.num_workers:
             piece = sampler.step(state.step, self.world.rank, self.world.size)[0]
