@@ -257,7 +257,8 @@ def _status_line(report: dict[str, Any]) -> str:
         return f"{report['run']:<40} unreadable  {report['error']}"
     attempts = report["attempts"]
     kills = sum(attempt.get("kind") == "outside" for attempt in attempts)
-    parts = [f"step {report['step']} committed", f"{len(attempts)} attempts", f"{kills} ended from outside"]
+    committed = "nothing committed" if report["step"] is None else f"step {report['step']} committed"
+    parts = [committed, f"{len(attempts)} attempts", f"{kills} ended from outside"]
     return f"{report['run']:<40} {report['status']:<9} {', '.join(parts)}"
 
 
@@ -266,7 +267,7 @@ def _report_text(facts: dict[str, Any]) -> str:
     for number, attempt in enumerate(facts["attempts"], 1):
         ended = attempt.get("kind", "running")
         lines.append(
-            f"  attempt {number}: from step {attempt.get('resumed_step', attempt['from_step'])}, "
+            f"  attempt {number}: from step {max(0, attempt.get('resumed_step', attempt['from_step']))}, "
             f"{attempt['processes']} processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
         )
     lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
