@@ -3,7 +3,7 @@
 A store keeps immutable files and one *head*, the JSON record of what is committed now. Files come first, the head last, so
 whatever is killed in between leaves the old head and nothing else. A store knows nothing of checkpoints: in a record it looks
 only for lists of strings under the key "copies" (`StoredFile.to_json` writes them), at any depth. `DirectoryStore` keeps all
-this in a folder.
+this in a folder, `HubStore` in a repository of the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ def copies_named(record: Any) -> Iterator[str]:
 class Store(Protocol):
     """Immutable files and one head, for one attempt of one run. One thread at a time puts, commits and sweeps."""
 
+    damaged: list[str]
+    """The commits that the last look at the head had to skip, newest first."""
+
     def head(self) -> Head | None:
         """Return the newest valid head; None means "certainly nothing was ever committed here".
 
@@ -75,8 +78,10 @@ class Store(Protocol):
         `StoreError` when the state is another run's.
         """
 
-    def put(self, chunks: Iterable[Chunk]) -> StoredFile:
+    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
         """Write the chunks as one durable file, hashed on the way; it is invisible until a commit names it.
+
+        `suffix` tells people what the file holds, where a store has names that people see.
 
         The content may have been put before; that costs space until the next sweep and hurts nothing. A file that a
         head named and no longer names must be put again, never named again. The run's first commit, which takes the lease, comes
@@ -97,11 +102,26 @@ class Store(Protocol):
         the store recognises its own commit if it was made after all.
         """
 
+    def commit_delay(self) -> float:
+        """Seconds until the store takes a commit at all; a commit before that waits."""
+
     def fetch(self, file: StoredFile) -> Path:
         """Return a local path whose content was verified just now; read it, never write to it.
 
         Bad copies go to quarantine. Raises `CheckpointCorrupt` if no copy is intact, `StoreUnavailable` if that cannot be told.
         """
+
+    def fetch_soon(self, files: Iterable[StoredFile]) -> None:
+        """Begin, in threads, with what `fetch` will do for these files: while torch is being imported, there is time."""
+
+    def publish(self, folder: Path, run: str, message: str) -> str:
+        """Put the finished model where people look for it, tagged with the run; returns the revision.
+
+        "" where the folder itself is that place. The same content again changes nothing. Raises `StoreError`.
+        """
+
+    def finish(self) -> None:
+        """The run is over: drop the history of its state. Raises `StoreError`; trying again is harmless."""
 
     def sweep(self) -> None:
         """Delete what the head does not name, of this attempt and earlier ones; never call it between `put` and `commit`.

@@ -36,7 +36,6 @@ class DirectoryStore:
             raise StoreError(f"An attempt cannot be called {attempt!r}: its name becomes a folder's.")
         self.root, self.run, self.attempt, self.owner = Path(root), run, attempt, owner
         self.damaged: list[str] = []
-        """The commit files that the last look at the head had to skip, newest first."""
         self._clock = clock
         self._commits = CommitFolder(self.root / "commits")
         self._attempts = {attempt}
@@ -47,8 +46,11 @@ class DirectoryStore:
         """See `Store.head`; damaged commit files are skipped and listed in `damaged`."""
         return self._scan()[1]
 
-    def put(self, chunks: Iterable[Chunk]) -> StoredFile:
-        """See `Store.put`; files without any commit would make a new run look like one whose commits are gone, so it refuses."""
+    def put(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
+        """See `Store.put`; a file's name is its hash alone.
+
+        Files without any commit would make a new run look like one whose commits are gone, so it refuses.
+        """
         if not self._commits.numbers():
             raise StoreError(f"Nothing was committed in {self.root} yet: the run's first commit comes before its first file.")
         return self._write_object(chunks)
@@ -77,6 +79,10 @@ class DirectoryStore:
             raise self._lost(self.head())
         return head_of(line)
 
+    def commit_delay(self) -> float:
+        """See `Store.commit_delay`."""
+        return 0.0
+
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; every call reads and hashes the whole file, whatever an earlier call found.
 
@@ -95,12 +101,19 @@ class DirectoryStore:
         raise StoreUnavailable(what) if unreadable else CheckpointCorrupt(what)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
-        """Begin to hash files that will be fetched next, in a thread: while torch is being imported, there is time."""
+        """See `Store.fetch_soon`; one thread hashes."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-fetch")
         for copy in (file.copies[0] for file in files if file.copies):
             if OBJECT.fullmatch(copy):
                 self._hashing[copy] = thread.submit(hash_file, self.root / copy)
         thread.shutdown(wait=False)
+
+    def publish(self, folder: Path, run: str, message: str) -> str:
+        """See `Store.publish`; the folder is where the run's files are."""
+        return ""
+
+    def finish(self) -> None:
+        """See `Store.finish`; commits are few and small, and the newest ones stand by for a damaged head."""
 
     def sweep(self) -> None:
         """See `Store.sweep`; also deletes what killed attempts left half-written, and all but the newest commit files.
