@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from . import tensor_file
+from . import point_log, tensor_file
 from .checkpoint import Checkpoint, Keep, checkpoints_of
-from .errors import CheckpointCorrupt, CheckpointError, LeaseLost, XrunError
+from .errors import CheckpointCorrupt, CheckpointError, LeaseLost, StoreUnavailable, XrunError
 from .interval import SaveSchedule
 from .state import TrainState, local, rows
 from .store import Head, Store, StoredFile
@@ -62,17 +63,19 @@ class Checkpointer:
     """Saves a run's state on this process, and on the first process commits it.
 
     `writers` is the number of processes that write: all of them where the model is sharded, else one. `group` is a process
-    group that nothing else uses.
+    group that nothing else uses. `points` is the file of logged points that goes along with each commit, if one does.
     """
 
     def __init__(
         self, state: TrainState, store: Store, *, head: Head, digest: str, attempt: str, keep: Keep, schedule: SaveSchedule,
         tracker: Tracker, environment: Mapping[str, Any], rank: int = 0, writers: int = 1, group: Any = None,
-        clock: Callable[[], float] = time.time,
+        points: Path | None = None, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.state, self.store, self.head, self.digest, self.attempt = state, store, head, digest, attempt
         self.keep, self.schedule, self.tracker, self.environment = keep, schedule, tracker, environment
-        self.rank, self.writers, self.group, self.clock = rank, writers, group, clock
+        self.rank, self.writers, self.group, self.points, self.clock = rank, writers, group, points, clock
+        self.unavailable = ""
+        """Why nobody could tell whether the last save was committed; "" if that is not what happened to it."""
         self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
         self._snapshot = Snapshot()
         self._copied = threading.Event()
@@ -98,8 +101,8 @@ class Checkpointer:
         return self.rank == 0 and (self._wanted or self.schedule.due(step)) and self.want()
 
     def seconds_to_save(self) -> float:
-        """How long a save takes, as measured; what is on its way comes first."""
-        return self.schedule.write * (2 if self.busy else 1)
+        """How long a save takes, as measured; what is on its way comes first, and the store may not take the next one at once."""
+        return max(self.schedule.write * (2 if self.busy else 1), self.store.commit_delay())
 
     def begin(self) -> None:
         """Start to save the state as it is now; call `before_step` before it changes, and not while `busy`."""
@@ -149,6 +152,7 @@ class Checkpointer:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Commit that the run has finished; an empty `facts` leaves it to the first process."""
         if self.rank == 0:
+            self.note(ended=self.clock(), code=0, kind="finished", reason="", committed=self.state.step)
             self.head = self.store.commit({**self.head.record, "finished": {"step": self.state.step, **facts}}, self.head)
 
     def note(self, **facts: Any) -> None:
@@ -169,7 +173,7 @@ class Checkpointer:
             self._copy(saving)
             files = self._write(saving)
         except XrunError as error:
-            log.warning("The save of step %d failed: %s Training goes on.", saving.step, error)
+            self._failed(saving.step, error)
         except Exception:
             log.exception("The save of step %d failed. Training goes on.", saving.step)
         finally:
@@ -205,8 +209,9 @@ class Checkpointer:
         for group, tensors in groups.items():
             for number, part in enumerate(tensor_file.split_by_size(tensors)):
                 own_rows = {name: saving.rows[name] for name in part if name in saving.rows}
-                again = self._again(known.get(_hash(part, own_rows))) if group == "frozen" else None
-                file = again or self.store.put(tensor_file.chunks(part, own_rows))
+                shared = group == "frozen"  # nobody recomputes it, so that all attempts name one file
+                again = self._again(known.get(_hash(part, own_rows))) if shared else None
+                file = again or self.store.put(tensor_file.chunks(part, own_rows, "" if shared else self.attempt))
                 files[f"{group}-{self.rank}-{number}"] = file if again else self._again(known.get(file.blake3)) or file
         return files
 
@@ -234,17 +239,28 @@ class Checkpointer:
             kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
             manifests = [checkpoint.to_json() for checkpoint in _same_files(kept, now)]
             rejected = [step for step in self.head.record.get("rejected", []) if step != now.step]
-            self.head = self.store.commit({**self.head.record, "checkpoints": manifests, "rejected": rejected}, self.head)
-            self.committed_step = now.step
+            record = {**self.head.record, "checkpoints": manifests, "rejected": rejected, **self._points(now.step)}
+            self.head = self.store.commit(record, self.head)
+            self.committed_step, self.unavailable = now.step, ""
             self.schedule.measured(self._stall, time.perf_counter() - saving.started)
             self.tracker.committed(now.step, self.head.id)
             self.store.sweep()
         except LeaseLost:
             raise
         except XrunError as error:
-            log.warning("The commit of step %d failed: %s Training goes on.", saving.step, error)
+            self._failed(saving.step, error)
             self._look_again()
             self._sweep()
+
+    def _points(self, step: int) -> dict[str, Any]:
+        """The logged points up to this step, in the store."""
+        if self.points is None:
+            return {}
+        return {"points": point_log.extended(self.store, self.points, self.head.record.get("points", []), step)}
+
+    def _failed(self, step: int, error: XrunError) -> None:
+        self.unavailable = error.message if isinstance(error, StoreUnavailable) else ""
+        log.warning("The save of step %d failed: %s Training goes on.", step, error)
 
     def _sweep(self) -> None:
         """What a failed save has written takes the room that the next one needs."""

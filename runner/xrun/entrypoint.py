@@ -7,6 +7,7 @@ once and cannot fall with the training.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,14 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import COME_BACK, CheckpointError, StoppedOnPurpose, StoreError, StoreUnavailable, XrunError
+from .errors import COME_BACK, CheckpointError, LaunchError, StoppedOnPurpose, StoreError, StoreUnavailable, XrunError
 from .plan import Plan
 from .progress import Progress
-from .run_folder import RunFolder, is_finished
+from .run_folder import RunFolder, is_finished, open_store
 from .stop import PARENT, StopFlag, end_with_parent
 from .store import Head
-from .store.directory import DirectoryStore
-from .tracker.jsonl import JsonlTracker
+from .tracker.child import Sender, answer_of, is_told, start_witness
+from .tracker.jsonl import JsonlTracker, write_json
 
 OWN_FAILURES = 3
 """So many attempts in a row that failed by themselves and committed nothing end the run."""
@@ -35,6 +36,10 @@ OUTSIDE_ENDS = 20
 _POLL_SECONDS = 0.02
 _RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Waits between the questions to a store that cannot be read."""
+_OUTAGE_SECONDS = 1800.0
+"""How long a store far away is asked before the attempt gives up."""
+_SENDER_SECONDS = 60.0
+"""How long the last points may take to reach Weights & Biases after the training has ended."""
 _LINGER_SECONDS = 5.0
 """How long the other ranks may take to end by themselves after one has failed."""
 
@@ -58,31 +63,49 @@ class Attempt:
         self.plan, self.stop = plan, stop
         self.folder = RunFolder(plan.folder)
         self.id = new_id(time.time())
-        self.store = DirectoryStore(self.folder.state, plan.run, self.id, plan.owner)
+        self.store = open_store(plan, self.id)
         self.progress = Progress(self.folder, self.id)
+        self.told = is_told(plan.recipe)
+        self.sender: Sender | None = None
+        self.purpose = ""
+        """Why somebody has ended the run for good; "" if nobody has."""
+        self.refused = ""
 
     def run(self) -> int:
         """Lease, ranks, end."""
+        witness = start_witness(self.folder.path / "plan.json") if self.told else None
         head = self._head()
         for damaged in self.store.damaged:
             self.progress.say(f"The commit {damaged} is damaged; the one before it counts.")
         self._check(head)
         if head is not None and is_finished(self.plan, head.record):
-            self.progress.say(f"{self.plan.run} is finished; its model is in {self.folder.model}.")
-            return 0
-        head = self._lease(head)
-        code, failure = self._ranks()
-        return self._end(code, failure)
+            return self._finished(head)
+        if witness is not None:
+            self._check_witness(head, answer_of(witness))
+        self._lease(head)
+        code, failure = self._ranks(fresh=head is None)
+        code = self._end(code, failure)
+        if self.sender is not None:
+            self.sender.finish(code, min(_SENDER_SECONDS, self.stop.seconds_left()))
+        return code
+
+    def _finished(self, head: Head) -> int:
+        where = f"in {self.folder.model}" if self.folder.model.exists() else f"at {self.plan.store}"
+        self.progress.say(f"{self.plan.run} is finished; its model is {where}.")
+        return 0
 
     def _head(self) -> Head | None:
         """The head; a store that cannot be read is asked again, and then it is an error, never "nothing there"."""
-        for delay in _RETRY_SECONDS:
+        began = time.monotonic()
+        for delay in _RETRY_SECONDS if not self.plan.store else itertools.repeat(_RETRY_SECONDS[-1]):
             try:
                 return self.store.head()
             except StoreUnavailable as error:
                 self.progress.say(f"{error} Asking again.")
                 if self.stop:
                     raise
+                if time.monotonic() - began > _OUTAGE_SECONDS:
+                    break
                 time.sleep(delay)
         try:
             return self.store.head()
@@ -107,10 +130,37 @@ class Attempt:
         if witness is not None and witness[0] > steps_committed(record) and not self.store.damaged:
             raise CheckpointError(
                 f"{self.folder.metrics.parent / 'committed.json'} knows of a commit of step {witness[0]}, "
-                f"the store {self.folder.state} has {'none' if head is None else f'step {steps_committed(record)}'}.",
+                f"the store {self._where()} has {'none' if head is None else f'step {steps_committed(record)}'}.",
                 "Bring the store's files back, or start a new run with --new. Nothing was started from step 0.",
             )
         self._check_progress(record.get("attempts", []))
+
+    def _check_witness(self, head: Head | None, answer: dict[str, Any]) -> None:
+        """The second witness: a run that Weights & Biases knows to be further than the store must not go on."""
+        known = steps_committed(head.record if head else {})
+        for delay in _RETRY_SECONDS:
+            if answer["answer"] != "unknown" or known >= 0:
+                break
+            self.progress.say(f"Weights & Biases does not answer ({answer['why']}). Asking again.")
+            time.sleep(delay)
+            answer = answer_of(start_witness(self.folder.path / "plan.json"))
+        if answer["answer"] == "unknown" and known < 0:
+            raise LaunchError(
+                f"Weights & Biases does not answer ({answer['why']}) and the store {self._where()} holds no checkpoint, so "
+                "nobody can tell whether this run has been trained before.",
+                "Nothing was started. Start the same command again later, or without it: -s tracking.wandb=null.",
+            )
+        if answer["answer"] == "unknown":
+            self.progress.say(f"Weights & Biases does not answer ({answer['why']}); the store's word is taken.")
+        if answer["answer"] == "commit" and answer["step"] > known and not self.store.damaged:
+            raise CheckpointError(
+                f"Weights & Biases knows of a commit of step {answer['step']} of the run {self.plan.run}, the store "
+                f"{self._where()} has {'none' if known < 0 else f'step {known}'}.",
+                "Bring the store's files back, or start a new run with --new. Nothing was started from step 0.",
+            )
+
+    def _where(self) -> str:
+        return self.plan.store or str(self.folder.state)
 
     def _check_progress(self, attempts: list[dict[str, Any]]) -> None:
         own, outside = without_progress(attempts)
@@ -129,19 +179,36 @@ class Attempt:
                 "from_step": steps_committed(record),
             }
         )  # fmt: skip
-        return self.store.commit({**record, "attempts": attempts}, head)
+        if (delay := self.store.commit_delay()) > 1:
+            self.progress.say(f"{self._where()} takes the next commit in {delay:.0f} s.")
+        head = self.store.commit({**record, "attempts": attempts}, head)
+        self._tell_attempts(attempts)
+        return head
 
-    def _ranks(self) -> tuple[int, dict[str, Any]]:
+    def _tell_attempts(self, attempts: list[dict[str, Any]]) -> None:
+        """For the sender, which never asks the store."""
+        if self.told:
+            write_json(self.folder.path / "attempts.json", attempts)
+
+    def _ranks(self, fresh: bool) -> tuple[int, dict[str, Any]]:
         """Start the ranks and wait; the gravest exit code and what the failed rank has said."""
         logs = self.folder.logs(self.id)
         logs.mkdir(parents=True, exist_ok=True)
         port = free_port()
+        if self.told:
+            self.sender = Sender(self.folder.path, self.id, self.progress.say, self._stopped_there)
         ranks = [self._start_rank(rank, port, logs) for rank in range(self.plan.processes)]
-        self._wait(ranks)
+        self._wait(ranks, fresh)
         codes = [rank.returncode for rank in ranks]
         self.progress.close()
         code = gravest(codes)
+        if self.refused:
+            return LaunchError.exit_code, {"kind": "own", "message": self.refused, "hint": "Start a new one with --new."}
         return code, {} if code == 0 else read_failure(logs, codes)
+
+    def _stopped_there(self) -> None:
+        self.purpose = "stopped in Weights & Biases"
+        self.stop.set(self.purpose)
 
     def _start_rank(self, rank: int, port: int, logs: Path) -> subprocess.Popen[bytes]:
         with (logs / f"rank{rank}.log").open("ab") as log:
@@ -151,14 +218,19 @@ class Attempt:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
-    def _wait(self, ranks: list[subprocess.Popen[bytes]]) -> None:
+    def _wait(self, ranks: list[subprocess.Popen[bytes]], fresh: bool) -> None:
         """Until every rank has ended: pass a stop on once, and end the others when one has failed or time is up."""
         told, failed_at = False, float("inf")
         while any(rank.poll() is None for rank in ranks):
+            if fresh and not self.refused and self.sender is not None and self.sender.is_deleted():
+                self.refused = f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be used again there."
+                self.stop.set(self.refused)
             if self.stop and not told:
                 told = True
                 self.progress.say(f"{self.stop.reason}: saving, then stopping.")
                 send(ranks, signal.SIGTERM)
+                if self.sender is not None:
+                    self.sender.preempting()
             if any(rank.returncode for rank in ranks) and failed_at == float("inf"):
                 failed_at = time.monotonic()
             if self.stop.seconds_left() < -_LINGER_SECONDS or time.monotonic() - failed_at > _LINGER_SECONDS:
@@ -172,10 +244,17 @@ class Attempt:
         if head is None or head.attempt != self.id:
             self._say_end(code, failure, False, ([], []))
             return code or StoreError.exit_code
-        stopped = code == COME_BACK and bool(self.stop)
+        if code == COME_BACK and self.purpose:
+            code = StoppedOnPurpose.exit_code
+        stopped = code in (COME_BACK, StoppedOnPurpose.exit_code) and bool(self.stop)
         kind = "finished" if code == 0 else "stopped" if stopped else failure.get("kind", "own")
         reason = self.stop.reason if stopped else failure.get("message", "")
         attempts = [dict(attempt) for attempt in head.record["attempts"]]
+        if attempts[-1].get("code") == code or (stopped and self.store.commit_delay() >= self.stop.seconds_left()):
+            self._tell_attempts(attempts)
+            self._say_end(code, failure, False, ([], []))
+            self._close_store(code)
+            return code
         attempts[-1] |= {
             "ended": time.time(), "code": code, "kind": kind, "reason": reason, "committed": steps_committed(head.record),
         }  # fmt: skip
@@ -184,8 +263,18 @@ class Attempt:
         if given_up:
             attempts[-1]["code"] = code = StoppedOnPurpose.exit_code
         self.store.commit({**head.record, "attempts": attempts}, head)
+        self._tell_attempts(attempts)
         self._say_end(code, failure, given_up, (own, outside))
+        self._close_store(code)
         return code
+
+    def _close_store(self, code: int) -> None:
+        """Nothing of a finished run depends on this."""
+        if code == 0:
+            try:
+                self.store.finish()
+            except StoreError as error:
+                self.progress.say(f"The history of {self._where()} could not be dropped: {error}")
 
     def _say_end(self, code: int, failure: dict[str, Any], given_up: bool, ends: tuple[list[Any], list[Any]]) -> None:
         if code in (0, COME_BACK) and not failure.get("message"):

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from . import checkpoint, component, model_folder
+from . import checkpoint, component, model_folder, point_log
 from .checkpoint import Keep
 from .checkpointer import Checkpointer
 from .components import use_project
@@ -37,8 +38,7 @@ from .sampler import Sampler
 from .sharding import checkpoint_activations, shard
 from .state import TrainState
 from .stop import StopFlag
-from .store import Head
-from .store.directory import DirectoryStore
+from .store import Head, Store
 from .stream import StreamSampler, check_stream, is_stream
 from .tracker.jsonl import JsonlTracker
 from .training import Training
@@ -48,7 +48,7 @@ from .world import join_world
 log = logging.getLogger("xrun")
 
 
-def build_training(plan: Plan, attempt: str, stop: StopFlag, store: DirectoryStore | None = None) -> Training:
+def build_training(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) -> Training:
     """Everything a rank needs, with the newest checkpoint's state in it; `store` is the attempt's, if it is open already.
 
     Raises:
@@ -60,7 +60,7 @@ def build_training(plan: Plan, attempt: str, stop: StopFlag, store: DirectorySto
 class _Builder:
     """Builds in the order in which parts need each other; an attribute per part."""
 
-    def __init__(self, plan: Plan, attempt: str, stop: StopFlag, store: DirectoryStore) -> None:
+    def __init__(self, plan: Plan, attempt: str, stop: StopFlag, store: Store) -> None:
         self.plan, self.attempt, self.stop, self.store = plan, attempt, stop, store
         self.recipe = plan.load_recipe()
         self.train = self.recipe.train
@@ -129,8 +129,7 @@ class _Builder:
 
     def _fork(self) -> tuple[checkpoint.Checkpoint, list[Path]]:
         """The newest checkpoint of the run that this one starts from."""
-        source = RunFolder(Path(self.plan.home) / self.plan.fork)
-        store = DirectoryStore(source.state, self.plan.fork, self.attempt, self.plan.owner)
+        store = open_store(replace(self.plan, run=self.plan.fork, store=self.plan.fork_store), self.attempt, create=False)
         head = store.head()
         found, paths = checkpoint.newest(store, head)[1:] if head else (None, [])
         if found is None:
@@ -238,14 +237,23 @@ class _Builder:
     def _tracker(self, steps: int) -> JsonlTracker | _Silent:
         if self.world.rank:
             return _Silent()
+        self._restore_points()
         tracker = JsonlTracker(self.folder.path)
         config = {
-            "run": self.plan.run, "recipe": self.plan.recipe, "steps": steps, "environment": self._environment(),
+            "run": self.plan.run, "attempt": self.attempt, "recipe": self.plan.recipe, "steps": steps,
+            "environment": self._environment(),
             "digest": self.plan.digest, "code": dict(self.plan.code), "version": self.plan.version,
             "data_revision": getattr(self.splits["train"], "revision", None),
         }  # fmt: skip
         self.dropped = tracker.start(config, self.state.step)
         return tracker
+
+    def _restore_points(self) -> None:
+        """The log of the run as the store has it: this machine may never have seen the run, or not all of it."""
+        if self.plan.store:
+            pieces = self.head.record.get("points", [])
+            pieces = point_log.restore(self.store, self.folder.metrics, pieces, self.state.step)
+            self.head = replace(self.head, record={**self.head.record, "points": pieces})
 
     def _checkpointer(self, steps_per_epoch: int, tracker: Any, found: checkpoint.Checkpoint | None) -> Checkpointer:
         started, attempts = time.time(), self.head.record.get("attempts", [])
@@ -260,7 +268,7 @@ class _Builder:
             self.state, self.store, head=self.head, digest=self.plan.digest, attempt=self.attempt, schedule=schedule,
             keep=Keep(self.recipe.checkpoint.keep, keep_every.steps if keep_every else None), tracker=tracker,
             environment=self._environment(), rank=self.world.rank, writers=self.world.size if self.sharded else 1,
-            group=self.world.saving,
+            group=self.world.saving, points=self.folder.metrics if self.plan.store else None,
         )  # fmt: skip
         if self.world.rank == 0:
             self._say_where(found, checkpointer)
@@ -309,7 +317,9 @@ class _Builder:
             "samples": state.samples, "step": state.step, "metrics": metrics, "steps_per_epoch": steps_per_epoch,
             "data_revision": getattr(self.splits["train"], "revision", None),
         }  # fmt: skip
-        return {**facts, "weights_sha256": model_folder.write(self.folder.model, model, self.plan, facts)}
+        sha256 = model_folder.write(self.folder.model, model, self.plan, facts)
+        revision = self.store.publish(self.folder.model, self.plan.run, f"{self.plan.run}: {state.step} steps")
+        return {**facts, "weights_sha256": sha256, **({"model_revision": revision} if revision else {})}
 
 
 class _Silent:

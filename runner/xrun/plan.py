@@ -32,6 +32,8 @@ class Plan:
 
     `mathematics` is what `digest` is made of: a recipe's part that a run cannot change, with a hash per component file.
     `home` holds the runs' folders; `processes` train on this node; `fork` is the run whose newest checkpoint starts this one.
+    `store` is the address of the state where that is not the run's folder: `hub` until a launch has asked whose token it is, then
+    `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the forked run.
     """
 
     run: str
@@ -45,6 +47,8 @@ class Plan:
     processes: int = 1
     overrides: tuple[str, ...] = ()
     fork: str = ""
+    store: str = ""
+    fork_store: str = ""
     version: str = ""
     format: int = FORMAT
     code: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +103,7 @@ def make_plan(
         processes=processes or (recipe.hardware.local.processes if recipe.hardware.local else 1),
         overrides=tuple(overrides),
         fork=fork,
+        store=recipe.checkpoint.store if recipe.checkpoint.durable else "",
         version=_version(),
     )
 
@@ -127,16 +132,13 @@ def check_run_id(run: str) -> None:
 
 
 def check_tracking(recipe: Recipe) -> None:
-    """Only the local log is there in this version; a recipe that asks for more is told so instead of being ignored.
+    """A recipe that asks for a tracker that is not there is told so instead of being ignored.
 
     Raises:
-        LaunchError: it asks for more.
+        LaunchError: it asks for Trackio.
     """
-    for name in ("wandb", "trackio"):
-        if getattr(recipe.tracking, name) is not None:
-            raise LaunchError(
-                f"tracking.{name} is not available in this version.", f"Switch it off with -s tracking.{name}=null."
-            )
+    if recipe.tracking.trackio is not None:
+        raise LaunchError("tracking.trackio is not available in this version.", "Switch it off with -s tracking.trackio=null.")
 
 
 def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:
@@ -160,11 +162,7 @@ def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:
 def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that holds the runs' folders: what the recipe says, else $XRUN_HOME, else `runs/` of the project."""
     store = recipe.checkpoint.store
-    if recipe.checkpoint.durable:
-        raise LaunchError(
-            f"checkpoint.store: {store} is not available in this version.", "Keep the state here with -s checkpoint.store=local."
-        )
-    if store == "local":
+    if store == "local" or recipe.checkpoint.durable:
         return default_home(project, environ)
     return (project / Path(store).expanduser()).resolve()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from .errors import LaunchError, XrunError
 from .plan import Plan
-from .store import Head, StoredFile
+from .store import Head, Store, StoredFile
 from .store.directory import DirectoryStore
 from .tracker.jsonl import parse, read_points
 
@@ -70,7 +71,7 @@ class RunFolder:
 
     def head(self) -> Head | None:
         """The newest commit."""
-        return DirectoryStore(self.state, self.run, attempt="reader", owner="").head()
+        return open_store(self.plan(), "reader", create=False).head()
 
     def points(self) -> list[dict[str, Any]]:
         """Every logged point."""
@@ -162,12 +163,23 @@ def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
     return finished is not None and finished["step"] >= (train["steps"] or train["epochs"] * finished["steps_per_epoch"])
 
 
-def open_store(plan: Plan, attempt: str) -> DirectoryStore:
-    """The store of a plan's run, for one attempt."""
-    return DirectoryStore(RunFolder(plan.folder).state, plan.run, attempt, plan.owner)
+def open_store(plan: Plan, attempt: str, *, create: bool = True) -> Store:
+    """The store of a plan's run, for one attempt; without `create` nothing is made where nothing is."""
+    folder = RunFolder(plan.folder)
+    if not plan.store:
+        return DirectoryStore(folder.state, plan.run, attempt, plan.owner)
+    from .store.hub import HubStore  # its library takes a second to import, which a run without it does not pay
+
+    return HubStore(plan.store, plan.run, attempt, plan.owner, folder.path / "cache", create=create, **_pace(os.environ))
 
 
-def restore_soon(store: DirectoryStore) -> None:
+def _pace(environ: Mapping[str, str]) -> dict[str, float]:
+    """Seconds between commits, commits an hour, and seconds of trying again, for a Hub of one's own with other limits."""
+    names = {"spacing": "XRUN_HUB_SPACING", "hourly": "XRUN_HUB_HOURLY", "patience": "XRUN_HUB_PATIENCE"}
+    return {name: float(environ[variable]) for name, variable in names.items() if environ.get(variable)}
+
+
+def restore_soon(store: Store) -> None:
     """Begin to verify what the attempt will probably restore; a store that cannot be read is somebody else's news."""
     with contextlib.suppress(XrunError):
         head = store.head()

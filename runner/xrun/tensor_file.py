@@ -45,9 +45,14 @@ def split_by_size(tensors: Mapping[str, Tensor], limit: int = FILE_BYTES) -> Ite
         yield part
 
 
-def chunks(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> Iterator[memoryview]:
-    """The bytes of a safetensors file, as views of the tensors (on the CPU, contiguous)."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "rows": json.dumps(rows)}}
+def chunks(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str = "") -> Iterator[memoryview]:
+    """The bytes of a safetensors file, as views of the tensors (on the CPU, contiguous).
+
+    `attempt` is who wrote it: exact recomputation makes the same tensors again, and a store that knows files by their content
+    would take a file that one attempt is about to delete for the one that its successor has just written.
+    """
+    by = {"attempt": attempt} if attempt else {}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "rows": json.dumps(rows), **by}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes

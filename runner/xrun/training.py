@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpointer import Checkpointer
-from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError
+from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError, StoreUnavailable
 from .evaluate import Evaluation
 from .loader import Loader, Piece, to_device
 from .objective import Objective
@@ -31,6 +31,10 @@ from .tracker import Tracker
 from .world import World
 
 log = logging.getLogger("xrun")
+
+LAST_SAVE_SECONDS = 3600.0
+"""How long a finished training tries to commit its last state while the store is out of reach."""
+LAST_SAVE_PAUSE = 1.0
 
 
 @dataclass
@@ -186,13 +190,29 @@ class Training:
             self.checkpointer.begin()
         return bool(self.world.from_first(self.checkpointer.is_current()))
 
+    def _save_last(self, end: dict[str, Any]) -> bool:
+        """Save this step, again and again while the store is out of reach and there is time; `end` is how the attempt ends.
+
+        Says whether it is committed.
+        """
+        if end and self.world.rank == 0:
+            self.checkpointer.note(**end, ended=time.time(), committed=self.state.step)
+        began = self.clock()
+        while not self._save_now():
+            left = min(self.stop.seconds_left(), LAST_SAVE_SECONDS - (self.clock() - began))
+            if not self.world.from_first(bool(self.checkpointer.unavailable) and left > 0):
+                return False
+            log.warning("Not safe yet: steps %d to %d.", max(self.checkpointer.committed_step, 0) + 1, self.state.step)
+            time.sleep(LAST_SAVE_PAUSE)
+        return True
+
     def _leave(self) -> None:
         """Somebody asked to stop: save if that fits before the deadline, and go."""
         budget = self.world.from_first(self.budget())
         left, need = self.stop.seconds_left(), self.checkpointer.seconds_to_save()
         if not self.world.from_first(need < left):
             log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
-        elif not self._save_now():
+        elif not self._save_last(_ending(budget, self.stop)):
             log.warning("The state of step %d could not be saved: the last commit stands.", self.state.step)
         log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
         self.tracker.finish()
@@ -202,8 +222,18 @@ class Training:
 
     def _finish(self) -> None:
         """The last state is committed, then the final weights are made, then the run is marked as finished."""
-        if not self._save_now():
-            raise StoreError(f"The last state, step {self.state.step}, could not be committed.", "Start the same command again.")
+        if not self._save_last({}):
+            what = f"The last state, step {self.state.step}, could not be committed."
+            if unavailable := self.world.from_first(self.checkpointer.unavailable):
+                raise StoreUnavailable(f"{what} {unavailable}")
+            raise StoreError(what, "Start the same command again.")
         self.checkpointer.finish(self.export(self.state))
         self.tracker.finish()
         self.world.wait()
+
+
+def _ending(budget: str, stop: StopFlag) -> dict[str, Any]:
+    """What the attempt's record says of an end that was asked for."""
+    if budget:
+        return {"kind": "stopped", "code": StoppedOnPurpose.exit_code, "reason": budget}
+    return {"kind": "stopped", "code": Stopped.exit_code, "reason": stop.reason}

@@ -31,12 +31,15 @@ class JsonlTracker:
         self._waiting = b""
 
     def start(self, config: Mapping[str, Any], step: int) -> Dropped | None:
-        """See Tracker; `started` in config.json is when this attempt began to log."""
+        """See Tracker; `started` in config.json is when this attempt began to log.
+
+        config.json comes last: who follows the points from outside sees by it that they are this attempt's.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         kept, dropped = self._cut(step)
-        write_json(self.folder / "config.json", {**config, "started": round(self.clock(), 3)})
         if dropped is not None:
             write_bytes(self.path, kept)
+        write_json(self.folder / "config.json", {**config, "started": round(self.clock(), 3)})
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         return dropped
 
