@@ -1,4 +1,4 @@
-"""Every test starts with a clean environment: an empty HOME, no accounts, no network for Hugging Face."""
+"""Every test starts with a clean environment: an empty HOME, no accounts, nobody where Hugging Face would be."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 OWNED = ("XRUN_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "WANDB_", "SKYPILOT_", "XDG_", "PYTEST_ADDOPTS", "PYTHONPATH")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+NOBODY = "http://127.0.0.1:9"
+"""Nobody listens there, so what is not meant for a loopback server fails at once."""
+
 # huggingface_hub reads it once, at its first import, which may be the import of a test file.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_ENDPOINT"] = NOBODY
+
+settings.register_profile("xrun", suppress_health_check=[HealthCheck.too_slow])  # how busy the machine is, is not the test's news
+settings.load_profile("xrun")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +32,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         if name.startswith(OWNED) or name in RANKS:
             del os.environ[name]
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_ENDPOINT"] = NOBODY
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -177,7 +177,7 @@ class Project:
         """Start the `xrun` command in this project, in a session of its own as a terminal's shell does."""
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(self.root / "home"), "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
         }  # fmt: skip
         return subprocess.Popen(
             [sys.executable, "-m", "xrun", *arguments], cwd=self.root, env=environment, stdin=subprocess.DEVNULL, text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ class RunFolder:
             ) from error
 
     def head(self) -> Head | None:
-        """The newest commit."""
-        return open_store(self.plan(), "reader", create=False).head()
+        """The newest commit; the folder may have been moved since the plan was written."""
+        here = replace(self.plan(), home=str(self.path.parent))
+        return open_store(here, "reader", create=False).head()
 
     def points(self) -> list[dict[str, Any]]:
         """Every logged point."""
