@@ -37,9 +37,10 @@ ARROWS = {
     "recipe_file": "errors recipe recipe_rules recipe_problems every yaml_nodes component components",
     "cloud": "errors plan run_folder stop",
     "job": "errors plan run_folder cloud",
+    "online": "errors plan recipe",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
-    "cli": "errors recipe_file recipe component plan run_folder progress cloud job drill template",
+    "cli": "errors recipe_file recipe component plan run_folder tracker online progress cloud job drill template",
     "__main__": "cli",
     # the container half
     "world": "errors",

@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from .plan import Plan
+    from .recipe import Recipe
 
 
 class _Group(click.Group):
@@ -67,7 +68,7 @@ def run(
     from .job import choose_run, launch
 
     plan = _plan(recipe, overrides, run_id, fork, processes, local)
-    plan = choose_run(plan, given=bool(run_id), new=new, fork=fork)
+    plan = _placed(choose_run(plan, given=bool(run_id), new=new, fork=fork))
     click.echo(f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}")
     code = launch(plan, LocalCloud())
     _say_outcome(plan, code, _command(recipe, overrides, local, plan))
@@ -78,25 +79,29 @@ def run(
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_overrides
 @_as_json
-def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
-    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one."""
-    from .errors import RecipeError
+@click.option("--online", is_flag=True, help="Ask the Hub and Weights & Biases too: accounts, permissions, names, revisions.")
+def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, online: bool) -> None:
+    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for an account's."""
+    from .errors import LaunchError, RecipeError
     from .recipe_file import load_recipe
 
     problems: list[Any] = []
+    account: list[Any] = []
     for path in recipes:
         try:
             recipe = load_recipe(path, overrides)
-            if not as_json:
+            account += _online_problems(recipe, path) if online else []
+            if not as_json and not any(problem.path == str(path.resolve()) for problem in account):
                 click.echo(f"{path}: {recipe.name} is fine.")
         except RecipeError as error:
             problems += error.problems
+    problems += account
     if as_json:
         click.echo(json.dumps([vars(problem) for problem in problems], indent=1))
     else:
         for problem in problems:
             click.echo(str(problem), err=True)
-    sys.exit(RecipeError.exit_code if problems else 0)
+    sys.exit(0 if not problems else LaunchError.exit_code if len(problems) == len(account) else RecipeError.exit_code)
 
 
 @cli.command()
@@ -171,6 +176,15 @@ def logs(run_id: str, attempt: int | None, rank: int) -> None:
 
 
 @cli.command()
+@click.argument("run_id", metavar="RUN")
+def sync(run_id: str) -> None:
+    """Send what Weights & Biases does not have yet of RUN's metrics; sending twice changes nothing."""
+    from .tracker.child import send_all
+
+    sys.exit(send_all(_folder(run_id).path))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from .recipe_file import schema as recipe_schema
@@ -211,6 +225,26 @@ def _plan(recipe: Path, overrides: Sequence[str], run_id: str, fork: str, proces
     if loaded.hardware.any_of:
         raise LaunchError(f"{recipe}: this version of xrun does not launch on clouds.", "Train here with --local.")
     return make_plan(loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes)
+
+
+def _placed(plan: Plan) -> Plan:
+    """The plan with the addresses that only the Hub can tell, once it is certain that the run may write there."""
+    from .online import check_online, refuse
+
+    if not plan.store and not plan.recipe["tracking"]["wandb"]:
+        return plan
+    online = check_online(plan.load_recipe(), plan, everything=False)
+    plan = refuse(online)
+    for link in online.links:
+        click.echo(f"  see      {link}")
+    return plan
+
+
+def _online_problems(recipe: Recipe, path: Path) -> Sequence[Any]:
+    from .online import check_online
+    from .plan import make_plan
+
+    return check_online(recipe, make_plan(recipe, path)).problems
 
 
 def _say_outcome(plan: Plan, code: int, command: str) -> None:

@@ -51,6 +51,12 @@ def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
+def send_all(folder: Path) -> int:
+    """Send everything that waits in a run's folder; returns the sender's exit code, and what it says goes to the terminal."""
+    command = [sys.executable, "-m", "xrun.tracker.wandb_sender", str(folder), "--once"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), check=False).returncode
+
+
 class Sender:
     """The sender of one attempt; `say` gets its lines for people, `on_stop` is called when somebody stops the run over there."""
 
