@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xrun.entrypoint import new_id
 from xrun.plan import Plan, make_plan
 from xrun.recipe_file import load_recipe
+from xrun.record import new_id
 from xrun.run_folder import RunFolder, write_plan
 from xrun.stop import StopFlag, end_with_parent
 from xrun.store.directory import DirectoryStore

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import xrun
-from xrun.entrypoint import Attempt, rank_environment
+from xrun.entrypoint import Attempt
 from xrun.plan import Plan, make_plan
+from xrun.ranks import rank_environment
 from xrun.recipe_file import load_recipe
 from xrun.run_folder import RunFolder, runs_in, write_plan
 from xrun.stop import PARENT, StopFlag

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from running import PER_STEP, Done, Project, attempt, commits, curve, reasons, record, steps_of, until, weights
 
-from xrun.entrypoint import OWN_FAILURES, gravest, new_id, read_failure, steps_committed, without_progress
 from xrun.plan import Plan
+from xrun.ranks import gravest, read_failure
+from xrun.record import OWN_FAILURES, new_id, steps_committed, without_progress
 from xrun.run_folder import RunFolder
 from xrun.store.directory import DirectoryStore
 
@@ -272,7 +273,6 @@ def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path
     assert project.run.head() == seen["head"]
     after = files(project.run.state)
     assert {path: after.get(path) for path in seen["files"]} == seen["files"]
-    assert max(curve(project.run)) < 20
     assert not project.run.model.exists()
 
 

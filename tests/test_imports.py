@@ -67,7 +67,10 @@ ARROWS = {
     "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
     "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint point_log checkpointer "
     "world stop model_folder training",
-    "entrypoint": "errors plan store tracker run_folder progress stop",
+    "record": "errors",
+    "ranks": "errors plan stop",
+    "witnesses": "errors plan store tracker run_folder stop record",
+    "entrypoint": "errors plan store tracker run_folder progress stop record ranks witnesses",
     "attempt": "errors plan run_folder stop entrypoint parts",
 }
 
