@@ -15,6 +15,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import uvicorn
@@ -217,8 +218,8 @@ class Server:
         listening = listen(self.port)
         self.port = listening.getsockname()[1]
         config = uvicorn.Config(
-            self.serve, interface="asgi3", lifespan="off", http="h11", loop="asyncio", ws="none", proxy_headers=False, access_log=False,
-            log_config=None, log_level="critical", timeout_keep_alive=60,
+            self.serve, interface="asgi3", lifespan="off", http="h11", loop="asyncio", ws="none", proxy_headers=False,
+            access_log=False, log_config=None, log_level="critical", timeout_keep_alive=60,
         )  # fmt: skip
         self.uvicorn = uvicorn.Server(config)
         self.thread = threading.Thread(target=self._run, args=(listening,), name=type(self).__name__, daemon=True)
@@ -292,7 +293,7 @@ class Server:
 
 
 def listen(port: int) -> socket.socket:
-    """A listening socket. asyncio turns Nagle's delay of 40 ms off for sockets that say TCP, which those of `create_server` do not."""
+    """A listening socket that says TCP, so that asyncio turns Nagle's delay of 40 ms off; `socket.create_server` makes none."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
@@ -356,3 +357,10 @@ async def received(scope: Scope, receive: Receive) -> Request | None:
     headers = Headers(scope=scope)
     plain = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else bytes(body)
     return Request(scope["method"], scope["raw_path"].decode(), headers, plain, QueryParams(scope["query_string"]), len(body))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Make a file appear, or change, with all of its bytes at once."""
+    aside = path.with_name(f"{path.name}.{threading.get_ident()}")
+    aside.write_bytes(data)
+    aside.replace(path)
