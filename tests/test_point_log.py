@@ -1,0 +1,138 @@
+"""The run's points in the store: a bare machine gets the whole log back, in few pieces, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xrun import point_log
+from xrun.store import StoredFile
+from xrun.store.directory import DirectoryStore
+
+
+class Machine:
+    """A folder with a log, and commits of it as an attempt makes them."""
+
+    def __init__(self, root: Path, store: DirectoryStore) -> None:
+        self.path, self.store = root / "metrics.jsonl", store
+        self.head = store.head() or store.commit({"points": []}, None)
+
+    def log(self, first: int, last: int) -> None:
+        """Points of the steps from `first` to `last`."""
+        with self.path.open("a") as file:
+            for step in range(first, last + 1):
+                file.write(json.dumps({"step": step, "train/loss": 1 / (step + 1)}) + "\n")
+
+    def commit(self, step: int) -> None:
+        """A checkpoint of `step`, whose record names the points up to it."""
+        pieces = point_log.extended(self.store, self.path, self.head.record["points"], step)
+        self.head = self.store.commit({"points": pieces}, self.head)
+        self.store.sweep()
+
+    def restore(self, step: int) -> list[Any]:
+        """What a machine does that goes on from `step`."""
+        return point_log.restore(self.store, self.path, self.head.record["points"], step)
+
+    def steps(self) -> list[int]:
+        """What the log holds."""
+        return [json.loads(line)["step"] for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "state", "run", "a1", "me")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, store: DirectoryStore) -> Machine:
+    (tmp_path / "first").mkdir()
+    return Machine(tmp_path / "first", store)
+
+
+def test_a_bare_machine_gets_the_log_back(machine: Machine, store: DirectoryStore, tmp_path: Path) -> None:
+    """Every point up to the committed step, byte for byte; the ones that were logged after it are not there yet."""
+    for step in range(10, 101, 10):
+        machine.log(step - 9, step + 3 if step == 100 else step)
+        machine.commit(step)
+    bare = Machine(tmp_path / "second", store)
+    bare.restore(100)
+    assert bare.steps() == list(range(1, 101))
+    assert machine.path.read_bytes().startswith(bare.path.read_bytes())
+
+
+def test_points_that_came_during_the_save_wait_for_the_next_commit(machine: Machine) -> None:
+    """Training goes on while a save is written: what it logs meanwhile belongs to the next commit, once."""
+    machine.log(1, 25)
+    machine.commit(10)
+    assert [piece["last"] for piece in machine.head.record["points"]] == [10]
+    machine.commit(20)
+    machine.commit(20)
+    machine.path.unlink()
+    machine.restore(20)
+    assert machine.steps() == list(range(1, 21))
+
+
+def test_few_pieces_however_many_commits(machine: Machine) -> None:
+    """Two hundred commits leave eight pieces, and each point was sent a few times."""
+    sent = 0
+    for step in range(1, 201):
+        machine.log(step, step)
+        machine.commit(step)
+        sent += machine.head.record["points"][-1]["size"]
+    size = machine.path.stat().st_size
+    assert len(machine.head.record["points"]) <= 9
+    assert sum(piece["size"] for piece in machine.head.record["points"]) == size
+    assert sent < 9 * size
+
+
+def test_going_back_to_an_older_step_cuts_the_log_there(machine: Machine) -> None:
+    """The newest checkpoint was damaged: the log ends at the older one's step, and goes on from there without a gap."""
+    for step in (10, 20, 30):
+        machine.log(step - 9, step)
+        machine.commit(step)
+    machine.path.unlink()
+    kept = machine.restore(20)
+    assert machine.steps() == list(range(1, 21))
+    assert all(piece["last"] <= 20 for piece in kept)
+    machine.head = machine.store.commit({"points": kept}, machine.head)
+    machine.log(21, 30)
+    machine.commit(30)
+    machine.path.unlink()
+    machine.restore(30)
+    assert machine.steps() == list(range(1, 31))
+
+
+def test_what_this_machine_logged_after_the_step_stays_for_the_count(machine: Machine) -> None:
+    """The tracker cuts it, and says how many steps are computed again."""
+    machine.log(1, 17)
+    machine.commit(10)
+    machine.restore(10)
+    assert machine.steps() == list(range(1, 18))
+
+
+def test_lost_points_never_stop_a_training(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged piece costs the points from there on, with a warning."""
+    machine.log(1, 100)
+    machine.commit(100)
+    machine.log(101, 101)
+    machine.commit(101)
+    last = StoredFile.from_json(machine.head.record["points"][-1])
+    (machine.store.root / last.copies[0]).write_bytes(b"x" * last.size)
+    machine.path.unlink()
+    assert [piece["last"] for piece in machine.restore(101)] == [100]
+    assert machine.steps() == list(range(1, 101))
+    assert "Points after step 100 are lost" in caplog.text
+
+
+def test_a_torn_line_is_nobodys_point(machine: Machine) -> None:
+    """A kill in the middle of a line leaves half of it; it is neither sent nor restored."""
+    machine.log(1, 3)
+    with machine.path.open("a") as file:
+        file.write('{"step": 4, "tr')
+    machine.commit(4)
+    machine.path.unlink()
+    machine.restore(4)
+    assert machine.steps() == [1, 2, 3]
