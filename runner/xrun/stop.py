@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 PARENT = "XRUN_PARENT"
@@ -16,10 +19,15 @@ GRACE_SECONDS = 25.0
 
 
 class StopFlag:
-    """Set by signals (and by a cloud's notice); remembers the first reason and the earliest deadline."""
+    """Set by signals (and by a cloud's notice); remembers the first reason and the earliest deadline.
 
-    def __init__(self, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
-        self.grace, self.clock = grace, clock
+    A signal carries neither: the process that sends it can write both into a file before (`tell`), which `told` names.
+    """
+
+    def __init__(
+        self, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic, told: Path | None = None
+    ) -> None:
+        self.grace, self.clock, self.told = grace, clock, told
         self.reason = ""
         self.deadline = float("inf")
 
@@ -28,12 +36,17 @@ class StopFlag:
 
     def set(self, reason: str, seconds: float | None = None) -> None:
         """Ask to stop within `seconds` (default: the grace period)."""
-        self.reason = self.reason or reason
         self.deadline = min(self.deadline, self.clock() + (self.grace if seconds is None else seconds))
+        self.reason = self.reason or reason  # last: a thread that sees the flag sees the deadline too
 
     def seconds_left(self) -> float:
         """Seconds until the deadline; infinite while nobody asked."""
         return self.deadline - self.clock()
+
+    def tell(self, path: Path) -> None:
+        """Write reason and deadline down for a process of this machine that gets a signal next; it has the same clock."""
+        with contextlib.suppress(OSError):  # a full disk: then the grace period has to do
+            path.write_text(json.dumps([self.reason, self.deadline]))
 
     def on_signals(self, *numbers: signal.Signals) -> None:
         """Let these signals set the flag instead of what they did before."""
@@ -41,7 +54,11 @@ class StopFlag:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.set(signal.Signals(number).name)
+        try:
+            reason, deadline = json.loads(self.told.read_text()) if self.told else ("", None)
+        except (OSError, ValueError):
+            reason, deadline = "", None
+        self.set(reason or signal.Signals(number).name, None if deadline is None else deadline - self.clock())
 
 
 def end_with_parent(number: signal.Signals) -> None:

@@ -1,0 +1,106 @@
+"""Notices of three clouds from a metadata server on loopback."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import until
+from servers.metadata import Metadata
+
+from xrun.notice import ADDRESS_NAME, SPARE_SECONDS, watching
+from xrun.stop import StopFlag
+
+CLOUDS = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
+"""Seconds between the notice and the end, as each cloud gives them."""
+
+
+@pytest.fixture(params=CLOUDS)
+def server(request: pytest.FixtureRequest) -> Iterator[Metadata]:
+    """Each cloud's."""
+    with Metadata(request.param) as one:
+        yield one
+
+
+def environ(server: Metadata) -> dict[str, str]:
+    return {ADDRESS_NAME: server.url}
+
+
+def test_a_notice_sets_the_flag_with_its_deadline(server: Metadata) -> None:
+    """Until the notice nothing happens; then the flag is set, with what the cloud leaves, less what the attempt's end needs."""
+    stop, seconds = StopFlag(), CLOUDS[server.cloud]
+    with watching(stop, server.cloud, environ(server), interval=0.01):
+        until(lambda: server.times > 5, "a few questions")
+        assert not stop
+        server.preempt(seconds)
+        until(lambda: stop, "the notice")
+    assert stop.reason
+    assert seconds - SPARE_SECONDS - 3 < stop.seconds_left() <= seconds - SPARE_SECONDS
+
+
+def test_the_servers_clock_counts(tmp_path: Path) -> None:
+    """A machine whose clock is wrong by an hour has the same deadline: the notice is measured by who gave it."""
+    for cloud in ("aws", "azure"):
+        stop = StopFlag()
+        with Metadata(cloud, ahead=3600.0) as server, watching(stop, cloud, environ(server), interval=0.01):
+            server.preempt(60)
+            until(stop.__bool__, "the notice")
+        assert 60 - SPARE_SECONDS - 3 < stop.seconds_left() <= 60 - SPARE_SECONDS
+
+
+def test_errors_are_waited_out(server: Metadata) -> None:
+    """A server that fails is asked again, less and less often, and its notice is heard once it answers."""
+    stop = StopFlag()
+    server.broken = True
+    with watching(stop, server.cloud, environ(server), interval=0.01):
+        until(lambda: server.times > 2, "a few questions")
+        assert not stop
+        server.broken = False
+        server.preempt(30)
+        until(lambda: stop, "the notice")
+
+
+def test_an_aws_token_is_renewed() -> None:
+    """When the token has expired a new one is asked for, and no sooner."""
+    stop = StopFlag()
+    with Metadata("aws") as server, watching(stop, "aws", environ(server), interval=0.01):
+        until(lambda: server.times > 4, "a few questions")
+        server.expire()
+        server.preempt(120)
+        until(lambda: stop, "the notice")
+        assert server.requests.count("PUT /latest/api/token") == 2
+
+
+def test_another_machines_event_is_not_ours() -> None:
+    """On Azure a set of machines sees the events of all of them."""
+    stop = StopFlag()
+    with Metadata("azure") as server, watching(stop, "azure", environ(server), interval=0.01):
+        server.others.append("vm-8")
+        until(lambda: server.times > 5, "a few questions")
+        assert not stop
+        server.preempt(30)
+        until(lambda: stop, "the notice")
+
+
+def test_proxies_are_for_the_world_outside(server: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment is not asked for an address of this machine's own link."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    stop = StopFlag()
+    with watching(stop, server.cloud, environ(server), interval=0.01):
+        server.preempt(30)
+        until(lambda: stop, "the notice", 10)
+
+
+def test_nobody_is_asked_where_there_are_no_notices() -> None:
+    """A machine of one's own, or of a cloud without notices, has no thread for them; an absent server holds nobody up."""
+    before = threading.active_count()
+    for cloud in ("", "slurm", "lambda"):
+        with watching(StopFlag(), cloud, {}):
+            assert threading.active_count() == before
+    began = time.monotonic()
+    with watching(StopFlag(), "gcp", {ADDRESS_NAME: "http://127.0.0.1:9"}):
+        pass
+    assert time.monotonic() - began < 1
