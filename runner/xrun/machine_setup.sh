@@ -1,0 +1,57 @@
+# Runs on each machine of a job before the attempt: bash machine_setup.sh CARGO
+# Makes ~/xrun/python, an interpreter that has this very xrun and the pinned libraries. A machine that has it installs nothing.
+set -euo pipefail
+cargo=$1
+wheel=$(ls "$cargo"/*.whl)
+key=$(cat "$cargo/environment.key")
+home=~/xrun/environments/$key
+mkdir -p ~/xrun/environments
+
+say() { echo "xrun: $*"; }
+
+# Makes $home/python run "$1" with the rest as its environment.
+interpreter() {
+  printf '#!/bin/sh\nexport %s\nexec %s "$@"\n' "$2" "$1" > "$home/python.new"
+  chmod +x "$home/python.new"
+  mv "$home/python.new" "$home/python"
+}
+
+install() {
+  local uv
+  uv=$(command -v uv || echo ~/.local/bin/uv)
+  if [ -x "$uv" ]; then
+    "$uv" venv --quiet --seed --clear --python 3.11 "$home/venv"
+    # A machine with a GPU gets the build of torch that its driver can run.
+    if command -v nvidia-smi > /dev/null; then export UV_TORCH_BACKEND=auto; fi
+    "$uv" pip install --quiet --python "$home/venv/bin/python" -c "$cargo/container.txt" "xrun[train] @ file://$wheel"
+  else
+    python3 -m venv --clear "$home/venv"
+    "$home/venv/bin/python" -m pip install -q --disable-pip-version-check -c "$cargo/container.txt" "xrun[train] @ file://$wheel"
+  fi
+  interpreter "$home/venv/bin/python" "PATH=$home/venv/bin:\$PATH"
+}
+
+if [ ! -e "$home/ready" ]; then
+  started=$(date +%s)
+  mkdir -p "$home"
+  if python3 "$cargo/has_pins.py" "$cargo/container.txt"; then
+    # An image that brings the libraries along: only xrun itself is put in front of them.
+    python3 -m zipfile -e "$wheel" "$home/site"
+    interpreter "$(command -v python3)" "PYTHONPATH=$home/site\${PYTHONPATH:+:\$PYTHONPATH}"
+    say "this machine has the pinned libraries; xrun is ready after $(($(date +%s) - started)) s."
+  else
+    install
+    say "installed the pinned libraries in $(($(date +%s) - started)) s."
+  fi
+  touch "$home/ready"
+fi
+ln -sfn "$home/python" ~/xrun/python
+
+# What the recipe adds, once on each machine.
+if [ -e "$cargo/recipe_setup.sh" ]; then
+  done_file=$home/recipe-$(cksum < "$cargo/recipe_setup.sh" | tr ' ' '-')
+  if [ ! -e "$done_file" ]; then
+    PATH=$home/venv/bin:$PATH VIRTUAL_ENV=$home/venv bash -e "$cargo/recipe_setup.sh"
+    touch "$done_file"
+  fi
+fi
