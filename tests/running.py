@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import xrun
@@ -174,20 +175,20 @@ class Project:
         trap = {"do": do, "call": call, "split": split, "rank": rank, "stays": stays, "committed": committed, "paced": paced}
         self.write("trap.json", json.dumps(trap))
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any) -> subprocess.Popen[str]:
         """Start the `xrun` command in this project, in a session of its own as a terminal's shell does."""
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(self.root / "home"), "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1",
-            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_ENDPOINT": "http://127.0.0.1:9", **environ,
         }  # fmt: skip
         return subprocess.Popen(
             [sys.executable, "-m", "xrun", *arguments], cwd=self.root, env=environment, stdin=subprocess.DEVNULL, text=True,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **options},
         )  # fmt: skip
 
-    def xrun(self, *arguments: str) -> Done:
-        """Run the `xrun` command to its end."""
-        return ended(self.start(*arguments))
+    def xrun(self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({})) -> Done:
+        """Run the `xrun` command to its end; `environ` goes on top of an empty account's environment."""
+        return ended(self.start(*arguments, environ=environ))
 
     def plan(self, *overrides: str, run: str = "", processes: int = 1, recipe: str = "tiny", fork: str = "") -> Plan:
         """The plan of the recipe with these overrides."""

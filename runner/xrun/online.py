@@ -171,12 +171,15 @@ class _Hub:
 
 @contextmanager
 def _reaching(whom: str) -> Iterator[None]:
-    """Translate a connection that fails into CloudUnavailable."""
-    import httpx
+    """Translate a connection that fails into CloudUnavailable; an answer of the server stays what it is."""
+    from huggingface_hub.errors import HfHubHTTPError
 
+    http_error: Any = HfHubHTTPError.__mro__[1]  # of the HTTP library that this version of huggingface_hub uses
     try:
         yield
-    except (httpx.TransportError, ConnectionError, TimeoutError) as error:
+    except HfHubHTTPError:
+        raise
+    except (http_error, ConnectionError, TimeoutError) as error:
         raise CloudUnavailable(f"{whom} cannot be reached: {error}.", "Look at the network, then try again.") from error
 
 
