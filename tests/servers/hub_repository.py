@@ -145,7 +145,7 @@ class Repository:
             pointers = {
                 path: POINTER.format(sha256=sha256, size=kept[sha256].size).encode() for path, sha256 in change.large.items()
             }
-            gone = self.gone(change, self.tree(head) if head else {})
+            gone = self.gone(change, self.tree(head)) if change.deleted or change.deleted_folders else []
             message = change.title + (f"\n\n{change.message}" if change.message else "")
             command = [*entry(branch, message, author, int(time), head), *[f"D {quoted(path)}\n".encode() for path in gone]]
             for path, data in {**change.files, **pointers}.items():

@@ -237,6 +237,15 @@ class Server:
             self.thread.join()
             self.thread = None
 
+    def arrived(self, match: str, seconds: float = 60.0) -> Request:
+        """Wait for the first request whose line matches, answered or not."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := next((request for request in list(self.requests) if re.search(match, self.line(request))), None):
+                return found
+            time.sleep(0.005)
+        raise AssertionError(f"No request {match!r} within {seconds:g} s")
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: record, fail if a fault wants it, answer."""
         request = await received(scope, receive)
