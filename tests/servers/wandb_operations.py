@@ -163,16 +163,19 @@ def is_read_only(query: Query) -> dict[str, Any]:
 
 
 def upsert_bucket(query: Query) -> dict[str, Any]:
-    """Create or change a run. Only the mutation of a client that trains has `$commit`; its first one brings the run to life."""
+    """Create or change a run. Only the mutation of a client that trains has `$commit`; its first one brings the run to life.
+
+    The public API's `create_run` names a state instead, and changes nothing else of a run that exists.
+    """
     if query.get("id"):
         run, inserted = query.run_by_id, False
     else:
         run, inserted = created(query)
     with query.server.store.changing(run):
-        if "$commit" in query.document:
+        if "$commit" in query.document or query.get("state"):
             run.heartbeat = query.server.clock()
-            if query.get(*UPSERTED):  # later ones bring the configuration alone
-                run.begin()
+        if "$commit" in query.document and query.get(*UPSERTED):  # later ones bring the configuration alone
+            run.begin()
         run.upsert(query.variables)
     return {"upsertBucket": {"bucket": shown_run(query, run), "inserted": inserted}}
 
