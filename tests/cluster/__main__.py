@@ -1,0 +1,105 @@
+"""`python -m cluster [FOLDER]`: set the one-machine cluster up, say where it is, and take it down when the input ends.
+
+Whoever asked for the cluster holds the other end of the standard input: however that process ends, the cluster ends with it.
+Every process of the cluster is or becomes a child of this one (PR_SET_CHILD_SUBREAPER), so none is forgotten and no other is hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from cluster.api_server import ApiServer
+from cluster.daemons import Daemons, Layout
+from cluster.waiting import ClusterError
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main() -> int:
+    """One line of JSON on the standard output once the cluster is up: `{"root": ..., "environment": ...}` or `{"error": ...}`."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, _end)
+    layout = Layout(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="xrun-cluster-")))
+    try:
+        _say(_set_up(layout))
+        sys.stdin.read()
+    except ClusterError as error:
+        _say({"error": str(error), "root": str(layout.root)})
+        return 1
+    except KeyboardInterrupt:
+        pass
+    finally:
+        end_descendants()
+        if len(sys.argv) < 2:
+            shutil.rmtree(layout.root, ignore_errors=True)
+    return 0
+
+
+def end_descendants() -> None:
+    """End every process that this one has started, directly or not; nothing of theirs is kept, so none is asked."""
+    while living := descendants():
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _reap()
+        time.sleep(0.1)
+
+
+def descendants() -> list[int]:
+    """The living processes below this one."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = path.read_text().rpartition(")")
+        except OSError:
+            continue
+        state, parent = rest.split()[:2]
+        if state != "Z":
+            parents[int(name.split()[0])] = int(parent)
+    return [pid for pid in parents if os.getpid() in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
+    found = set()
+    while (pid := parents.get(pid, 0)) and pid not in found:
+        found.add(pid)
+    return found
+
+
+def _set_up(layout: Layout) -> dict[str, object]:
+    server = ApiServer(layout)
+    daemons = Daemons(layout, server.node_environment())
+    server.prepare(daemons.ssh_config())
+    daemons.start()
+    server.start()
+    environment = server.environment() | {"SLURM_CONF": str(layout.slurm_conf)}
+    return {"root": str(layout.root), "environment": environment, "url": server.url}
+
+
+def _say(answer: dict[str, object]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _reap() -> None:
+    """Take the exit codes of the children that have ended, so that they are gone."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""`Cluster`: the one-machine cluster as a test sees it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.waiting import ClusterError, until
+
+TESTS = Path(__file__).parent.parent
+ENDED = ("SUCCEEDED", "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "FAILED_CONTROLLER")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A managed job as the API server has it."""
+
+    job_id: int
+    job_name: str
+    status: str
+    recovery_count: int
+    failure_reason: str | None
+    end_at: float | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never run again."""
+        return self.status in ENDED
+
+
+class Cluster:
+    """A context manager: set up in about a minute, gone afterwards, whatever happened in between.
+
+    `environment` is what a process needs to talk to the cluster: HOME, the API server's port and SLURM_CONF.
+    """
+
+    def __enter__(self) -> Self:
+        self._owner = subprocess.Popen(
+            [sys.executable, "-m", "cluster"], cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._owner.stdin is not None
+        assert self._owner.stdout is not None
+        answer = json.loads(self._owner.stdout.readline() or '{"error": "the cluster ended before it was up"}')
+        if "error" in answer:
+            self._owner.communicate()
+            raise ClusterError(answer["error"])
+        self.root, self.url = Path(answer["root"]), answer["url"]
+        self.environment: dict[str, str] = answer["environment"]
+        self._asking = self.start(sys.executable, "-m", "cluster.asking", stdin=subprocess.PIPE, cwd=TESTS)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._asking.communicate()
+        self._owner.communicate()
+
+    def export(self, variables: Mapping[str, str]) -> None:
+        """Give the nodes of jobs that are launched from now on these variables, as an image or a machine's profile would."""
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+        (self.root / "node.env").write_text("".join(lines))
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a program that sees the cluster; its output is piped, its errors go to a log that errors here show."""
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "env": self.environment, **options}
+        with (self.root / "logs" / "programs.log").open("a") as log:
+            return subprocess.Popen(command, text=True, **{"stderr": log, **options})
+
+    def run(self, *command: str, seconds: float = 300, **options: Any) -> str:
+        """Run a program that sees the cluster; what it printed. ClusterError if it fails."""
+        process = self.start(*command, **{"stderr": subprocess.STDOUT, **options})
+        try:
+            said = process.communicate(timeout=seconds)[0]
+        finally:
+            process.kill()
+        if process.returncode:
+            raise ClusterError(f"`{shlex.join(command)}` ended with {process.returncode}:\n{said[-4000:]}")
+        return str(said)
+
+    def sky(self, *arguments: str, seconds: float = 300) -> str:
+        """Run the `sky` command."""
+        return self.run(str(Path(sys.executable).with_name("sky")), *arguments, seconds=seconds)
+
+    def jobs(self) -> list[Job]:
+        """All managed jobs that the API server knows, the oldest first."""
+        assert self._asking.stdin is not None
+        assert self._asking.stdout is not None
+        self._asking.stdin.write("\n")
+        self._asking.stdin.flush()
+        line = self._asking.stdout.readline()
+        if not line:
+            raise ClusterError(f"the API server's jobs cannot be read: {self.root}/logs/programs.log")
+        return sorted((Job(**record) for record in json.loads(line)), key=lambda job: job.job_id)
+
+    def job(self, name: str) -> Job | None:
+        """The newest managed job of this name."""
+        return next((job for job in reversed(self.jobs()) if job.job_name == name), None)
+
+    def wait_for(self, name: str, *states: str, seconds: float = 400) -> Job:
+        """Wait until the job of this name is in one of these states.
+
+        Raises:
+            ClusterError: it has ended in another, or is not there in time.
+        """
+
+        def there() -> Job | None:
+            job = self.job(name)
+            if job is not None and job.ended and job.status not in states:
+                raise ClusterError(f"the job {name} is {job.status}: {job.failure_reason}")
+            return job if job is not None and job.status in states else None
+
+        job: Job = until(there, f"{name} being {' or '.join(states)}", seconds, every=1.0)
+        return job
+
+    def slurm_jobs(self) -> dict[str, str]:
+        """The Slurm jobs that hold nodes now: number -> the name that SkyPilot gave the machine."""
+        lines = self.run("squeue", "--noheader", "--states=running", "--format=%i %j", seconds=60).splitlines()
+        return dict(line.split() for line in lines)
+
+    def preempt(self, name: str, *, notice: bool = True) -> float:
+        """Take the machine of a managed job away, as its cloud would; returns when (time.time()).
+
+        With notice: SIGTERM, and SIGKILL 30 s later. Without: SIGKILL.
+        """
+        numbers = [number for number, machine in self.slurm_jobs().items() if machine.startswith(name)]
+        if len(numbers) != 1:
+            raise ClusterError(f"{name} has {len(numbers)} machines: {self.slurm_jobs()}")
+        at = time.time()
+        self.run("scancel", *([] if notice else ["--signal=KILL", "--full"]), numbers[0], seconds=60)
+        return at
