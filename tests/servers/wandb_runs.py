@@ -86,11 +86,16 @@ class Run:
             self.end(sent.get("exitcode") or 0)
 
     def write(self, name: str, offset: int, lines: list[str]) -> None:
-        """Lines replace those from `offset` on; a gap before them means that something was lost, which is refused."""
+        """Lines replace those from `offset` on. A gap before them means that something was lost, which is refused.
+
+        The console may have gaps: a client sends the lines that changed, in any order.
+        """
         if name == "wandb-summary.json":
             self.summary = json.loads(lines[-1], parse_constant=str)
         elif name in STREAMS:
             kept = self.streams[STREAMS[name]]
+            if name == "output.log":
+                kept += [""] * (offset - len(kept))
             if offset > len(kept):
                 raise Refused(400, f"{self.path}: {name} has {len(kept)} lines, these begin at {offset}")
             kept[offset : offset + len(lines)] = lines
