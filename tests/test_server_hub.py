@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import itertools
 import json
 import os
 import subprocess
@@ -34,11 +33,16 @@ ROOT = Path(__file__).resolve().parents[1]
 REPO = "alice/run"
 BIG = bytes(range(256)) * 512
 """A large file of 128 KiB."""
+PASTED = ("HF_ENDPOINT", "HF_TOKEN", "WANDB_BASE_URL", "WANDB_API_KEY")
+"""What `python -m tests.servers` prints, in this order."""
 LOST = HfHubHTTPError.__bases__[0]
 """Every error of HTTP: a status, and a connection that broke (httpx for one version of the client, httpx2 for the other)."""
 
-# The client's own, when it sends a large file by LFS.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+# The client's own ways to send a large file: by LFS, and by Xet as its older version does.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:hf_xet:DeprecationWarning"),
+]
 
 
 @pytest.fixture
@@ -479,12 +483,6 @@ def test_everything_received_is_recorded(hub: Hub, alice: HfApi):
     assert hub.requests[-1].headers["authorization"] == "Bearer hf_alice"
 
 
-def first(process: subprocess.Popen[str], count: int) -> list[str]:
-    """The first `export` lines that a process prints."""
-    lines = (line for line in iter(process.stdout.readline, "") if line.startswith("export "))
-    return list(itertools.islice(lines, count))
-
-
 # For people, and with the libraries that people use.
 
 
@@ -493,9 +491,9 @@ def test_both_servers_run_for_people(tmp_path: Path):
     command = [sys.executable, "-m", "tests.servers", str(tmp_path / "state")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
-            exports = dict(line.removeprefix("export ").strip().split("=", 1) for line in first(process, 4))
-            assert set(exports) >= {"HF_ENDPOINT", "HF_TOKEN", "WANDB_BASE_URL", "WANDB_API_KEY"}
-            url = exports["HF_ENDPOINT"]
+            lines = iter(process.stdout.readline, "")
+            exports = [next(line for line in lines if line.startswith(f"export {name}=")).strip() for name in PASTED]
+            url = exports[0].partition("=")[2]
             assert raw(url, "/_faults", json.dumps({"match": "whoami", "status": 418}).encode()).status == 200
             assert raw(url, "/api/whoami-v2").status == 418
             [request] = json.loads(raw(url, "/_requests").body)

@@ -7,8 +7,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-from .hub import Hub
-from .wandb import Wandb
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as in the tests, where the package is `servers`
+
+from servers.hub import Hub
+from servers.wandb import Wandb
 
 
 def main() -> None:

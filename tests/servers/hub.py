@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from starlette.responses import JSONResponse, Response
@@ -118,13 +117,12 @@ ROUTES = Routes(
 class Hub(Accounts):
     """The server; see `Accounts` for who may do what, `Server` for requests and faults.
 
-    `clock` dates commits and uploads; `page` is how many rows a list has before the client has to ask for more.
+    `clock` dates commits and large files; `page` is how many rows a list has before the client has to ask for more.
     """
 
     def __init__(self, root: Path, users: Mapping[str, str] | None = None) -> None:
         super().__init__(users)
         self.root = Path(root).resolve()
-        self.clock: Callable[[], float] = time.time
         self.page = 1000
         self.lock = threading.RLock()
         self.content = xet.ContentStore(self.root / "content")

@@ -286,7 +286,7 @@ def preupload(hub: Any, request: Request, repository: Repository, revision: str)
 
 @writing
 def lfs_batch(hub: Any, request: Request, repository: Repository) -> Response:
-    """Where to send the large files that the repository does not have."""
+    """Where to send the large files that the repository does not have; a client that speaks Xet is asked to."""
     base = f"{hub.url}/lfs/{repository.kind}/{repository.id}"
     rows = []
     for asked in request.json["objects"]:
@@ -294,7 +294,7 @@ def lfs_batch(hub: Any, request: Request, repository: Repository) -> Response:
         actions = {"upload": {"href": href, "header": {}}, "verify": {"href": f"{href}/verify"}}
         there = repository.large(asked["oid"])
         rows.append({"oid": asked["oid"], "size": asked["size"], **({} if there else {"actions": actions})})
-    return JSONResponse({"transfer": "basic", "objects": rows})
+    return JSONResponse({"transfer": "xet" if "xet" in request.json.get("transfers", ()) else "basic", "objects": rows})
 
 
 def lfs_put(hub: Any, request: Request, kind: str, owner: str, name: str, sha256: str) -> Response:

@@ -15,6 +15,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Self
 
@@ -178,12 +179,16 @@ class Faults:
 
 
 class Server:
-    """A loopback HTTP server; subclasses say in `respond` what is answered. Threads: `respond` runs in several at once."""
+    """A loopback HTTP server; subclasses say in `respond` what is answered, in several threads at once.
+
+    `clock` is the server's time, in seconds; a test may replace it at any time.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.errors: list[Exception] = []
         self.faults = Faults()
+        self.clock: Callable[[], float] = time.time
         self.port = 0
         self.thread: threading.Thread | None = None
 
@@ -217,23 +222,15 @@ class Server:
         """Listen; a second time on the same port. Connections are accepted when this returns."""
         listening = listen(self.port)
         self.port = listening.getsockname()[1]
-        config = uvicorn.Config(
-            self.serve, interface="asgi3", lifespan="off", http="h11", loop="asyncio", ws="none", proxy_headers=False,
-            access_log=False, log_config=None, log_level="critical", timeout_keep_alive=60,
-        )  # fmt: skip
-        self.uvicorn = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self._run, args=(listening,), name=type(self).__name__, daemon=True)
+        self.listener = Listener(self.serve)
+        self.thread = threading.Thread(target=self.listener.run, args=([listening],), name=type(self).__name__, daemon=True)
         self.thread.start()
 
-    def _run(self, listening: socket.socket) -> None:
-        with listening:
-            self.uvicorn.run(sockets=[listening])
-
     def stop(self) -> None:
-        """Stop listening and drop what is still open; a second time is harmless."""
+        """Stop listening and drop what is still open; what is being done is done, and not answered. Again it is harmless."""
         if self.thread:
             self.faults.clear()
-            self.uvicorn.should_exit = self.uvicorn.force_exit = True
+            self.listener.leave()
             self.thread.join()
             self.thread = None
 
@@ -262,6 +259,7 @@ class Server:
             return
         request.status = response.status_code
         request.body = request.body[:RECORDED]
+        response.headers["Date"] = formatdate(self.clock(), usegmt=True)
         await response(scope, receive, Spoiled(send, fault, request.method) if fault else send)
 
     async def faulty(self, request: Request, fault: Fault) -> Response | None:
@@ -299,6 +297,41 @@ class Server:
             case _:
                 return JSONResponse({"error": "GET /_requests, POST or DELETE /_faults"}, 405)
         return JSONResponse({})
+
+
+class Listener(uvicorn.Server):
+    """uvicorn in a thread, which leaves at once when it is told to: its own way takes 0.2 s, and tests start many."""
+
+    def __init__(self, application: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application, interface="asgi3", lifespan="off", http="h11", loop="asyncio", ws="none", proxy_headers=False,
+                access_log=False, log_config=None, log_level="critical", timeout_keep_alive=60, date_header=False,
+            )
+        )  # fmt: skip
+        self.started_at_all = threading.Event()
+
+    async def main_loop(self) -> None:
+        """Serve until told to leave."""
+        self.loop, self.leaving = asyncio.get_running_loop(), asyncio.Event()
+        self.started_at_all.set()
+        await self.leaving.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, drop every connection, and let what is being answered come to its end."""
+        for server in self.servers:
+            server.close()
+        for listening in sockets or ():
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        while self.server_state.tasks:
+            await asyncio.sleep(0.001)
+
+    def leave(self) -> None:
+        """Make it leave, from another thread."""
+        self.started_at_all.wait()
+        self.loop.call_soon_threadsafe(self.leaving.set)
 
 
 def listen(port: int) -> socket.socket:
