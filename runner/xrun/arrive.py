@@ -6,6 +6,7 @@ python -m xrun.arrive CARGO && python -m xrun.entrypoint ~/xrun/runs/RUN/plan.js
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -17,8 +18,18 @@ def arrive(cargo: Path) -> Path:
     """Write the plan of a cargo where its attempt looks for it; returns the path."""
     plan = Plan.from_json((cargo / "plan.json").read_text())
     home, project, recipe = (str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path))
-    plan = dataclasses.replace(plan, home=home, project=project, recipe_path=recipe)
+    plan = _placed(dataclasses.replace(plan, home=home, project=project, recipe_path=recipe))
     return write_plan(RunFolder(plan.folder), plan)
+
+
+def _placed(plan: Plan) -> Plan:
+    """The plan with its store's full address: a launch has looked it up, a task that somebody launched by hand has not."""
+    if plan.store != "hub":
+        return plan
+    from huggingface_hub import HfApi
+
+    name = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"]
+    return dataclasses.replace(plan, store=f"hub://{name}/{plan.run}", owner=name)
 
 
 if __name__ == "__main__":

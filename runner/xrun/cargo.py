@@ -27,7 +27,7 @@ from blake3 import blake3
 from .errors import LaunchError
 from .own_wheel import pack_wheel
 from .plan import Plan
-from .prices import Price, to_json
+from .prices import Price, prices_json
 
 _HERE = Path(__file__).resolve().parent
 _CARRIED = ("container.txt", "machine_setup.sh", "has_pins.py")
@@ -40,13 +40,13 @@ def there(run: str) -> str:
     return f"~/xrun/{run}/cargo"
 
 
-def pack(plan: Plan, prices: Sequence[Price], nodes: int, setup: str | None = None) -> Path:
+def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Path:
     """Write a run's cargo, or find it written; returns its folder.
 
     Raises:
         LaunchError: the project's folders are too large to go along.
     """
-    files = dict(_files(plan, to_json(prices, nodes), setup))
+    files = dict(_files(plan, prices_json(prices), setup))
     key = blake3(json.dumps({name: blake3(data).hexdigest() for name, data in sorted(files.items())}).encode()).hexdigest()[:16]
     folder = plan.folder / "cargo" / key
     if not folder.exists():

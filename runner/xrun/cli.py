@@ -57,18 +57,22 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for 
 @click.option("--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's.")
 @click.option("--new", is_flag=True, help="A new run, even if the recipe has runs already.")
 @click.option("--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint.")
+@click.option("--detach", is_flag=True, help="On clouds: do not follow the log.")
 def run(
-    recipe: Path, overrides: Sequence[str], local: bool, yes: bool, run_id: str, processes: int | None, new: bool, fork: str
-) -> None:
+    recipe: Path, overrides: Sequence[str], local: bool, yes: bool, run_id: str, processes: int | None, new: bool, fork: str,
+    detach: bool,
+) -> None:  # fmt: skip
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
 
-    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed.
+    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the log.
     """
     from .cloud import LocalCloud
     from .job import choose_run, launch
 
     plan = _plan(recipe, overrides, run_id, fork, processes, local)
     plan = _placed(choose_run(plan, given=bool(run_id), new=new, fork=fork))
+    if plan.recipe["hardware"]["any_of"]:
+        sys.exit(_launch_on_clouds(plan, yes, detach))
     click.echo(f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}")
     code = launch(plan, LocalCloud())
     _say_outcome(plan, code, _command(recipe, overrides, local, plan))
@@ -109,9 +113,25 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
 @_overrides
 @click.option("--local", is_flag=True, help="On this machine, whatever the recipe's hardware says.")
 @click.option("--processes", type=click.IntRange(1))
-def plan(recipe: Path, overrides: Sequence[str], local: bool, processes: int | None) -> None:
-    """Print what RECIPE would do, as JSON, and do nothing."""
-    click.echo(_plan(recipe, overrides, "", "", processes, local).to_json(), nl=False)
+@_as_json
+@click.option("--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it.")
+def plan(recipe: Path, overrides: Sequence[str], local: bool, processes: int | None, as_json: bool, sky: bool) -> None:
+    """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this machine the plan as JSON."""
+    made = _plan(recipe, overrides, "", "", processes, local)
+    if not made.recipe["hardware"]["any_of"]:
+        click.echo(made.to_json(), nl=False)
+        return
+    from .offer_table import offers_json, offers_text
+    from .sky_cloud import job_text
+    from .sky_offers import find_offers
+    from .throughput import known_throughput
+
+    offers = find_offers(made, known_throughput(made))
+    if sky:
+        click.echo(job_text(made, offers))
+    else:
+        told = {"run": made.run, **offers_json(offers), "plan": json.loads(made.to_json())}
+        click.echo(json.dumps(told, indent=1) if as_json else offers_text(offers))
 
 
 @cli.command()
@@ -168,6 +188,19 @@ def report(run_id: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run_id", metavar="RUN")
+@click.option("--save", is_flag=True, help="Let it save and stop first.")
+def cancel(run_id: str, save: bool) -> None:
+    """End RUN's job on a cloud and give its machines back. Its checkpoints stay; the same recipe goes on from them."""
+    from .plan import check_run_id
+    from .sky_jobs import cancel as cancel_job
+
+    check_run_id(run_id)
+    job = cancel_job(run_id, save=save)
+    click.echo(f"The job {job.id} of {run_id} is being cancelled.")
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
 @click.option("--attempt", type=int, help="The number of the attempt, from 1. Default: the last one.")
 @click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
 def logs(run_id: str, attempt: int | None, rank: int) -> None:
@@ -217,14 +250,24 @@ def main() -> None:
 
 
 def _plan(recipe: Path, overrides: Sequence[str], run_id: str, fork: str, processes: int | None, local: bool) -> Plan:
-    from .errors import LaunchError
     from .plan import make_plan
     from .recipe_file import load_recipe
 
     loaded = load_recipe(recipe, [*overrides, "hardware=local"] if local else overrides)
-    if loaded.hardware.any_of:
-        raise LaunchError(f"{recipe}: this version of xrun does not launch on clouds.", "Train here with --local.")
     return make_plan(loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes)
+
+
+def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
+    from .job import launch
+    from .offer_table import offers_text
+    from .sky_cloud import SkyCloud
+
+    def confirm(offers: Any) -> None:
+        click.echo(offers_text(offers))
+        if not yes:
+            click.confirm("Launch?", abort=True)
+
+    return launch(plan, SkyCloud(confirm=confirm, detach=detach, say=click.echo))
 
 
 def _placed(plan: Plan) -> Plan:

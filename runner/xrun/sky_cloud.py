@@ -11,16 +11,18 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from . import cargo, sky_jobs
 from .errors import CloudUnavailable, LaunchError, StoppedOnPurpose, XrunError
 from .launch_record import LaunchRecord, one_launcher, read_launch, write_launch
-from .offers import Offers, find_offers
+from .offers import Offers
 from .plan import Plan
 from .run_folder import RunFolder, is_finished, write_plan
 from .secret_values import secret_names, secret_values
 from .sky_jobs import Job
-from .sky_task import task_config
+from .sky_offers import find_offers
+from .sky_task import launch_command, task_config, task_yaml
 from .skypilot import skypilot
 from .throughput import known_throughput
 
@@ -95,16 +97,14 @@ class SkyCloud:
 
     def _submit(self, plan: Plan, folder: RunFolder) -> Job:
         """Write down what is about to be asked, ask, write down what was answered."""
-        recipe = plan.load_recipe()
-        secrets = secret_values(secret_names(recipe), self.environ)
+        secrets = secret_values(secret_names(plan.load_recipe()), self.environ)
         offers = find_offers(plan, known_throughput(plan))
         self.confirm(offers)
         write_plan(folder, plan)
-        best = offers.best
-        packed = cargo.pack(plan, offers.prices, best.machines.nodes, recipe.hardware.any_of[best.candidate].setup)
-        task = sky_task(plan, offers, packed, secrets, self.environ)
+        packed, config = pack_job(plan, offers, self.environ)
+        task = sky_task(config, secrets)
         prices = tuple(dataclasses.asdict(price) for price in offers.prices)
-        record = LaunchRecord(plan.run, time.time(), cargo=str(packed), price=best.summary(), prices=prices)
+        record = LaunchRecord(plan.run, time.time(), cargo=str(packed), price=offers.best.summary(), prices=prices)
         write_launch(folder, record)
         request = sky_jobs.submit(task, plan.run)
         write_launch(folder, dataclasses.replace(record, request=request))
@@ -136,9 +136,23 @@ def ended_job(run: str, number: int | None) -> Job:
     return job
 
 
-def sky_task(plan: Plan, offers: Offers, packed: Path, secrets: Mapping[str, str], environ: Mapping[str, str]) -> object:
+def pack_job(plan: Plan, offers: Offers, environ: Mapping[str, str] = os.environ) -> tuple[Path, dict[str, Any]]:
+    """The run's cargo, and the task that takes it along; secrets are names without values."""
+    candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
+    packed = cargo.pack(plan, offers.prices, candidate.setup)
+    return packed, task_config(plan, offers, packed, environ)
+
+
+def job_text(plan: Plan, offers: Offers) -> str:
+    """The task as YAML, also written to the run's folder, and the command that launches it from there."""
+    _, config = pack_job(plan, offers)
+    path = plan.folder / "job.yaml"
+    path.write_text(task_yaml(config))
+    return f"{task_yaml(config)}\n# {launch_command(config, str(path))}"
+
+
+def sky_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
     """SkyPilot's task with the secrets in it, validated against its schema."""
-    config = task_config(plan, offers, packed, environ)
     with skypilot() as sky:
         return sky.Task.from_yaml_config({**config, "secrets": dict(secrets)})
 

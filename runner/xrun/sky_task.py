@@ -49,7 +49,7 @@ def task_config(plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, s
 
 def task_yaml(config: Mapping[str, Any]) -> str:
     """The YAML that `sky jobs launch` takes."""
-    return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, width=120)
+    return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=None)
 
 
 def launch_command(config: Mapping[str, Any], path: str) -> str:
@@ -117,6 +117,7 @@ def _files(plan: Plan, files: Mapping[str, str]) -> dict[str, str]:
 def _run(run: str) -> str:
     """A run's id is plain, so nothing needs quotes but what `cat` prints."""
     return (
+        "set -e\n"
         f'export XRUN_PRICES="$(cat {there(run)}/prices.json)"\n'
         f"~/xrun/python -m xrun.arrive {there(run)}\n"
         f"exec ~/xrun/python -m xrun.entrypoint ~/xrun/runs/{run}/plan.json\n"

@@ -1,12 +1,12 @@
 """How fast a run trains on which machines: measured in earlier attempts, else estimated from what was measured elsewhere.
 
-An attempt in a run's record says where it ran (`machine`: `accelerators` such as "A100:8", `nodes`) and how fast it trained
-(`steps_per_second`). Between machines that were measured and those that were not stands an estimate, which is always called one.
+An attempt's entry in a run's record says on which machines it ran (`accelerators`, `nodes`), and its checkpoints how fast.
+Between machines that were measured and those that were not stands an estimate, which is always called one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,20 +103,32 @@ def _step(mathematics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
-    """Steps per second by machines, the newest attempt last."""
-    speeds = {}
-    for number, attempt in enumerate(_record(folder).get("attempts", []), 1):
-        rate, machine = attempt.get("steps_per_second"), attempt.get("machine") or {}
-        if rate and "accelerators" in machine:
-            machines = Machines(machine["accelerators"], machine.get("nodes", 1))
+    """Steps per second by machines; of two attempts on the same ones the newest counts."""
+    record, speeds = _record(folder), {}
+    for number, attempt in enumerate(record.get("attempts", []), 1):
+        rate = _rate(attempt, record.get("checkpoints", []))
+        if rate > 0 and "cloud" in attempt:
+            machines = Machines(attempt.get("accelerators", ""), attempt.get("nodes", 1))
             speeds[machines] = Speed(rate, f"measured in attempt {number} of {folder.run}", measured=True)
     return speeds
+
+
+def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> float:
+    """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0 where it has none."""
+    own = sorted((manifest["step"], manifest["time"]) for manifest in manifests if manifest["attempt"] == attempt["id"])
+    if len(own) < 2:
+        own = [
+            (max(0, attempt.get("resumed_step", attempt["from_step"])), attempt["started"]),
+            (attempt.get("committed", 0), attempt.get("ended", attempt["started"])),
+        ]
+    (first, began), (last, ended) = own[0], own[-1]
+    return (last - first) / (ended - began) if ended > began else 0.0
 
 
 def _steps_left(plan: Plan) -> int | None:
     """Steps of the run less the newest committed one; None where the number of steps follows from data nobody has counted yet."""
     train, record = plan.recipe["train"], _record(RunFolder(plan.folder))
-    per_epoch = record.get("steps_per_epoch") or (record.get("finished") or {}).get("steps_per_epoch")
+    per_epoch = (record.get("finished") or {}).get("steps_per_epoch")
     total = train["steps"] or (train["epochs"] * per_epoch if per_epoch else None)
     committed = max((manifest["step"] for manifest in record.get("checkpoints", [])), default=0)
     return None if total is None else max(0, total - committed)
