@@ -84,14 +84,14 @@ def progress_shown(plan: Plan) -> Iterator[None]:
 
 
 def _show(plan: Plan, parent: int) -> None:
-    from xrun.entrypoint import _POLL_SECONDS
     from xrun.progress import Progress
+    from xrun.ranks import POLL_SECONDS
 
     end_with_parent(signal.SIGKILL)
     progress = Progress(RunFolder(plan.folder), "benchmark")
     while os.getppid() == parent:
         progress.update()
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 class Enough(Exception):

@@ -27,9 +27,9 @@ from types import MappingProxyType
 from typing import Any
 
 import xrun
-from xrun.entrypoint import Attempt
+from xrun.entrypoint import Attempt, FollowingNode
+from xrun.nodes import Nodes
 from xrun.plan import Plan, make_plan
-from xrun.ranks import rank_environment
 from xrun.recipe_file import load_recipe
 from xrun.run_folder import RunFolder, runs_in, write_plan
 from xrun.stop import PARENT, StopFlag
@@ -217,15 +217,20 @@ def ended(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out or "", err or "")
 
 
-def attempt(plan: Plan, stop: StopFlag | None = None) -> Done:
-    """One attempt of a plan: exit code and what it said."""
+def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None) -> Done:
+    """One attempt of a plan, or one node's part in it: exit code and what it said."""
     from xrun.errors import XrunError
 
     folder = RunFolder(plan.folder)
     write_plan(folder, plan)
     said = io.StringIO()
-    one = WarmAttempt(plan, stop or StopFlag())
-    one.progress.stream = said
+    one: WarmFollower | WarmAttempt
+    if nodes is not None and nodes.rank:
+        one = WarmFollower(plan, stop or StopFlag(), nodes)
+        one.stream = said
+    else:
+        one = WarmAttempt(plan, stop or StopFlag(), nodes)
+        one.progress.stream = said
     try:
         code = one.run()
     except XrunError as error:
@@ -234,15 +239,31 @@ def attempt(plan: Plan, stop: StopFlag | None = None) -> Done:
     return Done(code, "", said.getvalue())
 
 
-class WarmAttempt(Attempt):
-    """An attempt whose ranks are forked from a process that has imported torch."""
+class Warm:
+    """A node whose ranks are forked from a process that has imported torch."""
 
-    def _start_rank(self, rank: int, port: int, logs: Path) -> Any:
+    folder: RunFolder
+
+    def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> Any:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["xrun.parts", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
-        environment = os.environ | rank_environment(self.plan, rank, port) | {"OMP_NUM_THREADS": "1"}
-        arguments = (environment, str(logs / f"rank{rank}.log"), str(self.folder.path / "plan.json"), self.id)
+        environment = os.environ | environment | {"OMP_NUM_THREADS": "1"}
+        arguments = (environment, str(log), str(self.folder.path / "plan.json"), attempt)
         return WarmRank(context.Process(target=_rank, args=arguments))
+
+
+class WarmAttempt(Warm, Attempt):
+    """An attempt, on node 0."""
+
+
+class WarmFollower(Warm, FollowingNode):
+    """Another node."""
+
+    stream: Any = sys.stderr
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        print(text, file=self.stream, flush=True)
 
 
 class WarmRank:

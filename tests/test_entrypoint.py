@@ -371,8 +371,8 @@ def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
     for rank, (code, time) in enumerate([(1, 2.0), (1, 1.0), (6, 3.0)]):
         facts = {"code": code, "time": time, "message": f"rank {rank}", "kind": "own"}
         (tmp_path / f"failure-{rank}.json").write_text(json.dumps(facts))
-    assert read_failure(tmp_path, [1, 1, 6])["message"] == "rank 2"
-    assert read_failure(tmp_path, [1, 1, 1])["message"] == "rank 1"
+    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 6})["message"] == "rank 2"
+    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 1})["message"] == "rank 1"
 
 
 def test_attempts_sort_by_their_start() -> None:
@@ -384,7 +384,7 @@ def test_attempts_sort_by_their_start() -> None:
 def test_a_failure_that_was_cut_short_is_no_failure(tmp_path: Path) -> None:
     """What a rank could not write whole, as on a full disk, does not end the entrypoint: the exit code has to do."""
     (tmp_path / "failure-0.json").write_text('{"code"')
-    assert read_failure(tmp_path, [1])["message"] == "the ranks ended with [1]."
+    assert read_failure(tmp_path, {0: 1})["message"] == "the ranks ended with [1]."
 
 
 def test_rejected_steps_count_as_committed() -> None:

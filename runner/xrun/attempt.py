@@ -18,7 +18,7 @@ from pathlib import Path
 from .errors import COME_BACK, Stopped, XrunError
 from .plan import Plan
 from .run_folder import RunFolder, open_store, restore_soon
-from .stop import StopFlag, end_with_parent
+from .stop import TOLD, StopFlag, end_with_parent
 
 log = logging.getLogger("xrun")
 
@@ -27,8 +27,9 @@ def main(plan_path: str, attempt: str) -> int:
     """Run this rank; returns its exit code and leaves what went wrong in the attempt's log folder."""
     end_with_parent(signal.SIGKILL)
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the entrypoint asks a rank that hangs where it is
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the entrypoint says what it means
-    stop = StopFlag()
+    stop = StopFlag(told=Path(os.environ[TOLD]) if TOLD in os.environ else None)
     stop.on_signals(signal.SIGTERM)
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -70,7 +71,7 @@ def _is_peer_loss(error: Exception) -> bool:
 def train(plan: Plan, attempt: str, stop: StopFlag) -> None:
     """Build the parts, restore the newest checkpoint, train to the end."""
     store = open_store(plan, attempt)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         restore_soon(store)
     from .parts import build_training
 

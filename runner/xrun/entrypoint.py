@@ -3,36 +3,48 @@
 `python -m xrun.entrypoint PLAN` is what a container (or a local run) starts. It starts the ranks itself because torchrun and
 `accelerate launch` turn a child's 75 into 1 and end children before they have saved. It never imports torch, so it is there at
 once and cannot fall with the training.
+
+On several nodes every node starts it. Node 0 does all this; the others (`FollowingNode`) start their ranks when it says so, and
+all end with the same code.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import spending
 from .errors import COME_BACK, LaunchError, StoppedOnPurpose, StoreError, XrunError
+from .nodes import Nodes, meeting_port, nodes_of, place_of
+from .notice import watching
 from .plan import Plan
 from .progress import Progress
-from .ranks import free_port, gravest, rank_environment, read_failure, send
+from .ranks import LINGER_SECONDS, Ranks, free_port, gravest
 from .record import given_up, leased, new_id, no_progress, steps_committed, without_progress
+from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
 from .run_folder import RunFolder, is_finished, open_store
-from .stop import StopFlag, end_with_parent
+from .stop import SAME_SECONDS, StopFlag, end_with_parent
 from .store import Head
 from .tracker.child import Sender, is_told, start_witness
 from .tracker.jsonl import write_json
 from .witnesses import Witnesses
 
-_POLL_SECONDS = 0.02
 _SENDER_SECONDS = 60.0
 """How long the last points may take to reach Weights & Biases after the training has ended."""
-_LINGER_SECONDS = 5.0
-"""How long the other ranks may take to end by themselves after one has failed."""
+_REPORT_SECONDS = 2 * LINGER_SECONDS
+"""How long another node may take to say how its ranks have ended, after those of node 0 have."""
+_GOODBYE_SECONDS = 30.0
+"""How long a node that is late is waited for to be told that the attempt has failed; one that finished waits longer."""
+_END_SECONDS = 120.0
+"""How long node 0 may take to record the end; it tells the others after that."""
 
 
 def main(path: str) -> int:
@@ -41,29 +53,108 @@ def main(path: str) -> int:
     stop = StopFlag()
     stop.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
-        return Attempt(Plan.from_json(Path(path).read_text()), stop).run()
+        plan = Plan.from_json(Path(path).read_text())
+        nodes = nodes_of(os.environ, plan.processes)
+        return (FollowingNode if nodes.rank else Attempt)(plan, stop, nodes).run()
     except XrunError as error:
         print(f"xrun: {error}", file=sys.stderr, flush=True)
         return error.exit_code
 
 
-class Attempt:
-    """One life of the container."""
+class Node:
+    """What every node does: start its ranks, tell the other nodes what happens here, hear what happens there."""
 
-    def __init__(self, plan: Plan, stop: StopFlag) -> None:
-        self.plan, self.stop = plan, stop
+    peers: Leader | Follower
+
+    def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
+        self.plan, self.stop, self.nodes = plan, stop, nodes
         self.folder = RunFolder(plan.folder)
+        self._told_by = float("inf")
+
+    def run(self) -> int:
+        """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit code."""
+        with watching(self.stop, place_of(os.environ).cloud, os.environ):
+            return self._live()
+
+    def _live(self) -> int:
+        raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        print(text, file=sys.stderr, flush=True)
+
+    def _start(self, attempt: str, port: int, split: int) -> Ranks:
+        """This node's ranks; each computes a micro-batch in `split` parts, or what was right before if that is 0."""
+        logs = self.folder.logs(attempt)
+        logs.mkdir(parents=True, exist_ok=True)
+        start = functools.partial(self._start_rank, attempt)
+        meeting = (self.nodes.first, port)
+        return Ranks(self.plan, self.nodes, logs, self.stop, meeting, start, **({"XRUN_SPLIT": str(split)} if split else {}))
+
+    def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "xrun.attempt", str(self.folder.path / "plan.json"), attempt],
+                env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def _look(self, ranks: Ranks | None = None) -> None:
+        """Many times a second: what has been asked, here or elsewhere, and what has failed."""
+        for message in self.peers.heard():
+            self._hear(message, ranks)
+        if self.stop.deadline < self._told_by - SAME_SECONDS:
+            first, self._told_by = self._told_by == float("inf"), self.stop.deadline
+            self.peers.tell("stop", reason=self.stop.reason, seconds=self.stop.seconds_left())
+            if first:
+                self._announce()
+
+    def _announce(self) -> None:
+        self.say(f"{self.stop.reason}: saving, then stopping.")
+
+    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+        if message["kind"] == "stop":
+            self.stop.set(message["reason"], message["seconds"])
+        elif message.get("code") and ranks is not None:
+            ranks.fail()
+
+
+class Attempt(Node):
+    """One life of the container, on node 0: lease, ranks, end."""
+
+    peers: Leader
+
+    def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes | None = None) -> None:
+        super().__init__(plan, stop, nodes or Nodes(processes=plan.processes))
         self.id = new_id(time.time())
         self.store = open_store(plan, self.id)
         self.progress = Progress(self.folder, self.id)
+        self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
         self.told = is_told(plan.recipe)
         self.sender: Sender | None = None
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
+        self._reports: dict[int, Message] = {}
         self.refused = ""
         """Why Weights & Biases does not take this run; "" while it does."""
 
-    def run(self) -> int:
+    def say(self, text: str) -> None:
+        """See Node."""
+        self.progress.say(text)
+
+    def _live(self) -> int:
+        """Lead; then the other nodes end with the same code."""
+        code = COME_BACK
+        try:
+            code = self._lead()
+        except XrunError as error:
+            code = error.exit_code
+            raise
+        finally:
+            self.peers.gather(self._asked_to_stop, _GOODBYE_SECONDS if code else MEETING_SECONDS)
+            self.peers.close(code)
+        return code
+
+    def _lead(self) -> int:
         """Certainty, lease, ranks, end."""
         asked = start_witness(self.folder.path / "plan.json") if self.told else None
         witnesses = Witnesses(self.plan, self.store, self.stop, self.progress.say)
@@ -78,20 +169,30 @@ class Attempt:
         if asked is not None:
             witnesses.check_wandb(head, asked)
         self._lease(head)
-        return self._live(fresh=head is None)
+        return self._train(fresh=head is None)
 
     def _lease(self, head: Head | None) -> None:
         """Take the run over: from now on nobody else's commit succeeds."""
+        before, now = (head.record.get("attempts", []) if head else []), time.time()
         entry = {
-            "id": self.id, "started": time.time(), "host": socket.gethostname(), "processes": self.plan.processes,
+            "id": self.id, "started": now, "host": socket.gethostname(), "processes": self.nodes.world,
+            "nodes": self.nodes.count, **spending.facts(os.environ, before, now),
         }  # fmt: skip
+        self._check_budget([*before, entry], now)
         record = leased(head.record if head else {}, self.plan.digest, entry)
         if (delay := self.store.commit_delay()) > 1:
             self.progress.say(f"The store takes its next commit in {delay:.0f} s.")
         self.store.commit(record, head)
         self._tell_attempts(record["attempts"])
 
-    def _live(self, fresh: bool) -> int:
+    def _check_budget(self, attempts: Sequence[Mapping[str, Any]], now: float) -> None:
+        budget = self.plan.recipe["budget"]
+        if spent := spending.allowance(budget, attempts, now).spent(now):
+            raise StoppedOnPurpose(spent, spending.WAY_ON)
+        if warning := spending.unknown(budget, attempts[-1]):
+            self.progress.say(warning)
+
+    def _train(self, fresh: bool) -> int:
         """Train, record the end; Weights & Biases is told meanwhile."""
         if self.told:
             self.sender = Sender(self.folder.path, self.id, self.progress.say, self._stopped_there)
@@ -113,49 +214,72 @@ class Attempt:
         self.stop.set(self.purpose)
 
     def _ranks(self, fresh: bool) -> tuple[int, dict[str, Any]]:
-        """Start the ranks and wait; the gravest exit code and what the failed rank has said."""
-        logs = self.folder.logs(self.id)
-        logs.mkdir(parents=True, exist_ok=True)
-        port = free_port()
-        ranks = [self._start_rank(rank, port, logs) for rank in range(self.plan.processes)]
-        self._wait(ranks, fresh)
-        codes = [rank.returncode for rank in ranks]
+        """The ranks of all nodes, from their start to their end; the gravest exit code and what the failed rank has said.
+
+        Ranks that had too little memory are started again, and compute their micro-batches in smaller parts.
+        """
+        if missing := self.peers.gather(self._asked_to_stop):
+            minutes = f"{MEETING_SECONDS / 60:.0f} minutes"
+            return COME_BACK, {"kind": "outside", "message": f"Not here after {minutes}: {', '.join(missing)}."}
+        split = 0
+        while True:
+            code, failure = self._round(fresh, split)
+            if self.refused:
+                return LaunchError.exit_code, {"kind": "own", "message": self.refused, "hint": "Start a new one with --new."}
+            split = failure.get("split", 0)
+            if not split or self.stop:
+                return code, failure
+            self.say(f"{failure['message']} Starting again: each micro-batch is computed in {split} parts.")
+
+    def _round(self, fresh: bool, split: int) -> tuple[int, dict[str, Any]]:
+        port, self._reports = free_port(), {}
+        self.peers.tell("start", attempt=self.id, port=port, split=split)
+        ranks = self._start(self.id, port, split)
+        ranks.wait(functools.partial(self._watch, ranks, fresh))
+        code, failure = ranks.outcome()
+        if code:
+            self.peers.tell("failed", code=code)
+        deadline = time.monotonic() + _REPORT_SECONDS
+        while len(self._reports) < self.nodes.count - 1 and time.monotonic() < deadline:
+            if message := self.peers.wait(deadline - time.monotonic()):
+                self._hear(message, ranks)
         self.progress.close()
-        if self.refused:
-            return LaunchError.exit_code, {"kind": "own", "message": self.refused, "hint": "Start a new one with --new."}
-        code = gravest(codes)
-        return code, {} if code == 0 else read_failure(logs, codes)
+        return gravest_of([{"code": code, "failure": failure}, *self._all_reports()])
 
-    def _start_rank(self, rank: int, port: int, logs: Path) -> subprocess.Popen[bytes]:
-        with (logs / f"rank{rank}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "xrun.attempt", str(self.folder.path / "plan.json"), self.id],
-                env={**os.environ, **rank_environment(self.plan, rank, port)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+    def _watch(self, ranks: Ranks, fresh: bool) -> None:
+        """While the ranks train."""
+        if fresh and not self.stop and self.sender is not None and self.sender.is_deleted():
+            self.refused = f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be used again there."
+            self.stop.set(self.refused)
+        self._look(ranks)
+        self.progress.update()
 
-    def _wait(self, ranks: list[subprocess.Popen[bytes]], fresh: bool) -> None:
-        """Until every rank has ended: pass a stop on once, and end the others when one has failed or time is up."""
-        told, failed_at = False, float("inf")
-        while any(rank.poll() is None for rank in ranks):
-            if fresh and not self.stop and self.sender is not None and self.sender.is_deleted():
-                self.refused = f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be used again there."
-                self.stop.set(self.refused)
-            if self.stop and not told:
-                told = True
-                self._pass_on(ranks)
-            if any(rank.returncode for rank in ranks) and failed_at == float("inf"):
-                failed_at = time.monotonic()
-            if self.stop.seconds_left() < -_LINGER_SECONDS or time.monotonic() - failed_at > _LINGER_SECONDS:
-                send(ranks, signal.SIGKILL)
-            self.progress.update()
-            time.sleep(_POLL_SECONDS)
-
-    def _pass_on(self, ranks: list[subprocess.Popen[bytes]]) -> None:
-        self.progress.say(f"{self.stop.reason}: saving, then stopping.")
-        send(ranks, signal.SIGTERM)
+    def _announce(self) -> None:
+        super()._announce()
         if self.sender is not None:
             self.sender.preempting()
+
+    def _asked_to_stop(self) -> bool:
+        """While the nodes wait for each other."""
+        self._look()
+        return bool(self.stop)
+
+    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+        if message["kind"] == "lost" and message["node"] not in self._reports:
+            message |= {"code": COME_BACK, "failure": {"kind": "outside", "message": f"{self._name(message)} is gone."}}
+        if message["kind"] in ("lost", "ended"):
+            self._reports.setdefault(message["node"], message)
+            if message.get("code"):
+                self.peers.tell("failed", code=message["code"])
+        super()._hear(message, ranks)
+
+    def _name(self, message: Message) -> str:
+        return self.nodes.name(message["node"]).capitalize()
+
+    def _all_reports(self) -> list[Message]:
+        """How the ranks of the other nodes have ended."""
+        silent = {"code": COME_BACK, "failure": {"kind": "outside", "message": "Another node did not say how its ranks ended."}}
+        return [self._reports.get(node, silent) for node in range(1, self.nodes.count)]
 
     def _end(self, code: int, failure: dict[str, Any]) -> int:
         """Record how the attempt ended; returns the exit code."""
@@ -209,6 +333,73 @@ class Attempt:
             self.progress.say(f"The whole story is in {self.folder.logs(self.id)}/rank{failure['rank']}.log")
         if why:
             self.progress.say(why)
+
+
+class FollowingNode(Node):
+    """Any node but the first: its ranks start when node 0 says so, and it ends with node 0's exit code."""
+
+    peers: Follower
+
+    def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
+        super().__init__(plan, stop, nodes)
+        self.peers = Follower(nodes, plan.run, meeting_port(plan.run, os.environ))
+        self._code = COME_BACK
+        self._waiting: list[Message] = []
+
+    def _live(self) -> int:
+        """Until node 0 says how the attempt has ended, or is gone."""
+        self.say(f"This is {self.nodes.name(self.nodes.rank)}; {self.nodes.name(0)} leads.")
+        began = False
+        try:
+            self._meet()
+            while (message := self._message(_END_SECONDS if began else MEETING_SECONDS)) is not None:
+                if message["kind"] == "start":
+                    began = True
+                    self._train(message)
+                elif message["kind"] == "end":
+                    return int(message["code"])
+                elif began:
+                    break
+                else:
+                    self._meet()  # node 0 was started again
+            return self._code
+        finally:
+            self.peers.close()
+
+    def _meet(self) -> None:
+        self.peers.meet(lambda: bool(self.stop))
+        self._told_by = float("inf")  # nobody has heard of a stop that was asked for before
+
+    def _message(self, seconds: float) -> Message | None:
+        """The next thing that node 0 says and that matters now; None if there is none for so long, or time is up here."""
+        deadline = time.monotonic() + seconds
+        while not self._waiting and time.monotonic() < deadline and self.stop.seconds_left() > 0:
+            if message := self.peers.wait(0.2):
+                self._hear(message, None)
+            self._look()
+        return self._waiting.pop(0) if self._waiting else None
+
+    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+        if message["kind"] in ("start", "end", "lost"):
+            self._waiting.append(message)
+        if message["kind"] == "lost":
+            message = {**message, "code": COME_BACK}
+        super()._hear(message, ranks)
+
+    def _train(self, start: Message) -> None:
+        ranks = self._start(start["attempt"], start["port"], start["split"])
+        ranks.wait(functools.partial(self._look, ranks))
+        self._code, failure = ranks.outcome()
+        self.peers.tell("ended", code=self._code, failure=failure)
+
+
+def gravest_of(reports: list[Message]) -> tuple[int, dict[str, Any]]:
+    """One exit code for all nodes, and the failure that is its cause: one of its own before one that followed from it."""
+    code = gravest([report["code"] for report in reports])
+    failures = [report["failure"] for report in reports if report["failure"]]
+    causes = [failure for failure in failures if failure.get("code") == code and code != COME_BACK]
+    own = [failure for failure in failures if failure.get("kind") != "outside"]
+    return code, next(iter(causes or own or failures), {})
 
 
 if __name__ == "__main__":

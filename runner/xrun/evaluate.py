@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from .errors import ComponentError, TrainError
+from .heartbeat import Heartbeat
 from .loader import Loader, Piece, to_device
 from .objective import Objective, means
 from .randomness import EVALUATION
@@ -41,6 +42,7 @@ class Evaluation:
     batch: int
     world: World
     accelerator: Any
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     replicated: bool = False
 
     @property
@@ -88,6 +90,7 @@ class Evaluation:
                 return None
             for piece in pieces:
                 self._add(columns, piece, batches)
+            self.heartbeat.beat()
         if not columns:
             return {}
         names = sorted(columns)

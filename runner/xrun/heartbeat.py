@@ -21,6 +21,8 @@ STEPS = 20
 """And neither is anything shorter than so many of the slowest steps."""
 LONG_SECONDS = 3600.0
 """The same for what has no steps: the start (data, weights, compilation, the first step), a save, the export of the model."""
+HEARTBEAT = "XRUN_HEARTBEAT"
+"""The environment variable that names a rank's file."""
 SECONDS_NAME = "XRUN_HANG_SECONDS"
 """The environment variable that replaces HANG_SECONDS; six times its value raises LONG_SECONDS."""
 STARTING, STEPPING, SAVING = range(3)

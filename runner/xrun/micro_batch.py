@@ -60,13 +60,7 @@ def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerat
     if not allowed:
         raise TrainError(f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly.")
     find = find_executable_batch_size(attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller)
-    return _smallest(world, find())
-
-
-def _smallest(world: World, own: int) -> int:
-    """The smallest of all processes' numbers."""
-    numbers = world.total([float(own) if rank == world.rank else 0.0 for rank in range(world.size)])
-    return int(min(numbers))
+    return int(world.least(find()))
 
 
 def _train_once(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int) -> None:

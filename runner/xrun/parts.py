@@ -18,12 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from . import checkpoint, component, model_folder, point_log
+from . import checkpoint, component, model_folder, point_log, spending
 from .checkpoint import Keep
 from .checkpointer import Checkpointer
 from .components import use_project
 from .errors import CheckpointError, ComponentError, LeaseLost, TrainError, XrunError
 from .evaluate import Evaluation, check_validation
+from .heartbeat import HEARTBEAT, Heartbeat
 from .interval import SaveSchedule, mean_uptime
 from .loader import Fetch, Loader, check_shared_memory, check_splits
 from .micro_batch import find_micro_batch
@@ -31,7 +32,7 @@ from .objective import Objective
 from .optimizer import build_optimizer
 from .plan import Plan
 from .randomness import INIT, seed_generators
-from .recipe import Train
+from .recipe import Budget, Train
 from .reduction import ExactReduction, FastReduction, Reduction
 from .run_folder import RunFolder, open_store
 from .sampler import Sampler
@@ -66,6 +67,7 @@ class _Builder:
         self.train = self.recipe.train
         self.project = Path(plan.project)
         self.folder = RunFolder(plan.folder)
+        self.heartbeat = Heartbeat(Path(os.environ[HEARTBEAT]) if HEARTBEAT in os.environ else None)
 
     def build(self) -> Training:
         """Put the parts together."""
@@ -101,8 +103,9 @@ class _Builder:
                 pin_memory=self.accelerator.device.type == "cuda",
             ),
             evaluation=self._evaluation(sampler.steps_per_epoch, steps),
-            checkpointer=checkpointer, tracker=tracker, stop=self.stop, world=world, fresh=found is None,
-            budget=self._budget(), export=functools.partial(self._export, sampler.steps_per_epoch),
+            checkpointer=checkpointer, tracker=tracker, stop=self.stop, world=world, heartbeat=self.heartbeat,
+            fresh=found is None, budget=self._budget(checkpointer),
+            export=functools.partial(self._export, sampler.steps_per_epoch),
         )  # fmt: skip
 
     def _newest(self) -> tuple[Head, checkpoint.Checkpoint | None, list[Path]]:
@@ -230,7 +233,7 @@ class _Builder:
             split=self.splits.get("val"),
             objective=Objective(averaged.module, self.recipe.task) if averaged is not None else self.objective,
             train=self.train, every=steps, last=last, batch=self.train.evaluate.batch or self.state.micro_batch,
-            world=self.world, accelerator=self.accelerator,
+            world=self.world, accelerator=self.accelerator, heartbeat=self.heartbeat,
             replicated=self.world.size > 1 and not self.sharded,
         )  # fmt: skip
 
@@ -296,14 +299,12 @@ class _Builder:
             "threads": torch.get_num_threads(), "processes": self.world.size,
         }  # fmt: skip
 
-    def _budget(self) -> Callable[[], str]:
-        """The sentence that ends the run once its hours are spent, empty before."""
-        hours, started = self.recipe.budget.hours, time.time()
-        if hours is None:
+    def _budget(self, checkpointer: Checkpointer) -> Callable[[], str]:
+        """The sentence that ends the run before its budget is exceeded, empty while there is some left."""
+        if self.world.rank or self.recipe.budget == Budget():
             return lambda: ""
-        before = self.state.seconds
-        sentence = f"budget.hours: the run has trained for {hours:g} hours."
-        return lambda: sentence if before + time.time() - started >= hours * 3600 else ""
+        left = spending.allowance(self.recipe.budget.model_dump(), self.head.record["attempts"], time.time())
+        return lambda: left.spent(time.time(), spending.TIDY_SECONDS + checkpointer.seconds_to_save())
 
     def _export(self, steps_per_epoch: int | None, state: TrainState) -> dict[str, Any]:
         """Write the final weights (the averaged ones where there are); what the record says of them."""

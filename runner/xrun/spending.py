@@ -19,6 +19,7 @@ from .nodes import Place, place_of
 
 PRICES_NAME = "XRUN_PRICES"
 """The environment variable with the prices that the launcher saw, as a JSON list of `Price`."""
+WAY_ON = "Raise the budget and start the same command again to go on."
 _SHARED = ("", "kubernetes", "slurm", "ssh")
 """Where a machine has been running before the run came: the time since its start is not the run's."""
 TIDY_SECONDS = 30.0
@@ -41,7 +42,7 @@ class Price:
     def fits(self, place: Place, accelerators: int) -> bool:
         """Whether a machine at this place with so many accelerators may be of this kind."""
         count = int(self.accelerators.partition(":")[2] or 1) if self.accelerators else 0
-        return self.cloud.lower() == place.cloud and self.region in (None, place.region) and count in (0, accelerators)
+        return self.cloud.lower() == place.cloud and self.region in (None, "", place.region) and count in (0, accelerators)
 
 
 def prices_of(environ: Mapping[str, str]) -> list[Price]:

@@ -14,6 +14,10 @@ from types import FrameType
 
 PARENT = "XRUN_PARENT"
 """The environment variable that names the process whose death ends this one."""
+TOLD = "XRUN_STOP"
+"""The one that names the file in which the reason and the deadline of a stop are told."""
+SAME_SECONDS = 1.0
+"""A deadline that comes forward by less is the same: nobody is told of it."""
 GRACE_SECONDS = 25.0
 """How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL after 30 s."""
 

@@ -10,15 +10,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import spending
 from .checkpointer import Checkpointer
 from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError, StoreUnavailable
 from .evaluate import Evaluation
+from .heartbeat import Heartbeat
 from .loader import Loader, Piece, to_device
 from .objective import Objective
 from .optimizer import learning_rate, set_learning_rate
@@ -54,6 +56,7 @@ class Training:
     tracker: Tracker
     stop: StopFlag
     world: World
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     fresh: bool = False
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
@@ -85,6 +88,7 @@ class Training:
             if state.step >= self.steps:
                 break
             self._step(self._next(batches))
+            self.heartbeat.beat()
             now = self.clock()
             state.seconds, began = state.seconds + now - began, now
         self._finish()
@@ -185,6 +189,7 @@ class Training:
 
     def _save_now(self) -> bool:
         """Save this step, unless it is committed already, and wait; says whether it is committed."""
+        self.heartbeat.saving()
         if not self.world.from_first(self.checkpointer.is_current()):
             self._remember_stream()
             self.checkpointer.begin()
@@ -209,15 +214,15 @@ class Training:
     def _leave(self) -> None:
         """Somebody asked to stop: save if that fits before the deadline, and go."""
         budget = self.world.from_first(self.budget())
-        left, need = self.stop.seconds_left(), self.checkpointer.seconds_to_save()
-        if not self.world.from_first(need < left):
+        left, need = self.world.least(self.stop.seconds_left()), self.world.from_first(self.checkpointer.seconds_to_save())
+        if need >= left:
             log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
         elif not self._save_last(_ending(budget, self.stop)):
             log.warning("The state of step %d could not be saved: the last commit stands.", self.state.step)
         log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
         self.tracker.finish()
         if budget:
-            raise StoppedOnPurpose(budget, "Raise the budget and start the same command again to go on.")
+            raise StoppedOnPurpose(budget, spending.WAY_ON)
         raise Stopped
 
     def _finish(self) -> None:
@@ -236,4 +241,4 @@ def _ending(budget: str, stop: StopFlag) -> dict[str, Any]:
     """What the attempt's record says of an end that was asked for."""
     if budget:
         return {"kind": "stopped", "code": StoppedOnPurpose.exit_code, "reason": budget}
-    return {"kind": "stopped", "code": Stopped.exit_code, "reason": stop.reason}
+    return {"kind": "stopped", "code": Stopped.exit_code, "reason": stop.reason or "another node was asked to stop"}

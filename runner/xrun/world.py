@@ -32,6 +32,14 @@ class World:
         dist.all_reduce(tensor, group=self.loop)
         return tensor.tolist()
 
+    def least(self, value: float) -> float:
+        """The least of all processes' numbers."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.loop)
+        return float(tensor)
+
     def from_first(self, value: Any) -> Any:
         """What the first process has."""
         if self.size == 1:
