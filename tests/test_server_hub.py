@@ -500,3 +500,68 @@ def test_both_servers_run_for_people(tmp_path: Path):
             assert request == {"method": "GET", "path": "/api/whoami-v2", "status": 418, "size": 0}
         finally:
             process.terminate()
+
+
+LOADS = """
+import sys
+from pathlib import Path
+
+import datasets, huggingface_hub, torch, transformers
+from PIL import Image
+
+from xrun.component import load_build
+from xrun.errors import ComponentError
+
+root, work = map(Path, sys.argv[1:])
+build = lambda kind, component, **args: load_build(kind, component, root)(**args)
+
+config = transformers.ViTConfig(
+    hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4, num_labels=2
+)
+sent = transformers.ViTForImageClassification(config)
+sent.push_to_hub("alice/tiny", private=True)
+model = build("models", "hub", name="alice/tiny", auto_class="AutoModelForImageClassification")
+assert all(torch.equal(value, model.state_dict()[name]) for name, value in sent.state_dict().items())
+
+pictures = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(10)]
+columns = {"image": pictures, "label": [i % 2 for i in range(10)]}
+features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
+datasets.Dataset.from_dict(columns, features=features).push_to_hub("alice/parquet", private=True, num_shards=2)
+for i, picture in enumerate(pictures):
+    folder = work / "folder" / "train" / ("even", "odd")[i % 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"{i}.png")
+api = huggingface_hub.HfApi()
+api.create_repo("alice/folder", repo_type="dataset", private=True)
+revision = api.upload_folder(repo_id="alice/folder", repo_type="dataset", folder_path=work / "folder").oid
+
+parquet, folder = {"name": "alice/parquet"}, {"name": "alice/folder", "revision": revision}
+for args in (parquet, {**parquet, "streaming": True}, folder):
+    train = build("datasets", "hub_images", **args, val_split=None, image_size=8, augment=False)["train"]
+    shards = range(train.num_shards if args.get("streaming") else 0)
+    items = [train.transform(raw) for i in shards for raw in train.shard(i)] or [train[i] for i in range(len(train))]
+    reds = sorted((round((pixels[0, 0, 0].item() + 1) / 2 * 255), label) for pixels, label in items)
+    assert reds == [(20 * i, i % 2) for i in range(10)], (args, reds)
+
+for name in ("alice/nothing", "corp/secret", "corp/gated"):
+    try:
+        build("models", "hub", name=name)
+    except ComponentError as error:
+        assert f"{name} cannot be loaded" in str(error), error
+    else:
+        raise AssertionError(f"{name} was loaded")
+"""
+
+
+def test_the_hub_components_load_from_it(hub: Hub, tmp_path: Path):
+    """transformers and datasets push and load: a model, a parquet dataset (held and streamed), a folder of images.
+
+    What is not there, not to be seen or not granted is a mistake in the recipe, not a network to wait for.
+    """
+    hub.create_repo("corp/secret", files={"config.json": b"{}"})
+    hub.create_repo("corp/gated", private=False, gated=True, files={"config.json": b"{}"})
+    environment = os.environ | hub.environ("alice") | {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOADS, str(ROOT), str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert hub.stored_bytes("alice/tiny") == len(hub.read("alice/tiny", "model.safetensors"))
