@@ -1,0 +1,147 @@
+"""A run that lives on the Hub and in W&B: kills, lost machines, servers that fail; nothing is lost, nothing is doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from far_away import FarAway, play, step_of
+from running import PER_STEP, STEPS, Project, curve, weights
+from servers.hub import Hub
+from servers.wandb import Wandb
+
+SEEDS = range(*(int(number) for number in os.environ.get("XRUN_SCHEDULES", "1000-1500").split("-")))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandb]:
+    with Wandb(tmp_path_factory.mktemp("wandb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[int, dict[str, Any]]]:
+    """Weights and losses of the undisturbed run, which has its state in a folder."""
+    project = Project(tmp_path_factory.mktemp("undisturbed"))
+    assert project.attempt().code == 0
+    return weights(project.run), curve(project.run)
+
+
+def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]) -> None:
+    """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit, the same final weights,
+    one W&B run that has every step once; the whole log is on the new machine."""
+    far = FarAway(tmp_path, hub, wandb, "bare")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    assert far.live().code == 75
+    before = far.committed()
+    assert step_of(before) >= 10
+    far.lose_the_machine()
+    done = far.live()
+    assert done.code == 0, done.err
+    record = far.committed()
+    assert record is not None
+    assert record["attempts"][1]["resumed_step"] == step_of(before)
+    assert weights(far.run) == expected[0]
+    assert curve(far.run) == expected[1]
+    rows = [row for row in far.rows() if "train/loss" in row]
+    assert [row["train/step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["train/loss"] for row in rows] == [expected[1][step]["train/loss"] for step in range(1, STEPS + 1)]
+    assert [run for run in wandb.runs("alice", "p") if run == far.run.run] == [far.run.run]
+    assert far.live().code == 0, "a finished run started again does nothing"
+
+
+def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
+    """Where people look: weights and a model card on `main`, tagged with the run; the state's history is one commit."""
+    far = FarAway(tmp_path, hub, None, "finished")
+    assert far.live().code == 0
+    local = (far.run.model / "model.safetensors").read_bytes()
+    assert hub.read(far.repo, "model.safetensors") == local
+    assert hub.read(far.repo, "model.safetensors", far.run.run) == local
+    card = hub.read(far.repo, "README.md").decode()
+    assert far.run.run in card
+    assert '"name": "tiny"' in card
+    assert len(hub.history(far.repo, "state")) == 1
+    record = far.committed()
+    assert record is not None
+    assert record["finished"]["model_revision"] == hub.history(far.repo)[0].id
+
+
+def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+    """Somebody has deleted the state: W&B knows of its commits, so nothing is started from step 0, and both are named."""
+    far = FarAway(tmp_path, hub, wandb, "deleted")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    assert far.live().code == 75
+    hub.forget(hub.repository(far.repo))
+    far.lose_the_machine()
+    done = far.live()
+    assert done.code == 5, done.err
+    assert "Weights & Biases knows of a commit of step" in done.err
+    assert f"hub://{far.repo}" in done.err
+
+
+def test_a_tracker_out_of_reach_stops_a_new_run_only(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+    """With an empty store nobody could tell whether the run is new; with checkpoints the store's word is taken."""
+    far = FarAway(tmp_path, hub, wandb, "unreachable")
+    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+    known = far.environ
+    far.environ = known | nobody
+    done = far.live()
+    assert done.code == 3, done.err
+    assert "nobody can tell" in done.err
+    far.environ = known
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    assert far.live().code == 75
+    far.environ = known | nobody
+    done = far.live()
+    assert done.code == 0, done.err
+    assert "the store's word is taken" in done.err
+    assert "xrun sync" in done.err
+
+
+def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+    """Token values are in no file of the run, in nothing that was said, and in nothing that either server got but the
+    headers that authenticate."""
+    far = FarAway(tmp_path, hub, wandb, "secrets")
+    values = [far.environ["HF_TOKEN"], far.environ["WANDB_API_KEY"], "the-third-secret-value"]
+    far.environ |= {"MY_SECRET": values[2]}
+    first = len(hub.requests), len(wandb.requests)
+    done = far.live()
+    assert done.code == 0, done.err
+    sent = [*hub.requests[first[0] :], *wandb.requests[first[1] :]]
+    assert len(sent) > 20
+    for value in (value.encode() for value in values):
+        assert value not in done.err.encode()
+        assert not [path for path in far.project.root.rglob("*") if path.is_file() and value in path.read_bytes()]
+        assert not [request.line for request in sent if value in request.body or value in request.path.encode()]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_schedules_of_faults(
+    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]], seed: int
+) -> None:
+    """Kills, faults and lost machines in any order: the head always names whole checkpoints, and the end is the same."""
+    result = play(FarAway(tmp_path, hub, wandb, f"schedule-{seed}"), seed, expected)
+    assert not result.wrong, result
+
+
+@pytest.mark.soak
+def test_many_schedules_of_faults(
+    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
+) -> None:
+    """Five hundred of them; `XRUN_SCHEDULES=100-200` chooses others. Each one's outcome is printed as a line of JSON."""
+    wrong = []
+    for seed in SEEDS:
+        result = play(FarAway(tmp_path / str(seed), hub, wandb, f"schedule-{seed}"), seed, expected)
+        print(json.dumps({**vars(result), "faults": dict(result.faults)}), flush=True)
+        wrong += [result] if result.wrong else []
+    assert not wrong
