@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.message import Message
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
@@ -73,7 +73,7 @@ def alice(client: Callable[[str], HfApi]) -> HfApi:
     return api
 
 
-def commit(api: HfApi, files: dict[str, bytes], *, repo: str = REPO, message: str = "Add", **options: str) -> str:
+def commit(api: HfApi, files: dict[str, bytes], *, repo: str = REPO, message: str = "Add", **options: Any) -> str:
     """One commit of these files."""
     operations = [CommitOperationAdd(path, data) for path, data in files.items()]
     return api.create_commit(repo, operations, commit_message=message, **options).oid
@@ -326,7 +326,7 @@ def test_a_read_token_reads_and_does_not_write(hub: Hub, alice: HfApi):
     hub.read_only.add("alice")
     assert alice.whoami()["auth"]["accessToken"]["role"] == "read"
     assert alice.repo_info(REPO).id == REPO
-    writing = [
+    writing: list[Callable[[], Any]] = [
         lambda: commit(alice, {"a.txt": b"a"}), lambda: alice.create_repo("alice/new"), lambda: alice.delete_repo(REPO),
         lambda: alice.create_branch(REPO, branch="b"), lambda: alice.super_squash_history(REPO),
     ]  # fmt: skip
@@ -430,7 +430,7 @@ def test_a_stall_lasts_until_it_is_lifted(hub: Hub, alice: HfApi):
     hub.faults.add(r"POST .*/commit/", stall=600)
     thread = threading.Thread(target=lambda: commit(alice, {"a.txt": b"a"}, message="Late"))
     thread.start()
-    hub.arrived("/commit/")
+    hub.wait_for("/commit/")
     assert titles(alice) == ["initial commit"]
     hub.faults.clear()
     thread.join()

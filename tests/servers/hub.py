@@ -15,14 +15,15 @@ from pathlib import Path
 
 from starlette.responses import JSONResponse, Response
 
-from . import hub_buckets as buckets
-from . import hub_files as files
-from . import hub_xet as xet
-from .hub_accounts import Accounts, whoami
-from .hub_files import is_large
-from .hub_git import Commit
-from .hub_repository import Change, Large, Repository
-from .server import Refused, Request, Routes
+from servers import hub_buckets as buckets
+from servers import hub_files as files
+from servers import hub_history as history
+from servers import hub_xet as xet
+from servers.hub_accounts import Accounts, whoami
+from servers.hub_files import is_large
+from servers.hub_git import Commit
+from servers.hub_repository import Change, Large, Repository
+from servers.server import Refused, Request, Routes
 
 
 def create_repository(hub: Hub, request: Request) -> Response:
@@ -80,17 +81,17 @@ ROUTES = Routes(
         ("GET", "/api/buckets/{owner}/{name}/xet-write-token", buckets.write_token),
         ("HEAD GET", "/buckets/{owner}/{name}/resolve/{path*}", buckets.resolve),
         # a repository and its history
-        ("GET", "/api/{kind}/{owner}/{name}", files.repository_info),
-        ("GET", "/api/{kind}/{owner}/{name}/revision/{revision}", files.repository_info),
-        ("GET", "/api/{kind}/{owner}/{name}/auth-check", files.auth_check),
-        ("PUT", "/api/{kind}/{owner}/{name}/settings", files.change_settings),
-        ("GET", "/api/{kind}/{owner}/{name}/refs", files.list_refs),
-        ("GET", "/api/{kind}/{owner}/{name}/commits/{revision}", files.list_commits),
-        ("POST", "/api/{kind}/{owner}/{name}/branch/{branch}", files.create_branch),
-        ("DELETE", "/api/{kind}/{owner}/{name}/branch/{branch}", files.delete_branch),
-        ("POST", "/api/{kind}/{owner}/{name}/tag/{revision}", files.create_tag),
-        ("DELETE", "/api/{kind}/{owner}/{name}/tag/{revision}", files.delete_tag),
-        ("POST", "/api/{kind}/{owner}/{name}/super-squash/{branch}", files.super_squash),
+        ("GET", "/api/{kind}/{owner}/{name}", history.repository_info),
+        ("GET", "/api/{kind}/{owner}/{name}/revision/{revision}", history.repository_info),
+        ("GET", "/api/{kind}/{owner}/{name}/auth-check", history.auth_check),
+        ("PUT", "/api/{kind}/{owner}/{name}/settings", history.change_settings),
+        ("GET", "/api/{kind}/{owner}/{name}/refs", history.list_refs),
+        ("GET", "/api/{kind}/{owner}/{name}/commits/{revision}", history.list_commits),
+        ("POST", "/api/{kind}/{owner}/{name}/branch/{branch}", history.create_branch),
+        ("DELETE", "/api/{kind}/{owner}/{name}/branch/{branch}", history.delete_branch),
+        ("POST", "/api/{kind}/{owner}/{name}/tag/{revision}", history.create_tag),
+        ("DELETE", "/api/{kind}/{owner}/{name}/tag/{revision}", history.delete_tag),
+        ("POST", "/api/{kind}/{owner}/{name}/super-squash/{branch}", history.super_squash),
         # its files
         ("GET", "/api/{kind}/{owner}/{name}/tree/{revision}", files.list_tree),
         ("GET", "/api/{kind}/{owner}/{name}/tree/{revision}/{path*}", files.list_tree),

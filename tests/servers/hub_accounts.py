@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from .hub_repository import Repository
-from .server import Refused, Request, Server
+from servers.hub_repository import Repository
+from servers.server import Refused, Request, Server
 
 READ, WRITE = "repo.content.read", "repo.write"
 

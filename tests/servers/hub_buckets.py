@@ -10,10 +10,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from .hub_files import page, served
-from .hub_repository import timestamp, write
-from .hub_xet import xet_token
-from .server import Refused, Request
+from servers.hub_access import page
+from servers.hub_files import served
+from servers.hub_repository import timestamp, write
+from servers.hub_xet import xet_token
+from servers.server import Refused, Request
 
 Bucket = dict[str, Any]
 """`id`, `private`, `created`, and `files`: path -> its row."""

@@ -19,7 +19,7 @@ from typing import Any
 import lz4.frame  # type: ignore[import-untyped]  # it has none
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from .server import Refused, Request, replace_file
+from servers.server import Refused, Request, replace_file
 
 RECORD = 48
 """Bytes of a shard's header and of each of its records."""
