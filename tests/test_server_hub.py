@@ -318,6 +318,9 @@ def test_a_private_repository_does_not_exist_for_strangers(hub: Hub, alice: HfAp
         commit(bob, {"a.txt": b"a"})
     with refused(403):
         bob.create_repo("alice/bobs")
+    alice.auth_check(REPO, write=True)
+    with refused(403):
+        bob.auth_check(REPO, write=True)
 
 
 def test_a_read_token_reads_and_does_not_write(hub: Hub, alice: HfApi):
@@ -447,6 +450,9 @@ def test_a_stale_read_shows_the_state_before(hub: Hub, alice: HfApi):
     assert "a.txt" not in alice.list_repo_files(REPO)
     assert "a.txt" in alice.list_repo_files(REPO, revision=after)
     hub.faults.clear()
+    assert alice.repo_info(REPO).sha == after
+    alice.super_squash_history(REPO)
+    hub.faults.add("GET", stale=True)
     assert alice.repo_info(REPO).sha == after
 
 

@@ -32,7 +32,7 @@ def create_repository(hub: Hub, request: Request) -> Response:
     kind = asked.get("type") or "model"
     repo_id = f"{asked.get('organization') or hub.signed_in(request)}/{asked['name']}"
     hub.may_write(request, repo_id)
-    private = asked.get("private", asked.get("visibility") == "private")
+    private = bool(asked.get("private", asked.get("visibility") == "private"))
     answer = {"url": f"{hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}", "name": repo_id, "id": repo_id}
     if not hub.made(repo_id, kind, private, ""):
         return JSONResponse({"error": f"You already created this {kind} repo", **answer}, 409)
@@ -84,6 +84,7 @@ ROUTES = Routes(
         ("GET", "/api/{kind}/{owner}/{name}", history.repository_info),
         ("GET", "/api/{kind}/{owner}/{name}/revision/{revision}", history.repository_info),
         ("GET", "/api/{kind}/{owner}/{name}/auth-check", history.auth_check),
+        ("GET", "/api/{kind}/{owner}/{name}/auth-check/write", history.write_check),
         ("PUT", "/api/{kind}/{owner}/{name}/settings", history.change_settings),
         ("GET", "/api/{kind}/{owner}/{name}/refs", history.list_refs),
         ("GET", "/api/{kind}/{owner}/{name}/commits/{revision}", history.list_commits),

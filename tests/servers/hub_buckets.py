@@ -65,7 +65,7 @@ def create(hub: Any, request: Request, owner: str, name: str) -> Response:
     with hub.lock:
         if path.exists():
             return JSONResponse({"error": "You already created this bucket", "url": url}, 409)
-        private = asked.get("private", asked.get("visibility") == "private")
+        private = bool(asked.get("private", asked.get("visibility") == "private"))
         write(path, {"id": bucket_id, "private": private, "created": hub.clock(), "files": {}})
     return JSONResponse({"url": url, "id": bucket_id, "name": bucket_id})
 

@@ -14,18 +14,19 @@ from servers.server import Refused, Request
 
 @seeing
 def repository_info(hub: Any, request: Request, repository: Repository, revision: str = "main") -> Response:
-    """The repository at a revision, with the names of its files; with `blobs` also their sizes."""
+    """The repository at a revision, with the names of its files; with `blobs` also their sizes, with `expand` what it stores."""
     commit = repository.revision(revision, request.stale)
     settings, newest = repository.settings(), repository.log(commit, "-1")[0]
     files = repository.tree(commit).values()
     blobs = "blobs" in request.query
+    storage = "usedStorage" in request.query.getlist("expand")
+    used = {"usedStorage": hub.stored_bytes(repository.id, repository.kind)} if storage else {}
     return JSONResponse(
         {
             "_id": repository.id, "id": repository.id, "modelId": repository.id, "author": repository.owner, "sha": commit,
             "lastModified": timestamp(newest.time), "createdAt": timestamp(settings["created"]), "private": settings["private"],
             "gated": settings["gated"] or False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-            "usedStorage": hub.stored_bytes(repository.id, repository.kind),
-            "siblings": [sibling(file) if blobs else {"rfilename": file.path} for file in files],
+            "siblings": [sibling(file) if blobs else {"rfilename": file.path} for file in files], **used,
         }
     )  # fmt: skip
 
@@ -39,6 +40,12 @@ def sibling(file: File) -> dict[str, Any]:
 @reading
 def auth_check(hub: Any, request: Request, repository: Repository) -> Response:
     """Nothing, for whoever may read the files."""
+    return JSONResponse({})
+
+
+@writing
+def write_check(hub: Any, request: Request, repository: Repository) -> Response:
+    """Nothing, for whoever may write."""
     return JSONResponse({})
 
 

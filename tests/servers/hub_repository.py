@@ -71,6 +71,7 @@ class Repository:
         for part in ("uploaded", "large"):
             (made.folder / part).mkdir(parents=True)
         git(made.folder, "init", "--quiet", "--bare", "--initial-branch=main", "--template=")
+        git(made.folder, "config", "core.logAllRefUpdates", "always")  # where a branch was before, for stale reads
         made.change(private=private, gated=gated, created=time)
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE)
         made.commit("main", Change("initial commit", files={".gitattributes": attributes.encode()}), kind, time)
@@ -94,8 +95,8 @@ class Repository:
     # Reading.
 
     def revision(self, name: str, stale: bool = False) -> str:
-        """The commit of a branch, a tag or (the start of) a commit's id; `stale` takes a branch's commit before its last."""
-        back = "~1" if stale else ""
+        """The commit of a branch, a tag or (the start of) a commit's id; `stale` takes where a branch was before."""
+        back = "@{1}" if stale else ""
         names = [f"refs/heads/{name}{back}", f"refs/tags/{name}"]
         names += [name] if re.fullmatch(r"[0-9a-f]{4,40}|refs/.*", name) else []
         rows = git(self.folder, "cat-file", "--batch-check", stdin="".join(f"{one}^{{commit}}\n" for one in names).encode())
@@ -110,12 +111,14 @@ class Repository:
 
     def refs(self, stale: bool = False) -> dict[str, str]:
         """Every branch and tag by its full name -> commit."""
-        fields = "%(refname)%00%(objectname)%00%(*objectname)%00%(parent)"
+        fields = "%(refname)%00%(objectname)%00%(*objectname)"
         rows = [row.split("\0") for row in git(self.folder, "for-each-ref", f"--format={fields}").decode().splitlines()]
-        return {
-            name: parent.split()[0] if stale and parent and name.startswith("refs/heads/") else peeled or commit
-            for name, commit, peeled, parent in rows
-        }
+        refs = {name: peeled or commit for name, commit, peeled in rows}
+        return {name: self.before(name) or commit for name, commit in refs.items()} if stale else refs
+
+    def before(self, ref: str) -> str:
+        """Where a branch was before its last change; "" for one that has had none."""
+        return git(self.folder, "rev-parse", "--quiet", "--verify", f"{ref}@{{1}}", fails=True).decode().strip()
 
     def tree(self, commit: str) -> dict[str, File]:
         """Every file of a commit by its path."""
@@ -172,9 +175,10 @@ class Repository:
 
     def unpoint(self, ref: str) -> None:
         """Delete a branch or a tag; 404 if there is none."""
-        if ref not in self.refs():
-            raise Refused(404, f"Reference does not exist: {ref}", {"X-Error-Code": "RevisionNotFound"})
-        git(self.folder, "update-ref", "-d", ref)
+        with self.lock:
+            if ref not in self.refs():
+                raise Refused(404, f"Reference does not exist: {ref}", {"X-Error-Code": "RevisionNotFound"})
+            git(self.folder, "update-ref", "-d", ref)
 
     def squash(self, branch: str, message: str, time: float) -> None:
         """Replace a branch's history by one commit of the same tree."""
