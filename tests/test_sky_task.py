@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -42,7 +43,7 @@ def plan_of(tmp_path: Path, *overrides: str, candidates: str = f"[{{accelerators
     return make_plan(load_recipe(path, wanted), path, environ={"XRUN_HOME": str(tmp_path / "runs")})
 
 
-def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dict:
+def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dict[str, Any]:
     candidates = plan.load_recipe().hardware.any_of
     return task_config(plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", environ)
 
@@ -136,6 +137,7 @@ VALIDATED = """
 import json, sys
 import sky
 from pathlib import Path
+from typing import Any
 from xrun.plan import make_plan
 from xrun.recipe_file import load_recipe
 from xrun.sky_cloud import pack_job, sky_task
