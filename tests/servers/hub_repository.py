@@ -96,12 +96,15 @@ class Repository:
 
     def revision(self, name: str, stale: bool = False) -> str:
         """The commit of a branch, a tag or (the start of) a commit's id; `stale` takes where a branch was before."""
-        back = "@{1}" if stale else ""
-        names = [f"refs/heads/{name}{back}", f"refs/tags/{name}"]
-        names += [name] if re.fullmatch(r"[0-9a-f]{4,40}|refs/.*", name) else []
-        rows = git(self.folder, "cat-file", "--batch-check", stdin="".join(f"{one}^{{commit}}\n" for one in names).encode())
-        found = [row.split()[0].decode() for row in rows.splitlines() if row.split()[1:2] == [b"commit"]]
-        if not found:
+        if stale and self.head(name):
+            found = [self.before(f"refs/heads/{name}")]
+        else:
+            names = [f"refs/heads/{name}", f"refs/tags/{name}"]
+            names += [name] if re.fullmatch(r"[0-9a-f]{4,40}|refs/.*", name) else []
+            stdin = "".join(f"{one}^{{commit}}\n" for one in names).encode()
+            rows = [row.split() for row in git(self.folder, "cat-file", "--batch-check", stdin=stdin).splitlines()]
+            found = [row[0].decode() for row in rows if row[1:2] == [b"commit"]]
+        if not any(found):
             raise Refused(404, f"Invalid rev id: {name}", {"X-Error-Code": "RevisionNotFound"})
         return found[0]
 
@@ -114,10 +117,12 @@ class Repository:
         fields = "%(refname)%00%(objectname)%00%(*objectname)"
         rows = [row.split("\0") for row in git(self.folder, "for-each-ref", f"--format={fields}").decode().splitlines()]
         refs = {name: peeled or commit for name, commit, peeled in rows}
-        return {name: self.before(name) or commit for name, commit in refs.items()} if stale else refs
+        branches = [name for name in refs if stale and name.startswith("refs/heads/")]
+        refs |= {name: self.before(name) for name in branches}
+        return {name: commit for name, commit in refs.items() if commit}
 
     def before(self, ref: str) -> str:
-        """Where a branch was before its last change; "" for one that has had none."""
+        """Where a branch was before its last change; "" if that was its beginning."""
         return git(self.folder, "rev-parse", "--quiet", "--verify", f"{ref}@{{1}}", fails=True).decode().strip()
 
     def tree(self, commit: str) -> dict[str, File]:
