@@ -125,6 +125,23 @@ def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
         assert not [request.line for request in sent if value in request.body or value in request.path.encode()]
 
 
+def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub) -> None:
+    """The Hub fails while the rank restores: the attempt comes back later, and it does not count as one of the three that end a
+    run without progress."""
+    far = FarAway(tmp_path, hub, None, "restoring")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    assert far.live().code == 75
+    for _ in range(4):
+        far.lose_the_machine()
+        hub.faults.add(r"/resolve/.*/objects/", status=503, times=None)
+        assert far.live().code == 75
+        hub.faults.clear()
+    record = far.committed()
+    assert record is not None
+    assert [attempt["kind"] for attempt in record["attempts"]] == ["outside"] * 5
+    assert far.live().code == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_schedules_of_faults(
     tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]], seed: int
