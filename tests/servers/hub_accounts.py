@@ -35,7 +35,7 @@ class Accounts(Server):
         """A user's token."""
         return self.users[user] if self.users else f"hf_{user}"
 
-    def user(self, request: Request) -> str:
+    def user_of(self, request: Request) -> str:
         """Who asks, "" for a request without a token; 401 for a token that nobody has."""
         token = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         known = {token: name for name, token in self.users.items()} if self.users else {token: token.removeprefix("hf_")}
@@ -45,7 +45,7 @@ class Accounts(Server):
 
     def signed_in(self, request: Request) -> str:
         """Who asks; 401 for nobody."""
-        if user := self.user(request):
+        if user := self.user_of(request):
             return user
         raise Refused(401, "Invalid username or password.")
 
@@ -61,13 +61,13 @@ class Accounts(Server):
 
     def may_see(self, request: Request, repo_id: str, private: bool) -> None:
         """404 unless the repository is public or the user's; without a token 401, as the service does."""
-        user = self.user(request)
+        user = self.user_of(request)
         if private and not (self.belongs(user, repo_id.partition("/")[0]) and self.scoped(user, repo_id, READ)):
             raise Refused(404 if user else 401, "Repository not found", {"X-Error-Code": "RepoNotFound"})
 
     def may_read(self, request: Request, repository: Repository) -> None:
         """403 for the files of a gated repository unless the user was given access."""
-        user = self.user(request)
+        user = self.user_of(request)
         free = not repository.settings()["gated"] or self.belongs(user, repository.owner)
         if not free and user not in self.granted.get(repository.id, ()):
             message = f"Access to {repository.kind} {repository.id} is restricted and you are not in the authorized list."

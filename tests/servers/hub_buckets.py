@@ -39,7 +39,7 @@ def seeing(handler: Callable[..., Response]) -> Callable[..., Response]:
 
     @functools.wraps(handler)
     def wrapped(hub: Any, request: Request, owner: str, name: str, **rest: str) -> Response:
-        bucket = load(hub, f"{hub.user(request) if owner == 'me' else owner}/{name}")
+        bucket = load(hub, f"{hub.user_of(request) if owner == 'me' else owner}/{name}")
         hub.may_see(request, bucket["id"], bucket["private"])
         return handler(hub, request, bucket, **rest)
 

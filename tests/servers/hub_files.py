@@ -169,7 +169,7 @@ def commit(hub: Any, request: Request, repository: Repository, revision: str) ->
     """One commit; everything that it names must have been sent before."""
     if request.query.get("create_pr"):
         raise Refused(501, "This Hub has no pull requests")
-    oid = repository.commit(revision, change_of(request.json_lines), hub.user(request), hub.clock())
+    oid = repository.commit(revision, change_of(request.json_lines), hub.user_of(request), hub.clock())
     url = f"{hub.url}/{repository.id}/commit/{oid}"
     return JSONResponse({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
