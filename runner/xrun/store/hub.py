@@ -30,11 +30,13 @@ from xrun.store import Chunk, Head, StoredFile
 from xrun.store.durable import Hashed, hash_file, make_folder, remove, write_file, writing
 from xrun.store.hub_api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
 from xrun.store.hub_branch import BRANCH, Pace, StateBranch, TakenError, Tip, checked_line
-from xrun.store.hub_objects import NAME, SHARED, BucketObjects, Named, Objects, RepositoryObjects
+from xrun.store.hub_objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
 
 log = logging.getLogger("xrun")
 
 ADDRESS = re.compile(r"(hub|hub-bucket)://([^/\s]+/[^/\s]+)")
+READERS_PATIENCE = 10.0
+"""Seconds: a person waits for what `xrun status` says."""
 DOWNLOADS = 4
 """Files that are fetched at a time; each one of them by several connections where Xet does it."""
 
@@ -59,6 +61,7 @@ class HubStore:
         self.run, self.attempt, self.owner, self.cache = run, attempt, owner, Path(cache)
         self._clock, self._create, self._spacing = clock, create, spacing
         sleep = sleep or threading.Event().wait
+        patience = patience if create else min(patience, READERS_PATIENCE)
         self._api = HubApi(match[2], token, lambda: Patience(patience, clock, sleep))
         self._pace = Pace(spacing, int(hourly), clock, sleep)
         self._branch = StateBranch(self._api, run, self._pace)
@@ -178,10 +181,9 @@ class HubStore:
         tip = self._tip
         if tip is None or tip.head is None or tip.head.attempt != self.attempt or self._branch.sent:
             return
-        named = files_named(tip.head.record)
-        self._prune_cache(named)
+        self._prune_cache(tip.head)
         try:
-            self._objects.sweep(tip, named)
+            self._objects.sweep(tip, files_named(tip.head.record))
         except XrunError as error:
             if self._clock() - self._warned > 3600:
                 log.warning("Old state could not be deleted: %s Trying again later.", error)
@@ -218,10 +220,10 @@ class HubStore:
     def _look_now_and_then(self) -> None:
         """A process that never commits learns from the branch what its cache need not hold any more."""
         if self._tip is None or (not self._commits_here and self._clock() - self._looked >= max(60.0, self._spacing)):
-            self.head()
-            if self._tip and self._tip.head:
-                self._prune_cache(files_named(self._tip.head.record))
-        if self._tip is None or self._tip.head is None:
+            self._tip, self._looked = self._branch.look_again() if self._tip else self._branch.look(), self._clock()
+            if self._tip.head:
+                self._prune_cache(self._tip.head)
+        if self._tip.head is None:
             raise StoreError(
                 f"Nothing was committed at {self._api.where} yet: the run's first commit comes before its first file."
             )
@@ -271,14 +273,18 @@ class HubStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _prune_cache(self, named: Named) -> None:
-        """Delete what the head does not name, of this process and of other attempts; the rest belongs to processes beside it."""
-        with contextlib.suppress(OSError):
-            for path in [*self.cache.rglob("objects/*/*")]:
-                place = str(path.relative_to(self.cache)).removesuffix(".lock")
-                if place not in named and (place in self._put or path.parent.name != self.attempt):
-                    remove(path)
-            self._put &= named.keys()
+    def _prune_cache(self, head: Head) -> None:
+        """Delete what the head does not name, of this process and of attempts before; the rest belongs to processes beside it."""
+        named = files_named(head.record)
+        before = head.attempt == self.attempt
+        for path in [*self.cache.glob("objects/*/*"), *self.cache.glob("*/objects/*/*")]:
+            place = str(path.relative_to(self.cache)).removesuffix(".lock")
+            if place not in named and (place in self._put or (before and path.parent.name != self.attempt)):
+                remove(path)
+        for path in self.cache.glob(".*.*") if before else ():
+            if path.name[1:].rpartition(".")[0] != self.attempt:
+                remove(path)
+        self._put &= named.keys()
 
 
 def stored_files(record: Any) -> Iterator[StoredFile]:

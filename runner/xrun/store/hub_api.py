@@ -7,14 +7,15 @@ asks for or twice as late each time, until the patience is over. Whoever commits
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     BucketNotFoundError,
     EntryNotFoundError,
@@ -26,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import LFSFileInfo
 from huggingface_hub.lfs import UploadInfo
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status, validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 
 from xrun.errors import LaunchError, StoreError, StoreUnavailable
@@ -86,9 +87,7 @@ class HubApi:
             raise StoreError(f"{name!r} cannot be a repository's name on the Hub: {error}.") from error
         self.name, self.patience = name, patience
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
-        set_client_factory(_client)
-        if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
-            disable_progress_bars()
+        _prepare_library()
 
     @property
     def where(self) -> str:
@@ -122,13 +121,19 @@ class HubApi:
         return [(commit.commit_id, f"{commit.title}\n{commit.message}") for commit in commits]
 
     def read(self, path: str, revision: str) -> bytes:
-        """The content of a small file at a commit."""
+        """The content of a small file at a commit; what was cut or changed on the way is asked for again."""
+        url = hf_hub_url(self.name, path, revision=revision, endpoint=self._api.endpoint)
+        headers = {**build_hf_headers(token=self._api.token), "Accept-Encoding": "identity"}
 
-        def download() -> bytes:
-            with tempfile.TemporaryDirectory(prefix="xrun-") as folder:
-                return Path(self._api.hf_hub_download(self.name, path, revision=revision, local_dir=folder)).read_bytes()
+        def get() -> bytes:
+            response = get_session().get(url, headers=headers)
+            hf_raise_for_status(response)
+            named = response.headers.get("etag", "").strip('W/"')
+            if len(named) == 40 and named != blob_id(response.content):
+                raise OSError(f"{path} did not arrive as it was sent")
+            return response.content
 
-        return self._call(f"read {path}", download)
+        return self._call(f"read {path}", get)
 
     def large_files(self, revision: str, folder: str | None = None) -> dict[str, str]:
         """The files at a commit that are kept beside git: path -> SHA-256. Others are there as path -> ""."""
@@ -291,8 +296,15 @@ class HubApi:
             return MissingError("file")
         if isinstance(error, OSError) and error.errno in FULL:
             return StoreError(f"Disk full: cannot {what}; no space left on {error.filename or 'this machine'}.")
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return NoAnswerError(f"Cannot {what} at {self.where}: {reason[0].rstrip('.')}.")
+
+
+def blob_id(content: bytes) -> str:
+    """The name that git gives to a file's content."""
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
 def uploaded(place: str, sha256: str, size: int) -> CommitOperationAdd:
@@ -323,6 +335,14 @@ def _sha256(entry: Any) -> str:
     return entry.lfs.sha256 if entry.lfs else ""
 
 
+@functools.cache
+def _prepare_library() -> None:
+    """Once for all stores of a process, because it closes the library's connections."""
+    set_client_factory(_client)
+    if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        disable_progress_bars()
+
+
 def _client() -> Any:
     """The library's client waits for ever, and some calls ask for that; one stalled connection would end all saving."""
     client = default_client_factory()
@@ -345,7 +365,7 @@ def _library_errors() -> tuple[type[Exception], ...]:
 def _answer(error: BaseException | None) -> HfHubHTTPError | None:
     """The server's answer behind an error, which the library sometimes wraps."""
     while error is not None and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 
@@ -369,4 +389,4 @@ def _credentials_hint(status: int, name: str) -> str:
     if status == 401:
         return "Log in with `hf auth login` or set HF_TOKEN."
     owner = name.split("/")[0]
-    return f"Use a token that may write to {owner}, or another place: -s checkpoint.store=hub."
+    return f"Use a token that may write to {owner} and has room there, or another place: -s checkpoint.store=hub."

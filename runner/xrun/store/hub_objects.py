@@ -184,7 +184,7 @@ class BucketObjects:
 
     def download(self, place: str, tip: Tip, folder: Path) -> None:
         """See `Objects.download`; written aside and moved into place."""
-        aside = folder / f".{uuid.uuid4().hex}"
+        aside = folder / f".{self.attempt}.{uuid.uuid4().hex}"
         try:
             self.api.download_from_bucket(place, aside)
             make_folder((folder / place).parent)
