@@ -467,15 +467,17 @@ def test_answers_are_ranged_cut_and_truncated(hub: Hub, alice: HfApi):
 
 
 def test_after_an_outage_everything_is_there(hub: Hub, alice: HfApi, tmp_path: Path):
-    """The server comes back at the same address; another one in the same folder knows it all."""
+    """The server comes back at the same address; another one in the same folder knows it all, even if the first was killed."""
     commit(alice, {"a.safetensors": BIG})
     hub.stop()
     with pytest.raises(ConnectionRefusedError):
         raw(hub.url, "/api/whoami-v2")
     hub.start()
     assert raw(hub.url, "/api/whoami-v2").status == 200
+    (hub.folder(REPO, "model") / "refs/heads/main.lock").touch()
     with Hub(tmp_path / "hub") as again:
         assert again.read(REPO, "a.safetensors") == BIG
+        again.write(REPO, {"b.txt": b"b"})
 
 
 def test_everything_received_is_recorded(hub: Hub, alice: HfApi):

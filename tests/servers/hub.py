@@ -132,6 +132,13 @@ class Hub(Accounts):
         self.repositories: dict[Path, Repository] = {}
         for path in (self.blobs, self.root / "buckets"):
             path.mkdir(parents=True, exist_ok=True)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Remove the locks of a git that was killed together with the server that was here before."""
+        for pattern in ("*.lock", "refs/**/*.lock"):
+            for lock in self.root.glob(f"repositories/*/*/*.git/{pattern}"):
+                lock.unlink()
 
     def respond(self, request: Request) -> Response:
         """Answer by the table of routes."""
