@@ -135,7 +135,7 @@ def test_one_commit_adds_copies_and_deletes(alice: HfApi, way: str):
     alice.create_commit(REPO, operations, commit_message="All")
     assert set(alice.list_repo_files(REPO)) == {".gitattributes", "new.txt", "a.safetensors", "b.safetensors"}
     with pytest.raises(EntryNotFoundError):
-        alice.create_commit(REPO, [CommitOperationAdd("x", b"x"), CommitOperationDelete("nope")], commit_message="No")
+        alice.create_commit(REPO, [CommitOperationAdd("x", b"x"), CommitOperationDelete("nöpe – no")], commit_message="No")
     assert not alice.file_exists(REPO, "x")
 
 

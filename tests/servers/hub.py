@@ -147,7 +147,8 @@ class Hub(Accounts):
 
     def refusal(self, request: Request, error: Refused) -> Response:
         """An error; the client reads its text and its kind in headers."""
-        return JSONResponse({"error": error.message}, error.status, headers={"X-Error-Message": error.message} | error.headers)
+        line = " ".join(error.message.encode("ascii", "replace").decode().split())
+        return JSONResponse({"error": error.message}, error.status, headers={"X-Error-Message": line} | error.headers)
 
     def environ(self, user: str = "alice") -> dict[str, str]:
         """What makes Hugging Face's libraries talk to this server as a user."""
