@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from xrun.stop import PARENT, StopFlag
 
 SOURCES = str(Path(xrun.__file__).parent.parent)
 STEPS = 20
+_WRITING = threading.Lock()
+"""Nodes that share a folder are threads of one process here, and a file is replaced by one process at a time."""
 PER_STEP = 4
 """Micro-batches per step: one process collates so many times."""
 
@@ -222,14 +225,16 @@ def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None
     from xrun.errors import XrunError
 
     folder = RunFolder(plan.folder)
-    write_plan(folder, plan)
+    with _WRITING:
+        write_plan(folder, plan)
     said = io.StringIO()
+    stop = StopFlag() if stop is None else stop
     one: WarmFollower | WarmAttempt
     if nodes is not None and nodes.rank:
-        one = WarmFollower(plan, stop or StopFlag(), nodes)
+        one = WarmFollower(plan, stop, nodes)
         one.stream = said
     else:
-        one = WarmAttempt(plan, stop or StopFlag(), nodes)
+        one = WarmAttempt(plan, stop, nodes)
         one.progress.stream = said
     try:
         code = one.run()

@@ -54,7 +54,14 @@ def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
     assert "taken over" in json.loads((folder.logs("nobody") / "failure-0.json").read_text())["message"]
 
 
-@pytest.mark.parametrize("sentence", ["Connection closed by peer [127.0.0.1]:1", "Connection reset by peer"])
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Connection closed by peer [127.0.0.1]:1",
+        "Connection reset by peer",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+    ],
+)
 def test_a_lost_peer_is_not_the_cause(sentence: str) -> None:
     """A rank that only noticed that another one went away is not what failed."""
     assert _is_peer_loss(RuntimeError(sentence))

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import PER_STEP, Project, record
 
 from xrun.heartbeat import HANG_SECONDS, LONG_SECONDS, SECONDS_NAME, STEPS, Heartbeat, Limits, Watch
 
@@ -118,3 +119,20 @@ def test_a_beat_costs_nothing(tmp_path: Path) -> None:
             heart.beat()
         best = min(best, (time.perf_counter() - began) / 100)
     assert best < 20e-6
+
+
+def test_a_hang_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that stop moving are ended: exit 75, a failure of the run's own, and each rank's log says where it was."""
+    monkeypatch.setenv(SECONDS_NAME, "2")
+    project = Project(tmp_path)
+    project.trap("hold", call=7 * PER_STEP // 2 + 1, rank=1)
+    began = time.monotonic()
+    done = project.attempt(processes=2)
+    assert done.code == 75, done.err
+    assert time.monotonic() - began < 60
+    assert "The ranks hang: no sign of life for" in done.err
+    last = record(project.run)["attempts"][-1]
+    assert (last["kind"], last["code"]) == ("own", 75)
+    assert "The ranks hang" in last["reason"]
+    assert "in spring" in project.run.log_text(None, 1), "the stack of the rank that holds the others up"
+    assert "in _step" in project.run.log_text(None, 0), "and of one that waits for it"

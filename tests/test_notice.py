@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import until
+from running import PER_STEP, Project, curve, record, steps_of, until
 from servers.metadata import Metadata
 
 from xrun.notice import ADDRESS_NAME, SPARE_SECONDS, watching
@@ -104,3 +105,32 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
     with watching(StopFlag(), "gcp", {ADDRESS_NAME: "http://127.0.0.1:9"}):
         pass
     assert time.monotonic() - began < 1
+
+
+def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s, and the reason is kept."""
+    info = {"cluster": "c", "cloud": {"aws": "AWS", "gcp": "GCP", "azure": "Azure"}[server.cloud], "region": "r", "zone": "z"}
+    monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(info))
+    monkeypatch.setenv(ADDRESS_NAME, server.url)
+    project = Project(tmp_path)
+    project.trap("hold", call=7 * PER_STEP + 1, committed=5)
+    began: list[float] = []
+
+    def give() -> None:
+        until((tmp_path / "held").exists, "the hold")
+        began.append(time.monotonic())
+        server.preempt(CLOUDS[server.cloud])
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    done = project.attempt()
+    took = time.monotonic() - began[0]
+    thread.join()
+    assert done.code == 75, done.err
+    assert took < 30
+    assert max(steps_of(project.run)) == max(curve(project.run)) == 8
+    last = record(project.run)["attempts"][-1]
+    assert (last["code"], last["kind"], last["committed"]) == (75, "stopped", 8)
+    assert last["reason"].startswith({"aws": "AWS will terminate", "gcp": "Google Cloud", "azure": "Azure"}[server.cloud])
+    assert f"{last['reason']}: saving, then stopping." in done.err
+    print(f"{server.cloud}: notice to exit 75 in {took:.2f} s")

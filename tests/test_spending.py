@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+from running import PER_STEP, STEPS, Project, curve, record, steps_of
 
 from xrun import spending
 from xrun.spending import allowance, dollars, hours, price_now, unknown
@@ -108,3 +111,33 @@ def test_the_budget_ends_before_it_is_exceeded() -> None:
     assert left.spent(NOW + 2 * HOUR - 36, ending=60.0) == "budget.usd: 9.98 of 10 dollars are spent."
     assert allowance({"usd": 10.0, "hours": 4.0}, attempts, NOW).spent(NOW + HOUR) == "budget.hours: 4 of 4 hours are used."
     assert allowance({"usd": None, "hours": None}, attempts, NOW).spent(NOW * 2) == ""
+
+
+def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is exceeded: exit 7 with the way on; the next attempt is refused before it starts; more money goes on."""
+    for name, value in machine("Slurm", "", 0, [{"cloud": "slurm", "usd_per_hour": 36.0, "date": "2026-11-01"}]).items():
+        monkeypatch.setenv(name, value)
+    project = Project(tmp_path)
+    project.trap("hold", call=7 * PER_STEP + 1)
+    end = threading.Timer(1.0, (tmp_path / "go").touch)  # holds the training up until the money is spent but for the tidying
+    end.start()
+    done = project.attempt("budget.usd=0.305")
+    end.join()
+    assert done.code == 7, done.err
+    assert "dollars are spent. Raise the budget" in done.err
+    at = max(steps_of(project.run))
+    assert at == max(curve(project.run)) < STEPS
+    entry = record(project.run)["attempts"][-1]
+    assert (entry["cloud"], entry["usd_per_hour"], entry["price_date"]) == ("slurm", 36.0, "2026-11-01")
+    assert (entry["code"], entry["kind"]) == (7, "stopped")
+    again = project.attempt("budget.usd=0.0001")
+    assert again.code == 7
+    assert len(record(project.run)["attempts"]) == 1, "nothing was started"
+    assert project.attempt("budget.usd=100.0").code == 0
+
+
+def test_a_budget_in_dollars_without_prices_is_warned_about(tmp_path: Path) -> None:
+    """The run goes on, and says that its dollars are not counted."""
+    done = Project(tmp_path).attempt("budget.usd=1.0", "train.steps=2")
+    assert done.code == 0, done.err
+    assert "nobody has said what this machine costs" in done.err

@@ -22,6 +22,11 @@ from .stop import TOLD, StopFlag, end_with_parent
 
 log = logging.getLogger("xrun")
 
+_PEER_LOSS = (
+    "Connection closed by peer", "Connection reset by peer",  # gloo
+    "ncclRemoteError", "remote process exited", "Connection closed by remote peer",  # NCCL
+)  # fmt: skip
+
 
 def main(plan_path: str, attempt: str) -> int:
     """Run this rank; returns its exit code and leaves what went wrong in the attempt's log folder."""
@@ -65,7 +70,7 @@ def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, 
 
 def _is_peer_loss(error: Exception) -> bool:
     """Whether another rank went away, which is then the cause."""
-    return "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error)
+    return any(words in str(error) for words in _PEER_LOSS)
 
 
 def train(plan: Plan, attempt: str, stop: StopFlag) -> None:

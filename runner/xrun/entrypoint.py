@@ -394,12 +394,14 @@ class FollowingNode(Node):
 
 
 def gravest_of(reports: list[Message]) -> tuple[int, dict[str, Any]]:
-    """One exit code for all nodes, and the failure that is its cause: one of its own before one that followed from it."""
+    """One exit code for all nodes, and the failure that is its cause: what only noticed that another one went away comes last."""
     code = gravest([report["code"] for report in reports])
-    failures = [report["failure"] for report in reports if report["failure"]]
-    causes = [failure for failure in failures if failure.get("code") == code and code != COME_BACK]
-    own = [failure for failure in failures if failure.get("kind") != "outside"]
-    return code, next(iter(causes or own or failures), {})
+
+    def rank(failure: dict[str, Any]) -> int:
+        refused = code != COME_BACK and failure.get("code") == code
+        return 0 if refused else 1 if failure["kind"] != "outside" else 2 if "code" not in failure else 3
+
+    return code, min((report["failure"] for report in reports if report["failure"]), key=rank, default={})
 
 
 if __name__ == "__main__":
