@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.daemons import tail
 from cluster.waiting import ClusterError, until
 
 TESTS = Path(__file__).parent.parent
@@ -111,12 +115,36 @@ class Cluster:
 
         def there() -> Job | None:
             job = self.job(name)
-            if job is not None and job.ended and job.status not in states:
-                raise ClusterError(f"the job {name} is {job.status}: {job.failure_reason}")
             return job if job is not None and job.status in states else None
 
-        job: Job = until(there, f"{name} being {' or '.join(states)}", seconds, every=1.0)
+        job: Job = self.until(name, there, f"{name} being {' or '.join(states)}", seconds)
         return job
+
+    def until(self, name: str, happened: Callable[[], Any], what: str, seconds: float) -> Any:
+        """Wait for something that a job does.
+
+        Raises:
+            ClusterError: the job ended before, or it did not happen in time; with what the job and its controller have said.
+        """
+
+        def alive() -> None:
+            job = self.job(name)
+            if job is not None and job.ended and not happened():
+                raise ClusterError(f"the job {name} is {job.status}: {job.failure_reason}")
+
+        try:
+            return until(happened, what, seconds, every=1.5, alive=alive)
+        except ClusterError as error:
+            raise ClusterError(f"{error}\n{self.told()}") from None
+
+    def told(self) -> str:
+        """What the machines and the job controllers have printed lately."""
+        home = self.root / "home"
+        logs = [*home.glob("sky_logs/jobs_controller/[0-9]*.log"), *home.glob(".sky_clusters/*/sky_logs/*/*.log")]
+        logs += [*home.glob(".sky_clusters/*/sky_logs/*/tasks/*.log")]
+        return "\n".join(
+            f"== {log.relative_to(home)}\n{tail(log, 40)}" for log in sorted(logs, key=lambda log: log.stat().st_mtime)
+        )
 
     def slurm_jobs(self) -> dict[str, str]:
         """The Slurm jobs that hold nodes now: number -> the name that SkyPilot gave the machine."""
@@ -126,11 +154,22 @@ class Cluster:
     def preempt(self, name: str, *, notice: bool = True) -> float:
         """Take the machine of a managed job away, as its cloud would; returns when (time.time()).
 
-        With notice: SIGTERM, and SIGKILL 30 s later. Without: SIGKILL.
+        With notice: SIGTERM, and SIGKILL 30 s later. Without: everything on the machine is gone at once.
         """
-        numbers = [number for number, machine in self.slurm_jobs().items() if machine.startswith(name)]
+        numbers = [number for number, machine in self.slurm_jobs().items() if machine.startswith(f"{name}-")]
         if len(numbers) != 1:
             raise ClusterError(f"{name} has {len(numbers)} machines: {self.slurm_jobs()}")
         at = time.time()
-        self.run("scancel", *([] if notice else ["--signal=KILL", "--full"]), numbers[0], seconds=60)
+        if not notice:
+            kill_all(f"SLURM_JOB_ID={numbers[0]}", self.root)
+        self.run("scancel", numbers[0], seconds=60)
         return at
+
+
+def kill_all(mark: str, root: Path) -> None:
+    """SIGKILL for every process that has this variable and was started on this cluster."""
+    marks = {mark.encode(), f"SLURM_CONF={root}/slurm/slurm.conf".encode()}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if marks <= set(path.read_bytes().split(b"\0")):
+                os.kill(int(path.parent.name), signal.SIGKILL)

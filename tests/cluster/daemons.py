@@ -192,7 +192,10 @@ class Daemons:
 
 def tail(log: Path, lines: int = 15) -> str:
     """The end of a log, for an error."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else f"{log} is not there"
+    if not log.exists():
+        return f"{log} is not there"
+    said = [line for line in log.read_text(errors="replace").splitlines() if "<sky-payload>" not in line]  # its spinner
+    return "\n".join(said[-lines:])
 
 
 def _program(name: str) -> str:

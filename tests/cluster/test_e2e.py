@@ -1,0 +1,158 @@
+"""`make e2e`: recipes/digits.yaml as managed jobs of a real SkyPilot on a real Slurm, with machines that are really taken away.
+
+The state goes to a loopback Hub and the points to a loopback W&B. Each test says what it measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import until as eventually
+from servers.hub import Hub
+from servers.server import Refused
+from servers.wandb import Wandb
+
+from cluster.cluster import Cluster
+from cluster.daemons import missing
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
+FREQUENT = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000"}
+"""A loopback Hub has no limit of commits, so a checkpoint can be committed every 100 steps, as the recipe says."""
+
+
+class Site:
+    """A cluster, a Hub and a W&B, and a person who launches."""
+
+    def __init__(self, cluster: Cluster, hub: Hub, wandb: Wandb) -> None:
+        self.cluster, self.hub, self.wandb = cluster, hub, wandb
+        self.secrets = [hub.environ()["HF_TOKEN"], wandb.environ()["WANDB_API_KEY"]]
+        self.environment = cluster.environment | hub.environ() | wandb.environ() | {"XRUN_HOME": str(cluster.root / "runs")}
+
+    def launch(self, run: str, *, nodes: int = 1) -> None:
+        """Launch the recipe as this run and leave it alone."""
+        hardware = f"hardware={{any_of: [{{clouds: [slurm], spot: false, nodes: {nodes}}}]}}"
+        settings = (hardware, f"checkpoint.store=hub://alice/{run}", "tracking.wandb={project: e2e, entity: alice}")
+        sets = [part for setting in settings for part in ("-s", setting)]
+        self.xrun(str(RECIPE), "--run", run, "--yes", "--detach", *sets)
+
+    def xrun(self, *arguments: str) -> str:
+        """Run the `xrun` command as the person; what it printed."""
+        return self.cluster.run(sys.executable, "-m", "xrun", *arguments, env=self.environment, cwd=RECIPE.parents[1])
+
+    def record(self, run: str) -> dict[str, Any]:
+        """What is committed on the Hub now; empty before the first commit."""
+        try:
+            return dict(json.loads(self.hub.read(f"alice/{run}", "head.json", "state"))["record"])
+        except Refused:
+            return {}
+
+    def committed(self, run: str) -> int:
+        """The newest committed step; -1 if there is none."""
+        return max([manifest["step"] for manifest in self.record(run).get("checkpoints", [])], default=-1)
+
+    def wait_for_step(self, run: str, step: int) -> None:
+        """Wait until the run has committed this step in an attempt that is running."""
+        self.cluster.until(run, lambda: self.committed(run) >= step, f"{run} committing step {step}", 600)
+
+    def rows(self, run: str) -> list[dict[str, Any]]:
+        """The run's history at W&B."""
+        return self.wandb.history("alice", "e2e", run)
+
+    def weights(self, run: str) -> bytes:
+        """The final weights, where people find them."""
+        return self.hub.read(f"alice/{run}", "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    if what := missing():
+        assert not os.environ.get("CI"), what
+        pytest.skip(what)
+    with Cluster() as cluster, Hub(cluster.root / "hub") as hub, Wandb(cluster.root / "wandb") as wandb:
+        cluster.export(FREQUENT)
+        yield Site(cluster, hub, wandb)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> Iterator[subprocess.Popen[str]]:
+    """The same training on this machine, without a cloud and without interruptions; it runs while the first machine is set up."""
+    environment = site.environment | {"XRUN_HOME": str(site.cluster.root / "undisturbed"), "OMP_NUM_THREADS": "1"}
+    process = site.cluster.start(sys.executable, "-m", "xrun", str(RECIPE), "--local", "--yes", env=environment)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def expected(site: Site, undisturbed: subprocess.Popen[str]) -> tuple[bytes, dict[int, float]]:
+    """The undisturbed run's final weights and its loss at each step."""
+    assert undisturbed.wait(timeout=600) == 0
+    (folder,) = (site.cluster.root / "undisturbed").iterdir()
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {point["step"]: point["train/loss"] for point in points if "train/loss" in point}
+    return (folder / "model" / "model.safetensors").read_bytes(), losses
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_job_that_is_preempted_twice_ends_with_the_weights_of_an_undisturbed_run(
+    site: Site, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    """One machine gives notice and one is gone at once; W&B has one run with every step once, and no secret lies around."""
+    run, killed = "preempted", []
+    site.launch(run)
+    for step, notice in ((200, True), (800, False)):
+        site.wait_for_step(run, step)
+        killed.append(site.cluster.preempt(run, notice=notice))
+    job = site.cluster.wait_for(run, "SUCCEEDED", seconds=600)
+    weights, losses = request.getfixturevalue("expected")
+    assert job.recovery_count == 2
+    assert len(site.record(run)["attempts"]) == 3
+    assert site.weights(run) == weights
+    rows = [row for row in site.rows(run) if "train/loss" in row]
+    assert site.wandb.runs("alice", "e2e") == [run]
+    assert [row["train/step"] for row in rows] == sorted(losses)
+    assert {row["train/step"]: row["train/loss"] for row in rows} == losses
+    assert site.wandb.state("alice", "e2e", run) == "finished"
+    for secret in site.secrets:
+        assert not naming(secret, site.cluster.root / "home" / "sky_logs", site.hub.root, site.cluster.root / "wandb")
+    first = [min(row["_timestamp"] for row in rows if row["xrun/attempt"] == attempt) for attempt in (2, 3)]
+    seconds = ", ".join(f"{after - before:.0f} s" for before, after in zip(killed, first, strict=True))
+    with capsys.disabled():
+        print(f"\n{job.recovery_count} recoveries; from the kill to the next step {seconds}")
+
+
+def test_two_nodes_train_the_same_weights(site: Site, expected: tuple[bytes, dict[int, float]]) -> None:
+    """One process on each of two nodes; the reduction of digits.yaml is exact, so the bits are those of one process."""
+    site.launch("two-nodes", nodes=2)
+    site.cluster.wait_for("two-nodes", "SUCCEEDED", seconds=900)
+    (attempt,) = site.record("two-nodes")["attempts"]
+    assert (attempt["nodes"], attempt["processes"]) == (2, 2)
+    assert site.weights("two-nodes") == expected[0]
+
+
+def test_cancel_saves_and_gives_the_machine_back(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.launch("cancelled")
+    site.wait_for_step("cancelled", 100)
+    began = time.monotonic()
+    site.xrun("cancel", "cancelled", "--save")
+    site.cluster.wait_for("cancelled", "CANCELLED", seconds=300)
+    eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
+    assert site.record("cancelled")["attempts"][-1]["kind"] == "stopped"
+    with capsys.disabled():
+        print(f"\ncancelled, saved and given back after {time.monotonic() - began:.0f} s")
+
+
+def naming(secret: str, *folders: Path) -> list[Path]:
+    """Files that have a secret in them."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if secret.encode() in path.read_bytes()]
