@@ -15,9 +15,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from xrun.errors import Problem, RecipeError
+from xrun.part import Part
 from xrun.recipe import Recipe
 from xrun.recipe_file import load_recipe, models_in, recipe_docs, schema
 from xrun.recipe_problems import PATTERNS
@@ -361,7 +361,7 @@ def test_schema_holds_every_field() -> None:
         assert not key or f"### `{key}`" in text
 
 
-def patterns(model: type[BaseModel]) -> set[str]:
+def patterns(model: type[Part]) -> set[str]:
     found = re.findall(r"Field\([^)]*?pattern=r\"([^\"]+)\"", (ROOT / "runner" / "xrun" / "recipe.py").read_text())
     return set(found)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
 TIME = r"[1-9][0-9]{0,8}(\.[0-9]{1,3})?\s?[smh]"
@@ -51,24 +50,21 @@ class Every:
             return cls(text, seconds=float(text[:-1]) * SECONDS[text[-1]])
         return cls(text, **{unit: int(text.rstrip("stepocha "))})
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return interval(*PATTERNS).__get_pydantic_core_schema__(source, handler)
-
 
 @dataclass(frozen=True)
 class Interval:
-    """The pydantic annotation of an `Every` that may only be of these units."""
+    """In `Annotated[Every, interval("steps")]`: an `Every` that may only be of these units."""
 
     units: tuple[str, ...]
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        text = core_schema.to_string_ser_schema()
-        return core_schema.no_info_plain_validator_function(self.reader(), serialization=text)
-
-    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def over(self, schema: Any) -> Any:
+        """The schema of pydantic-core, whatever the type's own is."""
         alternatives = "|".join(PATTERNS[unit] for unit in self.units)
-        return {"type": "string", "pattern": f"^({alternatives})$"}
+        return core_schema.no_info_plain_validator_function(
+            self.reader(),
+            serialization=core_schema.to_string_ser_schema(),
+            metadata={"json_schema": {"type": "string", "pattern": f"^({alternatives})$"}},
+        )
 
     def reader(self) -> Callable[[Any], Every]:
         """A function that turns what was written into an `Every`, or says what may stand there."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from xrun import recipe_rules
 from xrun.every import Every, interval
+from xrun.part import Before, Field, Part, default
 
 __all__ = ["Candidate", "Every", "Hardware", "Local", "Recipe", "Train"]
 
@@ -32,20 +32,12 @@ def secrets_go_by_name(value: Any) -> Any:
     return value
 
 
-class Part(BaseModel):
-    """Every part of a recipe: frozen, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
-    )
-
-
 class ModelRef(Part):
     """A file of `models/` and the arguments of its `build`."""
 
     name: ComponentName
     """The file `models/NAME.py`, without `.py`."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = default({})
     """Arguments of its `build(...)`, checked against the signature without importing the file."""
     init_from: Line | None = None
     """Warm start from these weights: a local file or folder, or `owner/name[@revision]` on the Hugging Face Hub. Only the
@@ -59,7 +51,7 @@ class DatasetRef(Part):
 
     name: ComponentName
     """The file `datasets/NAME.py`, without `.py`."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = default({})
     """Arguments of its `build(...)`, checked against the signature without importing the file."""
 
 
@@ -126,8 +118,7 @@ class Hardware(Part):
         """The numbers of processes that the run may train with, one per candidate."""
         return (self.local.processes,) if self.local else tuple(candidate.world for candidate in self.any_of)
 
-    @model_validator(mode="after")
-    def one_of_local_and_any_of(self) -> Self:
+    def checked(self) -> Self:
         if (self.local is None) == (not self.any_of):
             raise PydanticCustomError("sentence", "must be `local` or hold one of `local` and `any_of`")
         return self
@@ -147,7 +138,7 @@ class Optimizer(Part):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled or not as the optimizer has it."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = default({})
     """Further arguments of the class, such as `betas: [0.9, 0.95]`."""
 
 
@@ -194,9 +185,9 @@ class Train(Part):
     that fits the first machine's memory and is then kept."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward; weights and optimizer stay in fp32."""
-    optimizer: Optimizer = Field(default={}, validate_default=True)
+    optimizer: Optimizer = default({})
     """The optimizer and the learning rate."""
-    schedule: Schedule = Field(default={}, validate_default=True)
+    schedule: Schedule = default({})
     """The learning rate over time."""
     clip_grad_norm: Positive | None = None
     """Largest norm of the whole gradient. Default: not clipped."""
@@ -215,7 +206,7 @@ class Train(Part):
     """Recompute activations in backward: less memory, more time."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential moving average of the weights, which is evaluated and saved as well. Default: none."""
-    evaluate: Evaluate = Field(default={}, validate_default=True)
+    evaluate: Evaluate = default({})
     """Evaluation on the split `val`."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Worker processes per training process that load data. 0 loads in the training process."""
@@ -234,7 +225,7 @@ class Checkpointing(Part):
     store: Line = "local"
     """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of yours), `hub://owner/name` or
     `hub-bucket://owner/name`."""
-    every: Annotated[Every, interval("auto", "seconds", "steps")] = Field(default="auto", validate_default=True)
+    every: Annotated[Every, interval("auto", "seconds", "steps")] = default("auto")
     """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate of preemptions."""
     keep: Annotated[int, Field(ge=2, le=10_000)] = 2
     """Newest checkpoints that are kept; at least 2, so that a damaged one has a predecessor."""
@@ -301,25 +292,24 @@ class Recipe(Part):
     """What it is trained on."""
     task: Literal["classification", "language_modeling", "model"]
     """How the loss is computed: cross entropy over classes, cross entropy over next tokens, or by the model itself."""
-    hardware: Annotated[Hardware, BeforeValidator(read_shorthand)] = Field(default="local", validate_default=True)
+    hardware: Annotated[Hardware, Before(read_shorthand)] = default("local")
     """Where it runs. Default: here, with one process."""
     train: Train
     """How it is trained."""
-    checkpoint: Checkpointing = Field(default={}, validate_default=True)
+    checkpoint: Checkpointing = default({})
     """What survives."""
-    tracking: Tracking = Field(default={}, validate_default=True)
+    tracking: Tracking = default({})
     """Who is told."""
-    budget: Budget = Field(default={}, validate_default=True)
+    budget: Budget = default({})
     """When to stop spending."""
-    env: dict[EnvName, str] = {}
+    env: dict[EnvName, str] = default({})
     """Environment variables of the training processes."""
-    secrets: Annotated[tuple[Annotated[SecretName, BeforeValidator(secrets_go_by_name)], ...], Field(strict=False)] = ()
+    secrets: Annotated[tuple[Annotated[SecretName, Before(secrets_go_by_name)], ...], Field(strict=False)] = ()
     """Names of environment variables whose values go along from your machine without being written anywhere."""
-    files: dict[Line, Line] = {}
+    files: dict[Line, Line] = default({})
     """Files and folders that go along: path on the machine -> path here."""
 
-    @model_validator(mode="after")
-    def keeps_the_rules(self) -> Self:
+    def checked(self) -> Self:
         broken = recipe_rules.broken(self)
         if broken:
             sentences = "; ".join(f"{problem.key}: {problem.what}" for _, problem in broken)

@@ -14,10 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel
-
 from xrun.component import Kind, check_args, find, project_root, signature
 from xrun.errors import ComponentError, Problem, RecipeError
+from xrun.part import Part
 from xrun.recipe import Recipe
 from xrun.recipe_problems import Loc, key_place, model_at, model_in, node_at, number_hint, shown, validate
 from xrun.recipe_rules import RULES, without_secrets
@@ -302,7 +301,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": DRAFT, "title": "An xrun recipe", **made, "if": {"required": ["extends"]}, "else": demands(Recipe)}
 
 
-def demands(model: type[BaseModel]) -> dict[str, Any]:
+def demands(model: type[Part]) -> dict[str, Any]:
     """The keys without a default, of this model and of those in it."""
     required = [name for name, field in model.model_fields.items() if field.is_required()]
     inner = {name: demands(part) for name, field in model.model_fields.items() if (part := model_in(field.annotation))}
@@ -330,7 +329,7 @@ def recipe_docs() -> str:
     return RECIPES_MD.format(sections=sections, rules=rules)
 
 
-def models_in(model: type[BaseModel], key: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+def models_in(model: type[Part], key: str = "") -> Iterator[tuple[str, type[Part]]]:
     """Every model of a recipe with its dotted key, from the outside in."""
     yield key, model
     for name, field in model.model_fields.items():
@@ -339,7 +338,7 @@ def models_in(model: type[BaseModel], key: str = "") -> Iterator[tuple[str, type
             yield from models_in(inner, join(key, name) + item)
 
 
-def section(model: type[BaseModel], key: str) -> str:
+def section(model: type[Part], key: str) -> str:
     """A heading and a table: one row per key."""
     rows = [f"### `{key}`" if key else "### The recipe", "", *([model.__doc__ or "", ""] if key else [])]
     rows += ["| key | type | default | meaning |", "|---|---|---|---|"]

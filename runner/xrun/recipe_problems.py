@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic_core import ValidationError
 
 from xrun.errors import Problem
+from xrun.part import Part
 from xrun.recipe import Recipe
 from xrun.recipe_rules import did_you_mean, looks_like_a_secret, without_secrets
 from xrun.yaml_nodes import FLOAT, Mark, Node
@@ -221,7 +222,7 @@ def meant_key(loc: Loc) -> str:
     return elsewhere[0] if len(elsewhere) == 1 else ""
 
 
-def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def all_keys(model: type[Part], prefix: str = "") -> Iterator[str]:
     """Every dotted key of a recipe outside of lists."""
     for name, field in model.model_fields.items():
         yield prefix + name
@@ -230,9 +231,9 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from all_keys(inner, f"{prefix}{name}.")
 
 
-def model_at(loc: Loc) -> type[BaseModel] | None:
+def model_at(loc: Loc) -> type[Part] | None:
     """The model of the mapping at this place; None where keys are free, as in `args`."""
-    model: type[BaseModel] | None = Recipe
+    model: type[Part] | None = Recipe
     for name in loc:
         if isinstance(name, int):
             continue
@@ -241,8 +242,8 @@ def model_at(loc: Loc) -> type[BaseModel] | None:
     return model
 
 
-def model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[Part] | None:
     """The model that an annotation such as `tuple[Candidate, ...] | None` is about."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Part):
         return annotation
     return next((model for part in get_args(annotation) if (model := model_in(part))), None)
