@@ -41,7 +41,7 @@ def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected
     """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit, the same final weights,
     one W&B run that has every step once; the whole log is on the new machine."""
     far = FarAway(tmp_path, hub, wandb, "bare")
-    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
     before = far.committed()
     assert step_of(before) >= 10
@@ -79,7 +79,7 @@ def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
 def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
     """Somebody has deleted the state: W&B knows of its commits, so nothing is started from step 0, and both are named."""
     far = FarAway(tmp_path, hub, wandb, "deleted")
-    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
     hub.forget(hub.repository(far.repo))
     far.lose_the_machine()
@@ -99,7 +99,7 @@ def test_a_tracker_out_of_reach_stops_a_new_run_only(tmp_path: Path, hub: Hub, w
     assert done.code == 3, done.err
     assert "nobody can tell" in done.err
     far.environ = known
-    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
     far.environ = known | nobody
     done = far.live()
@@ -129,11 +129,11 @@ def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub)
     """The Hub fails while the rank restores: the attempt comes back later, and it does not count as one of the three that end a
     run without progress."""
     far = FarAway(tmp_path, hub, None, "restoring")
-    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10)
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
     for _ in range(4):
         far.lose_the_machine()
-        hub.faults.add(r"/resolve/.*/objects/", status=503, times=None)
+        hub.faults.add(r"/resolve/.*/objects/", status=408, times=None)  # which the client does not repeat by itself
         assert far.live().code == 75
         hub.faults.clear()
     record = far.committed()
