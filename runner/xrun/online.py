@@ -84,7 +84,8 @@ class _Hub:
     def place(self, plan: Plan) -> tuple[Plan, list[Problem]]:
         """The plan with its store's full address and the Hub's user as the owner of the lease."""
         if not self.token:
-            return plan, [self._problem("checkpoint.store", "there is no Hugging Face token here", plan.store, f"{TOKEN_HINT}.")]
+            hint = f"{TOKEN_HINT}, or keep the state here with -s checkpoint.store=local."
+            return plan, [self._problem("checkpoint.store", "there is no Hugging Face token here", plan.store, hint)]
         who = self._whoami()
         if who is None:
             hint = f"{TOKEN_HINT}."
