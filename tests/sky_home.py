@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from running import SOURCES, Done
 
 CATALOGS = Path(__file__).parent / "data" / "catalogs" / "v8"
 CLOUDS = ("aws", "nebius", "verda")
+SMALL = {"IS_SKYPILOT_SERVER": "true", "SKYPILOT_POD_CPU_CORE_LIMIT": "1", "SKYPILOT_POD_MEMORY_GB_LIMIT": "4"}
+"""A server that takes this machine for a small one starts one job controller and not a dozen."""
 ENABLE = """
 import sys
 from sky import check, global_user_state
@@ -68,20 +72,21 @@ class SkyHome:
 class ApiServer:
     """SkyPilot's API server of a HOME, with the job controller inside; a context manager."""
 
-    def __init__(self, home: SkyHome, port: int) -> None:
-        self.home, self.port = home, port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, home: SkyHome) -> None:
+        self.home = home
 
     def __enter__(self) -> Self:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.home.environment["SKYPILOT_API_SERVER_LOCAL_PORT"] = str(self.port)
         with (self.home.folder / "api_server.log").open("ab") as log:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "sky.server.server", "--host=127.0.0.1", f"--port={self.port}"],
-                cwd=self.home.folder, env=self.home.environment | {"IS_SKYPILOT_SERVER": "true"}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
+                cwd=self.home.folder, env=self.home.environment | SMALL, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
             )  # fmt: skip
         self._until_it_answers()
-        self.home.enable(*CLOUDS)  # after its start, when it asks all clouds itself
+        self.home.enable(*CLOUDS)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -93,15 +98,37 @@ class ApiServer:
         self.child.wait()
 
     def _until_it_answers(self) -> None:
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            assert self.child.poll() is None, (self.home.folder / "api_server.log").read_text()
-            try:
-                with urllib.request.urlopen(f"{self.url}/api/health", timeout=5):  # noqa: S310  a constant address
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError("SkyPilot's API server did not answer within 2 minutes")
+        """It answers, and has itself asked every cloud, as it does when it starts."""
+        end, log = time.monotonic() + 180, self.home.folder / "api_server.log"
+        while not (self._answers() and "on-boot-check finished" in log.read_text()):
+            assert self.child.poll() is None, log.read_text()
+            assert time.monotonic() < end, "SkyPilot's API server did not start within 3 minutes"
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/health", timeout=5):  # noqa: S310  a constant address
+                return True
+        except OSError:
+            return False
+
+
+def free_port() -> int:
+    """A free port for a server whose queue finds a free one as well: SkyPilot derives it from the first."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        if all(map(is_free, (port, 50_000 + (11 + port - 46_580) % 10_000))):
+            return port
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def processes() -> list[int]:

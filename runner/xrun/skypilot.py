@@ -37,7 +37,7 @@ def skypilot() -> Iterator[ModuleType]:
             yield sky
         except sky.exceptions.NoCloudAccessError as error:
             raise no_clouds() from error
-        except (sky.exceptions.ApiServerConnectionError, ConnectionError) as error:
+        except (sky.exceptions.ApiServerConnectionError, OSError) as error:  # those of requests are OSErrors too
             raise CloudUnavailable(
                 f"SkyPilot's API server does not answer: {first_line(error)}.", "`sky api status` tells more; then try again."
             ) from error
@@ -46,7 +46,8 @@ def skypilot() -> Iterator[ModuleType]:
 
 
 def refusals(exceptions: Any) -> Iterator[type[Exception]]:
-    """SkyPilot's own exceptions; they have no common base."""
+    """SkyPilot's own exceptions, which have no common base; some are no classes of its own."""
+    yield from (RuntimeError, ValueError)
     for value in vars(exceptions).values():
         if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == exceptions.__name__:
             yield value

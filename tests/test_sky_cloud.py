@@ -1,0 +1,124 @@
+"""A launch that is repeated, or killed anywhere, ends with one job; on SkyPilot's real API server, which counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deadly_proxy import DeadlyProxy
+from launchers import Launchers
+from sky_home import ApiServer, SkyHome
+
+from xrun.launch_record import read_launch
+from xrun.run_folder import RunFolder
+
+pytestmark = pytest.mark.cloud
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SkyHome]:
+    """A person with an API server. Nothing can be started on AWS from here, so a job waits for ever, and lives."""
+    home = SkyHome(tmp_path_factory.mktemp("sky"), "jobs: {controller: {consolidation_mode: true}}")
+    with ApiServer(home):
+        yield home
+
+
+@pytest.fixture(scope="module")
+def proxy(home: SkyHome) -> Iterator[DeadlyProxy]:
+    with DeadlyProxy(int(home.environment["SKYPILOT_API_SERVER_LOCAL_PORT"])) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def launchers(home: SkyHome, proxy: DeadlyProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
+    with Launchers(home, tmp_path_factory.mktemp("projects"), proxy.url) as launchers:
+        yield launchers
+
+
+def record_of(project: Path, run: str) -> int | None:
+    record = read_launch(RunFolder(project / "runs" / run))
+    return record.job if record else None
+
+
+def test_launching_twice_pays_once(launchers: Launchers, proxy: DeadlyProxy) -> None:
+    """The second launch finds the first one's job; the record says what was seen when it was launched."""
+    proxy.arm()
+    project = launchers.project("twice")
+    first = launchers.start(project, "twice")
+    assert launchers.wait(first) == 0, launchers.said(first)
+    second = launchers.start(project, "twice")
+    assert launchers.wait(second) == 0, launchers.said(second)
+    ((job, _, live),) = launchers.jobs("twice")
+    assert live
+    assert f"managed job {job}" in launchers.said(first)
+    assert "launched already" in launchers.said(second)
+    record = json.loads((project / "runs/twice/launch.json").read_text())
+    assert record["job"] == job
+    assert record["price"]["usd_per_hour"] == 21.9576
+    assert record["price"]["date"]
+    launchers.cancel("twice")
+
+
+def test_two_launchers_at_once_make_one_job(launchers: Launchers, proxy: DeadlyProxy) -> None:
+    proxy.arm()
+    project = launchers.project("both")
+    both = [launchers.start(project, "both") for _ in range(2)]
+    assert [launchers.wait(each) for each in both] == [0, 0]
+    ((job, _, _),) = launchers.jobs("both")
+    assert record_of(project, "both") == job
+    assert any("Another process launches both now" in launchers.said(each) for each in both)
+    launchers.cancel("both")
+
+
+def survives(launchers: Launchers, proxy: DeadlyProxy, run: str, at: int, *, heard: bool) -> list[str]:
+    """A launcher killed at its call number `at`, then the same command again: one job, and the record knows it."""
+    project = launchers.project(run)
+    victim = launchers.start(project, run)
+    proxy.arm(victim, at, heard=heard)
+    ended = launchers.wait(victim)
+    calls = proxy.calls
+    proxy.arm()
+    again = launchers.start(project, run)
+    assert launchers.wait(again) == 0, launchers.said(again)
+    jobs = launchers.jobs(run)
+    assert len(jobs) == 1, (at, heard, calls[-1], jobs, launchers.said(again))
+    assert record_of(project, run) == jobs[0][0]
+    assert ended == -9, (at, heard, calls, launchers.said(victim))
+    launchers.cancel(run)
+    return calls
+
+
+def calls_of_a_launch(launchers: Launchers, proxy: DeadlyProxy) -> list[str]:
+    """What an undisturbed launch asks the API server."""
+    proxy.arm()
+    assert launchers.launch(launchers.project("calm"), "calm") == 0
+    launchers.cancel("calm")
+    return list(proxy.calls)
+
+
+@pytest.fixture(scope="module")
+def calls(launchers: Launchers, proxy: DeadlyProxy) -> list[str]:
+    calls = calls_of_a_launch(launchers, proxy)
+    assert calls.count("POST /jobs/launch") == 1
+    return calls
+
+
+@pytest.mark.parametrize(("after", "heard"), [(0, False), (0, True), (1, False)], ids=["before", "unheard", "after"])
+def test_a_launcher_killed_around_the_call_that_pays(
+    launchers: Launchers, proxy: DeadlyProxy, calls: list[str], after: int, heard: bool
+) -> None:
+    """Before the server hears of the job, when it has heard and nobody knows, and after that: one job in the end."""
+    at = calls.index("POST /jobs/launch") + 1 + after
+    survives(launchers, proxy, f"killed-{after}-{heard}".lower(), at, heard=heard)
+
+
+@pytest.mark.soak
+def test_a_launcher_killed_at_each_of_its_calls(launchers: Launchers, proxy: DeadlyProxy, calls: list[str]) -> None:
+    """50 launchers, killed at every call, heard and unheard: no orphan, no double."""
+    places = [(at, heard) for at in range(1, len(calls) + 1) for heard in (False, True)]
+    for number in range(max(50, len(places))):
+        at, heard = places[number % len(places)]
+        survives(launchers, proxy, f"soak-{number}", at, heard=heard)
+    print(f"{max(50, len(places))} launchers killed at {len(calls)} calls: one job each")
