@@ -9,7 +9,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --allow-untyped-defs --allow-incomple
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test check format newest bench soak docs clean
+.PHONY: install demo test e2e check format newest bench soak docs clean
 
 install: .venv/stamp
 
@@ -36,6 +36,11 @@ test: check
 	$(BIN)/pytest
 	$(MAKE) newest
 
+# Managed jobs of a real SkyPilot on a Slurm of their own, with machines that are taken away: about 15 minutes on 2 cores. Says
+# which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
+e2e: install
+	$(BIN)/pytest -m cluster tests/cluster
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,7 +54,7 @@ format: install
 	$(BIN)/ruff format .
 
 newest: .venv-newest/stamp
-	$(NEWEST)/pytest -m "not soak and not cloud and not once"
+	$(NEWEST)/pytest -m "not soak and not cluster and not cloud and not once"
 
 # xrun and its peers side by side, in under 30 minutes on 2 cores: docs/performance.md.
 bench: .venv-newest/stamp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -115,9 +116,11 @@ class Cluster:
 
         def there() -> Job | None:
             job = self.job(name)
-            return job if job is not None and job.status in states else None
+            if job is None or job.status in states:
+                return job
+            return self._check(job)
 
-        job: Job = self.until(name, there, f"{name} being {' or '.join(states)}", seconds)
+        job: Job = self._bounded(there, f"{name} being {' or '.join(states)}", seconds, every=4.0)
         return job
 
     def until(self, name: str, happened: Callable[[], Any], what: str, seconds: float) -> Any:
@@ -126,14 +129,23 @@ class Cluster:
         Raises:
             ClusterError: the job ended before, or it did not happen in time; with what the job and its controller have said.
         """
+        looks = itertools.count(1)
 
-        def alive() -> None:
-            job = self.job(name)
-            if job is not None and job.ended and not happened():
-                raise ClusterError(f"the job {name} is {job.status}: {job.failure_reason}")
+        def there() -> Any:
+            if found := happened():
+                return found
+            return self._check(self.job(name)) if next(looks) % 20 == 0 else None
 
+        return self._bounded(there, what, seconds, every=1.0)
+
+    def _check(self, job: Job | None) -> None:
+        if job is not None and job.ended:
+            raise ClusterError(f"the job {job.job_name} is {job.status}: {job.failure_reason}")
+
+    def _bounded(self, there: Callable[[], Any], what: str, seconds: float, every: float) -> Any:
+        """To ask for jobs costs the API server a process and seconds of a core, so it is not asked often."""
         try:
-            return until(happened, what, seconds, every=1.5, alive=alive)
+            return until(there, what, seconds, every=every)
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.told()}") from None
 

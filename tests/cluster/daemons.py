@@ -17,7 +17,8 @@ from pathlib import Path
 
 from cluster.waiting import ClusterError, free_ports, until
 
-PACKAGES = ("slurm-wlm", "munge", "openssh-server", "rsync", "netcat-openbsd", "curl", "libnss-wrapper")
+PACKAGES = Path(__file__).with_name("packages.txt")
+"""Debian's packages that have the programs."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh-keygen", "rsync", "nc", "curl")
 NODES = ("0x7f000002", "0x7f000003")
 """A node's name has to resolve to an address of its own; so written it is one (127.0.0.2), and /etc/hosts needs no line."""
@@ -62,7 +63,8 @@ def missing() -> str:
     """What this machine lacks for a cluster, as a sentence; empty if nothing."""
     absent = [name for name in PROGRAMS if not _program(name)]
     if absent or not _nss_wrapper():
-        return f"A one-machine cluster needs {', '.join(absent) or 'libnss_wrapper'}: apt-get install {' '.join(PACKAGES)}"
+        packages = " ".join(PACKAGES.read_text().split())
+        return f"A one-machine cluster needs {', '.join(absent) or 'libnss_wrapper'}: apt-get install {packages}"
     try:
         socket.gethostbyname(socket.gethostname())
     except OSError:
