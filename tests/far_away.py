@@ -65,8 +65,8 @@ class FarAway:
     def __init__(self, root: Path, hub: Hub, wandb: Wandb | None, name: str) -> None:
         self.project = Project(root)
         self.hub, self.wandb = hub, wandb
-        self.repo = f"alice/{name}"
-        told = [f"tracking.wandb={{project: p, entity: alice, tags: [{name}]}}"] if wandb else []
+        self.name, self.repo = name, f"alice/{name}"
+        told = [f"tracking.wandb={{project: {name}, entity: alice}}"] if wandb else []
         self.overrides = [f"checkpoint.store=hub://{self.repo}", *told]
         self.environ = hub.environ("alice") | (wandb.environ("alice") if wandb else {}) | FAST
 
@@ -103,7 +103,7 @@ class FarAway:
     def rows(self) -> list[dict[str, Any]]:
         """What W&B has, in the order of its rows."""
         assert self.wandb is not None
-        return self.wandb.history("alice", "p", self.project.plan(*self.overrides).run)
+        return self.wandb.history("alice", self.name, self.project.plan(*self.overrides).run)
 
 
 @contextmanager

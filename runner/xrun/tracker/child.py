@@ -57,6 +57,13 @@ def send_all(folder: Path) -> int:
     return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), check=False).returncode
 
 
+def dismiss(witness: subprocess.Popen[str]) -> None:
+    """End a witness whose answer nobody needs any more."""
+    if witness.returncode is None:
+        witness.kill()
+        witness.communicate()
+
+
 class Sender:
     """The sender of one attempt; `say` gets its lines for people, `on_stop` is called when somebody stops the run over there."""
 
@@ -87,6 +94,7 @@ class Sender:
             self.process.kill()
             self.process.wait()
         self._reader.join(1.0)
+        self.process.stdout.close()  # type: ignore[union-attr]  # opened as a pipe above
         if self.process.returncode not in (0, DELETED):
             self.say(f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends the rest.")
 
