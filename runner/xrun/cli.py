@@ -165,9 +165,11 @@ def drill(
 @_as_json
 def status(as_json: bool) -> None:
     """One line per run of this project."""
+    from .cloud_status import with_jobs
     from .run_folder import describe, runs_in
 
-    reports = [describe(folder) for folder in runs_in(_home())]
+    folders = runs_in(_home())
+    reports = with_jobs(folders, [describe(folder) for folder in folders])
     if as_json:
         click.echo(json.dumps(reports, indent=1))
         return
@@ -203,9 +205,18 @@ def cancel(run_id: str, save: bool) -> None:
 @click.argument("run_id", metavar="RUN")
 @click.option("--attempt", type=int, help="The number of the attempt, from 1. Default: the last one.")
 @click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
-def logs(run_id: str, attempt: int | None, rank: int) -> None:
-    """What RUN's training processes have printed."""
-    click.echo(_folder(run_id).log_text(attempt, rank), nl=False)
+@click.option("-f", "--follow", is_flag=True, help="On clouds: go on until the job has ended.")
+def logs(run_id: str, attempt: int | None, rank: int, follow: bool) -> None:
+    """What RUN's training processes have printed; on clouds what its newest attempt has."""
+    from .launch_record import read_launch
+
+    launch = read_launch(_folder(run_id))
+    if launch is None or launch.job is None or attempt is not None:
+        click.echo(_folder(run_id).log_text(attempt, rank), nl=False)
+        return
+    from .sky_jobs import print_log
+
+    print_log(launch.job, follow=follow)
 
 
 @cli.command()
@@ -330,12 +341,14 @@ def _folder(run_id: str) -> Any:
 
 
 def _status_line(report: dict[str, Any]) -> str:
+    from .cloud_status import cloud_words
+
     if "error" in report:
         return f"{report['run']:<40} unreadable  {report['error']}"
     attempts = report["attempts"]
     kills = sum(attempt.get("kind") == "outside" for attempt in attempts)
     committed = "nothing committed" if report["step"] is None else f"step {report['step']} committed"
-    parts = [committed, f"{len(attempts)} attempts", f"{kills} ended from outside"]
+    parts = [committed, f"{len(attempts)} attempts", f"{kills} ended from outside", *cloud_words(report)]
     return f"{report['run']:<40} {report['status']:<9} {', '.join(parts)}"
 
 

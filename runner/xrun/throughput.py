@@ -84,6 +84,12 @@ def known_throughput(plan: Plan) -> Throughput:
     return Throughput(_steps_left(plan), measured)
 
 
+def hours_left(folder: RunFolder) -> float | None:
+    """Hours until the run is finished, at the speed of its newest attempt; None where nobody has measured it."""
+    steps, speeds = _steps_left(folder.plan()), list(_speeds(folder).values())
+    return steps / speeds[-1].steps_per_second / 3600 if speeds and steps is not None else None
+
+
 def _same_step(folder: RunFolder, plan: Plan) -> bool:
     """Whether a step of that run takes as long as one of this plan: the same model on the same batch in the same precision."""
     try:
@@ -103,12 +109,14 @@ def _step(mathematics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
-    """Steps per second by machines; of two attempts on the same ones the newest counts."""
-    record, speeds = _record(folder), {}
+    """Steps per second by machines, the newest last; of two attempts on the same ones the newest counts."""
+    record = _record(folder)
+    speeds: dict[Machines, Speed] = {}
     for number, attempt in enumerate(record.get("attempts", []), 1):
         rate = _rate(attempt, record.get("checkpoints", []))
         if rate > 0 and "cloud" in attempt:
             machines = Machines(attempt.get("accelerators", ""), attempt.get("nodes", 1))
+            speeds.pop(machines, None)
             speeds[machines] = Speed(rate, f"measured in attempt {number} of {folder.run}", measured=True)
     return speeds
 
