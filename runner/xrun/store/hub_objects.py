@@ -14,8 +14,8 @@ arrives, which it is if nobody names that content, ever again.
 * Nothing goes that any branch, tag or pull request names. If the answer to a delete was lost, it may still come, so this attempt
   does not put that content again.
 
-What is left is an attempt that is paused for minutes between its last look and its delete of something `shared` and old, while its
-successor puts just that content again. So whatever training cannot do without should carry the id of the attempt that wrote it.
+What is left is an attempt that is paused for minutes between its last look and its delete of something `shared` and old, while
+its successor puts just that content again. So whatever training cannot do without should carry the id of who wrote it.
 """
 
 from __future__ import annotations
