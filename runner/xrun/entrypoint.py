@@ -33,7 +33,7 @@ from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
 from .run_folder import RunFolder, is_finished, open_store
 from .stop import SAME_SECONDS, StopFlag, end_with_parent
 from .store import Head
-from .tracker.child import Sender, is_told, start_witness
+from .tracker.child import Sender, dismiss, is_told, start_witness
 from .tracker.jsonl import write_json
 from .witnesses import Witnesses
 
@@ -157,19 +157,28 @@ class Attempt(Node):
     def _lead(self) -> int:
         """Certainty, lease, ranks, end."""
         asked = start_witness(self.folder.path / "plan.json") if self.told else None
+        try:
+            head = self._certain(asked)
+        finally:
+            if asked is not None:
+                dismiss(asked)
+        if head is not None and is_finished(self.plan, head.record):
+            where = f"in {self.folder.model}" if self.folder.model.exists() else f"at {self.plan.store}"
+            self.progress.say(f"{self.plan.run} is finished; its model is {where}.")
+            return 0
+        self._lease(head)
+        return self._train(fresh=head is None)
+
+    def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
+        """What the store has, once both witnesses agree with it; W&B was asked meanwhile."""
         witnesses = Witnesses(self.plan, self.store, self.stop, self.progress.say)
         head = witnesses.head()
         for damaged in self.store.damaged:
             self.progress.say(f"The commit {damaged} is damaged; the one before it counts.")
         witnesses.check(head)
-        if head is not None and is_finished(self.plan, head.record):
-            where = f"in {self.folder.model}" if self.folder.model.exists() else f"at {witnesses.where}"
-            self.progress.say(f"{self.plan.run} is finished; its model is {where}.")
-            return 0
-        if asked is not None:
+        if asked is not None and not (head is not None and is_finished(self.plan, head.record)):
             witnesses.check_wandb(head, asked)
-        self._lease(head)
-        return self._train(fresh=head is None)
+        return head
 
     def _lease(self, head: Head | None) -> None:
         """Take the run over: from now on nobody else's commit succeeds."""
