@@ -101,7 +101,7 @@ def launch(project: str, run: str) -> int:
         return error.exit_code
 
 
-def fork(project: str, run: str, folder: str) -> int:
+def fork(project: str, run: str, *, folder: str) -> int:
     """A launcher of its own; the parent learns its process id."""
     child = os.fork()
     if child:
@@ -131,7 +131,7 @@ def main() -> None:
         what, *rest, folder = json.loads(line)
         answer: Any = None
         if what == "launch":
-            answer = fork(*rest, folder)
+            answer = fork(*rest, folder=folder)
         elif what == "wait":
             answer = os.waitstatus_to_exitcode(os.waitpid(rest[0], 0)[1])
         elif what == "jobs":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import Project
@@ -21,7 +22,7 @@ JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, N
 PRICES = [
     Price("aws", region, zone, "p4d", "A100:8", spot, price, "2026-11-21", "a catalog")
     for region, zone, spot, price in (
-        ("us-east-1", "az1", True, 2.5), ("us-east-1", "az2", True, 8.0), ("us-east-1", "", False, 22.0), ("eu", "az9", True, 1.0),
+        ("us-east-1", "az1", True, 2.5), ("us-east-1", "az2", True, 8.0), ("us-east-1", "", False, 22.0), ("eu", "z", True, 1.0),
     )
 ]  # fmt: skip
 RECORD = LaunchRecord("tiny", job=7, prices=tuple(map(dataclasses.asdict, PRICES)))
@@ -59,7 +60,8 @@ def test_the_launch_record_survives_and_tells_what_is_uncertain(tmp_path: Path) 
 
 def test_one_launcher_at_a_time(tmp_path: Path) -> None:
     """The lock goes with its holder."""
-    folder, said = RunFolder(tmp_path / "tiny"), []
+    folder = RunFolder(tmp_path / "tiny")
+    said: list[str] = []
     with one_launcher(folder, said.append):
         pass
     with one_launcher(folder, said.append):
@@ -73,7 +75,7 @@ def trained(tmp_path: Path) -> Project:
     project = Project(tmp_path)
     plan = project.plan()
     write_plan(RunFolder(plan.folder), plan)
-    manifests = [{"step": step, "attempt": "two", "time": 1000 + step / 2, "files": {}} for step in (8, 12)]
+    manifests: list[dict[str, Any]] = [{"step": step, "attempt": "two", "time": 1000 + step / 2, "files": {}} for step in (8, 12)]
     attempts = [
         {
             "id": "one",

@@ -28,7 +28,7 @@ from .throughput import known_throughput
 
 SETTLE = 10.0
 """Seconds in which a request of a launcher that was killed while it sent it must show up at the API server."""
-_ENDS = {"SUCCEEDED": 0, "CANCELLED": StoppedOnPurpose.exit_code, "FAILED_NO_RESOURCE": CloudUnavailable.exit_code}
+_ENDS = {"CANCELLED": StoppedOnPurpose.exit_code, "FAILED_NO_RESOURCE": CloudUnavailable.exit_code}
 
 
 class SkyCloud:
@@ -51,7 +51,7 @@ class SkyCloud:
             return 0
         job = self.launch(plan)
         self.say(f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}\n  end it   xrun cancel {plan.run}")
-        return 0 if self.detach else self.follow(plan.run, job)
+        return 0 if self.detach else self.follow(folder, job)
 
     def launch(self, plan: Plan) -> int:
         """The managed job of this run, launched now unless there is one.
@@ -83,17 +83,19 @@ class SkyCloud:
                 return job
             time.sleep(0.5)
 
-    def follow(self, run: str, job: int) -> int:
+    def follow(self, folder: RunFolder, job: int) -> int:
         """Print the job's log until it has ended; the exit code of the run."""
+        run = folder.run
         try:
             sky_jobs.print_log(job, follow=True)
         except KeyboardInterrupt:
             self.say(f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it: xrun cancel {run}.")
             return 0
         ended = sky_jobs.wait_until_ended(run, job)
-        if ended.reason and ended.status != "SUCCEEDED":
-            self.say(f"The job {job} has ended: {ended.status}. {ended.reason}")
-        return _ENDS.get(ended.status, 1)
+        if ended.status == "SUCCEEDED":
+            return 0
+        self.say(f"The job {job} has ended: {ended.status}. {ended.reason}".strip())
+        return _ENDS.get(ended.status) or last_code(folder)
 
     def _submit(self, plan: Plan, folder: RunFolder) -> Job:
         """Write down what is about to be asked, ask, write down what was answered."""
@@ -118,6 +120,16 @@ class SkyCloud:
             sky_jobs.job_of(request)
         except LaunchError:
             return
+
+
+def last_code(folder: RunFolder) -> int:
+    """The code that a failed run's last attempt has recorded; 1 where it could record none."""
+    try:
+        head = folder.head()
+    except XrunError:
+        return 1
+    attempts = head.record.get("attempts", []) if head else []
+    return (attempts[-1].get("code") if attempts else None) or 1
 
 
 def only_one_job(run: str) -> Job | None:
