@@ -72,6 +72,8 @@ class Patched:
 sys.meta_path.insert(0, Patched())
 """
 
+SMALL = {"SKYPILOT_POD_MEMORY_GB_LIMIT": "4"}
+"""SkyPilot fills the memory with job controllers, which all start when the first job does; a few jobs need few."""
 _OWN = ("SKYPILOT_", "XRUN_", "HF_", "WANDB_", "PYTEST_", "PYTHONPATH", "SLURM_")
 
 
@@ -104,7 +106,7 @@ class ApiServer:
         """
         site = self.layout.folder("site")
         (site / "sitecustomize.py").write_text(SITECUSTOMIZE.format(health=f"{self.url}/api/health"))
-        environment = self.environment() | {"PYTHONPATH": str(site), "IS_SKYPILOT_SERVER": "true"}
+        environment = self.environment() | {"PYTHONPATH": str(site), "IS_SKYPILOT_SERVER": "true"} | SMALL
         with (self.layout.logs / "api_server.log").open("ab") as log:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "sky.server.server", "--host=127.0.0.1", f"--port={self.port}"],

@@ -63,6 +63,7 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._asking.kill()
         self._asking.communicate()
         self._owner.communicate()
 
@@ -72,10 +73,10 @@ class Cluster:
         (self.root / "node.env").write_text("".join(lines))
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a program that sees the cluster; its output is piped, its errors go to a log that errors here show."""
+        """Start a program that sees the cluster and does not outlive this process; its errors go to logs/programs.log."""
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "env": self.environment, **options}
         with (self.root / "logs" / "programs.log").open("a") as log:
-            return subprocess.Popen(command, text=True, **{"stderr": log, **options})
+            return subprocess.Popen(["setpriv", "--pdeathsig=KILL", *command], text=True, **{"stderr": log, **options})
 
     def run(self, *command: str, seconds: float = 300, **options: Any) -> str:
         """Run a program that sees the cluster; what it printed. ClusterError if it fails."""

@@ -19,7 +19,7 @@ from cluster.waiting import ClusterError, free_ports, until
 
 PACKAGES = Path(__file__).with_name("packages.txt")
 """Debian's packages that have the programs."""
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh-keygen", "rsync", "nc", "curl")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh-keygen", "rsync", "nc", "curl", "setpriv")
 NODES = ("0x7f000002", "0x7f000003")
 """A node's name has to resolve to an address of its own; so written it is one (127.0.0.2), and /etc/hosts needs no line."""
 CORES = 8

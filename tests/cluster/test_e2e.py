@@ -26,6 +26,8 @@ from cluster.daemons import missing
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
+EPOCHS = "train.epochs=40"
+"""920 steps: half of the recipe's, enough for two preemptions in mid-training."""
 FREQUENT = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000"}
 """A loopback Hub has no limit of commits, so a checkpoint can be committed every 100 steps, as the recipe says."""
 
@@ -41,7 +43,7 @@ class Site:
     def launch(self, run: str, *, nodes: int = 1) -> None:
         """Launch the recipe as this run and leave it alone."""
         hardware = f"hardware={{any_of: [{{clouds: [slurm], spot: false, nodes: {nodes}}}]}}"
-        settings = (hardware, f"checkpoint.store=hub://alice/{run}", "tracking.wandb={project: e2e, entity: alice}")
+        settings = (hardware, f"checkpoint.store=hub://alice/{run}", "tracking.wandb={project: e2e, entity: alice}", EPOCHS)
         sets = [part for setting in settings for part in ("-s", setting)]
         self.xrun(str(RECIPE), "--run", run, "--yes", "--detach", *sets)
 
@@ -87,7 +89,8 @@ def site() -> Iterator[Site]:
 def undisturbed(site: Site) -> Iterator[subprocess.Popen[str]]:
     """The same training on this machine, without a cloud and without interruptions; it runs while the first machine is set up."""
     environment = site.environment | {"XRUN_HOME": str(site.cluster.root / "undisturbed"), "OMP_NUM_THREADS": "1"}
-    process = site.cluster.start(sys.executable, "-m", "xrun", str(RECIPE), "--local", "--yes", env=environment)
+    command = (sys.executable, "-m", "xrun", str(RECIPE), "--local", "--yes", "-s", EPOCHS)
+    process = site.cluster.start(*command, env=environment, stdout=subprocess.DEVNULL)
     yield process
     process.kill()
     process.communicate()
@@ -110,7 +113,7 @@ def test_a_job_that_is_preempted_twice_ends_with_the_weights_of_an_undisturbed_r
     """One machine gives notice and one is gone at once; W&B has one run with every step once, and no secret lies around."""
     run, killed = "preempted", []
     site.launch(run)
-    for step, notice in ((200, True), (800, False)):
+    for step, notice in ((150, True), (450, False)):
         site.wait_for_step(run, step)
         killed.append(site.cluster.preempt(run, notice=notice))
     job = site.cluster.wait_for(run, "SUCCEEDED", seconds=600)
