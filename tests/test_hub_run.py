@@ -142,7 +142,7 @@ def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub)
     assert far.live().code == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_schedules_of_faults(
     tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]], seed: int
 ) -> None:
@@ -155,10 +155,14 @@ def test_schedules_of_faults(
 def test_many_schedules_of_faults(
     tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
 ) -> None:
-    """Five hundred of them; `XRUN_SCHEDULES=100-200` chooses others. Each one's outcome is printed as a line of JSON."""
+    """Five hundred of them, every third with W&B, whose processes take most of the time; `XRUN_SCHEDULES=100-200` chooses others.
+
+    Each one's outcome is printed as a line of JSON.
+    """
     wrong = []
     for seed in SEEDS:
-        result = play(FarAway(tmp_path / str(seed), hub, wandb, f"schedule-{seed}"), seed, expected)
+        far = FarAway(tmp_path / str(seed), hub, wandb if seed % 3 == 0 else None, f"schedule-{seed}")
+        result = play(far, seed, expected)
         print(json.dumps({**vars(result), "faults": dict(result.faults)}), flush=True)
         wrong += [result] if result.wrong else []
     assert not wrong
