@@ -244,17 +244,22 @@ def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None
     return Done(code, "", said.getvalue())
 
 
+def forkserver() -> Any:
+    """Where processes come from that have imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["xrun.parts", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
+    return context
+
+
 class Warm:
     """A node whose ranks are forked from a process that has imported torch."""
 
     folder: RunFolder
 
     def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> Any:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["xrun.parts", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
         environment = os.environ | environment | {"OMP_NUM_THREADS": "1"}
         arguments = (environment, str(log), str(self.folder.path / "plan.json"), attempt)
-        return WarmRank(context.Process(target=_rank, args=arguments))
+        return WarmRank(forkserver().Process(target=_rank, args=arguments))
 
 
 class WarmAttempt(Warm, Attempt):

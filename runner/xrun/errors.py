@@ -13,6 +13,8 @@
     ├── TrainError                 6   training cannot go on
     │   ├── NonFiniteLoss          6
     │   └── DataExhausted          6
+    ├── ProcessesApart            75   the training processes cannot reach each other
+    ├── OutOfMemory               75   a micro-batch does not fit; started again, it is computed in smaller parts
     └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
     Stopped(BaseException)        75   state is committed; not an error, so `except Exception` lets it pass
 
@@ -132,6 +134,22 @@ class NonFiniteLoss(TrainError):
 
 class DataExhausted(TrainError):
     """The dataset ended before the recipe's last step."""
+
+
+class ProcessesApart(XrunError):
+    """The training processes do not meet, or what one says reaches another one changed."""
+
+    exit_code = COME_BACK
+
+
+class OutOfMemory(XrunError):
+    """A micro-batch does not fit into memory; computed in `split` parts it may."""
+
+    exit_code = COME_BACK
+
+    def __init__(self, message: str, split: int) -> None:
+        super().__init__(message)
+        self.split = split
 
 
 class StoppedOnPurpose(XrunError):
