@@ -23,7 +23,8 @@ class DeadlyProxy:
         self.target = target
         self.calls: list[str] = []
         self._lock = threading.Lock()
-        self._victim, self._at, self._heard = 0, 0, False
+        self._victim, self._heard = 0, False
+        self._at: int | str = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -36,8 +37,8 @@ class DeadlyProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def arm(self, victim: int = 0, at: int = 0, *, heard: bool = False) -> None:
-        """Kill `victim` at its call number `at` (from 1); with `heard` the server still gets it, and answers nobody."""
+    def arm(self, victim: int = 0, at: int | str = 0, *, heard: bool = False) -> None:
+        """Kill `victim` at its call number `at` (from 1), or at the first such line; with `heard` the server still gets it."""
         with self._lock:
             self.calls = []
             self._victim, self._at, self._heard = victim, at, heard
@@ -46,9 +47,12 @@ class DeadlyProxy:
         """Count a call, or the answer to the last one; False if the victim has died of it."""
         with self._lock:
             if not forward:
-                return not (self._at == len(self.calls) and self._heard and self._kill())
+                return not (self._due() and self._heard and self._kill())
             self.calls.append(line)
-            return not (self._at == len(self.calls) and not self._heard and self._kill())
+            return not (self._due() and not self._heard and self._kill())
+
+    def _due(self) -> bool:
+        return self._at in (len(self.calls), self.calls[-1])
 
     def _kill(self) -> bool:
         if self._victim:
