@@ -1,7 +1,7 @@
 """Row 9: how much of a spot machine's time becomes committed training, replayed on published traces with xrun's own policy.
 
-Replayed is a clock, not a copy of the policy: `SaveSchedule` says when a save is due and `mean_uptime` what it may expect, as a
-run asks them, and `StopFlag` how long a notice leaves. The oracle knows when the machine will be taken away.
+Replayed is a clock, not a copy of the policy: `SaveSchedule` says when a save is due, `mean_uptime` what it may expect, and
+after a notice `StopFlag` and `LastSave` when to stop training, as a run asks them. The oracle knows when the machine goes.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 from benchmarks.result import Row, main, spread
-from xrun.checkpointer import Checkpointer
 from xrun.every import Every
 from xrun.interval import SaveSchedule, mean_uptime
-from xrun.stop import StopFlag
+from xrun.stop import SPARE_SECONDS, StopFlag
 
 TRACES = Path(__file__).parent / "data" / "spot-traces"
 PROVISION, RESUME, STALL, UPLOAD, LAST_UPLOAD = 180.0, 30.0, 0.1, 30.0, 10.0
 """Seconds: from a machine's offer to its first process; from there to the first step; what a save takes from training; until it
 is committed; the same when nothing trains meanwhile."""
-NOTICE = 30.0
+NOTICE, STEP = 30.0, 0.5
+"""Seconds: what a notice leaves until the machine goes; a step, after which the loop looks."""
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Replay:
     ran: float = 0.0
     losses: int = 0
     useful: float = 0.0
-    last_save: float = 0.0
+    last_saves: list[float] = field(default_factory=list)
     started: bool = False
 
     def window(self, start: float, end: float) -> None:
@@ -59,45 +57,76 @@ class Replay:
         """Seconds of training that are committed when the machine goes."""
         before, losses = self.ran, self.losses
         schedule = SaveSchedule(
-            Every.parse(self.policy), 1, uptime=lambda: mean_uptime(before + self.now - began, losses), clock=lambda: self.now
-        )
-        worked = committed = saved = 0.0
-        busy = 0.0
+            Every.parse(self.policy), 1, uptime=lambda: mean_uptime(before + self.now - began, losses), clock=lambda: self.now,
+            alone=max(self.last_saves[-3:], default=0.0),
+        )  # fmt: skip
+        saves = _Saves(schedule)
         while True:
-            due = max(schedule.last_time + schedule.seconds(), busy)
-            until = min(due, end - self.notice)
-            if busy and busy <= until:
-                committed, busy = saved, 0.0
-                schedule.measured(STALL, UPLOAD + STALL)
-                continue
-            worked, self.now = worked + max(0.0, until - self.now), max(self.now, until)
+            due = max(schedule.last_time + schedule.seconds(), saves.busy)
+            saves.train(self, min(due, end - self.notice))
             if due >= end - self.notice:
                 break
-            if not schedule.due(1):
+            if schedule.due(1):
+                saves.begin(self)
+            else:
                 self.now += 1e-6  # the interval has grown since it was asked
-                continue
-            schedule.started()
-            saved, busy = worked, self.now + STALL + UPLOAD
-            self.now += STALL
-        if not self.notice:
-            self.losses += 1
-            return committed
-        return self._leave(schedule, worked, committed, end, busy, saved)
+        if self.notice:
+            return self._leave(saves, end)
+        self.losses += 1
+        return saves.committed
 
-    def _leave(self, schedule: SaveSchedule, worked: float, committed: float, end: float, busy: float, saved: float) -> float:
-        """The notice comes and the loop leaves at once, as `Training._leave` does: with a last save if one fits as measured.
+    def _leave(self, saves: _Saves, end: float) -> float:
+        """The notice has come: train until the last save has to begin, as `Training._must_leave` says, and make it.
 
-        What is on its way is committed first. Nothing trains meanwhile, so it goes on as much faster as the last upload is faster
-        than the others. An attempt that ends by itself counts as stopped, not as lost.
+        Nothing trains beside it, so what is still on its way goes on as much faster as the last upload is faster than the
+        others. An attempt that ends by itself counts as stopped, not as lost.
         """
         stop = StopFlag(clock=lambda: self.now)
-        stop.set("notice", end - self.now)
-        need = Checkpointer.seconds_to_save(cast("Checkpointer", SimpleNamespace(schedule=schedule, busy=bool(busy))))
-        fits = need < stop.seconds_left()
-        if busy:
-            self.now += (busy - self.now) * LAST_UPLOAD / UPLOAD
-            committed = saved if stop.seconds_left() >= 0 else committed
-        return worked if fits and stop.seconds_left() >= STALL + LAST_UPLOAD else committed
+        stop.set("notice", self.notice - SPARE_SECONDS)
+        while not stop.is_due(saves.schedule.last_save(saves.busy > self.now).lead + STEP):
+            saves.train(self, self.now + STEP)
+            if not saves.busy and saves.schedule.due(1, stop.seconds_left()):
+                saves.begin(self)
+        if saves.schedule.last_save(bool(saves.busy)).least >= stop.seconds_left() + SPARE_SECONDS:
+            return saves.committed
+        if saves.busy:
+            self.now += (saves.busy - self.now) * LAST_UPLOAD / UPLOAD
+            saves.committed = saves.saved if self.now <= end else saves.committed
+        self.now += STALL + LAST_UPLOAD
+        if self.now > end:
+            self.losses += 1
+            return saves.committed
+        self.last_saves.append(STALL + LAST_UPLOAD)
+        return saves.worked
+
+
+@dataclass
+class _Saves:
+    """The saves of one attempt: seconds of training that are done, that are in the newest save, and that are committed."""
+
+    schedule: SaveSchedule
+    worked: float = 0.0
+    saved: float = 0.0
+    committed: float = 0.0
+    busy: float = 0.0
+
+    def train(self, replay: Replay, until: float) -> None:
+        """Go on until then; a save that is on its way may be committed meanwhile."""
+        if self.busy and self.busy <= until:
+            self._train(replay, self.busy)
+            self.committed, self.busy = self.saved, 0.0
+            self.schedule.measured(STALL, UPLOAD + STALL)
+        self._train(replay, until)
+
+    def _train(self, replay: Replay, until: float) -> None:
+        self.worked += max(0.0, until - replay.now)
+        replay.now = max(replay.now, until)
+
+    def begin(self, replay: Replay) -> None:
+        """Start a save, which takes a moment from training."""
+        self.schedule.started()
+        self.saved, self.busy = self.worked, replay.now + STALL + UPLOAD
+        replay.now += STALL
 
 
 def windows(path: Path) -> list[tuple[float, float]]:

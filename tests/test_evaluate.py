@@ -109,11 +109,11 @@ def work(folder: Path, rank: int) -> None:
         if rank == size - 1:
             asked.set("notice")
         found = {
-            "classes": evaluation(classifier, "classification", images(), world).run(StopFlag()),
-            "few": evaluation(made(Classifier), "classification", images(2), world).run(StopFlag()),
-            "numbers": evaluation(Counting(), "model", Numbers(), world).run(StopFlag()),
-            "texts": evaluation(made(Tokens), "language_modeling", texts(), world).run(StopFlag()),
-            "stopped": evaluation(made(Classifier), "classification", images(), world).run(asked),
+            "classes": evaluation(classifier, "classification", images(), world).run(lambda: False),
+            "few": evaluation(made(Classifier), "classification", images(2), world).run(lambda: False),
+            "numbers": evaluation(Counting(), "model", Numbers(), world).run(lambda: False),
+            "texts": evaluation(made(Tokens), "language_modeling", texts(), world).run(lambda: False),
+            "stopped": evaluation(made(Classifier), "classification", images(), world).run(asked.__bool__),
         }
         (folder / f"{size}-{rank}.json").write_text(json.dumps(found))
         dist.barrier()
@@ -170,14 +170,14 @@ def test_evaluating_changes_neither_mode_nor_weights() -> None:
     model = made(Classifier)
     own = evaluation(model, "classification", images(), World())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    own.run(StopFlag())
+    own.run(lambda: False)
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_workers_change_no_number() -> None:
     """Evaluation with loader workers finds the same numbers as without."""
-    runs = [evaluation(made(Classifier), "classification", images(), World(), workers=n).run(StopFlag()) for n in (0, 1)]
+    runs = [evaluation(made(Classifier), "classification", images(), World(), workers=n).run(lambda: False) for n in (0, 1)]
     assert runs[0] == runs[1]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from xrun.every import Every
-from xrun.interval import MINIMUM_SECONDS, PRIOR_UPTIME, SaveSchedule, best_interval, mean_uptime
+from xrun.interval import MINIMUM_SECONDS, PRIOR_UPTIME, LastSave, SaveSchedule, best_interval, mean_uptime
 
 HOUR = 3600.0
 
@@ -100,3 +100,44 @@ def test_the_uptime_begins_at_a_prior_and_ends_at_what_is_seen() -> None:
     assert mean_uptime(HOUR, 1) == (PRIOR_UPTIME + HOUR) / 2
     assert mean_uptime(1000 * HOUR, 1000) == pytest.approx(HOUR, rel=0.01)
     assert mean_uptime(50 * HOUR, 0) > 50 * HOUR
+
+
+def test_the_last_save_begins_as_late_as_it_can() -> None:
+    """As long before the deadline as last saves take, with a quarter more for long ones; at once while nothing is known."""
+    assert LastSave().lead == float("inf")
+    assert LastSave(beside=30).lead == 35
+    assert LastSave(alone=10, beside=30).lead == 10
+    assert LastSave(alone=40, beside=120).lead == 47.5
+    assert LastSave(alone=10, ahead=0.5).lead == 15
+    assert LastSave(alone=10, delay=60).lead == 60
+
+
+def test_a_last_save_is_tried_where_it_may_fit() -> None:
+    """One that was never alone may be three times as fast as beside training; what nobody knows is tried."""
+    assert LastSave().least == 0
+    assert LastSave(beside=30).least == 10
+    assert LastSave(alone=10, beside=15).least == 10
+    assert LastSave(alone=10, delay=60).least == 60
+
+
+def test_a_save_on_its_way_comes_before_the_last_one() -> None:
+    """As much of it as is still to be written, by the time that saves have taken."""
+    clock = Clock()
+    own = schedule("auto", clock)
+    own.measured(0.1, 30)
+    own.started()
+    assert own.last_save(busy=True).ahead == 1
+    clock.now += 20
+    assert own.last_save(busy=True).ahead == pytest.approx(1 / 3)
+    clock.now += 20
+    assert own.last_save(busy=True).ahead == own.last_save().ahead == 0
+
+
+def test_near_a_deadline_no_save_begins_that_the_last_one_would_wait_for() -> None:
+    """With 100 s left there is room for another one; with less than it and the last one need there is not."""
+    clock = Clock()
+    own = schedule("60s", clock)
+    own.alone = 10.0
+    own.measured(0.1, 30)
+    clock.now += 60
+    assert [own.due(1, left) for left in (float("inf"), 100, 41, 40, 5)] == [True, True, True, False, False]

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import PER_STEP, Project, curve, record, steps_of, until
+from running import PER_STEP, STEPS, Project, curve, record, steps_of, until
 from servers.metadata import Metadata
 
-from xrun.notice import ADDRESS_NAME, SPARE_SECONDS, watching
-from xrun.stop import StopFlag
+from xrun.notice import ADDRESS_NAME, watching
+from xrun.run_folder import open_store
+from xrun.stop import SPARE_SECONDS, StopFlag
 
 CLOUDS = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 """Seconds between the notice and the end, as each cloud gives them."""
@@ -108,18 +109,24 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
 
 
 def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s, and the reason is kept."""
+    """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s, and the reason is kept.
+
+    The last save before took 25 s, so that this one has to begin at once.
+    """
     info = {"cluster": "c", "cloud": {"aws": "AWS", "gcp": "GCP", "azure": "Azure"}[server.cloud], "region": "r", "zone": "z"}
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(info))
     monkeypatch.setenv(ADDRESS_NAME, server.url)
     project = Project(tmp_path)
+    plan = project.plan()
+    before = {"id": "before", "started": 1.0, "ended": 2.0, "code": 75, "kind": "stopped", "from_step": 0, "last_save": 25.0}
+    open_store(plan, "before").commit({"format": 1, "digest": plan.digest, "checkpoints": [], "attempts": [before]}, None)
     project.trap("hold", call=7 * PER_STEP + 1, committed=5)
     began: list[float] = []
 
     def give() -> None:
         until((tmp_path / "held").exists, "the hold")
         began.append(time.monotonic())
-        server.preempt(CLOUDS[server.cloud])
+        server.preempt(30)
 
     thread = threading.Thread(target=give)
     thread.start()
@@ -131,6 +138,25 @@ def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monk
     assert max(steps_of(project.run)) == max(curve(project.run)) == 8
     last = record(project.run)["attempts"][-1]
     assert (last["code"], last["kind"], last["committed"]) == (75, "stopped", 8)
+    assert 0 < last["last_save"] < took, "how long it took is for the next attempt"
     assert last["reason"].startswith({"aws": "AWS will terminate", "gcp": "Google Cloud", "azure": "Azure"}[server.cloud])
     assert f"{last['reason']}: saving, then stopping." in done.err
     print(f"{server.cloud}: notice to exit 75 in {took:.2f} s")
+
+
+def test_training_goes_on_while_there_is_time(tmp_path: Path) -> None:
+    """A notice that leaves more than a last save needs, as measured: the training uses it, here to its end."""
+    project, stop = Project(tmp_path), StopFlag()
+    project.trap("hold", call=7 * PER_STEP + 1, committed=5)
+
+    def give() -> None:
+        until((tmp_path / "held").exists, "the hold")
+        stop.set("the cloud's notice", 100)
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    done = project.attempt(stop=stop)
+    thread.join()
+    assert done.code == 0, done.err
+    assert max(curve(project.run)) == STEPS
+    assert "the cloud's notice: saving, then stopping." in done.err

@@ -81,7 +81,7 @@ def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
 
     def ask() -> None:
         until((project.root / "held").exists, "the hold")
-        cluster.stops[node].set("the cloud's notice", 20)
+        cluster.stops[node].set("the cloud's notice", 20, at_once=True)
 
     done = cluster.run(meanwhile=ask)
     assert codes(done) == [75, 75], done

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import xrun
-from xrun.stop import GRACE_SECONDS, StopFlag
+from xrun.stop import GRACE_SECONDS, NOBODY_ASKED, StopFlag
 
 
 class Clock:
@@ -68,6 +68,51 @@ def test_the_first_reason_and_the_earliest_deadline_stay() -> None:
     assert flag.seconds_left() == 25
     flag.set("now", 0)
     assert (flag.reason, flag.seconds_left()) == ("notice", 0)
+
+
+def test_a_deadline_may_be_used_until_it_comes() -> None:
+    """Who gives a deadline leaves the time until then to the loop; who gives none, as a signal, wants it to stop at once."""
+    clock = Clock()
+    flag = StopFlag(clock=clock)
+    assert not flag.is_due(1e9)
+    flag.set("notice", 30)
+    assert [flag.is_due(seconds) for seconds in (0, 29, 30, float("inf"))] == [False, False, True, True]
+    clock.now += 20
+    assert (flag.is_due(9), flag.is_due(10)) == (False, True)
+    flag.set("SIGTERM")
+    assert (flag.is_due(0), flag.seconds_left()) == (True, 10)
+
+
+def test_others_are_told_what_is_new() -> None:
+    """A first deadline, one that comes forward by more than a second, and that it is at once."""
+    clock = Clock()
+    flag = StopFlag(clock=clock)
+    assert not flag.is_news(NOBODY_ASKED)
+    flag.set("notice", 120)
+    assert flag.is_news(NOBODY_ASKED)
+    known = flag.deadline, flag.at_once
+    flag.set("notice", 119.5)
+    assert not flag.is_news(known)
+    flag.set("notice", 60)
+    assert flag.is_news(known)
+    known = flag.deadline, flag.at_once
+    flag.set("stopped", 90, at_once=True)
+    assert flag.is_news(known)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_signal_brings_what_was_written_down(tmp_path: Path, signals: tuple[signal.Signals, ...], at_once: bool) -> None:
+    """The reason, the deadline and whether it is at once reach the process that gets the signal."""
+    clock, path = Clock(), tmp_path / "told"
+    sender, flag = StopFlag(clock=clock), StopFlag(clock=clock, told=path)
+    flag.on_signals(*signals)
+    sender.set("notice", 100, at_once)
+    sender.tell(path)
+    os.kill(os.getpid(), signals[0])
+    assert (flag.reason, flag.seconds_left(), flag.at_once) == ("notice", 100, at_once)
+    path.write_text("cut sho")
+    os.kill(os.getpid(), signals[0])
+    assert (flag.seconds_left(), flag.at_once) == (GRACE_SECONDS, True)
 
 
 def test_signals_interrupt_no_system_call() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,7 @@ from torch import Tensor
 from . import point_log, tensor_file
 from .checkpoint import Checkpoint, Keep, checkpoints_of
 from .errors import CheckpointCorrupt, CheckpointError, LeaseLost, StoreUnavailable, XrunError
-from .interval import SaveSchedule
+from .interval import LastSave, SaveSchedule
 from .state import TrainState, local, rows
 from .store import Head, Store, StoredFile
 from .tracker import Tracker
@@ -82,6 +83,7 @@ class Checkpointer:
         self._copied.set()
         self._stall = 0.0
         self._wanted = False
+        schedule.alone = max([a["last_save"] for a in head.record.get("attempts", []) if "last_save" in a][-3:], default=0.0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
         self._saving: Future[None] | None = None
         self._stream = torch.cuda.Stream() if torch.cuda.is_initialized() else None
@@ -96,13 +98,16 @@ class Checkpointer:
         self._wanted = self.rank == 0
         return self._wanted and not self.busy
 
-    def due(self, step: int) -> bool:
-        """Whether a save should begin after `step` steps; only the first process says so, and the others follow it."""
-        return self.rank == 0 and (self._wanted or self.schedule.due(step)) and self.want()
+    def due(self, step: int, left: float = math.inf) -> bool:
+        """Whether a save should begin after `step` steps, `left` seconds before a deadline.
 
-    def seconds_to_save(self) -> float:
-        """How long a save takes, as measured; what is on its way comes first, and the store may not take the next one at once."""
-        return max(self.schedule.write * (2 if self.busy else 1), self.store.commit_delay())
+        Only the first process says so, and the others follow it.
+        """
+        return self.rank == 0 and (self._wanted or self.schedule.due(step, left)) and self.want()
+
+    def last_save(self) -> LastSave:
+        """What a last save would take now; what is on its way comes first, and the store may not take the next one at once."""
+        return self.schedule.last_save(self.busy, self.store.commit_delay())
 
     def begin(self) -> None:
         """Start to save the state as it is now; call `before_step` before it changes, and not while `busy`."""
@@ -209,11 +214,21 @@ class Checkpointer:
         for group, tensors in groups.items():
             for number, part in enumerate(tensor_file.split_by_size(tensors)):
                 own_rows = {name: saving.rows[name] for name in part if name in saving.rows}
-                shared = group == "frozen"  # nobody recomputes it, so that all attempts name one file
-                again = self._again(known.get(_hash(part, own_rows))) if shared else None
-                file = again or self.store.put(tensor_file.chunks(part, own_rows, "" if shared else self.attempt))
-                files[f"{group}-{self.rank}-{number}"] = file if again else self._again(known.get(file.blake3)) or file
+                writer, again = self._frozen(part, own_rows, known) if group == "frozen" else (self.attempt, None)
+                file = again or self.store.put(tensor_file.chunks(part, own_rows, writer))
+                place = f"{group}-{self.rank}-{number}" + (f"-{writer}" if group == "frozen" else "")
+                files[place] = file if again else self._again(known.get(file.blake3)) or file
         return files
+
+    def _frozen(
+        self, part: Mapping[str, Tensor], rows: Mapping[str, tensor_file.Rows], known: Mapping[str, StoredFile]
+    ) -> tuple[str, StoredFile | None]:
+        """Who has written these frozen tensors first, and the file; without one that is whole, this attempt is going to."""
+        names = {name for c in checkpoints_of(self.head) for name in c.files if name.startswith("frozen-")}
+        for writer in sorted({name.split("-", 3)[3] for name in names if name.count("-") > 2}):
+            if (again := self._again(known.get(_hash(part, rows, writer)))) is not None:
+                return writer, again
+        return self.attempt, None
 
     def _again(self, file: StoredFile | None) -> StoredFile | None:
         """A file that the head has already, with a second copy: one bad byte must not end every checkpoint that shares it."""
@@ -236,6 +251,7 @@ class Checkpointer:
     def _commit(self, saving: _Saving, files: dict[str, StoredFile]) -> None:
         now = Checkpoint(saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment))
         try:
+            self._note_last(time.perf_counter() - saving.started)
             kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
             manifests = [checkpoint.to_json() for checkpoint in _same_files(kept, now)]
             rejected = [step for step in self.head.record.get("rejected", []) if step != now.step]
@@ -251,6 +267,11 @@ class Checkpointer:
             self._failed(saving.step, error)
             self._look_again()
             self._sweep()
+
+    def _note_last(self, seconds: float) -> None:
+        """How long the last save of an attempt takes, with nothing beside it, is for the attempts after it."""
+        if any("ended" in own for own in self.head.record.get("attempts", [])[-1:]):
+            self.note(last_save=round(seconds, 3))
 
     def _points(self, step: int) -> dict[str, Any]:
         """The logged points up to this step, in the store."""
@@ -276,9 +297,9 @@ class Checkpointer:
                 self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
 
 
-def _hash(part: Mapping[str, Tensor], own_rows: Mapping[str, tensor_file.Rows]) -> str:
+def _hash(part: Mapping[str, Tensor], own_rows: Mapping[str, tensor_file.Rows], writer: str) -> str:
     hasher = blake3()
-    for chunk in tensor_file.chunks(part, own_rows):
+    for chunk in tensor_file.chunks(part, own_rows, writer):
         hasher.update(chunk)
     return hasher.hexdigest()
 

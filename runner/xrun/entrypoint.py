@@ -31,7 +31,7 @@ from .ranks import LINGER_SECONDS, Ranks, free_port, gravest
 from .record import given_up, leased, new_id, no_progress, steps_committed, without_progress
 from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
 from .run_folder import RunFolder, is_finished, open_store
-from .stop import SAME_SECONDS, StopFlag, end_with_parent
+from .stop import NOBODY_ASKED, StopFlag, end_with_parent
 from .store import Head
 from .tracker.child import Sender, dismiss, is_told, start_witness
 from .tracker.jsonl import write_json
@@ -69,7 +69,7 @@ class Node:
     def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
         self.plan, self.stop, self.nodes = plan, stop, nodes
         self.folder = RunFolder(plan.folder)
-        self._told_by = float("inf")
+        self._known = NOBODY_ASKED
 
     def run(self) -> int:
         """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit code."""
@@ -102,9 +102,9 @@ class Node:
         """Many times a second: what has been asked, here or elsewhere, and what has failed."""
         for message in self.peers.heard():
             self._hear(message, ranks)
-        if self.stop.deadline < self._told_by - SAME_SECONDS:
-            first, self._told_by = self._told_by == float("inf"), self.stop.deadline
-            self.peers.tell("stop", reason=self.stop.reason, seconds=self.stop.seconds_left())
+        if self.stop.is_news(self._known):
+            first, self._known = self._known == NOBODY_ASKED, (self.stop.deadline, self.stop.at_once)
+            self.peers.tell("stop", reason=self.stop.reason, seconds=self.stop.seconds_left(), at_once=self.stop.at_once)
             if first:
                 self._announce()
 
@@ -113,7 +113,7 @@ class Node:
 
     def _hear(self, message: Message, ranks: Ranks | None) -> None:
         if message["kind"] == "stop":
-            self.stop.set(message["reason"], message["seconds"])
+            self.stop.set(message["reason"], message["seconds"], message["at_once"])
         elif message.get("code") and ranks is not None:
             ranks.fail()
 
@@ -377,7 +377,7 @@ class FollowingNode(Node):
 
     def _meet(self) -> None:
         self.peers.meet(lambda: bool(self.stop))
-        self._told_by = float("inf")  # nobody has heard of a stop that was asked for before
+        self._known = NOBODY_ASKED  # nobody has heard of a stop that was asked for before
 
     def _message(self, seconds: float) -> Message | None:
         """The next thing that node 0 says and that matters now; None if there is none for so long, or time is up here."""

@@ -7,7 +7,7 @@ processes nor on which of them computed what.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,11 @@ from .objective import Objective, means
 from .randomness import EVALUATION
 from .recipe import Train
 from .sampler import MicroBatch
-from .stop import StopFlag
 from .stream import is_stream
 from .world import World
 
 _ASK_EVERY = 16
-"""Batches between two looks at the stop flag, on which all processes agree."""
+"""Batches between two looks at whether it is time to leave, on which all processes agree."""
 
 
 @dataclass
@@ -69,8 +68,8 @@ class Evaluation:
             return True
         return bool(value > best["value"] if self.train.evaluate.better == "max" else value < best["value"])
 
-    def run(self, stop: StopFlag) -> dict[str, float] | None:
-        """The metrics of the whole split; None if somebody asked to stop meanwhile."""
+    def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
+        """The metrics of the whole split; None if it was time to leave meanwhile, on any process."""
         if self.replicated:
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
@@ -78,15 +77,15 @@ class Evaluation:
         self.objective.eval()
         try:
             with torch.no_grad():
-                return self._sums(stop)
+                return self._sums(leave)
         finally:
             self.objective.train(training)
 
-    def _sums(self, stop: StopFlag) -> dict[str, float] | None:
+    def _sums(self, leave: Callable[[], bool]) -> dict[str, float] | None:
         batches = -(-len(self.split) // self.batch)
         columns: dict[str, list[float]] = {}
         for number, pieces in enumerate(self._loader()):
-            if number % _ASK_EVERY == 0 and self.world.total([bool(stop)])[0]:
+            if number % _ASK_EVERY == 0 and self.world.total([leave()])[0]:
                 return None
             for piece in pieces:
                 self._add(columns, piece, batches)

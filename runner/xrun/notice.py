@@ -20,14 +20,12 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 
-from .stop import GRACE_SECONDS, StopFlag
+from .stop import GRACE_SECONDS, SPARE_SECONDS, StopFlag
 
 ADDRESS = "http://169.254.169.254"
 """Where a machine of any of these clouds finds its metadata server."""
 ADDRESS_NAME = "XRUN_METADATA_ADDRESS"
 """The environment variable that names another address."""
-SPARE_SECONDS = 5.0
-"""What a deadline leaves for the end of the attempt itself: its record, its log."""
 _TIMEOUT = 2.0
 _BACKOFF = 60.0
 """The longest wait between two questions to a server that has never answered."""

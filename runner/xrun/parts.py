@@ -87,6 +87,8 @@ class _Builder:
         )
         if found is not None:
             checkpoint.load(self.state, found, paths)
+        self.split = self.world.from_first(self._split())
+        self.state.exact &= self.split == 1
         return self._training(model, found)
 
     def _training(self, model: nn.Module, found: checkpoint.Checkpoint | None) -> Training:
@@ -104,7 +106,7 @@ class _Builder:
             ),
             evaluation=self._evaluation(sampler.steps_per_epoch, steps),
             checkpointer=checkpointer, tracker=tracker, stop=self.stop, world=world, heartbeat=self.heartbeat,
-            fresh=found is None, budget=self._budget(checkpointer),
+            fresh=found is None, split=self.split, budget=self._budget(checkpointer),
             export=functools.partial(self._export, sampler.steps_per_epoch),
         )  # fmt: skip
 
@@ -187,6 +189,21 @@ class _Builder:
             )
         return int(settled)
 
+    def _split(self) -> int:
+        """In how many parts a micro-batch is computed: as the entrypoint says, else as was right on such a machine before."""
+        if asked := int(os.environ.get("XRUN_SPLIT") or 0):
+            return asked
+        here = {"memory": self._memory(), "processes": self.world.size}
+        before = [a for a in self.head.record.get("attempts", []) if all(a.get(name) == value for name, value in here.items())]
+        return int(before[-1].get("split", 1)) if before else 1
+
+    def _memory(self) -> str:
+        """What kind of memory a micro-batch has to fit into."""
+        if self.accelerator.device.type != "cuda":
+            return f"{platform.machine()} {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"
+        device = torch.cuda.get_device_properties(self.accelerator.device)
+        return f"{device.name} {device.total_memory >> 30} GiB"
+
     def _prepared(self) -> nn.Module:
         """Device, precision, activation checkpointing, compilation, replication or sharding."""
         if self.train.activation_checkpointing:
@@ -232,7 +249,8 @@ class _Builder:
         return Evaluation(
             split=self.splits.get("val"),
             objective=Objective(averaged.module, self.recipe.task) if averaged is not None else self.objective,
-            train=self.train, every=steps, last=last, batch=self.train.evaluate.batch or self.state.micro_batch,
+            train=self.train, every=steps, last=last,
+            batch=max(1, (self.train.evaluate.batch or self.state.micro_batch) // self.split),
             world=self.world, accelerator=self.accelerator, heartbeat=self.heartbeat,
             replicated=self.world.size > 1 and not self.sharded,
         )  # fmt: skip
@@ -279,7 +297,9 @@ class _Builder:
 
     def _say_where(self, found: checkpoint.Checkpoint | None, checkpointer: Checkpointer) -> None:
         """Tell people, and the record, where this attempt begins and what it computes again."""
-        facts: dict[str, Any] = {"resumed_step": self.state.step}
+        facts: dict[str, Any] = {"resumed_step": self.state.step, "memory": self._memory(), "split": self.split}
+        if self.split > 1:
+            self._say_split()
         if self.dropped is not None:
             facts |= {"steps_recomputed": self.dropped.last - self.state.step, "seconds_lost": round(self.dropped.seconds, 3)}
         checkpointer.note(**facts)
@@ -289,6 +309,15 @@ class _Builder:
         log.info("Going on from step %d.", self.state.step)
         if changed := checkpoint.differences(found.environment, self._environment()):
             log.warning("From step %d on bits may differ from an undisturbed run: %s.", self.state.step, changed)
+
+    def _say_split(self) -> None:
+        """What a micro-batch in parts changes."""
+        statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.objective.modules())
+        log.warning(
+            "From step %d on each micro-batch of %d is computed in %d parts: the run is no longer exact. Samples, their order and "
+            "sums are the same; the forward pass's random numbers%s and the last bits are not.",
+            self.state.step, self.state.micro_batch, self.split, ", its batch statistics" if statistics else "",
+        )  # fmt: skip
 
     @functools.cache  # noqa: B019  one builder per process
     def _environment(self) -> dict[str, Any]:
@@ -304,7 +333,7 @@ class _Builder:
         if self.world.rank or self.recipe.budget == Budget():
             return lambda: ""
         left = spending.allowance(self.recipe.budget.model_dump(), self.head.record["attempts"], time.time())
-        return lambda: left.spent(time.time(), spending.TIDY_SECONDS + checkpointer.seconds_to_save())
+        return lambda: left.spent(time.time(), spending.TIDY_SECONDS + checkpointer.last_save().usual)
 
     def _export(self, steps_per_epoch: int | None, state: TrainState) -> dict[str, Any]:
         """Write the final weights (the averaged ones where there are); what the record says of them."""

@@ -16,7 +16,7 @@ from .errors import COME_BACK
 from .heartbeat import HEARTBEAT, Limits, Watch
 from .nodes import Nodes
 from .plan import Plan
-from .stop import PARENT, SAME_SECONDS, TOLD, StopFlag
+from .stop import NOBODY_ASKED, PARENT, TOLD, StopFlag
 
 POLL_SECONDS = 0.02
 LINGER_SECONDS = 5.0
@@ -37,7 +37,7 @@ class Ranks:
         self.failed_at = float("inf")
         """When a rank here or on another node had failed."""
         self.hung = ""
-        self._told, self._told_by = logs / f"stop-{nodes.rank}.json", float("inf")
+        self._told, self._known = logs / f"stop-{nodes.rank}.json", NOBODY_ASKED
         hearts = [logs / f"heartbeat-{rank}" for rank in nodes.ranks]
         for path in [self._told, *hearts, *(logs / f"failure-{rank}.json" for rank in nodes.ranks)]:
             path.unlink(missing_ok=True)
@@ -57,7 +57,7 @@ class Ranks:
         """
         while any(rank.poll() is None for rank in self.processes):
             look()
-            if self.stop.deadline < self._told_by - SAME_SECONDS:
+            if self.stop.is_news(self._known):
                 self._pass_on()
             if any(rank.returncode for rank in self.processes):
                 self.fail()
@@ -85,7 +85,7 @@ class Ranks:
         return code, {} if code == 0 else read_failure(self.logs, codes)
 
     def _pass_on(self) -> None:
-        self._told_by = self.stop.deadline
+        self._known = self.stop.deadline, self.stop.at_once
         self.stop.tell(self._told)
         self.send(signal.SIGTERM)
 

@@ -16,16 +16,21 @@ PARENT = "XRUN_PARENT"
 """The environment variable that names the process whose death ends this one."""
 TOLD = "XRUN_STOP"
 """The one that names the file in which the reason and the deadline of a stop are told."""
+NOBODY_ASKED = (float("inf"), False)
+"""The deadline of no stop at all, and that it is not at once."""
 SAME_SECONDS = 1.0
 """A deadline that comes forward by less is the same: nobody is told of it."""
 GRACE_SECONDS = 25.0
 """How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL after 30 s."""
+SPARE_SECONDS = 5.0
+"""What a deadline leaves until the machine is gone: for a save that takes longer than those before, and the attempt's own end."""
 
 
 class StopFlag:
     """Set by signals (and by a cloud's notice); remembers the first reason and the earliest deadline.
 
-    A signal carries neither: the process that sends it can write both into a file before (`tell`), which `told` names.
+    Who gives a deadline leaves it to the loop how to use the time until then; who gives none wants it to stop `at_once`. A signal
+    carries nothing: the process that sends it can write all of it into a file before (`tell`), which `told` names.
     """
 
     def __init__(
@@ -34,23 +39,33 @@ class StopFlag:
         self.grace, self.clock, self.told = grace, clock, told
         self.reason = ""
         self.deadline = float("inf")
+        self.at_once = False
 
     def __bool__(self) -> bool:
         return bool(self.reason)
 
-    def set(self, reason: str, seconds: float | None = None) -> None:
-        """Ask to stop within `seconds` (default: the grace period)."""
+    def set(self, reason: str, seconds: float | None = None, at_once: bool = False) -> None:
+        """Ask to stop within `seconds`; without them at once, and within the grace period."""
         self.deadline = min(self.deadline, self.clock() + (self.grace if seconds is None else seconds))
+        self.at_once |= at_once or seconds is None
         self.reason = self.reason or reason  # last: a thread that sees the flag sees the deadline too
 
     def seconds_left(self) -> float:
         """Seconds until the deadline; infinite while nobody asked."""
         return self.deadline - self.clock()
 
+    def is_due(self, seconds: float) -> bool:
+        """Whether who needs `seconds` before the deadline has to leave now."""
+        return bool(self) and (self.at_once or self.seconds_left() <= seconds)
+
+    def is_news(self, known: tuple[float, bool]) -> bool:
+        """Whether others have to be told, who know of this deadline and whether it is at once."""
+        return self.deadline < known[0] - SAME_SECONDS or self.at_once > known[1]
+
     def tell(self, path: Path) -> None:
-        """Write reason and deadline down for a process of this machine that gets a signal next; it has the same clock."""
+        """Write everything down for a process of this machine that gets a signal next; it has the same clock."""
         with contextlib.suppress(OSError):  # a full disk: then the grace period has to do
-            path.write_text(json.dumps([self.reason, self.deadline]))
+            path.write_text(json.dumps([self.reason, self.deadline, self.at_once]))
 
     def on_signals(self, *numbers: signal.Signals) -> None:
         """Let these signals set the flag instead of what they did before."""
@@ -58,11 +73,12 @@ class StopFlag:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        try:
-            reason, deadline = json.loads(self.told.read_text()) if self.told else ("", None)
-        except (OSError, ValueError):
-            reason, deadline = "", None
-        self.set(reason or signal.Signals(number).name, None if deadline is None else deadline - self.clock())
+        reason, seconds, at_once = signal.Signals(number).name, None, True
+        with contextlib.suppress(OSError, ValueError):
+            if self.told:
+                reason, deadline, at_once = json.loads(self.told.read_text())
+                seconds = deadline - self.clock()
+        self.set(reason, seconds, at_once)
 
 
 def end_with_parent(number: signal.Signals) -> None:

@@ -6,6 +6,7 @@ checkpoint of a step is taken after its evaluation, so an attempt that resumes t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -22,13 +23,15 @@ from .errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, Sto
 from .evaluate import Evaluation
 from .heartbeat import Heartbeat
 from .loader import Loader, Piece, to_device
-from .objective import Objective
+from .micro_batch import enough_memory, parts_of
+from .objective import Batch, Objective
 from .optimizer import learning_rate, set_learning_rate
 from .randomness import LOOP, seed_generators
 from .recipe import Train
 from .reduction import Reduction
+from .sampler import MicroBatch
 from .state import TrainState
-from .stop import StopFlag
+from .stop import SPARE_SECONDS, StopFlag
 from .tracker import Tracker
 from .world import World
 
@@ -58,11 +61,13 @@ class Training:
     world: World
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     fresh: bool = False
+    split: int = 1
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
     export: Callable[[TrainState], dict[str, Any]] = lambda state: {}
     _begin: bool = False
     _asked: bool = False
+    _looked: float = 0.0
 
     def run(self) -> None:
         """Train to the last step.
@@ -73,8 +78,12 @@ class Training:
             TrainError: it cannot go on.
             StoreError: the last state could not be committed.
         """
+        with enough_memory(self.state.micro_batch, self.split):
+            self._train()
+
+    def _train(self) -> None:
         state, batches, began = self.state, iter(self.loader), self.clock()
-        self._begin = self.fresh
+        self._begin, self._looked = self.fresh, time.perf_counter()
         self.reduction.begin(state.optimizer)
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
@@ -108,9 +117,7 @@ class Training:
         for piece, batch in pieces:
             seed_generators(train.seed, LOOP, state.step, piece.slot)
             with self.reduction.micro_batch(piece):
-                loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"]
-                self._backward(loss, piece.weight * self.reduction.scale / count)
-            losses.append(loss.detach() if piece.weight else torch.zeros_like(loss))
+                losses.append(self._compute(piece, batch, piece.weight * self.reduction.scale / count))
         values = self._agree(pieces, self.reduction.finish(pieces, losses), count)
         norm = self._clip()
         self.checkpointer.before_step()
@@ -120,6 +127,16 @@ class Training:
         state.samples += pieces[0][0].total
         if state.step % train.log_every == 0 or state.step == self.steps:
             self.tracker.log(state.step, {**values, "train/lr": rate, **norm})
+
+    def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
+        """Forward and backward of one micro-batch, in parts where it does not fit into memory; its loss."""
+        losses, parts = [], parts_of(piece, batch, self.split)
+        for number, (part, counts) in enumerate(parts, 1):
+            with self.reduction.part(last=number == len(parts)) if self.split > 1 else contextlib.nullcontext():
+                loss = self.reduction.model(to_device(part, self.accelerator.device))["loss"]
+                self._backward(loss, factor * counts)
+            losses.append(loss.detach() if piece.weight and counts else torch.zeros_like(loss))
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _backward(self, loss: Tensor, factor: float) -> None:
         """The gradient of `factor * loss`, without a product in the graph, and without Accelerator's division by 1."""
@@ -135,9 +152,9 @@ class Training:
     def _agree(self, pieces: list[Piece], loss: float, count: int) -> dict[str, Any]:
         """The step's loss over all processes; and what all of them do after it: save, stop."""
         samples = sum(piece.digest() for piece, _ in pieces if piece.weight)
-        save = self.checkpointer.due(self.state.step + 1)
-        asked = bool(self.stop) or bool(self.budget())
-        total, mixed, saves, asks = self.world.total([loss, samples, save, asked])
+        save = self.checkpointer.due(self.state.step + 1, self.stop.seconds_left())
+        leave = self._must_leave() or bool(self.budget())
+        total, mixed, saves, asks = self.world.total([loss, samples, save, leave])
         self._begin, self._asked = bool(saves), bool(asks)
         self.checkpointer.check()
         loss = total / count
@@ -147,6 +164,11 @@ class Training:
                 "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's samples.",
             )
         return {"train/loss": loss, "train/samples": f"{int(mixed):014x}"}
+
+    def _must_leave(self) -> bool:
+        """Whether somebody wants this process to stop, and there is no time for as much again as since it was asked before."""
+        before, self._looked = self._looked, time.perf_counter()
+        return bool(self.stop) and self.stop.is_due(self.checkpointer.last_save().lead + self._looked - before)
 
     def _clip(self) -> dict[str, float]:
         """Scale the gradient down to the recipe's largest norm."""
@@ -171,7 +193,7 @@ class Training:
     def _evaluate(self) -> None:
         """Evaluate, log it, and ask for a save of the best state so far."""
         state = self.state
-        metrics = self.evaluation.run(self.stop)
+        metrics = self.evaluation.run(self._must_leave)
         if metrics is None:
             self._asked = True
             return
@@ -212,10 +234,10 @@ class Training:
         return True
 
     def _leave(self) -> None:
-        """Somebody asked to stop: save if that fits before the deadline, and go."""
+        """Somebody asked to stop: save if that can be done before the machine goes, and go."""
         budget = self.world.from_first(self.budget())
-        left, need = self.world.least(self.stop.seconds_left()), self.world.from_first(self.checkpointer.seconds_to_save())
-        if need >= left:
+        left, need = self.world.least(self.stop.seconds_left()), self.world.from_first(self.checkpointer.last_save().least)
+        if need >= left + SPARE_SECONDS:
             log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
         elif not self._save_last(_ending(budget, self.stop)):
             log.warning("The state of step %d could not be saved: the last commit stands.", self.state.step)
