@@ -19,7 +19,7 @@ KINDS = ("train", "val")
 class Orders:
     """What whoever started the sender wants: `preempting`, `exit CODE`, and an end of the lines when it is to finish.
 
-    Without a stdin of its own (`ended`) it finishes from the beginning. SIGTERM ends the lines as well.
+    `ended` from the beginning: nobody is there to say anything.
     """
 
     def __init__(self, *, ended: bool, code: int | None, preempting: bool) -> None:
@@ -28,7 +28,10 @@ class Orders:
         self._text = b""
 
     def on_signals(self) -> None:
-        """Ctrl-C is the business of whoever started this; the library sends the same signal when the run was stopped there."""
+        """Outlive what ends the training: the last commit must still be told. The end of the lines is what ends this process.
+
+        SIGINT may also be the library's, when the run was stopped over there.
+        """
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
@@ -51,10 +54,7 @@ class Orders:
                 self.code = int(code)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if number == signal.SIGTERM:
-            self.ended = True
-        else:
-            self.interrupted = True
+        self.interrupted = self.interrupted or number == signal.SIGINT
 
 
 class Standing:

@@ -37,7 +37,8 @@ def open_run(address: Address, folder: Path, config: Mapping[str, Any], tags: Se
 
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # the logs of the sender before
     settings = wandb.Settings(
-        console="off", program="", host="", disable_git=True, disable_code=True, save_code=False, disable_job_creation=True, silent=True,
+        console="off", program="", host="", disable_git=True, disable_code=True, save_code=False,
+        disable_job_creation=True, silent=True,
         x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
         x_skip_transaction_log=True, x_file_stream_transmit_interval=max(1.0, seconds),  # wandb-core takes whole seconds
         x_file_stream_retry_max=_RETRIES, x_file_stream_retry_wait_max_seconds=_RETRY_SECONDS, init_timeout=_INIT_SECONDS,
@@ -61,17 +62,20 @@ def cores() -> list[int]:
     return [pid for pid in children if _is_core(pid)]
 
 
-def end_cores(pids: Sequence[int], *, kill: bool) -> None:
-    """Wait until these are gone, so that nobody else writes to the run; those of a dead sender end by themselves."""
+def await_cores(pids: Sequence[int]) -> None:
+    """Wait until these, of a sender that was killed, have noticed that and are gone: nobody else must write to the run."""
     deadline = time.monotonic() + _GONE_SECONDS
-    while living := [pid for pid in pids if _is_core(pid)]:
-        if kill or time.monotonic() > deadline:
-            for pid in living:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > deadline + 1:
-            return
+    while any(_is_core(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def end_cores() -> None:
+    """End this process's own at once."""
+    pids = cores()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    await_cores(pids)
 
 
 def _is_core(pid: int) -> bool:
