@@ -236,6 +236,26 @@ def test_a_snapshot_of_any_layout_is_right() -> None:
     assert all(tensor.is_contiguous() for tensor in snapshot.copies.values())
 
 
+def frozen(checkpoint: Checkpoint) -> StoredFile:
+    """The file of the first process's frozen tensors; its name ends with who wrote it."""
+    (file,) = (file for name, file in checkpoint.files.items() if name.startswith("frozen-0-0-"))
+    return file
+
+
+def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: Path) -> None:
+    """Frozen tensors carry who wrote them first, like all others, and are not written again by a successor."""
+    run = Run(tmp_path)
+    run.step()
+    run.save()
+    before = frozen(checkpoints_of(run.store.head())[-1])
+    successor = Run(tmp_path, attempt="a2")
+    successor.step()
+    successor.save()
+    now = checkpoints_of(successor.store.head())[-1]
+    assert frozen(now).blake3 == before.blake3
+    assert next(name for name in now.files if name.startswith("frozen")).endswith("-a1")
+
+
 def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
     """A second checkpoint names the first one's file of frozen tensors, which then has a second copy."""
     run = Run(tmp_path)
@@ -243,10 +263,10 @@ def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
         run.step()
         run.save()
     first, second = checkpoints_of(run.store.head())
-    assert first.files["frozen-0-0"] == second.files["frozen-0-0"]
-    assert len(second.files["frozen-0-0"].copies) == 2
+    assert frozen(first) == frozen(second)
+    assert len(frozen(second).copies) == 2
     assert first.files["model-0-0"] != second.files["model-0-0"]
-    (run.store.root / second.files["frozen-0-0"].copies[0]).unlink()
+    (run.store.root / frozen(second).copies[0]).unlink()
     assert equal(restored(tmp_path), run.values())
 
 
@@ -255,7 +275,7 @@ def test_a_damaged_file_of_frozen_tensors_is_written_again(tmp_path: Path) -> No
     run = Run(tmp_path)
     run.step()
     run.save()
-    (file,) = {c.files["frozen-0-0"] for c in checkpoints_of(run.store.head())}
+    (file,) = {frozen(c) for c in checkpoints_of(run.store.head())}
     path = run.store.root / file.copies[0]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     for _ in range(2):

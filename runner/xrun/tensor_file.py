@@ -51,8 +51,8 @@ def chunks(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str
     `attempt` is who wrote it: exact recomputation makes the same tensors again, and a store that knows files by their content
     would take a file that one attempt is about to delete for the one that its successor has just written.
     """
-    by = {"attempt": attempt} if attempt else {}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "rows": json.dumps(rows), **by}}
+    by = {"attempt": attempt} if attempt else {}  # first: a store finds it without reading far
+    header: dict[str, Any] = {"__metadata__": {**by, "format": "pt", "rows": json.dumps(rows)}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
