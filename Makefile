@@ -9,7 +9,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --allow-untyped-defs --allow-incomple
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test e2e check format newest bench soak docs clean
+.PHONY: install demo test e2e check format newest bench soak contract docs clean
 
 install: .venv/stamp
 
@@ -54,7 +54,7 @@ format: install
 	$(BIN)/ruff format .
 
 newest: .venv-newest/stamp
-	$(NEWEST)/pytest -m "not soak and not cluster and not cloud and not once"
+	$(NEWEST)/pytest -m "not soak and not cluster and not contract and not cloud and not once"
 
 # xrun and its peers side by side, in under 30 minutes on 2 cores: docs/performance.md.
 bench: .venv-newest/stamp
@@ -64,6 +64,10 @@ bench: .venv-newest/stamp
 # The long drills: hundreds of kills.
 soak: install
 	$(BIN)/pytest -m soak
+
+# The same round trips against the public Hub and W&B: needs HF_TOKEN and WANDB_API_KEY in the environment.
+contract: install
+	$(BIN)/pytest -m contract
 
 # Make again what is made from the sources.
 docs: install

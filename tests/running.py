@@ -189,9 +189,9 @@ class Project:
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **options},
         )  # fmt: skip
 
-    def xrun(self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({})) -> Done:
+    def xrun(self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), seconds: float = 180) -> Done:
         """Run the `xrun` command to its end; `environ` goes on top of an empty account's environment."""
-        return ended(self.start(*arguments, environ=environ))
+        return ended(self.start(*arguments, environ=environ), seconds)
 
     def plan(self, *overrides: str, run: str = "", processes: int = 1, recipe: str = "tiny", fork: str = "") -> Plan:
         """The plan of the recipe with these overrides."""
@@ -209,10 +209,10 @@ class Project:
         return runs_in(self.home)[0]
 
 
-def ended(process: subprocess.Popen[str]) -> Done:
+def ended(process: subprocess.Popen[str], seconds: float = 180) -> Done:
     """Wait for a started command; hanging ends it and fails."""
     try:
-        out, err = process.communicate(timeout=180)
+        out, err = process.communicate(timeout=seconds)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

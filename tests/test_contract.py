@@ -1,0 +1,80 @@
+"""The same round trips against the public services: `make contract`, with a token and a key of your own.
+
+Needs HF_TOKEN (with write access) and WANDB_API_KEY in the environment. A private repository and a W&B run of the project
+`xrun-contract` are made; the repository is deleted at the end. HF_ENDPOINT and WANDB_BASE_URL lead to other servers, for
+instance those of `python -m tests.servers`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from far_away import environment
+from huggingface_hub import HfApi
+from running import PER_STEP, STEPS, Project, curve, until, weights
+
+from xrun.run_folder import RunFolder
+
+ACCOUNTS = {
+    name: os.environ[name] for name in ("HF_TOKEN", "HF_ENDPOINT", "WANDB_API_KEY", "WANDB_BASE_URL") if os.environ.get(name)
+}
+"""Read before the tests' environment is cleaned."""
+WANDB = ["-s", "tracking.wandb={project: xrun-contract}"]
+HISTORY = """
+import json, sys, wandb
+run = wandb.Api().run(sys.argv[1])
+print(json.dumps([[row["train/step"], row["train/loss"]] for row in run.scan_history(keys=["train/step", "train/loss"])]))
+"""
+
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(params=["hub", "hub-bucket"])
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    if not {"HF_TOKEN", "WANDB_API_KEY"} <= ACCOUNTS.keys():
+        pytest.fail("set HF_TOKEN and WANDB_API_KEY")
+    api = HfApi(endpoint=ACCOUNTS.get("HF_ENDPOINT", "https://huggingface.co"), token=ACCOUNTS["HF_TOKEN"])
+    name = f"{api.whoami()['name']}/xrun-contract-{secrets.token_hex(4)}"
+    yield f"{request.param}://{name}"
+    api.delete_repo(name, missing_ok=True)
+    if request.param == "hub-bucket":
+        api.delete_bucket(name, missing_ok=True)
+
+
+def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str) -> None:
+    """Killed in mid-training, everything on the machine deleted, started again: the same weights as without, each step once."""
+    undisturbed = Project(tmp_path / "undisturbed")
+    assert undisturbed.attempt().code == 0
+    accounts = {"HF_ENDPOINT": "https://huggingface.co", **ACCOUNTS}
+    settings = ["-s", f"checkpoint.store={store}", *WANDB]
+    first = Project(tmp_path / "first")
+    first.trap("hold", call=13 * PER_STEP, committed=10, paced=True)
+    name = f"contract-{secrets.token_hex(4)}"
+    command = ["recipes/tiny.yaml", "--yes", "--run", name, *settings]
+    done = first.xrun("check", "--online", "recipes/tiny.yaml", *settings, environ=accounts)
+    assert done.code == 0, done.err
+    lost = first.start(*command, environ=accounts, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: (first.root / "held").exists() or lost.poll() is not None, "the commit of step 10", 900)
+    os.killpg(lost.pid, signal.SIGKILL)
+    lost.wait()
+    second = Project(tmp_path / "second")
+    done = second.xrun(*command, environ=accounts, seconds=900)
+    assert done.code == 0, done.err
+    run = RunFolder(second.home / name)
+    assert weights(run) == weights(undisturbed.run)
+    assert curve(run) == curve(undisturbed.run)
+    with environment(ACCOUNTS):
+        read = subprocess.run(
+            [sys.executable, "-c", HISTORY, f"xrun-contract/{name}"], capture_output=True, text=True, timeout=300, check=True
+        )
+    rows = json.loads(read.stdout.splitlines()[-1])
+    assert [step for step, _ in rows] == list(range(1, STEPS + 1))
+    assert [loss for _, loss in rows] == [curve(undisturbed.run)[step]["train/loss"] for step in range(1, STEPS + 1)]
