@@ -11,7 +11,18 @@ from pathlib import Path
 
 from benchmarks import result
 
-FILES = {1: "loop", 2: "vit", 3: "saving", 4: "saving", 5: "resume", 6: "startup", 7: "restart", 9: "goodput", 10: "saving"}
+FILES = {
+    1: "loop",
+    2: "vit",
+    3: "saving",
+    4: "saving",
+    5: "resume",
+    6: "startup",
+    7: "restart",
+    8: "upload",
+    9: "goodput",
+    10: "saving",
+}
 """Which file measures a row."""
 
 

@@ -18,9 +18,8 @@ from typing import Any
 from xrun.plan import Plan, make_plan
 from xrun.recipe_file import load_recipe
 from xrun.record import new_id
-from xrun.run_folder import RunFolder, write_plan
+from xrun.run_folder import RunFolder, open_store, write_plan
 from xrun.stop import StopFlag, end_with_parent
-from xrun.store.directory import DirectoryStore
 
 PROJECT = Path(__file__).parent / "project"
 
@@ -56,7 +55,7 @@ class Lab:
 def take_lease(plan: Plan) -> str:
     """Commit a new attempt to the run's record, as the entrypoint does before it starts the ranks; returns the attempt."""
     attempt = new_id(time.time())
-    store = DirectoryStore(RunFolder(plan.folder).state, plan.run, attempt, plan.owner)
+    store = open_store(plan, attempt)
     head = store.head()
     record: dict[str, Any] = dict(head.record) if head else {"format": 1, "digest": plan.digest, "checkpoints": []}
     own = {"id": attempt, "started": time.time(), "host": "", "processes": 1, "from_step": 0}
