@@ -73,6 +73,18 @@ def test_two_nodes_train_like_one(project: Project, tmp_path: Path) -> None:
     assert "is finished" in again[0].err
 
 
+def test_two_nodes_go_on(project: Project, tmp_path: Path) -> None:
+    """A killed run goes on from its newest checkpoint on both nodes, to the bits of an undisturbed one."""
+    project.trap("SIGKILL", call=11 * PER_STEP // 2 + 1, rank=1, committed=5)
+    assert codes(Cluster(project).run()) == [75, 75]
+    done = Cluster(project).run()
+    assert codes(done) == [0, 0], done
+    assert "Going on from step" in done[0].err
+    one = Project(tmp_path / "one")
+    assert one.attempt(processes=2).code == 0
+    assert weights(one.run) == weights(project.run)
+
+
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
     """Whichever node is asked: all save the same step and end with 75, and the record has that node's reason and no failure."""

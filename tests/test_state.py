@@ -215,10 +215,13 @@ def test_the_numbers_come_back_through_json() -> None:
     first, second = make(), make()
     values = {
         "micro_batch": 2, "step": 7, "samples": 30, "evaluated": 5, "best": {"step": 5, "value": 0.1}, "seconds": 1.5,
-        "stream": {"epoch": 1},
+        "stream": {"epoch": 1}, "exact": False,
     }  # fmt: skip
     for name, value in values.items():
         setattr(first, name, value)
     second.load_numbers(json.loads(json.dumps(first.numbers())))
     assert {name: getattr(second, name) for name in values} == values
     assert set(values) == set(TrainState.NUMBERS)
+    older = make()
+    older.load_numbers({name: value for name, value in values.items() if name != "exact"})
+    assert older.exact, "what an older xrun did not save"

@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from .errors import COME_BACK, Stopped, StoreUnavailable, XrunError
+from .errors import COME_BACK, OutOfMemory, Stopped, StoreUnavailable, XrunError
 from .plan import Plan
 from .run_folder import RunFolder, open_store, restore_soon
 from .stop import TOLD, StopFlag, end_with_parent
@@ -60,6 +60,8 @@ def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, 
     failure = {
         "code": code, "message": message, "hint": hint, "kind": kind, "time": time.time(), "traceback": code == 1,
     }  # fmt: skip
+    if isinstance(error, OutOfMemory):
+        failure["split"] = error.split
     path = RunFolder(plan.folder).logs(attempt) / f"failure-{os.environ.get('RANK', '0')}.json"
     try:
         path.write_text(json.dumps(failure))

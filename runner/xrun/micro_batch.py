@@ -1,26 +1,35 @@
-"""`micro_batch: auto`: the largest micro-batch that fits, found once and committed with step 0."""
+"""How much of a batch is computed at once.
+
+`micro_batch: auto` is the largest micro-batch that fits, found once and committed with step 0. From then on it is part of the
+mathematics: the data's order and all randomness hang on it. A machine on which it does not fit computes each micro-batch in 2, 4,
+8, ... parts, whose gradients add up: the samples, their augmentation and the sums stay what they were, but the random numbers of
+the forward pass are drawn in another order, statistics of a batch are those of a part, and sums are rounded differently.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 
-from .errors import TrainError
+from .errors import OutOfMemory, TrainError
 from .loader import Fetch, to_device
-from .objective import Objective
+from .objective import Batch, Objective
 from .optimizer import build_optimizer
 from .recipe import Train
 from .sampler import MicroBatch
 from .stream import is_stream
 from .world import World
 
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "std::bad_alloc")
 _SHARE = 0.8
 """How much of the free memory a micro-batch may take: the rest is for fragments and for what a run needs later."""
 
@@ -61,6 +70,68 @@ def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerat
         raise TrainError(f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly.")
     find = find_executable_batch_size(attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller)
     return int(world.least(find()))
+
+
+def parts_of(piece: MicroBatch, batch: Batch, split: int) -> list[tuple[Batch, bool]]:
+    """A micro-batch's data in `split` parts, and whether each counts: of too few samples some are computed and not counted.
+
+    Raises:
+        TrainError: the batch is nothing that can be cut by samples.
+    """
+    if split == 1:
+        return [(batch, True)]
+    samples, size = len(piece.indices), -(-len(piece.indices) // split)
+    bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
+    parts = [(_cut(batch, samples, start, stop), True) for start, stop in bounds]
+    return parts + [(_cut(batch, samples, 0, 1), False)] * (split - len(parts))
+
+
+def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
+    """The samples `start` to before `stop` of everything in a batch that has as many entries as the batch has samples."""
+    if isinstance(batch, Mapping):
+        return {name: _cut(value, samples, start, stop) for name, value in batch.items()}
+    if isinstance(batch, torch.Tensor) and batch.dim():
+        if len(batch) != samples:
+            raise TrainError(
+                f"A micro-batch does not fit into memory, and it cannot be cut: a tensor in it has {len(batch)} entries for "
+                f"{samples} samples.",
+                "Use a machine with more memory, or start a new run with a smaller train.micro_batch.",
+            )
+        return batch[start:stop]
+    if isinstance(batch, list | tuple):
+        if len(batch) == samples and not any(isinstance(value, torch.Tensor | Mapping) for value in batch):
+            return batch[start:stop]
+        return [_cut(value, samples, start, stop) for value in batch]
+    return batch
+
+
+@contextlib.contextmanager
+def enough_memory(micro_batch: int, split: int) -> Iterator[None]:
+    """What is computed here lacks memory in our words.
+
+    Raises:
+        OutOfMemory: in smaller parts it may fit.
+        TrainError: not even one sample fits.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        what = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if split * 2 > micro_batch:
+            raise TrainError(f"Not even one sample fits into memory: {what}", "Use a larger machine.") from error
+        raise OutOfMemory(
+            f"A micro-batch of {micro_batch} in {split} parts does not fit into memory: {what}", split * 2
+        ) from error
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch's own error, Python's and numpy's, and those of libraries that say it in words only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return should_reduce_batch_size(error) or any(words in text for words in _NO_MEMORY)
 
 
 def _train_once(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int) -> None:

@@ -121,7 +121,20 @@ class _Builder:
         chosen = self.world.from_first(chosen)
         if isinstance(chosen, XrunError):
             raise chosen
-        return chosen
+        head, found, paths = chosen
+        return head, found, self._on_this_node(head, found, paths)
+
+    def _on_this_node(self, head: Head, found: checkpoint.Checkpoint | None, paths: list[Path]) -> list[Path]:
+        """Where the chosen checkpoint's files lie here: each node has a disk of its own, and its first process fetches first."""
+        if found is None or self.world.size == 1:
+            return paths
+        elsewhere, first = os.environ.get("GROUP_RANK", "0") != "0", os.environ.get("LOCAL_RANK", "0") == "0"
+        store = self.store if head.record.get("checkpoints") else self._forked_store()
+        for turn in (True, False):
+            if elsewhere and first == turn:
+                paths = [store.fetch(file) for file in found.files.values()]
+            self.world.wait()
+        return paths
 
     def _choose(self) -> tuple[Head, checkpoint.Checkpoint | None, list[Path]]:
         head = self.store.head()
@@ -134,13 +147,16 @@ class _Builder:
 
     def _fork(self) -> tuple[checkpoint.Checkpoint, list[Path]]:
         """The newest checkpoint of the run that this one starts from."""
-        store = open_store(replace(self.plan, run=self.plan.fork, store=self.plan.fork_store), self.attempt, create=False)
+        store = self._forked_store()
         head = store.head()
         found, paths = checkpoint.newest(store, head)[1:] if head else (None, [])
         if found is None:
             raise CheckpointError(f"--fork {self.plan.fork}: that run has no checkpoint.")
         log.info("Forked from %s at step %d.", self.plan.fork, found.step)
         return found, paths
+
+    def _forked_store(self) -> Store:
+        return open_store(replace(self.plan, run=self.plan.fork, store=self.plan.fork_store), self.attempt, create=False)
 
     def _splits(self) -> dict[str, Any]:
         dataset = self.recipe.dataset
@@ -314,8 +330,8 @@ class _Builder:
         """What a micro-batch in parts changes."""
         statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.objective.modules())
         log.warning(
-            "From step %d on each micro-batch of %d is computed in %d parts: the run is no longer exact. Samples, their order and "
-            "sums are the same; the forward pass's random numbers%s and the last bits are not.",
+            "From step %d on each micro-batch of %d is computed in %d parts: the run is no longer exact. Samples, their order "
+            "and sums are the same; the forward pass's random numbers%s and the last bits are not.",
             self.state.step, self.state.micro_batch, self.split, ", its batch statistics" if statistics else "",
         )  # fmt: skip
 

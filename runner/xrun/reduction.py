@@ -35,6 +35,9 @@ class Reduction(Protocol):
     def micro_batch(self, piece: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward of one micro-batch."""
 
+    def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around those of one part of it, where it is computed in several; `last` of the micro-batch."""
+
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
         """After the last one: the gradients are whole; returns this process's part of the step's loss sum."""
 
@@ -55,7 +58,11 @@ class FastReduction:
 
     def micro_batch(self, piece: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """See Reduction."""
-        if self._replicated and not piece.last:
+        return self.part(piece.last)
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """See Reduction."""
+        if self._replicated and not last:
             return self.model.no_sync()  # type: ignore[operator]  # a DDP's method
         return contextlib.nullcontext()
 
@@ -99,6 +106,10 @@ class ExactReduction:
             p.grad = None
         if piece.weight:
             self._add(piece.slot, gradient)
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """See Reduction; the parts' gradients add up in the parameters."""
+        return contextlib.nullcontext()
 
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
         """See Reduction; every process has the whole sum afterwards, the first one returns the whole loss."""

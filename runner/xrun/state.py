@@ -22,7 +22,7 @@ class TrainState:
 
     `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is the step of the last
     evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is training time so far; `stream` is the position of
-    a streaming dataset.
+    a streaming dataset; `exact` is whether every step was computed as the recipe says, no micro-batch in parts.
     """
 
     objective: Objective
@@ -36,9 +36,10 @@ class TrainState:
     best: dict[str, Any] | None = None
     seconds: float = 0.0
     stream: dict[str, Any] | None = None
+    exact: bool = True
     _names: dict[int, str] = field(default_factory=dict, repr=False)
 
-    NUMBERS = ("micro_batch", "step", "samples", "evaluated", "best", "seconds", "stream")
+    NUMBERS = ("micro_batch", "step", "samples", "evaluated", "best", "seconds", "stream", "exact")
 
     def numbers(self) -> dict[str, Any]:
         """Everything that is not a tensor, as JSON."""
@@ -46,9 +47,9 @@ class TrainState:
         return {**{name: getattr(self, name) for name in self.NUMBERS}, **scaler}
 
     def load_numbers(self, numbers: dict[str, Any]) -> None:
-        """The inverse of `numbers`."""
+        """The inverse of `numbers`; what an older xrun did not save stays as it is."""
         for name in self.NUMBERS:
-            setattr(self, name, numbers[name])
+            setattr(self, name, numbers.get(name, getattr(self, name)))
         if self.scaler is not None and "scaler" in numbers:
             self.scaler.load_state_dict(numbers["scaler"])
 
