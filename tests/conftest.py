@@ -14,6 +14,8 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 NOBODY = "http://127.0.0.1:9"
 """Nobody listens there, so what is not meant for a loopback server fails at once."""
 
+ACCOUNTS = {name: value for name, value in os.environ.items() if name.startswith(("HF_", "WANDB_"))}
+
 # huggingface_hub reads it once, at its first import, which may be the import of a test file.
 os.environ["HF_ENDPOINT"] = NOBODY
 
@@ -36,3 +38,9 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def accounts() -> dict[str, str]:
+    """The accounts that the tests were started with, for those that are meant to use them."""
+    return ACCOUNTS

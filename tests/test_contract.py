@@ -23,10 +23,7 @@ from running import PER_STEP, STEPS, Project, curve, until, weights
 
 from xrun.run_folder import RunFolder
 
-ACCOUNTS = {
-    name: os.environ[name] for name in ("HF_TOKEN", "HF_ENDPOINT", "WANDB_API_KEY", "WANDB_BASE_URL") if os.environ.get(name)
-}
-"""Read before the tests' environment is cleaned."""
+PUBLIC = "https://huggingface.co"
 WANDB = ["-s", "tracking.wandb={project: xrun-contract}"]
 HISTORY = """
 import json, sys, wandb
@@ -38,10 +35,10 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(params=["hub", "hub-bucket"])
-def store(request: pytest.FixtureRequest) -> Iterator[str]:
-    if not {"HF_TOKEN", "WANDB_API_KEY"} <= ACCOUNTS.keys():
+def store(request: pytest.FixtureRequest, accounts: dict[str, str]) -> Iterator[str]:
+    if not {"HF_TOKEN", "WANDB_API_KEY"} <= accounts.keys():
         pytest.fail("set HF_TOKEN and WANDB_API_KEY")
-    api = HfApi(endpoint=ACCOUNTS.get("HF_ENDPOINT", "https://huggingface.co"), token=ACCOUNTS["HF_TOKEN"])
+    api = HfApi(endpoint=accounts.get("HF_ENDPOINT", PUBLIC), token=accounts["HF_TOKEN"])
     name = f"{api.whoami()['name']}/xrun-contract-{secrets.token_hex(4)}"
     yield f"{request.param}://{name}"
     api.delete_repo(name, missing_ok=True)
@@ -49,11 +46,11 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
         api.delete_bucket(name, missing_ok=True)
 
 
-def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str) -> None:
+def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str, accounts: dict[str, str]) -> None:
     """Killed in mid-training, everything on the machine deleted, started again: the same weights as without, each step once."""
     undisturbed = Project(tmp_path / "undisturbed")
     assert undisturbed.attempt().code == 0
-    accounts = {"HF_ENDPOINT": "https://huggingface.co", **ACCOUNTS}
+    accounts = {"HF_ENDPOINT": PUBLIC, **accounts}
     settings = ["-s", f"checkpoint.store={store}", *WANDB]
     first = Project(tmp_path / "first")
     first.trap("hold", call=13 * PER_STEP, committed=10, paced=True)
@@ -71,7 +68,7 @@ def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str) -> None:
     run = RunFolder(second.home / name)
     assert weights(run) == weights(undisturbed.run)
     assert curve(run) == curve(undisturbed.run)
-    with environment(ACCOUNTS):
+    with environment(accounts):
         read = subprocess.run(
             [sys.executable, "-c", HISTORY, f"xrun-contract/{name}"], capture_output=True, text=True, timeout=300, check=True
         )

@@ -285,9 +285,10 @@ def _placed(plan: Plan) -> Plan:
     """The plan with the addresses that only the Hub can tell, once it is certain that the run may write there."""
     from .online import check_online, refuse
 
-    if not plan.store and not plan.recipe["tracking"]["wandb"]:
+    clouds = bool(plan.recipe["hardware"]["any_of"])
+    if not clouds and not plan.store and not plan.recipe["tracking"]["wandb"]:
         return plan
-    online = check_online(plan.load_recipe(), plan, everything=False)
+    online = check_online(plan.load_recipe(), plan, everything=clouds)
     plan = refuse(online)
     for link in online.links:
         click.echo(f"  see      {link}")
