@@ -31,6 +31,9 @@ install() {
   interpreter "$home/venv/bin/python" "PATH=$home/venv/bin:\$PATH"
 }
 
+# Nodes of a Slurm cluster have one home folder: the first installs, the others wait for it.
+exec 9> ~/xrun/environments/lock
+if command -v flock > /dev/null; then flock 9; fi
 if [ ! -e "$home/ready" ]; then
   started=$(date +%s)
   mkdir -p "$home"
@@ -46,6 +49,7 @@ if [ ! -e "$home/ready" ]; then
   touch "$home/ready"
 fi
 ln -sfn "$home/python" ~/xrun/python
+exec 9>&-
 
 # What the recipe adds, once on each machine.
 if [ -e "$cargo/recipe_setup.sh" ]; then
