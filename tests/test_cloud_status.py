@@ -41,9 +41,18 @@ def test_a_run_here_is_none_of_skypilots_business(tmp_path: Path) -> None:
 
 
 def test_a_cloud_runs_line_says_where_and_how_much() -> None:
-    report = {"job": 7, "place": "aws us-east-1 spot", "usd_per_hour": 8.0, "usd": 3.456, "hours_left": 1.25}
+    report = {
+        "job": 7,
+        "status": "running",
+        "job_status": "RUNNING",
+        "place": "aws us-east-1 spot",
+        "usd_per_hour": 8.0,
+        "usd": 3.456,
+        "hours_left": 1.25,
+    }
     assert ", ".join(cloud_words(report)) == "job 7, on aws us-east-1 spot at $8.00/h, $3.46 so far, 1.2 h left"
-    assert cloud_words({"job": 7, "job_status": "FAILED"}) == ["job 7"]
+    assert cloud_words({"job": 7, "job_status": "RUNNING", "status": "running"}) == ["job 7"]
+    assert cloud_words({"job": 7, "job_status": "CANCELLED", "status": "stopped"}) == ["job 7 cancelled"]
     assert cloud_words({}) == []
 
 
