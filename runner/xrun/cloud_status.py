@@ -61,7 +61,7 @@ def hourly(job: Job, record: LaunchRecord) -> float | None:
 def cloud_words(report: Mapping[str, Any]) -> list[str]:
     """The parts of a status line that only a cloud run has."""
     how = (report.get("job_status") or "").lower()
-    words = [f"job {report['job']}" + (f" {how}" if how != report.get("status") else "")] if report.get("job") else []
+    words = [f"job {report['job']}" + (f" {how}" if how not in ("", report.get("status")) else "")] if report.get("job") else []
     if report.get("place"):
         price = f" at ${report['usd_per_hour']:.2f}/h" if report.get("usd_per_hour") is not None else ""
         words.append(f"on {report['place']}{price}")
