@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from running import PER_STEP, Project, children, curve, ended, processes_of, record, steps_of, until, weights
 
+from xrun.cloud import _alone
 from xrun.run_folder import RunFolder
 
 
@@ -133,3 +134,8 @@ def test_three_failures_end_the_command(project: Project) -> None:
     assert "RuntimeError: the component is broken" in done.err
     (project.root / "trap.json").unlink()
     assert project.attempt().code == 0
+
+
+def test_a_local_run_is_no_node_of_a_cluster() -> None:
+    """On a cluster's machine a local run has the machine to itself."""
+    assert _alone({"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2", "PATH": "/bin"}) == {"PATH": "/bin"}

@@ -73,7 +73,7 @@ def test_local_is_a_shorthand() -> None:
 def test_candidate(text: str | None, nodes: int, accelerator: str | None, count: int, processes: int, world: int) -> None:
     """A candidate has one process per accelerator, or one per node without."""
     hardware = {"any_of": [{"accelerators": text, "nodes": nodes, "spot": False}]}
-    one = small(hardware=hardware, train={"steps": 8, "global_batch": 16}).hardware.any_of[0]
+    one = small(hardware=hardware, train={"steps": 8, "global_batch": 16}, checkpoint={"store": "hub"}).hardware.any_of[0]
     assert (one.accelerator, one.count, one.processes, one.world) == (accelerator, count, processes, world)
 
 

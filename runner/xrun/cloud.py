@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -54,7 +54,7 @@ class LocalCloud:
     def _attempt(self, path: Path) -> int:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "xrun.entrypoint", str(path)],
-            stdin=subprocess.DEVNULL, env={**os.environ, PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL, env={**_alone(os.environ), PARENT: str(os.getpid())},
         )  # fmt: skip
         if self._asked:
             self._child.send_signal(signal.SIGTERM)
@@ -79,6 +79,11 @@ class LocalCloud:
         self._asked = True
         if self._child is not None and number != signal.SIGINT:
             self._child.send_signal(signal.SIGTERM)
+
+
+def _alone(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what says that this machine is a node of a cluster: a local run has it to itself."""
+    return {name: value for name, value in environ.items() if not name.startswith("SKYPILOT_")}
 
 
 @contextmanager

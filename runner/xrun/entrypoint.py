@@ -407,8 +407,8 @@ def gravest_of(reports: list[Message]) -> tuple[int, dict[str, Any]]:
     code = gravest([report["code"] for report in reports])
 
     def rank(failure: dict[str, Any]) -> int:
-        refused = code != COME_BACK and failure.get("code") == code
-        return 0 if refused else 1 if failure["kind"] != "outside" else 2 if "code" not in failure else 3
+        known = failure.get("split") or (code != COME_BACK and failure.get("code") == code)
+        return 0 if known else 1 if failure["kind"] != "outside" else 2 if "code" not in failure else 3
 
     return code, min((report["failure"] for report in reports if report["failure"]), key=rank, default={})
 

@@ -271,6 +271,21 @@ def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+@rule("checkpoint.store", "hardware")
+def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
+    """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub` or the whole path of a shared folder."""
+    if recipe.checkpoint.durable or recipe.checkpoint.store.startswith(("/", "~")):
+        return
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        if candidate.nodes > 1:
+            yield problem(
+                f"hardware.any_of.{index}.nodes",
+                "each node has a disk of its own, and `checkpoint.store` would lie on one of them",
+                candidate.nodes,
+                "Use `checkpoint.store: hub`, or the whole path of a folder that all nodes share.",
+            )
+
+
 @rule("hardware")
 def accelerator_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`accelerators` is a name that SkyPilot knows, in its spelling."""
