@@ -125,6 +125,19 @@ def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
         assert not [request.line for request in sent if value in request.body or value in request.path.encode()]
 
 
+def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+    """Its id cannot be used again there: a run that starts anew is refused with the way out, before it has trained for long."""
+    far = FarAway(tmp_path, hub, wandb, "deleted-there")
+    assert far.live().code == 0
+    wandb.delete("alice", "deleted-there", far.run.run)
+    hub.forget(hub.repository(far.repo))
+    far.lose_the_machine()
+    far.project.trap("hold", call=2 * PER_STEP)
+    done = far.live()
+    assert done.code == 3, done.err
+    assert "--new" in done.err
+
+
 def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub) -> None:
     """The Hub fails while the rank restores: the attempt comes back later, and it does not count as one of the three that end a
     run without progress."""

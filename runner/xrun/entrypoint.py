@@ -215,7 +215,7 @@ class Attempt(Node):
 
     def _tell_attempts(self, attempts: list[dict[str, Any]]) -> None:
         """For the sender, which never asks the store."""
-        if self.told:
+        if self.plan.recipe["tracking"]["wandb"]:
             write_json(self.folder.path / "attempts.json", attempts)
 
     def _stopped_there(self) -> None:
