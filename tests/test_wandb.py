@@ -159,7 +159,8 @@ def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixtu
     assert config["plan"]["store"] == run.plan.store
     own = run.wandb.run("alice", PROJECT, run.run)
     assert own.attributes["tags"] == ["a", "b"]
-    assert "*" in [metric.get("2") for metric in own.config["_wandb"]["value"]["m"]]  # every metric has the axis
+    defined = own.config["_wandb"]["value"]["m"]  # "1": a name, "2": a pattern, "5": has an axis
+    assert {"*", "train/loss"} & {metric.get("2") or metric["1"] for metric in defined if "5" in metric}
     assert run.standing()["state"] == "sent"
     assert run.standing()["sent"] == [STEPS, "val"]
     assert run.said == [f"Weights & Biases: {run.wandb.url}/alice/{PROJECT}/runs/{run.run}"]
