@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PER_STEP, STEPS, Project, curve, record, steps_of
+from running import STEPS, Project, curve, record, steps_of
 
 from xrun import spending
 from xrun.spending import allowance, dollars, hours, price_now, unknown
@@ -118,15 +117,11 @@ def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(tmp_path: Path,
     for name, value in machine("Slurm", "", 0, [{"cloud": "slurm", "usd_per_hour": 36.0, "date": "2026-11-01"}]).items():
         monkeypatch.setenv(name, value)
     project = Project(tmp_path)
-    project.trap("hold", call=7 * PER_STEP + 1)
-    end = threading.Timer(1.0, (tmp_path / "go").touch)  # holds the training up until the money is spent but for the tidying
-    end.start()
-    done = project.attempt("budget.usd=0.305")
-    end.join()
+    done = project.attempt("budget.usd=0.29")  # less than the attempt's end may take
     assert done.code == 7, done.err
     assert "dollars are spent. Raise the budget" in done.err
     at = max(steps_of(project.run))
-    assert at == max(curve(project.run)) < STEPS
+    assert 0 < at == max(curve(project.run)) < STEPS
     entry = record(project.run)["attempts"][-1]
     assert (entry["cloud"], entry["usd_per_hour"], entry["price_date"]) == ("slurm", 36.0, "2026-11-01")
     assert (entry["code"], entry["kind"]) == (7, "stopped")
