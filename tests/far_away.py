@@ -25,7 +25,7 @@ from servers.wandb import Wandb
 from xrun.run_folder import RunFolder
 
 FINISHED, COME_BACK = 0, 75
-FAST = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000", "XRUN_HUB_PATIENCE": "3"}
+FAST = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000", "XRUN_HUB_PATIENCE": "3", "XRUN_WANDB_CHECK": "1"}
 """A loopback Hub has no limit of commits; a schedule has no minutes to wait for it."""
 HUB = {
     "status before": {"match": r"POST .*/commit/|/preupload/|GET .*/(revision|resolve)/", "status": 503},

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 from far_away import environment
 from huggingface_hub import HfApi
-from running import PER_STEP, STEPS, Project, curve, until, weights
+from running import PER_STEP, STEPS, Project, curve, weights
 
 from xrun.run_folder import RunFolder
 
@@ -47,22 +46,19 @@ def store(request: pytest.FixtureRequest, accounts: dict[str, str]) -> Iterator[
 
 
 def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str, accounts: dict[str, str]) -> None:
-    """Killed in mid-training, everything on the machine deleted, started again: the same weights as without, each step once."""
+    """Half of the run on one machine, the other half on a bare one, with a kill: the same weights as without, each step once."""
     undisturbed = Project(tmp_path / "undisturbed")
     assert undisturbed.attempt().code == 0
     accounts = {"HF_ENDPOINT": PUBLIC, **accounts}
     settings = ["-s", f"checkpoint.store={store}", *WANDB]
-    first = Project(tmp_path / "first")
-    first.trap("hold", call=13 * PER_STEP, committed=10, paced=True)
     name = f"contract-{secrets.token_hex(4)}"
     command = ["recipes/tiny.yaml", "--yes", "--run", name, *settings]
+    first, second = Project(tmp_path / "first"), Project(tmp_path / "second")
     done = first.xrun("check", "--online", "recipes/tiny.yaml", *settings, environ=accounts)
     assert done.code == 0, done.err
-    lost = first.start(*command, environ=accounts, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: (first.root / "held").exists() or lost.poll() is not None, "the commit of step 10", 900)
-    os.killpg(lost.pid, signal.SIGKILL)
-    lost.wait()
-    second = Project(tmp_path / "second")
+    done = first.xrun(*command, "-s", "train.steps=10", environ=accounts, seconds=900)
+    assert done.code == 0, done.err
+    second.trap("SIGKILL", call=5 * PER_STEP)
     done = second.xrun(*command, environ=accounts, seconds=900)
     assert done.code == 0, done.err
     run = RunFolder(second.home / name)

@@ -50,7 +50,7 @@ ARROWS = {
     "sky_offers": "errors plan recipe prices throughput offers skypilot",
     "own_wheel": "components",
     "cargo": "errors plan prices own_wheel",
-    "secret_values": "errors recipe",
+    "secret_values": "errors recipe tracker",
     "sky_task": "errors plan recipe offers cargo secret_values",
     "sky_jobs": "errors skypilot",
     "launch_record": "run_folder tracker",

@@ -248,7 +248,7 @@ class WandbTracking(Part):
     tags: Annotated[tuple[Line, ...], Field(strict=False)] = ()
     """Tags of the run."""
     mode: Literal["online", "offline"] = "online"
-    """`offline` writes files for `wandb sync`."""
+    """`offline` keeps everything in the run's folder for `xrun sync`."""
 
 
 class TrackioTracking(Part):

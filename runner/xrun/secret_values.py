@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from .errors import LaunchError
 from .recipe import Recipe
@@ -41,11 +39,6 @@ def _hugging_face(environ: Mapping[str, str]) -> str:
 
 
 def _wandb(environ: Mapping[str, str]) -> str:
-    """The key that `wandb login` has put into the netrc file, for the server that this machine uses."""
-    path = Path(environ.get("NETRC") or "~/.netrc").expanduser()
-    host = urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    try:
-        entry = netrc.netrc(path).authenticators(host) if path.is_file() else None
-    except netrc.NetrcParseError:
-        return ""
-    return (entry[2] if entry else None) or ""
+    from .tracker.wandb_api import api_key
+
+    return api_key(environ)

@@ -23,8 +23,8 @@ from .secret_values import secret_names
 
 RECOVERY = {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0, "recover_on_exit_codes": [COME_BACK, 143, 137]}
 """143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives as the other's 143."""
-_TRAVEL = ("HF_ENDPOINT", "WANDB_BASE_URL")
-"""Where the Hub and W&B are, for people who have their own."""
+_TRAVEL = ("HF_ENDPOINT", "WANDB_BASE_URL", "WANDB_ENTITY", "XRUN_HUB_SPACING", "XRUN_HUB_HOURLY", "XRUN_HUB_PATIENCE")
+"""Where the Hub and W&B are and what they take, for people who have their own."""
 
 
 def task_config(plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
