@@ -8,7 +8,6 @@ instance those of `python -m tests.servers`.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys

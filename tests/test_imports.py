@@ -55,10 +55,11 @@ ARROWS = {
     "sky_jobs": "errors skypilot",
     "launch_record": "run_folder tracker",
     "sky_cloud": "errors plan run_folder throughput offers sky_offers cargo secret_values sky_task skypilot sky_jobs launch_record",
+    "cloud_status": "errors run_folder spending throughput sky_jobs launch_record",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
     "cli": "errors recipe_file recipe component plan run_folder tracker online progress cloud job drill template throughput "
-    "offer_table sky_offers sky_jobs sky_cloud",
+    "offer_table sky_offers sky_jobs launch_record sky_cloud cloud_status",
     "__main__": "cli",
     # the container half
     "world": "errors",
@@ -75,13 +76,13 @@ ARROWS = {
     "warm_start": "errors",
     "tensor_file": "errors",
     "state": "errors objective tensor_file",
-    "interval": "errors every",
+    "interval": "errors every stop",
     "checkpoint": "errors tensor_file state store",
     "point_log": "errors store",
     "checkpointer": "errors tensor_file state store checkpoint point_log tracker interval",
     "model_folder": "errors plan store tensor_file state",
     "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval "
-    "checkpointer tracker world stop heartbeat spending",
+    "checkpointer tracker world stop heartbeat spending micro_batch",
     "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
     "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint point_log checkpointer "
     "world stop model_folder heartbeat spending training",
@@ -90,7 +91,9 @@ ARROWS = {
     "witnesses": "errors plan store tracker run_folder stop record",
     "notice": "stop",
     "rendezvous": "errors nodes",
-    "entrypoint": "errors plan store tracker run_folder progress stop record ranks witnesses nodes notice rendezvous spending",
+    "node": "errors plan run_folder stop nodes ranks notice rendezvous",
+    "entrypoint": "errors plan store tracker run_folder progress stop record ranks witnesses nodes notice rendezvous spending "
+    "node",
     "attempt": "errors plan run_folder stop entrypoint parts",
     # on a new machine, before anything is installed
     "has_pins": "",
