@@ -28,7 +28,8 @@ from types import MappingProxyType
 from typing import Any
 
 import xrun
-from xrun.entrypoint import Attempt, FollowingNode
+from xrun.entrypoint import Attempt
+from xrun.node import FollowingNode
 from xrun.nodes import Nodes
 from xrun.plan import Plan, make_plan
 from xrun.recipe_file import load_recipe
