@@ -143,16 +143,16 @@ def test_two_nodes_train_the_same_weights(site: Site, expected: tuple[bytes, dic
     assert site.weights("two-nodes") == expected[0]
 
 
-def test_cancel_saves_and_gives_the_machine_back(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.launch("cancelled")
     site.wait_for_step("cancelled", 100)
     began = time.monotonic()
-    site.xrun("cancel", "cancelled", "--save")
+    site.xrun("cancel", "cancelled")
     site.cluster.wait_for("cancelled", "CANCELLED", seconds=300)
     eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
-    assert site.record("cancelled")["attempts"][-1]["kind"] == "stopped"
+    assert site.committed("cancelled") >= 100
     with capsys.disabled():
-        print(f"\ncancelled, saved and given back after {time.monotonic() - began:.0f} s")
+        print(f"\ncancelled and given back after {time.monotonic() - began:.0f} s")
 
 
 def naming(secret: str, *folders: Path) -> list[Path]:
