@@ -68,7 +68,7 @@ class FastReduction:
 
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
         """See Reduction."""
-        return sum(torch.stack(losses).tolist())
+        return sum(torch.stack(losses).tolist()) if len(losses) > 1 else 0.0 + float(losses[0])
 
 
 class ExactReduction:

@@ -81,6 +81,11 @@ class MicroBatch:
     last: bool = False
     examples: tuple[Any, ...] | None = None
 
+    def as_last(self) -> MicroBatch:
+        """This one as the step's last; `dataclasses.replace` takes five times as long."""
+        own = self.step, self.epoch, self.slot, self.number, self.indices, self.total
+        return MicroBatch(*own, weight=self.weight, last=True, examples=self.examples)
+
     def digest(self) -> int:
         """40 bits of what is trained on and where; the sum over a step says which samples it really used."""
         data = self.slot.to_bytes(8, "little") + self.indices.tobytes()
@@ -162,4 +167,4 @@ def share(pieces: list[MicroBatch], slots: int, rank: int, world: int) -> list[M
     own = pieces[rank * per_rank : (rank + 1) * per_rank]
     if len(own) < rounds:
         own = own + [replace(pieces[0], weight=0)] * (rounds - len(own))
-    return [*own[:-1], replace(own[-1], last=True)]
+    return [*own[:-1], own[-1].as_last()]

@@ -68,6 +68,7 @@ class Training:
     _begin: bool = False
     _asked: bool = False
     _looked: float = 0.0
+    _trained: list[nn.Parameter] = field(default_factory=list)
 
     def run(self) -> None:
         """Train to the last step.
@@ -85,6 +86,7 @@ class Training:
         state, batches, began = self.state, iter(self.loader), self.clock()
         self._begin, self._looked = self.fresh, time.perf_counter()
         self.reduction.begin(state.optimizer)
+        self._trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
                 self._evaluate()
@@ -186,7 +188,8 @@ class Training:
             state.scaler.update()
         else:
             state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        for p in self._trained:  # `zero_grad` does the same in a hundred times as long
+            p.grad = None
         if state.ema is not None:
             state.ema.update_parameters(self.objective.model)  # type: ignore[operator]  # an AveragedModel's method
 
