@@ -54,7 +54,8 @@ ARROWS = {
     "sky_task": "errors plan recipe offers cargo secret_values",
     "sky_jobs": "errors skypilot",
     "launch_record": "run_folder tracker",
-    "sky_cloud": "errors plan run_folder throughput offers sky_offers cargo secret_values sky_task skypilot sky_jobs launch_record",
+    "sky_cloud": "errors plan run_folder throughput offers sky_offers cargo secret_values sky_task skypilot sky_jobs "
+    "launch_record",
     "cloud_status": "errors run_folder spending throughput sky_jobs launch_record",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
