@@ -174,7 +174,7 @@ def open_store(plan: Plan, attempt: str, *, create: bool = True) -> Store:
     return HubStore(plan.store, plan.run, attempt, plan.owner, folder.path / "cache", create=create, **_pace(os.environ))
 
 
-def _pace(environ: Mapping[str, str]) -> dict[str, float]:
+def _pace(environ: Mapping[str, str]) -> dict[str, Any]:
     """Seconds between commits, commits an hour, and seconds of trying again, for a Hub of one's own with other limits."""
     names = {"spacing": "XRUN_HUB_SPACING", "hourly": "XRUN_HUB_HOURLY", "patience": "XRUN_HUB_PATIENCE"}
     return {name: float(environ[variable]) for name, variable in names.items() if environ.get(variable)}

@@ -68,8 +68,9 @@ def copies_named(record: Any) -> Iterator[str]:
 class Store(Protocol):
     """Immutable files and one head, for one attempt of one run. One thread at a time puts, commits and sweeps."""
 
-    damaged: list[str]
-    """The commits that the last look at the head had to skip, newest first."""
+    @property
+    def damaged(self) -> list[str]:
+        """The commits that the last look at the head had to skip, newest first."""
 
     def head(self) -> Head | None:
         """Return the newest valid head; None means "certainly nothing was ever committed here".
