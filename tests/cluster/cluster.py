@@ -119,7 +119,8 @@ class Cluster:
             job = self.job(name)
             if job is None or job.status in states:
                 return job
-            return self._check(job)
+            self._check(job)
+            return None
 
         job: Job = self._bounded(there, f"{name} being {' or '.join(states)}", seconds, every=4.0)
         return job
@@ -135,7 +136,9 @@ class Cluster:
         def there() -> Any:
             if found := happened():
                 return found
-            return self._check(self.job(name)) if next(looks) % 20 == 0 else None
+            if next(looks) % 20 == 0:
+                self._check(self.job(name))
+            return None
 
         return self._bounded(there, what, seconds, every=1.0)
 
