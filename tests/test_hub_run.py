@@ -138,6 +138,16 @@ def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(tmp_path: Path, hub:
     assert "--new" in done.err
 
 
+def test_an_old_answer_is_asked_for_again(tmp_path: Path, hub: Hub) -> None:
+    """This machine knows of a commit that the Hub's answer does not show yet: that is no loss, and the run goes on."""
+    far = FarAway(tmp_path, hub, None, "old-answer")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
+    assert far.live().code == 75
+    hub.faults.add(r"GET .*/(revision|refs|commits|tree)", stale=True, times=3)
+    done = far.live()
+    assert done.code == 0, done.err
+
+
 def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub) -> None:
     """The Hub fails while the rank restores: the attempt comes back later, and it does not count as one of the three that end a
     run without progress."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import spending
-from .errors import COME_BACK, LaunchError, StoppedOnPurpose, StoreError, XrunError
+from .errors import COME_BACK, LaunchError, LeaseLost, StoppedOnPurpose, StoreError, XrunError
 from .node import FollowingNode, Node
 from .nodes import Nodes, meeting_port, nodes_of
 from .plan import Plan
@@ -103,11 +103,18 @@ class Attempt(Node):
         finally:
             if asked is not None:
                 dismiss(asked)
-        if head is not None and is_finished(self.plan, head.record):
-            where = f"in {self.folder.model}" if self.folder.model.exists() else f"at {self.plan.store}"
-            self.progress.say(f"{self.plan.run} is finished; its model is {where}.")
-            return 0
-        self._lease(head)
+        for last in (False, False, True):
+            if head is not None and is_finished(self.plan, head.record):
+                where = f"in {self.folder.model}" if self.folder.model.exists() else f"at {self.plan.store}"
+                self.progress.say(f"{self.plan.run} is finished; its model is {where}.")
+                return 0
+            try:
+                self._lease(head)
+                break
+            except LeaseLost:
+                if last or not self.plan.store:
+                    raise
+                head = self._certain(None)  # a store far away may have answered with an old head
         return self._train(fresh=head is None)
 
     def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
@@ -118,7 +125,7 @@ class Attempt(Node):
             self.progress.say(f"The commit {damaged} is damaged; the one before it counts.")
         witnesses.check(head)
         if asked is not None and not (head is not None and is_finished(self.plan, head.record)):
-            witnesses.check_wandb(head, asked)
+            return witnesses.check_wandb(head, asked)
         return head
 
     def _lease(self, head: Head | None) -> None:

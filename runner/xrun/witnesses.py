@@ -41,6 +41,20 @@ class Witnesses:
         Raises:
             StoreError: nobody can tell what was committed.
         """
+        known = JsonlTracker(self.folder.path).last_commit()
+        return self._up_to_date(self._ask(), known[0] if known else -1)
+
+    def _up_to_date(self, head: Head | None, step: int) -> Head | None:
+        """The head, asked for again while it is older than a witness says: a store far away may answer with an old one."""
+        for delay in _RETRY_SECONDS if self.plan.store else ():
+            if step <= steps_committed(head.record if head else {}):
+                break
+            self.say(f"The store answers with less than step {step}, which was committed. Asking again.")
+            time.sleep(delay)
+            head = self._ask()
+        return head
+
+    def _ask(self) -> Head | None:
         began = time.monotonic()
         for delay in itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]) if self.plan.store else ()):
             try:
@@ -83,8 +97,8 @@ class Witnesses:
         if given_up(attempts):
             raise StoppedOnPurpose(*no_progress(*without_progress(attempts), self.folder.path / "logs"))
 
-    def check_wandb(self, head: Head | None, asked: subprocess.Popen[str]) -> None:
-        """The witness on no machine of ours; out of reach it is a warning, unless the store is empty.
+    def check_wandb(self, head: Head | None, asked: subprocess.Popen[str]) -> Head | None:
+        """The witness on no machine of ours; out of reach it is a warning, unless the store is empty. Returns the head.
 
         Raises:
             CheckpointError: it knows of a newer commit than the store.
@@ -98,6 +112,7 @@ class Witnesses:
             time.sleep(delay)
             answer = answer_of(start_witness(self.folder.path / "plan.json"))
         if answer["answer"] == "commit":
+            head = self._up_to_date(head, answer["step"])
             self._compare("Weights & Biases", answer["step"], head)
         elif answer["answer"] == "unknown" and known >= 0:
             self.say(f"Weights & Biases does not answer ({answer['why']}); the store's word is taken.")
@@ -107,6 +122,7 @@ class Witnesses:
                 "can tell whether this run has been trained before.",
                 "Nothing was started. Start the same command again later, or without it: -s tracking.wandb=null.",
             )
+        return head
 
     def _compare(self, witness: str, step: int, head: Head | None) -> None:
         known: Any = steps_committed(head.record if head else {})
