@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.daemons import Layout, tail
-from cluster.waiting import ClusterError, free_ports, until
+from cluster.waiting import ClusterError, free_ports, is_free, until
 
 CONFIG = """\
 allowed_clouds: [slurm]
@@ -82,7 +82,7 @@ class ApiServer:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        (self.port,) = free_ports(1)
+        self.port = server_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def prepare(self, ssh_config: str) -> None:
@@ -129,6 +129,7 @@ class ApiServer:
         return kept | self.node_environment() | {
             "HOME": str(self.layout.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "SKYPILOT_API_SERVER_LOCAL_PORT": str(self.port), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+            "TMPDIR": str(self.layout.folder("tmp")),
         }  # fmt: skip
 
     def node_environment(self) -> dict[str, str]:
@@ -169,6 +170,14 @@ class ApiServer:
         if done.returncode:
             raise ClusterError(f"uv cannot be installed: {done.stderr}")
         return target / "bin" / "uv"
+
+
+def server_port() -> int:
+    """A free port for the server; it takes another one for its queues, at a fixed distance (sky.server.requests.queues)."""
+    while True:
+        (port,) = free_ports(1)
+        if is_free(50_000 + (11 + port - 46_580) % 10_000):
+            return port
 
 
 def pip_configuration() -> dict[str, Any]:
