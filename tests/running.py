@@ -102,7 +102,8 @@ def spring(name, calls):
         trap = json.loads((PROJECT / "trap.json").read_text())
     except FileNotFoundError:
         return ""
-    while trap["paced"] and name == "train" and committed() < (calls - 1) // 4 // 5 * 5:
+    patience = time.monotonic() + 10  # a save that was due while another one was on its way begins at a later step
+    while trap["paced"] and name == "train" and committed() < (calls - 1) // 4 // 5 * 5 and time.monotonic() < patience:
         time.sleep(0.002)
     while trap["committed"] > 0 and calls >= trap["call"] // 2 and committed() < 0:
         time.sleep(0.002)  # the save of step 0 is on its way; later ones then begin when they are due, however slow the disk is
