@@ -47,24 +47,32 @@ class Model(nn.Module):
 
 
 class Gate:
-    """A real store whose `put` waits until a test lets it go on, so that a save can be held at its most delicate place."""
+    """A real store that waits until a test lets it go on, before `put` or `commit`, to hold a save at a delicate place."""
 
-    def __init__(self, store: DirectoryStore) -> None:
-        self.store, self.reached, self.open = store, threading.Event(), threading.Event()
+    def __init__(self, store: DirectoryStore, where: str) -> None:
+        self.store, self.where, self.reached, self.open = store, where, threading.Event(), threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
 
+    def _pass(self, where: str) -> None:
+        if where == self.where:
+            self.reached.set()
+            assert self.open.wait(60)
+
     def put(self, chunks: Iterable[Chunk]) -> StoredFile:
-        self.reached.set()
-        assert self.open.wait(60)
+        self._pass("put")
         return self.store.put(chunks)
+
+    def commit(self, record: dict[str, Any], expected: Head | None) -> Head:
+        self._pass("commit")
+        return self.store.commit(record, expected)
 
 
 class Run:
     """A run's state with its checkpointer in a folder."""
 
-    def __init__(self, folder: Path, attempt: str = "a1", width: int = 5, gate: bool = False, keep: Keep | None = None) -> None:
+    def __init__(self, folder: Path, attempt: str = "a1", width: int = 5, gate: str = "", keep: Keep | None = None) -> None:
         torch.manual_seed(0)
         self.model = Model(width)
         objective = Objective(self.model, "classification")
@@ -76,7 +84,7 @@ class Run:
         record["attempts"] = [*record["attempts"], {"id": attempt}]
         head = self.store.commit(record, found)
         if gate:
-            self.store = Gate(self.store)
+            self.store = Gate(self.store, gate)
         tracker = JsonlTracker(folder)
         tracker.start({}, 0)
         self.checkpointer = Checkpointer(
@@ -140,7 +148,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 def test_the_state_may_change_once_before_step_has_returned(tmp_path: Path) -> None:
     """While the file is still being written the next steps change everything, and the checkpoint has the old values."""
-    run = Run(tmp_path, gate=True)
+    run = Run(tmp_path, gate="put")
     run.step()
     before = run.values()
     run.checkpointer.begin()
@@ -196,7 +204,7 @@ def test_a_change_outside_of_the_step_loses_that_save_only(tmp_path: Path, caplo
 
 def test_one_save_is_in_flight_and_the_newest_request_wins(tmp_path: Path) -> None:
     """Requests while a save is on its way wait, become one, and save the state of the first step at which none is."""
-    run = Run(tmp_path, gate=True)
+    run = Run(tmp_path, gate="put")
     run.step()
     assert run.checkpointer.due(1)
     run.checkpointer.begin()
@@ -304,6 +312,19 @@ def test_what_is_kept(keep: Keep, best: int | None, stay: list[int]) -> None:
     all_of_them = [manifest(step, best) for step in (50, 0, 20, 10, 40, 30)]
     assert [checkpoint.step for checkpoint in keep.select(all_of_them)] == stay
     assert keep.select([]) == []
+
+
+def test_a_note_beside_a_commit_is_not_lost(tmp_path: Path) -> None:
+    """How an attempt ends is noted while a save is on its way; the next commit has it."""
+    run = Run(tmp_path, gate="commit")
+    run.checkpointer.begin()
+    assert run.store.reached.wait(60)
+    run.checkpointer.note(code=7, kind="stopped")
+    run.store.open.set()
+    assert run.checkpointer.is_current()
+    run.step()
+    run.save()
+    assert run.store.head().record["attempts"][-1] == {"id": "a1", "code": 7, "kind": "stopped"}
 
 
 def test_old_checkpoints_leave_the_disk(tmp_path: Path) -> None:

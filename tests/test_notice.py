@@ -111,14 +111,16 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
 def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s, and the reason is kept.
 
-    The last save before took 25 s, so that this one has to begin at once.
+    The last save before took so long that this one has to begin at once, and may still be tried some seconds later.
     """
+    seconds = CLOUDS[server.cloud]
     info = {"cluster": "c", "cloud": {"aws": "AWS", "gcp": "GCP", "azure": "Azure"}[server.cloud], "region": "r", "zone": "z"}
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(info))
     monkeypatch.setenv(ADDRESS_NAME, server.url)
     project = Project(tmp_path)
     plan = project.plan()
-    before = {"id": "before", "started": 1.0, "ended": 2.0, "code": 75, "kind": "stopped", "from_step": 0, "last_save": 25.0}
+    before = {"id": "before", "started": 1.0, "ended": 2.0, "code": 75, "kind": "stopped", "from_step": 0}
+    before["last_save"] = 0.8 * seconds
     open_store(plan, "before").commit({"format": 1, "digest": plan.digest, "checkpoints": [], "attempts": [before]}, None)
     project.trap("hold", call=7 * PER_STEP + 1, committed=5)
     began: list[float] = []
@@ -126,7 +128,7 @@ def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monk
     def give() -> None:
         until((tmp_path / "held").exists, "the hold")
         began.append(time.monotonic())
-        server.preempt(30)
+        server.preempt(seconds)
 
     thread = threading.Thread(target=give)
     thread.start()

@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from .errors import COME_BACK, OutOfMemory, Stopped, StoreUnavailable, XrunError
+from .errors import COME_BACK, OutOfMemory, Stopped, XrunError
 from .plan import Plan
 from .run_folder import RunFolder, open_store, restore_soon
 from .stop import TOLD, StopFlag, end_with_parent
@@ -56,7 +56,7 @@ def main(plan_path: str, attempt: str) -> int:
 
 def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, code: int) -> int:
     """Write down what ended this rank, for the entrypoint to tell and to keep."""
-    kind = "outside" if _is_peer_loss(error) or isinstance(error, StoreUnavailable) else "own"
+    kind = "outside" if _is_peer_loss(error) else error.kind if isinstance(error, XrunError) else "own"
     failure = {
         "code": code, "message": message, "hint": hint, "kind": kind, "time": time.time(), "traceback": code == 1,
     }  # fmt: skip

@@ -81,6 +81,7 @@ class Checkpointer:
         self._snapshot = Snapshot()
         self._copied = threading.Event()
         self._copied.set()
+        self._facts: dict[str, Any] = {}
         self._stall = 0.0
         self._wanted = False
         schedule.alone = max([a["last_save"] for a in head.record.get("attempts", []) if "last_save" in a][-3:], default=0.0)
@@ -160,12 +161,11 @@ class Checkpointer:
         """Commit that the run has finished; an empty `facts` leaves it to the first process."""
         if self.rank == 0:
             self.note(ended=self.clock(), code=0, kind="finished", reason="", committed=self.state.step)
-            self.head = self.store.commit({**self.head.record, "finished": {"step": self.state.step, **facts}}, self.head)
+            self.head = self.store.commit({**self._record(), "finished": {"step": self.state.step, **facts}}, self.head)
 
     def note(self, **facts: Any) -> None:
-        """Facts about this attempt that go along with the next commit."""
-        *before, own = self.head.record["attempts"]
-        self.head = dataclasses.replace(self.head, record={**self.head.record, "attempts": [*before, {**own, **facts}]})
+        """Facts about this attempt that go along with the next commit, also while one is on its way."""
+        self._facts = {**self._facts, **facts}
 
     def close(self) -> None:
         """End the thread; a save on its way is finished first."""
@@ -257,7 +257,7 @@ class Checkpointer:
             kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
             manifests = [checkpoint.to_json() for checkpoint in _same_files(kept, now)]
             rejected = [step for step in self.head.record.get("rejected", []) if step != now.step]
-            record = {**self.head.record, "checkpoints": manifests, "rejected": rejected, **self._points(now.step)}
+            record = {**self._record(), "checkpoints": manifests, "rejected": rejected, **self._points(now.step)}
             self.head = self.store.commit(record, self.head)
             self.committed_step, self.unavailable = now.step, ""
             self.schedule.measured(self._stall, time.perf_counter() - saving.started)
@@ -272,8 +272,15 @@ class Checkpointer:
 
     def _note_last(self, seconds: float) -> None:
         """How long the last save of an attempt takes, with nothing beside it, is for the attempts after it."""
-        if any("ended" in own for own in self.head.record.get("attempts", [])[-1:]):
+        if "ended" in self._facts:
             self.note(last_save=round(seconds, 3))
+
+    def _record(self) -> dict[str, Any]:
+        """The run's record as the head has it, with what is known of this attempt since."""
+        attempts = [dict(attempt) for attempt in self.head.record.get("attempts", [])]
+        for own in attempts[-1:]:
+            own |= self._facts
+        return {**self.head.record, "attempts": attempts}
 
     def _points(self, step: int) -> dict[str, Any]:
         """The logged points up to this step, in the store."""

@@ -34,6 +34,8 @@ class XrunError(Exception):
     """Something that a person can act on: what is wrong, and the way out."""
 
     exit_code = 1
+    kind = "own"
+    """What it says of the attempt that it ends: the run's `own` failure, one from `outside`, or `stopped` on purpose."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -110,6 +112,7 @@ class StoreUnavailable(StoreError):
     """The store cannot be read now, so nobody can tell what it holds."""
 
     exit_code = COME_BACK
+    kind = "outside"
 
 
 class CheckpointError(XrunError):
@@ -156,6 +159,7 @@ class StoppedOnPurpose(XrunError):
     """Ended by budget, cancel or lack of progress; never recovered."""
 
     exit_code = 7
+    kind = "stopped"
 
 
 class Stopped(BaseException):
