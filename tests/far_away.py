@@ -23,6 +23,7 @@ from servers.hub import Hub
 from servers.wandb import Wandb
 
 from xrun.run_folder import RunFolder
+from xrun.store.hub import stored_files
 
 FINISHED, COME_BACK = 0, 75
 FAST = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000", "XRUN_HUB_PATIENCE": "3", "XRUN_WANDB_CHECK": "1"}
@@ -94,10 +95,9 @@ class FarAway:
             if "not at" in str(error) or "not found" in str(error).lower() or "Invalid" in str(error):
                 return None
             raise
-        for manifest in record.get("checkpoints", []):
-            for name, file in manifest["files"].items():
-                content = self.hub.read(self.repo, file["copies"][0], "state")
-                assert blake3(content).hexdigest() == file["blake3"], f"step {manifest['step']}: {name} is not what was committed"
+        for file in stored_files(record):
+            content = self.hub.read(self.repo, file.copies[0], "state")
+            assert blake3(content).hexdigest() == file.blake3, f"{file.copies[0]} is not what was committed"
         return record
 
     def rows(self) -> list[dict[str, Any]]:

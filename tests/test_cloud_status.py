@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Project
+from running import PER_STEP, Project, steps_of
 
 from xrun.cloud_status import cloud_words, hourly, with_jobs
 from xrun.launch_record import LaunchRecord, one_launcher, read_launch, write_launch
@@ -111,6 +111,17 @@ def test_what_attempts_have_measured_is_known_to_the_next_plan(trained: Project)
     assert known.steps_left == 20
     assert known_throughput(trained.plan()).steps_left == 8
     assert known_throughput(trained.plan("model.args={width: 9}")).measured == {}
+
+
+def test_epochs_have_an_end_once_somebody_has_counted_them(tmp_path: Path) -> None:
+    """How many steps an epoch has is known from any attempt on, also of another run with the same data."""
+    project, epochs = Project(tmp_path), ("train.steps=null", "train.epochs=2")
+    assert known_throughput(project.plan(*epochs)).steps_left is None
+    project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
+    assert project.attempt(*epochs).code == 75
+    assert known_throughput(project.plan(*epochs)).steps_left == 26 - max(steps_of(project.run))
+    assert known_throughput(project.plan(*epochs, "train.seed=1")).steps_left == 26
+    assert known_throughput(project.plan(*epochs, "dataset.args={n: 50}")).steps_left is None
 
 
 def test_the_time_left_is_the_newest_attempts(trained: Project) -> None:

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from far_away import FarAway, play, step_of
+from far_away import FarAway, environment, play, step_of
 from running import PER_STEP, STEPS, Project, curve, weights
 from servers.hub import Hub
 from servers.wandb import Wandb
+
+# The library's own use of httpx and of hf_xet.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:hf_xet:DeprecationWarning"),
+]
 
 SEEDS = range(*(int(number) for number in os.environ.get("XRUN_SCHEDULES", "1000-1500").split("-")))
 
@@ -39,7 +45,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[int, d
 
 def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]) -> None:
     """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit, the same final weights,
-    one W&B run that has every step once; the whole log is on the new machine."""
+    one W&B run that has every step once; all points and what the lost machine has printed can be read on the new machine."""
     far = FarAway(tmp_path, hub, wandb, "bare")
     far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
@@ -57,6 +63,9 @@ def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected
     assert [row["train/step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["train/loss"] for row in rows] == [expected[1][step]["train/loss"] for step in range(1, STEPS + 1)]
     assert wandb.runs("alice", "bare") == [far.run.run]
+    with environment(far.environ):
+        assert "Starting at step 0" in far.run.log_text(1, 0)
+        assert "Going on from step" in far.run.log_text(2, 0)
     assert far.live().code == 0, "a finished run started again does nothing"
 
 

@@ -12,7 +12,8 @@ import pytest
 from running import PER_STEP, STEPS, Project, curve, record, steps_of, until
 from servers.metadata import Metadata
 
-from xrun.notice import ADDRESS_NAME, watching
+from xrun.metadata import ADDRESS_NAME
+from xrun.notice import watching
 from xrun.run_folder import open_store
 from xrun.stop import SPARE_SECONDS, StopFlag
 

@@ -102,7 +102,7 @@ def test_logs_are_found_by_attempt_and_rank(project: Project) -> None:
     assert "Going on from step 5." in project.run.log_text(2, 0)
     with pytest.raises(LaunchError, match="has 2 attempts"):
         project.run.log_text(3, 0)
-    with pytest.raises(LaunchError, match="has no process 7"):
+    with pytest.raises(LaunchError, match="left no log of process 7"):
         project.run.log_text(1, 7)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from running import STEPS, Project, curve, record, steps_of
+from servers.metadata import Metadata
 
 from xrun import spending
+from xrun.metadata import ADDRESS_NAME
 from xrun.spending import allowance, dollars, hours, price_now, unknown
 
 NOW = 1_800_000_000.0
@@ -29,7 +31,7 @@ def machine(cloud: str, region: str, accelerators: int, prices: Any = PRICES) ->
     info = {"cluster": "c", "cloud": cloud, "region": region, "zone": "z"}
     return {
         "SKYPILOT_CLUSTER_INFO": json.dumps(info), "SKYPILOT_NUM_GPUS_PER_NODE": str(accelerators),
-        "XRUN_PRICES": json.dumps(prices),
+        "XRUN_PRICES": json.dumps(prices), ADDRESS_NAME: "http://127.0.0.1:9",  # nobody there
     }  # fmt: skip
 
 
@@ -48,6 +50,21 @@ def test_an_attempt_finds_its_price(where: tuple[str, str, int], usd: float) -> 
     price = price_now(machine(*where))
     assert price is not None
     assert price.usd_per_hour == usd
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
+@pytest.mark.parametrize(("spot", "usd"), [(True, 8.0), (False, 30.0)])
+def test_a_machine_says_whether_it_is_a_spot_one(cloud: str, spot: bool, usd: float) -> None:
+    """With `spot: auto` both prices fit; the cloud is asked. Where it does not answer, the dearer counts."""
+    both = [{"cloud": cloud, "spot": True, "usd_per_hour": 8.0}, {"cloud": cloud, "spot": False, "usd_per_hour": 30.0}]
+    here = machine(cloud.upper(), "r", 8, both)
+    with Metadata(cloud, spot=spot) as server:
+        price = price_now({**here, ADDRESS_NAME: server.url})
+    assert price is not None
+    assert price.usd_per_hour == usd
+    nobody = price_now(here)
+    assert nobody is not None
+    assert nobody.usd_per_hour == 30.0
 
 
 def test_the_price_goes_into_the_attempts_entry() -> None:

@@ -24,7 +24,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from . import point_log, tensor_file
+from . import attempt_logs, point_log, tensor_file
 from .checkpoint import Checkpoint, Keep, checkpoints_of
 from .errors import CheckpointCorrupt, CheckpointError, LeaseLost, StoreUnavailable, XrunError
 from .interval import LastSave, SaveSchedule
@@ -64,17 +64,19 @@ class Checkpointer:
     """Saves a run's state on this process, and on the first process commits it.
 
     `writers` is the number of processes that write: all of them where the model is sharded, else one. `group` is a process
-    group that nothing else uses. `points` is the file of logged points that goes along with each commit, if one does.
+    group that nothing else uses. `points` is the file of logged points that goes along with each commit, if one does, and `logs`
+    the folder with what this attempt's processes print, likewise.
     """
 
     def __init__(
         self, state: TrainState, store: Store, *, head: Head, digest: str, attempt: str, keep: Keep, schedule: SaveSchedule,
         tracker: Tracker, environment: Mapping[str, Any], rank: int = 0, writers: int = 1, group: Any = None,
-        points: Path | None = None, clock: Callable[[], float] = time.time,
+        points: Path | None = None, logs: Path | None = None, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.state, self.store, self.head, self.digest, self.attempt = state, store, head, digest, attempt
         self.keep, self.schedule, self.tracker, self.environment = keep, schedule, tracker, environment
-        self.rank, self.writers, self.group, self.points, self.clock = rank, writers, group, points, clock
+        self.rank, self.writers, self.group, self.clock = rank, writers, group, clock
+        self.points, self.logs = points, logs
         self.unavailable = ""
         """Why nobody could tell whether the last save was committed; "" if that is not what happened to it."""
         self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
@@ -161,7 +163,8 @@ class Checkpointer:
         """Commit that the run has finished; an empty `facts` leaves it to the first process."""
         if self.rank == 0:
             self.note(ended=self.clock(), code=0, kind="finished", reason="", committed=self.state.step)
-            self.head = self.store.commit({**self._record(), "finished": {"step": self.state.step, **facts}}, self.head)
+            finished = {"finished": {"step": self.state.step, **facts}}
+            self.head = self.store.commit({**self._record(), **self._logs(), **finished}, self.head)
 
     def note(self, **facts: Any) -> None:
         """Facts about this attempt that go along with the next commit, also while one is on its way."""
@@ -257,7 +260,7 @@ class Checkpointer:
             kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
             manifests = [checkpoint.to_json() for checkpoint in _same_files(kept, now)]
             rejected = [step for step in self.head.record.get("rejected", []) if step != now.step]
-            record = {**self._record(), "checkpoints": manifests, "rejected": rejected, **self._points(now.step)}
+            record = {**self._record(), "checkpoints": manifests, "rejected": rejected, **self._points(now.step), **self._logs()}
             self.head = self.store.commit(record, self.head)
             self.committed_step, self.unavailable = now.step, ""
             self.schedule.measured(self._stall, time.perf_counter() - saving.started)
@@ -287,6 +290,10 @@ class Checkpointer:
         if self.points is None:
             return {}
         return {"points": point_log.extended(self.store, self.points, self.head.record.get("points", []), step)}
+
+    def _logs(self) -> dict[str, Any]:
+        """What has been printed, in the store."""
+        return attempt_logs.kept(self.store, self.logs, self.attempt, self.head.record) if self.logs else {}
 
     def _failed(self, step: int, error: XrunError) -> None:
         self.unavailable = error.message if isinstance(error, StoreUnavailable) else ""

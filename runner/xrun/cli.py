@@ -363,6 +363,8 @@ def _report_text(facts: dict[str, Any]) -> str:
         )
     lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
     lines.append(f"  recomputed {facts['steps_recomputed']} steps, {facts['seconds_lost']:.1f} s lost")
+    if not facts["exact"]:
+        lines.append("  not exact: micro-batches that did not fit into memory were computed in parts")
     if facts["model"]:
         lines.append(f"  model {facts['model']} (SHA-256 {facts['weights_sha256']})")
     return "\n".join(lines)

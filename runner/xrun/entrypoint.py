@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import spending
+from . import attempt_logs, spending
 from .errors import COME_BACK, LaunchError, LeaseLost, StoppedOnPurpose, StoreError, XrunError
 from .node import FollowingNode, Node
 from .nodes import Nodes, meeting_port, nodes_of
@@ -272,7 +272,8 @@ class Attempt(Node):
             attempts[-1]["code"] = code = StoppedOnPurpose.exit_code
             why = " ".join(no_progress(*ends, self.folder.path / "logs"))
         if not stopped or self.store.commit_delay() < self.stop.seconds_left():
-            self.store.commit({**head.record, "attempts": attempts}, head)
+            logs = attempt_logs.kept(self.store, self.folder.logs(self.id), self.id, head.record) if self.plan.store else {}
+            self.store.commit({**head.record, "attempts": attempts, **logs}, head)
         self._tell_attempts(attempts)
         return code, why
 

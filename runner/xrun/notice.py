@@ -11,7 +11,6 @@ import json
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +19,9 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 
+from .metadata import Metadata, aws
 from .stop import GRACE_SECONDS, SPARE_SECONDS, StopFlag
 
-ADDRESS = "http://169.254.169.254"
-"""Where a machine of any of these clouds finds its metadata server."""
-ADDRESS_NAME = "XRUN_METADATA_ADDRESS"
-"""The environment variable that names another address."""
-_TIMEOUT = 2.0
 _BACKOFF = 60.0
 """The longest wait between two questions to a server that has never answered."""
 _PATIENCE = 5
@@ -41,27 +36,10 @@ class Notice:
     seconds: float
 
 
-class Metadata:
-    """The metadata server of one machine."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.token = ""
-        self.name: str | None = None
-        # Proxies are for the world outside; this address is a link's.
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-
-    def get(self, path: str, headers: Mapping[str, str], method: str = "GET") -> tuple[str, Message]:
-        """The answer's text and headers."""
-        request = urllib.request.Request(self.address + path, headers=dict(headers), method=method)  # noqa: S310  http only
-        with self._open(request, timeout=_TIMEOUT) as answer:
-            return answer.read().decode(), answer.headers
-
-
 def ask_aws(server: Metadata) -> Notice | None:
     """`spot/instance-action` of IMDSv2: 404 until two minutes before the instance is taken."""
     try:
-        text, headers = _aws(server, "spot/instance-action")
+        text, headers = aws(server, "spot/instance-action")
     except urllib.error.HTTPError as error:
         if error.code != 404:
             raise
@@ -89,20 +67,6 @@ def ask_azure(server: Metadata) -> Notice | None:
             seconds = _seconds(when, parsedate_to_datetime, headers) if when else GRACE_SECONDS
             return Notice(f"Azure announces {event['EventType']} of this machine{f', {when}' if when else ''}", seconds)
     return None
-
-
-def _aws(server: Metadata, name: str) -> tuple[str, Message]:
-    """An entry of `meta-data`, with a token that is asked for again when it has expired."""
-    for _ in range(2):
-        if not server.token:
-            server.token, _ = server.get("/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, "PUT")
-        try:
-            return server.get(f"/latest/meta-data/{name}", {"X-aws-ec2-metadata-token": server.token})
-        except urllib.error.HTTPError as error:
-            if error.code != 401:
-                raise
-            server.token = ""
-    raise HTTPException("two tokens in a row were refused")
 
 
 def _is_ours(server: Metadata, resources: list[str]) -> bool:
@@ -143,7 +107,7 @@ def watching(stop: StopFlag, cloud: str, environ: Mapping[str, str], interval: f
         yield
         return
     ask, pause = ASK[cloud]
-    server, ended = Metadata(environ.get(ADDRESS_NAME) or ADDRESS), threading.Event()
+    server, ended = Metadata.of(environ), threading.Event()
     arguments: Any = (ask, server, stop, ended, interval or pause)
     threading.Thread(target=_watch, args=arguments, name="xrun-notice", daemon=True).start()
     try:

@@ -97,6 +97,7 @@ class _Builder:
         steps = train.steps or (train.epochs or 0) * (sampler.steps_per_epoch or 0)
         tracker = self._tracker(steps)
         checkpointer = self._checkpointer(sampler.steps_per_epoch or 1, tracker, found)
+        checkpointer.note(steps_per_epoch=sampler.steps_per_epoch)
         return Training(
             train=train, steps=steps, state=state, objective=self.objective, reduction=self._reduction(model),
             accelerator=self.accelerator, sampler=sampler,
@@ -306,6 +307,7 @@ class _Builder:
             keep=Keep(self.recipe.checkpoint.keep, keep_every.steps if keep_every else None), tracker=tracker,
             environment=self._environment(), rank=self.world.rank, writers=self.world.size if self.sharded else 1,
             group=self.world.saving, points=self.folder.metrics if self.plan.store else None,
+            logs=self.folder.logs(self.attempt) if self.plan.store else None,
         )  # fmt: skip
         if self.world.rank == 0:
             self._say_where(found, checkpointer)

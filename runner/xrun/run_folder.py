@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import attempt_logs
 from .errors import LaunchError, XrunError
 from .plan import Plan
 from .store import Head, Store, StoredFile
@@ -69,10 +70,13 @@ class RunFolder:
                 f"Delete that file and start the recipe again with --run {self.run}.",
             ) from error
 
+    def store(self) -> Store:
+        """The run's store, to read from; the folder may have been moved since the plan was written."""
+        return open_store(replace(self.plan(), home=str(self.path.parent)), "reader", create=False)
+
     def head(self) -> Head | None:
-        """The newest commit; the folder may have been moved since the plan was written."""
-        here = replace(self.plan(), home=str(self.path.parent))
-        return open_store(here, "reader", create=False).head()
+        """The newest commit."""
+        return self.store().head()
 
     def points(self) -> list[dict[str, Any]]:
         """Every logged point."""
@@ -92,16 +96,30 @@ class RunFolder:
         """What one training process of an attempt (counted from 1, default the last) has printed.
 
         Raises:
-            LaunchError: there is no such attempt or process.
+            LaunchError: there is no such attempt, or its process has left nothing.
         """
-        attempts = sorted(path.name for path in (self.path / "logs").glob("*"))
+        store, record = self.store(), self._record_or_nothing()
+        folders = sorted(path.name for path in (self.path / "logs").glob("*"))
+        attempts = [entry["id"] for entry in record.get("attempts", [])] or folders
         number = len(attempts) if attempt is None else attempt
         if not 1 <= number <= len(attempts):
             raise LaunchError(f"{self.run} has {len(attempts)} attempts (got {number}).")
-        path = self.logs(attempts[number - 1]) / f"rank{rank}.log"
-        if not path.exists():
-            raise LaunchError(f"Attempt {number} of {self.run} has no process {rank}.")
-        return path.read_text(errors="replace")
+        own = self.logs(attempts[number - 1])
+        if (path := own / f"rank{rank}.log").exists():
+            return path.read_text(errors="replace")
+        if (text := attempt_logs.read(store, record, own.name, rank)) is not None:
+            return text
+        raise LaunchError(f"Attempt {number} of {self.run} has left no log of process {rank}.")
+
+    def _record_or_nothing(self) -> Mapping[str, Any]:
+        """What the store has; logs that lie here can be read without it."""
+        try:
+            head = self.head()
+        except XrunError:
+            if not any((self.path / "logs").glob("*")):
+                raise
+            return {}
+        return head.record if head else {}
 
     def report(self) -> dict[str, Any]:
         """Everything that is known of the run, as JSON."""
@@ -118,6 +136,7 @@ class RunFolder:
             "checkpoints": steps,
             "committed": max((manifest["time"] for manifest in record.get("checkpoints", [])), default=None),
             "rejected": record.get("rejected", []),
+            "exact": all(manifest["numbers"].get("exact", True) for manifest in record.get("checkpoints", [])[-1:]),
             "attempts": attempts,
             "steps_recomputed": sum(attempt.get("steps_recomputed", 0) for attempt in attempts),
             "seconds_lost": round(sum(attempt.get("seconds_lost", 0.0) for attempt in attempts), 3),

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .metadata import is_spot
 from .nodes import Place, place_of
 
 PRICES_NAME = "XRUN_PRICES"
@@ -53,10 +54,15 @@ def prices_of(environ: Mapping[str, str]) -> list[Price]:
 
 
 def price_now(environ: Mapping[str, str]) -> Price | None:
-    """What this machine costs: the dearest that fits it, else the dearest of all; None if nobody knows any price."""
+    """What this machine costs: the dearest that fits it, else the dearest of all; None if nobody knows any price.
+
+    The cloud is asked whether it is a spot machine where that makes the difference.
+    """
     prices, place = prices_of(environ), place_of(environ)
     accelerators = int(float(environ.get("SKYPILOT_NUM_GPUS_PER_NODE") or 0))
     fitting = [price for price in prices if price.fits(place, accelerators)]
+    if {True, False} <= {price.spot for price in fitting} and (spot := is_spot(place.cloud, environ)) is not None:
+        fitting = [price for price in fitting if price.spot in (None, spot)]
     return max(fitting or prices, key=lambda price: price.usd_per_hour, default=None)
 
 

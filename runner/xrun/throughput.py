@@ -6,6 +6,7 @@ Between machines that were measured and those that were not stands an estimate, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,10 +137,26 @@ def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) ->
 def _steps_left(plan: Plan) -> int | None:
     """Steps of the run less the newest committed one; None where the number of steps follows from data nobody has counted yet."""
     train, record = plan.recipe["train"], _record(RunFolder(plan.folder))
-    per_epoch = (record.get("finished") or {}).get("steps_per_epoch")
+    per_epoch = None if train["steps"] else _steps_per_epoch(record) or _counted_elsewhere(plan)
     total = train["steps"] or (train["epochs"] * per_epoch if per_epoch else None)
     committed = max((manifest["step"] for manifest in record.get("checkpoints", [])), default=0)
     return None if total is None else max(0, total - committed)
+
+
+def _steps_per_epoch(record: Mapping[str, Any]) -> int | None:
+    """What an attempt of a run has counted."""
+    return next((entry["steps_per_epoch"] for entry in record.get("attempts", []) if entry.get("steps_per_epoch")), None)
+
+
+def _counted_elsewhere(plan: Plan) -> int | None:
+    """The same for another run with the same data in the same batches."""
+    own = plan.mathematics["dataset"], plan.mathematics["train"]["global_batch"]
+    for folder in runs_in(Path(plan.home)):
+        with contextlib.suppress(XrunError):
+            other = folder.plan().mathematics
+            if (other["dataset"], other["train"]["global_batch"]) == own and (found := _steps_per_epoch(_record(folder))):
+                return found
+    return None
 
 
 def _record(folder: RunFolder) -> Mapping[str, Any]:

@@ -17,11 +17,11 @@ class Metadata:
     """`with Metadata("aws") as server:` serves at `server.url`; `server.preempt(120)` gives the notice.
 
     `requests` is everything that was asked, as `METHOD path`; `broken` answers every question with 500; `ahead` is by how many
-    seconds the server's clock is ahead of this machine's.
+    seconds the server's clock is ahead of this machine's; `spot` is what kind of machine it is.
     """
 
-    def __init__(self, cloud: str, ahead: float = 0.0) -> None:
-        self.cloud, self.ahead = cloud, ahead
+    def __init__(self, cloud: str, ahead: float = 0.0, spot: bool = True) -> None:
+        self.cloud, self.ahead, self.spot = cloud, ahead, spot
         self.broken = False
         self.requests: list[str] = []
         self.others: list[str] = []
@@ -64,6 +64,8 @@ class Metadata:
             return (200, self.tokens[-1]) if ok else (400, "")
         if headers["X-aws-ec2-metadata-token"] != self.tokens[-1]:
             return 401, ""
+        if path == "/latest/meta-data/instance-life-cycle":
+            return 200, "spot" if self.spot else "on-demand"
         if path != "/latest/meta-data/spot/instance-action" or self._notice is None:
             return 404, ""
         return 200, json.dumps({"action": "terminate", "time": f"{self._notice:%Y-%m-%dT%H:%M:%SZ}"})
@@ -71,6 +73,8 @@ class Metadata:
     def _gcp(self, method: str, path: str, headers: Any) -> tuple[int, str]:
         if headers["Metadata-Flavor"] != "Google":
             return 403, ""
+        if path == "/computeMetadata/v1/instance/scheduling/preemptible":
+            return 200, "TRUE" if self.spot else "FALSE"
         if path != "/computeMetadata/v1/instance/preempted":
             return 404, ""
         return 200, "TRUE" if self._notice else "FALSE"
@@ -80,6 +84,8 @@ class Metadata:
             return 400, ""
         if path.startswith("/metadata/instance/compute/name?"):
             return 200, NAME
+        if path.startswith("/metadata/instance/compute/priority?"):
+            return 200, "Spot" if self.spot else "Regular"
         if not path.startswith("/metadata/scheduledevents?api-version="):
             return 404, ""
         events = [self._event(name, "") for name in self.others]
