@@ -5,6 +5,7 @@ The file is also the program that the processes run: `python test_reduction.py F
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import xrun
 from xrun.errors import TrainError
 from xrun.loader import Piece
 from xrun.objective import Objective
 from xrun.reduction import ExactReduction, FastReduction, Reduction, check_powers_of_two
-from xrun.sampler import Sampler
+from xrun.sampler import MicroBatch, Sampler
 from xrun.world import World
 
 SIZES = (1, 2, 4)
@@ -32,21 +34,24 @@ STEPS = 6
 class Branches(nn.Module):
     """A wide model whose gradients come in another order than its parameters were registered: more than 5 MB of them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norms: bool = False) -> None:
         super().__init__()
         self.parts = nn.ModuleList([nn.Linear(width, width) for _ in range(5)])
         self.unused = nn.Linear(2, 2)
+        self.norms = nn.ModuleList([nn.BatchNorm1d(width), nn.BatchNorm1d(width, momentum=None)] if norms else [])
         self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         for part in (self.parts[2], self.parts[4], self.parts[0], self.parts[3], self.parts[1]):
             x = x + part(x).tanh()
+        for norm in [*self.norms, *self.norms[:1]]:
+            x = checkpoint(norm, x, use_reentrant=False)  # called again in backward
         return self.head(x) + 0 * self.unused.weight.sum() + 0 * self.unused.bias.sum()
 
 
-def objective(width: int) -> Objective:
+def objective(width: int, norms: bool = False) -> Objective:
     torch.manual_seed(0)
-    return Objective(Branches(width), "classification")
+    return Objective(Branches(width, norms), "classification")
 
 
 def data(step: int, rank: int, world: int, width: int) -> list[Piece]:
@@ -101,8 +106,8 @@ def fast(world: World, kind: type[FastReduction], width: int, steps: range, stat
     return train(kind(replicas, world), model, world, steps, width, state)
 
 
-def exact(world: World) -> Any:
-    model = objective(16)
+def exact(world: World, norms: bool = False) -> Any:
+    model = objective(16, norms)
     return train(ExactReduction(model, world, GLOBAL, GLOBAL // MICRO), model, world, range(STEPS), 16)
 
 
@@ -113,7 +118,7 @@ def work(folder: Path, rank: int) -> None:
             continue
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
         world = World(rank, size, dist.new_group(), dist.new_group())
-        found = {"exact": exact(world), "fast": fast(world, FastReduction, 16, range(3))}
+        found = {"exact": exact(world), "norms": exact(world, norms=True), "fast": fast(world, FastReduction, 16, range(3))}
         if size == 4:
             for kind in (FastReduction, WithoutBegin):
                 whole = fast(world, kind, 600, range(3))
@@ -162,9 +167,10 @@ def test_the_gradient_is_that_of_the_whole_batch(found: dict[int, Any]) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_exact_is_the_same_bits_on_any_number_of_processes(found: dict[int, Any], size: int) -> None:
-    """Gradients, losses and weights of 1, 2 and 4 processes are bitwise equal, short last batches included."""
-    one, many = found[1]["exact"], found[size]["exact"]
+@pytest.mark.parametrize("kind", ["exact", "norms"])
+def test_exact_is_the_same_bits_on_any_number_of_processes(found: dict[int, Any], size: int, kind: str) -> None:
+    """Gradients, losses, weights and running statistics of 1, 2 and 4 processes are bitwise equal, in short batches too."""
+    one, many = found[1][kind], found[size][kind]
     assert many["losses"] == one["losses"]
     assert all(same(a, b) for a, b in zip(one["gradients"], many["gradients"], strict=True))
     assert same(one["end"], many["end"])
@@ -202,19 +208,49 @@ class Assigned(nn.Module):
         return self.linear(x)
 
 
-@pytest.mark.parametrize(
-    ("model", "buffer"),
-    [
-        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), r"1\.(running_mean|num_batches_tracked)"),
-        (Assigned(), "calls"),
-    ],
-)
+class Counted(Assigned):
+    """Changes its buffer in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(("model", "buffer"), [(Counted(), "calls"), (Assigned(), "calls")])
 def test_buffers_that_change_are_refused_by_name(model: nn.Module, buffer: str) -> None:
-    """Running statistics, changed in place or replaced, would depend on the number of processes, so `exact` refuses them."""
+    """What a forward pass leaves behind, in place or replaced, would depend on the number of processes, so `exact` refuses it."""
     reduction = ExactReduction(Objective(model, "classification"), World(), 4, 2)
     piece = Sampler(4, 4, 2, 0).step(0, 0, 1)[0]
     with pytest.raises(TrainError, match=f"buffer {buffer} changes in the forward pass"), reduction.micro_batch(piece):
         reduction.model((torch.randn(2, 4), torch.tensor([0, 1])))["loss"].backward()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_those_of_one_process(momentum: float | None) -> None:
+    """After a step they are what torch itself makes of the same micro-batches one after the other; evaluation changes nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=momentum), nn.Linear(4, 3))
+    plain, objective = copy.deepcopy(model), Objective(model, "classification")
+    reduction, sampler = ExactReduction(objective, World(), 8, 4), Sampler(22, 8, 2, 0)
+    for step in range(3):
+        pieces = [(piece, (torch.randn(len(piece.indices), 4), piece_labels(piece))) for piece in sampler.step(step, 0, 1)]
+        losses = []
+        for piece, batch in pieces:
+            with reduction.micro_batch(piece):
+                losses.append(objective(batch)["loss"])
+                losses[-1].backward()
+            plain(batch[0])
+        reduction.finish(pieces, [loss.detach() for loss in losses])
+        objective.eval()
+        objective(pieces[0][1])
+        objective.train()
+    assert model[0].momentum == momentum
+    for name, value in plain[0].named_buffers():
+        assert torch.allclose(value, model[0].get_buffer(name), rtol=1e-5), name
+
+
+def piece_labels(piece: MicroBatch) -> Tensor:
+    return torch.arange(len(piece.indices)) % 3
 
 
 def test_buffers_that_stay_are_no_obstacle() -> None:

@@ -64,6 +64,13 @@ from torch import nn
 def build():
     return nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.1)) for _ in range(3)], nn.Linear(4, 2))
 """
+NORMS = """\
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3), nn.BatchNorm1d(3))
+"""
 
 FEATURES = {
     "ema": ["train.ema=0.9"],
@@ -88,6 +95,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
         project = Project(tmp_path_factory.mktemp("project"), recipe)
         project.write("models/own.py", OWN_LOSS)
         project.write("models/blocks.py", BLOCKS)
+        project.write("models/norms.py", NORMS)
         project.write("datasets/streamed.py", STREAMED)
         return project
 
@@ -174,12 +182,15 @@ def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: P
     same_samples_and_losses(curve(project.run), curve(undisturbed.run))
 
 
-def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(make: Any) -> None:
-    """With `reduction: exact` a run on 1 process and one that changes from 4 to 2 end with the same weights."""
+@pytest.mark.parametrize("model", ["line", "norms"])
+def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(make: Any, model: str) -> None:
+    """With `reduction: exact` a run that changes from 4 to 2 to 1 to 4 processes ends with the bits of one on 1 process."""
+    overrides = ["train.reduction=exact", f"model.name={model}"]
     one, other = make(), make()
-    assert one.attempt("train.reduction=exact", "train.steps=8").code == 0
-    assert other.attempt("train.reduction=exact", "train.steps=4", processes=4).code == 0
-    assert other.attempt("train.reduction=exact", "train.steps=8", processes=2).code == 0
+    assert one.attempt(*overrides, "train.steps=16").code == 0
+    for steps, processes in ((4, 4), (8, 2), (12, 1), (16, 4)):
+        done = other.attempt(*overrides, f"train.steps={steps}", processes=processes)
+        assert done.code == 0, done.err
     assert curve(one.run) == curve(other.run)
     assert weights(one.run) == weights(other.run)
 

@@ -196,8 +196,8 @@ class Train(Part):
     deterministic: bool = True
     """Same machine, same bits: deterministic kernels only. `false` may be faster."""
     reduction: Literal["fast", "exact"] = "fast"
-    """`exact` makes the result independent of the number of processes to the last bit (powers of two), for
-    log2(micro-batches per process) + 1 gradients of memory."""
+    """`exact` makes the result independent of the number of processes to the last bit (powers of two), running statistics of
+    BatchNorm included, for log2(micro-batches per process) + 1 gradients of memory."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` spreads weights, gradients and optimizer state over the processes."""
     compile: bool = False

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .errors import TrainError
 from .loader import Piece
+from .running_statistics import RunningStatistics
 from .sampler import MicroBatch
 from .world import World
 
@@ -85,6 +86,7 @@ class ExactReduction:
         self.model, self.world, self.global_batch, self.slots = model, world, global_batch, slots
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._subtrees: dict[int, list[Tensor]] = {}
+        self._statistics = RunningStatistics(model, world, slots)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """See Reduction."""
@@ -92,14 +94,16 @@ class ExactReduction:
     @contextlib.contextmanager
     def micro_batch(self, piece: MicroBatch) -> Iterator[None]:
         """See Reduction; the micro-batch's own gradient is taken away from the parameters."""
-        before = {name: (buffer, buffer._version) for name, buffer in self.model.named_buffers()}
-        yield
+        replayed = self._statistics.buffers
+        before = {name: (buffer, buffer._version) for name, buffer in self.model.named_buffers() if id(buffer) not in replayed}
+        with self._statistics.micro_batch(piece):
+            yield
         now = dict(self.model.named_buffers())
         if changed := [name for name, (old, version) in before.items() if now[name] is not old or old._version != version]:
             raise TrainError(
                 f"train.reduction: exact: the model's buffer {changed[0].removeprefix('model.')} changes in the forward pass, "
                 "so the result would depend on the number of processes.",
-                "Use a normalisation without running statistics, or train.reduction: fast.",
+                "Use BatchNorm, whose statistics are replayed in order, a normalisation without any, or train.reduction: fast.",
             )
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         for p in self._parameters:
@@ -113,6 +117,7 @@ class ExactReduction:
 
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
         """See Reduction; every process has the whole sum afterwards, the first one returns the whole loss."""
+        self._statistics.finish()
         gradient = self._own_subtree()
         level = 1
         while level < self.world.size:
