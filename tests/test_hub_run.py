@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from far_away import FarAway, environment, play, step_of
-from running import PER_STEP, STEPS, Project, curve, weights
+from running import PER_STEP, STEPS, Project, curve, until, weights
 from servers.hub import Hub
 from servers.wandb import Wandb
+
+from xrun import stop_request
 
 # The library's own use of httpx and of hf_xet.
 pytestmark = [
@@ -67,6 +70,32 @@ def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected
         assert "Starting at step 0" in far.run.log_text(1, 0)
         assert "Going on from step" in far.run.log_text(2, 0)
     assert far.live().code == 0, "a finished run started again does nothing"
+
+
+def test_a_run_that_is_asked_saves_and_stops(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`xrun cancel --save`: the step at hand is committed, the exit code says that nobody starts it again; then it goes on."""
+    monkeypatch.setattr(stop_request, "LOOK_SECONDS", 0.05)
+    far = FarAway(tmp_path, hub, None, "asked")
+    far.project.trap("hold", call=7 * PER_STEP + 1, committed=5, paced=True)
+    asked: list[str] = []
+
+    def ask() -> None:
+        until((tmp_path / "held").exists, "the hold")
+        with environment(far.environ):
+            asked.append(far.run.store().ask_to_stop())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    done = far.live()
+    thread.join()
+    assert done.code == 7, done.err
+    assert "stopped by xrun cancel --save: saving, then stopping." in done.err
+    record = far.committed()
+    assert record is not None
+    last = record["attempts"][-1]
+    assert (last["id"], last["kind"], last["code"], last["committed"]) == (asked[0], "stopped", 7, 8)
+    assert step_of(record) == 8
+    assert far.live().code == 0
 
 
 def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:

@@ -55,6 +55,20 @@ def test_what_was_committed_comes_back(tmp_path: Path) -> None:
     assert files_of(head) == files
 
 
+def test_only_the_attempt_that_is_asked_hears_it(tmp_path: Path) -> None:
+    """The one that had the head when it was asked, once; one that follows goes on."""
+    root = tmp_path / "state"
+    first, second = attempt(root), attempt(root, "a2")
+    assert first.ask_to_stop() == ""
+    head = first.commit({}, None)
+    assert not first.asked_to_stop()
+    assert attempt(root, "reader").ask_to_stop() == "a1"
+    second.commit({}, head)
+    assert not second.asked_to_stop()
+    assert first.asked_to_stop()
+    assert not first.asked_to_stop()
+
+
 def test_any_contiguous_buffer_is_a_chunk(tmp_path: Path) -> None:
     """Chunks of every element type and shape, empty ones too, are written as their bytes, in order, over slice borders."""
     grid = memoryview(bytes(range(12))).cast("B", (3, 4))

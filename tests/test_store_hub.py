@@ -140,6 +140,23 @@ def seen_now(hub: Hub) -> dict[str, Any]:
 # What every store promises
 
 
+def test_only_the_attempt_that_is_asked_hears_it(attempt: Opener, hub: Hub) -> None:
+    """As for a folder; a wish that nobody has heard is removed by a later attempt, and no content is kept alive by it."""
+    first, second = attempt(), attempt("a2")
+    assert attempt("reader", create=False).ask_to_stop() == ""
+    head = first.commit({}, None)
+    assert not first.asked_to_stop()
+    for _ in range(2):
+        assert attempt("reader", create=False).ask_to_stop() == "a1"
+    hub.faults.add(r"DELETE .*/branch/", cut=True, when="after")
+    assert first.asked_to_stop(), "its removal failed, which is no reason not to hear it"
+    assert not first.asked_to_stop()
+    assert attempt("reader", create=False).ask_to_stop() == "a1"
+    second.commit({}, head)
+    assert not second.asked_to_stop()
+    assert set(hub.repository(REPO).refs()) == {"refs/heads/main", "refs/heads/state"}
+
+
 def test_what_was_committed_comes_back(attempt: Opener, form: str, way: str) -> None:
     """Another attempt on an empty machine finds the same head, and every file byte for byte."""
     store = attempt(form=form)

@@ -190,15 +190,15 @@ def report(run_id: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--save", is_flag=True, help="Let it save and stop first.")
+@click.option("--save", is_flag=True, help="Let it save and stop by itself first, for some minutes.")
 def cancel(run_id: str, save: bool) -> None:
     """End RUN's job on a cloud and give its machines back. Its checkpoints stay; the same recipe goes on from them."""
+    from .cancel import cancel as cancel_run
     from .plan import check_run_id
-    from .sky_jobs import cancel as cancel_job
+    from .run_folder import RunFolder
 
     check_run_id(run_id)
-    job = cancel_job(run_id, save=save)
-    click.echo(f"The job {job.id} of {run_id} is being cancelled.")
+    cancel_run(RunFolder(_home() / run_id), save=save, say=click.echo)  # it may have been launched from another machine
 
 
 @cli.command()

@@ -32,6 +32,7 @@ from .record import given_up, leased, new_id, no_progress, steps_committed, with
 from .rendezvous import MEETING_SECONDS, Leader, Message
 from .run_folder import is_finished, open_store
 from .stop import StopFlag, end_with_parent
+from .stop_request import STOP_SECONDS, listening
 from .store import Head
 from .tracker.child import Sender, dismiss, is_told, start_witness
 from .tracker.jsonl import write_json
@@ -152,10 +153,14 @@ class Attempt(Node):
     def _train(self, fresh: bool) -> int:
         """Train, record the end; Weights & Biases is told meanwhile."""
         if self.told:
-            self.sender = Sender(self.folder.path, self.id, self.progress.say, self._stopped_there)
+            self.sender = Sender(
+                self.folder.path, self.id, self.progress.say, lambda: self._give_up("stopped in Weights & Biases")
+            )
         code = COME_BACK
         try:
-            code = self._end(*self._ranks(fresh))
+            with listening(self.plan, self.id, lambda: self._give_up("stopped by xrun cancel --save")):
+                outcome = self._ranks(fresh)
+            code = self._end(*outcome)
         finally:
             if self.sender is not None:
                 self.sender.finish(code, min(_SENDER_SECONDS, self.stop.seconds_left()))
@@ -166,9 +171,10 @@ class Attempt(Node):
         if self.plan.recipe["tracking"]["wandb"]:
             write_json(self.folder.path / "attempts.json", attempts)
 
-    def _stopped_there(self) -> None:
-        self.purpose = "stopped in Weights & Biases"
-        self.stop.set(self.purpose)
+    def _give_up(self, why: str) -> None:
+        """Somebody wants the run to end for good; the machine stays, so there is time to save."""
+        self.purpose = why
+        self.stop.set(why, STOP_SECONDS, at_once=True)
 
     def _ranks(self, fresh: bool) -> tuple[int, dict[str, Any]]:
         """The ranks of all nodes, from their start to their end; the gravest exit code and what the failed rank has said.

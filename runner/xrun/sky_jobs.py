@@ -95,24 +95,10 @@ def job_of(request: str) -> int | None:
     return int(ids[0]) if ids else None
 
 
-def cancel(run: str, *, save: bool = False, grace: int = 300) -> Job:
-    """End a run's job and give its machines back. With `save` the attempt is asked to stop first, and has `grace` seconds for it.
-
-    Raises:
-        LaunchError: it has no job that lives.
-    """
-    found = jobs(run, live=True)
-    if not found:
-        raise LaunchError(f"{run} has no job on a cloud now.", "`xrun status` tells how it ended.")
-    for job in found:
-        cancel_job(job.id, save=save, grace=grace)
-    return found[-1]
-
-
-def cancel_job(job: int, *, save: bool = False, grace: int = 300) -> None:
-    """End one job; see `cancel`."""
+def cancel_job(job: int) -> None:
+    """End a job and give its machines back; its processes are not waited for."""
     with skypilot() as sky:
-        sky.get(sky.jobs.cancel(job_ids=[job], graceful=save, graceful_timeout=grace if save else None))
+        sky.get(sky.jobs.cancel(job_ids=[job]))
 
 
 def print_log(job: int, *, follow: bool, out: TextIO | None = None) -> None:

@@ -144,13 +144,27 @@ def test_two_nodes_train_the_same_weights(site: Site, expected: tuple[bytes, dic
 
 
 def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --save the run commits a step and stops by itself; launched again it goes on from there; without, it ends at once."""
     site.launch("cancelled")
     site.wait_for_step("cancelled", 100)
+    began = time.monotonic()
+    said = site.xrun("cancel", "cancelled", "--save")
+    assert "has stopped" in said
+    saved = site.record("cancelled")["attempts"][-1]
+    assert (saved["kind"], saved["code"], saved["reason"]) == ("stopped", 7, "stopped by xrun cancel --save")
+    assert saved["committed"] == site.committed("cancelled") >= 100
+    eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
+    with capsys.disabled():
+        print(f"\nsaved at step {saved['committed']}, stopped and given back after {time.monotonic() - began:.0f} s")
+    site.launch("cancelled")
+    site.wait_for_step("cancelled", saved["committed"] + 1)
+    assert site.record("cancelled")["attempts"][-1]["resumed_step"] == saved["committed"]
     began = time.monotonic()
     site.xrun("cancel", "cancelled")
     site.cluster.wait_for("cancelled", "CANCELLED", seconds=300)
     eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
-    assert site.committed("cancelled") >= 100
+    assert site.committed("cancelled") > saved["committed"]
+    assert "Starting at step 0" in site.xrun("logs", "cancelled", "--attempt", "1"), "its machine has gone"
     with capsys.disabled():
         print(f"\ncancelled and given back after {time.monotonic() - began:.0f} s")
 

@@ -124,6 +124,15 @@ class Store(Protocol):
     def finish(self) -> None:
         """The run is over: drop the history of its state. Raises `StoreError`; trying again is harmless."""
 
+    def ask_to_stop(self) -> str:
+        """Ask the attempt that has the head to save and stop for good; returns its id, or "" if there is no head.
+
+        No other attempt is meant, also none that follows. Raises `StoreError`.
+        """
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody has asked this attempt; says so once. Raises `StoreError`."""
+
     def sweep(self) -> None:
         """Delete what the head does not name, of this attempt and earlier ones; never call it between `put` and `commit`.
 

@@ -115,6 +115,21 @@ class DirectoryStore:
     def finish(self) -> None:
         """See `Store.finish`; commits are few and small, and the newest ones stand by for a damaged head."""
 
+    def ask_to_stop(self) -> str:
+        """See `Store.ask_to_stop`; the wish is an empty file with the attempt's name."""
+        head = self.head()
+        if head is not None:
+            with writing(self.root):
+                (self.root / f"stop-{head.attempt}").touch()
+        return head.attempt if head else ""
+
+    def asked_to_stop(self) -> bool:
+        """See `Store.asked_to_stop`."""
+        wish = self.root / f"stop-{self.attempt}"
+        asked = wish.exists()
+        remove(wish)
+        return asked
+
     def sweep(self) -> None:
         """See `Store.sweep`; also deletes what killed attempts left half-written, and all but the newest commit files.
 

@@ -35,6 +35,8 @@ from xrun.store.hub_objects import NAME, SHARED, BucketObjects, Objects, Reposit
 log = logging.getLogger("xrun")
 
 ADDRESS = re.compile(r"(hub|hub-bucket)://([^/\s]+/[^/\s]+)")
+WISH = "stop-"
+"""What the name of a branch begins with that asks the attempt in the rest of it to stop."""
 READERS_PATIENCE = 10.0
 """Seconds: a person waits for what `xrun status` says."""
 DOWNLOADS = 4
@@ -175,6 +177,23 @@ class HubStore:
         self._pace.note()
         self._api.squash(BRANCH, f"Commit {head.number} of {self.run}")
         self._tip = None
+
+    def ask_to_stop(self) -> str:
+        """See `Store.ask_to_stop`; the wish is a branch with the attempt's name, which takes no commit."""
+        head = self.head()
+        if head is not None:
+            with contextlib.suppress(ConflictError):  # asked before
+                self._api.create_branch(f"{WISH}{head.attempt}")
+        return head.attempt if head else ""
+
+    def asked_to_stop(self) -> bool:
+        """See `Store.asked_to_stop`; wishes that came too late for an earlier attempt are removed too."""
+        wishes = [branch for branch in self._api.branches() if branch.startswith(WISH)]
+        for wish in wishes:
+            if wish <= f"{WISH}{self.attempt}":
+                with contextlib.suppress(XrunError):  # it has been heard, which is what counts
+                    self._api.delete_branch(wish)
+        return f"{WISH}{self.attempt}" in wishes
 
     def sweep(self) -> None:
         """See `Store.sweep`; on the Hub and in the cache. What cannot be deleted now can be later, and is no reason to fail."""

@@ -104,6 +104,11 @@ class HubApi:
         """Create a branch where `main` is; raises `ConflictError` if it exists."""
         self._once(f"create the branch {branch}", lambda: self._api.create_branch(self.name, branch=branch))
 
+    def delete_branch(self, branch: str) -> None:
+        """Delete a branch; one that is gone already is fine."""
+        with contextlib.suppress(MissingError):
+            self._once(f"delete the branch {branch}", lambda: self._api.delete_branch(self.name, branch=branch))
+
     def branches(self) -> dict[str, str]:
         """The commit of every branch."""
         refs = self._call("list the branches", lambda: self._api.list_repo_refs(self.name))
