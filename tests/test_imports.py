@@ -30,10 +30,13 @@ ARROWS = {
     "plan": "errors recipe every component components",
     "store": "errors",
     "tracker": "errors stop plan",
-    "run_folder": "errors plan store tracker",
+    "attempt_logs": "errors store",
+    "run_folder": "errors plan store tracker attempt_logs",
     "progress": "errors run_folder",
     "nodes": "",
-    "spending": "nodes",
+    "metadata": "",
+    "spending": "metadata nodes",
+    "stop_request": "errors plan run_folder store",
     "heartbeat": "",
     # the launcher half
     "yaml_nodes": "errors",
@@ -56,11 +59,12 @@ ARROWS = {
     "launch_record": "run_folder tracker",
     "sky_cloud": "errors plan run_folder throughput offers sky_offers cargo secret_values sky_task skypilot sky_jobs "
     "launch_record",
+    "cancel": "errors run_folder sky_jobs stop_request",
     "cloud_status": "errors run_folder spending throughput sky_jobs launch_record",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
     "cli": "errors recipe_file recipe component plan run_folder tracker online progress cloud job drill template throughput "
-    "offer_table sky_offers sky_jobs launch_record sky_cloud cloud_status",
+    "cancel offer_table sky_offers sky_jobs launch_record sky_cloud cloud_status",
     "__main__": "cli",
     # the container half
     "world": "errors",
@@ -70,7 +74,8 @@ ARROWS = {
     "optimizer": "errors recipe",
     "loader": "errors sampler randomness objective",
     "stream": "errors sampler randomness",
-    "reduction": "errors sampler loader world",
+    "running_statistics": "errors sampler world",
+    "reduction": "errors sampler loader world running_statistics",
     "evaluate": "errors recipe sampler randomness loader stream objective world stop heartbeat",
     "micro_batch": "errors recipe sampler loader stream objective optimizer world",
     "sharding": "errors world",
@@ -80,7 +85,7 @@ ARROWS = {
     "interval": "errors every stop",
     "checkpoint": "errors tensor_file state store",
     "point_log": "errors store",
-    "checkpointer": "errors tensor_file state store checkpoint point_log tracker interval",
+    "checkpointer": "errors tensor_file state store checkpoint attempt_logs point_log tracker interval",
     "model_folder": "errors plan store tensor_file state",
     "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval "
     "checkpointer tracker world stop heartbeat spending micro_batch",
@@ -90,11 +95,11 @@ ARROWS = {
     "record": "errors",
     "ranks": "errors plan stop nodes heartbeat",
     "witnesses": "errors plan store tracker run_folder stop record",
-    "notice": "stop",
+    "notice": "stop metadata",
     "rendezvous": "errors nodes",
     "node": "errors plan run_folder stop nodes ranks notice rendezvous",
     "entrypoint": "errors plan store tracker run_folder progress stop record ranks witnesses nodes notice rendezvous spending "
-    "node",
+    "node attempt_logs stop_request",
     "attempt": "errors plan run_folder stop entrypoint parts",
     # on a new machine, before anything is installed
     "has_pins": "",
