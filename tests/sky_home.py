@@ -90,12 +90,18 @@ class ApiServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        while family := [process for process in processes() if home_of(process) == str(self.home.folder)]:
+        while family := [process for process in processes() if self._owns(process)]:
             for process in family:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             self.child.poll()
         self.child.wait()
+
+    def _owns(self, process: int) -> bool:
+        """Some of its processes have sessions of their own, others write their title over their environment."""
+        with contextlib.suppress(OSError):
+            return os.getsid(process) == self.child.pid or home_of(process) == str(self.home.folder)
+        return False
 
     def _until_it_answers(self) -> None:
         """It answers, and has itself asked every cloud, as it does when it starts."""
