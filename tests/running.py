@@ -258,6 +258,9 @@ class Warm:
 
     folder: RunFolder
 
+    def _warm_up(self, attempt: str) -> None:
+        """They are warm."""
+
     def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> Any:
         environment = os.environ | environment | {"OMP_NUM_THREADS": "1"}
         arguments = (environment, str(log), str(self.folder.path / "plan.json"), attempt)

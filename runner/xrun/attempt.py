@@ -1,6 +1,7 @@
 """One rank's life: plan -> parts -> restore -> train -> exit code.
 
-Started by the entrypoint as `python -m xrun.attempt PLAN ATTEMPT`.
+Started by the entrypoint as `python -m xrun.attempt PLAN ATTEMPT`, or with `--wait` before the attempt has its lease: then torch
+is imported and the newest checkpoint is on its way by the time there is a line on standard input that says how to go on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -19,6 +21,7 @@ from .errors import COME_BACK, OutOfMemory, Stopped, XrunError
 from .plan import Plan
 from .run_folder import RunFolder, open_store, restore_soon
 from .stop import TOLD, StopFlag, end_with_parent
+from .store import Store
 
 log = logging.getLogger("xrun")
 
@@ -28,20 +31,23 @@ _PEER_LOSS = (
 )  # fmt: skip
 
 
-def main(plan_path: str, attempt: str) -> int:
+def main(plan_path: str, attempt: str, wait: str = "") -> int:
     """Run this rank; returns its exit code and leaves what went wrong in the attempt's log folder."""
     end_with_parent(signal.SIGKILL)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the entrypoint asks a rank that hangs where it is
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the entrypoint says what it means
+    plan = Plan.from_json(Path(plan_path).read_text())
+    store = _ready(plan, attempt) if wait else None
+    if wait and not _told_to_go():
+        return 0
     stop = StopFlag(told=Path(os.environ[TOLD]) if TOLD in os.environ else None)
     stop.on_signals(signal.SIGTERM)
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO if first else logging.WARNING)
-    plan = Plan.from_json(Path(plan_path).read_text())
     try:
-        train(plan, attempt, stop)
+        train(plan, attempt, stop, store)
     except Stopped:
         return COME_BACK
     except XrunError as error:
@@ -52,6 +58,32 @@ def main(plan_path: str, attempt: str) -> int:
         traceback.print_exc()
         return _leave(plan, attempt, error, f"{type(error).__name__}: {error}", "", 1)
     return 0
+
+
+def _ready(plan: Plan, attempt: str) -> Store | None:
+    """Import, and begin to fetch, which changes nothing anywhere. The store, if it can be the attempt's as well."""
+    store = open_store(plan, attempt, create=False)
+    restoring = threading.Thread(target=restore_soon, args=[store], name="xrun-restore", daemon=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        restoring.start()
+    import torch._dynamo
+    import torch.distributed.tensor  # noqa: F401  torch's optimizers and accelerate import both sooner or later
+
+    from . import parts  # noqa: F401
+
+    if plan.store:
+        return None  # it may still wait for the network, and one that is to commit is opened in another way
+    if restoring.ident:
+        restoring.join()
+    return store
+
+
+def _told_to_go() -> bool:
+    """Wait for what else is to stand in the environment. False if the attempt does not train after all."""
+    line = sys.stdin.readline()
+    os.environ.update(json.loads(line or "{}"))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    return bool(line)
 
 
 def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, code: int) -> int:
@@ -75,11 +107,12 @@ def _is_peer_loss(error: Exception) -> bool:
     return any(words in str(error) for words in _PEER_LOSS)
 
 
-def train(plan: Plan, attempt: str, stop: StopFlag) -> None:
-    """Build the parts, restore the newest checkpoint, train to the end."""
-    store = open_store(plan, attempt)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        restore_soon(store)
+def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) -> None:
+    """Build the parts, restore the newest checkpoint, train to the end. A given `store` has begun to fetch already."""
+    if store is None:
+        store = open_store(plan, attempt)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            restore_soon(store)
     from .parts import build_training
 
     training = build_training(plan, attempt, stop, store)

@@ -87,11 +87,13 @@ class Attempt(Node):
         """Lead; then the other nodes end with the same code."""
         code = COME_BACK
         try:
+            self._warm_up(self.id)
             code = self._lead()
         except XrunError as error:
             code = error.exit_code
             raise
         finally:
+            self._cool_down(self.id)
             self.peers.gather(self._asked_to_stop, _GOODBYE_SECONDS if code else MEETING_SECONDS)
             self.peers.close(code)
         return code

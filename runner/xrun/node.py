@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ from .errors import COME_BACK
 from .nodes import Nodes, meeting_port, place_of
 from .notice import watching
 from .plan import Plan
-from .ranks import Ranks
+from .ranks import Ranks, rank_environment
 from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
 from .run_folder import RunFolder
 from .stop import NOBODY_ASKED, StopFlag
@@ -31,6 +34,8 @@ class Node:
         self.plan, self.stop, self.nodes = plan, stop, nodes
         self.folder = RunFolder(plan.folder)
         self._known = NOBODY_ASKED
+        self._warm: list[subprocess.Popen[bytes]] = []
+        """Ranks that have been started ahead and wait."""
 
     def run(self) -> int:
         """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit code."""
@@ -52,11 +57,39 @@ class Node:
         meeting = (self.nodes.first, port)
         return Ranks(self.plan, self.nodes, logs, self.stop, meeting, start, **({"XRUN_SPLIT": str(split)} if split else {}))
 
+    def _warm_up(self, attempt: str) -> None:
+        """Start the ranks of an attempt that has no lease yet: importing torch takes seconds."""
+        logs = self.folder.logs(attempt)
+        logs.mkdir(parents=True, exist_ok=True)
+        for local, rank in enumerate(self.nodes.ranks):
+            environment = rank_environment(self.plan, self.nodes, local, self.nodes.first, 0)
+            self._warm.append(self._new_rank(attempt, environment, logs / f"rank{rank}.log", "--wait"))
+
+    def _cool_down(self, attempt: str) -> None:
+        """End the ranks that nobody needs."""
+        if self._warm:
+            shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
+        while self._warm:
+            rank = self._warm.pop()
+            rank.kill()
+            rank.communicate()
+
     def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        if not self._warm:
+            return self._new_rank(attempt, environment, log)
+        rank = self._warm.pop(0)
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, which its exit code will tell
+            assert rank.stdin is not None
+            rank.stdin.write(json.dumps(environment).encode() + b"\n")
+            rank.stdin.close()
+        return rank
+
+    def _new_rank(self, attempt: str, environment: dict[str, str], log: Path, *how: str) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "xrun.attempt", str(self.folder.path / "plan.json"), attempt],
-                env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [sys.executable, "-m", "xrun.attempt", str(self.folder.path / "plan.json"), attempt, *how],
+                env={**os.environ, **environment}, stdin=subprocess.PIPE if how else subprocess.DEVNULL,
+                stdout=output, stderr=output,
             )  # fmt: skip
 
     def _look(self, ranks: Ranks | None = None) -> None:
