@@ -66,6 +66,7 @@ def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected
     assert [row["train/step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["train/loss"] for row in rows] == [expected[1][step]["train/loss"] for step in range(1, STEPS + 1)]
     assert wandb.runs("alice", "bare") == [far.run.run]
+    assert "steps_recomputed" not in record["attempts"][1], "what the lost machine did after its last commit is not known"
     with environment(far.environ):
         assert "Starting at step 0" in far.run.log_text(1, 0)
         assert "Going on from step" in far.run.log_text(2, 0)

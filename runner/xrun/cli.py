@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -362,7 +363,9 @@ def _report_text(facts: dict[str, Any]) -> str:
             f"{attempt['processes']} processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
         )
     lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
-    lines.append(f"  recomputed {facts['steps_recomputed']} steps, {facts['seconds_lost']:.1f} s lost")
+    lost = ["steps_recomputed" not in after for before, after in pairwise(facts["attempts"]) if before.get("kind") == "outside"]
+    least = "at least " if any(lost) else ""  # on a machine that has gone
+    lines.append(f"  recomputed {least}{facts['steps_recomputed']} steps, {least}{facts['seconds_lost']:.1f} s lost")
     if not facts["exact"]:
         lines.append("  not exact: micro-batches that did not fit into memory were computed in parts")
     if facts["model"]:

@@ -275,6 +275,7 @@ class _Builder:
     def _tracker(self, steps: int) -> JsonlTracker | _Silent:
         if self.world.rank:
             return _Silent()
+        self.was_here = self.folder.metrics.exists()
         self._restore_points()
         tracker = JsonlTracker(self.folder.path)
         config = {
@@ -318,6 +319,8 @@ class _Builder:
         facts: dict[str, Any] = {"resumed_step": self.state.step, "memory": self._memory(), "split": self.split}
         if self.split > 1:
             self._say_split()
+        if self.was_here:  # elsewhere nobody knows what a machine that is gone had computed after its last commit
+            facts |= {"steps_recomputed": 0, "seconds_lost": 0.0}
         if self.dropped is not None:
             facts |= {"steps_recomputed": self.dropped.last - self.state.step, "seconds_lost": round(self.dropped.seconds, 3)}
         checkpointer.note(**facts)

@@ -169,12 +169,13 @@ class HubStore:
         return revision
 
     def finish(self) -> None:
-        """See `Store.finish`; squashes `state`, which takes no parent and would make a living run's next commit fail once."""
+        """See `Store.finish`; squashes `state`, which takes no parent and would make a living run's next commit fail once.
+
+        It is no commit, and nothing follows it, so nobody pays for a machine that waits for it.
+        """
         head = self.head()
         if head is None or head.attempt != self.attempt:
             return
-        self._pace.wait()
-        self._pace.note()
         self._api.squash(BRANCH, f"Commit {head.number} of {self.run}")
         self._tip = None
 
