@@ -22,6 +22,7 @@ FILES = {
     8: "upload",
     9: "goodput",
     10: "saving",
+    11: "exact",
 }
 """Which file measures a row."""
 
