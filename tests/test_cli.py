@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def test_status_lists_runs(project: Project) -> None:
     assert "1 ended from outside" in done.out
     (report,) = json.loads(project.xrun("status", "--json").out)
     assert report == project.run.report()
+
+
+def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
+    """Of a run that has not finished: so much would be computed again."""
+    project = Project(tmp_path)
+    project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
+    assert project.attempt().code == 75
+    assert re.search(r" stopped +step \d+ committed \d+ s ago, 1 attempts", project.xrun("status").out)
 
 
 def test_report_tells_what_happened(project: Project) -> None:

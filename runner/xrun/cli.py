@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -349,9 +350,18 @@ def _status_line(report: dict[str, Any]) -> str:
         return f"{report['run']:<40} unreadable  {report['error']}"
     attempts = report["attempts"]
     kills = sum(attempt.get("kind") == "outside" for attempt in attempts)
-    committed = "nothing committed" if report["step"] is None else f"step {report['step']} committed"
+    age = f" {_age(time.time() - report['committed'])} ago" if report["committed"] and report["status"] != "finished" else ""
+    committed = "nothing committed" if report["step"] is None else f"step {report['step']} committed{age}"
     parts = [committed, f"{len(attempts)} attempts", f"{kills} ended from outside", *cloud_words(report)]
     return f"{report['run']:<40} {report['status']:<9} {', '.join(parts)}"
+
+
+def _age(seconds: float) -> str:
+    """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
+    for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{max(0.0, seconds) / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
 
 
 def _report_text(facts: dict[str, Any]) -> str:
