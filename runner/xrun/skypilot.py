@@ -7,6 +7,7 @@ is configured.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -80,7 +81,8 @@ def enabled_clouds() -> list[Any]:
         from sky.utils.registry import CLOUD_REGISTRY
 
         if is_api_server_local():
-            clouds = check.get_cached_enabled_clouds_or_refresh(CloudCapability.COMPUTE)
+            with contextlib.redirect_stdout(io.StringIO()):  # its status line is meant for its own client
+                clouds = check.get_cached_enabled_clouds_or_refresh(CloudCapability.COMPUTE)
         else:
             clouds = [CLOUD_REGISTRY.from_str(name) for name in sky.get(sdk.enabled_clouds())]
     if not clouds:
