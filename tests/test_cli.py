@@ -32,6 +32,7 @@ def test_the_same_command_again_does_nothing(project: Project) -> None:
     assert done.code == 0, done.err
     assert "is finished" in done.err
     assert (file.stat().st_mtime_ns, weights(project.run)) == before
+    assert len(list((project.run.path / "logs").iterdir())) == 2, "the ranks that were started ahead have left nothing"
 
 
 def test_status_lists_runs(project: Project) -> None:
