@@ -124,6 +124,16 @@ def test_any_optimizer_goes_on_bit_by_bit(tmp_path: Path, optimizer: dict[str, A
     assert same(first, second)
 
 
+@pytest.mark.parametrize(("optimizer", "small"), [({"name": "adamw"}, True), ({"name": "adafactor", "lr": 0.01}, False)])
+def test_room_for_the_state_is_made_without_a_step(tmp_path: Path, optimizer: dict[str, Any], small: bool) -> None:
+    """Where the state is tensors like the parameters, the whole model takes no step before it is filled."""
+    path = save(trained(optimizer=optimizer), tmp_path / "t")
+    state, shapes = make(optimizer, seed=1), []
+    state.optimizer.register_step_pre_hook(lambda own, *_: shapes.extend(p.shape for g in own.param_groups for p in g["params"]))
+    load(state, path)
+    assert (set(shapes) == {(2, 3)}) == small
+
+
 def test_the_average_and_the_buffers_come_back(tmp_path: Path) -> None:
     """The moving average with its counter, running statistics and integer buffers are part of the state."""
     first = trained(ema=True)

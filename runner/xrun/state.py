@@ -14,6 +14,8 @@ from .objective import Objective
 
 Fill = Callable[[str, Tensor], None]
 """Writes the saved values of the named tensor into the one given, in place."""
+_SMALL = (2, 3)
+"""A parameter's shape that nothing else has by chance."""
 
 
 @dataclass
@@ -94,11 +96,16 @@ class TrainState:
     def _make_optimizer_state(self, names: set[str]) -> None:
         """Give a fresh optimizer the tensors that the saved one had, so that they can be filled.
 
-        Optimizers make their state in the first step; a step on zero gradients makes it as the library does. What that step
-        does to the weights is overwritten by the load that follows.
+        Optimizers make their state in the first step. A step for one small parameter shows what that is; where it is more than
+        tensors like the parameter and scalars, a step on zero gradients makes it as the library does. What that step does to
+        the weights is overwritten by the load that follows.
         """
         saved = {name.removeprefix("optimizer.").rpartition(".")[0] for name in names if name.startswith("optimizer.")}
         if self.optimizer.state or not saved:
+            return
+        made = self._empty_state(saved)
+        if made is not None:
+            self.optimizer.state.update(made)
             return
         for group in self.optimizer.param_groups:
             for p in group["params"]:
@@ -106,10 +113,45 @@ class TrainState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _empty_state(self, saved: set[str]) -> dict[Tensor, dict[str, Tensor]] | None:
+        """Room for each parameter's state, if a small parameter's state shows what it is."""
+        examples: dict[Any, dict[str, Any]] = {}
+        made: dict[Tensor, dict[str, Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            for p in (p for p in group["params"] if self._parameter_names()[id(p)] in saved):
+                kind = id(group), p.dtype, p.device
+                if kind not in examples:
+                    examples[kind] = self._example(group, p)
+                if _is_sharded(p) or not all(_is_plain(value) for value in examples[kind].values()):
+                    return None
+                made[p] = {key: torch.empty_like(p if value.dim() else value) for key, value in examples[kind].items()}
+        return made
+
+    def _example(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The state after a step of the optimizer for a small parameter of this group."""
+        small = torch.zeros(_SMALL, dtype=p.dtype, device=p.device, requires_grad=True)
+        small.grad = torch.zeros_like(small)
+        groups, self.optimizer.param_groups = self.optimizer.param_groups, [{**group, "params": [small]}]
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+        return dict(self.optimizer.state.pop(small, {}))
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose import takes half a second."""
+    return hasattr(tensor, "to_local")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor like a small parameter, or a scalar."""
+    return isinstance(value, Tensor) and tuple(value.shape) in (_SMALL, ())
+
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor: all of it, or its shard where the model is sharded."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor, whose import takes half a second
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor's method
 
 
 def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
