@@ -7,6 +7,7 @@ is imported and the newest checkpoint is on its way by the time there is a line 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ _PEER_LOSS = (
 def main(plan_path: str, attempt: str, wait: str = "") -> int:
     """Run this rank; returns its exit code and leaves what went wrong in the attempt's log folder."""
     end_with_parent(signal.SIGKILL)
+    gc.disable()  # until training begins: looking for garbage among all that torch imports takes a second of the start
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the entrypoint asks a rank that hangs where it is
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the entrypoint says what it means
@@ -116,6 +118,8 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
     from .parts import build_training
 
     training = build_training(plan, attempt, stop, store)
+    gc.freeze()  # what is there now stays, and need not be looked at again and again
+    gc.enable()
     try:
         training.run()
     finally:
