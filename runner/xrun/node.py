@@ -14,7 +14,6 @@ from pathlib import Path
 
 from .errors import COME_BACK
 from .nodes import Nodes, meeting_port, place_of
-from .notice import watching
 from .plan import Plan
 from .ranks import Ranks, rank_environment
 from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
@@ -39,7 +38,11 @@ class Node:
 
     def run(self) -> int:
         """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit code."""
-        with watching(self.stop, place_of(os.environ).cloud, os.environ):
+        if not (cloud := place_of(os.environ).cloud):
+            return self._live()
+        from .notice import watching  # an HTTP client, which only machines of clouds need
+
+        with watching(self.stop, cloud, os.environ):
             return self._live()
 
     def _live(self) -> int:

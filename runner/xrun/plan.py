@@ -13,13 +13,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from . import component
 from .errors import LaunchError, Problem, RecipeError
-from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 FORMAT = 1
 _MATHEMATICS = ("global_batch", "micro_batch", "precision", "optimizer", "schedule", "clip_grad_norm", "seed", "ema")
@@ -55,6 +57,8 @@ class Plan:
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved."""
+        from .recipe import Recipe  # the entrypoint needs none, and starts the ranks that much sooner
+
         return Recipe.model_validate(self.recipe)
 
     @property

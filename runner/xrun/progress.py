@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from .run_folder import RunFolder
 
 _REFRESH_SECONDS = 0.2
@@ -87,7 +85,7 @@ class Progress:
                 self.say(f"step {point['step']}/{total}: {text}")
             return
         if self._bar is None:
-            self._bar = tqdm(total=total, initial=point["step"], file=self.stream, unit="step", dynamic_ncols=True)
+            self._bar = _tqdm()(total=total, initial=point["step"], file=self.stream, unit="step", dynamic_ncols=True)
         self._bar.n = point["step"]
         self._bar.set_postfix_str(text)
 
@@ -96,7 +94,7 @@ class Progress:
         if last <= first:
             return ""
         rate = (last - first) / (now - then)
-        left = tqdm.format_interval((total - last) / rate)
+        left = _tqdm().format_interval((total - last) / rate)
         return f", {rate * batch:.0f} samples/s, {left} left"
 
     def _plan(self) -> tuple[int, int] | None:
@@ -118,3 +116,10 @@ class Progress:
             return f"committed {time.time() - (self.folder.path / 'committed.json').stat().st_mtime:.0f} s ago"
         except FileNotFoundError:
             return "nothing committed yet"
+
+
+def _tqdm() -> Any:
+    """The library's class: nobody needs it before an attempt's ranks have been started."""
+    from tqdm import tqdm
+
+    return tqdm

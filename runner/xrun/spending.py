@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .metadata import is_spot
 from .nodes import Place, place_of
 
 PRICES_NAME = "XRUN_PRICES"
@@ -61,8 +60,11 @@ def price_now(environ: Mapping[str, str]) -> Price | None:
     prices, place = prices_of(environ), place_of(environ)
     accelerators = int(float(environ.get("SKYPILOT_NUM_GPUS_PER_NODE") or 0))
     fitting = [price for price in prices if price.fits(place, accelerators)]
-    if {True, False} <= {price.spot for price in fitting} and (spot := is_spot(place.cloud, environ)) is not None:
-        fitting = [price for price in fitting if price.spot in (None, spot)]
+    if {True, False} <= {price.spot for price in fitting}:
+        from .metadata import is_spot  # an HTTP client, which only machines of clouds need
+
+        spot = is_spot(place.cloud, environ)
+        fitting = [price for price in fitting if None in (price.spot, spot) or price.spot == spot]
     return max(fitting or prices, key=lambda price: price.usd_per_hour, default=None)
 
 

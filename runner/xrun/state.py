@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +72,8 @@ class TrainState:
                 + (f" and {len(missing) - 5} more." if len(missing) > 5 else "."),
                 "The model's code has changed since this run began; start a new run with --new.",
             )
-        with torch.no_grad():
-            for name, tensor in wanted.items():
-                fill(name, tensor)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # fresh memory comes page by page, which takes longest
+            list(threads.map(fill, wanted.keys(), wanted.values()))
 
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in `optimizer.step()` only."""

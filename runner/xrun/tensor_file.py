@@ -87,6 +87,7 @@ class TensorReader:
         """Names of all tensors in the checkpoint."""
         return set(self._pieces)
 
+    @torch.no_grad()
     def fill(self, name: str, target: Tensor, rows: Rows) -> None:
         """Copy the saved rows into `target`, the part of the tensor that starts at `rows[0]`, in place.
 
