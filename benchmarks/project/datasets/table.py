@@ -14,14 +14,15 @@ class Table:
     def __init__(self, samples: int, shape: list[int], classes: int) -> None:
         generator = torch.Generator().manual_seed(0)
         self.samples = samples
-        self.x = torch.randn(ROWS, *shape, generator=generator)
-        self.y = torch.randint(classes, (ROWS,), generator=generator)
+        self.rows = min(ROWS, samples)
+        self.x = torch.randn(self.rows, *shape, generator=generator)
+        self.y = torch.randint(classes, (self.rows,), generator=generator)
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.x[index % ROWS], self.y[index % ROWS]
+        return self.x[index % self.rows], self.y[index % self.rows]
 
 
 def build(samples: int, shape: list[int], classes: int = 10) -> dict[str, Table]:
