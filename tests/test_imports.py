@@ -61,10 +61,11 @@ ARROWS = {
     "launch_record",
     "cancel": "errors run_folder sky_jobs stop_request",
     "cloud_status": "errors run_folder spending throughput sky_jobs launch_record",
+    "status_text": "cloud_status",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
     "cli": "errors recipe_file recipe component plan run_folder tracker online progress cloud job drill template throughput "
-    "cancel offer_table sky_offers sky_jobs launch_record sky_cloud cloud_status",
+    "cancel offer_table sky_offers sky_jobs launch_record sky_cloud cloud_status status_text",
     "__main__": "cli",
     # the container half
     "world": "errors",

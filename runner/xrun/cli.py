@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +167,7 @@ def status(as_json: bool) -> None:
     """One line per run of this project."""
     from .cloud_status import with_jobs
     from .run_folder import describe, runs_in
+    from .status_text import status_line
 
     folders = runs_in(_home())
     reports = with_jobs(folders, [describe(folder) for folder in folders])
@@ -178,7 +177,7 @@ def status(as_json: bool) -> None:
     if not reports:
         click.echo(f"No runs in {_home()}.")
     for report in reports:
-        click.echo(_status_line(report))
+        click.echo(status_line(report))
 
 
 @cli.command()
@@ -186,8 +185,10 @@ def status(as_json: bool) -> None:
 @_as_json
 def report(run_id: str, as_json: bool) -> None:
     """What happened to RUN: attempts, what was lost, metrics, weights."""
+    from .status_text import report_text
+
     facts = _folder(run_id).report()
-    click.echo(json.dumps(facts, indent=1) if as_json else _report_text(facts))
+    click.echo(json.dumps(facts, indent=1) if as_json else report_text(facts))
 
 
 @cli.command()
@@ -341,43 +342,3 @@ def _folder(run_id: str) -> Any:
     folder = RunFolder(_home() / run_id)
     folder.plan()
     return folder
-
-
-def _status_line(report: dict[str, Any]) -> str:
-    from .cloud_status import cloud_words
-
-    if "error" in report:
-        return f"{report['run']:<40} unreadable  {report['error']}"
-    attempts = report["attempts"]
-    kills = sum(attempt.get("kind") == "outside" for attempt in attempts)
-    age = f" {_age(time.time() - report['committed'])} ago" if report["committed"] and report["status"] != "finished" else ""
-    committed = "nothing committed" if report["step"] is None else f"step {report['step']} committed{age}"
-    parts = [committed, f"{len(attempts)} attempts", f"{kills} ended from outside", *cloud_words(report)]
-    return f"{report['run']:<40} {report['status']:<9} {', '.join(parts)}"
-
-
-def _age(seconds: float) -> str:
-    """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
-    for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            return f"{max(0.0, seconds) / unit:.0f} {name}"
-    return f"{seconds / 86400:.0f} days"
-
-
-def _report_text(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['run']}: {facts['status']}, step {facts['step']} committed"]
-    for number, attempt in enumerate(facts["attempts"], 1):
-        ended = attempt.get("kind", "running")
-        lines.append(
-            f"  attempt {number}: from step {max(0, attempt.get('resumed_step', attempt['from_step']))}, "
-            f"{attempt['processes']} processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
-        )
-    lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
-    lost = ["steps_recomputed" not in after for before, after in pairwise(facts["attempts"]) if before.get("kind") == "outside"]
-    least = "at least " if any(lost) else ""  # on a machine that has gone
-    lines.append(f"  recomputed {least}{facts['steps_recomputed']} steps, {least}{facts['seconds_lost']:.1f} s lost")
-    if not facts["exact"]:
-        lines.append("  not exact: micro-batches that did not fit into memory were computed in parts")
-    if facts["model"]:
-        lines.append(f"  model {facts['model']} (SHA-256 {facts['weights_sha256']})")
-    return "\n".join(lines)
