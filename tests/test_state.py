@@ -128,7 +128,8 @@ def test_any_optimizer_goes_on_bit_by_bit(tmp_path: Path, optimizer: dict[str, A
 def test_room_for_the_state_is_made_without_a_step(tmp_path: Path, optimizer: dict[str, Any], small: bool) -> None:
     """Where the state is tensors like the parameters, the whole model takes no step before it is filled."""
     path = save(trained(optimizer=optimizer), tmp_path / "t")
-    state, shapes = make(optimizer, seed=1), []
+    state = make(optimizer, seed=1)
+    shapes: list[Any] = []
     state.optimizer.register_step_pre_hook(lambda own, *_: shapes.extend(p.shape for g in own.param_groups for p in g["params"]))
     load(state, path)
     assert (set(shapes) == {(2, 3)}) == small
