@@ -27,14 +27,25 @@ FILES = {
 """Which file measures a row."""
 
 
-def main() -> int:
-    """Returns 0 once everything was measured, whether or not targets are met."""
+def arguments(given: list[str]) -> argparse.Namespace:
+    """What the command line says: `rows`, `quick`, `results`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("rows", metavar="ROW", nargs="*", type=int, choices=FILES, help="Default: all.")
+    parser.add_argument("rows", metavar="ROW", nargs="*", type=_row, default=list(FILES), help="Default: all.")
     parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
     parser.add_argument("--results", type=Path, default=result.RESULTS, help="The folder of the results.")
-    chosen = parser.parse_args()
-    wanted, failed = set(chosen.rows or FILES), []
+    return parser.parse_args(given)
+
+
+def _row(text: str) -> int:
+    if not text.isdecimal() or int(text) not in FILES:
+        raise argparse.ArgumentTypeError(f"there is no row {text}: {', '.join(map(str, FILES))}")
+    return int(text)
+
+
+def main() -> int:
+    """Returns 0 once everything was measured, whether or not targets are met."""
+    chosen = arguments(sys.argv[1:])
+    wanted, failed = set(chosen.rows), []
     print(result.HEADER, flush=True)
     for name in dict.fromkeys(FILES[row] for row in sorted(wanted)):
         began = time.monotonic()

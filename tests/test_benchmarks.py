@@ -33,3 +33,15 @@ def test_a_row_is_measured_and_kept(tmp_path: Path) -> None:
     dated = [path for path in tmp_path.glob("*.jsonl") if path.name != "latest.jsonl"]
     assert len(dated) == 1
     assert json.loads(dated[0].read_text())["machine"]["cores"] == os.cpu_count()
+
+
+@pytest.mark.once
+def test_without_a_choice_all_rows_are_measured() -> None:
+    """As `make bench` asks; a row that does not exist is named beside those that do."""
+    code = "import sys; from benchmarks.__main__ import FILES, arguments; print(arguments(sys.argv[1:]).rows == list(FILES))"
+    ask = [sys.executable, "-c", code]
+    everything = subprocess.run(ask, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert everything.stdout == "True\n"
+    wrong = subprocess.run([*ask, "99"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "there is no row 99: 1, 2, 3" in wrong.stderr
