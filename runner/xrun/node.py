@@ -70,12 +70,13 @@ class Node:
 
     def _cool_down(self, attempt: str) -> None:
         """End the ranks that nobody needs."""
-        if self._warm:
-            shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
+        if not self._warm:
+            return
         while self._warm:
             rank = self._warm.pop()
             rank.kill()
             rank.communicate()
+        shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
 
     def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         if not self._warm:

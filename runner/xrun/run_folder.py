@@ -98,7 +98,8 @@ class RunFolder:
         Raises:
             LaunchError: there is no such attempt, or its process has left nothing.
         """
-        store, record = self.store(), self._record_or_nothing()
+        store = self.store()
+        record = self._record_or_nothing(store)
         folders = sorted(path.name for path in (self.path / "logs").glob("*"))
         attempts = [entry["id"] for entry in record.get("attempts", [])] or folders
         number = len(attempts) if attempt is None else attempt
@@ -111,10 +112,10 @@ class RunFolder:
             return text
         raise LaunchError(f"Attempt {number} of {self.run} has left no log of process {rank}.")
 
-    def _record_or_nothing(self) -> Mapping[str, Any]:
+    def _record_or_nothing(self, store: Store) -> Mapping[str, Any]:
         """What the store has; logs that lie here can be read without it."""
         try:
-            head = self.head()
+            head = store.head()
         except XrunError:
             if not any((self.path / "logs").glob("*")):
                 raise
