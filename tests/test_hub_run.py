@@ -109,6 +109,7 @@ def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
     card = hub.read(far.repo, "README.md").decode()
     assert far.run.run in card
     assert '"name": "tiny"' in card
+    assert "Attempts: 1, 0 of them ended from outside." in card
     assert len(hub.history(far.repo, "state")) == 1
     record = far.committed()
     assert record is not None

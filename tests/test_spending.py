@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(tmp_path: Path,
     assert again.code == 7
     assert len(record(project.run)["attempts"]) == 1, "nothing was started"
     assert project.attempt("budget.usd=100.0").code == 0
+    card = (project.run.model / "README.md").read_text()
+    assert re.search(r"Attempts: 2, 0 of them ended from outside\. They cost \$\d\.\d\d\.", card)
 
 
 def test_a_budget_in_dollars_without_prices_is_warned_about(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ tags: [xrun]
 {metrics}
 
 Weights: `{WEIGHTS}`, SHA-256 `{sha256}`. Data revision: {facts.get("data_revision") or "not named by the dataset"}.
+{_effort(facts)}
 
 ## Recipe
 
@@ -87,6 +88,11 @@ Weights: `{WEIGHTS}`, SHA-256 `{sha256}`. Data revision: {facts.get("data_revisi
 
 {_code(plan)}
 """
+
+
+def _effort(facts: Mapping[str, Any]) -> str:
+    cost = f" They cost ${facts['usd']:.2f}." if "usd" in facts else ""
+    return f"Attempts: {facts.get('attempts', 1)}, {facts.get('lost', 0)} of them ended from outside.{cost}"
 
 
 def _code(plan: Plan) -> str:

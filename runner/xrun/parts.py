@@ -368,9 +368,16 @@ class _Builder:
             "samples": state.samples, "step": state.step, "metrics": metrics, "steps_per_epoch": steps_per_epoch,
             "data_revision": getattr(self.splits["train"], "revision", None),
         }  # fmt: skip
-        sha256 = model_folder.write(self.folder.model, model, self.plan, facts)
+        sha256 = model_folder.write(self.folder.model, model, self.plan, {**facts, **self._effort()})
         revision = self.store.publish(self.folder.model, self.plan.run, f"{self.plan.run}: {state.step} steps")
         return {**facts, "weights_sha256": sha256, **({"model_revision": revision} if revision else {})}
+
+    def _effort(self) -> dict[str, Any]:
+        """What the run took, for the model card: attempts, how many of them were lost, dollars where they are known."""
+        attempts = self.head.record.get("attempts", [])
+        known = any("usd_per_hour" in attempt for attempt in attempts)
+        lost = sum(attempt.get("kind") == "outside" for attempt in attempts)
+        return {"attempts": len(attempts), "lost": lost, **({"usd": spending.dollars(attempts, time.time())} if known else {})}
 
 
 class _Silent:
