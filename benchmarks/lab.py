@@ -12,9 +12,10 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xrun.plan import Plan, make_plan
 from xrun.recipe_file import load_recipe
@@ -23,6 +24,7 @@ from xrun.run_folder import RunFolder, open_store, write_plan
 from xrun.stop import StopFlag, end_with_parent
 
 PROJECT = Path(__file__).parent / "project"
+_Clock = TypeVar("_Clock", bound=Callable[[], float])
 
 
 class Lab:
@@ -47,7 +49,6 @@ class Lab:
         """What a rank trains with, under a lease of its own."""
         from xrun.parts import build_training
 
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         logging.getLogger("xrun").setLevel(logging.WARNING)
         attempt = take_lease(plan)
         training = build_training(plan, attempt, stop or StopFlag())
@@ -75,14 +76,39 @@ def lab() -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def progress_shown(plan: Plan) -> Iterator[None]:
-    """The entrypoint's line of progress, in a process of its own, as it is shown while the ranks train."""
+def process(work: Callable[[Connection], None], environment: Mapping[str, str]) -> Iterator[Connection]:
+    """`work` in a process of its own, started with more in its environment, and the other end of the pipe that it is given.
+
+    Memory allocation and threads are set up by the environment that a process begins with; a rank has `ON_PROCESSORS` there.
+    """
+    before = dict(os.environ)
+    os.environ.update(environment)
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=work, args=(theirs,), daemon=True)
+    child.start()
+    os.environ.clear()
+    os.environ.update(before)
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        child.terminate()
+        child.join()
+
+
+@contextlib.contextmanager
+def progress_shown(plan: Plan) -> Iterator[Callable[[bool], None]]:
+    """The entrypoint's line of progress, in a process of its own, as it is shown while the ranks train.
+
+    Calling what this yields with False halts the process, with True lets it go on.
+    """
     process = multiprocessing.get_context("spawn").Process(target=_show, args=(plan, os.getpid()), daemon=True)
     process.start()
+    pid = process.pid or 0
     try:
-        yield
+        yield lambda shown: os.kill(pid, signal.SIGCONT if shown else signal.SIGSTOP)
     finally:
-        process.terminate()
+        os.kill(pid, signal.SIGKILL)
         process.join()
 
 
@@ -124,7 +150,7 @@ class StepClock:
         return (self.times[-1] - self.times[warm]) / (len(self.times) - 1 - warm)
 
 
-def run(training: Any, clock: StepClock) -> StepClock:
+def run(training: Any, clock: _Clock) -> _Clock:
     """Train until the clock has enough."""
     training.clock = clock
     try:

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,36 +56,48 @@ class Watch:
         return (self.ended - self.began) / (self.count - self.work.warm)
 
 
-def raw(work: Work) -> float:
-    """The loop of every tutorial; seconds per step."""
-    model, optimizer = work.built()
+def _timed(work: Work, steps: Iterator[None]) -> float:
     watch = Watch(work)
-    for x, y in work.loader():
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
+    for _ in steps:
         if watch.done():
             break
     return watch.seconds_per_step
 
 
+def raw(work: Work) -> float:
+    """The loop of every tutorial; seconds per step."""
+    return _timed(work, raw_steps(work))
+
+
+def raw_steps(work: Work) -> Iterator[None]:
+    """The same, a step at a time."""
+    model, optimizer = work.built()
+    for x, y in work.loader():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        yield
+
+
 def accelerate(work: Work) -> float:
     """The loop of accelerate's documentation."""
+    return _timed(work, accelerate_steps(work))
+
+
+def accelerate_steps(work: Work) -> Iterator[None]:
+    """The same, a step at a time."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model, optimizer, loader = accelerator.prepare(*work.built(), work.loader())
-    watch = Watch(work)
     for x, y in loader:
         with accelerator.accumulate(model):
             optimizer.zero_grad()
             loss = cross_entropy(model(x), y)
             accelerator.backward(loss)
             optimizer.step()
-        if watch.done():
-            break
-    return watch.seconds_per_step
+        yield
 
 
 def lightning(work: Work) -> float:

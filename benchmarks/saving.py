@@ -2,10 +2,12 @@
 
 The state is 201 million parameters with Adam, on batches of 8. Each method saves once in a round: some steps before, the steps
 until what was saved is durable, some steps after. xrun hashes, syncs and commits; of the others only `torch.save + fsync` syncs.
+xrun trains in a process that has the environment of a rank, the others in one with nobody's.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import statistics
@@ -13,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import Enough, Lab, StepClock, lab, run
+from benchmarks.lab import ON_PROCESSORS, Enough, Lab, StepClock, lab, process, run
 from benchmarks.result import Row, main, median, spread
+from xrun.plan import Plan
 
 STEPS = 4
 """Undisturbed steps before and after a save."""
@@ -42,19 +46,34 @@ def measure(quick: bool) -> Iterator[Row]:
         yield from _measure(own, rounds=1 if quick else 3, overrides=small)
 
 
-def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]:
-    import torch
+@dataclass(frozen=True)
+class Ours:
+    """What was seen of xrun's saves: bytes, seconds of one copy of the state and of an undisturbed step, most bytes of memory."""
 
-    plan = own.plan("saving", "saving", *overrides)
-    # xrun first and in one go: its snapshot's memory is measured against a process that has saved nothing.
+    saves: list[Save]
+    state_bytes: int
+    memcpy: float
+    step: float
+    memory: int
+
+
+def _ours(own: Lab, plan: Plan, rounds: int, result: Connection) -> None:
     training = own.training(plan)
     training.fresh = False  # the first save is one that is watched
     watch = Saves(training, rounds + 1)
     run(training, watch.clock)
-    state_bytes = sum(tensor.nbytes for tensor in training.state.tensors().values())
-    memcpy = _memcpy(training.state.tensors())
-    ours = watch.saves[1:]  # the first one makes the snapshot's memory
-    others = Others(training, own.root / "others")
+    tensors = training.state.tensors()
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    saves = watch.saves[1:]  # the first one makes the snapshot's memory
+    result.send(Ours(saves, size, _memcpy(tensors), watch.step, watch.highest - watch.before))
+
+
+def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]:
+    import torch
+
+    with process(functools.partial(_ours, own, own.plan("saving", "saving", *overrides), rounds), ON_PROCESSORS) as result:
+        ours = result.recv()
+    others = Others(own.training(own.plan("saving", "others", *overrides)), own.root / "others")
     theirs: dict[str, list[Save]] = {}
     for number in range(rounds + 1):
         for name, method in others.methods.items():
@@ -66,30 +85,31 @@ def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]
             if number or rounds == 1:
                 theirs.setdefault(name, []).append(save)
     torch.set_num_threads(torch.get_num_threads())
-    blocked = [save.blocked / memcpy for save in ours]
+    blocked = [save.blocked / ours.memcpy for save in ours.saves]
     peers = {
-        name: {"blocked": median(s.blocked for s in saves) / memcpy, "extra": median(s.extra for s in saves) / memcpy}
+        name: {"blocked": median(s.blocked for s in saves) / ours.memcpy, "extra": median(s.extra for s in saves) / ours.memcpy}
         for name, saves in theirs.items()
     }
     facts = {
-        "state_gb": state_bytes / 1e9, "memcpy_s": memcpy, "extra_over_memcpy": median(s.extra for s in ours) / memcpy,
-        "seconds_until_committed": median(s.took for s in ours), "undisturbed_step_s": watch.step,
+        "state_gb": ours.state_bytes / 1e9, "memcpy_s": ours.memcpy,
+        "extra_over_memcpy": median(s.extra for s in ours.saves) / ours.memcpy,
+        "seconds_until_committed": median(s.took for s in ours.saves), "undisturbed_step_s": ours.step,
     }  # fmt: skip
     yield Row(
         3, "time that a save takes from the loop's steps, over one memcpy of the state", median(blocked), 0.05, "lower", peers,
         spread(blocked), facts,
     )  # fmt: skip
     base = median(save.extra for save in theirs["torch.save + fsync"])
-    beside = [save.extra / base for save in ours]
+    beside = [save.extra / base for save in ours.saves]
     yield Row(
         4, "extra seconds per save, over torch.save's with fsync", median(beside), 0.25, "lower",
         {name: median(save.extra for save in saves) / base for name, saves in theirs.items()}, spread(beside),
-        {"xrun_s": median(save.extra for save in ours), "torch_save_s": base},
+        {"xrun_s": median(save.extra for save in ours.saves), "torch_save_s": base},
     )  # fmt: skip
-    taken = (watch.highest - watch.before) / state_bytes
+    taken = ours.memory / ours.state_bytes
     yield Row(
-        10, "memory taken by saving, over the state's size", taken, 1.0 + SLACK / state_bytes, "lower", {}, (taken, taken),
-        {"state_gb": state_bytes / 1e9, "memory_mb_besides_the_copy": (watch.highest - watch.before - state_bytes) / 1e6},
+        10, "memory taken by saving, over the state's size", taken, 1.0 + SLACK / ours.state_bytes, "lower", {}, (taken, taken),
+        {"state_gb": ours.state_bytes / 1e9, "memory_mb_besides_the_copy": (ours.memory - ours.state_bytes) / 1e6},
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from xrun import tensor_file
 from xrun.checkpoint import Checkpoint, Keep, checkpoints_of, differences, load, newest
 from xrun.checkpointer import Checkpointer, Snapshot
 from xrun.errors import CheckpointCorrupt, LeaseLost
@@ -224,24 +227,26 @@ def test_saving_takes_one_copy_of_the_state(tmp_path: Path) -> None:
     run = Run(tmp_path, width=64)
     run.step()
     run.save()
-    copies = {name: tensor.data_ptr() for name, tensor in run.checkpointer._snapshot.copies.items()}
+    rooms = {name: room.data_ptr() for name, room in run.checkpointer._snapshot.rooms.items()}
     for _ in range(3):
         run.step()
         run.save()
-    held = run.checkpointer._snapshot.copies
-    assert {name: tensor.data_ptr() for name, tensor in held.items()} == copies
+    held = run.checkpointer._snapshot.rooms
+    assert {name: room.data_ptr() for name, room in held.items()} == rooms
     assert sum(t.nbytes for t in held.values()) == sum(t.nbytes for t in run.state.tensors().values())
 
 
 def test_a_snapshot_of_any_layout_is_right() -> None:
-    """Transposed, 0-d, empty and bf16 tensors are copied as they are."""
+    """Transposed, 0-d, empty and bf16 tensors lie one after the other as they are in a file, which begins with a page."""
     sources = {
         "t": torch.randn(3, 4).t(), "scalar": torch.tensor(3), "empty": torch.zeros(0, 2), "half": torch.randn(5).bfloat16(),
     }  # fmt: skip
     snapshot = Snapshot()
-    snapshot.copy(sources, sources)
-    assert equal(snapshot.copies, sources)
-    assert all(tensor.is_contiguous() for tensor in snapshot.copies.values())
+    snapshot.copy({"file": sources, "nothing": {"empty": torch.zeros(0)}})
+    room = snapshot.rooms["file"]
+    assert room.data_ptr() % mmap.PAGESIZE == 0
+    assert equal(safetensors.torch.load(tensor_file.header(sources, {}) + bytes(tensor_file.bytes_of(room))), sources)
+    assert snapshot.rooms["nothing"].nbytes == 0
 
 
 def frozen(checkpoint: Checkpoint) -> StoredFile:

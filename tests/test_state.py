@@ -16,7 +16,7 @@ from xrun.optimizer import build_optimizer
 from xrun.recipe import Train
 from xrun.sharding import checkpoint_activations
 from xrun.state import TrainState, local, rows
-from xrun.tensor_file import TensorReader, chunks
+from xrun.tensor_file import TensorReader, bytes_of, header
 
 
 class Model(nn.Module):
@@ -80,7 +80,7 @@ def trained(**kind: Any) -> TrainState:
 
 def save(state: TrainState, path: Path) -> Path:
     tensors = {name: tensor.clone().contiguous() for name, tensor in state.tensors().items()}
-    path.write_bytes(b"".join(chunks(tensors, {})))
+    path.write_bytes(header(tensors, {}) + b"".join(map(bytes, map(bytes_of, tensors.values()))))
     return path
 
 

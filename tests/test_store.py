@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from xrun.errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
 from xrun.store import Head, Store, StoredFile, copies_named
@@ -77,6 +80,24 @@ def test_any_contiguous_buffer_is_a_chunk(tmp_path: Path) -> None:
     store.commit({}, None)
     path = store.fetch(store.put(chunks))
     assert path.read_bytes() == b"ab12345678" + bytes(range(12)) + bytes(9 << 20)
+
+
+def test_bytes_from_any_place_in_memory_are_written(tmp_path: Path) -> None:
+    """Chunks that begin with a page, and go to the disk from where they are, among others that do not, of any lengths."""
+    store = attempt(tmp_path)
+    store.commit({}, None)
+    numbers = random.Random(0)
+    for _ in range(30):
+        chunks: list[memoryview] = []
+        for _ in range(numbers.randrange(1, 5)):
+            size = numbers.choice([0, 1, 4095, 4096, 8192, 70_000, 9 << 20])
+            memory = memoryview(mmap.mmap(-1, size + 4096))
+            memory[:] = numbers.randbytes(len(memory))
+            start = numbers.choice([0, 0, 0, 4096, 17])
+            chunks.append(memory[start : start + size])
+        file = store.put(chunks)
+        assert file.blake3 == blake3(b"".join(chunks)).hexdigest()
+        assert store.fetch(file).read_bytes() == b"".join(chunks)
 
 
 def test_a_file_that_was_put_is_invisible_until_it_is_committed(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ is imported and the newest checkpoint is on its way by the time there is a line 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import gc
 import json
@@ -120,10 +122,17 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
     training = build_training(plan, attempt, stop, store)
     gc.freeze()  # what is there now stays, and need not be looked at again and again
     gc.enable()
+    _give_memory_back()
     try:
         training.run()
     finally:
         training.checkpointer.close()
+
+
+def _give_memory_back() -> None:
+    """What reading data and looking for a micro-batch that fits have left; from here on freed memory is kept."""
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -35,29 +37,51 @@ from .tracker import Tracker
 log = logging.getLogger("xrun")
 
 
+_FROZEN = "frozen"
+Files = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by their names, by the file that they are saved in."""
+
+
 class Snapshot:
-    """A copy of the state in memory that is kept and used again: one copy of the state is all that saving takes."""
+    """A copy of the state in memory that is kept and used again: one copy of the state is all that saving takes.
+
+    A file's tensors lie one after the other, from the start of a page on, so that the disk can take them from where they are.
+    """
 
     def __init__(self) -> None:
-        self.copies: dict[str, Tensor] = {}
+        self.rooms: dict[str, Tensor] = {}
 
-    def copy(self, sources: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    def copy(self, files: Files) -> None:
         """Copy these tensors; the caller keeps them from changing meanwhile."""
-        for name in names:
-            source = sources[name]
-            target = self.copies.get(name)
-            if target is None or target.shape != source.shape:
-                pinned = source.device.type == "cuda"
-                target = self.copies[name] = torch.empty(source.shape, dtype=source.dtype, pin_memory=pinned)
-            _copy(source, target)
+        for file, tensors in files.items():
+            room, end = self._room(file, tensors.values()), 0
+            for source in tensors.values():
+                begin, end = end, end + source.nbytes
+                _copy(source, room[begin:end])
+
+    def _room(self, file: str, tensors: Iterable[Tensor]) -> Tensor:
+        """A file's bytes, as it has had them if it is as large as before."""
+        size, pinned = sum(tensor.nbytes for tensor in tensors), any(tensor.device.type == "cuda" for tensor in tensors)
+        if file not in self.rooms or self.rooms[file].nbytes != size:
+            self.rooms[file] = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else _pages(size)
+        return self.rooms[file]
+
+
+def _pages(size: int) -> Tensor:
+    """Bytes of memory that begin with a page, which malloc's do not."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8))
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
-    """Copy without using the compute threads, which belong to the step that runs meanwhile."""
-    if source.device.type == "cpu" and source.is_contiguous() and source.nbytes:
-        np.copyto(np.asarray(tensor_file.bytes_of(target)), np.asarray(tensor_file.bytes_of(source)))
+    """Copy the bytes without using the compute threads, which belong to the step that runs meanwhile."""
+    if not source.nbytes:
+        return
+    if source.device.type == "cpu":
+        np.copyto(target.numpy(), np.asarray(tensor_file.bytes_of(source.contiguous())))
     else:
-        target.copy_(source, non_blocking=True)
+        target.copy_(source.contiguous().reshape(-1).view(torch.uint8), non_blocking=True)
 
 
 class Checkpointer:
@@ -123,14 +147,13 @@ class Checkpointer:
         self._wanted = False
         sources = {name: tensor for name, tensor in self.state.tensors().items() if self._writes(tensor)}
         parts = {name: local(tensor) for name, tensor in sources.items()}
-        at_once = self.state.changing() & set(parts)
-        self._snapshot.copy(parts, at_once)
+        parts |= {name: parts[name].clone() for name in self.state.changing() & set(parts)}  # the next forward pass changes them
         self._copied.clear()
         ready = torch.cuda.current_stream().record_event() if self._stream else None
         saving = _Saving(
-            step=self.state.step, numbers=self.state.numbers(), parts=parts, at_once=at_once, ready=ready,
+            step=self.state.step, numbers=self.state.numbers(), files=self._files(parts), ready=ready,
             rows={name: rows(tensor) for name, tensor in sources.items() if hasattr(tensor, "to_local")},
-            frozen=self.state.frozen(), versions={name: part._version for name, part in parts.items()}, started=started,
+            versions={name: part._version for name, part in parts.items()}, started=started,
         )  # fmt: skip
         self._saving = self._thread.submit(self._save, saving)
         self._stall = time.perf_counter() - started
@@ -194,16 +217,28 @@ class Checkpointer:
         elif self.rank == 0:
             self._sweep()
 
+    def _files(self, parts: Mapping[str, Tensor]) -> Files:
+        """Which file each of this process's tensors goes into: model, optimizer, ema, and what no step changes by itself."""
+        frozen = self.state.frozen()
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, part in parts.items():
+            groups.setdefault(_FROZEN if name in frozen else name.partition(".")[0], {})[name] = part
+        return {
+            f"{group}-{self.rank}-{number}": tensors
+            for group, members in groups.items()
+            for number, tensors in enumerate(tensor_file.split_by_size(members))
+        }
+
     def _copy(self, saving: _Saving) -> None:
-        names = [name for name in saving.parts if name not in saving.at_once]
         if self._stream is None:
-            self._snapshot.copy(saving.parts, names)
+            self._snapshot.copy(saving.files)
         else:
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(saving.ready)
-                self._snapshot.copy(saving.parts, names)
+                self._snapshot.copy(saving.files)
             self._stream.synchronize()
-        moved = [name for name in names if saving.parts[name]._version != saving.versions[name]]
+        parts = {name: part for tensors in saving.files.values() for name, part in tensors.items()}
+        moved = [name for name, part in parts.items() if part._version != saving.versions[name]]
         if moved:
             raise CheckpointError(f"{moved[0]} changed while it was copied: it is changed outside of optimizer.step().")
         self._copied.set()
@@ -211,27 +246,24 @@ class Checkpointer:
     def _write(self, saving: _Saving) -> dict[str, StoredFile]:
         """Write this process's part of the state; frozen tensors that the head already has are not written again."""
         known = {file.blake3: file for c in checkpoints_of(self.head) for file in c.files.values()}
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name in saving.parts:
-            group = "frozen" if name in saving.frozen else name.partition(".")[0]
-            groups.setdefault(group, {})[name] = self._snapshot.copies[name]
         files = {}
-        for group, tensors in groups.items():
-            for number, part in enumerate(tensor_file.split_by_size(tensors)):
-                own_rows = {name: saving.rows[name] for name in part if name in saving.rows}
-                writer, again = self._frozen(part, own_rows, known) if group == "frozen" else (self.attempt, None)
-                file = again or self.store.put(tensor_file.chunks(part, own_rows, writer))
-                place = f"{group}-{self.rank}-{number}" + (f"-{writer}" if group == "frozen" else "")
-                files[place] = file if again else self._again(known.get(file.blake3)) or file
+        for name, tensors in saving.files.items():
+            own_rows = {tensor: saving.rows[tensor] for tensor in tensors if tensor in saving.rows}
+            header = functools.partial(tensor_file.header, tensors, own_rows)
+            data = tensor_file.bytes_of(self._snapshot.rooms[name])
+            frozen = name.startswith(f"{_FROZEN}-")
+            writer, again = self._frozen(header, data, known) if frozen else (self.attempt, None)
+            file = again or self.store.put([header(writer), data])
+            files[f"{name}-{writer}" if frozen else name] = file if again else self._again(known.get(file.blake3)) or file
         return files
 
     def _frozen(
-        self, part: Mapping[str, Tensor], rows: Mapping[str, tensor_file.Rows], known: Mapping[str, StoredFile]
+        self, header: Callable[[str], bytes], data: memoryview, known: Mapping[str, StoredFile]
     ) -> tuple[str, StoredFile | None]:
         """Who has written these frozen tensors first, and the file; without one that is whole, this attempt is going to."""
-        names = {name for c in checkpoints_of(self.head) for name in c.files if name.startswith("frozen-")}
+        names = {name for c in checkpoints_of(self.head) for name in c.files if name.startswith(f"{_FROZEN}-")}
         for writer in sorted({name.split("-", 3)[3] for name in names if name.count("-") > 2}):
-            if (again := self._again(known.get(_hash(part, rows, writer)))) is not None:
+            if (again := self._again(known.get(blake3(header(writer)).update(data).hexdigest()))) is not None:
                 return writer, again
         return self.attempt, None
 
@@ -313,13 +345,6 @@ class Checkpointer:
                 self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
 
 
-def _hash(part: Mapping[str, Tensor], own_rows: Mapping[str, tensor_file.Rows], writer: str) -> str:
-    hasher = blake3()
-    for chunk in tensor_file.chunks(part, own_rows, writer):
-        hasher.update(chunk)
-    return hasher.hexdigest()
-
-
 def _same_files(kept: list[Checkpoint], now: Checkpoint) -> list[Checkpoint]:
     """Older checkpoints name the same copies of a file that the newest one names."""
     newest = {file.blake3: file for file in now.files.values()}
@@ -328,14 +353,12 @@ def _same_files(kept: list[Checkpoint], now: Checkpoint) -> list[Checkpoint]:
 
 @dataclass(frozen=True)
 class _Saving:
-    """What one save needs: the state's parts on this process as they were when it began."""
+    """What one save needs: this process's part of the state as it was when the save began."""
 
     step: int
     numbers: Mapping[str, Any]
-    parts: Mapping[str, Tensor]
-    at_once: set[str]
+    files: Files
     rows: Mapping[str, tensor_file.Rows]
-    frozen: set[str]
     versions: Mapping[str, int]
     started: float
     ready: Any = None

@@ -18,11 +18,17 @@ from .nodes import Nodes
 from .plan import Plan
 from .stop import NOBODY_ASKED, PARENT, TOLD, StopFlag
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1
 LINGER_SECONDS = 5.0
 """How long the other ranks may take to end by themselves after one has failed."""
 STACKS_SECONDS = 2.0
 """How long ranks that hang have to write down where."""
+ON_PROCESSORS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""What makes training on processors fast, unless somebody has set it otherwise; docs/performance.md has the numbers.
+
+What a step frees stays for the next one: by default glibc gives large tensors back to the kernel, which then clears their pages
+anew in each step. (Not OMP_WAIT_POLICY=PASSIVE: a small step takes a seventh longer where threads sleep while they wait.)
+"""
 Start = Callable[[dict[str, str], Path], "subprocess.Popen[bytes]"]
 """Starts a rank with this environment, whose output goes into this file."""
 
@@ -109,7 +115,7 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, address: str, port: i
         "WORLD_SIZE": str(nodes.world), "LOCAL_WORLD_SIZE": str(nodes.processes), "MASTER_ADDR": address,
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads), **ways,
         "XRUN_PROJECT": plan.project, PARENT: str(os.getpid()), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning starves the others
+        "PYTHONUNBUFFERED": "1", **{name: os.environ.get(name, value) for name, value in ON_PROCESSORS.items()},
         **plan.recipe["env"],
     }  # fmt: skip
 

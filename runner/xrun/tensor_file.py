@@ -1,13 +1,14 @@
 """Tensors <-> safetensors files that a store keeps.
 
-Written by hand, though the library has a writer, because ours gives the store a stream of views into the copied state: no
-second copy in memory, and the store hashes while it writes. Read with the library. A process that holds a shard of a tensor
+Written by hand, though the library has a writer, because the copied state lies in memory as in the file: no second copy, and the
+store hashes while it writes. Read with the library. A process that holds a shard of a tensor
 writes its rows and says which ones they are, so that any other number of processes can read its own rows back.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,24 +46,21 @@ def split_by_size(tensors: Mapping[str, Tensor], limit: int = FILE_BYTES) -> Ite
         yield part
 
 
-def chunks(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str = "") -> Iterator[memoryview]:
-    """The bytes of a safetensors file, as views of the tensors (on the CPU, contiguous).
+def header(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str = "") -> bytes:
+    """What a safetensors file begins with; the tensors' bytes follow, one after the other, from the next page on.
 
     `attempt` is who wrote it: exact recomputation makes the same tensors again, and a store that knows files by their content
     would take a file that one attempt is about to delete for the one that its successor has just written.
     """
     by = {"attempt": attempt} if attempt else {}  # first: a store finds it without reading far
-    header: dict[str, Any] = {"__metadata__": {**by, "format": "pt", "rows": json.dumps(rows)}}
+    told: dict[str, Any] = {"__metadata__": {**by, "format": "pt", "rows": json.dumps(rows)}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield memoryview(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        if tensor.nbytes:
-            yield bytes_of(tensor)
+        told[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(told).encode()
+    text += b" " * (-(8 + len(text)) % mmap.PAGESIZE)
+    return len(text).to_bytes(8, "little") + text
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

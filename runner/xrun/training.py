@@ -116,6 +116,7 @@ class Training:
         state, train = self.state, self.train
         rate = learning_rate(train, state.step, self.steps)
         count = self._count(pieces)
+        self._drop_gradients()
         losses = []
         for piece, batch in pieces:
             seed_generators(train.seed, LOOP, state.step, piece.slot)
@@ -195,10 +196,16 @@ class Training:
             state.scaler.update()
         else:
             self._optimizer_step()
-        for p in self._trained:  # `zero_grad` does the same in a hundred times as long
-            p.grad = None
         if state.ema is not None:
             state.ema.update_parameters(self.objective.model)  # type: ignore[operator]  # an AveragedModel's method
+
+    def _drop_gradients(self) -> None:
+        """What `zero_grad` does, in a hundredth of its time.
+
+        Not right after the step: with nothing above them the C library gives their memory back to the kernel, to ask for it anew.
+        """
+        for p in self._trained:
+            p.grad = None
 
     def _evaluate(self) -> None:
         """Evaluate, log it, and ask for a save of the best state so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -15,7 +16,7 @@ from blake3 import blake3
 from xrun.errors import StoreError, StoreUnavailable
 
 SLICE = 8 << 20
-"""Bytes hashed and written at once: long enough for the GIL to be released, short enough for memory to stay flat."""
+"""Bytes read and gathered at once: long enough for the GIL to be released, short enough for memory to stay flat."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -36,15 +37,6 @@ class Hashed:
     @property
     def hex(self) -> str:
         return self._hasher.hexdigest()
-
-
-def slices(chunk: bytes | memoryview) -> Iterator[memoryview]:
-    """Cut a C-contiguous buffer into views of at most `SLICE` bytes; nothing is copied."""
-    view = memoryview(chunk)
-    if view.nbytes:
-        view = view.cast("B")
-    for start in range(0, view.nbytes, SLICE):
-        yield view[start : start + SLICE]
 
 
 def file_slices(path: Path) -> Iterator[memoryview]:
@@ -84,27 +76,39 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Hashed:
 
 
 def _write(file: int, chunks: Iterable[bytes | memoryview], hashed: Hashed) -> None:
-    """Gather the chunks in one page-aligned buffer; each time it is full, hash and write it past the page cache.
+    """Hash and write chunks that begin with a page, past the page cache; what does not is gathered in such a piece first.
 
-    The kernel's copy into its cache costs the processors, which belong to the training, many times what the disk's own does.
+    The kernel's copy into its cache costs the processors, which belong to the training, many times what the disk's own does. A
+    gigabyte at once: a thread that now hashes and now waits for the disk disturbs the training's threads more often.
     """
-    buffer, filled = memoryview(mmap.mmap(-1, SLICE)), 0
+    gathered, filled = memoryview(mmap.mmap(-1, SLICE)), 0
     for chunk in chunks:
-        for piece in slices(chunk):
-            rest = piece
-            while len(rest):
+        rest = memoryview(chunk)
+        rest = rest.cast("B") if rest.nbytes else rest
+        while len(rest):
+            if filled % mmap.PAGESIZE == 0 and len(rest) >= mmap.PAGESIZE and _begins_with_a_page(rest):
+                _append(file, gathered[:filled], hashed)
+                count, filled = len(rest) // mmap.PAGESIZE * mmap.PAGESIZE, 0
+                _append(file, rest[:count], hashed)
+            else:
                 count = min(len(rest), SLICE - filled)
-                buffer[filled : filled + count] = rest[:count]
-                filled, rest = filled + count, rest[count:]
-                if filled == SLICE:
-                    _past_the_cache(file, True)
-                    _append(file, buffer, hashed)
-                    filled = 0
-    _past_the_cache(file, False)
-    _append(file, buffer[:filled], hashed)
+                gathered[filled : filled + count] = rest[:count]
+                filled += count
+            rest = rest[count:]
+            if filled == SLICE:
+                _append(file, gathered, hashed)
+                filled = 0
+    _append(file, gathered[:filled], hashed)
+
+
+def _begins_with_a_page(piece: memoryview) -> bool:
+    """Whether it lies so in memory; what cannot be written to is small and need not."""
+    return not piece.readonly and ctypes.addressof(ctypes.c_char.from_buffer(piece)) % mmap.PAGESIZE == 0
 
 
 def _append(file: int, piece: memoryview, hashed: Hashed) -> None:
+    """Hash and write a piece; whole pages go past the page cache, from a place in the file where pages begin."""
+    _past_the_cache(file, len(piece) % mmap.PAGESIZE == 0)
     hashed.update(piece)
     while len(piece):  # write(2) may take less than it was given
         try:
