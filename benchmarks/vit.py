@@ -40,10 +40,9 @@ def _measure(own: Lab, rounds: int, seconds: float) -> Row:
     batch = plan.load_recipe().train.global_batch
     seen, turns = [dict.fromkeys(("raw", "xrun", "accelerate"), 0.0) for _ in range(rounds)], 0
     with contextlib.ExitStack() as stack:
-        others = {
-            name: stack.enter_context(process(functools.partial(_peer, own, plan, name), {})) for name in ("raw", "accelerate")
-        }
-        trained = {**others, "xrun": stack.enter_context(process(functools.partial(_xrun, own, plan), ON_PROCESSORS))}
+        work = {name: (functools.partial(_peer, own, plan, name), dict[str, str]()) for name in ("raw", "accelerate")}
+        work["xrun"] = functools.partial(_xrun, own, plan), ON_PROCESSORS
+        trained = {name: stack.enter_context(process(*known)) for name, known in work.items()}
         show = stack.enter_context(progress_shown(plan))
         for _ in range(WARM):
             _turn(trained, 0, show)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
 from xrun.nodes import Nodes, Place, interface_of, meeting_port, nodes_of, place_of
+from xrun.plan import make_plan
+from xrun.ranks import rank_environment
+from xrun.recipe_file import load_recipe
 
 
 def environ(rank: int, ips: str, accelerators: str) -> dict[str, str]:
@@ -64,6 +68,24 @@ def test_the_interface_is_found_by_its_address() -> None:
             pytest.skip("this machine has no way out, so it has loopback only")
         own = probe.getsockname()[0]
     assert interface_of(own) in [name for _, name in socket.if_nameindex()]
+
+
+def test_ranks_keep_freed_memory_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank's environment has it, whoever starts xrun can set it otherwise, and the recipe has the last word."""
+    path = tmp_path / "recipes" / "recipe.yaml"
+    path.parent.mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    text = (Path(__file__).parent.parent / "recipes" / "digits_mlp.yaml").read_text()
+
+    def told(more: str = "") -> str:
+        path.write_text(text + more)
+        return rank_environment(make_plan(load_recipe(path), path), Nodes(), 0, "127.0.0.1", 1)["MALLOC_MMAP_MAX_"]
+
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    assert told() == "0"
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    assert told() == "7"
+    assert told('\nenv: {MALLOC_MMAP_MAX_: "9"}\n') == "9"
 
 
 def test_gloo_and_nccl_are_told_the_interface() -> None:
