@@ -19,9 +19,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import ON_PROCESSORS, Enough, Lab, StepClock, lab, process, run
+from benchmarks.lab import Enough, Lab, StepClock, lab, process, run
 from benchmarks.result import Row, main, median, spread
 from xrun.plan import Plan
+from xrun.ranks import ON_PROCESSORS
 
 STEPS = 4
 """Undisturbed steps before and after a save."""

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.lab import ON_PROCESSORS, Lab, fresh, lab, process, progress_shown, run
+from benchmarks.lab import Lab, fresh, lab, process, progress_shown, run
 from benchmarks.result import Row, main, median, spread
 from xrun.plan import Plan
+from xrun.ranks import ON_PROCESSORS
 
 BLOCK = 8
 """Steps of a turn."""
@@ -34,34 +35,45 @@ def measure(quick: bool) -> Iterator[Row]:
 
 
 def _measure(own: Lab, rounds: int, seconds: float) -> Row:
-    from xrun.store.directory import DirectoryStore
-
-    plan = fresh(own.plan("vit", "vit"))
-    batch = plan.load_recipe().train.global_batch
-    seen, turns = [dict.fromkeys(("raw", "xrun", "accelerate"), 0.0) for _ in range(rounds)], 0
-    with contextlib.ExitStack() as stack:
-        work = {name: (functools.partial(_peer, own, plan, name), dict[str, str]()) for name in ("raw", "accelerate")}
-        work["xrun"] = functools.partial(_xrun, own, plan), ON_PROCESSORS
-        trained = {name: stack.enter_context(process(*known)) for name, known in work.items()}
-        show = stack.enter_context(progress_shown(plan))
-        for _ in range(WARM):
-            _turn(trained, 0, show)
-        for taken in seen:
-            began = time.perf_counter()
-            while time.perf_counter() - began < seconds:
-                for name, value in _turn(trained, turns, show).items():
-                    taken[name] += value
-                turns += 1
-        head = DirectoryStore(plan.folder / "state", plan.run, "reader", plan.owner).head()
-    share = {name: [taken["raw"] / taken[name] for taken in seen] for name in ("xrun", "accelerate")}
+    batch = own.plan("vit", "vit").load_recipe().train.global_batch
+    seen = [_round(own, seconds, number) for number in range(rounds)]
+    share = {name: [taken["raw"] / taken[name] for taken, *_ in seen] for name in ("xrun", "accelerate")}
+    steps = BLOCK * sum(turns for _, turns, _ in seen)
     return Row(
         2, "small ViT with checkpoints every 30 s, samples/s over raw", median(share["xrun"]), 0.99, "higher",
         {"accelerate, nothing saved": median(share["accelerate"])}, spread(share["xrun"]),
         {
-            "raw_samples_per_s": batch * turns * BLOCK / sum(taken["raw"] for taken in seen),
-            "commits": head.number - 1 if head else 0, "steps": turns * BLOCK,
+            "raw_samples_per_s": batch * steps / sum(taken["raw"] for taken, *_ in seen), "steps": steps,
+            "commits_per_round": [commits for *_, commits in seen],
         },
     )  # fmt: skip
+
+
+def _round(own: Lab, seconds: float, number: int) -> tuple[dict[str, float], int, int]:
+    """Everybody's seconds, the turns in which they were counted, and xrun's commits.
+
+    In new processes: which memory a process has got makes it one or two per cent faster or slower for as long as it lives.
+    """
+    from xrun.store.directory import DirectoryStore
+
+    plan = fresh(own.plan("vit", "vit"))
+    work = {name: (functools.partial(_peer, own, plan, name), dict[str, str]()) for name in ("raw", "accelerate")}
+    work["xrun"] = functools.partial(_xrun, own, plan), ON_PROCESSORS
+    names = list(work)
+    taken, turns = dict.fromkeys(names, 0.0), 0
+    with contextlib.ExitStack() as stack:
+        first = number % len(names)
+        trained = {name: stack.enter_context(process(*work[name])) for name in names[first:] + names[:first]}
+        show = stack.enter_context(progress_shown(plan))
+        for _ in range(WARM):
+            _turn(trained, 0, show)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            for name, value in _turn(trained, turns, show).items():
+                taken[name] += value
+            turns += 1
+        head = DirectoryStore(plan.folder / "state", plan.run, "reader", plan.owner).head()
+    return taken, turns, head.number - 1 if head else 0
 
 
 def _turn(trained: dict[str, Connection], number: int, show: Callable[[bool], None]) -> dict[str, float]:
