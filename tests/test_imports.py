@@ -101,7 +101,7 @@ ARROWS = {
     "node": "errors plan run_folder stop nodes ranks notice rendezvous",
     "entrypoint": "errors plan store tracker run_folder progress stop record ranks witnesses nodes notice rendezvous spending "
     "node attempt_logs stop_request",
-    "attempt": "errors plan run_folder store stop entrypoint parts",
+    "attempt": "errors plan run_folder store stop entrypoint micro_batch parts",
     # on a new machine, before anything is installed
     "has_pins": "",
     "arrive": "plan run_folder",

@@ -6,8 +6,6 @@ is imported and the newest checkpoint is on its way by the time there is a line 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import faulthandler
 import gc
 import json
@@ -117,22 +115,17 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
         store = open_store(plan, attempt)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             restore_soon(store)
+    from .micro_batch import give_memory_back
     from .parts import build_training
 
     training = build_training(plan, attempt, stop, store)
     gc.freeze()  # what is there now stays, and need not be looked at again and again
     gc.enable()
-    _give_memory_back()
+    give_memory_back()  # what building has left; from here on a step's memory is kept for the next one
     try:
         training.run()
     finally:
         training.checkpointer.close()
-
-
-def _give_memory_back() -> None:
-    """What reading data and looking for a micro-batch that fits have left; from here on freed memory is kept."""
-    with contextlib.suppress(AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerat
     allowed = sizes(train.global_batch, world.size)
 
     def smaller() -> int:
+        give_memory_back()
         state["at"] += 1
         if state["at"] == len(allowed):
             raise TrainError("train.micro_batch: auto: not even one sample fits into memory.", "Use a larger machine.")
@@ -70,6 +72,12 @@ def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerat
         raise TrainError(f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly.")
     find = find_executable_batch_size(attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller)
     return int(world.least(find()))
+
+
+def give_memory_back() -> None:
+    """Freed memory goes back to the kernel, which it does not by itself in a rank (`ranks.ON_PROCESSORS`)."""
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def parts_of(piece: MicroBatch, batch: Batch, split: int) -> list[tuple[Batch, bool]]:
