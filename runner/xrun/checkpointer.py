@@ -36,8 +36,9 @@ from .tracker import Tracker
 
 log = logging.getLogger("xrun")
 
-
 _FROZEN = "frozen"
+_PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for every CUDA context."""
 Files = Mapping[str, Mapping[str, Tensor]]
 """Tensors by their names, by the file that they are saved in."""
 
@@ -61,9 +62,13 @@ class Snapshot:
 
     def _room(self, file: str, tensors: Iterable[Tensor]) -> Tensor:
         """A file's bytes, as it has had them if it is as large as before."""
-        size, pinned = sum(tensor.nbytes for tensor in tensors), any(tensor.device.type == "cuda" for tensor in tensors)
+        size, of_gpu = sum(tensor.nbytes for tensor in tensors), any(tensor.device.type == "cuda" for tensor in tensors)
         if file not in self.rooms or self.rooms[file].nbytes != size:
-            self.rooms[file] = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else _pages(size)
+            if of_gpu and file in self.rooms and self.rooms[file].nbytes:
+                torch.cuda.cudart().cudaHostUnregister(self.rooms[file].data_ptr())
+            self.rooms[file] = _pages(size)
+            if of_gpu and size:  # as `pin_memory` does, which would take the next power of two of bytes
+                torch.cuda.cudart().cudaHostRegister(self.rooms[file].data_ptr(), size, _PORTABLE)
         return self.rooms[file]
 
 
