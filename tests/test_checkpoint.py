@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from xrun import tensor_file
 from xrun.checkpoint import Checkpoint, Keep, checkpoints_of, differences, load, newest
-from xrun.checkpointer import Checkpointer, Snapshot
+from xrun.checkpointer import Checkpointer
 from xrun.errors import CheckpointCorrupt, LeaseLost
 from xrun.every import Every
 from xrun.interval import SaveSchedule
 from xrun.objective import Objective
 from xrun.optimizer import build_optimizer
 from xrun.recipe import Train
+from xrun.snapshot import Snapshot
 from xrun.state import TrainState
 from xrun.store import Chunk, Head, StoredFile
 from xrun.store.directory import DirectoryStore

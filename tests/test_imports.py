@@ -86,7 +86,8 @@ ARROWS = {
     "interval": "errors every stop",
     "checkpoint": "errors tensor_file state store",
     "point_log": "errors store",
-    "checkpointer": "errors tensor_file state store checkpoint attempt_logs point_log tracker interval",
+    "snapshot": "tensor_file",
+    "checkpointer": "errors tensor_file snapshot state store checkpoint attempt_logs point_log tracker interval",
     "model_folder": "errors plan store tensor_file state",
     "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval "
     "checkpointer tracker world stop heartbeat spending micro_batch",
