@@ -26,6 +26,8 @@ from xrun.ranks import ON_PROCESSORS
 
 STEPS = 4
 """Undisturbed steps before and after a save."""
+SETTLE = 20
+"""Undisturbed steps before the first save: by then a heap that keeps what is freed has its largest size."""
 SLACK = 64e6
 """Bytes that saving may take besides the copy of the state."""
 
@@ -143,7 +145,7 @@ class Saves:
             self.touched.append(own)
         if self.began >= 0 and len(self.touched) > 1 and not self.checkpointer.busy:
             self._ended()
-        elif self.began < 0 and len(self.calm) == STEPS + (2 if not self.saves else 0):
+        elif self.began < 0 and len(self.calm) == STEPS + (SETTLE if not self.saves else 0):
             if len(self.saves) == self.count:
                 raise Enough
             self._begin(done)
