@@ -102,14 +102,14 @@ def progress_shown(plan: Plan) -> Iterator[Callable[[bool], None]]:
 
     Calling what this yields with False halts the process, with True lets it go on.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_show, args=(plan, os.getpid()), daemon=True)
-    process.start()
-    pid = process.pid or 0
+    shower = multiprocessing.get_context("spawn").Process(target=_show, args=(plan, os.getpid()), daemon=True)
+    shower.start()
+    pid = shower.pid or 0
     try:
         yield lambda shown: os.kill(pid, signal.SIGCONT if shown else signal.SIGSTOP)
     finally:
         os.kill(pid, signal.SIGKILL)
-        process.join()
+        shower.join()
 
 
 def _show(plan: Plan, parent: int) -> None:

@@ -72,8 +72,6 @@ def _ours(own: Lab, plan: Plan, rounds: int, result: Connection) -> None:
 
 
 def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]:
-    import torch
-
     with process(functools.partial(_ours, own, own.plan("saving", "saving", *overrides), rounds), ON_PROCESSORS) as result:
         ours = result.recv()
     others = Others(own.training(own.plan("saving", "others", *overrides)), own.root / "others")
@@ -87,7 +85,6 @@ def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]
                 continue
             if number or rounds == 1:
                 theirs.setdefault(name, []).append(save)
-    torch.set_num_threads(torch.get_num_threads())
     blocked = [save.blocked / ours.memcpy for save in ours.saves]
     peers = {
         name: {"blocked": median(s.blocked for s in saves) / ours.memcpy, "extra": median(s.extra for s in saves) / ours.memcpy}

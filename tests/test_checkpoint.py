@@ -172,8 +172,11 @@ def test_buffers_are_copied_at_once(tmp_path: Path) -> None:
     """What a forward pass does to buffers after `begin` has returned is not saved."""
     run = Run(tmp_path)
     run.step()
+    forward = threading.Event()
+    run.checkpointer._thread.submit(forward.wait)  # the rest is copied after the buffers have changed
     run.checkpointer.begin()
     run.model.seen.fill_(99)
+    forward.set()
     run.checkpointer.wait()
     assert torch.equal(restored(tmp_path)["model.seen"], torch.ones(4))
 

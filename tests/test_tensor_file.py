@@ -54,6 +54,15 @@ def test_every_kind_of_tensor_is_filled_back(tmp_path: Path) -> None:
         assert same_bits(target, tensor), name
 
 
+def test_the_bytes_are_views(tmp_path: Path) -> None:
+    """Writing makes no second copy: the bytes lie in the tensor's own memory."""
+    tensor = torch.zeros(1000)
+    begun, data = header({"t": tensor}, {}), bytes_of(tensor)
+    tensor[7] = 3.0
+    (tmp_path / "t").write_bytes(begun + bytes(data))
+    assert float(load_file(tmp_path / "t")["t"][7]) == 3.0
+
+
 def test_tensors_begin_with_a_page() -> None:
     """However long the header is, so that a disk can take what follows from memory as it is."""
     for count in (0, 1, 40, 400):
