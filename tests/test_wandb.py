@@ -492,6 +492,7 @@ def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     """
     first = len(run.wandb.requests)
     other = {"WANDB_MODE": "offline", "WANDB_RUN_ID": "other", "WANDB_RESUME": "must", "WANDB_PROJECT": "other", "WANDB_DIR": "x"}
+    other["WANDB_FORK_FROM"] = "other?_step=3"
     for name, value in other.items():
         monkeypatch.setenv(name, value)
     run.begin()

@@ -22,6 +22,9 @@ _INIT_SECONDS = 30.0
 _RETRY_SECONDS = 20.0  # its own minute is long after an outage
 _RETRIES = 100_000
 _GONE_SECONDS = 15.0
+_OTHER_RUNS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")
+"""Say which run is written and how. They are meant for others, and the library, which lays our settings over them one by one, in
+another order in every process, refuses some pairs on the way."""
 
 
 def open_run(address: Address, folder: Path, config: Mapping[str, Any], tags: Sequence[str], seconds: float) -> Any:
@@ -33,6 +36,8 @@ def open_run(address: Address, folder: Path, config: Mapping[str, Any], tags: Se
         Unreachable: it did not work, now.
     """
     os.environ["WANDB_ERROR_REPORTING"] = "false"
+    for name in _OTHER_RUNS:
+        os.environ.pop(name, None)
     import wandb
 
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # the logs of the sender before
