@@ -24,7 +24,7 @@ from xrun.run_folder import open_store
 
 BARE = """import os, sys, time
 import torch, accelerate
-from blake3 import blake3
+from xxhash import xxh3_128
 kept, paths = [], sys.argv[2:]
 if paths[0].startswith("hub://"):
     from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ if paths[0].startswith("hub://"):
     with ThreadPoolExecutor(4) as threads:
         paths = list(threads.map(lambda file: hf_hub_download(name, file, revision="state", local_dir=folder), files))
 for path in paths:
-    hasher, size = blake3(), os.path.getsize(path)
+    hasher, size = xxh3_128(), os.path.getsize(path)
     target = torch.empty(size, dtype=torch.uint8)
     view, at = memoryview(target.numpy()), 0
     buffer = memoryview(bytearray(8 << 20))

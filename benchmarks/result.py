@@ -104,7 +104,7 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     libraries = {}
-    for name in ("torch", "accelerate", "lightning", "transformers", "torchdata", "numpy", "blake3"):
+    for name in ("torch", "accelerate", "lightning", "transformers", "torchdata", "numpy", "xxhash"):
         try:
             libraries[name] = version(name)
         except PackageNotFoundError:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
 from running import PER_STEP, STEPS, Done, Project, attempt, curve, weights
 from servers.hub import Hub
 from servers.wandb import Wandb
+from xxhash import xxh3_128
 
 from xrun.run_folder import RunFolder
 from xrun.store.hub import stored_files
@@ -97,7 +97,7 @@ class FarAway:
             raise
         for file in stored_files(record):
             content = self.hub.read(self.repo, file.copies[0], "state")
-            assert blake3(content).hexdigest() == file.blake3, f"{file.copies[0]} is not what was committed"
+            assert xxh3_128(content).hexdigest() == file.hash, f"{file.copies[0]} is not what was committed"
         return record
 
     def rows(self) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ from xrun.store import Chunk, Head, StoredFile
 from xrun.store.directory import DirectoryStore
 from xrun.tracker.jsonl import JsonlTracker
 
+STORES = Path(__file__).parent / "fixtures" / "stores"
+
 
 class Model(nn.Module):
     """A trained layer, a frozen one, and a buffer that forward changes."""
@@ -268,8 +270,33 @@ def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: P
     successor.step()
     successor.save()
     now = checkpoints_of(successor.store.head())[-1]
-    assert frozen(now).blake3 == before.blake3
+    assert frozen(now).hash == before.hash
     assert next(name for name in now.files if name.startswith("frozen")).endswith("-a1")
+
+
+def test_a_run_that_an_older_xrun_began_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its files have another kind of hash, and are verified by that; the next save's files have the kind of today."""
+    shutil.copytree(STORES / "v1", tmp_path / "v1")
+    again = Run(tmp_path / "again")
+    again.step()
+    again.step()
+    values = restored(tmp_path / "v1")
+    torch.testing.assert_close(values, again.values())
+    successor = Run(tmp_path / "v1", attempt="a2")
+    load(successor.state, *newest(successor.store, successor.checkpointer.head)[1:])
+    successor.step()
+    successor.save()
+    assert successor.steps() == [2, 3]
+    assert [{len(file.hash) for file in c.files.values()} for c in checkpoints_of(successor.store.head())] == [{64}, {32}]
+    assert equal(restored(tmp_path / "v1"), successor.values())
+    for path in successor.files(3):
+        path.unlink()
+    assert equal(restored(tmp_path / "v1"), values)
+    assert "step 3" in caplog.text
+    for path in successor.files(2):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointCorrupt):
+        restored(tmp_path / "v1")
 
 
 def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:

@@ -330,11 +330,11 @@ class AnyOrder(RuleBasedStateMachine):
     def save(self, contents: list[bytes], keep: int) -> None:
         """Commit new files and the last few of the old ones; what the head has already is not put again."""
         old = files_of(self.head)[-keep:] if keep else []
-        have = {self.contents[file.blake3] for file in old}
+        have = {self.contents[file.hash] for file in old}
         new = []
         for content in sorted(set(contents) - have):
             new.append(self.store.put([content]))
-            self.contents[new[-1].blake3] = content
+            self.contents[new[-1].hash] = content
         self.head = self.store.commit(names(*old, *new), self.head)
 
     @rule()
@@ -387,7 +387,7 @@ class AnyOrder(RuleBasedStateMachine):
         reader = attempt(self.root, "reader")
         assert reader.head() == self.head
         assert [reader.fetch(file).read_bytes() for file in files_of(self.head)] == [
-            self.contents[file.blake3] for file in files_of(self.head)
+            self.contents[file.hash] for file in files_of(self.head)
         ]
 
     def teardown(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from blake3 import blake3
 from huggingface_hub import HfApi
 from servers.hub import Hub
 from servers.server import Request
@@ -25,7 +26,7 @@ from xrun.errors import CheckpointCorrupt, LaunchError, LeaseLost, StoreError, S
 from xrun.store import Head, Store, StoredFile
 from xrun.store import hub_api as api_module
 from xrun.store.commits import head_of
-from xrun.store.hub import HubStore
+from xrun.store.hub import HubStore, stored_files
 from xrun.store.hub_branch import checked_line
 
 # The library's own use of httpx and of hf_xet.
@@ -170,6 +171,22 @@ def test_what_was_committed_comes_back(attempt: Opener, form: str, way: str) -> 
     assert other.head() == head
     assert (head.number, head.attempt, head.owner) == (3, "a1", "a1@host")
     assert contents(other) == [b"weights" * 1000, b"", b"ab12345678" + bytes(9 << 20)]
+
+
+def test_a_file_of_an_older_xrun_comes_back(attempt: Opener, form: str, lfs: None) -> None:
+    """Its record has a BLAKE3, and by that it is verified, on the way and in the cache."""
+    store, content = attempt(form=form), own("a1", b"one")
+    head = store.commit({}, store.head())
+    file = store.put([content])
+    for digest in (blake3(content).hexdigest(), blake3(b"other").hexdigest()):
+        head = store.commit({"file": {"blake3": digest, "size": file.size, "copies": list(file.copies)}}, head)
+        (old,) = stored_files(head.record)
+        successor = attempt(f"a{head.number}", form=form)
+        if digest == blake3(content).hexdigest():
+            assert successor.fetch(old).read_bytes() == successor.fetch(old).read_bytes() == content
+        else:
+            with pytest.raises(CheckpointCorrupt, match="has other content"):
+                successor.fetch(old)
 
 
 def test_a_file_that_was_put_is_invisible_until_it_is_committed(attempt: Opener, hub: Hub) -> None:
@@ -1015,7 +1032,7 @@ def whole(hub: Hub, form: str, head: Head) -> None:
 
 SMOKE = """
 import os, pathlib, sys
-from xrun.store.hub import HubStore
+from xrun.store.hub import HubStore, stored_files
 folder, expected = sys.argv[1:]
 store = HubStore("hub://alice/digits", "digits-1", "a1", "me", pathlib.Path(folder) / "cache", spacing=0)
 head = store.commit({}, store.head())
@@ -1030,7 +1047,7 @@ print("done")
 
 MEMORY = """
 import os, pathlib, sys
-from xrun.store.hub import HubStore
+from xrun.store.hub import HubStore, stored_files
 peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 folder = pathlib.Path(sys.argv[1])
 store = HubStore("hub://alice/digits", "digits-1", "a1", "me", folder / "cache", spacing=0)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from . import attempt_logs, point_log, tensor_file
@@ -31,6 +30,7 @@ from .interval import LastSave, SaveSchedule
 from .snapshot import Files, Snapshot
 from .state import TrainState, local, rows
 from .store import Head, Store, StoredFile
+from .store.durable import hash_of
 from .tracker import Tracker
 
 log = logging.getLogger("xrun")
@@ -199,7 +199,7 @@ class Checkpointer:
 
     def _write(self, saving: _Saving) -> dict[str, StoredFile]:
         """Write this process's part of the state; frozen tensors that the head already has are not written again."""
-        known = {file.blake3: file for c in checkpoints_of(self.head) for file in c.files.values()}
+        known = {file.hash: file for c in checkpoints_of(self.head) for file in c.files.values()}
         files = {}
         for name, tensors in saving.files.items():
             own_rows = {tensor: saving.rows[tensor] for tensor in tensors if tensor in saving.rows}
@@ -208,7 +208,7 @@ class Checkpointer:
             frozen = name.startswith(f"{_FROZEN}-")
             writer, again = self._frozen(header, data, known) if frozen else (self.attempt, None)
             file = again or self.store.put([header(writer), data])
-            files[f"{name}-{writer}" if frozen else name] = file if again else self._again(known.get(file.blake3)) or file
+            files[f"{name}-{writer}" if frozen else name] = file if again else self._again(known.get(file.hash)) or file
         return files
 
     def _frozen(
@@ -217,7 +217,7 @@ class Checkpointer:
         """Who has written these frozen tensors first, and the file; without one that is whole, this attempt is going to."""
         names = {name for c in checkpoints_of(self.head) for name in c.files if name.startswith(f"{_FROZEN}-")}
         for writer in sorted({name.split("-", 3)[3] for name in names if name.count("-") > 2}):
-            if (again := self._again(known.get(blake3(header(writer)).update(data).hexdigest()))) is not None:
+            if (again := self._again(known.get(hash_of([header(writer), data])))) is not None:
                 return writer, again
         return self.attempt, None
 
@@ -301,8 +301,8 @@ class Checkpointer:
 
 def _same_files(kept: list[Checkpoint], now: Checkpoint) -> list[Checkpoint]:
     """Older checkpoints name the same copies of a file that the newest one names."""
-    newest = {file.blake3: file for file in now.files.values()}
-    return [dataclasses.replace(c, files={name: newest.get(file.blake3, file) for name, file in c.files.items()}) for c in kept]
+    newest = {file.hash: file for file in now.files.values()}
+    return [dataclasses.replace(c, files={name: newest.get(file.hash, file) for name, file in c.files.items()}) for c in kept]
 
 
 @dataclass(frozen=True)

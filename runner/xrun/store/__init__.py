@@ -19,9 +19,12 @@ Chunk = bytes | memoryview
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Bytes that were written and synced: their BLAKE3 (hex), size in bytes, and the places in the store that hold them."""
+    """Bytes that were written and synced: their hash (hex), size in bytes, and the places in the store that hold them.
 
-    blake3: str
+    The hash is XXH3-128, 32 digits; files from before docs/decisions/0015 have a BLAKE3, 64 digits.
+    """
+
+    hash: str
     size: int
     copies: tuple[str, ...]
 
@@ -32,7 +35,7 @@ class StoredFile:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredFile:
         """Read what `to_json` wrote; unknown keys are ignored, so that an older xrun reads what a newer one wrote."""
-        return cls(blake3=value["blake3"], size=value["size"], copies=tuple(value["copies"]))
+        return cls(hash=value["hash" if "hash" in value else "blake3"], size=value["size"], copies=tuple(value["copies"]))
 
 
 @dataclass(frozen=True)

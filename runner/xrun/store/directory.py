@@ -1,7 +1,7 @@
 """A store in a folder on any filesystem with hard links and rename.
 
     commits/00000012.json       see `commits.py`
-    objects/<attempt>/<blake3>  a file as that attempt wrote it; a second copy made by the same attempt ends in "-2"
+    objects/<attempt>/<hash>    a file as that attempt wrote it; a second copy made by the same attempt ends in "-2"
     quarantine/                 copies that did not have the bytes that were committed
 
 Why a machine that was believed dead can do no harm: its commit needs a number that is free and the highest, it writes under its
@@ -61,11 +61,11 @@ class DirectoryStore:
             return file
         source = self.fetch(file)
         kept = str(source.relative_to(self.root))
-        suffix = "-2" if kept == f"objects/{self.attempt}/{file.blake3}" else ""
+        suffix = "-2" if kept == f"objects/{self.attempt}/{file.hash}" else ""
         second = self._write_object(file_slices(source), suffix)
-        if second.blake3 != file.blake3:
+        if second.hash != file.hash:
             raise StoreError(f"{source} changed while it was copied.")
-        return StoredFile(file.blake3, file.size, (kept, *second.copies))
+        return StoredFile(file.hash, file.size, (kept, *second.copies))
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         """See `Store.commit`; link(2) is the compare-and-swap, since it fails if the number is taken."""
@@ -97,15 +97,15 @@ class DirectoryStore:
             if not fault:
                 return self.root / copy
             wrong.append(f"{copy} {fault}")
-        what = f"No copy of file {file.blake3} in {self.root} is intact: {'; '.join(wrong) or 'it has no copies'}."
+        what = f"No copy of file {file.hash} in {self.root} is intact: {'; '.join(wrong) or 'it has no copies'}."
         raise StoreUnavailable(what) if unreadable else CheckpointCorrupt(what)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; one thread hashes."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-fetch")
-        for copy in (file.copies[0] for file in files if file.copies):
-            if OBJECT.fullmatch(copy):
-                self._hashing[copy] = thread.submit(hash_file, self.root / copy)
+        for file in files:
+            for copy in filter(OBJECT.fullmatch, file.copies[:1]):
+                self._hashing[copy] = thread.submit(hash_file, self.root / copy, file.hash)
         thread.shutdown(wait=False)
 
     def publish(self, folder: Path, run: str, message: str) -> str:
@@ -245,8 +245,8 @@ class DirectoryStore:
             if size != file.size:
                 return f"has {size} bytes instead of {file.size} and {self._quarantine(copy, file)}"
             begun = self._hashing.pop(copy, None)
-            found = begun.result() if begun else hash_file(path)
-            return "" if found == file.blake3 else f"has other content and {self._quarantine(copy, file)}"
+            found = begun.result() if begun else hash_file(path, file.hash)
+            return "" if found == file.hash else f"has other content and {self._quarantine(copy, file)}"
         except FileNotFoundError:
             return "is missing"
 
@@ -255,7 +255,7 @@ class DirectoryStore:
         folder, count = self.root / "quarantine", 0
         try:
             make_folder(folder)
-            while (place := folder / f"{copy.split('/')[1]}-{file.blake3}-{count}").exists():
+            while (place := folder / f"{copy.split('/')[1]}-{file.hash}-{count}").exists():
                 count += 1
             (self.root / copy).rename(place)
             sync_folder(folder)

@@ -136,7 +136,7 @@ class HubStore:
             except CheckpointCorrupt as error:
                 wrong.append(error.message)
         what = "; ".join(wrong) or "it has no place"
-        raise CheckpointCorrupt(f"File {file.blake3} at {self._api.where} is not intact: {what}.")
+        raise CheckpointCorrupt(f"File {file.hash} at {self._api.where} is not intact: {what}.")
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; downloads several files at a time."""
@@ -252,7 +252,7 @@ class HubStore:
         """The same content if the head names it; only who commits knows what the head is now."""
         if not self._commits_here or self._tip is None or self._tip.head is None:
             return None
-        same = (file for file in stored_files(self._tip.head.record) if (file.blake3, file.size) == (hashed.hex, hashed.size))
+        same = (file for file in stored_files(self._tip.head.record) if (file.hash, file.size) == (hashed.hex, hashed.size))
         return next((file for file in same if self._objects.place.fullmatch(file.copies[0])), None)
 
     def _fetched(self, file: StoredFile, place: str) -> Path:
@@ -310,7 +310,7 @@ class HubStore:
 def stored_files(record: Any) -> Iterator[StoredFile]:
     """Every file that a record names, at any depth."""
     if isinstance(record, dict):
-        if isinstance(record.get("copies"), list) and "blake3" in record and record["copies"]:
+        if isinstance(record.get("copies"), list) and record.keys() & {"hash", "blake3"} and record["copies"]:
             yield StoredFile.from_json(record)
         record = list(record.values())
     if isinstance(record, list):
@@ -335,6 +335,6 @@ def identity(path: Path) -> tuple[int, int] | None:
 def is_intact(path: Path, file: StoredFile) -> bool:
     """Whether a file has the bytes that were committed, read now."""
     try:
-        return path.stat().st_size == file.size and hash_file(path) == file.blake3
+        return path.stat().st_size == file.size and hash_file(path, file.hash) == file.hash
     except OSError:
         return False

@@ -154,7 +154,7 @@ class RepositoryObjects:
 
 
 class BucketObjects:
-    """`<run>/objects/<attempt>/<blake3>-<random>.safetensors` in the bucket; the branch has the head alone.
+    """`<run>/objects/<attempt>/<hash>-<random>.safetensors` in the bucket; the branch has the head alone.
 
     Buckets overwrite in place and know no versions, so no place is ever used twice, not even by the same attempt.
     """
