@@ -2,7 +2,7 @@
 
 The state is 201 million parameters with Adam, on batches of 8. Each method saves once in a round: some steps before, the steps
 until what was saved is durable, some steps after. xrun hashes, syncs and commits; of the others only `torch.save + fsync` syncs.
-xrun trains in a process that has the environment of a rank, the others in one with nobody's.
+xrun trains in a process that has the environment of a rank, a new one in each round, the others in one with nobody's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import Enough, Lab, StepClock, lab, process, run
+from benchmarks.lab import Enough, Lab, StepClock, fresh, lab, process, run
 from benchmarks.result import Row, main, median, spread
 from xrun.plan import Plan
 from xrun.ranks import ON_PROCESSORS
 
 STEPS = 4
 """Undisturbed steps before and after a save."""
-SETTLE = 20
-"""Undisturbed steps before the first save: by then a heap that keeps what is freed has its largest size."""
+SAVES = 3
+"""Of xrun in a round, after a first one, which makes the snapshot's memory."""
+SETTLE, PATIENCE = 60, 400
+"""The first save waits until the process has not grown for so many undisturbed steps, or has done so many: a heap that keeps what
+is freed grows for its first 120 steps or so, now and then by a gradient that did not find its old place."""
 SLACK = 64e6
 """Bytes that saving may take besides the copy of the state."""
 
@@ -60,10 +63,10 @@ class Ours:
     memory: int
 
 
-def _ours(own: Lab, plan: Plan, rounds: int, result: Connection) -> None:
+def _ours(own: Lab, plan: Plan, result: Connection) -> None:
     training = own.training(plan)
     training.fresh = False  # the first save is one that is watched
-    watch = Saves(training, rounds + 1)
+    watch = Saves(training, SAVES + 1)
     run(training, watch.clock)
     tensors = training.state.tensors()
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -72,44 +75,44 @@ def _ours(own: Lab, plan: Plan, rounds: int, result: Connection) -> None:
 
 
 def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]:
-    with process(functools.partial(_ours, own, own.plan("saving", "saving", *overrides), rounds), ON_PROCESSORS) as result:
-        ours = result.recv()
     others = Others(own.training(own.plan("saving", "others", *overrides)), own.root / "others")
-    theirs: dict[str, list[Save]] = {}
-    for number in range(rounds + 1):
+    theirs: dict[str, list[Save]] = {name: [] for name in others.methods}
+    ours = list[Ours]()
+    for number in range(rounds + (rounds > 1)):
         for name, method in others.methods.items():
-            try:
-                save = others.once(method)
-            except Exception as error:
-                print(f"{name}: {type(error).__name__}: {error}")
-                continue
+            save = others.once(method)
             if number or rounds == 1:
-                theirs.setdefault(name, []).append(save)
-    blocked = [save.blocked / ours.memcpy for save in ours.saves]
+                theirs[name].append(save)
+        if number or rounds == 1:
+            plan = fresh(own.plan("saving", "saving", *overrides))
+            with process(functools.partial(_ours, own, plan), ON_PROCESSORS) as result:
+                ours.append(result.recv())
+    size, memcpy = ours[0].state_bytes, median(one.memcpy for one in ours)
+    saves = [save for one in ours for save in one.saves]
+    blocked = [median(save.blocked for save in one.saves) / one.memcpy for one in ours]
     peers = {
-        name: {"blocked": median(s.blocked for s in saves) / ours.memcpy, "extra": median(s.extra for s in saves) / ours.memcpy}
+        name: {"blocked": median(s.blocked for s in saves) / memcpy, "extra": median(s.extra for s in saves) / memcpy}
         for name, saves in theirs.items()
     }
     facts = {
-        "state_gb": ours.state_bytes / 1e9, "memcpy_s": ours.memcpy,
-        "extra_over_memcpy": median(s.extra for s in ours.saves) / ours.memcpy,
-        "seconds_until_committed": median(s.took for s in ours.saves), "undisturbed_step_s": ours.step,
+        "state_gb": size / 1e9, "memcpy_s": memcpy, "extra_over_memcpy": median(s.extra for s in saves) / memcpy,
+        "seconds_until_committed": median(s.took for s in saves), "undisturbed_step_s": median(one.step for one in ours),
     }  # fmt: skip
     yield Row(
         3, "time that a save takes from the loop's steps, over one memcpy of the state", median(blocked), 0.05, "lower", peers,
         spread(blocked), facts,
     )  # fmt: skip
-    base = median(save.extra for save in theirs["torch.save + fsync"])
-    beside = [save.extra / base for save in ours.saves]
+    base = [save.extra for save in theirs["torch.save + fsync"]]
+    beside = [median(save.extra for save in one.saves) / peer for one, peer in zip(ours, base, strict=True)]
     yield Row(
         4, "extra seconds per save, over torch.save's with fsync", median(beside), 0.25, "lower",
-        {name: median(save.extra for save in saves) / base for name, saves in theirs.items()}, spread(beside),
-        {"xrun_s": median(save.extra for save in ours.saves), "torch_save_s": base},
+        {name: median(s.extra / peer for s, peer in zip(saves, base, strict=True)) for name, saves in theirs.items()},
+        spread(beside), {"xrun_s": median(s.extra for s in saves), "torch_save_s": median(base)},
     )  # fmt: skip
-    taken = ours.memory / ours.state_bytes
+    taken = [one.memory / size for one in ours]
     yield Row(
-        10, "memory taken by saving, over the state's size", taken, 1.0 + SLACK / ours.state_bytes, "lower", {}, (taken, taken),
-        {"state_gb": ours.state_bytes / 1e9, "memory_mb_besides_the_copy": (ours.memory - ours.state_bytes) / 1e6},
+        10, "memory taken by saving, over the state's size", median(taken), 1.0 + SLACK / size, "lower", {}, spread(taken),
+        {"state_gb": size / 1e9, "memory_mb_besides_the_copy": [round((one.memory - size) / 1e6, 1) for one in ours]},
     )  # fmt: skip
 
 
@@ -128,7 +131,7 @@ class Saves:
         self.saves: list[Save] = []
         self.calm, self.touched = list[float](), list[float]()
         self.began = -1
-        self.before = self.highest = 0
+        self.before = self.highest = self.grown = 0
         self.step = 0.0
 
     def _after(self, done: int) -> None:
@@ -142,16 +145,19 @@ class Saves:
             self.touched.append(own)
         if self.began >= 0 and len(self.touched) > 1 and not self.checkpointer.busy:
             self._ended()
-        elif self.began < 0 and len(self.calm) == STEPS + (SETTLE if not self.saves else 0):
+        elif self.began < 0 and len(self.calm) >= STEPS and (self.saves or self._settled(done)):
             if len(self.saves) == self.count:
                 raise Enough
             self._begin(done)
 
+    def _settled(self, done: int) -> bool:
+        if (memory := _memory("VmHWM")) > self.before:
+            self.before, self.grown = memory, done
+        return done - self.grown >= SETTLE or done >= PATIENCE
+
     def _begin(self, done: int) -> None:
         self.began, self.touched = done, []
         self.calm_before, self.calm = statistics.median(self.calm[-STEPS:]), []
-        if not self.saves:
-            self.before = _memory("VmHWM")
         self.checkpointer.schedule.last_time = -1e9  # as if the interval had passed
 
     def _ended(self) -> None:
