@@ -171,6 +171,32 @@ def test_samples_do_not_depend_on_workers(make: Any, undisturbed: Project, worke
     assert curve(project.run) == {step: point for step, point in curve(undisturbed.run).items() if step <= 6}
 
 
+TELLING = """\
+from pathlib import Path
+
+from torch import distributed, nn
+
+
+class Model(nn.Linear):
+    def forward(self, x):
+        Path(__file__).with_name("told").write_text(str(distributed.is_initialized()))
+        return super().forward(x)
+
+
+def build():
+    return Model(4, 3)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_model_is_replicated_for_several_processes_only(tmp_path: Path, processes: int) -> None:
+    """One process has no process group, and its model no replica's copies, buckets and sums."""
+    project = Project(tmp_path)
+    project.write("models/line.py", TELLING)
+    assert project.attempt("train.steps=2", processes=processes).code == 0
+    assert (tmp_path / "models" / "told").read_text() == str(processes > 1)
+
+
 def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: Project) -> None:
     """A run resumed on 4, then 2, then 1 processes trains on the same samples, and says from which step on bits may differ."""
     project = make()

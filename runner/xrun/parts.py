@@ -188,6 +188,8 @@ class _Builder:
             raise TrainError("train.precision: fp16 needs a GPU.", "Use bf16 or fp32 here.")
         replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         cpu = not torch.cuda.is_available()
+        if self.world.size == 1 and not self.sharded:
+            os.environ.pop("LOCAL_RANK", None)  # by this Accelerate takes one process for several, and replicates its model
         return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[replicas], step_scheduler_with_optimizer=False)
 
     def _micro_batch(self, numbers: Mapping[str, Any]) -> int:
