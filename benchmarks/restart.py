@@ -105,7 +105,7 @@ def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[flo
     assert newest.step == 2
     places = [file.copies[0] for file in newest.files.values()]
     size = sum(file.size for file in newest.files.values())
-    note = own.root / "note"
+    note, said = own.root / "note", own.root / "said"
     environment = {**os.environ, "BENCHMARK_FIRST_STEP": str(note)}
     bare, by_hand = own.root / "bare.py", own.root / "by_hand.py"
     bare.write_text(BARE.replace("BY_HAND\n", ""))
@@ -116,14 +116,15 @@ def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[flo
         if address:  # a machine that has nothing
             for folder in (plan.folder / "cache", own.root / "downloads"):
                 shutil.rmtree(folder, ignore_errors=True)
-        began = time.time()
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        with said.open("wb") as errors:
+            began = time.time()
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                start_new_session=True,
+            )  # fmt: skip
         while not (text := _text(note)):
             if process.poll() is not None and not _text(note):
-                raise RuntimeError(f"{command} ended with {process.returncode} before its first step")
+                raise RuntimeError(f"{command} ended with {process.returncode} before its first step:\n{said.read_text()[-2000:]}")
             time.sleep(0.002)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
