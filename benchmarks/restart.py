@@ -124,7 +124,7 @@ def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[flo
             )  # fmt: skip
         while not (text := _text(note)):
             if process.poll() is not None and not _text(note):
-                raise RuntimeError(f"{command} ended with {process.returncode} before its first step:\n{said.read_text()[-2000:]}")
+                raise RuntimeError(f"{command} ended with {process.returncode}:\n{said.read_text()[-2000:]}")
             time.sleep(0.002)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
