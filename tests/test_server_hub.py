@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )  # fmt: skip
 from servers.hub import Hub
+from servers.hub_xet import ContentStore, Term
 
 ROOT = Path(__file__).resolve().parents[1]
 REPO = "alice/run"
@@ -113,6 +114,16 @@ def test_files_come_back_as_they_were_sent(hub: Hub, alice: HfApi, way: str, tmp
     assert [entry.path for entry in alice.get_paths_info(REPO, ["meta.json", "state", "nope"])] == ["meta.json", "state"]
     assert any(r.path.startswith("/lfs/") for r in hub.requests) == (way == "lfs")
     assert any(r.path.startswith("/cas/") for r in hub.requests) == (way == "xet")
+
+
+def test_no_chunk_is_offered_twice(tmp_path: Path):
+    """Stretches of one xorb do not overlap, and each term lies in one: hf_xet has panicked over many equal chunks."""
+    content = ContentStore(tmp_path)
+    content.put_xorb("x", b"".join(bytes([0, 5, 0, 0, 0, 5, 0, 0]) + b"%05d" % number for number in range(9)))
+    terms = [Term("x", 5 * (end - start), start, end) for start, end in [(4, 5), (0, 2), (1, 2), (1, 4), (3, 4), (7, 9)]]
+    stretches = content.fetch_info("x", terms, "http://hub")
+    assert [(one["range"]["start"], one["range"]["end"]) for one in stretches] == [(0, 4), (4, 5), (7, 9)]
+    assert [(one["url_range"]["start"], one["url_range"]["end"]) for one in stretches] == [(0, 51), (52, 64), (91, 116)]
 
 
 def test_a_repository_is_real_git(hub: Hub, alice: HfApi, tmp_path: Path):

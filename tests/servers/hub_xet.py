@@ -182,15 +182,20 @@ class ContentStore:
         }
 
     def fetch_info(self, xorb: str, terms: list[Term], url: str) -> list[dict[str, Any]]:
-        """Where the chunks of a xorb that these terms need are; each stretch once."""
-        chunks = self.chunks(xorb)
+        """Where the chunks of a xorb that these terms need are: no chunk twice, for hf_xet keeps a stretch by where it begins."""
+        chunks, stretches = self.chunks(xorb), list[tuple[int, int]]()
+        for start, end in sorted({(term.start, term.end) for term in terms if term.xorb == xorb}):
+            if stretches and start < stretches[-1][1]:
+                start, last = stretches.pop()
+                end = max(end, last)
+            stretches.append((start, end))
         return [
             {
                 "range": {"start": start, "end": end},
                 "url": f"{url}/cas/xorb/{xorb}",
                 "url_range": {"start": chunks[start].offset - 8, "end": chunks[end - 1].offset + chunks[end - 1].packed - 1},
             }
-            for start, end in sorted({(term.start, term.end) for term in terms if term.xorb == xorb})
+            for start, end in stretches
         ]
 
 
