@@ -182,7 +182,7 @@ class ContentStore:
         }
 
     def fetch_info(self, xorb: str, terms: list[Term], url: str) -> list[dict[str, Any]]:
-        """Where the chunks of a xorb that these terms need are: no chunk twice, for hf_xet keeps a stretch by where it begins."""
+        """Where the chunks of a xorb that these terms need are: no chunk twice; hf_xet has panicked over that."""
         chunks, stretches = self.chunks(xorb), list[tuple[int, int]]()
         for start, end in sorted({(term.start, term.end) for term in terms if term.xorb == xorb}):
             if stretches and start < stretches[-1][1]:
