@@ -14,10 +14,16 @@ from .store import Head, Store, StoredFile
 
 log = logging.getLogger("xrun")
 
+ARITHMETIC = 1
+"""The version of how xrun computes: raised when the same recipe on the same machine no longer ends in the same bits."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One committed state of a run; its JSON form is the manifest. `digest` is the recipe's, `numbers` TrainState's."""
+    """One committed state of a run; its JSON form is the manifest. `digest` is the recipe's, `numbers` TrainState's.
+
+    `arithmetic` is the version that computed it; manifests of before it had a number are of the first.
+    """
 
     step: int
     attempt: str
@@ -26,6 +32,12 @@ class Checkpoint:
     numbers: Mapping[str, Any]
     files: Mapping[str, StoredFile]
     environment: Mapping[str, Any] = field(default_factory=dict)
+    arithmetic: int = 1
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Everything that the bits depend on besides the recipe: the environment and the version of the arithmetic."""
+        return {**self.environment, "arithmetic": self.arithmetic}
 
     def to_json(self) -> dict[str, Any]:
         """The manifest."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import attempt_logs, point_log, tensor_file
-from .checkpoint import Checkpoint, Keep, checkpoints_of
+from .checkpoint import ARITHMETIC, Checkpoint, Keep, checkpoints_of
 from .errors import CheckpointCorrupt, CheckpointError, LeaseLost, StoreUnavailable, XrunError
 from .interval import LastSave, SaveSchedule
 from .snapshot import Files, Snapshot
@@ -240,7 +240,9 @@ class Checkpointer:
         return {name: file for part in everybody for name, file in (part or {}).items()}
 
     def _commit(self, saving: _Saving, files: dict[str, StoredFile]) -> None:
-        now = Checkpoint(saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment))
+        now = Checkpoint(
+            saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment), ARITHMETIC
+        )  # fmt: skip
         try:
             self._note_last(time.perf_counter() - saving.started)
             kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])

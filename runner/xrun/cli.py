@@ -70,7 +70,7 @@ def run(
     from .job import choose_run, launch
 
     plan = _plan(recipe, overrides, run_id, fork, processes, local)
-    plan = _placed(choose_run(plan, given=bool(run_id), new=new, fork=fork))
+    plan = _placed(choose_run(plan, given=bool(run_id), new=new, fork=fork), chosen=new or bool(fork))
     if plan.recipe["hardware"]["any_of"]:
         sys.exit(_launch_on_clouds(plan, yes, detach))
     click.echo(f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}")
@@ -284,14 +284,18 @@ def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
     return launch(plan, SkyCloud(confirm=confirm, detach=detach, say=click.echo))
 
 
-def _placed(plan: Plan) -> Plan:
-    """The plan with the addresses that only the Hub can tell, once it is certain that the run may write there."""
+def _placed(plan: Plan, *, chosen: bool) -> Plan:
+    """The plan with the addresses that only the Hub can tell, once it is certain that the run may write there.
+
+    `chosen`: the person has said that it is a new run.
+    """
     from .online import check_online, refuse
 
     clouds = bool(plan.recipe["hardware"]["any_of"])
     if not clouds and not plan.store and not plan.recipe["tracking"]["wandb"]:
         return plan
-    online = check_online(plan.load_recipe(), plan, everything=clouds)
+    unknown = not chosen and not (plan.folder / "plan.json").exists()
+    online = check_online(plan.load_recipe(), plan, everything=clouds, unknown_here=unknown)
     plan = refuse(online)
     for link in online.links:
         click.echo(f"  see      {link}")

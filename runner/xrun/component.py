@@ -35,12 +35,13 @@ REQUIRED = _Required()
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of `build`. `default` is the literal, or its source text where it is an expression."""
+    """One parameter of `build`. `default` is the literal, or its source text where it is an expression (`is_literal` tells)."""
 
     name: str
     required: bool
     default: Any = REQUIRED
     annotation: str = ""
+    is_literal: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ def signature(path: Path) -> Signature:
     )
 
 
-def parse(path: Path) -> ast.Module:
+def parse(path: Path, source: bytes | None = None) -> ast.Module:
+    """The file's syntax tree; `source` is what it holds, where that has been read already. Raises ComponentError."""
     try:
-        return ast.parse(path.read_bytes(), str(path))
+        return ast.parse(path.read_bytes() if source is None else source, str(path))
     except SyntaxError as error:
         raise ComponentError(f"{path}:{error.lineno or 1}: {error.msg}.", "The file is not Python.") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
@@ -134,14 +136,16 @@ def parameters(arguments: ast.arguments) -> Iterator[Parameter]:
     defaults = [*places, *arguments.defaults, *arguments.kw_defaults]
     for argument, default in zip([*arguments.args, *arguments.kwonlyargs], defaults, strict=True):
         annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-        yield Parameter(argument.arg, default is None, REQUIRED if default is None else literal(default), annotation)
+        value, is_literal = (REQUIRED, False) if default is None else read_literal(default)
+        yield Parameter(argument.arg, default is None, value, annotation, is_literal)
 
 
-def literal(expression: ast.expr) -> Any:
+def read_literal(expression: ast.expr) -> tuple[Any, bool]:
+    """The value of a literal, or the text of what is none."""
     try:
-        return ast.literal_eval(expression)
+        return ast.literal_eval(expression), True
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return ast.unparse(expression)
+        return ast.unparse(expression), False
 
 
 def check_args(signature: Signature, args: Mapping[str, Any]) -> list[Problem]:
@@ -216,7 +220,7 @@ def accepts_plain(name: str, value: Any) -> bool:
 def accepts_generic(name: str, inside: ast.expr, value: Any) -> bool:
     parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
     if name == "Literal":
-        choices = [literal(part) for part in parts]
+        choices = [read_literal(part)[0] for part in parts]
         return any(choice == value and type(choice) is type(value) for choice in choices)
     if name in ("Optional", "Union"):
         return (name == "Optional" and value is None) or any(accepts(part, value) for part in parts)

@@ -139,7 +139,7 @@ class Attempt(Node):
             "nodes": self.nodes.count, **spending.facts(os.environ, before, now),
         }  # fmt: skip
         self._check_budget([*before, entry], now)
-        record = leased(head.record if head else {}, self.plan.digest, entry)
+        record = leased(head.record if head else {}, self.plan, entry)
         if (delay := self.store.commit_delay()) > 1:
             self.progress.say(f"The store takes its next commit in {delay:.0f} s.")
         self.store.commit(record, head)

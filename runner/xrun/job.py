@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 
 from .cloud import Cloud
-from .errors import CheckpointError, LaunchError
-from .plan import Plan, differences
-from .run_folder import RunFolder, runs_in
+from .errors import CheckpointError, LaunchError, XrunError
+from .plan import Plan, differences, older_rules, under_rule
+from .record import rule_of
+from .run_folder import RunFolder, open_store, runs_in
 
 
 def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str = "") -> Plan:
@@ -28,8 +29,9 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
         return _forked(plan, fork)
     if new:
         return dataclasses.replace(plan, run=_unused(plan)) if own.path.exists() else plan
-    if (own.path / "plan.json").exists():
-        return _same(plan, own.plan())
+    for meant in [plan] if given else [plan, *older_rules(plan)]:
+        if (found := _known_here(meant)) is not None:
+            return found
     others = [other for other in _plans_in(plan.home) if other.recipe["name"] == plan.recipe["name"]]
     if others and not given:
         _refuse_silent_start(plan, others)
@@ -55,11 +57,40 @@ def _git(project: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def by_the_rule_of(plan: Plan, rule: int) -> Plan:
+    """The plan under the rule that a run was begun by, with the run's id.
+
+    Raises:
+        CheckpointError: that rule has no name for the recipe.
+    """
+    made = under_rule(plan, rule)
+    if made is None:
+        raise CheckpointError(
+            f"The run {plan.run} has its id by rule {rule}, which cannot tell whether the recipe is the one it was begun with.",
+            "Start a new run with --new, or take its weights along with --fork; or use the version of xrun that began it.",
+        )
+    return dataclasses.replace(made, run=plan.run)
+
+
+def _known_here(plan: Plan) -> Plan | None:
+    """The plan by the rule of the run of this id, if there is one here; its plan.json may have been deleted."""
+    folder = RunFolder(plan.folder)
+    if (folder.path / "plan.json").exists():
+        return _same(plan, folder.plan())
+    if plan.store or not folder.state.exists():
+        return None
+    with contextlib.suppress(XrunError):  # what cannot be read now is the attempt's news
+        head = open_store(plan, "reader", create=False).head()
+        return by_the_rule_of(plan, rule_of(head.record)) if head else None
+    return plan
+
+
 def _same(plan: Plan, known: Plan) -> Plan:
+    plan = by_the_rule_of(plan, known.rule)
     if known.digest != plan.digest:
         raise CheckpointError(
             f"The recipe differs from what the run {plan.run} was trained with: "
-            + "; ".join(differences(known.mathematics, plan.mathematics)) + ".",
+            + "; ".join(differences(known.computed, plan.computed)) + ".",
             f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
         )  # fmt: skip
     return dataclasses.replace(plan, fork=known.fork)
@@ -76,10 +107,11 @@ def _plans_in(home: str) -> list[Plan]:
 
 def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
     known = others[0]
+    compared = under_rule(plan, known.rule) or plan
     raise LaunchError(
         f"The recipe {plan.recipe['name']} has {len(others)} other run{'s' if len(others) > 1 else ''} here, "
         f"the newest is {known.run}. What is different: "
-        + ("; ".join(differences(known.mathematics, plan.mathematics)) or "nothing but the id") + ".",
+        + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id") + ".",
         f"Start a new run with --new, or go on from its weights with --fork {known.run}.",
     )  # fmt: skip
 
@@ -88,8 +120,8 @@ def _forked(plan: Plan, fork: str) -> Plan:
     source = RunFolder(Path(plan.home) / fork)
     source.plan()
     for known in _plans_in(plan.home):
-        if known.fork == fork and known.digest == plan.digest:
-            return dataclasses.replace(plan, run=known.run, fork=fork)
+        if known.fork == fork and (made := under_rule(plan, known.rule)) and known.digest == made.digest:
+            return dataclasses.replace(made, run=known.run, fork=fork)
     run = plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
     return dataclasses.replace(plan, run=run, fork=fork)
 

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CloudUnavailable, LaunchError, Problem, RecipeError
-from .plan import Plan
+from .job import by_the_rule_of
+from .plan import Plan, older_rules
 from .recipe import Recipe
+from .record import rule_of
+from .run_folder import open_store
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
 _WANDB_SECONDS = 60.0
@@ -35,17 +38,21 @@ class Online:
     links: tuple[str, ...]
 
 
-def check_online(recipe: Recipe, plan: Plan, *, everything: bool = True) -> Online:
+def check_online(recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False) -> Online:
     """Ask the Hub and Weights & Biases about a recipe; without `everything` only about where its state and metrics go.
+
+    `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by which rule it has its id.
 
     Raises:
         CloudUnavailable: one of them cannot be reached.
+        StoreUnavailable: nobody can tell which run the store holds.
     """
     hub = _Hub(plan.recipe_path) if plan.store or everything else None
     problems: list[Problem] = []
     links: list[str] = []
     if plan.store and hub is not None:
         plan, wrong = hub.place(plan)
+        plan = _as_begun(plan) if unknown_here and not wrong else plan
         problems += wrong
         links.append(hub.link(plan.store))
     if everything and hub is not None:
@@ -55,6 +62,17 @@ def check_online(recipe: Recipe, plan: Plan, *, everything: bool = True) -> Onli
         problems += wrong
         links += [url] if url else []
     return Online(plan, tuple(problems), tuple(links))
+
+
+def _as_begun(plan: Plan) -> Plan:
+    """The plan by the rule of the run that the store holds; as it is, if the store holds none that the recipe could mean."""
+    for meant in (plan, *older_rules(plan)):
+        if plan.recipe["checkpoint"]["store"] == "hub":
+            meant = replace(meant, store=f"hub://{plan.owner}/{meant.run}")
+        head = open_store(replace(meant, run=""), "reader", create=False).head()
+        if head is not None and head.run == meant.run:
+            return by_the_rule_of(meant, rule_of(head.record))
+    return plan
 
 
 def refuse(online: Online) -> Plan:

@@ -165,6 +165,17 @@ class Part:
     def model_dump_json(self) -> str:
         return self._serializer().to_json(self).decode()
 
+    def given(self) -> dict[str, Any]:
+        """The keys that are not at their defaults, as JSON; a part of which none is given is left out."""
+        whole, given = self.model_dump(mode="json"), dict[str, Any]()
+        for name, key in self.model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Part):
+                given |= {name: inner} if (inner := value.given()) else {}
+            elif key.is_required() or value != key.default:
+                given[name] = whole[name]
+        return given
+
     def model_copy(self, update: Mapping[str, Any]) -> Self:
         """A part with other values, which are not checked."""
         copy = type(self).__new__(type(self))

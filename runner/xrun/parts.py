@@ -330,7 +330,7 @@ class _Builder:
             log.info("Starting at step 0: no checkpoint exists.")
             return
         log.info("Going on from step %d.", self.state.step)
-        if changed := checkpoint.differences(found.environment, self._environment()):
+        if changed := checkpoint.differences(found.conditions, {**self._environment(), "arithmetic": checkpoint.ARITHMETIC}):
             log.warning("From step %d on bits may differ from an undisturbed run: %s.", self.state.step, changed)
 
     def _say_split(self) -> None:

@@ -11,28 +11,26 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blake3 import blake3
-
 from . import component
-from .errors import LaunchError, Problem, RecipeError
+from .errors import ComponentError, LaunchError, Problem, RecipeError
+from .identity import Identity, identity, in_full
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
 FORMAT = 1
-_MATHEMATICS = ("global_batch", "micro_batch", "precision", "optimizer", "schedule", "clip_grad_norm", "seed", "ema")
-"""Keys of `train` that change what is computed; the others change where, how fast, or how long."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything an attempt needs to know, without secrets.
 
-    `mathematics` is what `digest` is made of: a recipe's part that a run cannot change, with a hash per component file.
+    `mathematics` is what `digest` is made of, by the rule of this number: a recipe's part that a run cannot change, with a hash per
+    component file.
     `home` holds the runs' folders; `processes` train on this node; `fork` is the run whose newest checkpoint starts this one.
     `store` is the address of the state where that is not the run's folder: `hub` until a launch has asked whose token it is, then
     `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the forked run.
@@ -53,6 +51,7 @@ class Plan:
     fork_store: str = ""
     version: str = ""
     format: int = FORMAT
+    rule: int = 1
     code: Mapping[str, Any] = field(default_factory=dict)
 
     def load_recipe(self) -> Recipe:
@@ -60,6 +59,11 @@ class Plan:
         from .recipe import Recipe  # the entrypoint needs none, and starts the ranks that much sooner
 
         return Recipe.model_validate(self.recipe)
+
+    @property
+    def computed(self) -> Mapping[str, Any]:
+        """The mathematics with defaults written out."""
+        return in_full(self.recipe, self.mathematics["sources"])
 
     @property
     def folder(self) -> Path:
@@ -93,12 +97,13 @@ def make_plan(
     check_tracking(recipe)
     check_processes(recipe, processes or 1)
     project = component.project_root(path)
-    mathematics = what_is_computed(recipe, project)
-    digest = blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest()
+    made = identity(recipe, project)
+    assert made is not None, "the newest rule has a name for everything"
     return Plan(
-        run=run or f"{recipe.name}-{digest[:8]}",
-        digest=digest,
-        mathematics=mathematics,
+        run=run or run_id(recipe.name, made),
+        digest=made.digest,
+        mathematics=made.mathematics,
+        rule=made.rule,
         recipe=recipe.model_dump(mode="json"),
         recipe_path=str(path.resolve()),
         project=str(project),
@@ -145,22 +150,34 @@ def check_tracking(recipe: Recipe) -> None:
         raise LaunchError("tracking.trackio is not available in this version.", "Switch it off with -s tracking.trackio=null.")
 
 
-def what_is_computed(recipe: Recipe, project: Path) -> dict[str, Any]:
-    """What changes the mathematics of a run, as JSON; never hardware, checkpoints, tracking, budget or the number of steps."""
-    whole = recipe.model_dump(mode="json")
-    named: dict[component.Kind, str] = {"models": recipe.model.name, "datasets": recipe.dataset.name}
-    sources = {
-        path: blake3(text).hexdigest()
-        for kind, name in named.items()
-        for path, text in component.sources(kind, name, project).items()
-    }
-    return {
-        "model": whole["model"],
-        "dataset": whole["dataset"],
-        "task": whole["task"],
-        "train": {name: whole["train"][name] for name in _MATHEMATICS},
-        "sources": sources,
-    }
+def run_id(name: str, made: Identity) -> str:
+    """The id of the run that a recipe of this name means."""
+    return f"{name}-{made.digest[:8]}"
+
+
+def under_rule(plan: Plan, rule: int) -> Plan | None:
+    """The plan with the digest that another rule makes, and with its id where that follows from the recipe.
+
+    None where the rule has no name for the recipe, or is one that only a newer xrun knows.
+    """
+    if rule == plan.rule:
+        return plan
+    recipe = plan.load_recipe()
+    try:
+        made = identity(recipe, Path(plan.project), rule)
+    except ComponentError:
+        return None
+    if made is None:
+        return None
+    own = run_id(recipe.name, Identity(plan.rule, plan.digest, plan.mathematics))
+    run = run_id(recipe.name, made) if plan.run == own else plan.run
+    return replace(plan, run=run, digest=made.digest, mathematics=made.mathematics, rule=rule)
+
+
+def older_rules(plan: Plan) -> list[Plan]:
+    """The plan under every rule before its own that has a name for its recipe, the newest first."""
+    plans = (under_rule(plan, rule) for rule in range(plan.rule - 1, 0, -1))
+    return [older for older in plans if older is not None]
 
 
 def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:

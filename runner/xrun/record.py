@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoppedOnPurpose
+from .plan import Plan
 
 OWN_FAILURES = 3
 """So many attempts in a row that failed by themselves and committed nothing end the run."""
@@ -55,10 +56,16 @@ def given_up(attempts: list[dict[str, Any]]) -> bool:
     return len(own) >= OWN_FAILURES or len(outside) >= OUTSIDE_ENDS
 
 
-def leased(record: Mapping[str, Any], digest: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def rule_of(record: Mapping[str, Any]) -> int:
+    """The number of the rule that made the run's digest; the first rule had none."""
+    return int(record.get("rule", 1))
+
+
+def leased(record: Mapping[str, Any], plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The record with one more attempt; the one before that said nothing of its end was ended from outside."""
     attempts = [dict(attempt) for attempt in record.get("attempts", [])]
     if attempts and "ended" not in attempts[-1]:
         attempts[-1] |= {"kind": "outside", "reason": "ended from outside", "committed": steps_committed(record)}
     attempts.append({**entry, "from_step": steps_committed(record)})
-    return {"format": 1, "digest": digest, "checkpoints": [], **record, "attempts": attempts}
+    begun = {"format": 1, "digest": plan.digest, "rule": plan.rule, "checkpoints": []}
+    return {**begun, **(record and {**record, "rule": rule_of(record)}), "attempts": attempts}

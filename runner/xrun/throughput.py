@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import XrunError
 from .plan import Plan
+from .recipe import Recipe
 from .run_folder import RunFolder, runs_in
 
 PEAK = {
@@ -97,16 +98,12 @@ def _same_step(folder: RunFolder, plan: Plan) -> bool:
         other = folder.plan()
     except XrunError:
         return False
-    return folder.run == plan.run or all(
-        _step(other.mathematics).get(name) == value for name, value in _step(plan.mathematics).items()
-    )
+    return folder.run == plan.run or _step(other.load_recipe()) == _step(plan.load_recipe())
 
 
-def _step(mathematics: Mapping[str, Any]) -> dict[str, Any]:
-    train = mathematics["train"]
-    return {"model": mathematics["model"], "dataset": mathematics["dataset"]["name"]} | {
-        name: train[name] for name in ("global_batch", "micro_batch", "precision")
-    }
+def _step(recipe: Recipe) -> tuple[Any, ...]:
+    train = recipe.train
+    return recipe.model, recipe.dataset.name, train.global_batch, train.micro_batch, train.precision
 
 
 def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
@@ -150,13 +147,16 @@ def _steps_per_epoch(record: Mapping[str, Any]) -> int | None:
 
 def _counted_elsewhere(plan: Plan) -> int | None:
     """The same for another run with the same data in the same batches."""
-    own = plan.mathematics["dataset"], plan.mathematics["train"]["global_batch"]
+    own = _epoch(plan.load_recipe())
     for folder in runs_in(Path(plan.home)):
         with contextlib.suppress(XrunError):
-            other = folder.plan().mathematics
-            if (other["dataset"], other["train"]["global_batch"]) == own and (found := _steps_per_epoch(_record(folder))):
+            if _epoch(folder.plan().load_recipe()) == own and (found := _steps_per_epoch(_record(folder))):
                 return found
     return None
+
+
+def _epoch(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.dataset, recipe.train.global_batch
 
 
 def _record(folder: RunFolder) -> Mapping[str, Any]:

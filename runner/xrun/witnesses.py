@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import CheckpointError, LaunchError, StoppedOnPurpose, StoreError, StoreUnavailable
 from .plan import Plan
-from .record import given_up, no_progress, steps_committed, without_progress
+from .record import given_up, no_progress, rule_of, steps_committed, without_progress
 from .run_folder import RunFolder
 from .stop import StopFlag
 from .store import Head, Store
@@ -85,10 +85,10 @@ class Witnesses:
                 f"The run {self.plan.run} belongs to {head.owner}, not to {self.plan.owner}.",
                 "Give the recipe another name, or start a run of your own with --run.",
             )
-        if record.get("digest", self.plan.digest) != self.plan.digest:
+        if record and (rule_of(record), record["digest"]) != (self.plan.rule, self.plan.digest):
             raise CheckpointError(
-                f"The run {self.plan.run} was trained with another recipe (its digest is {record['digest'][:8]}, "
-                f"the recipe's {self.plan.digest[:8]}).",
+                f"The run {self.plan.run} was trained with another recipe (its digest is {record['digest'][:8]} by rule "
+                f"{rule_of(record)}, the recipe's {self.plan.digest[:8]} by rule {self.plan.rule}).",
                 "Start a new run with --new, or take its weights along with --fork.",
             )
         if (known := JsonlTracker(self.folder.path).last_commit()) is not None:

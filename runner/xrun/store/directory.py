@@ -29,7 +29,10 @@ OBJECT = re.compile(rf"objects/({NAME})/{NAME}")
 
 
 class DirectoryStore:
-    """The `Store` of one attempt of one run in the folder `root`, which the first put or commit makes."""
+    """The `Store` of one attempt of one run in the folder `root`, which the first put or commit makes.
+
+    Whoever only wants to read may give "" as the run: then any run's head is right.
+    """
 
     def __init__(self, root: Path, run: str, attempt: str, owner: str, clock: Callable[[], float] = time.time) -> None:
         if not re.fullmatch(NAME, attempt):
@@ -179,7 +182,7 @@ class DirectoryStore:
         return any(not name.startswith(".") for name in written) or bool(list_folder(self.root / "quarantine"))
 
     def _ours(self, head: Head) -> Head:
-        if head.run != self.run:
+        if self.run and head.run != self.run:
             raise StoreError(f"{self.root} belongs to run {head.run}, not to {self.run}.", "Use another folder.")
         return head
 

@@ -46,6 +46,8 @@ DOWNLOADS = 4
 class HubStore:
     """The `Store` of one attempt of one run at `address`; `cache` is a folder of the run on this machine.
 
+    Whoever only wants to read may give "" as the run: then any run's head is right.
+
     `create`: make the private repository if it is not there. `spacing` seconds lie between two commits, at most `hourly` are made
     in an hour, and what the Hub refuses is tried again for `patience` seconds. `sleep` may return True for "give up now".
     """

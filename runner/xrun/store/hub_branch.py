@@ -257,7 +257,7 @@ class StateBranch:
         if value is None:
             return None
         head = head_of(content.removesuffix(b"\n"))
-        if head.run != self.run:
+        if self.run and head.run != self.run:
             raise StoreError(f"{self.api.where} belongs to run {head.run}, not to {self.run}.", "Use another repository.")
         self.pace.learn(value["recent"])
         return Tip(tip, head, found_in, head.number)
