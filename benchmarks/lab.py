@@ -17,11 +17,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xrun.plan import Plan, make_plan
-from xrun.recipe_file import load_recipe
-from xrun.record import new_id
-from xrun.run_folder import RunFolder, open_store, write_plan
-from xrun.stop import StopFlag, end_with_parent
+from xrun.machine.stop import StopFlag, end_with_parent
+from xrun.recipe.load import load_recipe
+from xrun.run.folder import RunFolder, open_store, write_plan
+from xrun.run.plan import Plan, make_plan
+from xrun.run.record import new_id
 
 PROJECT = Path(__file__).parent / "project"
 _Clock = TypeVar("_Clock", bound=Callable[[], float])
@@ -47,7 +47,7 @@ class Lab:
 
     def training(self, plan: Plan, stop: StopFlag | None = None) -> Any:
         """What a rank trains with, under a lease of its own."""
-        from xrun.parts import build_training
+        from xrun.training.build import build_training
 
         logging.getLogger("xrun").setLevel(logging.WARNING)
         attempt = take_lease(plan)
@@ -113,8 +113,8 @@ def progress_shown(plan: Plan) -> Iterator[Callable[[bool], None]]:
 
 
 def _show(plan: Plan, parent: int) -> None:
-    from xrun.progress import Progress
-    from xrun.ranks import POLL_SECONDS
+    from xrun.supervisor.progress import Progress
+    from xrun.supervisor.ranks import POLL_SECONDS
 
     end_with_parent(signal.SIGKILL)
     progress = Progress(RunFolder(plan.folder), "benchmark")

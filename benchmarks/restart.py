@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.lab import Lab, StepClock, lab, run
 from benchmarks.result import Row, interleaved, main, median, spread
-from xrun.checkpoint import checkpoints_of
-from xrun.run_folder import open_store
+from xrun.checkpoint.manifest import checkpoints_of
+from xrun.run.folder import open_store
 
 BARE = """import os, sys, time
 import torch, accelerate
@@ -137,7 +137,7 @@ def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[flo
         {
             "bare": lambda: timed([sys.executable, str(bare), str(note), *files]),
             "by hand": lambda: timed([sys.executable, str(by_hand), str(note), *files]),
-            "xrun": lambda: timed([sys.executable, "-m", "xrun.entrypoint", str(plan.folder / "plan.json")]),
+            "xrun": lambda: timed([sys.executable, "-m", "xrun.supervisor.entrypoint", str(plan.folder / "plan.json")]),
         },
         rounds,
     )  # fmt: skip

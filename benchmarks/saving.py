@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks.lab import Enough, Lab, StepClock, fresh, lab, process, run
 from benchmarks.result import Row, main, median, spread
-from xrun.plan import Plan
-from xrun.ranks import ON_PROCESSORS
+from xrun.run.plan import Plan
+from xrun.supervisor.ranks import ON_PROCESSORS
 
 STEPS = 4
 """Undisturbed steps before and after a save."""

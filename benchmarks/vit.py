@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.lab import Lab, fresh, lab, process, progress_shown, run
 from benchmarks.result import Row, main, median, spread
-from xrun.plan import Plan
-from xrun.ranks import ON_PROCESSORS
+from xrun.run.plan import Plan
+from xrun.supervisor.ranks import ON_PROCESSORS
 
 BLOCK = 8
 """Steps of a turn."""
@@ -54,7 +54,7 @@ def _round(own: Lab, seconds: float, number: int) -> tuple[dict[str, float], int
 
     In new processes: which memory a process has got makes it one or two per cent faster or slower for as long as it lives.
     """
-    from xrun.store.directory import DirectoryStore
+    from xrun.store.directory.store import DirectoryStore
 
     plan = fresh(own.plan("vit", "vit"))
     work = {name: (functools.partial(_peer, own, plan, name), dict[str, str]()) for name in ("raw", "accelerate")}

@@ -22,8 +22,8 @@ from servers.hub import Hub
 from servers.wandb import Wandb
 from xxhash import xxh3_128
 
-from xrun.run_folder import RunFolder
-from xrun.store.hub import stored_files
+from xrun.run.folder import RunFolder
+from xrun.store.hub.store import stored_files
 
 FINISHED, COME_BACK = 0, 75
 FAST = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000", "XRUN_HUB_PATIENCE": "3", "XRUN_WANDB_CHECK": "1"}

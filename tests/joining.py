@@ -9,7 +9,7 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it comes from C++
 
 from xrun.errors import ProcessesApart
-from xrun.world import Patience, join_world
+from xrun.training.world import Patience, join_world
 
 
 def work(rank: int, size: int, port: int, what: str, line: Any) -> None:

@@ -89,9 +89,9 @@ class Launchers:
 def launch(project: str, run: str) -> int:
     """What `xrun RECIPE --yes --detach --run RUN` does, with SkyPilot imported already."""
     from xrun.errors import XrunError
-    from xrun.plan import make_plan
-    from xrun.recipe_file import load_recipe
-    from xrun.sky_cloud import SkyCloud
+    from xrun.launcher.sky.cloud import SkyCloud
+    from xrun.recipe.load import load_recipe
+    from xrun.run.plan import make_plan
 
     path = Path(project) / "recipes" / "small.yaml"
     try:
@@ -120,8 +120,8 @@ def fork(project: str, run: str, *, folder: str) -> int:
 
 def main() -> None:
     """Until the input ends."""
-    from xrun import sky_jobs
-    from xrun.skypilot import skypilot
+    from xrun.launcher.sky import jobs as sky_jobs
+    from xrun.launcher.sky.client import skypilot
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -28,13 +28,13 @@ from types import MappingProxyType
 from typing import Any
 
 import xrun
-from xrun.entrypoint import Attempt
-from xrun.node import FollowingNode
-from xrun.nodes import Nodes
-from xrun.plan import Plan, make_plan
-from xrun.recipe_file import load_recipe
-from xrun.run_folder import RunFolder, runs_in, write_plan
-from xrun.stop import PARENT, StopFlag
+from xrun.machine.nodes import Nodes
+from xrun.machine.stop import PARENT, StopFlag
+from xrun.recipe.load import load_recipe
+from xrun.run.folder import RunFolder, runs_in, write_plan
+from xrun.run.plan import Plan, make_plan
+from xrun.supervisor.entrypoint import Attempt
+from xrun.supervisor.node import FollowingNode
 
 SOURCES = str(Path(xrun.__file__).parent.parent)
 STEPS = 20
@@ -249,7 +249,7 @@ def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None
 def forkserver() -> Any:
     """Where processes come from that have imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["xrun.parts", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
+    context.set_forkserver_preload(["xrun.training.build", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
     return context
 
 
@@ -312,7 +312,7 @@ def _rank(environment: dict[str, str], log: str, plan: str, attempt_id: str) -> 
     os.dup2(file, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    from xrun.attempt import main
+    from xrun.training.rank import main
 
     multiprocessing.set_start_method("fork", force=True)  # as in a rank that was not started by multiprocessing
     code = main(plan, attempt_id)

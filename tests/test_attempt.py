@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from running import PER_STEP, SOURCES, Project, until
 
-from xrun.attempt import _is_peer_loss
-from xrun.run_folder import RunFolder, write_plan
+from xrun.run.folder import RunFolder, write_plan
+from xrun.training.rank import _is_peer_loss
 
 
 def test_a_failure_is_written_down(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
     path = write_plan(folder, plan)
     folder.logs("nobody").mkdir(parents=True)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": SOURCES, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "xrun.attempt", str(path), "nobody"]
+    command = [sys.executable, "-m", "xrun.training.rank", str(path), "nobody"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 4, done.stderr
     assert not folder.state.exists()

@@ -16,14 +16,14 @@ import pytest
 from packaging.requirements import Requirement
 from running import Project
 
-from xrun.arrive import arrive
-from xrun.cargo import pack, there
 from xrun.errors import LaunchError
-from xrun.has_pins import missing
-from xrun.own_wheel import pack_wheel
-from xrun.plan import Plan
-from xrun.prices import Price
-from xrun.spending import prices_of
+from xrun.launcher.arrival.has_pins import missing
+from xrun.launcher.bundle import pack, there
+from xrun.launcher.prices import Price
+from xrun.launcher.wheel import pack_wheel
+from xrun.run.plan import Plan
+from xrun.run.spending import prices_of
+from xrun.supervisor.arrive import arrive
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "runner" / "xrun"
@@ -192,8 +192,8 @@ def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path
     assert time.monotonic() - began < 5
     assert (tmp_path / "setup.log").read_text() == "once\n"
     shell(
-        f'set -e; export XRUN_PRICES="$(cat {there(plan.run)}/prices.json)"; ~/xrun/python -m xrun.arrive {there(plan.run)}; '
-        f"exec ~/xrun/python -m xrun.entrypoint ~/xrun/runs/{plan.run}/plan.json"
+        f'set -e; export XRUN_PRICES="$(cat {there(plan.run)}/prices.json)"; ~/xrun/python -m xrun.supervisor.arrive {there(plan.run)}; '
+        f"exec ~/xrun/python -m xrun.supervisor.entrypoint ~/xrun/runs/{plan.run}/plan.json"
     )
     points = (machine / "xrun/runs" / plan.run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(points[-1])["step"] == 4

@@ -18,20 +18,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from xrun import tensor_file
-from xrun.checkpoint import Checkpoint, Keep, checkpoints_of, differences, load, newest
-from xrun.checkpointer import Checkpointer
+from xrun.checkpoint import tensor_file
+from xrun.checkpoint.checkpointer import Checkpointer
+from xrun.checkpoint.manifest import Checkpoint, Keep, checkpoints_of, differences, load, newest
+from xrun.checkpoint.schedule import SaveSchedule
+from xrun.checkpoint.snapshot import Snapshot
+from xrun.checkpoint.state import TrainState
 from xrun.errors import CheckpointCorrupt, LeaseLost
-from xrun.every import Every
-from xrun.interval import SaveSchedule
-from xrun.objective import Objective
-from xrun.optimizer import build_optimizer
-from xrun.recipe import Train
-from xrun.snapshot import Snapshot
-from xrun.state import TrainState
-from xrun.store import Chunk, Head, StoredFile
-from xrun.store.directory import DirectoryStore
+from xrun.recipe.interval import Every
+from xrun.recipe.schema import Train
+from xrun.store.directory.store import DirectoryStore
+from xrun.store.protocol import Chunk, Head, StoredFile
 from xrun.tracker.jsonl import JsonlTracker
+from xrun.training.objective import Objective
+from xrun.training.optimizer import build_optimizer
 
 STORES = Path(__file__).parent / "fixtures" / "stores"
 

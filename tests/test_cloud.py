@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from running import PER_STEP, Project, children, curve, ended, processes_of, record, steps_of, until, weights
 
-from xrun.cloud import _alone
-from xrun.run_folder import RunFolder
+from xrun.launcher.local import _alone
+from xrun.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

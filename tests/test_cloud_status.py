@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from running import PER_STEP, Project, steps_of
 
-from xrun.cloud_status import cloud_words, hourly, with_jobs
-from xrun.launch_record import LaunchRecord, one_launcher, read_launch, write_launch
-from xrun.prices import Price
-from xrun.run_folder import RunFolder, write_plan
-from xrun.sky_jobs import Job
-from xrun.store.directory import DirectoryStore
-from xrun.throughput import Machines, hours_left, known_throughput
+from xrun.launcher.prices import Price
+from xrun.launcher.record import LaunchRecord, one_launcher, read_launch, write_launch
+from xrun.launcher.sky.jobs import Job
+from xrun.launcher.sky.status import cloud_words, hourly, with_jobs
+from xrun.launcher.throughput import Machines, hours_left, known_throughput
+from xrun.run.folder import RunFolder, write_plan
+from xrun.store.directory.store import DirectoryStore
 
 JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, None, "")
 PRICES = [

@@ -19,7 +19,7 @@ from far_away import environment
 from huggingface_hub import HfApi
 from running import PER_STEP, STEPS, Project, curve, weights
 
-from xrun.run_folder import RunFolder
+from xrun.run.folder import RunFolder
 
 PUBLIC = "https://huggingface.co"
 WANDB = ["-s", "tracking.wandb={project: xrun-contract}"]

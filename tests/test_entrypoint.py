@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from running import PER_STEP, Done, Project, attempt, commits, curve, reasons, record, steps_of, until, weights
 
-from xrun.plan import Plan
-from xrun.ranks import gravest, read_failure
-from xrun.record import OWN_FAILURES, new_id, steps_committed, without_progress
-from xrun.run_folder import RunFolder
-from xrun.store.directory import DirectoryStore
+from xrun.run.folder import RunFolder
+from xrun.run.plan import Plan
+from xrun.run.record import OWN_FAILURES, new_id, steps_committed, without_progress
+from xrun.store.directory.store import DirectoryStore
+from xrun.supervisor.ranks import gravest, read_failure
 
 KILLED_IN = 18
 

@@ -21,11 +21,11 @@ from torch.utils.data import TensorDataset
 
 import xrun
 from xrun.errors import ComponentError, TrainError
-from xrun.evaluate import Evaluation, check_validation
-from xrun.objective import IGNORED, Objective
-from xrun.recipe import Train
-from xrun.stop import StopFlag
-from xrun.world import World
+from xrun.machine.stop import StopFlag
+from xrun.recipe.schema import Train
+from xrun.training.evaluate import Evaluation, check_validation
+from xrun.training.objective import IGNORED, Objective
+from xrun.training.world import World
 
 SIZES = (1, 2, 3)
 SAMPLES, BATCH = 37, 4

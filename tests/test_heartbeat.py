@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import PER_STEP, Project, record
 
-from xrun.heartbeat import HANG_SECONDS, LONG_SECONDS, SECONDS_NAME, STEPS, Heartbeat, Limits, Watch
+from xrun.machine.heartbeat import HANG_SECONDS, LONG_SECONDS, SECONDS_NAME, STEPS, Heartbeat, Limits, Watch
 
 
 class Clock:

@@ -15,7 +15,7 @@ from running import PER_STEP, STEPS, Project, curve, until, weights
 from servers.hub import Hub
 from servers.wandb import Wandb
 
-from xrun import stop_request
+from xrun.run import stop_request
 
 # The library's own use of httpx and of hf_xet.
 pytestmark = [

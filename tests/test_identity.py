@@ -14,10 +14,10 @@ import pytest
 from running import RECIPE, Project
 
 from xrun import component
-from xrun.code_digest import REGISTER, bytes_digest, canonical, code_digest
-from xrun.identity import NEWEST, identity
-from xrun.plan import make_plan, older_rules, under_rule
-from xrun.recipe_file import load_recipe
+from xrun.recipe.load import load_recipe
+from xrun.run.code_digest import REGISTER, bytes_digest, canonical, code_digest
+from xrun.run.identity import NEWEST, identity
+from xrun.run.plan import make_plan, older_rules, under_rule
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.relative_to(ROOT).as_posix() for kind in ("models", "datasets") for path in (ROOT / kind).glob("*.py"))

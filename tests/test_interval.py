@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from xrun.every import Every
-from xrun.interval import MINIMUM_SECONDS, PRIOR_UPTIME, LastSave, SaveSchedule, best_interval, mean_uptime
+from xrun.checkpoint.schedule import MINIMUM_SECONDS, PRIOR_UPTIME, LastSave, SaveSchedule, best_interval, mean_uptime
+from xrun.recipe.interval import Every
 
 HOUR = 3600.0
 

@@ -10,8 +10,8 @@ import pytest
 from running import PER_STEP, Project, attempt, curve, steps_of, weights
 
 from xrun.errors import CheckpointError, LaunchError
-from xrun.job import choose_run, code_version
-from xrun.run_folder import RunFolder, write_plan
+from xrun.launcher.job import choose_run, code_version
+from xrun.run.folder import RunFolder, write_plan
 
 
 @pytest.fixture(scope="module")

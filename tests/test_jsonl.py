@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import xrun
-from xrun.tracker import Dropped
 from xrun.tracker.jsonl import JsonlTracker, parse, read_points, write_bytes
+from xrun.tracker.protocol import Dropped
 
 
 class Clock:

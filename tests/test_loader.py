@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import xrun
+from xrun.data.loader import Loader, batch_bytes, check_shared_memory, check_splits
+from xrun.data.randomness import LOOP, seed_generators
+from xrun.data.sampler import Sampler
 from xrun.errors import ComponentError, TrainError
-from xrun.loader import Loader, batch_bytes, check_shared_memory, check_splits
-from xrun.randomness import LOOP, seed_generators
-from xrun.sampler import Sampler
 
 
 class Augmented:

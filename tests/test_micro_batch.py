@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 import xrun
+from xrun.data.loader import Fetch
 from xrun.errors import TrainError
-from xrun.loader import Fetch
-from xrun.micro_batch import find_micro_batch, limited_memory, sizes
-from xrun.objective import Objective
-from xrun.recipe import Train
-from xrun.world import World
+from xrun.recipe.schema import Train
+from xrun.training.micro_batch import find_micro_batch, limited_memory, sizes
+from xrun.training.objective import Objective
+from xrun.training.world import World
 
 GLOBAL = 48
 PER_SAMPLE = 4 << 20

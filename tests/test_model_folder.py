@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, load_model
 from torch import nn
 
-from xrun.model_folder import sha256_of, write
-from xrun.plan import Plan
+from xrun.run.plan import Plan
+from xrun.training.export import sha256_of, write
 
 FACTS = {"step": 10, "samples": 80, "metrics": {"val/loss": 0.5}, "data_revision": "r1"}
 

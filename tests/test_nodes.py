@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from xrun.nodes import Nodes, Place, interface_of, meeting_port, nodes_of, place_of
-from xrun.plan import make_plan
-from xrun.ranks import rank_environment
-from xrun.recipe_file import load_recipe
+from xrun.machine.nodes import Nodes, Place, interface_of, meeting_port, nodes_of, place_of
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import make_plan
+from xrun.supervisor.ranks import rank_environment
 
 
 def environ(rank: int, ips: str, accelerators: str) -> dict[str, str]:

@@ -12,10 +12,10 @@ import pytest
 from running import PER_STEP, STEPS, Project, curve, record, steps_of, until
 from servers.metadata import Metadata
 
-from xrun.metadata import ADDRESS_NAME
-from xrun.notice import watching
-from xrun.run_folder import open_store
-from xrun.stop import SPARE_SECONDS, StopFlag
+from xrun.machine.metadata import ADDRESS_NAME
+from xrun.machine.notice import watching
+from xrun.machine.stop import SPARE_SECONDS, StopFlag
+from xrun.run.folder import open_store
 
 CLOUDS = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 """Seconds between the notice and the end, as each cloud gives them."""

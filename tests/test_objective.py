@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xrun.errors import TrainError
-from xrun.objective import IGNORED, Objective, batch_size, means
+from xrun.training.objective import IGNORED, Objective, batch_size, means
 
 
 class Logits(nn.Module):

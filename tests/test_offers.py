@@ -10,11 +10,11 @@ import pytest
 from running import Done
 from sky_home import CLOUDS, SkyHome
 
-from xrun.offer_table import offers_json, offers_text
-from xrun.offers import Offer, rank
-from xrun.prices import Price
-from xrun.recipe import Candidate
-from xrun.throughput import Machines, Speed, Throughput
+from xrun.cli.offers import offers_json, offers_text
+from xrun.launcher.offers import Offer, rank
+from xrun.launcher.prices import Price
+from xrun.launcher.throughput import Machines, Speed, Throughput
+from xrun.recipe.schema import Candidate
 
 ROOT = Path(__file__).resolve().parents[1]
 A100, H100 = Machines("A100:8"), Machines("H100:8")

@@ -17,11 +17,11 @@ from running import Done, Project, attempt, curve
 from safetensors.numpy import load_file
 from servers.hub import Hub
 
-from xrun.job import choose_run
-from xrun.online import check_online, refuse
-from xrun.plan import make_plan
-from xrun.recipe_file import load_recipe
-from xrun.run_folder import RunFolder
+from xrun.launcher.job import choose_run
+from xrun.launcher.preflight import check_online, refuse
+from xrun.recipe.load import load_recipe
+from xrun.run.folder import RunFolder
+from xrun.run.plan import make_plan
 
 RUNS = Path(__file__).parent / "fixtures" / "runs"
 RUN = "small-9a6bef08"
@@ -116,9 +116,7 @@ def test_another_recipe_is_told_what_differs(old: Path) -> None:
         choose_run(plan)
 
 
-def test_a_run_on_the_hub_goes_on(
-    tmp_path: Path, hub: Hub, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_on_the_hub_goes_on(tmp_path: Path, hub: Hub, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that never saw the run: the recipe finds it on the Hub under the id that the older rule gave it, and ends it."""
     root = tmp_path / "old"
     shutil.copytree(RUNS / "rule-1", root, ignore=shutil.ignore_patterns("runs"))
@@ -142,9 +140,7 @@ def test_a_run_on_the_hub_goes_on(
 
 
 @pytest.mark.parametrize("store", ["hub://alice/named-by-me", "hub-bucket://alice/named-by-me"])
-def test_a_new_run_on_the_hub_gets_the_newest_rule(
-    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str
-) -> None:
+def test_a_new_run_on_the_hub_gets_the_newest_rule(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
     """Where the Hub holds nothing, the run is new, and no repository is made by asking."""
     project = Project(tmp_path)
     for name, value in hub.environ("alice").items():

@@ -12,9 +12,9 @@ from servers.hub import Hub
 from servers.wandb import Wandb
 
 from xrun.errors import CloudUnavailable, LaunchError, RecipeError
-from xrun.online import Online, check_online, refuse
-from xrun.plan import Plan, make_plan
-from xrun.recipe_file import load_recipe
+from xrun.launcher.preflight import Online, check_online, refuse
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import Plan, make_plan
 
 
 @pytest.fixture(scope="module")

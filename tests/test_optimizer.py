@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from xrun.errors import TrainError
-from xrun.objective import Objective
-from xrun.optimizer import build_optimizer, learning_rate, optimizer_class, plain_step, set_learning_rate
-from xrun.recipe import Train
+from xrun.recipe.schema import Train
+from xrun.training.objective import Objective
+from xrun.training.optimizer import build_optimizer, learning_rate, optimizer_class, plain_step, set_learning_rate
 
 
 class RMSNorm(nn.Module):

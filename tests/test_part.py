@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic import Field as TheirField
 from pydantic_core import PydanticCustomError
 
-from xrun.part import Before, Field, Part, default
+from xrun.recipe.base import Before, Field, Part, default
 
 
 def doubled(value: Any) -> Any:

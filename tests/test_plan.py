@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from running import RECIPE, Project
 
 from xrun.errors import LaunchError
-from xrun.plan import Plan, differences, make_plan
-from xrun.recipe_file import load_recipe
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import Plan, differences, make_plan
 
 
 @pytest.fixture(scope="module")

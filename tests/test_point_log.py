@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from xrun import point_log
-from xrun.store import StoredFile
-from xrun.store.directory import DirectoryStore
+from xrun.run import points as point_log
+from xrun.store.directory.store import DirectoryStore
+from xrun.store.protocol import StoredFile
 
 
 class Machine:

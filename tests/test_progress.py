@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from xrun.progress import Progress
-from xrun.run_folder import RunFolder
+from xrun.run.folder import RunFolder
+from xrun.supervisor.progress import Progress
 
 
 class Clock:

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import xrun.recipe
+import xrun.recipe.schema
 from xrun.errors import RecipeError
-from xrun.every import Every
-from xrun.recipe import Recipe
-from xrun.recipe_file import load_recipe
-from xrun.recipe_rules import ACCELERATORS, CLOUDS, RULES, without_secrets
+from xrun.recipe.interval import Every
+from xrun.recipe.load import load_recipe
+from xrun.recipe.rules import ACCELERATORS, CLOUDS, RULES, without_secrets
+from xrun.recipe.schema import Recipe
 
 FIXTURES = Path(__file__).with_name("fixtures") / "recipes"
 BROKEN = {case["case"]: case for case in yaml.safe_load((FIXTURES / "broken_rules.yaml").read_text())}
@@ -183,7 +183,7 @@ def test_tokens_are_not_shown(secret: str) -> None:
 def test_import_is_light() -> None:
     """Reading recipes needs click, pydantic and PyYAML, and nothing that trains."""
     heavy = "torch numpy accelerate wandb sky transformers datasets huggingface_hub"
-    code = f"import sys, xrun.recipe_file, xrun.component; print([m for m in '{heavy}'.split() if m in sys.modules])"
-    folder = Path(xrun.recipe.__file__).parents[1]
+    code = f"import sys, xrun.recipe.load, xrun.component; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    folder = Path(xrun.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

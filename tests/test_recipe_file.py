@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xrun.errors import Problem, RecipeError
-from xrun.part import Part
-from xrun.recipe import Recipe
-from xrun.recipe_file import load_recipe, models_in, recipe_docs, schema
-from xrun.recipe_problems import PATTERNS
-from xrun.template import write_template
+from xrun.recipe.base import Part
+from xrun.recipe.diagnostics import PATTERNS
+from xrun.recipe.load import load_recipe, models_in, recipe_docs, schema
+from xrun.recipe.schema import Recipe
+from xrun.recipe.template import write_template
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures" / "recipes"
@@ -362,7 +362,7 @@ def test_schema_holds_every_field() -> None:
 
 
 def patterns(model: type[Part]) -> set[str]:
-    found = re.findall(r"Field\([^)]*?pattern=r\"([^\"]+)\"", (ROOT / "runner" / "xrun" / "recipe.py").read_text())
+    found = re.findall(r"Field\([^)]*?pattern=r\"([^\"]+)\"", (ROOT / "runner" / "xrun" / "recipe" / "schema.py").read_text())
     return set(found)
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import xrun
+from xrun.data.loader import Piece
+from xrun.data.sampler import MicroBatch, Sampler
 from xrun.errors import TrainError
-from xrun.loader import Piece
-from xrun.objective import Objective
-from xrun.reduction import ExactReduction, FastReduction, Reduction, check_powers_of_two
-from xrun.sampler import MicroBatch, Sampler
-from xrun.world import World
+from xrun.training.objective import Objective
+from xrun.training.reduction import ExactReduction, FastReduction, Reduction, check_powers_of_two
+from xrun.training.world import World
 
 SIZES = (1, 2, 4)
 SAMPLES, GLOBAL, MICRO = 35, 16, 2

@@ -11,8 +11,8 @@ import pytest
 from running import until
 
 from xrun.errors import CloudUnavailable
-from xrun.nodes import Nodes
-from xrun.rendezvous import Follower, Leader
+from xrun.machine.nodes import Nodes
+from xrun.supervisor.rendezvous import Follower, Leader
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 with socket.create_server(("127.0.0.1", 0)) as _probe:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from running import PER_STEP, Project, weights
 
-from xrun.cloud import only_one
 from xrun.errors import LaunchError
-from xrun.run_folder import RunFolder, describe, runs_in, write_plan
+from xrun.launcher.local import only_one
+from xrun.run.folder import RunFolder, describe, runs_in, write_plan
 
 
 @pytest.fixture(scope="module")

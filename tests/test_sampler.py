@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xrun.sampler import MicroBatch, Sampler, cut, key, permute
+from xrun.data.sampler import MicroBatch, Sampler, cut, key, permute
 
 SEEDS = st.integers(0, 2**63 - 1)
 WORLDS = (1, 2, 4)

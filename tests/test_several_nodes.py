@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from running import PER_STEP, STEPS, Done, Project, attempt, curve, record, until, weights
 
-from xrun.nodes import Nodes
-from xrun.plan import Plan
-from xrun.stop import StopFlag
+from xrun.machine.nodes import Nodes
+from xrun.machine.stop import StopFlag
+from xrun.run.plan import Plan
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 

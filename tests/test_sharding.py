@@ -17,19 +17,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import xrun
-from xrun.checkpoint import Keep, load, newest
-from xrun.checkpointer import Checkpointer
-from xrun.every import Every
-from xrun.interval import SaveSchedule
-from xrun.model_folder import full_copy
-from xrun.objective import Objective
-from xrun.optimizer import build_optimizer
-from xrun.recipe import Train
-from xrun.sharding import checkpoint_activations, repeated_blocks, shard
-from xrun.state import TrainState, local
-from xrun.store.directory import DirectoryStore
+from xrun.checkpoint.checkpointer import Checkpointer
+from xrun.checkpoint.manifest import Keep, load, newest
+from xrun.checkpoint.schedule import SaveSchedule
+from xrun.checkpoint.state import TrainState, local
+from xrun.recipe.interval import Every
+from xrun.recipe.schema import Train
+from xrun.store.directory.store import DirectoryStore
 from xrun.tracker.jsonl import JsonlTracker
-from xrun.world import World
+from xrun.training.export import full_copy
+from xrun.training.objective import Objective
+from xrun.training.optimizer import build_optimizer
+from xrun.training.sharding import checkpoint_activations, repeated_blocks, shard
+from xrun.training.world import World
 
 SIZES = (4, 2, 1)
 

@@ -11,8 +11,8 @@ from deadly_proxy import DeadlyProxy
 from launchers import Launchers
 from sky_home import ApiServer, SkyHome
 
-from xrun.launch_record import read_launch
-from xrun.run_folder import RunFolder
+from xrun.launcher.record import read_launch
+from xrun.run.folder import RunFolder
 
 pytestmark = pytest.mark.cloud
 

@@ -12,14 +12,14 @@ import yaml
 from sky_home import CLOUDS, SkyHome
 
 from xrun.errors import LaunchError
-from xrun.offers import Offer, rank
-from xrun.plan import Plan, make_plan
-from xrun.prices import Price
-from xrun.recipe import Candidate
-from xrun.recipe_file import load_recipe
-from xrun.secret_values import secret_names, secret_values
-from xrun.sky_task import launch_command, resources, task_config, task_yaml
-from xrun.throughput import Machines
+from xrun.launcher.offers import Offer, rank
+from xrun.launcher.prices import Price
+from xrun.launcher.secrets import secret_names, secret_values
+from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
+from xrun.launcher.throughput import Machines
+from xrun.recipe.load import load_recipe
+from xrun.recipe.schema import Candidate
+from xrun.run.plan import Plan, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -11,9 +11,9 @@ import pytest
 from running import STEPS, Project, curve, record, steps_of
 from servers.metadata import Metadata
 
-from xrun import spending
-from xrun.metadata import ADDRESS_NAME
-from xrun.spending import allowance, dollars, hours, price_now, unknown
+from xrun.machine.metadata import ADDRESS_NAME
+from xrun.run import spending
+from xrun.run.spending import allowance, dollars, hours, price_now, unknown
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0

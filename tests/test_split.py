@@ -11,9 +11,9 @@ import torch
 from running import RECIPE, Project, curve, record
 from safetensors.torch import load_file
 
+from xrun.data.sampler import MicroBatch
 from xrun.errors import OutOfMemory, TrainError
-from xrun.micro_batch import enough_memory, parts_of
-from xrun.sampler import MicroBatch
+from xrun.training.micro_batch import enough_memory, parts_of
 
 LIMITED = """
 import os

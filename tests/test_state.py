@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from xrun.checkpoint.state import TrainState, local, rows
+from xrun.checkpoint.tensor_file import TensorReader, bytes_of, header
 from xrun.errors import CheckpointError, TrainError
-from xrun.objective import Objective
-from xrun.optimizer import build_optimizer
-from xrun.recipe import Train
-from xrun.sharding import checkpoint_activations
-from xrun.state import TrainState, local, rows
-from xrun.tensor_file import TensorReader, bytes_of, header
+from xrun.recipe.schema import Train
+from xrun.training.objective import Objective
+from xrun.training.optimizer import build_optimizer
+from xrun.training.sharding import checkpoint_activations
 
 
 class Model(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import xrun
-from xrun.stop import GRACE_SECONDS, NOBODY_ASKED, StopFlag
+from xrun.machine.stop import GRACE_SECONDS, NOBODY_ASKED, StopFlag
 
 
 class Clock:

@@ -17,8 +17,8 @@ import pytest
 from xxhash import xxh3_128
 
 from xrun.errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
-from xrun.store import Head, Store, StoredFile, copies_named
-from xrun.store.directory import DirectoryStore
+from xrun.store.directory.store import DirectoryStore
+from xrun.store.protocol import Head, Store, StoredFile, copies_named
 
 
 def attempt(root: Path, name: str = "a1", run: str = "digits-1") -> DirectoryStore:

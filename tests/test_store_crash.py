@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from xrun.errors import LeaseLost, StoreUnavailable, XrunError
-from xrun.store import Head, StoredFile
-from xrun.store.directory import DirectoryStore
+from xrun.store.directory.store import DirectoryStore
+from xrun.store.protocol import Head, StoredFile
 
 fork = multiprocessing.get_context("fork")
 

@@ -23,11 +23,11 @@ from servers.server import Request
 from starlette.responses import Response
 
 from xrun.errors import CheckpointCorrupt, LaunchError, LeaseLost, StoreError, StoreUnavailable
-from xrun.store import Head, Store, StoredFile
-from xrun.store import hub_api as api_module
-from xrun.store.commits import head_of
-from xrun.store.hub import HubStore, stored_files
-from xrun.store.hub_branch import checked_line
+from xrun.store.directory.commits import head_of
+from xrun.store.hub import api as api_module
+from xrun.store.hub.branch import checked_line
+from xrun.store.hub.store import HubStore, stored_files
+from xrun.store.protocol import Head, Store, StoredFile
 
 # The library's own use of httpx and of hf_xet.
 pytestmark = [

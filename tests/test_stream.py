@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from torch.utils.data import IterableDataset
 
+from xrun.data.loader import Loader
+from xrun.data.sampler import MicroBatch
+from xrun.data.stream import StreamSampler, check_stream, is_stream
 from xrun.errors import ComponentError, DataExhausted
-from xrun.loader import Loader
-from xrun.sampler import MicroBatch
-from xrun.stream import StreamSampler, check_stream, is_stream
 
 
 class Shard:

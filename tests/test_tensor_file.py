@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from xrun.checkpoint.tensor_file import Rows, TensorReader, bytes_of, header, split_by_size
 from xrun.errors import CheckpointError
-from xrun.tensor_file import Rows, TensorReader, bytes_of, header, split_by_size
 
 KINDS = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

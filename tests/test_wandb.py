@@ -18,9 +18,9 @@ import pytest
 from running import children, until
 from servers.wandb import Wandb
 
-from xrun.plan import Plan
-from xrun.tracker.child import DELETED, Sender, answer_of, send_all, start_witness
+from xrun.run.plan import Plan
 from xrun.tracker.jsonl import JsonlTracker, write_json
+from xrun.tracker.wandb.processes import DELETED, Sender, answer_of, send_all, start_witness
 
 RUN, PROJECT = "tiny-00000000", "p"
 STEPS = 40
@@ -438,7 +438,7 @@ def witness(run: Run, *options: str) -> dict[str, Any]:
     """What the witness says."""
     if not options:
         return answer_of(start_witness(run.folder / "plan.json"))
-    command = [sys.executable, "-m", "xrun.tracker.wandb_witness", str(run.folder / "plan.json"), *options]
+    command = [sys.executable, "-m", "xrun.tracker.wandb.witness", str(run.folder / "plan.json"), *options]
     answer: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return answer
 
@@ -513,5 +513,5 @@ def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_asking_imports_nothing_heavy() -> None:
     """The witness is there at once: wandb is for sending."""
-    code = "import sys, xrun.tracker.wandb_witness; print([n for n in ('wandb', 'torch', 'requests') if n in sys.modules])"
+    code = "import sys, xrun.tracker.wandb.witness; print([n for n in ('wandb', 'torch', 'requests') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from xrun.errors import TrainError
-from xrun.warm_start import warm_start
+from xrun.training.warm_start import warm_start
 
 
 def model(width: int = 3, classes: int = 2) -> Any:

@@ -10,7 +10,7 @@ from joining import work
 from running import forkserver
 
 from xrun.errors import ProcessesApart
-from xrun.world import check_sum, join_world
+from xrun.training.world import check_sum, join_world
 
 
 def said(what: str, ranks: int = 2) -> list[Any]:

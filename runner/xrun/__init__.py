@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors
-    from .attempt import train
-    from .checkpoint import Checkpoint
-    from .cloud import Cloud
-    from .job import launch
-    from .plan import Plan, make_plan
-    from .recipe import Recipe
-    from .recipe_file import load_recipe
-    from .store import Store
-    from .tracker import Tracker
+    from .checkpoint.manifest import Checkpoint
+    from .launcher.job import launch
+    from .launcher.local import Cloud
+    from .recipe.load import load_recipe
+    from .recipe.schema import Recipe
+    from .run.plan import Plan, make_plan
+    from .store.protocol import Store
+    from .tracker.protocol import Tracker
+    from .training.rank import train
 
 __all__ = [
     "Checkpoint", "Cloud", "Plan", "Recipe", "Store", "Tracker", "errors", "launch", "load_recipe", "make_plan", "train",
 ]  # fmt: skip
 
 _HOMES = {
-    "Checkpoint": "checkpoint", "Cloud": "cloud", "Plan": "plan", "Recipe": "recipe", "Store": "store", "Tracker": "tracker",
-    "launch": "job", "load_recipe": "recipe_file", "make_plan": "plan", "train": "attempt",
+    "Checkpoint": "checkpoint.manifest", "Cloud": "launcher.local", "Plan": "run.plan", "Recipe": "recipe.schema",
+    "Store": "store.protocol", "Tracker": "tracker.protocol", "launch": "launcher.job", "load_recipe": "recipe.load",
+    "make_plan": "run.plan", "train": "training.rank",
 }  # fmt: skip
 
 

@@ -1,36 +1,9 @@
-"""The first thing that happens on a job's machine: the plan that travelled, with the paths of this machine, in the run's folder.
+"""The old name of `xrun.supervisor.arrive`: machines of running jobs start it by this one."""
 
-python -m xrun.arrive CARGO && python -m xrun.entrypoint ~/xrun/runs/RUN/plan.json
-"""
-
-from __future__ import annotations
-
-import dataclasses
-import os
 import sys
 from pathlib import Path
 
-from .plan import Plan
-from .run_folder import RunFolder, write_plan
-
-
-def arrive(cargo: Path) -> Path:
-    """Write the plan of a cargo where its attempt looks for it; returns the path."""
-    plan = Plan.from_json((cargo / "plan.json").read_text())
-    home, project, recipe = (str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path))
-    plan = _placed(dataclasses.replace(plan, home=home, project=project, recipe_path=recipe))
-    return write_plan(RunFolder(plan.folder), plan)
-
-
-def _placed(plan: Plan) -> Plan:
-    """The plan with its store's full address: a launch has looked it up, a task that somebody launched by hand has not."""
-    if plan.store != "hub":
-        return plan
-    from huggingface_hub import HfApi
-
-    name = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"]
-    return dataclasses.replace(plan, store=f"hub://{name}/{plan.run}", owner=name)
-
+from .supervisor.arrive import arrive
 
 if __name__ == "__main__":
     arrive(Path(sys.argv[1]).expanduser())

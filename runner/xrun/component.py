@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from xrun import components
-from xrun.errors import ComponentError, Problem
+from . import components
+from .errors import ComponentError, Problem
 
 Kind = Literal["models", "datasets"]
 PACKAGE = ("xrun", "components")

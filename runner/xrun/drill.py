@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LaunchError, XrunError
-from .recipe import Recipe
-from .recipe_file import load_recipe
-from .run_folder import RunFolder, runs_in
+from .recipe.load import load_recipe
+from .recipe.schema import Recipe
+from .run.folder import RunFolder, runs_in
 
 START, RESUME, SAVE, TRAIN = "start-up", "resume", "save", "training"
 _SHARES = {START: 2, RESUME: 2, SAVE: 3, TRAIN: 3}

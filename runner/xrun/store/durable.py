@@ -14,7 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 from xxhash import xxh3_128
 
-from xrun.errors import StoreError, StoreUnavailable
+from ..errors import StoreError, StoreUnavailable
 
 SLICE = 8 << 20
 """Bytes read and gathered at once: long enough for the GIL to be released, short enough for memory to stay flat."""

@@ -18,7 +18,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
-from . import Dropped
+from .protocol import Dropped
 
 log = logging.getLogger("xrun")
 

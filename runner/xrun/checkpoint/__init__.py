@@ -1,0 +1,1 @@
+"""The state of a run, saved beside training and restored."""

@@ -1,0 +1,122 @@
+"""When to save.
+
+`auto` balances what a save costs against what a preemption loses: with a cost of C seconds per save and M seconds between
+preemptions the best interval is sqrt(2 * C * M) (Young 1974, Daly 2006). C is what a save takes from training (the stall,
+measured), not how long writing goes on in the background; a save never starts before the one before has ended. M starts from
+a prior and moves with what the run has seen.
+
+Before a known deadline, such as a cloud's notice gives, training goes on until the last save has to begin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..machine.stop import SPARE_SECONDS
+from ..recipe.interval import Every
+
+PRIOR_UPTIME = 3 * 3600.0
+"""Seconds between preemptions before a run has seen any: spot machines of the published traces last hours."""
+MINIMUM_SECONDS = 10.0
+"""No closer than this: below it a save costs more in attention (logs, files, commits) than the seconds it could lose."""
+MINIMUM_STALL = 1e-3
+LONGER = 0.25
+"""By how much of it a last save may take longer than those before."""
+FASTER = 3.0
+"""How much faster a save may be, at best, when nothing trains beside it."""
+
+
+def mean_uptime(seconds: float, preemptions: int, prior: float = PRIOR_UPTIME) -> float:
+    """Expected seconds between preemptions: the observed ones, and the prior counted as one more observation."""
+    return (prior + seconds) / (1 + preemptions)
+
+
+def best_interval(stall: float, write: float, uptime: float, minimum: float = MINIMUM_SECONDS) -> float:
+    """Seconds between saves that lose least.
+
+    `stall`: seconds a save takes from training; `write`: seconds until it is committed; `uptime`: mean seconds between
+    preemptions.
+    """
+    return max(math.sqrt(2 * max(stall, MINIMUM_STALL) * uptime), write, minimum)
+
+
+@dataclass(frozen=True)
+class LastSave:
+    """What the save before a deadline takes, in seconds; nothing trains beside it.
+
+    `alone`: how long such saves have taken, `beside`: how long those beside training; 0 if there was none. `ahead`: what share
+    of a save is still on its way before it. `delay`: until the store takes the next commit.
+    """
+
+    alone: float = 0.0
+    beside: float = 0.0
+    ahead: float = 0.0
+    delay: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """How long it takes at best: where there is less time it is not tried."""
+        return max((self.alone or self.beside / FASTER) * (1 + self.ahead), self.delay)
+
+    @property
+    def usual(self) -> float:
+        """How long it takes, as far as that is known."""
+        return max((self.alone or self.beside) * (1 + self.ahead), self.delay)
+
+    @property
+    def lead(self) -> float:
+        """How long before the deadline it has to begin; infinite while nothing was measured.
+
+        What it may take longer has half of the seconds that every deadline leaves; the other half is for the attempt's end.
+        """
+        known = self.alone or self.beside or math.inf
+        return max((known + max(0.0, known * LONGER - SPARE_SECONDS / 2)) * (1 + self.ahead), self.delay)
+
+
+class SaveSchedule:
+    """Answers "is a save due?" once per step; every argument in seconds or steps.
+
+    `alone`: how long the last saves of the attempts before have taken.
+    """
+
+    def __init__(
+        self, every: Every, steps_per_epoch: int, uptime: Callable[[], float], clock: Callable[[], float], alone: float = 0.0
+    ) -> None:
+        self.every, self.steps_per_epoch, self.uptime, self.clock, self.alone = every, steps_per_epoch, uptime, clock, alone
+        self.last_time = clock()
+        self.stall = 0.0
+        self.write = 0.0
+
+    def due(self, step: int, left: float = math.inf) -> bool:
+        """Whether a save should start after `step` steps are done, `left` seconds before a deadline.
+
+        Near the deadline none does that would still be on its way when the last save begins.
+        """
+        return self._due(step) and (left == math.inf or left - self.last_save().lead > self.write)
+
+    def _due(self, step: int) -> bool:
+        if self.every.steps is not None:
+            return step % self.every.steps == 0
+        if self.every.epochs is not None:
+            return step % (self.every.epochs * self.steps_per_epoch) == 0
+        return self.clock() - self.last_time >= self.seconds()
+
+    def seconds(self) -> float:
+        """The present interval in seconds, for policies by time."""
+        return self.every.seconds or best_interval(self.stall, self.write, self.uptime())
+
+    def last_save(self, busy: bool = False, delay: float = 0.0) -> LastSave:
+        """What a last save would take now; `busy`: the save that has started last is still on its way."""
+        ahead = max(0.0, 1 - (self.clock() - self.last_time) / self.write) if busy and self.write else float(busy)
+        return LastSave(self.alone, self.write, ahead, delay)
+
+    def started(self) -> None:
+        """A save has started now."""
+        self.last_time = self.clock()
+
+    def measured(self, stall: float, write: float) -> None:
+        """A save took `stall` seconds from training and `write` seconds until it was committed; the newest counts half."""
+        self.stall = stall if not self.stall else (self.stall + stall) / 2
+        self.write = write if not self.write else (self.write + write) / 2

@@ -1,0 +1,191 @@
+"""TrainState: everything a run resumes from; what is saved and what is loaded stand side by side, to be compared by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, TrainError
+from ..training.objective import Objective
+
+Fill = Callable[[str, Tensor], None]
+"""Writes the saved values of the named tensor into the one given, in place."""
+_SMALL = (2, 3)
+"""A parameter's shape that nothing else has by chance."""
+
+
+@dataclass
+class TrainState:
+    """The run's state between two steps: tensors in the modules, numbers here.
+
+    `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is the step of the last
+    evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is training time so far; `stream` is the position of
+    a streaming dataset; `exact` is whether every step was computed as the recipe says, no micro-batch in parts.
+    """
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    ema: nn.Module | None = None
+    scaler: Any = None
+    micro_batch: int = 0
+    step: int = 0
+    samples: int = 0
+    evaluated: int = -1
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+    stream: dict[str, Any] | None = None
+    exact: bool = True
+    _names: dict[int, str] = field(default_factory=dict, repr=False)
+
+    NUMBERS = ("micro_batch", "step", "samples", "evaluated", "best", "seconds", "stream", "exact")
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything that is not a tensor, as JSON."""
+        scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return {**{name: getattr(self, name) for name in self.NUMBERS}, **scaler}
+
+    def load_numbers(self, numbers: dict[str, Any]) -> None:
+        """The inverse of `numbers`; what an older xrun did not save stays as it is."""
+        for name in self.NUMBERS:
+            setattr(self, name, numbers.get(name, getattr(self, name)))
+        if self.scaler is not None and "scaler" in numbers:
+            self.scaler.load_state_dict(numbers["scaler"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name in the checkpoint; tied ones once, under their first name."""
+        named = dict(_module_tensors("model", self.objective.model))
+        named |= _optimizer_tensors(self.optimizer, self._parameter_names())
+        return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
+
+    def load_tensors(self, names: set[str], fill: Fill) -> None:
+        """The inverse of `tensors`: `fill` is called once for each tensor that the state now has, `names` are the saved ones."""
+        self._make_optimizer_state(names)
+        wanted = self.tensors()
+        if missing := sorted(set(wanted) ^ names):
+            raise CheckpointError(
+                f"The checkpoint and the model have different tensors: {', '.join(missing[:5])}"
+                + (f" and {len(missing) - 5} more." if len(missing) > 5 else "."),
+                "The model's code has changed since this run began; start a new run with --new.",
+            )
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # fresh memory comes page by page, which takes longest
+            list(threads.map(fill, wanted.keys(), wanted.values()))
+
+    def changing(self) -> set[str]:
+        """Names of the tensors that a forward pass may change (buffers); all others change in `optimizer.step()` only."""
+        buffers = {id(buffer) for buffer in self.objective.buffers()}
+        return {f"model.{name}" for name, tensor in self._saved() if id(tensor) in buffers}
+
+    def frozen(self) -> set[str]:
+        """Names of the tensors that no step changes."""
+        return {f"model.{name}" for name, p in self._saved() if isinstance(p, nn.Parameter) and not p.requires_grad}
+
+    def _saved(self) -> list[tuple[str, Any]]:
+        """The model's own tensors by the names of its state_dict, which wrappers around its blocks do not change."""
+        return list(self.objective.model.state_dict(keep_vars=True).items())
+
+    def _parameter_names(self) -> dict[int, str]:
+        if not self._names:
+            self._names = {id(p): name for name, p in reversed(self._saved())}  # of tied ones the first name
+        return self._names
+
+    def _make_optimizer_state(self, names: set[str]) -> None:
+        """Give a fresh optimizer the tensors that the saved one had, so that they can be filled.
+
+        Optimizers make their state in the first step. A step for one small parameter shows what that is; where it is more than
+        tensors like the parameter and scalars, a step on zero gradients makes it as the library does. What that step does to
+        the weights is overwritten by the load that follows.
+        """
+        saved = {name.removeprefix("optimizer.").rpartition(".")[0] for name in names if name.startswith("optimizer.")}
+        if self.optimizer.state or not saved:
+            return
+        made = self._empty_state(saved)
+        if made is not None:
+            self.optimizer.state.update(made)
+            return
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p) if self._parameter_names()[id(p)] in saved else None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _empty_state(self, saved: set[str]) -> dict[Tensor, dict[str, Tensor]] | None:
+        """Room for each parameter's state, if a small parameter's state shows what it is."""
+        examples: dict[Any, dict[str, Any]] = {}
+        made: dict[Tensor, dict[str, Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            for p in (p for p in group["params"] if self._parameter_names()[id(p)] in saved):
+                kind = id(group), p.dtype, p.device
+                if kind not in examples:
+                    examples[kind] = self._example(group, p)
+                if _is_sharded(p) or not all(_is_plain(value) for value in examples[kind].values()):
+                    return None
+                made[p] = {key: torch.empty_like(p if value.dim() else value) for key, value in examples[kind].items()}
+        return made
+
+    def _example(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The state after a step of the optimizer for a small parameter of this group."""
+        small = torch.zeros(_SMALL, dtype=p.dtype, device=p.device, requires_grad=True)
+        small.grad = torch.zeros_like(small)
+        groups, self.optimizer.param_groups = self.optimizer.param_groups, [{**group, "params": [small]}]
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+        return dict(self.optimizer.state.pop(small, {}))
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose import takes half a second."""
+    return hasattr(tensor, "to_local")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor like a small parameter, or a scalar."""
+    return isinstance(value, Tensor) and tuple(value.shape) in (_SMALL, ())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor: all of it, or its shard where the model is sharded."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor's method
+
+
+def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where this process's part starts in the first dimension, and the whole tensor's shape (torch.chunk's cut)."""
+    shape = tuple(tensor.shape)
+    if not hasattr(tensor, "device_mesh"):
+        return 0, shape
+    mesh = tensor.device_mesh
+    size = -(-shape[0] // mesh.size())
+    return min(mesh.get_local_rank() * size, shape[0]), shape
+
+
+def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    seen: set[tuple[Any, ...]] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise TrainError(f"{prefix}.{name}: a module keeps state that is not a tensor ({type(tensor).__name__}).")
+        part = local(tensor.detach())
+        identity = (part.untyped_storage().data_ptr(), part.storage_offset(), part.shape, part.stride(), part.device)
+        if part.numel() == 0 or identity not in seen:
+            seen.add(identity)
+            yield f"{prefix}.{name}", tensor.detach()
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    found = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for field_name, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    found[f"optimizer.{names[id(p)]}.{field_name}"] = value.detach()
+                elif value is not None:
+                    raise TrainError(
+                        f"The optimizer keeps {field_name!r} as {type(value).__name__}, which cannot be saved as a tensor.",
+                        "Use an optimizer whose state is tensors, such as adamw.",
+                    )
+    return found

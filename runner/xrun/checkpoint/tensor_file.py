@@ -1,0 +1,108 @@
+"""Tensors <-> safetensors files that a store keeps.
+
+Written by hand, though the library has a writer, because the copied state lies in memory as in the file: no second copy, and the
+store hashes while it writes. Read with the library. A process that holds a shard of a tensor
+writes its rows and says which ones they are, so that any other number of processes can read its own rows back.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+Rows = tuple[int, tuple[int, ...]]
+"""First row of a part, and the shape of the whole tensor."""
+FILE_BYTES = 1 << 30
+"""A file is ended past this size: files are hashed and sent in parallel."""
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
+}  # fmt: skip
+
+
+def split_by_size(tensors: Mapping[str, Tensor], limit: int = FILE_BYTES) -> Iterator[dict[str, Tensor]]:
+    """Cut tensors into files of about `limit` bytes, keeping their order."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        part[name] = tensor
+        size += tensor.nbytes
+        if size >= limit:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
+
+
+def header(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str = "") -> bytes:
+    """What a safetensors file begins with; the tensors' bytes follow, one after the other, from the next page on.
+
+    `attempt` is who wrote it: exact recomputation makes the same tensors again, and a store that knows files by their content
+    would take a file that one attempt is about to delete for the one that its successor has just written.
+    """
+    by = {"attempt": attempt} if attempt else {}  # first: a store finds it without reading far
+    told: dict[str, Any] = {"__metadata__": {**by, "format": "pt", "rows": json.dumps(rows)}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        told[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(told).encode()
+    text += b" " * (-(8 + len(text)) % mmap.PAGESIZE)
+    return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A view of a contiguous CPU tensor's bytes."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from Python 3.12 on
+
+
+class TensorReader:
+    """Reads tensors, or rows of them, out of the files of one checkpoint."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
+        self._pieces: dict[str, list[tuple[Any, Rows]]] = {}
+        for file in self._files:
+            rows = json.loads((file.metadata() or {}).get("rows", "{}"))
+            for name in file.keys():  # noqa: SIM118  safe_open is no mapping
+                shape = tuple(file.get_slice(name).get_shape())
+                start, whole = rows.get(name, (0, shape))
+                self._pieces.setdefault(name, []).append((file, (start, tuple(whole))))
+
+    def names(self) -> set[str]:
+        """Names of all tensors in the checkpoint."""
+        return set(self._pieces)
+
+    @torch.no_grad()
+    def fill(self, name: str, target: Tensor, rows: Rows) -> None:
+        """Copy the saved rows into `target`, the part of the tensor that starts at `rows[0]`, in place.
+
+        Raises:
+            CheckpointError: the saved tensor has another shape.
+        """
+        start, shape = rows
+        for file, (begin, whole) in self._pieces[name]:
+            if whole != shape:
+                raise CheckpointError(
+                    f"{name} has the shape {list(whole)} in the checkpoint and {list(shape)} in the model.",
+                    "The model's code or arguments have changed; start a new run with --new.",
+                )
+            if not shape:
+                target.copy_(file.get_tensor(name))
+                continue
+            piece = file.get_slice(name)
+            low, high = max(start, begin), min(start + target.shape[0], begin + piece.get_shape()[0])
+            if low < high:
+                target[low - start : high - start].copy_(piece[low - begin : high - begin])

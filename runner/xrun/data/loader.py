@@ -1,0 +1,166 @@
+"""Sampler + dataset -> this rank's micro-batches, step by step, with keyed randomness, in 0 or more workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ..errors import ComponentError, TrainError
+from ..training.objective import Batch
+from .randomness import DATA, seed_generators
+from .sampler import MicroBatch
+
+Piece = tuple[MicroBatch, Batch]
+_PREFETCH = 2
+
+
+class Fetch(Dataset[Piece]):
+    """Turns a MicroBatch into its batch, all generators seeded by (seed, epoch, micro-batch) before.
+
+    A map-style split is asked by index; a streaming one transforms the raw examples that came along.
+    """
+
+    def __init__(self, split: Any, seed: int, purpose: int = DATA) -> None:
+        self.split, self.seed, self.purpose = split, seed, purpose
+        self.collate: Callable[[list[Any]], Batch] = getattr(split, "collate", default_collate)
+
+    def __getitem__(self, piece: MicroBatch) -> Piece:
+        seed_generators(self.seed, self.purpose, piece.epoch, piece.number)
+        return piece, self.collate(self._items(piece))
+
+    def _items(self, piece: MicroBatch) -> list[Any]:
+        if piece.examples is not None:
+            transform = getattr(self.split, "transform", None)
+            return [transform(example) for example in piece.examples] if transform else list(piece.examples)
+        indices = piece.indices.tolist()
+        if hasattr(self.split, "__getitems__"):
+            return self.split.__getitems__(indices)
+        return [self.split[index] for index in indices]
+
+
+@dataclass
+class Loader:
+    """Yields, for each step, this rank's micro-batches with their data."""
+
+    split: Any
+    pieces: Iterable[MicroBatch]
+    seed: int
+    num_workers: int = 0
+    pin_memory: bool = False
+    purpose: int = DATA
+
+    def __iter__(self) -> Iterator[list[Piece]]:
+        step: list[Piece] = []
+        for piece in self._loader():
+            step.append(piece)
+            if piece[0].last:
+                yield step
+                step = []
+
+    def _loader(self) -> Iterator[Piece]:
+        fetch = Fetch(self.split, self.seed, self.purpose)
+        if not self.num_workers and not self.pin_memory:
+            return map(fetch.__getitem__, self.pieces)  # what a DataLoader adds to that takes a tenth of a small step
+        return self._with_data_loader(fetch)
+
+    def _with_data_loader(self, fetch: Fetch) -> Iterator[Piece]:
+        workers: dict[str, Any] = {}
+        if self.num_workers:
+            workers = {"prefetch_factor": _PREFETCH, "worker_init_fn": leave_signals_to_the_rank}
+        loader: DataLoader[Piece] = DataLoader(
+            fetch,
+            batch_size=None,  # a MicroBatch is a batch already
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it gets an item, not a list
+            sampler=_Pieces(self.pieces),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            **workers,
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            raise _worker_error(error) from error
+
+
+def _as_it_is(piece: Piece) -> Piece:
+    """What Fetch returns needs no further conversion."""
+    return piece
+
+
+class _Pieces:
+    """An iterator as a sampler: DataLoader asks for `__iter__` only."""
+
+    def __init__(self, pieces: Iterable[MicroBatch]) -> None:
+        self.pieces = pieces
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.pieces)
+
+
+def leave_signals_to_the_rank(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; workers go on until their rank has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def check_shared_memory(batch: Batch, num_workers: int, path: str = "/dev/shm") -> None:  # noqa: S108  asked, not written
+    """Workers hand batches over in shared memory; say so before the kernel ends one with a bus error.
+
+    Raises:
+        TrainError: the batches in flight need more than `path` has.
+    """
+    if not num_workers or not os.path.isdir(path):
+        return
+    need = num_workers * (_PREFETCH + 1) * batch_bytes(batch)
+    status = os.statvfs(path)
+    if need > (free := status.f_bavail * status.f_frsize):
+        raise TrainError(
+            f"train.num_workers: {num_workers} workers need about {need >> 20} MB of shared memory, {path} has {free >> 20} MB.",
+            "Start the container with more (docker: --shm-size=8g) or set train.num_workers: 0.",
+        )
+
+
+def batch_bytes(batch: Batch) -> int:
+    """Bytes of all tensors in a batch."""
+    if isinstance(batch, torch.Tensor):
+        return batch.numel() * batch.element_size()
+    if isinstance(batch, dict):
+        return sum(batch_bytes(value) for value in batch.values())
+    return sum(batch_bytes(value) for value in batch) if isinstance(batch, list | tuple) else 0
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; pinned memory is copied without waiting."""
+    if device.type == "cpu":
+        return batch
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device, non_blocking=True)
+
+
+def check_splits(splits: Any, name: str) -> None:
+    """A dataset component must give a dict with `train`, which is not empty.
+
+    Raises:
+        ComponentError: it does not.
+    """
+    if not isinstance(splits, dict) or "train" not in splits:
+        got = f"a dict with {sorted(splits)}" if isinstance(splits, dict) else type(splits).__name__
+        raise ComponentError(f"datasets/{name}.py: build() must return a dict with the split 'train' (got {got}).")
+    if hasattr(splits["train"], "__len__") and len(splits["train"]) == 0:
+        raise ComponentError(f"datasets/{name}.py: the split 'train' is empty.")
+
+
+def _worker_error(error: RuntimeError) -> Exception:
+    if "bus error" in str(error).lower() or "shared memory" in str(error).lower():
+        return TrainError(
+            "A loader worker ran out of shared memory.",
+            "Start the container with more (docker: --shm-size=8g) or set train.num_workers: 0.",
+        )
+    return error

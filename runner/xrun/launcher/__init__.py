@@ -1,0 +1,1 @@
+"""Plan -> a job, here or on a cloud."""

@@ -1,0 +1,134 @@
+"""Plan -> job: find the run that a recipe means, and start it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import subprocess
+from pathlib import Path
+
+from ..errors import CheckpointError, LaunchError, XrunError
+from ..run.folder import RunFolder, open_store, runs_in
+from ..run.plan import Plan, differences, older_rules, under_rule
+from ..run.record import rule_of
+from .local import Cloud
+
+
+def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str = "") -> Plan:
+    """The plan with the run that the person means.
+
+    `given`: the id was given with --run. A run that exists goes on; a recipe that has other runs but not this one is not started
+    silently, because a changed recipe usually means a typing error or a wish to start from what is there.
+
+    Raises:
+        CheckpointError: the run exists and was trained with other mathematics.
+        LaunchError: the recipe has other runs and nobody said what to do.
+    """
+    own = RunFolder(plan.folder)
+    if fork:
+        return _forked(plan, fork)
+    if new:
+        return dataclasses.replace(plan, run=_unused(plan)) if own.path.exists() else plan
+    for meant in [plan] if given else [plan, *older_rules(plan)]:
+        if (found := _known_here(meant)) is not None:
+            return found
+    others = [other for other in _plans_in(plan.home) if other.recipe["name"] == plan.recipe["name"]]
+    if others and not given:
+        _refuse_silent_start(plan, others)
+    return plan
+
+
+def launch(plan: Plan, cloud: Cloud) -> int:
+    """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit code."""
+    return cloud.run(dataclasses.replace(plan, code=code_version(Path(plan.project))))
+
+
+def code_version(project: Path) -> dict[str, object]:
+    """The project's git commit and whether files differ from it; empty where there is no git."""
+    commit = _git(project, "rev-parse", "HEAD")
+    return {"commit": commit, "dirty": bool(_git(project, "status", "--porcelain"))} if commit else {}
+
+
+def _git(project: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def by_the_rule_of(plan: Plan, rule: int) -> Plan:
+    """The plan under the rule that a run was begun by, with the run's id.
+
+    Raises:
+        CheckpointError: that rule has no name for the recipe.
+    """
+    made = under_rule(plan, rule)
+    if made is None:
+        raise CheckpointError(
+            f"The run {plan.run} has its id by rule {rule}, which cannot tell whether the recipe is the one it was begun with.",
+            "Start a new run with --new, or take its weights along with --fork; or use the version of xrun that began it.",
+        )
+    return dataclasses.replace(made, run=plan.run)
+
+
+def _known_here(plan: Plan) -> Plan | None:
+    """The plan by the rule of the run of this id, if there is one here; its plan.json may have been deleted."""
+    folder = RunFolder(plan.folder)
+    if (folder.path / "plan.json").exists():
+        return _same(plan, folder.plan())
+    if plan.store or not folder.state.exists():
+        return None
+    with contextlib.suppress(XrunError):  # what cannot be read now is the attempt's news
+        head = open_store(plan, "reader", create=False).head()
+        return by_the_rule_of(plan, rule_of(head.record)) if head else None
+    return plan
+
+
+def _same(plan: Plan, known: Plan) -> Plan:
+    plan = by_the_rule_of(plan, known.rule)
+    if known.digest != plan.digest:
+        raise CheckpointError(
+            f"The recipe differs from what the run {plan.run} was trained with: "
+            + "; ".join(differences(known.computed, plan.computed)) + ".",
+            f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
+        )  # fmt: skip
+    return dataclasses.replace(plan, fork=known.fork)
+
+
+def _plans_in(home: str) -> list[Plan]:
+    """The plans of all runs, the newest first; a damaged one of some other run is no obstacle."""
+    plans = []
+    for folder in runs_in(Path(home)):
+        with contextlib.suppress(LaunchError):
+            plans.append(folder.plan())
+    return plans
+
+
+def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
+    known = others[0]
+    compared = under_rule(plan, known.rule) or plan
+    raise LaunchError(
+        f"The recipe {plan.recipe['name']} has {len(others)} other run{'s' if len(others) > 1 else ''} here, "
+        f"the newest is {known.run}. What is different: "
+        + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id") + ".",
+        f"Start a new run with --new, or go on from its weights with --fork {known.run}.",
+    )  # fmt: skip
+
+
+def _forked(plan: Plan, fork: str) -> Plan:
+    source = RunFolder(Path(plan.home) / fork)
+    source.plan()
+    for known in _plans_in(plan.home):
+        if known.fork == fork and (made := under_rule(plan, known.rule)) and known.digest == made.digest:
+            return dataclasses.replace(made, run=known.run, fork=fork)
+    run = plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
+    return dataclasses.replace(plan, run=run, fork=fork)
+
+
+def _unused(plan: Plan) -> str:
+    """The first of run-2, run-3, ... that nobody has used."""
+    number = 2
+    while (Path(plan.home) / f"{plan.run}-{number}").exists():
+        number += 1
+    return f"{plan.run}-{number}"

@@ -1,0 +1,107 @@
+"""Where attempts run: the `Cloud` protocol, and `LocalCloud`, which is this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from ..errors import COME_BACK, LaunchError
+from ..machine.stop import PARENT
+from ..run.folder import RunFolder, write_plan
+from ..run.plan import Plan
+
+_CRASHES = 20
+"""So many entrypoints that were ended by a signal are started again; more is no accident."""
+
+
+class Cloud(Protocol):
+    """Starts a plan's attempts, again and again while they ask to come back."""
+
+    def run(self, plan: Plan) -> int:
+        """Run the plan to its end; returns the exit code."""
+
+
+class LocalCloud:
+    """Attempts as child processes of this one: an attempt that was ended from outside is followed by the next."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asked = False
+        self._crashes = 0
+
+    def run(self, plan: Plan) -> int:
+        """See Cloud; 75 means that somebody here asked to stop and the same command goes on.
+
+        Raises:
+            LaunchError: another process runs this run now.
+        """
+        folder = RunFolder(plan.folder)
+        path = write_plan(folder, plan)
+        with only_one(folder), self._signals():
+            while True:
+                code = self._attempt(path)
+                if code != COME_BACK or self._asked:
+                    return code
+
+    def _attempt(self, path: Path) -> int:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "xrun.supervisor.entrypoint", str(path)],
+            stdin=subprocess.DEVNULL, env={**_alone(os.environ), PARENT: str(os.getpid())},
+        )  # fmt: skip
+        if self._asked:
+            self._child.send_signal(signal.SIGTERM)
+        code = self._child.wait()
+        if code >= 0:
+            return code
+        self._crashes += 1
+        return COME_BACK if self._crashes < _CRASHES else 1
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Pass requests to stop on to the attempt; Ctrl-C reaches it by itself, being in the same process group."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if self._child is not None and number != signal.SIGINT:
+            self._child.send_signal(signal.SIGTERM)
+
+
+def _alone(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what says that this machine is a node of a cluster: a local run has it to itself."""
+    return {name: value for name, value in environ.items() if not name.startswith("SKYPILOT_")}
+
+
+@contextmanager
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock; the kernel lets go of it however this process ends.
+
+    Raises:
+        LaunchError: somebody holds it.
+    """
+    with folder.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"The run {folder.run} is running already (process {folder.owner_pid() or 'unknown'}).",
+                f"Follow it with `xrun logs {folder.run}`, or stop that process first.",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,235 @@
+"""What only a network can tell before money is spent: accounts, permissions, names. Every problem at once.
+
+The same questions are asked by `xrun check --online`, and by a launch about what it is going to need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
+from ..recipe.schema import Recipe
+from ..run.folder import open_store
+from ..run.plan import Plan, older_rules
+from ..run.record import rule_of
+from .job import by_the_rule_of
+
+TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
+_WANDB_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Online:
+    """The plan with the Hub's names in it, everything that is wrong, and where the run can be seen."""
+
+    plan: Plan
+    problems: tuple[Problem, ...]
+    links: tuple[str, ...]
+
+
+def check_online(recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False) -> Online:
+    """Ask the Hub and Weights & Biases about a recipe; without `everything` only about where its state and metrics go.
+
+    `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by which rule it has its id.
+
+    Raises:
+        CloudUnavailable: one of them cannot be reached.
+        StoreUnavailable: nobody can tell which run the store holds.
+    """
+    hub = _Hub(plan.recipe_path) if plan.store or everything else None
+    problems: list[Problem] = []
+    links: list[str] = []
+    if plan.store and hub is not None:
+        plan, wrong = hub.place(plan)
+        plan = _as_begun(plan) if unknown_here and not wrong else plan
+        problems += wrong
+        links.append(hub.link(plan.store))
+    if everything and hub is not None:
+        problems += hub.sources(recipe)
+    if recipe.tracking.wandb is not None and recipe.tracking.wandb.mode == "online":
+        wrong, url = _wandb(plan)
+        problems += wrong
+        links += [url] if url else []
+    return Online(plan, tuple(problems), tuple(links))
+
+
+def _as_begun(plan: Plan) -> Plan:
+    """The plan by the rule of the run that the store holds; as it is, if the store holds none that the recipe could mean."""
+    for meant in (plan, *older_rules(plan)):
+        if plan.recipe["checkpoint"]["store"] == "hub":
+            meant = replace(meant, store=f"hub://{plan.owner}/{meant.run}")
+        head = open_store(replace(meant, run=""), "reader", create=False).head()
+        if head is not None and head.run == meant.run:
+            return by_the_rule_of(meant, rule_of(head.record))
+    return plan
+
+
+def refuse(online: Online) -> Plan:
+    """The plan, if nothing is wrong.
+
+    Raises:
+        RecipeError: what the recipe names is not there.
+        LaunchError: an account may not do what the recipe asks for.
+    """
+    if not online.problems:
+        return online.plan
+    if all(problem.key.startswith(("model", "dataset")) for problem in online.problems):
+        raise RecipeError(online.problems)
+    raise LaunchError("\n".join(str(problem) for problem in online.problems))
+
+
+class _Hub:
+    """The Hugging Face Hub, as the person who launches sees it."""
+
+    def __init__(self, path: str) -> None:
+        from huggingface_hub import HfApi, get_token
+
+        self.path = path
+        self.token = get_token()
+        self.api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=self.token)
+
+    def place(self, plan: Plan) -> tuple[Plan, list[Problem]]:
+        """The plan with its store's full address and the Hub's user as the owner of the lease."""
+        if not self.token:
+            hint = f"{TOKEN_HINT}, or keep the state here with -s checkpoint.store=local."
+            return plan, [self._problem("checkpoint.store", "there is no Hugging Face token here", plan.store, hint)]
+        who = self._whoami()
+        if who is None:
+            hint = f"{TOKEN_HINT}."
+            return plan, [self._problem("checkpoint.store", "the Hugging Face token is not valid", plan.store, hint)]
+        store = f"hub://{who['name']}/{plan.run}" if plan.store == "hub" else plan.store
+        repo = store.partition("://")[2]
+        return replace(plan, store=store, owner=who["name"]), list(self._may_write(repo, who))
+
+    def link(self, store: str) -> str:
+        """Where people see it."""
+        return f"{self.api.endpoint}/{store.partition('://')[2]}"
+
+    def sources(self, recipe: Recipe) -> list[Problem]:
+        """The model and the dataset that a recipe takes from the Hub exist at their revision and may be read."""
+        wanted = [
+            ("model.args.name", "model", recipe.model.args if recipe.model.name == "hub" else {}),
+            ("model.init_from", "model", _warm_start(recipe)),
+            ("dataset.args.name", "dataset", recipe.dataset.args if recipe.dataset.name.startswith("hub_") else {}),
+        ]
+        found: list[Problem] = []
+        for key, kind, args in wanted:
+            name = args.get("name")
+            if isinstance(name, str) and not Path(name).expanduser().exists():
+                found += self._may_read(key, kind, name, args.get("revision"))
+        return found
+
+    def _whoami(self) -> dict[str, Any] | None:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            with _reaching("The Hugging Face Hub"):
+                return self.api.whoami()
+        except HfHubHTTPError as error:
+            if error.response.status_code == 401:
+                return None
+            raise CloudUnavailable(f"The Hugging Face Hub does not answer: {error}.", "Try again.") from error
+
+    def _may_write(self, repo: str, who: dict[str, Any]) -> Iterator[Problem]:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+
+        try:
+            validate_repo_id(repo)
+        except HFValidationError as error:
+            yield self._problem("checkpoint.store", "this is no name of a repository", repo, str(error))
+            return
+        owner = repo.partition("/")[0]
+        organisations = {organisation["name"] for organisation in who.get("orgs", [])}
+        if owner not in {who["name"], *organisations}:
+            hint = f"Your token is {who['name']}'s: use `hub`, or one of {', '.join(sorted({who['name'], *organisations}))}."
+            yield self._problem("checkpoint.store", "it is neither yours nor an organisation's of yours", repo, hint)
+        elif not _token_writes(who.get("auth", {}).get("accessToken", {}), owner):
+            hint = "Make a token with write access: https://huggingface.co/settings/tokens."
+            yield self._problem("checkpoint.store", "the Hugging Face token may not write there", repo, hint)
+
+    def _may_read(self, key: str, kind: str, name: str, revision: str | None) -> Iterator[Problem]:
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            with _reaching("The Hugging Face Hub"):
+                self.api.repo_info(name, repo_type=kind, revision=revision)
+                self.api.auth_check(name, repo_type=kind)
+        except GatedRepoError:
+            yield self._problem(key, "its owner lets in only those who have asked", name, f"Ask at {self.api.endpoint}/{name}.")
+        except RevisionNotFoundError:
+            yield self._problem(key, f"it has no revision {revision}", name, "Look at its branches and commits on the Hub.")
+        except RepositoryNotFoundError:
+            hint = "Mind the spelling; a private one needs a token that may read it."
+            yield self._problem(key, f"the Hub has no such {kind}, or this token may not see it", name, hint)
+        except HFValidationError as error:
+            yield self._problem(key, "this is no name of a repository", name, str(error))
+        except HfHubHTTPError as error:
+            raise CloudUnavailable(f"The Hugging Face Hub does not answer: {error}.", "Try again.") from error
+
+    def _problem(self, key: str, what: str, got: str, hint: str) -> Problem:
+        return Problem(self.path, 0, 0, key, what, got, hint)
+
+
+@contextmanager
+def _reaching(whom: str) -> Iterator[None]:
+    """Translate a connection that fails into CloudUnavailable; an answer of the server stays what it is."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http_error: Any = HfHubHTTPError.__mro__[1]  # of the HTTP library that this version of huggingface_hub uses
+    try:
+        yield
+    except HfHubHTTPError:
+        raise
+    except (http_error, ConnectionError, TimeoutError) as error:
+        raise CloudUnavailable(f"{whom} cannot be reached: {error}.", "Look at the network, then try again.") from error
+
+
+def _token_writes(token: dict[str, Any], owner: str) -> bool:
+    """Whether an access token, as whoami describes it, may write to this user's or organisation's repositories."""
+    if token.get("role") != "fineGrained":
+        return token.get("role") != "read"
+    scopes = token.get("fineGrained", {}).get("scoped", [])
+    return any("repo.write" in scope.get("permissions", []) and scope.get("entity", {}).get("name") == owner for scope in scopes)
+
+
+def _warm_start(recipe: Recipe) -> dict[str, Any]:
+    source = recipe.model.init_from
+    if not source or not re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", source):
+        return {}
+    name, _, revision = source.partition("@")
+    return {"name": name, "revision": revision or None}
+
+
+def _wandb(plan: Plan) -> tuple[list[Problem], str]:
+    """What Weights & Biases says of the key, the entity and the project; asked by a process, which may import its library."""
+    if find_spec("wandb") is None:
+        return [], ""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(plan.to_json())
+        file.flush()
+        command = [sys.executable, "-m", "xrun.tracker.wandb.witness", file.name, "--account"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_WANDB_SECONDS, check=False)
+            answer = json.loads(done.stdout.splitlines()[-1])
+        except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
+            raise CloudUnavailable("Weights & Biases does not answer.", "Try again, or -s tracking.wandb=null.") from error
+    key = "tracking.wandb"
+    return [Problem(plan.recipe_path, 0, 0, key, wrong["what"], "", wrong["hint"]) for wrong in answer["problems"]], answer["url"]

@@ -1,0 +1,1 @@
+"""Clouds, by way of SkyPilot."""

@@ -1,0 +1,58 @@
+"""`xrun cancel`: a run's job ends and its machines go back, at once or when it has saved.
+
+SkyPilot ends a job's processes and takes the machine in the same moment, so it saves nothing. An attempt that is to save first is
+asked by way of the run's store, which both sides know, and ends by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ...errors import LaunchError, XrunError
+from ...run.folder import RunFolder
+from ...run.stop_request import LOOK_SECONDS, STOP_SECONDS
+from . import jobs as sky_jobs
+
+
+def cancel(
+    folder: RunFolder, *, save: bool, say: Callable[[str], None], seconds: float = STOP_SECONDS + 2 * LOOK_SECONDS
+) -> None:
+    """End a run's jobs and give their machines back; with `save` the attempt that runs is asked first, and has `seconds`.
+
+    Raises:
+        LaunchError: there is no job.
+    """
+    run = folder.run
+    jobs = sky_jobs.jobs(run, live=True)
+    if not jobs:
+        raise LaunchError(f"{run} has no job on a cloud now.", "`xrun status` tells how it ended.")
+    if save and _asked(folder, jobs[0], say) and _ended(run, seconds):
+        say(f"{run} has stopped. The same recipe goes on from there.")
+        return
+    for job in jobs:
+        sky_jobs.cancel_job(job.id)
+    say(f"The job {jobs[-1].id} of {run} is being cancelled; its last commit stands.")
+
+
+def _asked(folder: RunFolder, job: sky_jobs.Job, say: Callable[[str], None]) -> bool:
+    if job.status != "RUNNING":
+        say(f"The job {job.id} is {job.status.lower()}: nothing runs that could save.")
+        return False
+    try:
+        attempt = folder.store().ask_to_stop()
+    except XrunError as error:
+        say(f"The run cannot be asked to save: {error}")
+        return False
+    say(f"Asked attempt {attempt} to save and to stop." if attempt else "The run has committed nothing yet.")
+    return bool(attempt)
+
+
+def _ended(run: str, seconds: float) -> bool:
+    """Whether the run's job ends by itself in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not sky_jobs.jobs(run, live=True):
+            return True
+        time.sleep(2)
+    return False

@@ -1,0 +1,95 @@
+"""SkyPilot, imported when it is needed (it takes seconds), and its exceptions in xrun's words.
+
+What it prints goes to standard error, since standard output is for answers. A remote API server is used as the person's SkyPilot
+is configured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from ...errors import CloudUnavailable, LaunchError
+
+LOCAL = "`--local` trains on this machine now."
+
+
+@contextlib.contextmanager
+def skypilot() -> Iterator[ModuleType]:
+    """`import sky`, for the body; what goes wrong in it becomes an XrunError.
+
+    Raises:
+        LaunchError: SkyPilot is not installed, no cloud is enabled, or it refuses.
+        CloudUnavailable: its API server does not answer.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            import sky
+            import sky.exceptions
+        except ImportError as error:
+            raise LaunchError(
+                "SkyPilot is not installed here, and it is what launches on clouds.", f"Install xrun[cloud]. {LOCAL}"
+            ) from error
+        try:
+            yield sky
+        except sky.exceptions.NoCloudAccessError as error:
+            raise no_clouds() from error
+        except (sky.exceptions.ApiServerConnectionError, OSError) as error:  # those of requests are OSErrors too
+            raise CloudUnavailable(
+                f"SkyPilot's API server does not answer: {first_line(error)}.", "`sky api status` tells more; then try again."
+            ) from error
+        except tuple(refusals(sky.exceptions)) as error:
+            raise LaunchError(f"SkyPilot refuses: {first_line(error)}.", "`sky check` tells what your accounts allow.") from error
+
+
+def refusals(exceptions: Any) -> Iterator[type[Exception]]:
+    """SkyPilot's own exceptions, which have no common base; some are no classes of its own."""
+    yield from (RuntimeError, ValueError)
+    for value in vars(exceptions).values():
+        if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == exceptions.__name__:
+            yield value
+
+
+def no_clouds() -> LaunchError:
+    """Nothing to launch on."""
+    return LaunchError("No cloud is enabled in SkyPilot.", f"Run `sky check` and follow what it says. {LOCAL}")
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line, without colours and the final period."""
+    import re
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")
+
+
+def enabled_clouds() -> list[Any]:
+    """The clouds that the person can launch on (SkyPilot's objects), as the API server knows them.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    with skypilot() as sky:
+        from sky import check
+        from sky.client import sdk
+        from sky.clouds import CloudCapability
+        from sky.server.common import is_api_server_local
+        from sky.utils.registry import CLOUD_REGISTRY
+
+        if is_api_server_local():
+            with contextlib.redirect_stdout(io.StringIO()):  # its status line is meant for its own client
+                clouds = check.get_cached_enabled_clouds_or_refresh(CloudCapability.COMPUTE)
+        else:
+            clouds = [CLOUD_REGISTRY.from_str(name) for name in sky.get(sdk.enabled_clouds())]
+    if not clouds:
+        raise no_clouds()
+    return sorted(clouds, key=name_of)
+
+
+def name_of(cloud: Any) -> str:
+    """A cloud's name as recipes spell it."""
+    return str(cloud).lower()

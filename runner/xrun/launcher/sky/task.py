@@ -1,0 +1,138 @@
+"""Plan + offers -> SkyPilot's task, its YAML, and the command that launches it.
+
+One task with one set of rules for recovery in every candidate. Where offers are ranked by the whole run, the task has them
+`ordered`, each pinned to its place; else `any_of`, and SkyPilot takes the cheapest hour.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import COME_BACK, LaunchError
+from ...recipe.schema import Candidate
+from ...run.plan import Plan
+from ..bundle import there
+from ..offers import Offer, Offers, affordable
+from ..secrets import secret_names
+
+RECOVERY = {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0, "recover_on_exit_codes": [COME_BACK, 143, 137]}
+"""143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives as the other's 143."""
+_TRAVEL = ("HF_ENDPOINT", "WANDB_BASE_URL", "WANDB_ENTITY", "XRUN_HUB_SPACING", "XRUN_HUB_HOURLY", "XRUN_HUB_PATIENCE")
+"""Where the Hub and W&B are and what they take, for people who have their own."""
+
+
+def task_config(plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The task as SkyPilot's YAML has it; secrets are names without values.
+
+    Raises:
+        LaunchError: a file that should go along is not there.
+    """
+    recipe = plan.load_recipe()
+    config = {
+        "name": plan.run,
+        "num_nodes": offers.best.machines.nodes,
+        "resources": {"job_recovery": dict(RECOVERY), **resources(recipe.hardware.any_of, offers)},
+        "envs": {name: environ[name] for name in _TRAVEL if environ.get(name)},
+        "secrets": dict.fromkeys(secret_names(recipe)),
+        "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
+        "setup": f"bash {there(plan.run)}/machine_setup.sh {there(plan.run)}\n",
+        "run": _run(plan.run),
+    }
+    return {name: value for name, value in config.items() if value not in ({}, None)}
+
+
+def task_yaml(config: Mapping[str, Any]) -> str:
+    """The YAML that `sky jobs launch` takes."""
+    return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=None)
+
+
+def launch_command(config: Mapping[str, Any], path: str) -> str:
+    """The command that launches the YAML at `path`; the values of the secrets are in the environment."""
+    secrets = [part for name in config.get("secrets", {}) for part in ("--secret", name)]
+    return shlex.join(["sky", "jobs", "launch", "--name", config["name"], *secrets, path])
+
+
+def resources(candidates: Sequence[Candidate], offers: Offers) -> dict[str, Any]:
+    """SkyPilot's `ordered`, with each offer pinned to its place, or `any_of`."""
+    if not offers.ordered:
+        numbers = sorted({offer.candidate for offer in offers.offers})
+        return {"any_of": [entry for number in numbers for entry in _unpinned(candidates[number], _of(number, offers))]}
+    pinned = [(candidates[offer.candidate], offer) for offer in offers.offers]
+    return {
+        "ordered": [_entry(candidate, offer.use_spot, place) for candidate, offer in pinned for place in _pins(offer, candidate)]
+    }
+
+
+def _of(number: int, offers: Offers) -> list[Offer]:
+    return [offer for offer in offers.offers if offer.candidate == number]
+
+
+def _unpinned(candidate: Candidate, offers: Sequence[Offer]) -> list[dict[str, Any]]:
+    """As wide as the recipe leaves it: SkyPilot looks for the best place, now and at each recovery."""
+    places = [offer.infra if candidate.regions else offer.cloud if candidate.clouds else "" for offer in offers]
+    wanted = dict.fromkeys((offer.use_spot, place) for offer, place in zip(offers, places, strict=True))
+    return [_entry(candidate, spot, place) for spot, place in sorted(wanted, key=lambda entry: not entry[0])]
+
+
+def _pins(offer: Offer, candidate: Candidate) -> list[str]:
+    """The offer's region; its single zones where some of them are dearer than the candidate may be."""
+    prices = [price for price in offer.prices if price.spot == offer.use_spot]
+    cheap = [price for price in prices if affordable(price, candidate)]
+    if len(cheap) == len(prices):
+        return [offer.infra]
+    return [f"{offer.infra}/{price.zone}" for price in sorted(cheap, key=lambda price: price.usd_per_hour)]
+
+
+def _entry(candidate: Candidate, spot: bool, infra: str) -> dict[str, Any]:
+    """One candidate in SkyPilot's words. SkyPilot limits the price of a node, a recipe that of all nodes."""
+    limit = candidate.max_hourly_cost
+    entry = {
+        "infra": infra or None,
+        "accelerators": candidate.accelerators,
+        "use_spot": spot,
+        "disk_size": candidate.disk,
+        "image_id": candidate.image,
+        "max_hourly_cost": round(limit / candidate.nodes, 4) if limit else None,
+    }
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+def _files(plan: Plan, files: Mapping[str, str]) -> dict[str, str]:
+    """The recipe's own files: path on the machine -> path here."""
+    mounts = {}
+    for target, source in files.items():
+        path = (Path(plan.project) / Path(source).expanduser()).resolve()
+        if not path.exists():
+            raise LaunchError(f"{plan.recipe_path}: files: {target}: {path} is not there.")
+        mounts[target if target.startswith(("/", "~")) else f"~/{target}"] = str(path)
+    return mounts
+
+
+def _run(run: str) -> str:
+    """A run's id is plain, so nothing needs quotes but what `cat` prints."""
+    return (
+        "set -e\n"
+        f'export XRUN_PRICES="$(cat {there(run)}/prices.json)"\n'
+        f"~/xrun/python -m xrun.supervisor.arrive {there(run)}\n"
+        f"exec ~/xrun/python -m xrun.supervisor.entrypoint ~/xrun/runs/{run}/plan.json\n"
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Shell commands as blocks, and every name written out in place of anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

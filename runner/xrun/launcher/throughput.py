@@ -1,0 +1,168 @@
+"""How fast a run trains on which machines: measured in earlier attempts, else estimated from what was measured elsewhere.
+
+An attempt's entry in a run's record says on which machines it ran (`accelerators`, `nodes`), and its checkpoints how fast.
+Between machines that were measured and those that were not stands an estimate, which is always called one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import XrunError
+from ..recipe.schema import Recipe
+from ..run.folder import RunFolder, runs_in
+from ..run.plan import Plan
+
+PEAK = {
+    "V100": 125, "V100-32GB": 125, "T4": 65, "A10": 125, "A40": 150, "A6000": 155, "L4": 121, "L40": 181, "L40S": 362,
+    "A100": 312, "A100-80GB": 312, "A100-80GB-SXM": 312, "H100": 989, "H100-SXM": 989, "H100-MEGA-80GB": 989, "H100-NVL": 835,
+    "H200": 989, "H200-SXM": 989, "H200-NVL": 835, "B200": 2250, "MI300X": 1307,
+}  # fmt: skip
+"""Peak dense 16-bit tensor TFLOP/s of one accelerator, from its maker's data sheet."""
+ESTIMATE = "estimate by the data sheets' peak dense 16-bit TFLOP/s, as if more accelerators were proportionally faster"
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What decides how fast a run is: accelerators per node, such as `A100:8`, and nodes."""
+
+    accelerators: str
+    nodes: int = 1
+
+    @property
+    def peak(self) -> float | None:
+        """TFLOP/s of all of them together; None for what has no data sheet here."""
+        name, _, count = self.accelerators.partition(":")
+        return PEAK[name] * int(count or 1) * self.nodes if name in PEAK else None
+
+    def __str__(self) -> str:
+        return f"{self.nodes} x {self.accelerators}" if self.nodes > 1 else self.accelerators or "machines without accelerators"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Steps per second, and where the number comes from."""
+
+    steps_per_second: float
+    source: str
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What is known before a launch. `steps_left` is None while nobody knows how many steps the run has."""
+
+    steps_left: int | None = None
+    measured: Mapping[Machines, Speed] = field(default_factory=dict)
+
+    def on(self, machines: Machines) -> Speed | None:
+        """How fast the run is there: measured, else estimated from the most similar machines that were measured."""
+        if machines in self.measured:
+            return self.measured[machines]
+        known = [other for other in self.measured if other.peak]
+        if machines.peak is None or not known:
+            return None
+        peak = machines.peak
+        nearest = min(known, key=lambda other: abs((other.peak or 0) / peak - 1))
+        factor = peak / (nearest.peak or peak)
+        return Speed(self.measured[nearest].steps_per_second * factor, f"{ESTIMATE}; measured on {nearest}", measured=False)
+
+    def hours_on(self, machines: Machines) -> float | None:
+        """Hours until the run is finished there, without starts and preemptions."""
+        speed = self.on(machines)
+        return self.steps_left / speed.steps_per_second / 3600 if speed and self.steps_left is not None else None
+
+
+def known_throughput(plan: Plan) -> Throughput:
+    """What earlier attempts of this run, or of runs that compute the same kind of step, have measured."""
+    measured: dict[Machines, Speed] = {}
+    for folder in runs_in(Path(plan.home)):
+        if _same_step(folder, plan):
+            measured = {**_speeds(folder), **measured}
+    return Throughput(_steps_left(plan), measured)
+
+
+def hours_left(folder: RunFolder) -> float | None:
+    """Hours until the run is finished, at the speed of its newest attempt; None where nobody has measured it."""
+    steps, speeds = _steps_left(folder.plan()), list(_speeds(folder).values())
+    return steps / speeds[-1].steps_per_second / 3600 if speeds and steps is not None else None
+
+
+def _same_step(folder: RunFolder, plan: Plan) -> bool:
+    """Whether a step of that run takes as long as one of this plan: the same model on the same batch in the same precision."""
+    try:
+        other = folder.plan()
+    except XrunError:
+        return False
+    return folder.run == plan.run or _step(other.load_recipe()) == _step(plan.load_recipe())
+
+
+def _step(recipe: Recipe) -> tuple[Any, ...]:
+    train = recipe.train
+    return recipe.model, recipe.dataset.name, train.global_batch, train.micro_batch, train.precision
+
+
+def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
+    """Steps per second by machines, the newest last; of two attempts on the same ones the newest counts."""
+    record = _record(folder)
+    speeds: dict[Machines, Speed] = {}
+    for number, attempt in enumerate(record.get("attempts", []), 1):
+        rate = _rate(attempt, record.get("checkpoints", []))
+        if rate > 0 and "cloud" in attempt:
+            machines = Machines(attempt.get("accelerators", ""), attempt.get("nodes", 1))
+            speeds.pop(machines, None)
+            speeds[machines] = Speed(rate, f"measured in attempt {number} of {folder.run}", measured=True)
+    return speeds
+
+
+def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> float:
+    """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0 where it has none."""
+    own = sorted((manifest["step"], manifest["time"]) for manifest in manifests if manifest["attempt"] == attempt["id"])
+    if len(own) < 2:
+        own = [
+            (max(0, attempt.get("resumed_step", attempt["from_step"])), attempt["started"]),
+            (attempt.get("committed", 0), attempt.get("ended", attempt["started"])),
+        ]
+    (first, began), (last, ended) = own[0], own[-1]
+    return (last - first) / (ended - began) if ended > began else 0.0
+
+
+def _steps_left(plan: Plan) -> int | None:
+    """Steps of the run less the newest committed one; None where the number of steps follows from data nobody has counted yet."""
+    train, record = plan.recipe["train"], _record(RunFolder(plan.folder))
+    per_epoch = None if train["steps"] else _steps_per_epoch(record) or _counted_elsewhere(plan)
+    total = train["steps"] or (train["epochs"] * per_epoch if per_epoch else None)
+    committed = max((manifest["step"] for manifest in record.get("checkpoints", [])), default=0)
+    return None if total is None else max(0, total - committed)
+
+
+def _steps_per_epoch(record: Mapping[str, Any]) -> int | None:
+    """What an attempt of a run has counted."""
+    return next((entry["steps_per_epoch"] for entry in record.get("attempts", []) if entry.get("steps_per_epoch")), None)
+
+
+def _counted_elsewhere(plan: Plan) -> int | None:
+    """The same for another run with the same data in the same batches."""
+    own = _epoch(plan.load_recipe())
+    for folder in runs_in(Path(plan.home)):
+        with contextlib.suppress(XrunError):
+            if _epoch(folder.plan().load_recipe()) == own and (found := _steps_per_epoch(_record(folder))):
+                return found
+    return None
+
+
+def _epoch(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.dataset, recipe.train.global_batch
+
+
+def _record(folder: RunFolder) -> Mapping[str, Any]:
+    """A run's record; a store that cannot be read now has nothing to say about speed."""
+    try:
+        head = folder.head() if (folder.path / "plan.json").exists() else None
+    except XrunError:
+        return {}
+    return head.record if head else {}

@@ -1,0 +1,69 @@
+"""The xrun that runs now -> a wheel, so that a machine elsewhere runs the very same code.
+
+It is packed from the files as they lie here, whether they are a checkout (with its uncommitted changes) or an installation, and
+needs no build tool. The same files give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from .. import components
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FOLDERS = ("models", "datasets", "recipes")
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)
+
+
+def pack_wheel() -> tuple[str, bytes]:
+    """The wheel's file name and its bytes."""
+    metadata = _metadata()
+    version = next(line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Version: "))
+    info = f"xrun-{version}.dist-info"
+    files = {
+        **dict(sorted(_sources())),
+        f"{info}/METADATA": metadata.encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: xrun\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": b"[console_scripts]\nxrun = xrun.cli:main\n",
+    }
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
+    return f"xrun-{version}-py3-none-any.whl", _zip({**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n".encode()})
+
+
+def _sources() -> Iterator[tuple[str, bytes]]:
+    """Every file of the package, and the components that come with it, where the wheel has them."""
+    roots = {"xrun": _PACKAGE}
+    for root in components.roots(None)[:1]:  # of a checkout, or inside the package
+        roots |= {f"xrun/components/{name}": root / name for name in _FOLDERS}
+    for target, root in roots.items():
+        for path in root.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield f"{target}/{path.relative_to(root).as_posix()}", path.read_bytes()
+
+
+def _metadata() -> str:
+    """What the installed xrun says of itself: its version and what it needs."""
+    try:
+        return distribution("xrun").read_text("METADATA") or ""
+    except PackageNotFoundError:  # run from a folder on PYTHONPATH
+        return "Metadata-Version: 2.1\nName: xrun\nVersion: 0\n"
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name, _LONG_AGO)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""What this machine is, what its cloud says of it, and what asks it to stop."""

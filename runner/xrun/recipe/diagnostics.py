@@ -1,0 +1,249 @@
+"""A tree of nodes -> `Recipe`, or everything that is wrong with it, in plain sentences at the places where it was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, get_args
+
+from pydantic_core import ValidationError
+
+from ..errors import Problem
+from .base import Part
+from .rules import did_you_mean, looks_like_a_secret, without_secrets
+from .schema import Recipe
+from .yaml_nodes import FLOAT, Mark, Node
+
+Loc = tuple[str | int, ...]
+LONGEST_SHOWN = 60
+MOST_PASSES = 10
+WAYS_OUT: dict[Loc, str] = {
+    ("version",): "A recipe of a later version needs a later xrun.",
+    ("hardware",): "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`.",
+}
+
+# What stands in for a key that is missing or wrong, so that the rules about the other keys can still be asked.
+STAND_INS: dict[str, Any] = {
+    "name": "x", "project": "x", "task": "model", "model": {"name": "x"}, "dataset": {"name": "x"}, "global_batch": 1,
+    "train": {"global_batch": 1, "steps": 1},
+}  # fmt: skip
+PHRASES = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "int_parsing": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "string_type": "text", "string_unicode": "text", "finite_number": "a finite number",
+    "model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "too_short": "a list that is not empty",
+    "greater_than": "greater than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le}", "string_too_short": "text that is not empty",
+    "string_too_long": "at most {max_length} characters long",
+}  # fmt: skip
+PATTERNS = {
+    r"^[a-z][a-z0-9-]*$": "lower-case letters, digits and `-`, and start with a letter",
+    r"^[a-z_][a-z0-9_]*$": "the name of a file: lower-case letters, digits and `_`",
+    r"^[A-Z_][A-Z0-9_]*$": "the name of an environment variable: capital letters, digits and `_`",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of an environment variable: letters, digits and `_`",
+    r"^[A-Za-z][A-Za-z0-9_]*$": "the name of a class",
+    r"^[^\x00-\x1f]+$": "one line of text",
+    r"^[^:\s]+(:[1-9][0-9]{0,3})?$": "a name and a count, like `A100:8`",
+}
+
+
+def validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, or its problems. Rules between keys are asked even if other keys are wrong."""
+    data, wrong = tree.plain(), set[Loc]()
+    problems: list[Problem] = []
+    for _ in range(MOST_PASSES):
+        try:
+            recipe = Recipe.model_validate(data)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+        else:
+            return (None if problems else recipe), problems
+        if details[0]["type"] == "rules":
+            return None, problems + list(rule_problems(details[0]["ctx"]["broken"], tree, wrong))
+        for loc, group in grouped(details, tree).items():
+            if not covered(loc, wrong, both_ways=True):
+                problems.append(translate(loc, group, tree))
+            wrong.add(suspected(loc, group))
+            step_over(data, loc)
+    return None, problems
+
+
+def rule_problems(broken: Iterable[tuple[tuple[str, ...], Problem]], tree: Node, wrong: set[Loc]) -> Iterator[Problem]:
+    for reads, problem in broken:
+        if not any(covered(tuple(key.split(".")), wrong, both_ways=True) for key in reads):
+            loc = tuple(int(part) if part.isdigit() else part for part in problem.key.split("."))
+            mark = place(tree, loc)
+            yield replace(problem, path=mark.path, line=mark.line, column=mark.column)
+
+
+def covered(loc: Loc, wrong: set[Loc], both_ways: bool = False) -> bool:
+    """Whether a key lies at or under one that is wrong already, or, both ways, also above one."""
+    return any(loc[: len(known)] == known or (both_ways and known[: len(loc)] == loc) for known in wrong)
+
+
+def grouped(details: Iterable[Any], tree: Node) -> dict[Loc, list[Any]]:
+    """Pydantic's errors by the key that they are about: it gives one for each alternative of a union, and a longer place."""
+    groups: dict[Loc, list[Any]] = {}
+    for detail in details:
+        loc: Loc = detail["loc"]
+        if detail["type"] != "missing":
+            loc = existing(tree, loc)
+        groups.setdefault(loc, []).append(detail)
+    return groups
+
+
+def existing(tree: Node, loc: Loc) -> Loc:
+    """The longest part of the place that was written."""
+    node: Node | None = tree
+    for depth, name in enumerate(loc):
+        node = node.child(name) if node else None
+        if node is None:
+            return loc[:depth]
+    return loc
+
+
+def node_at(tree: Node, loc: Loc) -> Node:
+    for name in existing(tree, loc):
+        tree = tree.child(name) or tree
+    return tree
+
+
+def place(tree: Node, loc: Loc) -> Mark:
+    """Where the value stands, or the nearest mapping around it."""
+    return node_at(tree, loc).mark
+
+
+def key_place(tree: Node, loc: Loc) -> Mark:
+    """Where the key itself stands."""
+    parent = node_at(tree, loc[:-1])
+    return parent.keys.get(str(loc[-1]), place(tree, loc))
+
+
+def suspected(loc: Loc, group: list[Any]) -> Loc:
+    """The key that is wrong: for an unknown key the one that was probably meant."""
+    if group[0]["type"] != "extra_forbidden":
+        return loc
+    meant = meant_key(loc)
+    return tuple(meant.split(".")) if meant else loc
+
+
+def step_over(data: Any, loc: Loc) -> None:
+    """Take a wrong value out of the data, or put a stand-in where one must be."""
+    *path, name = loc
+    for part in path:
+        data = data.get(part) if isinstance(data, dict) else data[int(part)] if isinstance(data, list) and data else None
+    if isinstance(data, list):
+        data[:] = []
+    elif isinstance(data, dict) and name not in data:
+        data[name] = STAND_INS[str(name)]
+    elif isinstance(data, dict):
+        del data[name]
+
+
+def translate(loc: Loc, group: list[Any], tree: Node) -> Problem:
+    """One problem from pydantic's errors about one key."""
+    kind, key, node = group[0]["type"], ".".join(map(str, loc)), node_at(tree, loc)
+    if kind == "missing":
+        return node.mark.problem(key, "it is missing", hint=f"Add `{loc[-1]}`.")
+    if kind == "extra_forbidden":
+        return key_place(tree, loc).problem(key, "there is no such key", hint=unknown_hint(loc))
+    if kind == "secret":
+        return node.mark.problem(key, group[0]["msg"], hint="Write the name of an environment variable, such as `HF_TOKEN`.")
+    if group[0]["loc"][-1:] == ("[key]",):
+        return key_place(tree, loc).problem(key, f"its name must be {phrase(group[0])}")
+    phrases = list(dict.fromkeys(phrase(detail) for detail in group))
+    what = phrases[0] if kind == "sentence" else "must be " + " or ".join(phrases)
+    return node.mark.problem(key, what, shown(node), hint(group, node, loc))
+
+
+def phrase(detail: Any) -> str:
+    """What must stand there."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", "`")
+    if kind == "string_pattern_mismatch":
+        return PATTERNS.get(context["pattern"], f"like {context['pattern']}")
+    return PHRASES.get(kind, detail["msg"]).format(**context) if kind in PHRASES else str(detail["msg"])
+
+
+def shown(node: Node) -> str:
+    """The value as it was written, without secrets and not too long."""
+    if isinstance(node.value, dict | list):
+        return "a mapping" if isinstance(node.value, dict) else "a list"
+    if node.value is None:
+        return "nothing"
+    text = " ".join(without_secrets(node.text).split()) or '""'
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def hint(group: list[Any], node: Node, loc: Loc) -> str:
+    """The way out, where it can be told."""
+    kinds, value, text = {detail["type"] for detail in group}, node.value, node.text
+    if "bool_type" in kinds and text in ("yes", "no", "on", "off", "Yes", "No", "On", "Off", "y", "n"):
+        return f"YAML 1.2 reads `{text}` as text. Write {'true' if text.lower() in ('yes', 'on', 'y') else 'false'}."
+    if "literal_error" in kinds and isinstance(value, str):
+        return did_you_mean(
+            value, re.findall(r"'([^']+)'", " ".join(str(detail.get("ctx", {}).get("expected")) for detail in group))
+        )
+    if "string_type" in kinds and text and not isinstance(value, dict | list | None):
+        return f"Write '{text}' in quotes." if not looks_like_a_secret(text) else "Put it in quotes."
+    if kinds & {"int_type", "float_type"} and isinstance(value, str):
+        return number_hint(text)
+    if kinds & {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"Write {int(value)}."
+    if kinds & {"tuple_type"} and isinstance(value, str) and not looks_like_a_secret(text):
+        return f"Write `[{text}]`."
+    if "model_type" in kinds and isinstance(value, str) and loc[-1] in ("model", "dataset", "optimizer", "schedule"):
+        return f"Write `{loc[-1]}: {{name: {shown(node)}}}`."
+    return WAYS_OUT.get(loc, "")
+
+
+def number_hint(text: str) -> str:
+    """Why a text that looks like a number is none."""
+    bare = text.replace("_", "").replace(",", "").lstrip("0")
+    if FLOAT.fullmatch(text):
+        return "Remove the quotes."
+    return f"Write {bare}." if FLOAT.fullmatch(bare) else ""
+
+
+def unknown_hint(loc: Loc) -> str:
+    meant = meant_key(loc)
+    model = model_at(loc[:-1])
+    return f"Did you mean `{meant}`?" if meant else f"Known here: {', '.join(model.model_fields)}." if model else ""
+
+
+def meant_key(loc: Loc) -> str:
+    """The key that was probably meant: a similar one here, or one of the same name elsewhere."""
+    name, model = str(loc[-1]), model_at(loc[:-1])
+    near = did_you_mean(name, model.model_fields)[14:-2] if model else ""
+    if near:
+        return ".".join(map(str, (*loc[:-1], near)))
+    elsewhere = [key for key in all_keys(Recipe) if key.rpartition(".")[2] == name]
+    return elsewhere[0] if len(elsewhere) == 1 else ""
+
+
+def all_keys(model: type[Part], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe outside of lists."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = model_in(field.annotation)
+        if inner and "tuple" not in str(field.annotation):
+            yield from all_keys(inner, f"{prefix}{name}.")
+
+
+def model_at(loc: Loc) -> type[Part] | None:
+    """The model of the mapping at this place; None where keys are free, as in `args`."""
+    model: type[Part] | None = Recipe
+    for name in loc:
+        if isinstance(name, int):
+            continue
+        field = model.model_fields.get(name) if model else None
+        model = model_in(field.annotation) if field else None
+    return model
+
+
+def model_in(annotation: Any) -> type[Part] | None:
+    """The model that an annotation such as `tuple[Candidate, ...] | None` is about."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := model_in(part))), None)

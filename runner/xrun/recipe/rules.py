@@ -1,0 +1,396 @@
+"""Rules between the fields of a recipe. Each is a function named after what it refuses; each says which keys it reads.
+
+A rule yields `Problem`s without a place: `key` is where the person can act, and `recipe_file` knows where that was
+written. A rule is not asked when one of the keys that it reads is already wrong by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import Problem
+
+if TYPE_CHECKING:
+    from .schema import Recipe
+
+Rule = Callable[["Recipe"], Iterator[Problem]]
+RULES: list[tuple[tuple[str, ...], Rule]] = []
+
+ACCELERATORS = (
+    "A10 A10G A100 A100-80GB A100-80GB-SXM A16 A40 A4000 A5000 A6000 B200 B300 GB200 GB300 GH200 H100 H100-MEGA-80GB "
+    "H100-NVL H100-SXM H200 H200-NVL H200-SXM K80 L4 L40 L40S M4000 M60 MI100 MI210 MI250 MI300X MI325X MI355X P100 P4 P4000 "
+    "P5000 P6000 RTX2000-Ada RTX3060 RTX3070 RTX3080 RTX3090 RTX4000 RTX4000-Ada RTX4060 RTX4070 RTX4080 RTX4090 RTX5000 "
+    "RTX5000-Ada RTX5060 RTX5070 RTX5080 RTX5090 RTX6000 RTX6000-Ada RTXPRO4500 RTXPRO6000 T4 T4g V100 V100-32GB"
+).split()
+CLOUDS = (
+    "aws azure cudo do fluidstack gcp hyperbolic ibm kubernetes lambda mithril nebius oci paperspace primeintellect runpod scp "
+    "seeweb shadeform slurm ssh vast verda vsphere yotta"
+).split()
+OPTIMIZERS = ("ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD SparseAdam").split()
+METRICS = {"classification": ("loss", "accuracy"), "language_modeling": ("loss", "perplexity")}
+MORE_IS_BETTER = re.compile(
+    r"(^|[_/-])(acc|accuracy|f1|auc|auroc|precision|recall|bleu|rouge\w*|iou|miou|map|psnr|ssim|top\d+|score|r2)($|[_/-])"
+)
+LESS_IS_BETTER = re.compile(r"(^|[_/-])(loss|perplexity|ppl|error|err|mse|rmse|mae|nll|wer|cer|fid|bpb|bpc)($|[_/-])")
+SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+SECRET_VALUE = re.compile(
+    r"hf_\w{8,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{12,}|wandb_v1_\w{8,}|\b[0-9a-fA-F]{40}\b|eyJ[\w-]{20,}"
+)
+SET_BY_XRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def rule(*reads: str) -> Callable[[Rule], Rule]:
+    def add(function: Rule) -> Rule:
+        RULES.append((reads, function))
+        return function
+
+    return add
+
+
+def broken(recipe: Recipe) -> list[tuple[tuple[str, ...], Problem]]:
+    """Every broken rule: the keys that the rule reads, and the problem."""
+    return [(reads, problem) for reads, check in RULES for problem in check(recipe)]
+
+
+def problem(key: str, what: str, got: object = "", hint: str = "") -> Problem:
+    return Problem("", 0, 0, key, what, str(got), hint)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`Did you mean X?`, or nothing if no known word is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower()[:100], by_lower, 1, 0.6)
+    return f"Did you mean `{by_lower[near[0]]}`?" if near else ""
+
+
+def looks_like_a_secret(value: str) -> bool:
+    """Whether the text is a token, or an assignment of one, and not a variable's name."""
+    return "=" in value or SECRET_VALUE.search(value) is not None
+
+
+def without_secrets(text: str) -> str:
+    """The text as it may be shown."""
+    return SECRET_VALUE.sub("***", text)
+
+
+def better(metric: str) -> Literal["min", "max"] | None:
+    """Whether less or more of a metric is better, as far as its name tells."""
+    if LESS_IS_BETTER.search(metric.lower()):
+        return "min"
+    return "max" if MORE_IS_BETTER.search(metric.lower()) else None
+
+
+def power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+# Training
+
+
+@rule("train.steps", "train.epochs")
+def exactly_one_of_steps_and_epochs(recipe: Recipe) -> Iterator[Problem]:
+    """Exactly one of `train.steps` and `train.epochs` is given."""
+    train = recipe.train
+    if train.steps is not None and train.epochs is not None:
+        yield problem(
+            "train.epochs", "a run ends after `steps` or after `epochs`, not both", train.epochs, "Remove one of the two."
+        )
+    if train.steps is None and train.epochs is None:
+        yield problem("train", "it is not said when the run ends", hint="Add `steps: 1000` or `epochs: 10`.")
+
+
+@rule("train.global_batch", "train.micro_batch")
+def micro_batch_divides_global_batch(recipe: Recipe) -> Iterator[Problem]:
+    """`train.micro_batch` divides `train.global_batch`."""
+    micro, total = recipe.train.micro_batch, recipe.train.global_batch
+    if micro != "auto" and total % micro:
+        down = next(size for size in range(min(micro, total), 0, -1) if total % size == 0)
+        yield problem(
+            "train.micro_batch",
+            f"it does not divide `global_batch`, which is {total}",
+            micro,
+            f"The next smaller one that does is {down}.",
+        )
+
+
+@rule("train.global_batch", "train.micro_batch", "hardware")
+def processes_divide_micro_batches(recipe: Recipe) -> Iterator[Problem]:
+    """The number of processes of every candidate divides the number of micro-batches (`global_batch / micro_batch`)."""
+    train, worlds = recipe.train, recipe.hardware.worlds
+    parts = train.micro_batches
+    if train.micro_batch != "auto" and train.global_batch % train.micro_batch:
+        return
+    wrong = [index for index, world in enumerate(worlds) if parts % world]
+    cut = f"{train.global_batch} samples" if train.micro_batch == "auto" else f"{parts} micro-batches of {train.micro_batch}"
+    if recipe.hardware.local and wrong:
+        hint = f"Take a divisor of {parts}, or change `train.global_batch`."
+        yield problem("hardware.local.processes", f"{worlds[0]} processes cannot share {cut} equally", worlds[0], hint)
+    elif wrong and len(wrong) == len(worlds):
+        numbers = ", ".join(map(str, sorted(set(worlds))))
+        hint = f"Take a multiple of {worlds[0] * (1 if train.micro_batch == 'auto' else train.micro_batch)}."
+        yield problem(
+            "train.global_batch",
+            f"no candidate can share {cut} equally among its processes ({numbers})",
+            train.global_batch,
+            hint,
+        )
+    else:
+        for index in wrong:
+            hint = f"Take a number of accelerators and nodes that divides {parts}, or remove this candidate."
+            what = f"{worlds[index]} processes cannot share {cut} equally"
+            yield problem(candidate_key(recipe, index), what, recipe.hardware.any_of[index].accelerators or worlds[index], hint)
+
+
+def candidate_key(recipe: Recipe, index: int) -> str:
+    """Where a person can change how many processes a candidate has."""
+    return f"hardware.any_of.{index}." + ("accelerators" if recipe.hardware.any_of[index].accelerators else "nodes")
+
+
+@rule("train.reduction", "train.sharding")
+def exact_reduction_has_no_fsdp(recipe: Recipe) -> Iterator[Problem]:
+    """`train.reduction: exact` needs whole gradients, so not with `train.sharding: fsdp`."""
+    if recipe.train.reduction == "exact" and recipe.train.sharding == "fsdp":
+        yield problem(
+            "train.reduction",
+            "`exact` sums whole gradients, and `sharding: fsdp` has none",
+            "exact",
+            "Use `reduction: fast` or `sharding: none`.",
+        )
+
+
+@rule("train.reduction", "hardware")
+def exact_reduction_takes_powers_of_two(recipe: Recipe) -> Iterator[Problem]:
+    """`train.reduction: exact` takes 1, 2, 4, 8, ... processes."""
+    if recipe.train.reduction != "exact":
+        return
+    for index, world in enumerate(recipe.hardware.worlds):
+        if not power_of_two(world):
+            key = "hardware.local.processes" if recipe.hardware.local else candidate_key(recipe, index)
+            yield problem(
+                key, "`train.reduction: exact` sums in a binary tree, so the number of processes is a power of two", world
+            )
+
+
+@rule("train.ema", "train.sharding")
+def ema_has_no_fsdp(recipe: Recipe) -> Iterator[Problem]:
+    """`train.ema` needs whole weights, so not with `train.sharding: fsdp`."""
+    if recipe.train.ema is not None and recipe.train.sharding == "fsdp":
+        yield problem(
+            "train.ema",
+            "the moving average needs whole weights, and `sharding: fsdp` has none",
+            recipe.train.ema,
+            "Remove `ema` or use `sharding: none`.",
+        )
+
+
+@rule("train.micro_batch", "train.sharding")
+def fsdp_needs_a_micro_batch(recipe: Recipe) -> Iterator[Problem]:
+    """`train.sharding: fsdp` needs a number as `train.micro_batch`."""
+    if recipe.train.micro_batch == "auto" and recipe.train.sharding == "fsdp":
+        yield problem(
+            "train.micro_batch", "`auto` cannot probe the memory under `sharding: fsdp`", "auto", "Give a number of samples."
+        )
+
+
+@rule("train.steps", "train.schedule.warmup_steps")
+def warmup_ends_before_the_run(recipe: Recipe) -> Iterator[Problem]:
+    """`train.schedule.warmup_steps` is less than `train.steps`."""
+    warmup, steps = recipe.train.schedule.warmup_steps, recipe.train.steps
+    if steps is not None and warmup and warmup >= steps:
+        yield problem("train.schedule.warmup_steps", f"the warmup does not end before the run does, at step {steps}", warmup)
+
+
+@rule("train.schedule.name", "train.schedule.final")
+def constant_schedule_has_no_final(recipe: Recipe) -> Iterator[Problem]:
+    """`train.schedule.final` is for `linear` and `cosine`."""
+    schedule = recipe.train.schedule
+    if schedule.name == "constant" and schedule.final:
+        yield problem(
+            "train.schedule.final",
+            "a constant schedule does not end at another rate",
+            schedule.final,
+            "Use `name: linear` or `name: cosine`.",
+        )
+
+
+@rule("train.optimizer.name")
+def optimizer_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """`train.optimizer.name` is a class of `torch.optim` that steps without a closure."""
+    name = recipe.train.optimizer.name
+    if name.lower() == "lbfgs":
+        yield problem("train.optimizer.name", "LBFGS evaluates the loss several times per step, which this loop does not", name)
+    elif name.lower() not in map(str.lower, OPTIMIZERS) and (hint := did_you_mean(name, OPTIMIZERS)):
+        # A name that is near none of these may be a class of a newer torch.
+        yield problem("train.optimizer.name", "there is no such optimizer in `torch.optim`", name, hint)
+
+
+@rule("train.optimizer.args")
+def optimizer_args_do_not_repeat(recipe: Recipe) -> Iterator[Problem]:
+    """`train.optimizer.args` does not hold `lr`, `weight_decay` or `params`."""
+    for name in sorted({"lr", "weight_decay", "params"} & set(recipe.train.optimizer.args)):
+        hint = "The model gives them." if name == "params" else f"Use `train.optimizer.{name}`."
+        yield problem(f"train.optimizer.args.{name}", f"`{name}` does not go into `args`", hint=hint)
+
+
+@rule("task", "train.evaluate.metric", "train.evaluate.mode")
+def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
+    """`train.evaluate.metric` is one that the task measures; where its name does not tell, `mode` is given."""
+    evaluate, known = recipe.train.evaluate, METRICS.get(recipe.task)
+    if known and evaluate.metric not in known:
+        what = f"`task: {recipe.task}` measures {' and '.join(known)}"
+        yield problem("train.evaluate.metric", what, evaluate.metric, did_you_mean(evaluate.metric, known))
+    elif evaluate.mode is None and better(evaluate.metric) is None:
+        yield problem(
+            "train.evaluate.metric",
+            "its name does not tell whether more of it is better",
+            evaluate.metric,
+            "Add `mode: max` or `mode: min`.",
+        )
+
+
+# Machines
+
+
+@rule("checkpoint.store", "hardware")
+def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
+    """A candidate that may be a spot machine needs checkpoints that outlive it: `checkpoint.store: hub`."""
+    if recipe.checkpoint.durable:
+        return
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        if candidate.spot:
+            what = "a spot machine's disk vanishes with it, and the checkpoints would lie there"
+            yield problem(
+                f"hardware.any_of.{index}.spot",
+                what,
+                str(candidate.spot).lower(),
+                "Use `checkpoint.store: hub` or `spot: false`.",
+            )
+
+
+@rule("checkpoint.store", "hardware")
+def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
+    """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub` or the whole path of a shared folder."""
+    if recipe.checkpoint.durable or recipe.checkpoint.store.startswith(("/", "~")):
+        return
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        if candidate.nodes > 1:
+            yield problem(
+                f"hardware.any_of.{index}.nodes",
+                "each node has a disk of its own, and `checkpoint.store` would lie on one of them",
+                candidate.nodes,
+                "Use `checkpoint.store: hub`, or the whole path of a folder that all nodes share.",
+            )
+
+
+@rule("hardware")
+def accelerator_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """`accelerators` is a name that SkyPilot knows, in its spelling."""
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        if candidate.accelerator and candidate.accelerator not in ACCELERATORS:
+            hint = did_you_mean(candidate.accelerator, ACCELERATORS) or "`sky show-gpus --all` lists them."
+            yield problem(f"hardware.any_of.{index}.accelerators", "there is no such accelerator", candidate.accelerator, hint)
+
+
+@rule("hardware")
+def cloud_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """`clouds` are names that SkyPilot knows."""
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        for place, cloud in enumerate(candidate.clouds or ()):
+            if cloud not in CLOUDS:
+                hint = did_you_mean(cloud, CLOUDS) or f"Known are {', '.join(CLOUDS)}."
+                yield problem(f"hardware.any_of.{index}.clouds.{place}", "there is no such cloud", cloud, hint)
+
+
+@rule("hardware")
+def regions_belong_to_clouds(recipe: Recipe) -> Iterator[Problem]:
+    """`regions` are given together with `clouds`."""
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        if candidate.regions and not candidate.clouds:
+            yield problem(
+                f"hardware.any_of.{index}.regions", "it is not said which cloud's regions these are", hint="Add `clouds: [...]`."
+            )
+
+
+# Components, stores, environment
+
+
+@rule("model.args", "dataset.args", "train.optimizer.args")
+def args_are_finite(recipe: Recipe) -> Iterator[Problem]:
+    """Numbers in `args` are finite: JSON, in which a plan is kept, has no others."""
+    args = {"model": recipe.model.args, "dataset": recipe.dataset.args, "train.optimizer": recipe.train.optimizer.args}
+    for section, values in args.items():
+        for key, value in leaves(values, f"{section}.args"):
+            if isinstance(value, float) and not math.isfinite(value):
+                yield problem(key, "must be a finite number", value)
+
+
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every single value in nested lists and mappings, with its dotted key."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield key, value
+    else:
+        for name, part in items:
+            yield from leaves(part, f"{key}.{name}")
+
+
+@rule("model")
+def remote_code_comes_from_the_hub(recipe: Recipe) -> Iterator[Problem]:
+    """`model.trust_remote_code` is only for the model `hub`."""
+    if recipe.model.trust_remote_code and recipe.model.name != "hub":
+        yield problem("model.trust_remote_code", "only the model `hub` loads code from the Hub", "true", "Remove it.")
+
+
+@rule("checkpoint.store")
+def store_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """`checkpoint.store` is `local`, a path, `hub`, `hub://owner/name` or `hub-bucket://owner/name`."""
+    store = recipe.checkpoint.store
+    scheme, colon, rest = store.partition("://")
+    if colon and scheme not in ("hub", "hub-bucket"):
+        yield problem(
+            "checkpoint.store",
+            "there is no such kind of store",
+            store,
+            "Use a path, `hub`, `hub://owner/name` or `hub-bucket://owner/name`.",
+        )
+    elif colon and not re.fullmatch(r"[\w.-]+/[\w.-]+", rest, re.ASCII):
+        yield problem("checkpoint.store", f"a repository there is `{scheme}://owner/name`", store)
+    elif not colon and store not in ("local", "hub") and not re.match(r"[./~$]|\w+/", store):
+        hint = did_you_mean(store, ("local", "hub")) or f"A folder is written `./{store}`."
+        yield problem("checkpoint.store", "it is neither `local`, `hub` nor a path", store, hint)
+
+
+@rule("env", "secrets")
+def secret_is_not_also_in_env(recipe: Recipe) -> Iterator[Problem]:
+    """A name stands in `secrets` or in `env`, not in both, and once."""
+    for index, name in enumerate(recipe.secrets):
+        if name in recipe.env:
+            yield problem(
+                f"env.{name}", "it is also one of `secrets`", hint="Remove it here, so that its value is not written down."
+            )
+        if name in recipe.secrets[:index]:
+            yield problem(f"secrets.{index}", "it is listed twice", name)
+
+
+@rule("env", "secrets")
+def env_holds_no_secrets(recipe: Recipe) -> Iterator[Problem]:
+    """A variable whose name ends in TOKEN, KEY, SECRET or PASSWORD, or whose value looks like a token, goes into `secrets`."""
+    for name, value in recipe.env.items():
+        if name not in recipe.secrets and (SECRET_NAME.search(name) or SECRET_VALUE.search(value)):
+            yield problem(
+                f"env.{name}",
+                "this looks like a secret, whose value must not stand in a recipe",
+                hint=f"Write `secrets: [{name}]` and set it in your shell.",
+            )
+
+
+@rule("env")
+def env_leaves_xruns_own_names_alone(recipe: Recipe) -> Iterator[Problem]:
+    """`env` does not set `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ... or `XRUN_...`, which xrun sets itself."""
+    for name in recipe.env:
+        if name in SET_BY_XRUN or name.startswith("XRUN_"):
+            yield problem(f"env.{name}", "xrun sets this variable itself", recipe.env[name], "Remove it.")

@@ -1,0 +1,317 @@
+"""`Recipe`: what a person writes, as frozen values. Fields are checked here; rules between fields are in `recipe_rules`.
+
+Nothing here changes a value or looks at the machine: validators say yes or no, and defaults that depend on
+something else are resolved in `plan`. The docstring under a field is its documentation (`docs/recipes.md`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic_core import PydanticCustomError
+
+from . import rules as recipe_rules
+from .base import Before, Field, Part, default
+from .interval import Every, interval
+
+__all__ = ["Candidate", "Every", "Hardware", "Local", "Recipe", "Train"]
+
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Natural = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Line = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
+ComponentName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$", max_length=100)]
+SecretName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=100)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+
+
+def secrets_go_by_name(value: Any) -> Any:
+    if isinstance(value, str) and recipe_rules.looks_like_a_secret(value):
+        raise PydanticCustomError("secret", "a secret goes by name: its value never stands in a recipe")
+    return value
+
+
+class ModelRef(Part):
+    """A file of `models/` and the arguments of its `build`."""
+
+    name: ComponentName
+    """The file `models/NAME.py`, without `.py`."""
+    args: dict[str, Any] = default({})
+    """Arguments of its `build(...)`, checked against the signature without importing the file."""
+    init_from: Line | None = None
+    """Warm start from these weights: a local file or folder, or `owner/name[@revision]` on the Hugging Face Hub. Only the
+    first attempt reads them; afterwards the run's own checkpoints count. Default: the weights that `build` makes."""
+    trust_remote_code: bool = False
+    """Run the code that a Hub repository brings along. Only for the model `hub`."""
+
+
+class DatasetRef(Part):
+    """A file of `datasets/` and the arguments of its `build`."""
+
+    name: ComponentName
+    """The file `datasets/NAME.py`, without `.py`."""
+    args: dict[str, Any] = default({})
+    """Arguments of its `build(...)`, checked against the signature without importing the file."""
+
+
+class Local(Part):
+    """This machine."""
+
+    processes: Count = 1
+    """Training processes, one per GPU where there are GPUs."""
+
+
+class Candidate(Part):
+    """One kind of machine that would do. The cheapest of the candidates that can be had is taken."""
+
+    accelerators: Annotated[str, Field(pattern=r"^[^:\s]+(:[1-9][0-9]{0,3})?$", max_length=64)] | None = None
+    """Accelerators of each node: `A100:8`, or `A100` for one. Default: a machine without."""
+    nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Machines that train together."""
+    clouds: Annotated[tuple[Line, ...], Field(strict=False, min_length=1)] | None = None
+    """Where to look, by SkyPilot's names: `[aws, gcp]`. Default: every cloud that you have enabled."""
+    regions: Annotated[tuple[Line, ...], Field(strict=False, min_length=1)] | None = None
+    """Regions of these clouds. Default: all."""
+    spot: bool | Literal["auto"] = "auto"
+    """Interruptible machines: `true`, `false`, or `auto` for the cheaper of the two."""
+    max_hourly_cost: Positive | None = None
+    """US dollars per hour for all nodes together. Default: no limit."""
+    image: Line | None = None
+    """Machine or container image, as SkyPilot's `image_id`. Default: SkyPilot's own."""
+    disk: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Disk of each node in GB. Default: SkyPilot's."""
+    setup: Text | None = None
+    """Shell commands that run once on each new machine, before the attempt."""
+
+    @property
+    def accelerator(self) -> str | None:
+        """The accelerator's name without the count."""
+        return self.accelerators.partition(":")[0] if self.accelerators else None
+
+    @property
+    def count(self) -> int:
+        """Accelerators per node; 0 on a machine without."""
+        return int(self.accelerators.partition(":")[2] or 1) if self.accelerators else 0
+
+    @property
+    def processes(self) -> int:
+        """Training processes per node."""
+        return self.count or 1
+
+    @property
+    def world(self) -> int:
+        """Training processes on all nodes together."""
+        return self.nodes * self.processes
+
+
+class Hardware(Part):
+    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another it replaces the base's whole."""
+
+    local: Local | None = None
+    """Train on this machine. `hardware: local` is short for one process."""
+    any_of: Annotated[tuple[Candidate, ...], Field(strict=False)] = ()
+    """Kinds of cloud machines that would do; a preempted run may continue on another one of them."""
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """The numbers of processes that the run may train with, one per candidate."""
+        return (self.local.processes,) if self.local else tuple(candidate.world for candidate in self.any_of)
+
+    def checked(self) -> Self:
+        if (self.local is None) == (not self.any_of):
+            raise PydanticCustomError("sentence", "must be `local` or hold one of `local` and `any_of`")
+        return self
+
+
+def read_shorthand(value: Any) -> Any:
+    """`hardware: local` is `hardware: {local: {}}`."""
+    return {"local": {}} if value == "local" else value
+
+
+class Optimizer(Part):
+    """The optimizer; norms, biases and other 1-D parameters are not decayed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)] = "adamw"
+    """`adamw`, `sgd` or another class of `torch.optim`, in any case."""
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled or not as the optimizer has it."""
+    args: dict[str, Any] = default({})
+    """Further arguments of the class, such as `betas: [0.9, 0.95]`."""
+
+
+class Schedule(Part):
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    """The shape after the warmup."""
+    warmup_steps: Natural = 0
+    """Steps over which the rate rises linearly from 0 to `lr`."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Where the schedule ends, after the last step, as a fraction of `lr`; not for `constant`."""
+
+
+class Evaluate(Part):
+    """Evaluation on the split `val`."""
+
+    every: Annotated[Every, interval("steps", "epochs")] | None = None
+    """`500 steps` or `1 epochs`. Default: at the end of each epoch if `epochs` is set. Always at the last step as well."""
+    metric: Line = "loss"
+    """The metric that decides which checkpoint is the best one."""
+    mode: Literal["min", "max"] | None = None
+    """Whether less or more of the metric is better. Default: `min` for losses, `max` for accuracies."""
+    batch: Count | None = None
+    """Samples per forward pass and process. Default: the micro-batch."""
+
+    @property
+    def better(self) -> Literal["min", "max"]:
+        """`mode`, or what the metric's name tells."""
+        return self.mode or recipe_rules.better(self.metric) or "min"
+
+
+class Train(Part):
+    """What changes the mathematics, and how it is computed."""
+
+    steps: Count | None = None
+    """Optimizer steps. Exactly one of `steps` and `epochs` is given; a larger number later continues the run."""
+    epochs: Count | None = None
+    """Passes over the split `train`."""
+    global_batch: Count
+    """Samples per optimizer step over all processes together. It stays the same on every machine."""
+    micro_batch: Count | Literal["auto"] = "auto"
+    """Samples per forward pass and process. It divides `global_batch`; gradients are accumulated. `auto` finds the largest
+    that fits the first machine's memory and is then kept."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward; weights and optimizer stay in fp32."""
+    optimizer: Optimizer = default({})
+    """The optimizer and the learning rate."""
+    schedule: Schedule = default({})
+    """The learning rate over time."""
+    clip_grad_norm: Positive | None = None
+    """Largest norm of the whole gradient. Default: not clipped."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Initial weights, the data's order and all randomness follow from it."""
+    deterministic: bool = True
+    """Same machine, same bits: deterministic kernels only. `false` may be faster."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """`exact` makes the result independent of the number of processes to the last bit (powers of two), running statistics of
+    BatchNorm included, for log2(micro-batches per process) + 1 gradients of memory."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp` spreads weights, gradients and optimizer state over the processes."""
+    compile: bool = False
+    """Compile the model with `torch.compile`."""
+    activation_checkpointing: bool = False
+    """Recompute activations in backward: less memory, more time."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of an exponential moving average of the weights, which is evaluated and saved as well. Default: none."""
+    evaluate: Evaluate = default({})
+    """Evaluation on the split `val`."""
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Worker processes per training process that load data. 0 loads in the training process."""
+    log_every: Count = 1
+    """Steps between two logged points."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that a global batch is cut into; with `auto` the most there can be."""
+        return self.global_batch if self.micro_batch == "auto" else self.global_batch // self.micro_batch
+
+
+class Checkpointing(Part):
+    """Where the state goes, how often, and what is kept."""
+
+    store: Line = "local"
+    """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of yours), `hub://owner/name` or
+    `hub-bucket://owner/name`."""
+    every: Annotated[Every, interval("auto", "seconds", "steps")] = default("auto")
+    """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate of preemptions."""
+    keep: Annotated[int, Field(ge=2, le=10_000)] = 2
+    """Newest checkpoints that are kept; at least 2, so that a damaged one has a predecessor."""
+    keep_every: Annotated[Every, interval("steps")] | None = None
+    """Checkpoints at multiples of this are kept for ever, for instance `10000 steps`. Default: none."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether checkpoints outlive the machine."""
+        return self.store == "hub" or self.store.startswith(("hub://", "hub-bucket://"))
+
+
+class WandbTracking(Part):
+    """Weights & Biases; needs `WANDB_API_KEY` or `wandb login`."""
+
+    project: Line
+    """The project there."""
+    entity: Line | None = None
+    """The team or user. Default: yours."""
+    tags: Annotated[tuple[Line, ...], Field(strict=False)] = ()
+    """Tags of the run."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` keeps everything in the run's folder for `xrun sync`."""
+
+
+class TrackioTracking(Part):
+    """Trackio, Hugging Face's tracker."""
+
+    project: Line
+    """The project there."""
+
+
+class Tracking(Part):
+    """Trackers besides `metrics.jsonl`, which is always written."""
+
+    wandb: WandbTracking | None = None
+    """Weights & Biases. Default: off."""
+    trackio: TrackioTracking | None = None
+    """Trackio. Default: off."""
+
+
+class Budget(Part):
+    """Limits over all attempts of the run; the run stops with its state committed."""
+
+    usd: Positive | None = None
+    """US dollars. Default: no limit."""
+    hours: Positive | None = None
+    """Hours of machine time. Default: no limit."""
+
+
+class Recipe(Part):
+    """One training run, from the data to the machine."""
+
+    version: Literal[1] = 1
+    """The version of this schema."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=28)]
+    """What the run is called: lower-case letters, digits and `-`, at most 28 characters. A run's id is this and
+    8 hex digits."""
+    extends: Line | None = None
+    """Another recipe, relative to this file, that this one changes."""
+    model: ModelRef
+    """What is trained."""
+    dataset: DatasetRef
+    """What it is trained on."""
+    task: Literal["classification", "language_modeling", "model"]
+    """How the loss is computed: cross entropy over classes, cross entropy over next tokens, or by the model itself."""
+    hardware: Annotated[Hardware, Before(read_shorthand)] = default("local")
+    """Where it runs. Default: here, with one process."""
+    train: Train
+    """How it is trained."""
+    checkpoint: Checkpointing = default({})
+    """What survives."""
+    tracking: Tracking = default({})
+    """Who is told."""
+    budget: Budget = default({})
+    """When to stop spending."""
+    env: dict[EnvName, str] = default({})
+    """Environment variables of the training processes."""
+    secrets: Annotated[tuple[Annotated[SecretName, Before(secrets_go_by_name)], ...], Field(strict=False)] = ()
+    """Names of environment variables whose values go along from your machine without being written anywhere."""
+    files: dict[Line, Line] = default({})
+    """Files and folders that go along: path on the machine -> path here."""
+
+    def checked(self) -> Self:
+        broken = recipe_rules.broken(self)
+        if broken:
+            sentences = "; ".join(f"{problem.key}: {problem.what}" for _, problem in broken)
+            raise PydanticCustomError("rules", "{sentences}", {"sentences": sentences, "broken": broken})
+        return self

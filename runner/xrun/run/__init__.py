@@ -1,0 +1,1 @@
+"""One identity through all preemptions: its plan, its folder, its record, its costs."""

@@ -1,0 +1,112 @@
+"""What a run's id follows from: the digest of everything that changes its mathematics, made by a numbered rule.
+
+A run keeps its id, and the rule that made it, for ever. A new run gets the newest rule's; a recipe finds the runs that an older rule
+has named by making that rule's digest as well. So what a rule makes of a recipe never changes: keys that are added to the schema
+count where they are given, by the newest rule, and an older one has no name for such a recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
+
+from .. import component
+from .code_digest import bytes_digest, code_digest
+
+if TYPE_CHECKING:
+    from ..recipe.schema import Recipe
+
+NEWEST = 2
+"""The rule that new runs get."""
+_TRAIN = ("global_batch", "micro_batch", "precision", "optimizer", "schedule", "clip_grad_norm", "seed", "ema")
+"""Keys of `train` that change what is computed; the others change where, how fast, or how long."""
+_RULE_1: dict[str, Any] = {
+    "model": dict.fromkeys(("name", "args", "init_from", "trust_remote_code")),
+    "dataset": dict.fromkeys(("name", "args")),
+    "task": None,
+    "train": dict.fromkeys(("global_batch", "micro_batch", "precision", "clip_grad_norm", "seed", "ema"))
+    | {
+        "optimizer": dict.fromkeys(("name", "lr", "weight_decay", "args")),
+        "schedule": dict.fromkeys(("name", "warmup_steps", "final")),
+    },
+}
+"""The keys that rule 1 writes out, whether or not they are at their defaults."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """`mathematics` is what the digest is made of, as JSON, with a hash for each component's file under `sources`."""
+
+    rule: int
+    digest: str
+    mathematics: Mapping[str, Any]
+
+
+def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | None:
+    """What a rule makes of a recipe; None where it has no name for what the recipe asks for, so that no run of it can be meant.
+
+    Never hardware, checkpoints, tracking, budget or the number of steps. Raises ComponentError.
+    """
+    make = {1: _rule_1, 2: _rule_2}.get(rule)
+    mathematics = make(recipe, project) if make else None
+    if mathematics is None:
+        return None
+    return Identity(rule, blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest(), mathematics)
+
+
+def in_full(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """What changes the mathematics with defaults written out, for people to compare; `recipe` as a plan has it."""
+    train = {name: value for name, value in recipe["train"].items() if name in _TRAIN}
+    return {**{name: recipe[name] for name in ("model", "dataset", "task")}, "train": train, "sources": sources}
+
+
+def _rule_1(recipe: Recipe, project: Path) -> dict[str, Any] | None:
+    """Every key of its time, and the components' files byte for byte."""
+    if not _knows(_RULE_1, _given(recipe)):
+        return None
+    made = _picked(_RULE_1, recipe.model_dump(mode="json"))
+    return {**made, "sources": {place: bytes_digest(place, source) for place, source in _sources(recipe, project)}}
+
+
+def _rule_2(recipe: Recipe, project: Path) -> dict[str, Any]:
+    """What is not at its default, and what the components compute: no comment, docstring or layout."""
+    made = _given(recipe)
+    kinds: dict[str, component.Kind] = {"model": "models", "dataset": "datasets"}
+    for part, kind in kinds.items():
+        args = _given_args(kind, made[part]["name"], made[part].pop("args", {}), project)
+        made[part] |= {"args": args} if args else {}
+    return {**made, "sources": {place: code_digest(place, source) for place, source in _sources(recipe, project)}}
+
+
+def _given(recipe: Recipe) -> dict[str, Any]:
+    """The keys that change the mathematics and are not at their defaults, as JSON."""
+    given = recipe.given()
+    train = {name: value for name, value in given["train"].items() if name in _TRAIN}
+    return {"model": given["model"], "dataset": given["dataset"], "task": given["task"], "train": train}
+
+
+def _given_args(kind: component.Kind, name: str, args: Mapping[str, Any], project: Path) -> dict[str, Any]:
+    """The arguments that `build` would not have by itself."""
+    parameters = component.signature(component.find(kind, name, project)).parameters
+    defaults = {parameter.name: repr(parameter.default) for parameter in parameters if parameter.is_literal}
+    return {argument: value for argument, value in args.items() if defaults.get(argument) != repr(value)}
+
+
+def _sources(recipe: Recipe, project: Path) -> Iterator[tuple[str, bytes]]:
+    """The files of the two components and of those that they import."""
+    yield from component.sources("models", recipe.model.name, project).items()
+    yield from component.sources("datasets", recipe.dataset.name, project).items()
+
+
+def _knows(keys: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether these keys are all there are in `given`, however deep."""
+    return all(name in keys and (keys[name] is None or _knows(keys[name], value)) for name, value in given.items())
+
+
+def _picked(keys: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] if inner is None else _picked(inner, values[name]) for name, inner in keys.items()}

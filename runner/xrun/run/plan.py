@@ -1,0 +1,227 @@
+"""`Plan`: a recipe resolved against the facts around it, as one JSON file that both halves read.
+
+Making a plan touches nothing. What changes the mathematics goes into the digest, and the run's id follows from it, so the same
+command again finds its run and a changed recipe does not continue somebody else's weights.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import component
+from ..errors import ComponentError, LaunchError, Problem, RecipeError
+from .identity import Identity, identity, in_full
+
+if TYPE_CHECKING:
+    from ..recipe.schema import Recipe
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an attempt needs to know, without secrets.
+
+    `mathematics` is what `digest` is made of, by the rule of this number: a recipe's part that a run cannot change, with a hash per
+    component file.
+    `home` holds the runs' folders; `processes` train on this node; `fork` is the run whose newest checkpoint starts this one.
+    `store` is the address of the state where that is not the run's folder: `hub` until a launch has asked whose token it is, then
+    `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the forked run.
+    """
+
+    run: str
+    digest: str
+    mathematics: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    recipe_path: str
+    project: str
+    home: str
+    owner: str
+    processes: int = 1
+    overrides: tuple[str, ...] = ()
+    fork: str = ""
+    store: str = ""
+    fork_store: str = ""
+    version: str = ""
+    format: int = FORMAT
+    rule: int = 1
+    code: Mapping[str, Any] = field(default_factory=dict)
+
+    def load_recipe(self) -> Recipe:
+        """The recipe as it was resolved."""
+        from ..recipe.schema import Recipe  # the entrypoint needs none, and starts the ranks that much sooner
+
+        return Recipe.model_validate(self.recipe)
+
+    @property
+    def computed(self) -> Mapping[str, Any]:
+        """The mathematics with defaults written out."""
+        return in_full(self.recipe, self.mathematics["sources"])
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.home) / self.run
+
+    def to_json(self) -> str:
+        """One JSON object, readable."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan; keys that a newer xrun has added are ignored."""
+        values = json.loads(text)
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**{**known, "overrides": tuple(known.get("overrides", ()))})
+
+
+def make_plan(
+    recipe: Recipe, path: Path, *, overrides: Sequence[str] = (), run: str = "", fork: str = "", processes: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:  # fmt: skip
+    """Resolve a recipe: who it is, where its state goes, how many processes train.
+
+    Raises:
+        LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot do.
+        RecipeError: `processes` cannot share the micro-batches evenly.
+    """
+    check_run_id(run)
+    check_run_id(fork)
+    check_tracking(recipe)
+    check_processes(recipe, processes or 1)
+    project = component.project_root(path)
+    made = identity(recipe, project)
+    assert made is not None, "the newest rule has a name for everything"
+    return Plan(
+        run=run or run_id(recipe.name, made),
+        digest=made.digest,
+        mathematics=made.mathematics,
+        rule=made.rule,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_path=str(path.resolve()),
+        project=str(project),
+        home=str(home_of(recipe, project, environ)),
+        owner=getpass.getuser(),
+        processes=processes or (recipe.hardware.local.processes if recipe.hardware.local else 1),
+        overrides=tuple(overrides),
+        fork=fork,
+        store=recipe.checkpoint.store if recipe.checkpoint.durable else "",
+        version=_version(),
+    )
+
+
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """What the recipe's own number is checked for, for the one that was given on the command line.
+
+    Raises:
+        RecipeError: they cannot share the micro-batches evenly.
+    """
+    slots = recipe.train.micro_batches
+    if slots % processes:
+        what = f"{processes} processes cannot share the {slots} micro-batches of a step evenly"
+        hint = "Use a number that divides them, or set train.micro_batch."
+        raise RecipeError([Problem("--processes", 0, 0, "", what, hint=hint)])
+
+
+def check_run_id(run: str) -> None:
+    """A run's id names a folder, a branch and a W&B run, so it is short and plain; "" stands for none.
+
+    Raises:
+        LaunchError: it is not.
+    """
+    if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
+        raise LaunchError(f"{run!r} is no run id.", "A run id is lower-case letters, digits and '-', at most 40 characters.")
+
+
+def check_tracking(recipe: Recipe) -> None:
+    """A recipe that asks for a tracker that is not there is told so instead of being ignored.
+
+    Raises:
+        LaunchError: it asks for Trackio.
+    """
+    if recipe.tracking.trackio is not None:
+        raise LaunchError("tracking.trackio is not available in this version.", "Switch it off with -s tracking.trackio=null.")
+
+
+def run_id(name: str, made: Identity) -> str:
+    """The id of the run that a recipe of this name means."""
+    return f"{name}-{made.digest[:8]}"
+
+
+def under_rule(plan: Plan, rule: int) -> Plan | None:
+    """The plan with the digest that another rule makes, and with its id where that follows from the recipe.
+
+    None where the rule has no name for the recipe, or is one that only a newer xrun knows.
+    """
+    if rule == plan.rule:
+        return plan
+    recipe = plan.load_recipe()
+    try:
+        made = identity(recipe, Path(plan.project), rule)
+    except ComponentError:
+        return None
+    if made is None:
+        return None
+    own = run_id(recipe.name, Identity(plan.rule, plan.digest, plan.mathematics))
+    run = run_id(recipe.name, made) if plan.run == own else plan.run
+    return replace(plan, run=run, digest=made.digest, mathematics=made.mathematics, rule=rule)
+
+
+def older_rules(plan: Plan) -> list[Plan]:
+    """The plan under every rule before its own that has a name for its recipe, the newest first."""
+    plans = (under_rule(plan, rule) for rule in range(plan.rule - 1, 0, -1))
+    return [older for older in plans if older is not None]
+
+
+def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder that holds the runs' folders: what the recipe says, else $XRUN_HOME, else `runs/` of the project."""
+    store = recipe.checkpoint.store
+    if store == "local" or recipe.checkpoint.durable:
+        return default_home(project, environ)
+    return (project / Path(store).expanduser()).resolve()
+
+
+def default_home(project: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where runs live when the recipe does not say."""
+    return Path(environ["XRUN_HOME"]).expanduser().resolve() if environ.get("XRUN_HOME") else project / "runs"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What changed between the mathematics of two plans, as `key: old -> new`."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    return [
+        f"{name}: {_show(old, name)} -> {_show(new, name)}"
+        for name in sorted({*old, *new})
+        if old.get(name, ...) != new.get(name, ...)
+    ]
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+def _show(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "(absent)"
+    value = values[name]
+    return value[:8] if name.startswith("sources.") else json.dumps(value)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("xrun")
+    except PackageNotFoundError:
+        return "unknown"

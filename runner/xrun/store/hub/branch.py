@@ -1,0 +1,300 @@
+"""The head of a run as commits on the branch `state` of a repository on the Hub.
+
+The file head.json is one line of canonical JSON (`commits.py`) with its own BLAKE3 in it, so that an edited one is not believed.
+The server's `parent_commit` is the compare-and-swap. Its answer can be lost after the commit has landed, and what is read can be
+old; so after any error the branch is read, and only what it shows decides: this attempt's own commit, another attempt's, or
+still the one before, and then the same commit is sent again. An old answer costs a try more and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from ...errors import CheckpointCorrupt, StoreError
+from ..directory.commits import head_of, line_of
+from ..protocol import Head
+from .api import ConflictError, HubApi, MissingError, NoAnswerError, Operation, Patience, small
+
+BRANCH = "state"
+HEAD = "head.json"
+CLAIM = "claim.json"
+"""Written by who finds the branch without any commit of a run: if that succeeds, nothing was overlooked."""
+TITLE = re.compile(r"Commit (\d+) of ")
+LOOKED_BACK = 32
+"""Commits that are read when the newest one is damaged."""
+
+
+@dataclass(frozen=True)
+class Tip:
+    """The branch as it was read: its commit, the newest valid head, and the commit that was found in.
+
+    `highest` is the highest number seen, valid or not.
+    """
+
+    commit: str
+    head: Head | None = None
+    found_in: str = ""
+    highest: int = 0
+
+    @property
+    def id(self) -> str:
+        """The head's id; "" without one."""
+        return self.head.id if self.head else ""
+
+
+class TakenError(Exception):
+    """Another attempt's commit is the head: `head`."""
+
+    def __init__(self, head: Head | None) -> None:
+        super().__init__()
+        self.head = head
+
+
+class Pace:
+    """At most one commit per `spacing` seconds and `hourly` an hour, over all attempts of the run and their machines."""
+
+    def __init__(
+        self, spacing: float, hourly: int, clock: Callable[[], float] = time.time, sleep: Callable[[float], object] = time.sleep
+    ) -> None:
+        self.spacing, self.hourly, self.clock, self.sleep = spacing, max(1, hourly), clock, sleep
+        self._times: set[float] = set()
+
+    def learn(self, times: Sequence[float]) -> None:
+        """Others have committed at these times; a clock that is ahead of ours does not make us wait longer."""
+        self._times |= {min(time, self.clock()) for time in times}
+
+    def note(self) -> None:
+        """A commit was made, or may have been."""
+        self._times.add(self.clock())
+
+    def recent(self) -> tuple[float, ...]:
+        """The times that still count, oldest first."""
+        hour_ago = self.clock() - 3600
+        self._times = {time for time in self._times if time > hour_ago}
+        return tuple(sorted(self._times))[-self.hourly :]
+
+    def delay(self) -> float:
+        """Seconds until the next commit."""
+        times, now = self.recent(), self.clock()
+        after_last = times[-1] + self.spacing - now if times else 0.0
+        after_hour = times[0] + 3600 - now if len(times) >= self.hourly else 0.0
+        return max(0.0, after_last, after_hour)
+
+    def wait(self) -> None:
+        """Wait until the next commit may be made; raises `StoreError` if the sleep gives up."""
+        while (delay := self.delay()) > 0:
+            if self.sleep(delay):
+                raise StoreError(f"Not committed: the Hub takes the next commit in {delay:.0f} s, which is too late.")
+
+
+class StateBranch:
+    """The branch `state`, read and advanced for one run."""
+
+    def __init__(self, api: HubApi, run: str, pace: Pace) -> None:
+        self.api, self.run, self.pace = api, run, pace
+        self.damaged: list[str] = []
+        self.sent: set[str] = set()
+        """Ids of own commits that may have landed, since the last one that certainly has."""
+        self._made_here = False
+
+    def look(self) -> Tip:
+        """Read the branch, made where it is not there; no head in it is certain. Raises what `Store.head` raises."""
+        patience = self.api.patience()
+        while True:
+            try:
+                tip = self._read(self._commit())
+                return tip if tip.head else self._proven(tip)
+            except (ConflictError, NoAnswerError) as error:
+                patience.wait(self._unsure(error))
+
+    def look_if_there(self) -> Tip | None:
+        """Read the branch and make nothing; None if there is no repository, no branch, or no head."""
+        try:
+            commit = self.api.branches().get(BRANCH)
+            tip = self._read(commit) if commit else None
+        except MissingError:
+            return None
+        except ConflictError as error:
+            raise self._unsure(error) from error
+        return tip if tip and tip.head else None
+
+    def advance(self, tip: Tip, line: Callable[[Tip], bytes], changes: Callable[[Tip], list[Operation]]) -> Tip:
+        """Commit what `line` makes of the tip as its successor, with these changes of other files.
+
+        Raises:
+            TakenError: another attempt was first.
+            StoreUnavailable: nobody can tell; the commit may land later.
+            StoreError: nothing was committed.
+        """
+        self.pace.wait()
+        patience, text = self.api.patience(), line(tip)
+        while True:
+            try:
+                return self._send(tip, text, changes(tip))
+            except (ConflictError, NoAnswerError) as error:
+                failure = self._unsure(error)
+            if not failure.refused:
+                now = self.look_again(patience)
+                if now.id == head_of(text).id:
+                    return self._landed(now)
+                if now.id != tip.id and now.id not in self.sent:
+                    raise TakenError(now.head)
+                text, tip = (text if now.id == tip.id else line(now)), now
+            patience.wait(failure)
+
+    def _send(self, tip: Tip, text: bytes, changes: list[Operation]) -> Tip:
+        head = head_of(text)
+        title, who = f"Commit {head.number} of {self.run}", f"Attempt {head.attempt} of {head.owner}"
+        operations = [*changes, small(HEAD, text + b"\n")]
+        self.sent.add(head.id)
+        self.pace.note()
+        try:
+            commit = self.api.commit(BRANCH, operations, title, who, tip.commit)
+        except MissingError as error:
+            raise StoreError(f"Nothing was committed: {error} any more at {self.api.where}.") from error
+        return self._landed(Tip(commit, head, commit, head.number))
+
+    def _landed(self, tip: Tip) -> Tip:
+        self.sent.clear()
+        return tip
+
+    def look_again(self, patience: Patience | None = None) -> Tip:
+        """Read the branch in the middle of a run: nothing is made, and that it is gone is not believed at once."""
+        patience = patience or self.api.patience()
+        while True:
+            try:
+                commit = self.api.branches().get(BRANCH)
+                if commit is not None:
+                    return self._read(commit)
+                failure = NoAnswerError(f"The branch {BRANCH} at {self.api.where} is gone.")
+            except (MissingError, ConflictError) as error:
+                failure = self._unsure(error)
+            patience.wait(failure)
+
+    def _unsure(self, error: Exception) -> NoAnswerError:
+        if isinstance(error, NoAnswerError):
+            return error
+        return NoAnswerError(f"Cannot tell what is committed at {self.api.where}: {str(error).rstrip('.')}.")
+
+    def _commit(self) -> str:
+        """The branch's commit; the repository and the branch are made if they are not there."""
+        try:
+            branches = self.api.branches()
+        except MissingError:
+            self._create_repository()
+            branches = self._branches()
+        if BRANCH not in branches:
+            self.api.create_branch(BRANCH)
+            self._made_here = True
+            branches = self._branches()
+        if BRANCH not in branches:
+            raise ConflictError("the new branch is not to be seen yet")
+        return branches[BRANCH]
+
+    def _branches(self) -> dict[str, str]:
+        try:
+            return self.api.branches()
+        except MissingError as error:
+            raise ConflictError("the new repository is not to be seen yet") from error
+
+    def _create_repository(self) -> None:
+        """Only the server can say that there was none: what cannot be seen may belong to somebody else."""
+        try:
+            self.api.create()
+        except ConflictError as error:
+            patience = self.api.patience()
+            for _ in range(4):
+                try:
+                    self.api.branches()
+                    return
+                except MissingError:
+                    patience.wait(NoAnswerError(str(error)))
+            raise StoreError(
+                f"The repository {self.api.name} exists, and this token cannot see it.",
+                "Use a token of its owner, or another place: -s checkpoint.store=hub.",
+            ) from error
+
+    def _read(self, commit: str) -> Tip:
+        """The head at a commit of the branch, or the newest valid one before it."""
+        self.damaged = []
+        if tip := self._head_at(commit, commit):
+            return tip
+        self.damaged.append(commit[:12])
+        ours = [(found, TITLE.match(title)) for found, title in self._titles(commit)]
+        numbers = [int(match[1]) for _, match in ours if match]
+        for found in [found for found, match in ours if match and found != commit][:LOOKED_BACK]:
+            if tip := self._head_at(found, commit):
+                return Tip(commit, tip.head, found, max(numbers))
+            self.damaged.append(found[:12])
+        return self._without_head(commit, numbers)
+
+    def _without_head(self, commit: str, numbers: list[int]) -> Tip:
+        if numbers:
+            raise CheckpointCorrupt(f"Every commit in {self.api.where} is damaged: {', '.join(self.damaged)}.")
+        there = self._files(commit)
+        if HEAD in there or any(path.startswith("objects/") for path in there):
+            what = "an unreadable head.json" if HEAD in there else "files, but no head.json"
+            raise CheckpointCorrupt(f"The branch {BRANCH} at {self.api.where} holds {what}: cannot tell what was committed.")
+        self.damaged = []
+        return Tip(commit)
+
+    def _head_at(self, found_in: str, tip: str) -> Tip | None:
+        try:
+            content = self.api.read(HEAD, found_in)
+        except MissingError as error:
+            if error.what == "file":
+                return None
+            raise ConflictError(f"commit {found_in[:12]} is not to be seen") from error
+        value = checked(content)
+        if value is None:
+            return None
+        head = head_of(content.removesuffix(b"\n"))
+        if self.run and head.run != self.run:
+            raise StoreError(f"{self.api.where} belongs to run {head.run}, not to {self.run}.", "Use another repository.")
+        self.pace.learn(value["recent"])
+        return Tip(tip, head, found_in, head.number)
+
+    def _titles(self, commit: str) -> list[tuple[str, str]]:
+        try:
+            return self.api.titles(commit)
+        except MissingError as error:
+            raise ConflictError(f"commit {commit[:12]} is not to be seen") from error
+
+    def _files(self, commit: str) -> dict[str, str]:
+        try:
+            return self.api.large_files(commit)
+        except MissingError as error:
+            raise ConflictError(f"commit {commit[:12]} is not to be seen") from error
+
+    def _proven(self, tip: Tip) -> Tip:
+        """A branch without a head is certain if this store has made it, or if a commit on top of what was read succeeds."""
+        if not self._made_here:
+            claim = json.dumps({"run": self.run, "claim": uuid.uuid4().hex}).encode()
+            self.pace.note()
+            commit = self.api.commit(BRANCH, [small(CLAIM, claim)], f"Claim for {self.run}", "", tip.commit)
+            self._made_here = True
+            return Tip(commit)
+        return tip
+
+
+def checked_line(head: dict[str, Any]) -> bytes:
+    """The line of a head, with the BLAKE3 of the line without it."""
+    return line_of({**head, "blake3": blake3(line_of(head)).hexdigest()})
+
+
+def checked(content: bytes) -> dict[str, Any] | None:
+    """What a head.json says; None if it is damaged."""
+    try:
+        value = json.loads(content)
+        rest = {key: entry for key, entry in value.items() if key != "blake3"}
+        return value if checked_line(rest) + b"\n" == content else None
+    except (ValueError, AttributeError, StoreError):
+        return None

@@ -1,0 +1,1 @@
+"""One attempt from outside: lease, ranks, end. Never imports torch."""

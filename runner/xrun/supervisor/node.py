@@ -1,0 +1,174 @@
+"""One node's part in an attempt: its ranks, what it tells the other nodes, and what it hears from them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ..errors import COME_BACK
+from ..machine.nodes import Nodes, meeting_port, place_of
+from ..machine.stop import NOBODY_ASKED, StopFlag
+from ..run.folder import RunFolder
+from ..run.plan import Plan
+from .ranks import Ranks, rank_environment
+from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
+
+END_SECONDS = 120.0
+"""How long node 0 may take to record the end; it tells the others after that."""
+
+
+class Node:
+    """What every node does: start its ranks, tell the other nodes what happens here, hear what happens there."""
+
+    peers: Leader | Follower
+
+    def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
+        self.plan, self.stop, self.nodes = plan, stop, nodes
+        self.folder = RunFolder(plan.folder)
+        self._known = NOBODY_ASKED
+        self._warm: list[subprocess.Popen[bytes]] = []
+        """Ranks that have been started ahead and wait."""
+
+    def run(self) -> int:
+        """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit code."""
+        if not (cloud := place_of(os.environ).cloud):
+            return self._live()
+        from ..machine.notice import watching  # an HTTP client, which only machines of clouds need
+
+        with watching(self.stop, cloud, os.environ):
+            return self._live()
+
+    def _live(self) -> int:
+        raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        print(text, file=sys.stderr, flush=True)
+
+    def _start(self, attempt: str, port: int, split: int) -> Ranks:
+        """This node's ranks; each computes a micro-batch in `split` parts, or what was right before if that is 0."""
+        logs = self.folder.logs(attempt)
+        logs.mkdir(parents=True, exist_ok=True)
+        start = functools.partial(self._start_rank, attempt)
+        meeting = (self.nodes.first, port)
+        return Ranks(self.plan, self.nodes, logs, self.stop, meeting, start, **({"XRUN_SPLIT": str(split)} if split else {}))
+
+    def _warm_up(self, attempt: str) -> None:
+        """Start the ranks of an attempt that has no lease yet: importing torch takes seconds."""
+        logs = self.folder.logs(attempt)
+        logs.mkdir(parents=True, exist_ok=True)
+        for local, rank in enumerate(self.nodes.ranks):
+            environment = rank_environment(self.plan, self.nodes, local, self.nodes.first, 0)
+            self._warm.append(self._new_rank(attempt, environment, logs / f"rank{rank}.log", "--wait"))
+
+    def _cool_down(self, attempt: str) -> None:
+        """End the ranks that nobody needs."""
+        if not self._warm:
+            return
+        while self._warm:
+            rank = self._warm.pop()
+            rank.kill()
+            rank.communicate()
+        shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
+
+    def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        if not self._warm:
+            return self._new_rank(attempt, environment, log)
+        rank = self._warm.pop(0)
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, which its exit code will tell
+            assert rank.stdin is not None
+            rank.stdin.write(json.dumps(environment).encode() + b"\n")
+            rank.stdin.close()
+        return rank
+
+    def _new_rank(self, attempt: str, environment: dict[str, str], log: Path, *how: str) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "xrun.training.rank", str(self.folder.path / "plan.json"), attempt, *how],
+                env={**os.environ, **environment}, stdin=subprocess.PIPE if how else subprocess.DEVNULL,
+                stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def _look(self, ranks: Ranks | None = None) -> None:
+        """Many times a second: what has been asked, here or elsewhere, and what has failed."""
+        for message in self.peers.heard():
+            self._hear(message, ranks)
+        if self.stop.is_news(self._known):
+            first, self._known = self._known == NOBODY_ASKED, (self.stop.deadline, self.stop.at_once)
+            self.peers.tell("stop", reason=self.stop.reason, seconds=self.stop.seconds_left(), at_once=self.stop.at_once)
+            if first:
+                self._announce()
+
+    def _announce(self) -> None:
+        self.say(f"{self.stop.reason}: saving, then stopping.")
+
+    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+        if message["kind"] == "stop":
+            self.stop.set(message["reason"], message["seconds"], message["at_once"])
+        elif message.get("code") and ranks is not None:
+            ranks.fail()
+
+
+class FollowingNode(Node):
+    """Any node but the first: its ranks start when node 0 says so, and it ends with node 0's exit code."""
+
+    peers: Follower
+
+    def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
+        super().__init__(plan, stop, nodes)
+        self.peers = Follower(nodes, plan.run, meeting_port(plan.run, os.environ))
+        self._code = COME_BACK
+        self._waiting: list[Message] = []
+
+    def _live(self) -> int:
+        """Until node 0 says how the attempt has ended, or is gone."""
+        self.say(f"This is {self.nodes.name(self.nodes.rank)}; {self.nodes.name(0)} leads.")
+        began = False
+        try:
+            self._meet()
+            while (message := self._message(END_SECONDS if began else MEETING_SECONDS)) is not None:
+                if message["kind"] == "start":
+                    began = True
+                    self._train(message)
+                elif message["kind"] == "end":
+                    return int(message["code"])
+                elif began:
+                    break
+                else:
+                    self._meet()  # node 0 was started again
+            return self._code
+        finally:
+            self.peers.close()
+
+    def _meet(self) -> None:
+        self.peers.meet(lambda: bool(self.stop))
+        self._known = NOBODY_ASKED  # nobody has heard of a stop that was asked for before
+
+    def _message(self, seconds: float) -> Message | None:
+        """The next thing that node 0 says and that matters now; None if there is none for so long, or time is up here."""
+        deadline = time.monotonic() + seconds
+        while not self._waiting and time.monotonic() < deadline and self.stop.seconds_left() > 0:
+            if message := self.peers.wait(0.2):
+                self._hear(message, None)
+            self._look()
+        return self._waiting.pop(0) if self._waiting else None
+
+    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+        if message["kind"] in ("start", "end", "lost"):
+            self._waiting.append(message)
+        if message["kind"] == "lost":
+            message = {**message, "code": COME_BACK}
+        super()._hear(message, ranks)
+
+    def _train(self, start: Message) -> None:
+        ranks = self._start(start["attempt"], start["port"], start["split"])
+        ranks.wait(functools.partial(self._look, ranks))
+        self._code, failure = ranks.outcome()
+        self.peers.tell("ended", code=self._code, failure=failure)

@@ -1,0 +1,125 @@
+"""What a person sees while an attempt trains: a bar on a terminal, a line now and then elsewhere.
+
+It reads the run's log instead of being told by the loop, so the training pays nothing for it, and a local run and a container
+show the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from ..run.folder import RunFolder
+
+_REFRESH_SECONDS = 0.2
+_LINE_SECONDS = 10.0
+_SPEED_SECONDS = 20.0
+"""Speed is measured over so many seconds."""
+
+
+class Progress:
+    """Shows an attempt's newest point and passes on what its first rank says."""
+
+    def __init__(
+        self, folder: RunFolder, attempt: str, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.folder, self.stream, self.clock = folder, stream, clock
+        self.log = folder.logs(attempt) / "rank0.log"
+        self._read = 0
+        self._shown = self._lined = -float("inf")
+        self._seen: list[tuple[float, int]] = []
+        self._bar: Any = None
+        self._config: Any = None
+        self._config_before = self._config_time()
+
+    def say(self, text: str) -> None:
+        """A line for people, above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=self.stream, flush=True)
+
+    def update(self) -> None:
+        """Look at the run's files, a few times a second."""
+        now = self.clock()
+        if now - self._shown < _REFRESH_SECONDS:
+            return
+        self._shown = now
+        self._pass_on()
+        point = self.folder.last_point()
+        if point and (plan := self._plan()):
+            self._show(point, now, *plan)
+
+    def close(self) -> None:
+        """The last lines, and the bar's end."""
+        self._pass_on()
+        if self._bar is not None:
+            point = self.folder.last_point()
+            if point:
+                self._bar.n = point["step"]
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+
+    def _pass_on(self) -> None:
+        """Whole lines that the first rank has printed since the last look."""
+        if not self.log.exists():
+            return
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            self.say(line)
+
+    def _show(self, point: dict[str, Any], now: float, total: int, batch: int) -> None:
+        self._seen = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS] + [(now, point["step"])]
+        text = f"loss {point['train/loss']:.4g}{self._speed(total, batch)}, {self._commit_age()}"
+        if not self.stream.isatty():
+            if now - self._lined >= _LINE_SECONDS:
+                self._lined = now
+                self.say(f"step {point['step']}/{total}: {text}")
+            return
+        if self._bar is None:
+            self._bar = _tqdm()(total=total, initial=point["step"], file=self.stream, unit="step", dynamic_ncols=True)
+        self._bar.n = point["step"]
+        self._bar.set_postfix_str(text)
+
+    def _speed(self, total: int, batch: int) -> str:
+        (then, first), (now, last) = self._seen[0], self._seen[-1]
+        if last <= first:
+            return ""
+        rate = (last - first) / (now - then)
+        left = _tqdm().format_interval((total - last) / rate)
+        return f", {rate * batch:.0f} samples/s, {left} left"
+
+    def _plan(self) -> tuple[int, int] | None:
+        """Steps in all and samples per step, once this attempt has written them; what only shows never stops a training."""
+        if self._config is None and self._config_time() != self._config_before:
+            with contextlib.suppress(OSError, ValueError):
+                self._config = json.loads((self.folder.path / "config.json").read_text())
+        return (self._config["steps"], self._config["recipe"]["train"]["global_batch"]) if self._config else None
+
+    def _config_time(self) -> int:
+        """When config.json was written; an attempt before this one may have had other steps in all."""
+        try:
+            return (self.folder.path / "config.json").stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _commit_age(self) -> str:
+        try:
+            return f"committed {time.time() - (self.folder.path / 'committed.json').stat().st_mtime:.0f} s ago"
+        except FileNotFoundError:
+            return "nothing committed yet"
+
+
+def _tqdm() -> Any:
+    """The library's class: nobody needs it before an attempt's ranks have been started."""
+    from tqdm import tqdm
+
+    return tqdm

@@ -1,0 +1,1 @@
+"""Weights & Biases, fed by a process of its own."""

@@ -1,0 +1,119 @@
+"""The processes that talk to Weights & Biases, as the entrypoint sees them.
+
+Training never waits for a tracker and never falls with one, so both are processes of their own: the witness answers one question
+before an attempt starts, the sender follows the run's log while it trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...machine.stop import PARENT
+
+DELETED = 3
+"""The sender's exit code when the run's id was used once, deleted there, and cannot be used again."""
+_WITNESS_SECONDS = 60.0
+
+
+def is_told(recipe: Mapping[str, Any]) -> bool:
+    """Whether a plan's recipe sends its points to Weights & Biases while it trains."""
+    wandb = recipe["tracking"]["wandb"]
+    return wandb is not None and wandb["mode"] == "online"
+
+
+def start_witness(plan: Path) -> subprocess.Popen[str]:
+    """Ask what Weights & Biases knows of the run's last commit; `answer_of` waits for the answer."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "xrun.tracker.wandb.witness", str(plan)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_environment(),
+    )  # fmt: skip
+
+
+def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
+    """`{"answer": "commit", "step", "head"}`, `{"answer": "none"}` or `{"answer": "unknown", "why"}`."""
+    try:
+        lines = witness.communicate(timeout=_WITNESS_SECONDS)[0].splitlines()
+        answer: dict[str, Any] = json.loads(lines[-1])
+    except subprocess.TimeoutExpired:
+        witness.kill()
+        witness.communicate()
+        return {"answer": "unknown", "why": f"no answer within {_WITNESS_SECONDS:.0f} s"}
+    except (IndexError, ValueError):
+        return {"answer": "unknown", "why": f"asking ended with exit code {witness.returncode}"}
+    return answer
+
+
+def send_all(folder: Path) -> int:
+    """Send everything that waits in a run's folder; returns the sender's exit code, and what it says goes to the terminal."""
+    command = [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), "--once"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), check=False).returncode
+
+
+def dismiss(witness: subprocess.Popen[str]) -> None:
+    """End a witness whose answer nobody needs any more."""
+    if witness.returncode is None:
+        witness.kill()
+        witness.communicate()
+
+
+class Sender:
+    """The sender of one attempt; `say` gets its lines for people, `on_stop` is called when somebody stops the run over there."""
+
+    def __init__(self, folder: Path, attempt: str, say: Callable[[str], None], on_stop: Callable[[], None]) -> None:
+        self.folder, self.say, self.on_stop = folder, say, on_stop
+        log = folder / "logs" / attempt / "wandb.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), attempt],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment(),
+            )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def preempting(self) -> None:
+        """Tell that the machine is about to go."""
+        self._tell("preempting\n")
+
+    def finish(self, code: int, seconds: float) -> None:
+        """Let it send what is left, for `seconds` at most, and end; what is not sent then waits in the run's folder."""
+        self._tell(f"exit {code}\n")
+        with contextlib.suppress(OSError, ValueError):
+            self.process.stdin.close()  # type: ignore[union-attr]  # opened as a pipe above
+        try:
+            self.process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(1.0)
+        self.process.stdout.close()  # type: ignore[union-attr]  # opened as a pipe above
+        if self.process.returncode not in (0, DELETED):
+            self.say(f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends the rest.")
+
+    def is_deleted(self) -> bool:
+        """Whether it has ended because the run was deleted over there."""
+        return self.process.poll() == DELETED
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it may have ended
+            self.process.stdin.write(line)  # type: ignore[union-attr]  # opened as a pipe above
+            self.process.stdin.flush()  # type: ignore[union-attr]  # likewise
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            if line.strip() == "stop":
+                self.on_stop()
+            else:
+                self.say(line.rstrip("\n"))
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}

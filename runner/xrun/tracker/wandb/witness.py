@@ -1,0 +1,103 @@
+"""What W&B knows, asked before a step is trained or a cent is spent.
+
+`python -m xrun.tracker.wandb.witness PLAN` prints one line of JSON: `{"answer": "commit", "step", "head"}`, `{"answer": "none"}`
+(no such run, or nothing committed) or `{"answer": "unknown", "why"}`. With `--account` it prints what is wrong with the key, the
+entity and the project, and where the run can be seen: `{"problems": [{"what", "hint"}], "url"}`. It never imports wandb.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...run.plan import Plan
+from .api import (
+    KEY_LENGTH,
+    PUBLIC,
+    Address,
+    Deleted,
+    Refused,
+    Unreachable,
+    Viewer,
+    api_key,
+    base_url,
+    is_read_only,
+    run_status,
+    viewer,
+)
+
+COMMIT_STEP, COMMIT_HEAD, COMMIT_STORE = "xrun/commit_step", "xrun/commit_head", "xrun/commit_store"
+"""Where a run's summary has its last commit."""
+_LOGIN = "Run `wandb login`, or set WANDB_API_KEY (https://wandb.ai/authorize)."
+
+
+def main(path: str, *options: str) -> int:
+    """Print the answer; the exit code is 0 whatever it is."""
+    plan = Plan.from_json(Path(path).read_text())
+    answer = account(plan) if "--account" in options else last_commit(plan)
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
+def last_commit(plan: Plan) -> dict[str, Any]:
+    """The run's last commit as W&B's summary has it."""
+    try:
+        status = run_status(Address.of(plan.run, plan.recipe["tracking"]["wandb"]))
+    except (Unreachable, Refused, Deleted) as error:
+        return {"answer": "unknown", "why": str(error)}
+    if status is None or COMMIT_STEP not in status.summary:
+        return {"answer": "none"}
+    return {
+        "answer": "commit", "step": int(status.summary[COMMIT_STEP]), "head": str(status.summary.get(COMMIT_HEAD, "")),
+    }  # fmt: skip
+
+
+def account(plan: Plan) -> dict[str, Any]:
+    """Everything that would keep the run from being written."""
+    address = Address.of(plan.run, plan.recipe["tracking"]["wandb"])
+    try:
+        who = viewer()
+        problems = list(_problems(address, who))
+        url = run_url(Address(address.entity or who.entity, address.project, address.run))
+    except Refused as error:
+        problems, url = [_wrong_key(error)], ""
+    except Unreachable as error:
+        problems, url = (
+            [{"what": f"Weights & Biases cannot be reached: {error}", "hint": "Look at the network, then try again."}],
+            "",
+        )
+    return {"problems": problems, "url": url}
+
+
+def run_url(address: Address) -> str:
+    """Where people see a run: the public service shows its pages at another host than it is asked at."""
+    host = "https://wandb.ai" if base_url() in PUBLIC else base_url()
+    return f"{host}/{address.entity}/{address.project}/runs/{address.run}"
+
+
+def _problems(address: Address, who: Viewer) -> Iterator[dict[str, str]]:
+    entity, own = address.entity or who.entity, [who.entity, *who.teams]
+    if entity not in own:
+        yield {
+            "what": f"the entity {entity} is neither yours nor a team's of yours",
+            "hint": f"Your W&B key is {who.entity}'s: set tracking.wandb.entity to one of {', '.join(own)}.",
+        }
+    elif is_read_only(entity, address.project):
+        yield {
+            "what": f"the W&B project {entity}/{address.project} takes no runs of yours",
+            "hint": "Ask its owner for write access, or set tracking.wandb.project to another one.",
+        }
+
+
+def _wrong_key(error: Refused) -> dict[str, str]:
+    """What to say of a key that the server does not take; a wrong length is worth a word."""
+    key = api_key()
+    length = f" (it has {len(key)} characters; keys have {KEY_LENGTH} or more)" if key and len(key) < KEY_LENGTH else ""
+    return {"what": f"Weights & Biases refuses: {error}{length}", "hint": _LOGIN}
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""One rank: build, restore, train, export."""

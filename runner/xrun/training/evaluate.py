@@ -1,0 +1,129 @@
+"""Evaluation: every sample of `val` exactly once, whatever the number of processes.
+
+Sums of each batch travel to every process and are added there in one order, so the result depends neither on the number of
+processes nor on which of them computed what.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..data.loader import Loader, Piece, to_device
+from ..data.randomness import EVALUATION
+from ..data.sampler import MicroBatch
+from ..data.stream import is_stream
+from ..errors import ComponentError, TrainError
+from ..machine.heartbeat import Heartbeat
+from ..recipe.schema import Train
+from .objective import Objective, means
+from .world import World
+
+_ASK_EVERY = 16
+"""Batches between two looks at whether it is time to leave, on which all processes agree."""
+
+
+@dataclass
+class Evaluation:
+    """Evaluates the model (or its moving average) on a split; `every` counts in steps, None is at the last step only."""
+
+    split: Any
+    objective: Objective
+    train: Train
+    every: int | None
+    last: int
+    batch: int
+    world: World
+    accelerator: Any
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    replicated: bool = False
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides which state is the best."""
+        return self.train.evaluate.metric
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after `step` steps."""
+        return self.split is not None and step > 0 and (step == self.last or (bool(self.every) and step % self.every == 0))  # type: ignore[operator]  # every is tested
+
+    def better(self, metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> bool:
+        """Whether these metrics beat the best ones so far.
+
+        Raises:
+            TrainError: the recipe's metric is not among them.
+        """
+        if self.metric not in metrics:
+            raise TrainError(
+                f"train.evaluate.metric: there is no metric {self.metric!r}.", f"This task has {', '.join(sorted(metrics))}."
+            )
+        value = metrics[self.metric]
+        if best is None:
+            return True
+        return bool(value > best["value"] if self.train.evaluate.better == "max" else value < best["value"])
+
+    def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
+        """The metrics of the whole split; None if it was time to leave meanwhile, on any process."""
+        if self.replicated:
+            for buffer in self.objective.buffers():
+                dist.broadcast(buffer, 0)
+        training = self.objective.training
+        self.objective.eval()
+        try:
+            with torch.no_grad():
+                return self._sums(leave)
+        finally:
+            self.objective.train(training)
+
+    def _sums(self, leave: Callable[[], bool]) -> dict[str, float] | None:
+        batches = -(-len(self.split) // self.batch)
+        columns: dict[str, list[float]] = {}
+        for number, pieces in enumerate(self._loader()):
+            if number % _ASK_EVERY == 0 and self.world.total([leave()])[0]:
+                return None
+            for piece in pieces:
+                self._add(columns, piece, batches)
+            self.heartbeat.beat()
+        if not columns:
+            return {}
+        names = sorted(columns)
+        flat = self.world.total([value for name in names for value in columns[name]])
+        sums = {name: math.fsum(flat[i * batches : (i + 1) * batches]) for i, name in enumerate(names)}
+        return means(sums, sums.pop("count"), self.objective.task)
+
+    def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
+        where, batch = piece
+        with self.accelerator.autocast():
+            sums = self.objective(to_device(batch, self.accelerator.device))
+        for name, value in [*sums.items(), ("count", self.objective.count(batch))]:
+            columns.setdefault(name, [0.0] * batches)[where.number] += float(value) * where.weight
+
+    def _loader(self) -> Loader:
+        return Loader(self.split, self._pieces(), self.train.seed, self.train.num_workers, purpose=EVALUATION)
+
+    def _pieces(self) -> Iterator[MicroBatch]:
+        """This process's batches, filled up with placeholders so that every process has as many."""
+        total = len(self.split)
+        batches = -(-total // self.batch)
+        for first in range(0, batches, self.world.size):
+            number = min(first + self.world.rank, batches - 1)
+            indices = np.arange(number * self.batch, min((number + 1) * self.batch, total), dtype=np.int64)
+            yield MicroBatch(0, 0, 0, number, indices, total, weight=int(first + self.world.rank < batches), last=True)
+
+
+def check_validation(split: Any, name: str) -> None:
+    """Evaluation counts every sample once, so the split has a length.
+
+    Raises:
+        ComponentError: it has none, or it is empty.
+    """
+    if split is not None and is_stream(split):
+        raise ComponentError(f"datasets/{name}.py: the split 'val' is streamed; evaluation needs one with a length and indices.")
+    if split is not None and not len(split):
+        raise ComponentError(f"datasets/{name}.py: the split 'val' is empty; leave it out where there is nothing to evaluate on.")

@@ -1,0 +1,177 @@
+"""How much of a batch is computed at once.
+
+`micro_batch: auto` is the largest micro-batch that fits, found once and committed with step 0. From then on it is part of the
+mathematics: the data's order and all randomness hang on it. A machine on which it does not fit computes each micro-batch in 2, 4,
+8, ... parts, whose gradients add up: the samples, their augmentation and the sums stay what they were, but the random numbers of
+the forward pass are drawn in another order, statistics of a batch are those of a part, and sums are rounded differently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import resource
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
+
+from ..data.loader import Fetch, to_device
+from ..data.sampler import MicroBatch
+from ..data.stream import is_stream
+from ..errors import OutOfMemory, TrainError
+from ..recipe.schema import Train
+from .objective import Batch, Objective
+from .optimizer import build_optimizer
+from .world import World
+
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "std::bad_alloc")
+_SHARE = 0.8
+"""How much of the free memory a micro-batch may take: the rest is for fragments and for what a run needs later."""
+
+
+def sizes(global_batch: int, world: int) -> list[int]:
+    """The micro-batches that cut a global batch evenly for so many processes, the largest first."""
+    return [
+        size for size in range(global_batch // world, 0, -1) if global_batch % size == 0 and global_batch // size % world == 0
+    ]
+
+
+def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World) -> int:
+    """Try forward, backward and an optimizer step with ever smaller micro-batches until one fits on every process.
+
+    Only a copy of the model is trained.
+
+    Raises:
+        TrainError: not even one sample fits.
+    """
+    allowed = sizes(train.global_batch, world.size)
+
+    def smaller() -> int:
+        give_memory_back()
+        state["at"] += 1
+        if state["at"] == len(allowed):
+            raise TrainError("train.micro_batch: auto: not even one sample fits into memory.", "Use a larger machine.")
+        return allowed[state["at"]]
+
+    def attempt(size: int) -> int:
+        try:
+            with limited_memory():
+                _train_once(train, objective, fetch, accelerator, size)
+        except MemoryError as error:  # numpy's and Python's own: said in the words that are searched for
+            raise RuntimeError("CPU out of memory.") from error
+        return size
+
+    state = {"at": 0}
+    if not allowed:
+        raise TrainError(f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly.")
+    find = find_executable_batch_size(attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller)
+    return int(world.least(find()))
+
+
+def give_memory_back() -> None:
+    """Freed memory goes back to the kernel, which it does not by itself in a rank (`ranks.ON_PROCESSORS`)."""
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def parts_of(piece: MicroBatch, batch: Batch, split: int) -> list[tuple[Batch, bool]]:
+    """A micro-batch's data in `split` parts, and whether each counts: of too few samples some are computed and not counted.
+
+    Raises:
+        TrainError: the batch is nothing that can be cut by samples.
+    """
+    if split == 1:
+        return [(batch, True)]
+    samples, size = len(piece.indices), -(-len(piece.indices) // split)
+    bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
+    parts = [(_cut(batch, samples, start, stop), True) for start, stop in bounds]
+    return parts + [(_cut(batch, samples, 0, 1), False)] * (split - len(parts))
+
+
+def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
+    """The samples `start` to before `stop` of everything in a batch that has as many entries as the batch has samples."""
+    if isinstance(batch, Mapping):
+        return {name: _cut(value, samples, start, stop) for name, value in batch.items()}
+    if isinstance(batch, torch.Tensor) and batch.dim():
+        if len(batch) != samples:
+            raise TrainError(
+                f"A micro-batch does not fit into memory, and it cannot be cut: a tensor in it has {len(batch)} entries for "
+                f"{samples} samples.",
+                "Use a machine with more memory, or start a new run with a smaller train.micro_batch.",
+            )
+        return batch[start:stop]
+    if isinstance(batch, list | tuple):
+        if len(batch) == samples and not any(isinstance(value, torch.Tensor | Mapping) for value in batch):
+            return batch[start:stop]
+        return [_cut(value, samples, start, stop) for value in batch]
+    return batch
+
+
+@contextlib.contextmanager
+def enough_memory(micro_batch: int, split: int) -> Iterator[None]:
+    """What is computed here lacks memory in our words.
+
+    Raises:
+        OutOfMemory: in smaller parts it may fit.
+        TrainError: not even one sample fits.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        what = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if split * 2 > micro_batch:
+            raise TrainError(f"Not even one sample fits into memory: {what}", "Use a larger machine.") from error
+        raise OutOfMemory(
+            f"A micro-batch of {micro_batch} in {split} parts does not fit into memory: {what}", split * 2
+        ) from error
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch's own error, Python's and numpy's, and those of libraries that say it in words only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return should_reduce_batch_size(error) or any(words in text for words in _NO_MEMORY)
+
+
+def _train_once(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int) -> None:
+    probe = copy.deepcopy(objective).to(accelerator.device)
+    optimizer = build_optimizer(train, probe)
+    with accelerator.autocast():
+        loss = probe(to_device(_batch(fetch, size), accelerator.device))["loss"]
+    loss.backward()
+    optimizer.step()
+
+
+def _batch(fetch: Fetch, size: int) -> Any:
+    """The first `size` samples, as a micro-batch."""
+    examples = None
+    if is_stream(fetch.split):
+        source = fetch.split.shard(0) if hasattr(fetch.split, "shard") else fetch.split
+        examples = tuple(example for example, _ in zip(source, range(size), strict=False))
+    indices = np.arange(size, dtype=np.int64) % (size if examples is not None else len(fetch.split))
+    return fetch[MicroBatch(0, 0, 0, 0, indices, size, examples=examples)][1]
+
+
+@contextlib.contextmanager
+def limited_memory(limit: int | None = None) -> Iterator[None]:
+    """Let the allocator fail before the kernel ends the process: a limit on its data, `limit` bytes more than now."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(memory["MemAvailable"].split()[0]) << 10
+    used = int(status["VmData"].split()[0]) << 10
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [used + (limit or int(free * _SHARE)), *before]  # one that is set already (`ulimit -d`) may be the smallest
+    resource.setrlimit(resource.RLIMIT_DATA, (min(number for number in limits if number != resource.RLIM_INFINITY), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

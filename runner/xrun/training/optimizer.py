@@ -1,0 +1,100 @@
+"""Recipe -> torch optimizer, its parameter groups, and the learning rate at a step."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks as _global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as _global_pre_hooks
+
+from ..errors import TrainError
+from ..recipe.schema import Train
+
+_FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+
+
+def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters; norms, biases and other 1-D ones get no weight decay.
+
+    Raises:
+        TrainError: torch has no such optimizer, or it refuses the arguments.
+    """
+    kind = optimizer_class(train.optimizer.name)
+    options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
+    chosen = options.get("foreach") or options.get("differentiable")
+    if kind.__name__ in _FUSED and train.sharding == "none" and not chosen:
+        options.setdefault("fused", True)  # one kernel for all parameters instead of a Python loop over them
+    try:
+        return kind(parameter_groups(objective, train.optimizer.weight_decay), **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TrainError(f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}.") from error
+
+
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class in torch.optim with this name in any case."""
+    base = torch.optim.Optimizer
+    known = {a: c for a, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base}
+    for attribute, found in known.items():
+        if attribute.lower() == name.lower():
+            return found
+    raise TrainError(f"train.optimizer.name: torch.optim has no {name!r}.", f"It has {', '.join(sorted(known))}.")
+
+
+def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, with and without weight decay, each in the order of `named_parameters`; one if nothing is decayed."""
+    exempt = undecayed_names(objective) if weight_decay else set[str]()
+    named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    if not named:
+        raise TrainError("The model has no trainable parameter.")
+    groups = [
+        {"params": [p for name, p in named if name not in exempt], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def undecayed_names(objective: nn.Module) -> set[str]:
+    """Names of the parameters that are not decayed: 1-D ones, all of a norm, and those that the model names itself."""
+    names = {name for name, p in objective.named_parameters() if p.dim() < 2}
+    for prefix, module in objective.named_modules():
+        of_norm = "norm" in type(module).__name__.lower()
+        own = set(module.no_weight_decay()) if hasattr(module, "no_weight_decay") else set()
+        names |= {f"{prefix}.{n}".lstrip(".") for n, _ in module.named_parameters(recurse=False) if of_norm}
+        names |= {f"{prefix}.{n}".lstrip(".") for n in own}
+    return names
+
+
+def learning_rate(train: Train, step: int, total: int) -> float:
+    """The learning rate of the step after `step` finished ones: linear warm-up, then the schedule down to `final`."""
+    schedule, lr = train.schedule, train.optimizer.lr
+    if step < schedule.warmup_steps:
+        return lr * (step + 1) / schedule.warmup_steps
+    done = min(1.0, (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps))
+    if schedule.name == "cosine":
+        return lr * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)
+    if schedule.name == "linear":
+        return lr * (1 - (1 - schedule.final) * done)
+    return lr
+
+
+def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """`optimizer.step` without the range around it that torch's profiler would show, which takes as long as a small step.
+
+    With hooks, and where torch has no such range, it is `optimizer.step` itself.
+    """
+    step = type(optimizer).step
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, _global_pre_hooks, _global_post_hooks)
+    if any(hooks) or not getattr(step, "hooked", False) or "step" in vars(optimizer):
+        return optimizer.step
+    return functools.partial(step.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps has set it
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,185 @@
+"""How the gradients of all micro-batches on all processes become one.
+
+`fast`: DistributedDataParallel (or FSDP) sums over processes while backward runs. Its buckets are laid out by the order in which
+gradients arrive in the first backward pass and rebuilt once after it, so an undisturbed run and a resumed one would sum in
+different orders; one backward pass over zeros, before the first step of every attempt, makes the layout final.
+
+`exact`: one fixed binary tree over the micro-batches of the global batch, so that the number of processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..data.loader import Piece
+from ..data.sampler import MicroBatch
+from ..errors import TrainError
+from .running_statistics import RunningStatistics
+from .world import World
+
+
+class Reduction(Protocol):
+    """`model` is what computes a micro-batch; `scale` is what its loss is multiplied with before backward."""
+
+    model: nn.Module
+    scale: float
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step of an attempt."""
+
+    def micro_batch(self, piece: MicroBatch) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward of one micro-batch."""
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around those of one part of it, where it is computed in several; `last` of the micro-batch."""
+
+    def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
+        """After the last one: the gradients are whole; returns this process's part of the step's loss sum."""
+
+
+class FastReduction:
+    """What the library does: exact to the last bit for one and the same number of processes."""
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self.model = model
+        self.scale = float(world.size)  # DDP and FSDP give the mean over processes
+        self._replicated = isinstance(model, nn.parallel.DistributedDataParallel)
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """See Reduction."""
+        if self._replicated:
+            self.model(None)["loss"].backward()
+            optimizer.zero_grad(set_to_none=True)
+
+    def micro_batch(self, piece: MicroBatch) -> contextlib.AbstractContextManager[Any]:
+        """See Reduction."""
+        return self.part(piece.last)
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """See Reduction."""
+        if self._replicated and not last:
+            return self.model.no_sync()  # type: ignore[operator]  # a DDP's method
+        return contextlib.nullcontext()
+
+    def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
+        """See Reduction."""
+        return sum(torch.stack(losses).tolist()) if len(losses) > 1 else 0.0 + float(losses[0])
+
+
+class ExactReduction:
+    """Sums gradients and losses in one fixed binary tree over the M micro-batches of the global batch, M a power of two.
+
+    A process owns one subtree, sums it leaf by leaf (at most log2(M / P) + 1 gradients are alive) and then meets its partners
+    level by level; addition commutes to the last bit, so both get the same sum. In a short batch missing leaves count as zeros.
+    """
+
+    scale = 1.0
+
+    def __init__(self, model: nn.Module, world: World, global_batch: int, slots: int) -> None:
+        check_powers_of_two(world.size, slots)
+        self.model, self.world, self.global_batch, self.slots = model, world, global_batch, slots
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._subtrees: dict[int, list[Tensor]] = {}
+        self._statistics = RunningStatistics(model, world, slots)
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """See Reduction."""
+
+    @contextlib.contextmanager
+    def micro_batch(self, piece: MicroBatch) -> Iterator[None]:
+        """See Reduction; the micro-batch's own gradient is taken away from the parameters."""
+        replayed = self._statistics.buffers
+        before = {name: (buffer, buffer._version) for name, buffer in self.model.named_buffers() if id(buffer) not in replayed}
+        with self._statistics.micro_batch(piece):
+            yield
+        now = dict(self.model.named_buffers())
+        if changed := [name for name, (old, version) in before.items() if now[name] is not old or old._version != version]:
+            raise TrainError(
+                f"train.reduction: exact: the model's buffer {changed[0].removeprefix('model.')} changes in the forward pass, "
+                "so the result would depend on the number of processes.",
+                "Use BatchNorm, whose statistics are replayed in order, a normalisation without any, or train.reduction: fast.",
+            )
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        for p in self._parameters:
+            p.grad = None
+        if piece.weight:
+            self._add(piece.slot, gradient)
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """See Reduction; the parts' gradients add up in the parameters."""
+        return contextlib.nullcontext()
+
+    def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
+        """See Reduction; every process has the whole sum afterwards, the first one returns the whole loss."""
+        self._statistics.finish()
+        gradient = self._own_subtree()
+        level = 1
+        while level < self.world.size:
+            gradient = self._with_partner(gradient, self.world.rank ^ level)
+            level *= 2
+        if pieces[0][0].total < self.global_batch:
+            torch._foreach_add_(gradient, 0.0)  # -0.0 and 0.0 become one: whether a zero was added depends on P
+        for p, grad in zip(self._parameters, gradient, strict=True):
+            p.grad = grad
+        values = torch.stack(losses).tolist()
+        return self._loss({piece.slot: value for (piece, _), value in zip(pieces, values, strict=True) if piece.weight})
+
+    def _add(self, slot: int, gradient: list[Tensor]) -> None:
+        """Put a leaf in and merge it with its finished neighbour, and so on upwards."""
+        size = 1
+        while slot & size and slot - size in self._subtrees:
+            left = self._subtrees.pop(slot - size)
+            torch._foreach_add_(left, gradient)
+            gradient, slot, size = left, slot - size, size * 2
+        self._subtrees[slot] = gradient
+
+    def _own_subtree(self) -> list[Tensor]:
+        """What is left after the last leaf, from right to left."""
+        parts = [self._subtrees[slot] for slot in sorted(self._subtrees)]
+        self._subtrees = {}
+        if not parts:
+            return [torch.zeros_like(p) for p in self._parameters]
+        right = parts.pop()
+        while parts:
+            left = parts.pop()
+            torch._foreach_add_(left, right)
+            right = left
+        return right
+
+    def _with_partner(self, gradient: list[Tensor], partner: int) -> list[Tensor]:
+        """The sum of this process's and a partner's."""
+        flat = torch.cat([grad.reshape(-1) for grad in gradient])
+        other = torch.empty_like(flat)
+        swap = [dist.P2POp(dist.isend, flat, partner), dist.P2POp(dist.irecv, other, partner)]
+        for request in dist.batch_isend_irecv(swap):
+            request.wait()
+        flat += other
+        cut = flat.split([grad.numel() for grad in gradient])
+        return [part.view_as(grad) for part, grad in zip(cut, gradient, strict=True)]
+
+    def _loss(self, own: dict[int, float]) -> float:
+        """The tree's sum over all leaves, on the first process; 0 on the others."""
+        leaves = self.world.total([own.get(slot, 0.0) for slot in range(self.slots)])
+        while len(leaves) > 1:
+            leaves = [left + right for left, right in zip(leaves[::2], leaves[1::2], strict=True)]
+        return leaves[0] if self.world.rank == 0 else 0.0
+
+
+def check_powers_of_two(processes: int, slots: int) -> None:
+    """The tree has a power of two of leaves, and every process owns a subtree.
+
+    Raises:
+        TrainError: it does not.
+    """
+    for what, number in (("processes", processes), ("micro-batches in the global batch", slots)):
+        if number & (number - 1):
+            raise TrainError(
+                f"train.reduction: exact sums in a binary tree, and {number} {what} are not a power of two.",
+                "Change train.micro_batch or the number of processes, or use train.reduction: fast.",
+            )
