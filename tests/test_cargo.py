@@ -94,7 +94,7 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
 @pytest.mark.cloud
 def test_the_containers_pins_are_those_of_the_tested_environment() -> None:
     """container.txt is the part of constraints/cloud.txt that the container half needs: nothing missing, nothing else."""
-    tested, carried = pins(ROOT / "constraints" / "cloud.txt"), pins(PACKAGE / "container.txt")
+    tested, carried = pins(ROOT / "constraints" / "cloud.txt"), pins(PACKAGE / "launcher" / "arrival" / "container.txt")
     assert carried == {name: tested[name] for name in needed("xrun", ("train",), set()) if name in tested}
     assert {"torch", "accelerate", "safetensors", "huggingface-hub", "wandb"} <= carried.keys()
     assert not {"skypilot", "pytest"} & carried.keys()

@@ -165,8 +165,8 @@ def test_ctrl_c_does_not_end_workers() -> None:
     """SIGINT to the whole process group leaves the workers working."""
     code = """
 import os, signal, sys
-from xrun.loader import Loader
-from xrun.sampler import Sampler
+from xrun.data.loader import Loader
+from xrun.data.sampler import Sampler
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 class Data:
     def __len__(self): return 400

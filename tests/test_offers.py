@@ -155,10 +155,10 @@ def test_the_table_says_the_same(home: SkyHome, planned: Done, tmp_path: Path) -
 COMPARED = """
 import json
 import sky
-from xrun.offers import rank
-from xrun.recipe import Candidate
-from xrun.sky_offers import _ask, _offers
-from xrun.skypilot import enabled_clouds, skypilot
+from xrun.launcher.offers import rank
+from xrun.recipe.schema import Candidate
+from xrun.launcher.sky.offers import _ask, _offers
+from xrun.launcher.sky.client import enabled_clouds, skypilot
 
 WISHES = [
     {"accelerators": "A100:8", "spot": True},

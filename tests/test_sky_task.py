@@ -138,11 +138,11 @@ import json, sys
 import sky
 from pathlib import Path
 from typing import Any
-from xrun.plan import make_plan
-from xrun.recipe_file import load_recipe
-from xrun.sky_cloud import pack_job, sky_task
-from xrun.sky_offers import find_offers
-from xrun.throughput import Throughput
+from xrun.run.plan import make_plan
+from xrun.recipe.load import load_recipe
+from xrun.launcher.sky.cloud import pack_job, sky_task
+from xrun.launcher.sky.offers import find_offers
+from xrun.launcher.throughput import Throughput
 
 told = {}
 for name in sys.argv[1:]:

@@ -119,7 +119,7 @@ def test_signals_interrupt_no_system_call() -> None:
     """A process in the middle of a read gets its bytes though signals arrive, and ends as it wants to."""
     code = """
 import signal, sys
-from xrun.stop import StopFlag
+from xrun.machine.stop import StopFlag
 flag = StopFlag()
 flag.on_signals(signal.SIGTERM, signal.SIGINT)
 print("ready", flush=True)

@@ -374,7 +374,7 @@ def test_everything_is_synced_before_the_commit_is_acknowledged(tmp_path: Path) 
 
 COMMIT_AND_SAY_SO = """
 import os, sys, pathlib
-from xrun.store.directory import DirectoryStore
+from xrun.store.directory.store import DirectoryStore
 store = DirectoryStore(pathlib.Path(sys.argv[1]), "r", "a1", "me")
 head = store.commit({}, None)
 store.commit({"file": store.put([b"weights"]).to_json()}, head)
@@ -383,7 +383,7 @@ os.write(1, b"acknowledged")
 
 MEMORY_OF_A_LARGE_FILE = """
 import sys, pathlib
-from xrun.store.directory import DirectoryStore
+from xrun.store.directory.store import DirectoryStore
 peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 store = DirectoryStore(pathlib.Path(sys.argv[1]), "r", "a1", "me")
 chunk = bytes(bytearray(b"x") * (32 << 20))

@@ -1032,7 +1032,7 @@ def whole(hub: Hub, form: str, head: Head) -> None:
 
 SMOKE = """
 import os, pathlib, sys
-from xrun.store.hub import HubStore, stored_files
+from xrun.store.hub.store import HubStore, stored_files
 folder, expected = sys.argv[1:]
 store = HubStore("hub://alice/digits", "digits-1", "a1", "me", pathlib.Path(folder) / "cache", spacing=0)
 head = store.commit({}, store.head())
@@ -1047,7 +1047,7 @@ print("done")
 
 MEMORY = """
 import os, pathlib, sys
-from xrun.store.hub import HubStore, stored_files
+from xrun.store.hub.store import HubStore, stored_files
 peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 folder = pathlib.Path(sys.argv[1])
 store = HubStore("hub://alice/digits", "digits-1", "a1", "me", folder / "cache", spacing=0)

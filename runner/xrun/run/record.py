@@ -67,5 +67,5 @@ def leased(record: Mapping[str, Any], plan: Plan, entry: Mapping[str, Any]) -> d
     if attempts and "ended" not in attempts[-1]:
         attempts[-1] |= {"kind": "outside", "reason": "ended from outside", "committed": steps_committed(record)}
     attempts.append({**entry, "from_step": steps_committed(record)})
-    begun = {"format": 1, "digest": plan.digest, "rule": plan.rule, "checkpoints": []}
-    return {**begun, **(record and {**record, "rule": rule_of(record)}), "attempts": attempts}
+    begun = {"format": 1, "digest": plan.digest, "checkpoints": []}
+    return {**begun, **record, "rule": plan.rule, "attempts": attempts}

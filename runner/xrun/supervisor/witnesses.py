@@ -85,7 +85,7 @@ class Witnesses:
                 f"The run {self.plan.run} belongs to {head.owner}, not to {self.plan.owner}.",
                 "Give the recipe another name, or start a run of your own with --run.",
             )
-        if record and (rule_of(record), record["digest"]) != (self.plan.rule, self.plan.digest):
+        if record.get("digest", self.plan.digest) != self.plan.digest:
             raise CheckpointError(
                 f"The run {self.plan.run} was trained with another recipe (its digest is {record['digest'][:8]} by rule "
                 f"{rule_of(record)}, the recipe's {self.plan.digest[:8]} by rule {self.plan.rule}).",
