@@ -30,9 +30,13 @@ FILES = {
 def arguments(given: list[str]) -> argparse.Namespace:
     """What the command line says: `rows`, `quick`, `results`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("rows", metavar="ROW", nargs="*", type=_row, default=list(FILES), help="Default: all.")
+    parser.add_argument(
+        "rows", metavar="ROW", nargs="*", type=_row, default=list(FILES), help="Default: all."
+    )
     parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
-    parser.add_argument("--results", type=Path, default=result.RESULTS, help="The folder of the results.")
+    parser.add_argument(
+        "--results", type=Path, default=result.RESULTS, help="The folder of the results."
+    )
     return parser.parse_args(given)
 
 
@@ -49,12 +53,26 @@ def main() -> int:
     print(result.HEADER, flush=True)
     for name in dict.fromkeys(FILES[row] for row in sorted(wanted)):
         began = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if chosen.quick else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            f"benchmarks.{name}",
+            *(["--quick"] if chosen.quick else []),
+        ]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+            check=False,
+        )
         rows = [row for row in map(json.loads, done.stdout.splitlines()) if row["row"] in wanted]
         result.keep(rows, chosen.results)
         for row in rows:
-            print(result.Row(**{key: row[key] for key in result.Row.__dataclass_fields__}).text(), flush=True)
+            print(
+                result.Row(**{key: row[key] for key in result.Row.__dataclass_fields__}).text(),
+                flush=True,
+            )
         if done.returncode:
             failed.append(name)
         print(f"benchmarks.{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -57,9 +57,12 @@ class Replay:
         """Seconds of training that are committed when the machine goes."""
         before, losses = self.ran, self.losses
         schedule = SaveSchedule(
-            Every.parse(self.policy), 1, uptime=lambda: mean_uptime(before + self.now - began, losses), clock=lambda: self.now,
+            Every.parse(self.policy),
+            1,
+            uptime=lambda: mean_uptime(before + self.now - began, losses),
+            clock=lambda: self.now,
             alone=max(self.last_saves[-3:], default=0.0),
-        )  # fmt: skip
+        )
         saves = _Saves(schedule)
         while True:
             due = max(schedule.last_time + schedule.seconds(), saves.busy)
@@ -161,17 +164,37 @@ def useful_share(policy: str, notice: float = 0.0) -> tuple[float, list[float]]:
 
 def measure(quick: bool) -> Iterator[Row]:
     oracle, best = useful_share("oracle")
-    policies = {"every 2 h": ("2h", 0.0), "every 30 min": ("30m", 0.0), "every 30 min, notice": ("30m", NOTICE)}
-    peers = {name: useful_share(*how)[0] / oracle for name, how in ({} if quick else policies).items()}
+    policies = {
+        "every 2 h": ("2h", 0.0),
+        "every 30 min": ("30m", 0.0),
+        "every 30 min, notice": ("30m", NOTICE),
+    }
+    peers = {
+        name: useful_share(*how)[0] / oracle for name, how in ({} if quick else policies).items()
+    }
     auto, each = useful_share("auto")
     warned, _ = useful_share("auto", NOTICE)
     beside = [mine / theirs for mine, theirs in zip(each, best, strict=True)]
     also = {
-        "with_notice": warned / oracle, "with_notice_target": 0.999,
-        "committed_share": auto, "committed_share_with_notice": warned, "committed_share_oracle": oracle, "traces": len(each),
-    }  # fmt: skip
+        "with_notice": warned / oracle,
+        "with_notice_target": 0.999,
+        "committed_share": auto,
+        "committed_share_with_notice": warned,
+        "committed_share_oracle": oracle,
+        "traces": len(each),
+    }
     name = f"goodput on 34 spot traces without notice, over an oracle's (with a notice: {warned / oracle:.4f}, target 0.999)"
-    yield Row(9, name, auto / oracle, 0.993, "higher", peers, spread(beside), also, warned / oracle >= 0.999)
+    yield Row(
+        9,
+        name,
+        auto / oracle,
+        0.993,
+        "higher",
+        peers,
+        spread(beside),
+        also,
+        warned / oracle >= 0.999,
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,11 @@ class Lab:
         """The plan of a run of a recipe, written into the run's folder."""
         path = self.root / "recipes" / f"{recipe}.yaml"
         plan = make_plan(
-            load_recipe(path, overrides), path, overrides=overrides, run=run, environ={**os.environ, "XRUN_HOME": str(self.home)}
+            load_recipe(path, overrides),
+            path,
+            overrides=overrides,
+            run=run,
+            environ={**os.environ, "XRUN_HOME": str(self.home)},
         )
         write_plan(RunFolder(plan.folder), plan)
         return plan
@@ -62,7 +66,9 @@ def take_lease(plan: Plan) -> str:
     attempt = new_id(time.time())
     store = open_store(plan, attempt)
     head = store.head()
-    record: dict[str, Any] = dict(head.record) if head else {"format": 1, "digest": plan.digest, "checkpoints": []}
+    record: dict[str, Any] = (
+        dict(head.record) if head else {"format": 1, "digest": plan.digest, "checkpoints": []}
+    )
     own = {"id": attempt, "started": time.time(), "host": "", "processes": 1, "from_step": 0}
     store.commit({**record, "attempts": [*record.get("attempts", []), own]}, head)
     return attempt
@@ -71,12 +77,16 @@ def take_lease(plan: Plan) -> str:
 @contextlib.contextmanager
 def lab() -> Iterator[Lab]:
     """A lab that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="xrun-benchmarks-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="xrun-benchmarks-", ignore_cleanup_errors=True
+    ) as folder:
         yield Lab(Path(folder))
 
 
 @contextlib.contextmanager
-def process(work: Callable[[Connection], None], environment: Mapping[str, str]) -> Iterator[Connection]:
+def process(
+    work: Callable[[Connection], None], environment: Mapping[str, str]
+) -> Iterator[Connection]:
     """`work` in a process of its own, started with more in its environment, and the other end of the pipe that it is given.
 
     Memory allocation and threads are set up by the environment that a process begins with; a rank has `ON_PROCESSORS` there.
@@ -102,7 +112,9 @@ def progress_shown(plan: Plan) -> Iterator[Callable[[bool], None]]:
 
     Calling what this yields with False halts the process, with True lets it go on.
     """
-    shower = multiprocessing.get_context("spawn").Process(target=_show, args=(plan, os.getpid()), daemon=True)
+    shower = multiprocessing.get_context("spawn").Process(
+        target=_show, args=(plan, os.getpid()), daemon=True
+    )
     shower.start()
     pid = shower.pid or 0
     try:
@@ -133,7 +145,9 @@ class StepClock:
     After `last` steps it ends the loop by raising Enough.
     """
 
-    def __init__(self, last: int | None = None, then: Callable[[int], None] = lambda step: None) -> None:
+    def __init__(
+        self, last: int | None = None, then: Callable[[int], None] = lambda step: None
+    ) -> None:
         self.last, self.then, self.times = last, then, list[float]()
 
     def __call__(self) -> float:

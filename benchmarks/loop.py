@@ -28,7 +28,9 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
     recipe = plan.load_recipe()
     table = load_build("datasets", "table", own.root)(**recipe.dataset.args)["train"]
     build = load_build("models", "mlp", own.root)
-    work = peers.Work(table, lambda: build(**recipe.model.args), recipe.train.global_batch, 0.001, steps, WARM)
+    work = peers.Work(
+        table, lambda: build(**recipe.model.args), recipe.train.global_batch, 0.001, steps, WARM
+    )
 
     def xrun() -> float:
         return run(own.training(fresh(plan)), StepClock(steps)).seconds_per_step(WARM)
@@ -36,18 +38,37 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
     with progress_shown(plan):
         seen = interleaved(
             {
-                "raw": lambda: peers.raw(work), "xrun": xrun, "accelerate": lambda: peers.accelerate(work),
-                "lightning": lambda: peers.lightning(work), "trainer": lambda: peers.trainer(work),
+                "raw": lambda: peers.raw(work),
+                "xrun": xrun,
+                "accelerate": lambda: peers.accelerate(work),
+                "lightning": lambda: peers.lightning(work),
+                "trainer": lambda: peers.trainer(work),
             },
             rounds,
-        )  # fmt: skip
-    over = {name: [1e6 * (value - raw) for value, raw in zip(values, seen["raw"], strict=True)] for name, values in seen.items()}
+        )
+    over = {
+        name: [1e6 * (value - raw) for value, raw in zip(values, seen["raw"], strict=True)]
+        for name, values in seen.items()
+    }
     beside = [mine / theirs for mine, theirs in zip(over["xrun"], over["accelerate"], strict=True)]
     return Row(
-        1, "loop overhead per step, over a plain accelerate loop's", median(beside), 0.25, "lower",
-        {f"{name} µs": median(values) for name, values in over.items() if name not in ("raw", "xrun")}, spread(beside),
-        {"xrun_us": median(over["xrun"]), "xrun_us_spread": spread(over["xrun"]), "raw_us": 1e6 * median(seen["raw"])},
-    )  # fmt: skip
+        1,
+        "loop overhead per step, over a plain accelerate loop's",
+        median(beside),
+        0.25,
+        "lower",
+        {
+            f"{name} µs": median(values)
+            for name, values in over.items()
+            if name not in ("raw", "xrun")
+        },
+        spread(beside),
+        {
+            "xrun_us": median(over["xrun"]),
+            "xrun_us_spread": spread(over["xrun"]),
+            "raw_us": 1e6 * median(seen["raw"]),
+        },
+    )
 
 
 if __name__ == "__main__":

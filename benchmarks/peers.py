@@ -28,14 +28,18 @@ class Work:
     warm: int
 
     def loader(self) -> DataLoader[Any]:
-        return DataLoader(self.dataset, batch_size=self.batch, shuffle=True, collate_fn=default_collate)
+        return DataLoader(
+            self.dataset, batch_size=self.batch, shuffle=True, collate_fn=default_collate
+        )
 
     def built(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A model in training mode, and the optimizer that xrun takes for the recipe."""
         torch.use_deterministic_algorithms(False)
         torch.manual_seed(0)
         model = self.model().train()
-        return model, torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.0, fused=True)
+        return model, torch.optim.AdamW(
+            model.parameters(), lr=self.lr, weight_decay=0.0, fused=True
+        )
 
 
 class Watch:
@@ -122,9 +126,14 @@ def lightning(work: Work) -> float:
             watch.done()
 
     trainer = library.Trainer(
-        max_steps=work.steps, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_steps=work.steps,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(Module(), work.loader())
@@ -156,15 +165,27 @@ def trainer(work: Work) -> float:
     model, optimizer = work.built()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=work.batch, max_steps=work.steps, logging_strategy="no",
-            save_strategy="no", report_to=[], disable_tqdm=True, max_grad_norm=0.0, dataloader_pin_memory=False,
-            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
+            output_dir=folder,
+            per_device_train_batch_size=work.batch,
+            max_steps=work.steps,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            max_grad_norm=0.0,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+        )
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         loop = Trainer(
-            model=WithLoss(model), args=arguments, train_dataset=work.dataset, data_collator=collate,
-            callbacks=[Stepped()], optimizers=(optimizer, schedule),
-        )  # fmt: skip
+            model=WithLoss(model),
+            args=arguments,
+            train_dataset=work.dataset,
+            data_collator=collate,
+            callbacks=[Stepped()],
+            optimizers=(optimizer, schedule),
+        )
         loop.remove_callback(PrinterCallback)
         loop.train()
     return watch.seconds_per_step

@@ -61,17 +61,32 @@ def measure(quick: bool) -> Iterator[Row]:
     with _hub() as address, lab() as own:
         far, seen_far, _ = _measure(own, 1 if quick else 3, quick, address)
     also = {
-        "xrun_s": median(seen["xrun"]), "state_gb": size / 1e9, "hub": median(far), "hub_spread": spread(far),
-        "over_by_hand": median([one / other for one, other in zip(seen["xrun"], seen["by hand"], strict=True)]),
-        "hub_over_by_hand": median([one / other for one, other in zip(seen_far["xrun"], seen_far["by hand"], strict=True)]),
-        "hub_xrun_s": median(seen_far["xrun"]), "hub_bare_s": median(seen_far["bare"]), "hub_target": 1.3,
-    }  # fmt: skip
+        "xrun_s": median(seen["xrun"]),
+        "state_gb": size / 1e9,
+        "hub": median(far),
+        "hub_spread": spread(far),
+        "over_by_hand": median(
+            [one / other for one, other in zip(seen["xrun"], seen["by hand"], strict=True)]
+        ),
+        "hub_over_by_hand": median(
+            [one / other for one, other in zip(seen_far["xrun"], seen_far["by hand"], strict=True)]
+        ),
+        "hub_xrun_s": median(seen_far["xrun"]),
+        "hub_bare_s": median(seen_far["bare"]),
+        "hub_target": 1.3,
+    }
     what = "restart: process start to the first new step, over import + read + hash + copy"
     yield Row(
-        7, f"{what} (state on a Hub: {median(far):.3g})", median(ratios), 1.3, "lower",
-        {"bare s": median(seen["bare"]), "accelerate by hand s": median(seen["by hand"])}, spread(ratios), also,
+        7,
+        f"{what} (state on a Hub: {median(far):.3g})",
+        median(ratios),
+        1.3,
+        "lower",
+        {"bare s": median(seen["bare"]), "accelerate by hand s": median(seen["by hand"])},
+        spread(ratios),
+        also,
         rest_met=median(far) <= 1.3,
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -86,12 +101,21 @@ def _hub() -> Iterator[str]:
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code, tests], **pipes) as process:
         url, token = process.stdout.readline().split()  # type: ignore[union-attr]  # it is a pipe
-        os.environ.update({"HF_ENDPOINT": url, "HF_TOKEN": token, "XRUN_HUB_SPACING": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+        os.environ.update(
+            {
+                "HF_ENDPOINT": url,
+                "HF_TOKEN": token,
+                "XRUN_HUB_SPACING": "0",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            }
+        )
         yield "hub://alice/restart"
         process.communicate("")
 
 
-def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[float], dict[str, list[float]], int]:
+def _measure(
+    own: Lab, rounds: int, small: bool, address: str
+) -> tuple[list[float], dict[str, list[float]], int]:
     """The ratios of the rounds, the seconds of both, and the size of the state in bytes."""
     overrides = ["model.args.width=256", "dataset.args.shape=[256]"] if small else []
     overrides += [f"checkpoint.store={address}"] if address else []
@@ -119,12 +143,18 @@ def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[flo
         with said.open("wb") as errors:
             began = time.time()
             process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         while not (text := _text(note)):
             if process.poll() is not None and not _text(note):
-                raise RuntimeError(f"{command} ended with {process.returncode}:\n{said.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"{command} ended with {process.returncode}:\n{said.read_text()[-2000:]}"
+                )
             time.sleep(0.002)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -132,15 +162,21 @@ def _measure(own: Lab, rounds: int, small: bool, address: str) -> tuple[list[flo
         return float(text) - began
 
     own_files = [str(plan.folder / "state" / place) for place in places]
-    files = ["hub://", address.removeprefix("hub://"), str(own.root / "downloads"), *places] if address else own_files
+    files = (
+        ["hub://", address.removeprefix("hub://"), str(own.root / "downloads"), *places]
+        if address
+        else own_files
+    )
     seen = interleaved(
         {
             "bare": lambda: timed([sys.executable, str(bare), str(note), *files]),
             "by hand": lambda: timed([sys.executable, str(by_hand), str(note), *files]),
-            "xrun": lambda: timed([sys.executable, "-m", "xrun.supervisor.entrypoint", str(plan.folder / "plan.json")]),
+            "xrun": lambda: timed(
+                [sys.executable, "-m", "xrun.supervisor.entrypoint", str(plan.folder / "plan.json")]
+            ),
         },
         rounds,
-    )  # fmt: skip
+    )
     return [own / bare for own, bare in zip(seen["xrun"], seen["bare"], strict=True)], seen, size
 
 

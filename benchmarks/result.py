@@ -37,11 +37,15 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the value is on the right side of the target, and so is whatever else the row asks for."""
-        return self.rest_met and (self.value <= self.target if self.better == "lower" else self.value >= self.target)
+        return self.rest_met and (
+            self.value <= self.target if self.better == "lower" else self.value >= self.target
+        )
 
     def to_json(self) -> dict[str, Any]:
         """With the command that measures it again, and every number short enough to read."""
-        return rounded({**asdict(self), "met": self.met, "command": f"python -m benchmarks {self.row}"})
+        return rounded(
+            {**asdict(self), "met": self.met, "command": f"python -m benchmarks {self.row}"}
+        )
 
     def text(self) -> str:
         """A line of the table."""
@@ -50,7 +54,9 @@ class Row:
         peers = ", ".join(f"{name} {_short(value)}" for name, value in self.peers.items())
         verdict = "met" if self.met else "MISSED"
         own = f"{self.value:.4g} ({low:.4g} to {high:.4g})"
-        return f"| {self.row} | {self.name} | {own} | {sign} {self.target:g} | {verdict} | {peers} |"
+        return (
+            f"| {self.row} | {self.name} | {own} | {sign} {self.target:g} | {verdict} | {peers} |"
+        )
 
 
 HEADER = "| # | what | xrun (spread) | target | | peers |\n|---|---|---|---|---|---|"
@@ -71,7 +77,9 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[Any]]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1
+) -> dict[str, list[Any]]:
     """Measure each contestant `rounds` times, one after the other, each round beginning with the next one.
 
     `warm` rounds come first and are thrown away. What `contestants[name]()` returns at one place of the lists was measured within
@@ -104,17 +112,39 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     libraries = {}
-    for name in ("torch", "accelerate", "lightning", "transformers", "torchdata", "numpy", "xxhash"):
+    for name in (
+        "torch",
+        "accelerate",
+        "lightning",
+        "transformers",
+        "torchdata",
+        "numpy",
+        "xxhash",
+    ):
         try:
             libraries[name] = version(name)
         except PackageNotFoundError:
             continue
-    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        "",
+    )
+    memory = next(
+        (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
+    )
     return {
-        "cpu": model or platform.machine(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e6, 1),
-        "load": os.getloadavg()[0], "kernel": platform.release(), "python": platform.python_version(), **libraries,
-    }  # fmt: skip
+        "cpu": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e6, 1),
+        "load": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **libraries,
+    }
 
 
 def _lines(path: str) -> list[str]:
@@ -128,7 +158,11 @@ def keep(rows: Iterable[dict[str, Any]], folder: Path = RESULTS) -> None:
     """Put rows in the place of their last measurement in `latest.jsonl`, and at the end of the day's file with the machine."""
     folder.mkdir(parents=True, exist_ok=True)
     latest = folder / "latest.jsonl"
-    known = {row["row"]: row for row in map(json.loads, latest.read_text().splitlines())} if latest.exists() else {}
+    known = (
+        {row["row"]: row for row in map(json.loads, latest.read_text().splitlines())}
+        if latest.exists()
+        else {}
+    )
     new = {row["row"]: row for row in rows}
     merged = {**known, **new}
     latest.write_text("".join(json.dumps(merged[number]) + "\n" for number in sorted(merged)))

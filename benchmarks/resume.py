@@ -33,21 +33,32 @@ def _measure(own: Lab, rounds: int, slow: bool) -> Row:
     seen = interleaved(contestants, rounds)
     names = dict.fromkeys(name.rpartition(" ")[0] for name in contestants)
     later = {
-        name: [1e3 * (far - near) for near, far in zip(seen[f"{name} {NEAR}"], seen[f"{name} {FAR}"], strict=True)]
+        name: [
+            1e3 * (far - near)
+            for near, far in zip(seen[f"{name} {NEAR}"], seen[f"{name} {FAR}"], strict=True)
+        ]
         for name in names
     }
     worst = max(names, key=lambda name: median(later[name]))
     return Row(
-        5, "ms to the first batch at batch 10^6 minus the same at 10^3", median(later[worst]), 5.0, "lower",
-        _peers() if slow else {}, spread(later[worst]),
+        5,
+        "ms to the first batch at batch 10^6 minus the same at 10^3",
+        median(later[worst]),
+        5.0,
+        "lower",
+        _peers() if slow else {},
+        spread(later[worst]),
         {"worst": worst, **{f"{name}, ms": median(values) for name, values in later.items()}},
-    )  # fmt: skip
+    )
 
 
 def _resumed(own: Lab, streamed: bool, workers: int, step: int) -> Callable[[], float]:
     """Commits a run's state at `step`; what measures the first batch of a run that is put together from it."""
     kind = "stream" if streamed else "map"
-    overrides = [f"train.num_workers={workers}", f"dataset.args.streamed={'true' if streamed else 'false'}"]
+    overrides = [
+        f"train.num_workers={workers}",
+        f"dataset.args.streamed={'true' if streamed else 'false'}",
+    ]
     plan = own.plan("resume", f"{kind}-{workers}-{step}", *overrides)
     training = own.training(plan)
     batch, state = training.train.global_batch, training.state
@@ -56,9 +67,14 @@ def _resumed(own: Lab, streamed: bool, workers: int, step: int) -> Callable[[], 
         size = len(own_samples(training)) // SHARDS
         start = step * batch // BLOCK * BLOCK
         state.stream = {
-            "epoch": 0, "first_step": 0, "start": start, "offset": step * batch - start, "shard": start // size,
-            "taken": start % size, "inner": {"position": start % size} if start % size else None,
-        }  # fmt: skip
+            "epoch": 0,
+            "first_step": 0,
+            "start": start,
+            "offset": step * batch - start,
+            "shard": start // size,
+            "taken": start % size,
+            "inner": {"position": start % size} if start % size else None,
+        }
     training.checkpointer.begin()
     training.checkpointer.wait()
     training.checkpointer.close()
@@ -135,9 +151,10 @@ def _peers() -> dict[str, float]:
 
     return {
         "accelerate, map ms": 1e3 * (skipped(Held(), True, FAR) - skipped(Held(), True, NEAR)),
-        "accelerate, iterable ms (extrapolated)": 1e5 * (skipped(Streamed(), False, 10_000) - skipped(Streamed(), False, 10)),
+        "accelerate, iterable ms (extrapolated)": 1e5
+        * (skipped(Streamed(), False, 10_000) - skipped(Streamed(), False, 10)),
         "StatefulDataLoader, map ms": 1e3 * (stateful(FAR) - stateful(NEAR)),
-    }  # fmt: skip
+    }
 
 
 def _replaced(value: Any, numbers: dict[int, int]) -> Any:
@@ -145,7 +162,11 @@ def _replaced(value: Any, numbers: dict[int, int]) -> Any:
         return {name: _replaced(inner, numbers) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_replaced(inner, numbers) for inner in value)
-    return numbers.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return (
+        numbers.get(value, value)
+        if isinstance(value, int) and not isinstance(value, bool)
+        else value
+    )
 
 
 if __name__ == "__main__":

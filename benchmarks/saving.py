@@ -47,7 +47,11 @@ class Save:
 
 def measure(quick: bool) -> Iterator[Row]:
     os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
-    small = ("model.args={width: 512, depth: 4}", "dataset.args={samples: 65536, shape: [512]}") if quick else ()
+    small = (
+        ("model.args={width: 512, depth: 4}", "dataset.args={samples: 65536, shape: [512]}")
+        if quick
+        else ()
+    )
     with lab() as own:
         yield from _measure(own, rounds=1 if quick else 3, overrides=small)
 
@@ -91,29 +95,61 @@ def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]
     saves = [save for one in ours for save in one.saves]
     blocked = [median(save.blocked for save in one.saves) / one.memcpy for one in ours]
     peers = {
-        name: {"blocked": median(s.blocked for s in saves) / memcpy, "extra": median(s.extra for s in saves) / memcpy}
+        name: {
+            "blocked": median(s.blocked for s in saves) / memcpy,
+            "extra": median(s.extra for s in saves) / memcpy,
+        }
         for name, saves in theirs.items()
     }
     facts = {
-        "state_gb": size / 1e9, "memcpy_s": memcpy, "extra_over_memcpy": median(s.extra for s in saves) / memcpy,
-        "seconds_until_committed": median(s.took for s in saves), "undisturbed_step_s": median(one.step for one in ours),
-    }  # fmt: skip
+        "state_gb": size / 1e9,
+        "memcpy_s": memcpy,
+        "extra_over_memcpy": median(s.extra for s in saves) / memcpy,
+        "seconds_until_committed": median(s.took for s in saves),
+        "undisturbed_step_s": median(one.step for one in ours),
+    }
     yield Row(
-        3, "time that a save takes from the loop's steps, over one memcpy of the state", median(blocked), 0.05, "lower", peers,
-        spread(blocked), facts,
-    )  # fmt: skip
+        3,
+        "time that a save takes from the loop's steps, over one memcpy of the state",
+        median(blocked),
+        0.05,
+        "lower",
+        peers,
+        spread(blocked),
+        facts,
+    )
     base = [save.extra for save in theirs["torch.save + fsync"]]
-    beside = [median(save.extra for save in one.saves) / peer for one, peer in zip(ours, base, strict=True)]
+    beside = [
+        median(save.extra for save in one.saves) / peer
+        for one, peer in zip(ours, base, strict=True)
+    ]
     yield Row(
-        4, "extra seconds per save, over torch.save's with fsync", median(beside), 0.25, "lower",
-        {name: median(s.extra / peer for s, peer in zip(saves, base, strict=True)) for name, saves in theirs.items()},
-        spread(beside), {"xrun_s": median(s.extra for s in saves), "torch_save_s": median(base)},
-    )  # fmt: skip
+        4,
+        "extra seconds per save, over torch.save's with fsync",
+        median(beside),
+        0.25,
+        "lower",
+        {
+            name: median(s.extra / peer for s, peer in zip(saves, base, strict=True))
+            for name, saves in theirs.items()
+        },
+        spread(beside),
+        {"xrun_s": median(s.extra for s in saves), "torch_save_s": median(base)},
+    )
     taken = [one.memory / size for one in ours]
     yield Row(
-        10, "memory taken by saving, over the state's size", median(taken), 1.0 + SLACK / size, "lower", {}, spread(taken),
-        {"state_gb": size / 1e9, "memory_mb_besides_the_copy": [round((one.memory - size) / 1e6, 1) for one in ours]},
-    )  # fmt: skip
+        10,
+        "memory taken by saving, over the state's size",
+        median(taken),
+        1.0 + SLACK / size,
+        "lower",
+        {},
+        spread(taken),
+        {
+            "state_gb": size / 1e9,
+            "memory_mb_besides_the_copy": [round((one.memory - size) / 1e6, 1) for one in ours],
+        },
+    )
 
 
 class Saves:
@@ -138,7 +174,9 @@ class Saves:
         times = self.clock.times
         own = times[-1] - times[-2] if done else 0.0
         if done == 2:
-            Path("/proc/self/clear_refs").write_text("5")  # the most memory from here on is that of undisturbed steps
+            Path("/proc/self/clear_refs").write_text(
+                "5"
+            )  # the most memory from here on is that of undisturbed steps
         if self.began < 0 and done:
             self.calm.append(own)
         elif self.began >= 0:
@@ -172,7 +210,11 @@ class Saves:
 
 def _memory(name: str) -> int:
     """Bytes, of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(name + ":")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -198,11 +240,16 @@ class Others:
 
         self.folder = folder
         self.model, self.optimizer = training.objective.model, training.state.optimizer
-        self.x, self.y = torch.randn(training.train.global_batch, self.model.layers[0].shape[0]), torch.zeros(8)
+        self.x, self.y = (
+            torch.randn(training.train.global_batch, self.model.layers[0].shape[0]),
+            torch.zeros(8),
+        )
         self.methods: dict[str, Callable[[], Any]] = {
-            "torch.save + fsync": self.synced, "accelerate.save_state": self.accelerate(),
-            "dcp.async_save": self.dcp(False), "dcp.async_save, async staging": self.dcp(True),
-        }  # fmt: skip
+            "torch.save + fsync": self.synced,
+            "accelerate.save_state": self.accelerate(),
+            "dcp.async_save": self.dcp(False),
+            "dcp.async_save, async staging": self.dcp(True),
+        }
 
     def step(self, before_step: Callable[[], None] | None = None) -> float:
         began = time.perf_counter()

@@ -42,32 +42,60 @@ def _measure(folder: Path, rounds: int) -> Row:
         return _timed([sys.executable, str(path), *arguments])
 
     contestants = {
-        "click": program("bare", CLICK, "--help"), "xrun --help": program("xrun_command", XRUN, "--help"),
-        "imports": program("imports", IMPORTS), "xrun check": program("xrun_command", XRUN, "check", str(recipe)),
-    }  # fmt: skip
+        "click": program("bare", CLICK, "--help"),
+        "xrun --help": program("xrun_command", XRUN, "--help"),
+        "imports": program("imports", IMPORTS),
+        "xrun check": program("xrun_command", XRUN, "check", str(recipe)),
+    }
     for name in ("accelerate", "wandb", "sky"):
-        path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        path = shutil.which(
+            name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        )
         if path:
             contestants[f"{name} --help"] = _timed([path, "--help"])
     seen = interleaved(contestants, rounds)
     helps = [own / bare for own, bare in zip(seen["xrun --help"], seen["click"], strict=True)]
     checks = [own / bare for own, bare in zip(seen["xrun check"], seen["imports"], strict=True)]
-    worst, name = max((median(helps) / HELP_TARGET, "help"), (median(checks) / CHECK_TARGET, "check"))
+    worst, name = max(
+        (median(helps) / HELP_TARGET, "help"), (median(checks) / CHECK_TARGET, "check")
+    )
     return Row(
-        6, "start-up over bare programs: the nearer to its target of --help (1.3) and check (1.5), as a share of it", worst, 1.0,
-        "lower", {n: median(values) for n, values in seen.items() if n.split()[0] in ("accelerate", "wandb", "sky")},
-        spread([value / HELP_TARGET for value in helps] if name == "help" else [value / CHECK_TARGET for value in checks]),
+        6,
+        "start-up over bare programs: the nearer to its target of --help (1.3) and check (1.5), as a share of it",
+        worst,
+        1.0,
+        "lower",
         {
-            "help_over_click": median(helps), "check_over_imports": median(checks),
-            **{f"{n}, s": median(seen[n]) for n in ("click", "xrun --help", "imports", "xrun check")},
+            n: median(values)
+            for n, values in seen.items()
+            if n.split()[0] in ("accelerate", "wandb", "sky")
         },
-    )  # fmt: skip
+        spread(
+            [value / HELP_TARGET for value in helps]
+            if name == "help"
+            else [value / CHECK_TARGET for value in checks]
+        ),
+        {
+            "help_over_click": median(helps),
+            "check_over_imports": median(checks),
+            **{
+                f"{n}, s": median(seen[n])
+                for n in ("click", "xrun --help", "imports", "xrun check")
+            },
+        },
+    )
 
 
 def _timed(command: list[str]) -> Callable[[], float]:
     def once() -> float:
         began = time.perf_counter()
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            check=True,
+        )
         return time.perf_counter() - began
 
     return once

@@ -31,12 +31,21 @@ def measure(quick: bool) -> Iterator[Row]:
         for name, override in WORKLOADS.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 ours, theirs = process.submit(_ratios, override, saves).result()
-            found[f"{name}, {way}"], peers[f"upload_file of a torch.save, {name}, {way}"] = ours, theirs
+            found[f"{name}, {way}"], peers[f"upload_file of a torch.save, {name}, {way}"] = (
+                ours,
+                theirs,
+            )
     worst = max(found, key=lambda name: median(found[name]))
     yield Row(
-        8, "bytes sent to the Hub per save, over the bytes that changed", median(found[worst]), TARGET, "lower", peers,
-        spread(found[worst]), {name: median(ratios) for name, ratios in found.items()},
-    )  # fmt: skip
+        8,
+        "bytes sent to the Hub per save, over the bytes that changed",
+        median(found[worst]),
+        TARGET,
+        "lower",
+        peers,
+        spread(found[worst]),
+        {name: median(ratios) for name, ratios in found.items()},
+    )
 
 
 def _ratios(override: str, saves: int) -> tuple[list[float], float]:
@@ -50,7 +59,9 @@ def _ratios(override: str, saves: int) -> tuple[list[float], float]:
         watch = _Saves(training, hub, saves + 1)
         run(training, StepClock(None, watch))
         state = training.state
-        changed = sum(tensor.nbytes for name, tensor in state.tensors().items() if name not in state.frozen())
+        changed = sum(
+            tensor.nbytes for name, tensor in state.tensors().items() if name not in state.frozen()
+        )
         return [sent / changed for sent in watch.sent[1:]], _whole(state, hub) / changed
 
 
@@ -64,7 +75,11 @@ class _Saves:
         self.before = self.asked = 0
 
     def __call__(self, done: int) -> None:
-        if self.asked and self.checkpointer.committed_step >= self.asked and not self.checkpointer.busy:
+        if (
+            self.asked
+            and self.checkpointer.committed_step >= self.asked
+            and not self.checkpointer.busy
+        ):
             self.sent.append(_bytes(self.hub) - self.before)
             self.asked = 0
         if len(self.sent) == self.count:

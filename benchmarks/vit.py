@@ -29,7 +29,9 @@ SECONDS = 33.0
 
 
 def measure(quick: bool) -> Iterator[Row]:
-    os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))  # as the entrypoint gives one rank
+    os.environ["OMP_NUM_THREADS"] = str(
+        len(os.sched_getaffinity(0))
+    )  # as the entrypoint gives one rank
     with lab() as own:
         yield _measure(own, rounds=1 if quick else 5, seconds=2.0 if quick else SECONDS)
 
@@ -37,16 +39,24 @@ def measure(quick: bool) -> Iterator[Row]:
 def _measure(own: Lab, rounds: int, seconds: float) -> Row:
     batch = own.plan("vit", "vit").load_recipe().train.global_batch
     seen = [_round(own, seconds, number) for number in range(rounds)]
-    share = {name: [taken["raw"] / taken[name] for taken, *_ in seen] for name in ("xrun", "accelerate")}
+    share = {
+        name: [taken["raw"] / taken[name] for taken, *_ in seen] for name in ("xrun", "accelerate")
+    }
     steps = BLOCK * sum(turns for _, turns, _ in seen)
     return Row(
-        2, "small ViT with checkpoints every 30 s, samples/s over raw", median(share["xrun"]), 0.99, "higher",
-        {"accelerate, nothing saved": median(share["accelerate"])}, spread(share["xrun"]),
+        2,
+        "small ViT with checkpoints every 30 s, samples/s over raw",
+        median(share["xrun"]),
+        0.99,
+        "higher",
+        {"accelerate, nothing saved": median(share["accelerate"])},
+        spread(share["xrun"]),
         {
-            "raw_samples_per_s": batch * steps / sum(taken["raw"] for taken, *_ in seen), "steps": steps,
+            "raw_samples_per_s": batch * steps / sum(taken["raw"] for taken, *_ in seen),
+            "steps": steps,
             "commits_per_round": [commits for *_, commits in seen],
         },
-    )  # fmt: skip
+    )
 
 
 def _round(own: Lab, seconds: float, number: int) -> tuple[dict[str, float], int, int]:
@@ -57,13 +67,19 @@ def _round(own: Lab, seconds: float, number: int) -> tuple[dict[str, float], int
     from xrun.store.directory.store import DirectoryStore
 
     plan = fresh(own.plan("vit", "vit"))
-    work = {name: (functools.partial(_peer, own, plan, name), dict[str, str]()) for name in ("raw", "accelerate")}
+    work = {
+        name: (functools.partial(_peer, own, plan, name), dict[str, str]())
+        for name in ("raw", "accelerate")
+    }
     work["xrun"] = functools.partial(_xrun, own, plan), ON_PROCESSORS
     names = list(work)
     taken, turns = dict.fromkeys(names, 0.0), 0
     with contextlib.ExitStack() as stack:
         first = number % len(names)
-        trained = {name: stack.enter_context(process(*work[name])) for name in names[first:] + names[:first]}
+        trained = {
+            name: stack.enter_context(process(*work[name]))
+            for name in names[first:] + names[:first]
+        }
         show = stack.enter_context(progress_shown(plan))
         for _ in range(WARM):
             _turn(trained, 0, show)
@@ -76,7 +92,9 @@ def _round(own: Lab, seconds: float, number: int) -> tuple[dict[str, float], int
     return taken, turns, head.number - 1 if head else 0
 
 
-def _turn(trained: dict[str, Connection], number: int, show: Callable[[bool], None]) -> dict[str, float]:
+def _turn(
+    trained: dict[str, Connection], number: int, show: Callable[[bool], None]
+) -> dict[str, float]:
     """Everybody makes `BLOCK` steps, the first one changing from turn to turn; seconds of each."""
     names = list(trained)
     first = number % len(names)
@@ -95,7 +113,9 @@ def _peer(own: Lab, plan: Plan, name: str, turns: Connection) -> None:
     recipe = plan.load_recipe()
     table = load_build("datasets", "table", own.root)(**recipe.dataset.args)["train"]
     build = load_build("models", "vit", own.root)
-    work = peers.Work(table, lambda: build(**recipe.model.args), recipe.train.global_batch, 0.001, 0, 0)
+    work = peers.Work(
+        table, lambda: build(**recipe.model.args), recipe.train.global_batch, 0.001, 0, 0
+    )
     steps = {"raw": peers.raw_steps, "accelerate": peers.accelerate_steps}[name](work)
     while turns.recv():
         began = time.perf_counter()

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-OWNED = ("XRUN_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "WANDB_", "SKYPILOT_", "XDG_", "PYTEST_ADDOPTS", "PYTHONPATH")
+OWNED = (
+    "XRUN_",
+    "HF_",
+    "HUGGING_FACE_",
+    "TRANSFORMERS_",
+    "WANDB_",
+    "SKYPILOT_",
+    "XDG_",
+    "PYTEST_ADDOPTS",
+    "PYTHONPATH",
+)
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 NOBODY = "http://127.0.0.1:9"
@@ -19,7 +29,9 @@ ACCOUNTS = {name: value for name, value in os.environ.items() if name.startswith
 # huggingface_hub reads it once, at its first import, which may be the import of a test file.
 os.environ["HF_ENDPOINT"] = NOBODY
 
-settings.register_profile("xrun", suppress_health_check=[HealthCheck.too_slow])  # how busy the machine is, is not the test's news
+settings.register_profile(
+    "xrun", suppress_health_check=[HealthCheck.too_slow]
+)  # how busy the machine is, is not the test's news
 settings.load_profile("xrun")
 
 

@@ -33,7 +33,12 @@ class DeadlyProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -69,7 +74,9 @@ class DeadlyProxy:
                 if not proxy.passes(f"{self.command} {self.path.partition('?')[0]}", forward=True):
                     return
                 upstream = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=120)
-                headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+                headers = {
+                    name: value for name, value in self.headers.items() if name.lower() not in _HOP
+                }
                 upstream.request(self.command, self.path, body or None, headers)
                 answer = upstream.getresponse()
                 if proxy.passes("", forward=False):

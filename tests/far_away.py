@@ -26,10 +26,18 @@ from xrun.run.folder import RunFolder
 from xrun.store.hub.store import stored_files
 
 FINISHED, COME_BACK = 0, 75
-FAST = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000", "XRUN_HUB_PATIENCE": "3", "XRUN_WANDB_CHECK": "1"}
+FAST = {
+    "XRUN_HUB_SPACING": "0",
+    "XRUN_HUB_HOURLY": "1000000",
+    "XRUN_HUB_PATIENCE": "3",
+    "XRUN_WANDB_CHECK": "1",
+}
 """A loopback Hub has no limit of commits; a schedule has no minutes to wait for it."""
 HUB = {
-    "status before": {"match": r"POST .*/commit/|/preupload/|GET .*/(revision|resolve)/", "status": 503},
+    "status before": {
+        "match": r"POST .*/commit/|/preupload/|GET .*/(revision|resolve)/",
+        "status": 503,
+    },
     "status after": {"match": r"POST .*/commit/", "status": 500, "when": "after"},
     "too many": {"match": r"POST .*/commit/", "status": 429, "retry_after": 0.1},
     "cut before": {"match": r"POST .*/commit/|PUT |/resolve/", "cut": True},
@@ -90,14 +98,22 @@ class FarAway:
     def committed(self) -> dict[str, Any] | None:
         """The record of the head on the server, every file of which is there with the bytes that were committed."""
         try:
-            record: dict[str, Any] = json.loads(self.hub.read(self.repo, "head.json", "state"))["record"]
+            record: dict[str, Any] = json.loads(self.hub.read(self.repo, "head.json", "state"))[
+                "record"
+            ]
         except Exception as error:
-            if "not at" in str(error) or "not found" in str(error).lower() or "Invalid" in str(error):
+            if (
+                "not at" in str(error)
+                or "not found" in str(error).lower()
+                or "Invalid" in str(error)
+            ):
                 return None
             raise
         for file in stored_files(record):
             content = self.hub.read(self.repo, file.copies[0], "state")
-            assert xxh3_128(content).hexdigest() == file.hash, f"{file.copies[0]} is not what was committed"
+            assert xxh3_128(content).hexdigest() == file.hash, (
+                f"{file.copies[0]} is not what was committed"
+            )
         return record
 
     def rows(self) -> list[dict[str, Any]]:
@@ -133,7 +149,9 @@ def play(far: FarAway, seed: int, expected: tuple[str, dict[int, dict[str, Any]]
         if not last:
             arm(far, rng, result)
         if result.kills < kills and not last:
-            far.project.trap("SIGKILL", call=rng.randint(1, STEPS) * PER_STEP - rng.randint(0, PER_STEP - 1))
+            far.project.trap(
+                "SIGKILL", call=rng.randint(1, STEPS) * PER_STEP - rng.randint(0, PER_STEP - 1)
+            )
         else:
             (far.project.root / "trap.json").unlink(missing_ok=True)
         code = far.live().code
@@ -144,10 +162,20 @@ def play(far: FarAway, seed: int, expected: tuple[str, dict[int, dict[str, Any]]
             far.wandb.faults.clear()
         record = far.committed()
         witness = far.run.path / "committed.json"
-        acknowledged = max([acknowledged, *([json.loads(witness.read_text())["step"]] if witness.exists() else [])])
+        acknowledged = max(
+            [acknowledged, *([json.loads(witness.read_text())["step"]] if witness.exists() else [])]
+        )
         if step_of(record) < acknowledged:
-            result.wrong.append(f"life {life}: step {acknowledged} was acknowledged, the head has {step_of(record)}")
-        if record and (again := [a for a in record["attempts"] if a.get("resumed_step", a["from_step"]) < a["from_step"]]):
+            result.wrong.append(
+                f"life {life}: step {acknowledged} was acknowledged, the head has {step_of(record)}"
+            )
+        if record and (
+            again := [
+                a
+                for a in record["attempts"]
+                if a.get("resumed_step", a["from_step"]) < a["from_step"]
+            ]
+        ):
             result.wrong.append(f"life {life}: {again} started before what was committed")
         if code == FINISHED:
             break
@@ -175,7 +203,9 @@ def arm(far: FarAway, rng: random.Random, result: Schedule) -> None:
         result.faults[name] += 1
 
 
-def compare(far: FarAway, expected: tuple[str, dict[int, dict[str, Any]]], result: Schedule) -> None:
+def compare(
+    far: FarAway, expected: tuple[str, dict[int, dict[str, Any]]], result: Schedule
+) -> None:
     """The finished run against an undisturbed one: weights, the log of this machine, the history at W&B."""
     final, losses = expected
     if weights(far.run) != final:

@@ -24,7 +24,12 @@ def work(rank: int, size: int, port: int, what: str, line: Any) -> None:
     if what == "late" and rank == 0:
         time.sleep(0.5)
     try:
-        world = join_world(False, Patience(meeting=2.0 if what == "absent" else 60.0, talking=2.0 if what == "silent" else 60.0))
+        world = join_world(
+            False,
+            Patience(
+                meeting=2.0 if what == "absent" else 60.0, talking=2.0 if what == "silent" else 60.0
+            ),
+        )
         line.send((world.total([rank + 1.0]), world.least(5.0 - rank), world.from_first(rank)))
     except ProcessesApart as error:
         line.send(str(error))

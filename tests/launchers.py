@@ -33,16 +33,28 @@ class Launchers:
     """The process, as a context manager. The API server at `url` is a remote one to it: files are uploaded."""
 
     def __init__(self, home: SkyHome, folder: Path, url: str) -> None:
-        self.folder, self._environment = folder, home.environment | {"SKYPILOT_API_SERVER_ENDPOINT": url}
+        self.folder, self._environment = (
+            folder,
+            home.environment | {"SKYPILOT_API_SERVER_ENDPOINT": url},
+        )
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "launchers"], cwd=Path(__file__).parent, env=self._environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "launchers"],
+            cwd=Path(__file__).parent,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._process.communicate(timeout=60)
 
     def project(self, name: str) -> Path:
@@ -95,7 +107,9 @@ def launch(project: str, run: str) -> int:
 
     path = Path(project) / "recipes" / "small.yaml"
     try:
-        return SkyCloud(detach=True, settle=3.0).run(make_plan(load_recipe(path), path, run=run, environ={}))
+        return SkyCloud(detach=True, settle=3.0).run(
+            make_plan(load_recipe(path), path, run=run, environ={})
+        )
     except XrunError as error:
         print(f"xrun: {error}")
         return error.exit_code

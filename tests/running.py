@@ -169,37 +169,81 @@ class Project:
         return path
 
     def trap(
-        self, do: str, *, call: int, split: str = "train", rank: int = 0, stays: bool = False, committed: int = -1,
+        self,
+        do: str,
+        *,
+        call: int,
+        split: str = "train",
+        rank: int = 0,
+        stays: bool = False,
+        committed: int = -1,
         paced: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Lay out what happens at the `call`-th collate of `split` in a process, once that step is committed.
 
         `stays`: in every life, not once. `paced`: until then every save is committed before the next step, so that the
         checkpoints lie at the multiples of 5 and nowhere else.
         """
-        trap = {"do": do, "call": call, "split": split, "rank": rank, "stays": stays, "committed": committed, "paced": paced}
+        trap = {
+            "do": do,
+            "call": call,
+            "split": split,
+            "rank": rank,
+            "stays": stays,
+            "committed": committed,
+            "paced": paced,
+        }
         self.write("trap.json", json.dumps(trap))
 
-    def start(self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any
+    ) -> subprocess.Popen[str]:
         """Start the `xrun` command in this project, in a session of its own as a terminal's shell does."""
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(self.root / "home"), "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1",
-            "HF_ENDPOINT": "http://127.0.0.1:9", **environ,
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.root / "home"),
+            "PYTHONPATH": SOURCES,
+            "OMP_NUM_THREADS": "1",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            **environ,
+        }
         return subprocess.Popen(
-            [sys.executable, "-m", "xrun", *arguments], cwd=self.root, env=environment, stdin=subprocess.DEVNULL, text=True,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **options},
-        )  # fmt: skip
+            [sys.executable, "-m", "xrun", *arguments],
+            cwd=self.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            **{
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "start_new_session": True,
+                **options,
+            },
+        )
 
-    def xrun(self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), seconds: float = 180) -> Done:
+    def xrun(
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] = MappingProxyType({}),
+        seconds: float = 180,
+    ) -> Done:
         """Run the `xrun` command to its end; `environ` goes on top of an empty account's environment."""
         return ended(self.start(*arguments, environ=environ), seconds)
 
-    def plan(self, *overrides: str, run: str = "", processes: int = 1, recipe: str = "tiny", fork: str = "") -> Plan:
+    def plan(
+        self,
+        *overrides: str,
+        run: str = "",
+        processes: int = 1,
+        recipe: str = "tiny",
+        fork: str = "",
+    ) -> Plan:
         """The plan of the recipe with these overrides."""
         path = self.root / "recipes" / f"{recipe}.yaml"
         loaded = load_recipe(path, overrides)
-        return make_plan(loaded, path, overrides=overrides, run=run, processes=processes, environ={}, fork=fork)
+        return make_plan(
+            loaded, path, overrides=overrides, run=run, processes=processes, environ={}, fork=fork
+        )
 
     def attempt(self, *overrides: str, stop: StopFlag | None = None, **options: Any) -> Done:
         """One attempt, its ranks warm; see the module."""
@@ -249,7 +293,9 @@ def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None
 def forkserver() -> Any:
     """Where processes come from that have imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["xrun.training.build", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"])
+    context.set_forkserver_preload(
+        ["xrun.training.build", "torch._dynamo", "torch._inductor", "torch.nn.parallel", "running"]
+    )
     return context
 
 
@@ -314,7 +360,9 @@ def _rank(environment: dict[str, str], log: str, plan: str, attempt_id: str) -> 
     sys.stderr = os.fdopen(2, "w", buffering=1)
     from xrun.training.rank import main
 
-    multiprocessing.set_start_method("fork", force=True)  # as in a rank that was not started by multiprocessing
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # as in a rank that was not started by multiprocessing
     code = main(plan, attempt_id)
     logging.shutdown()
     sys.stdout.flush()
@@ -340,7 +388,10 @@ def weights(run: RunFolder) -> str:
 def curve(run: RunFolder) -> dict[int, dict[str, Any]]:
     """Every point of training by its step, without the clock; a step that is there twice fails."""
     points = [point for point in run.points() if "train/loss" in point]
-    by_step = {point["step"]: {name: value for name, value in point.items() if name != "time"} for point in points}
+    by_step = {
+        point["step"]: {name: value for name, value in point.items() if name != "time"}
+        for point in points
+    }
     assert len(by_step) == len(points), "a step was logged twice"
     return by_step
 
@@ -367,7 +418,9 @@ def processes_of(folder: Path) -> list[int]:
 def children(pid: int) -> list[int]:
     """The living children of a process."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except FileNotFoundError:
         return []
 

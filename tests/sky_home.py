@@ -24,7 +24,11 @@ from running import SOURCES, Done
 
 CATALOGS = Path(__file__).parent / "data" / "catalogs" / "v8"
 CLOUDS = ("aws", "nebius", "verda")
-SMALL = {"IS_SKYPILOT_SERVER": "true", "SKYPILOT_POD_CPU_CORE_LIMIT": "1", "SKYPILOT_POD_MEMORY_GB_LIMIT": "4"}
+SMALL = {
+    "IS_SKYPILOT_SERVER": "true",
+    "SKYPILOT_POD_CPU_CORE_LIMIT": "1",
+    "SKYPILOT_POD_MEMORY_GB_LIMIT": "4",
+}
 """A server that takes this machine for a small one starts one job controller and not a dozen."""
 ENABLE = """
 import sys
@@ -43,9 +47,13 @@ class SkyHome:
         shutil.copytree(CATALOGS, folder / ".sky" / "catalogs" / "v8")
         (folder / ".sky" / "config.yaml").write_text(config)
         self.environment = {
-            "HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": SOURCES,
-            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            "HOME": str(folder),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": SOURCES,
+            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "OMP_NUM_THREADS": "1",
+        }
 
     def enable(self, *clouds: str) -> None:
         """As `sky check` leaves it, had it asked these clouds."""
@@ -63,9 +71,15 @@ class SkyHome:
     def run(self, *command: str, cwd: Path | None = None) -> Done:
         """Run a program to its end."""
         done = subprocess.run(
-            command, cwd=cwd or self.folder, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -81,15 +95,30 @@ class ApiServer:
         self.home.environment["SKYPILOT_API_SERVER_LOCAL_PORT"] = str(self.port)
         with (self.home.folder / "api_server.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "sky.server.server", "--host=127.0.0.1", f"--port={self.port}"],
-                cwd=self.home.folder, env=self.home.environment | SMALL, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [
+                    sys.executable,
+                    "-m",
+                    "sky.server.server",
+                    "--host=127.0.0.1",
+                    f"--port={self.port}",
+                ],
+                cwd=self.home.folder,
+                env=self.home.environment | SMALL,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self._until_it_answers()
         self.home.enable(*CLOUDS)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         while family := [process for process in processes() if self._owns(process)]:
             for process in family:
                 with contextlib.suppress(ProcessLookupError):
@@ -139,7 +168,11 @@ def is_free(port: int) -> bool:
 
 def processes() -> list[int]:
     """Every process of this machine but this one."""
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid()]
+    return [
+        int(path.name)
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit() and int(path.name) != os.getpid()
+    ]
 
 
 def home_of(process: int) -> str:

@@ -46,12 +46,22 @@ def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
     folder = RunFolder(plan.folder)
     path = write_plan(folder, plan)
     folder.logs("nobody").mkdir(parents=True)
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": SOURCES, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": SOURCES,
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "xrun.training.rank", str(path), "nobody"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 4, done.stderr
     assert not folder.state.exists()
-    assert "taken over" in json.loads((folder.logs("nobody") / "failure-0.json").read_text())["message"]
+    assert (
+        "taken over"
+        in json.loads((folder.logs("nobody") / "failure-0.json").read_text())["message"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +87,15 @@ def test_ctrl_c_alone_does_not_end_a_rank(tmp_path: Path) -> None:
     project.trap("hold", call=3 * PER_STEP)
 
     def interrupt() -> None:
-        os.kill(int(until(lambda: (tmp_path / "held").exists() and (tmp_path / "held").read_text(), "the hold")), signal.SIGINT)
+        os.kill(
+            int(
+                until(
+                    lambda: (tmp_path / "held").exists() and (tmp_path / "held").read_text(),
+                    "the hold",
+                )
+            ),
+            signal.SIGINT,
+        )
         (tmp_path / "go").touch()
 
     thread = threading.Thread(target=interrupt)

@@ -21,7 +21,15 @@ def test_a_row_is_measured_and_kept(tmp_path: Path) -> None:
     """Row 6, quickly: a line of the table on standard output, a line of JSON in `latest.jsonl`, and one with the machine."""
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     command = [sys.executable, "-m", "benchmarks", "6", "--quick", "--results", str(tmp_path)]
-    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| 6 | ")
     (row,) = (json.loads(line) for line in (tmp_path / "latest.jsonl").read_text().splitlines())

@@ -27,7 +27,9 @@ from xrun.supervisor.arrive import arrive
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "runner" / "xrun"
-PRICE = Price("aws", "us-east-1", "", "p4d.24xlarge", "A100:8", True, 2.4655, "2026-11-21", "a catalog")
+PRICE = Price(
+    "aws", "us-east-1", "", "p4d.24xlarge", "A100:8", True, 2.4655, "2026-11-21", "a catalog"
+)
 
 
 @pytest.fixture
@@ -44,9 +46,15 @@ def test_the_wheel_is_the_running_code(tmp_path: Path) -> None:
     name, data = pack_wheel()
     (tmp_path / name).write_bytes(data)
     archive = zipfile.ZipFile(tmp_path / name)
-    here = {f"xrun/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*") if path.is_file()}
+    here = {
+        f"xrun/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*") if path.is_file()
+    }
     for folder in ("models", "datasets", "recipes"):
-        here |= {f"xrun/components/{folder}/{path.name}": path for path in (ROOT / folder).iterdir() if path.is_file()}
+        here |= {
+            f"xrun/components/{folder}/{path.name}": path
+            for path in (ROOT / folder).iterdir()
+            if path.is_file()
+        }
     here = {name: path for name, path in here.items() if "__pycache__" not in name}
     assert {name for name in archive.namelist() if ".dist-info/" not in name} == set(here)
     assert not [name for name, path in here.items() if archive.read(name) != path.read_bytes()]
@@ -57,7 +65,17 @@ def test_the_wheel_installs(tmp_path: Path) -> None:
     """pip takes it, and its commands and metadata are there."""
     name, data = pack_wheel()
     (tmp_path / name).write_bytes(data)
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--target", "there"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--target",
+        "there",
+    ]
     subprocess.run([*install, tmp_path / name], cwd=tmp_path, check=True)
     show = "import xrun, importlib.metadata as m; print(xrun.__file__, m.version('xrun'), m.entry_points(name='xrun'))"
     done = subprocess.run(
@@ -73,7 +91,11 @@ def test_the_wheel_installs(tmp_path: Path) -> None:
 
 
 def pins(path: Path) -> dict[str, str]:
-    lines = [line.split("==") for line in path.read_text().splitlines() if "==" in line and not line.startswith("#")]
+    lines = [
+        line.split("==")
+        for line in path.read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    ]
     return {canonical(name): version for name, version in lines}
 
 
@@ -85,7 +107,9 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
     """Every distribution that this one needs here, with itself."""
     found.add(canonical(name))
     for wanted in map(Requirement, distribution(name).requires or []):
-        applies = wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        applies = wanted.marker is None or any(
+            wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+        )
         if applies and (canonical(wanted.name) not in found or wanted.extras):
             needed(wanted.name, tuple(wanted.extras), found)
     return found
@@ -94,8 +118,13 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
 @pytest.mark.cloud
 def test_the_containers_pins_are_those_of_the_tested_environment() -> None:
     """container.txt is the part of constraints/cloud.txt that the container half needs: nothing missing, nothing else."""
-    tested, carried = pins(ROOT / "constraints" / "cloud.txt"), pins(PACKAGE / "launcher" / "arrival" / "container.txt")
-    assert carried == {name: tested[name] for name in needed("xrun", ("train",), set()) if name in tested}
+    tested, carried = (
+        pins(ROOT / "constraints" / "cloud.txt"),
+        pins(PACKAGE / "launcher" / "arrival" / "container.txt"),
+    )
+    assert carried == {
+        name: tested[name] for name in needed("xrun", ("train",), set()) if name in tested
+    }
     assert {"torch", "accelerate", "safetensors", "huggingface-hub", "wandb"} <= carried.keys()
     assert not {"skypilot", "pytest"} & carried.keys()
 
@@ -125,8 +154,11 @@ def test_cargo_holds_the_project_the_prices_and_no_caches(project: Project) -> N
     project.write("datasets/words.txt", "a list that a component reads")
     cargo = pack(project.plan(), [PRICE], setup="pip install einops")
     assert {name for name in names(cargo) if name.startswith("project/")} == {
-        "project/models/line.py", "project/datasets/points.py", "project/datasets/words.txt", "project/recipes/tiny.yaml",
-    }  # fmt: skip
+        "project/models/line.py",
+        "project/datasets/points.py",
+        "project/datasets/words.txt",
+        "project/recipes/tiny.yaml",
+    }
     assert (cargo / "recipe_setup.sh").read_text() == "pip install einops"
     (price,) = prices_of({"XRUN_PRICES": (cargo / "prices.json").read_text()})
     assert (price.cloud, price.region, price.usd_per_hour, price.spot, price.date) == (
@@ -165,7 +197,10 @@ def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> Non
     machine = Path(os.environ["HOME"])
     assert arrive(cargo) == machine / "xrun" / "runs" / plan.run / "plan.json"
     arrived = Plan.from_json(arrive(cargo).read_text())
-    assert (arrived.home, arrived.project) == (str(machine / "xrun/runs"), str(machine / "xrun" / plan.run / "cargo/project"))
+    assert (arrived.home, arrived.project) == (
+        str(machine / "xrun/runs"),
+        str(machine / "xrun" / plan.run / "cargo/project"),
+    )
     assert arrived.digest == plan.digest
 
 
@@ -178,10 +213,21 @@ def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path
     (machine / "xrun" / plan.run).mkdir()
     cargo = machine / "xrun" / plan.run / "cargo"
     pack(plan, [PRICE], setup=f"echo once >> {tmp_path}/setup.log").rename(cargo)
-    environ = {"HOME": str(machine), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environ = {
+        "HOME": str(machine),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def shell(command: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(["bash", "-c", command], cwd=machine, env=environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=machine,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 

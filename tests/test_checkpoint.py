@@ -56,7 +56,12 @@ class Gate:
     """A real store that waits until a test lets it go on, before `put` or `commit`, to hold a save at a delicate place."""
 
     def __init__(self, store: DirectoryStore, where: str) -> None:
-        self.store, self.where, self.reached, self.open = store, where, threading.Event(), threading.Event()
+        self.store, self.where, self.reached, self.open = (
+            store,
+            where,
+            threading.Event(),
+            threading.Event(),
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
@@ -78,15 +83,26 @@ class Gate:
 class Run:
     """A run's state with its checkpointer in a folder."""
 
-    def __init__(self, folder: Path, attempt: str = "a1", width: int = 5, gate: str = "", keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        attempt: str = "a1",
+        width: int = 5,
+        gate: str = "",
+        keep: Keep | None = None,
+    ) -> None:
         torch.manual_seed(0)
         self.model = Model(width)
         objective = Objective(self.model, "classification")
         self.width = width
-        self.state = TrainState(objective, build_optimizer(Train(steps=99, global_batch=4), objective), micro_batch=4)
+        self.state = TrainState(
+            objective, build_optimizer(Train(steps=99, global_batch=4), objective), micro_batch=4
+        )
         self.store: Any = DirectoryStore(folder / "state", "run", attempt, "me")
         found = self.store.head()
-        record = dict(found.record) if found else {"checkpoints": [], "rejected": [], "attempts": []}
+        record = (
+            dict(found.record) if found else {"checkpoints": [], "rejected": [], "attempts": []}
+        )
         record["attempts"] = [*record["attempts"], {"id": attempt}]
         head = self.store.commit(record, found)
         if gate:
@@ -94,10 +110,16 @@ class Run:
         tracker = JsonlTracker(folder)
         tracker.start({}, 0)
         self.checkpointer = Checkpointer(
-            self.state, self.store, head=head, digest="d", attempt=attempt, keep=keep or Keep(),
-            schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0), tracker=tracker,
+            self.state,
+            self.store,
+            head=head,
+            digest="d",
+            attempt=attempt,
+            keep=keep or Keep(),
+            schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0),
+            tracker=tracker,
             environment={"threads": 1},
-        )  # fmt: skip
+        )
 
     def forward(self) -> None:
         x = torch.randn(4, self.width, generator=torch.Generator().manual_seed(self.state.step))
@@ -126,7 +148,9 @@ class Run:
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def restored(folder: Path, width: int = 5) -> dict[str, Tensor]:
@@ -175,7 +199,9 @@ def test_buffers_are_copied_at_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.step()
     forward = threading.Event()
-    run.checkpointer._thread.submit(forward.wait)  # the rest is copied after the buffers have changed
+    run.checkpointer._thread.submit(
+        forward.wait
+    )  # the rest is copied after the buffers have changed
     run.checkpointer.begin()
     run.model.seen.fill_(99)
     forward.set()
@@ -183,7 +209,9 @@ def test_buffers_are_copied_at_once(tmp_path: Path) -> None:
     assert torch.equal(restored(tmp_path)["model.seen"], torch.ones(4))
 
 
-def test_a_change_outside_of_the_step_loses_that_save_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_outside_of_the_step_loses_that_save_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A parameter changed while it is copied fails that save by its name; the commit before stands and the next save works."""
     run = Run(tmp_path)
     run.step()
@@ -203,7 +231,9 @@ def test_a_change_outside_of_the_step_loses_that_save_only(tmp_path: Path, caplo
     go.set()
     run.checkpointer.before_step()
     run.checkpointer.wait()
-    assert "The save of step 2 failed: model.linear.weight changed while it was copied" in caplog.text
+    assert (
+        "The save of step 2 failed: model.linear.weight changed while it was copied" in caplog.text
+    )
     assert run.steps() == [1]
     run.step()
     run.save()
@@ -238,19 +268,27 @@ def test_saving_takes_one_copy_of_the_state(tmp_path: Path) -> None:
         run.save()
     held = run.checkpointer._snapshot.rooms
     assert {name: room.data_ptr() for name, room in held.items()} == rooms
-    assert sum(t.nbytes for t in held.values()) == sum(t.nbytes for t in run.state.tensors().values())
+    assert sum(t.nbytes for t in held.values()) == sum(
+        t.nbytes for t in run.state.tensors().values()
+    )
 
 
 def test_a_snapshot_of_any_layout_is_right() -> None:
     """Transposed, 0-d, empty and bf16 tensors lie one after the other as they are in a file, which begins with a page."""
     sources = {
-        "t": torch.randn(3, 4).t(), "scalar": torch.tensor(3), "empty": torch.zeros(0, 2), "half": torch.randn(5).bfloat16(),
-    }  # fmt: skip
+        "t": torch.randn(3, 4).t(),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 2),
+        "half": torch.randn(5).bfloat16(),
+    }
     snapshot = Snapshot()
     snapshot.copy({"file": sources, "nothing": {"empty": torch.zeros(0)}})
     room = snapshot.rooms["file"]
     assert room.data_ptr() % mmap.PAGESIZE == 0
-    assert equal(safetensors.torch.load(tensor_file.header(sources, {}) + bytes(tensor_file.bytes_of(room))), sources)
+    assert equal(
+        safetensors.torch.load(tensor_file.header(sources, {}) + bytes(tensor_file.bytes_of(room))),
+        sources,
+    )
     assert snapshot.rooms["nothing"].nbytes == 0
 
 
@@ -274,7 +312,9 @@ def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: P
     assert next(name for name in now.files if name.startswith("frozen")).endswith("-a1")
 
 
-def test_a_run_that_an_older_xrun_began_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_an_older_xrun_began_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its files have another kind of hash, and are verified by that; the next save's files have the kind of today."""
     shutil.copytree(STORES / "v1", tmp_path / "v1")
     again = Run(tmp_path / "again")
@@ -287,7 +327,10 @@ def test_a_run_that_an_older_xrun_began_goes_on(tmp_path: Path, caplog: pytest.L
     successor.step()
     successor.save()
     assert successor.steps() == [2, 3]
-    assert [{len(file.hash) for file in c.files.values()} for c in checkpoints_of(successor.store.head())] == [{64}, {32}]
+    assert [
+        {len(file.hash) for file in c.files.values()}
+        for c in checkpoints_of(successor.store.head())
+    ] == [{64}, {32}]
     assert equal(restored(tmp_path / "v1"), successor.values())
     for path in successor.files(3):
         path.unlink()
@@ -328,7 +371,9 @@ def test_a_damaged_file_of_frozen_tensors_is_written_again(tmp_path: Path) -> No
 
 
 def manifest(step: int, best: int | None = None) -> Checkpoint:
-    return Checkpoint(step, "a", "d", 0.0, {"best": None if best is None else {"step": best, "value": 0.0}}, {})
+    return Checkpoint(
+        step, "a", "d", 0.0, {"best": None if best is None else {"step": best, "value": 0.0}}, {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -433,7 +478,10 @@ def test_if_all_are_damaged_nothing_starts(tmp_path: Path) -> None:
         run.step()
         run.save()
         flip(run.store.root / checkpoints_of(run.store.head())[-1].files["model-0-0"].copies[0])
-    with pytest.raises(CheckpointCorrupt, match=r"Every checkpoint.*step 2: .*step 1: .*Nothing was started from step 0"):
+    with pytest.raises(
+        CheckpointCorrupt,
+        match=r"Every checkpoint.*step 2: .*step 1: .*Nothing was started from step 0",
+    ):
         newest(run.store, run.store.head())
 
 
@@ -461,16 +509,29 @@ def test_a_lost_lease_ends_training(tmp_path: Path) -> None:
 
 def test_a_manifest_of_a_newer_xrun_is_read() -> None:
     """Keys that this version does not know are ignored, and its own come back."""
-    one = Checkpoint(3, "a", "d", 1.5, {"step": 3}, {"model-0-0": StoredFile("ab", 7, ("objects/a/ab",))}, {"threads": 2})
+    one = Checkpoint(
+        3,
+        "a",
+        "d",
+        1.5,
+        {"step": 3},
+        {"model-0-0": StoredFile("ab", 7, ("objects/a/ab",))},
+        {"threads": 2},
+    )
     assert Checkpoint.from_json({**one.to_json(), "later": {"x": 1}}) == one
-    head = Head(1, "", "", "", "", "", 0.0, {"checkpoints": [manifest(5).to_json(), manifest(3).to_json()]})
+    head = Head(
+        1, "", "", "", "", "", 0.0, {"checkpoints": [manifest(5).to_json(), manifest(3).to_json()]}
+    )
     assert [checkpoint.step for checkpoint in checkpoints_of(head)] == [3, 5]
     assert checkpoints_of(None) == []
 
 
 def test_differences_name_what_changed() -> None:
     """Only what differs is said, missing values included."""
-    assert differences({"threads": 2, "torch": "2", "cuda": None}, {"threads": 1, "torch": "2"}) == "threads 2 -> 1"
+    assert (
+        differences({"threads": 2, "torch": "2", "cuda": None}, {"threads": 1, "torch": "2"})
+        == "threads 2 -> 1"
+    )
     assert differences({"a": 1}, {"a": 1}) == ""
 
 
@@ -481,14 +542,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     if os.geteuid() or not shutil.which("mount"):
         pytest.skip("mounting a small filesystem needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode:
         pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_loses_one_save_and_nothing_else(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_loses_one_save_and_nothing_else(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without room for a save training goes on, the old checkpoint stays whole, it is said, and with room saves go on."""
     run = Run(small_disk, width=100)
     run.step()

@@ -32,7 +32,9 @@ def test_the_same_command_again_does_nothing(project: Project) -> None:
     assert done.code == 0, done.err
     assert "is finished" in done.err
     assert (file.stat().st_mtime_ns, weights(project.run)) == before
-    assert len(list((project.run.path / "logs").iterdir())) == 2, "the ranks that were started ahead have left nothing"
+    assert len(list((project.run.path / "logs").iterdir())) == 2, (
+        "the ranks that were started ahead have left nothing"
+    )
 
 
 def test_status_lists_runs(project: Project) -> None:
@@ -50,7 +52,9 @@ def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
     assert project.attempt().code == 75
-    assert re.search(r" stopped +step \d+ committed \d+ s ago, 1 attempts", project.xrun("status").out)
+    assert re.search(
+        r" stopped +step \d+ committed \d+ s ago, 1 attempts", project.xrun("status").out
+    )
 
 
 def test_report_tells_what_happened(project: Project) -> None:
@@ -89,7 +93,9 @@ def test_schema_is_json(project: Project) -> None:
 
 def test_check_finds_every_problem(project: Project) -> None:
     """`xrun check` prints every problem at its place and exits 2; `--json` the same for programs; a good recipe exits 0."""
-    bad = project.write("recipes/bad.yaml", project.recipe.read_text().replace("steps: 20", "stepz: 20\n  seed: x"))
+    bad = project.write(
+        "recipes/bad.yaml", project.recipe.read_text().replace("steps: 20", "stepz: 20\n  seed: x")
+    )
     done = project.xrun("check", str(bad), "recipes/tiny.yaml")
     assert done.code == 2
     assert f"{bad}:6:3: train.stepz" in done.err
@@ -135,7 +141,9 @@ def test_init_writes_a_recipe_that_is_fine(project: Project, tmp_path: Path) -> 
         (["report", "../elsewhere"], None, "elsewhere"),
     ],
 )
-def test_a_mistake_is_one_clear_line(project: Project, arguments: list[str], code: int | None, sentence: str) -> None:
+def test_a_mistake_is_one_clear_line(
+    project: Project, arguments: list[str], code: int | None, sentence: str
+) -> None:
     """What people type by mistake is answered by one line that names it and the way out, with the right exit code."""
     done = project.xrun(*arguments)
     assert done.code == code if code is not None else done.code in (2, 3)
@@ -146,10 +154,13 @@ def test_a_mistake_is_one_clear_line(project: Project, arguments: list[str], cod
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["recipes/tiny.yaml", "--no-such-option"], ["nonsense"], ["run"], ["recipes/tiny.yaml", "--processes", "0"],
+        ["recipes/tiny.yaml", "--no-such-option"],
+        ["nonsense"],
+        ["run"],
+        ["recipes/tiny.yaml", "--processes", "0"],
         ["recipes/tiny.yaml", "--processes", "x"],
     ],
-)  # fmt: skip
+)
 def test_a_wrong_command_is_explained(project: Project, arguments: list[str]) -> None:
     """Options and commands that do not exist exit 2 with click's explanation and without a traceback."""
     done = project.xrun(*arguments)
@@ -202,7 +213,9 @@ def test_the_way_on_can_be_typed(tmp_path: Path) -> None:
 
     project = Project(tmp_path)
     project.trap("hold", call=2 * PER_STEP)
-    command = project.start("recipes/tiny.yaml", "-s", "model.args={width: 9}", "-s", "train.steps=4")
+    command = project.start(
+        "recipes/tiny.yaml", "-s", "model.args={width: 9}", "-s", "train.steps=4"
+    )
     until(lambda: (tmp_path / "held").exists(), "the hold")
     os.kill(command.pid, signal.SIGTERM)
     done = ended(command)

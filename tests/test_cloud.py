@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PER_STEP, Project, children, curve, ended, processes_of, record, steps_of, until, weights
+from running import (
+    PER_STEP,
+    Project,
+    children,
+    curve,
+    ended,
+    processes_of,
+    record,
+    steps_of,
+    until,
+    weights,
+)
 
 from xrun.launcher.local import _alone
 from xrun.run.folder import RunFolder
@@ -38,7 +49,9 @@ def held(project: Project) -> int:
 
 def same(project: Project, undisturbed: Project) -> bool:
     """Whether the run has every point and the weights of the undisturbed one."""
-    return curve(project.run) == curve(undisturbed.run) and weights(project.run) == weights(undisturbed.run)
+    return curve(project.run) == curve(undisturbed.run) and weights(project.run) == weights(
+        undisturbed.run
+    )
 
 
 @pytest.mark.parametrize("how", ["SIGTERM to the command", "Ctrl-C", "SIGHUP to the command"])
@@ -138,4 +151,6 @@ def test_three_failures_end_the_command(project: Project) -> None:
 
 def test_a_local_run_is_no_node_of_a_cluster() -> None:
     """On a cluster's machine a local run has the machine to itself."""
-    assert _alone({"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2", "PATH": "/bin"}) == {"PATH": "/bin"}
+    assert _alone(
+        {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2", "PATH": "/bin"}
+    ) == {"PATH": "/bin"}

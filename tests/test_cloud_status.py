@@ -22,16 +22,21 @@ JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, N
 PRICES = [
     Price("aws", region, zone, "p4d", "A100:8", spot, price, "2026-11-21", "a catalog")
     for region, zone, spot, price in (
-        ("us-east-1", "az1", True, 2.5), ("us-east-1", "az2", True, 8.0), ("us-east-1", "", False, 22.0), ("eu", "z", True, 1.0),
+        ("us-east-1", "az1", True, 2.5),
+        ("us-east-1", "az2", True, 8.0),
+        ("us-east-1", "", False, 22.0),
+        ("eu", "z", True, 1.0),
     )
-]  # fmt: skip
+]
 RECORD = LaunchRecord("tiny", job=7, prices=tuple(map(dataclasses.asdict, PRICES)))
 
 
 def test_the_price_now_is_that_of_the_jobs_place() -> None:
     assert hourly(JOB, RECORD) == 8.0
     assert hourly(dataclasses.replace(JOB, spot=False, zone=""), RECORD) == 22.0
-    assert hourly(dataclasses.replace(JOB, zone="unknown"), RECORD) == 8.0  # the dearest zone of its kind
+    assert (
+        hourly(dataclasses.replace(JOB, zone="unknown"), RECORD) == 8.0
+    )  # the dearest zone of its kind
     assert hourly(dataclasses.replace(JOB, cloud="gcp"), RECORD) is None
 
 
@@ -50,9 +55,14 @@ def test_a_cloud_runs_line_says_where_and_how_much() -> None:
         "usd": 3.456,
         "hours_left": 1.25,
     }
-    assert ", ".join(cloud_words(report)) == "job 7, on aws us-east-1 spot at $8.00/h, $3.46 so far, 1.2 h left"
+    assert (
+        ", ".join(cloud_words(report))
+        == "job 7, on aws us-east-1 spot at $8.00/h, $3.46 so far, 1.2 h left"
+    )
     assert cloud_words({"job": 7, "job_status": "RUNNING", "status": "running"}) == ["job 7"]
-    assert cloud_words({"job": 7, "job_status": "CANCELLED", "status": "stopped"}) == ["job 7 cancelled"]
+    assert cloud_words({"job": 7, "job_status": "CANCELLED", "status": "stopped"}) == [
+        "job 7 cancelled"
+    ]
     assert cloud_words({}) == []
 
 
@@ -84,7 +94,9 @@ def trained(tmp_path: Path) -> Project:
     project = Project(tmp_path)
     plan = project.plan()
     write_plan(RunFolder(plan.folder), plan)
-    manifests: list[dict[str, Any]] = [{"step": step, "attempt": "two", "time": 1000 + step / 2, "files": {}} for step in (8, 12)]
+    manifests: list[dict[str, Any]] = [
+        {"step": step, "attempt": "two", "time": 1000 + step / 2, "files": {}} for step in (8, 12)
+    ]
     attempts = [
         {
             "id": "one",
@@ -95,7 +107,14 @@ def trained(tmp_path: Path) -> Project:
             "cloud": "aws",
             "accelerators": "A100:8",
         },
-        {"id": "two", "started": 990.0, "from_step": 5, "cloud": "aws", "accelerators": "H100:8", "nodes": 2},
+        {
+            "id": "two",
+            "started": 990.0,
+            "from_step": 5,
+            "cloud": "aws",
+            "accelerators": "H100:8",
+            "nodes": 2,
+        },
     ]
     store = DirectoryStore(RunFolder(plan.folder).state, plan.run, "two", plan.owner)
     store.commit({"digest": plan.digest, "checkpoints": manifests, "attempts": attempts}, None)

@@ -37,7 +37,10 @@ def project(tmp_path: Path) -> Path:
         "from .parts import width\n\n\ndef build(n: int, deep: bool = False):\n    return width(n)\n",
     )
     write(tmp_path / "models" / "parts.py", "def width(n):\n    return 2 * n\n")
-    write(tmp_path / "datasets" / "count.py", "def build(n=3):\n    return {'train': list(range(n))}\n")
+    write(
+        tmp_path / "datasets" / "count.py",
+        "def build(n=3):\n    return {'train': list(range(n))}\n",
+    )
     return tmp_path
 
 
@@ -95,7 +98,9 @@ def test_package_in_the_project_is_refused(project: Path, kind: Any) -> None:
 # Reading a signature
 
 
-@pytest.mark.parametrize("path", [*MODELS, *DATASETS], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path", [*MODELS, *DATASETS], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_shipped_component_has_a_signature(path: Path) -> None:
     """Every component that xrun brings along can be read without its libraries, and says what it does."""
     read = signature(path)
@@ -108,7 +113,12 @@ def test_signature(tmp_path: Path) -> None:
     text = "raise SystemExit\n\n\ndef build(a, b: int = 3, *, c: 'list[int]' = (1, 2), d=len('x'), **more):\n    'Says.'\n"
     read = build_of(tmp_path, text)
     told = [(one.name, one.required, one.annotation) for one in read.parameters]
-    assert told == [("a", True, ""), ("b", False, "int"), ("c", False, "'list[int]'"), ("d", False, "")]
+    assert told == [
+        ("a", True, ""),
+        ("b", False, "int"),
+        ("c", False, "'list[int]'"),
+        ("d", False, ""),
+    ]
     assert [one.default for one in read.parameters[1:]] == [3, (1, 2), "len('x')"]
     assert (read.has_kwargs, read.docstring, read.line) == (True, "Says.", 4)
 
@@ -175,7 +185,9 @@ def test_bytes_that_are_not_python(tmp_path: Path) -> None:
         ("", ["anything", None], []),
     ],
 )
-def test_arguments_fit_their_annotation(tmp_path: Path, annotation: str, fits: list[Any], does_not: list[Any]) -> None:
+def test_arguments_fit_their_annotation(
+    tmp_path: Path, annotation: str, fits: list[Any], does_not: list[Any]
+) -> None:
     """A value that obviously has the wrong type is refused; what cannot be told without running the file is let pass."""
     read = build_of(tmp_path, f"def build(x{': ' + annotation if annotation else ''}): ...\n")
     assert [value for value in fits if check_args(read, {"x": value})] == []
@@ -184,7 +196,9 @@ def test_arguments_fit_their_annotation(tmp_path: Path, annotation: str, fits: l
 
 def test_unknown_and_missing_arguments(tmp_path: Path) -> None:
     """Every wrong argument is told, with the one that was probably meant."""
-    found = check_args(build_of(tmp_path, "def build(width: int, depth: int): ...\n"), {"widht": 3, "depth": "x"})
+    found = check_args(
+        build_of(tmp_path, "def build(width: int, depth: int): ...\n"), {"widht": 3, "depth": "x"}
+    )
     assert [str(problem) for problem in found] == [
         ": widht: `build` in m.py has no such argument. Did you mean `width`?",
         ": depth: `build` in m.py takes `int` (got 'x').",
@@ -197,7 +211,10 @@ def test_kwargs_take_every_name(tmp_path: Path) -> None:
     assert check_args(build_of(tmp_path, "def build(**more): ...\n"), {"anything": 1}) == []
 
 
-@given(st.text(max_size=40), st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3))
+@given(
+    st.text(max_size=40),
+    st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3),
+)
 def test_any_annotation_is_survived(annotation: str, value: Any) -> None:
     """Whatever stands in an annotation, the answer is yes or no."""
     assert xrun.component.Expected(annotation).accepts(value) in (True, False)
@@ -228,11 +245,18 @@ def test_sources_of_a_package(project: Path) -> None:
     write(project / "models" / "blocks" / "norm.py", "")
     write(project / "models" / "blocks" / "attention.py", "from . import norm\n")
     write(project / "models" / "blocks" / "unused.py", "")
-    expected = ["models/blocks/__init__.py", "models/blocks/attention.py", "models/blocks/norm.py", "models/m.py"]
+    expected = [
+        "models/blocks/__init__.py",
+        "models/blocks/attention.py",
+        "models/blocks/norm.py",
+        "models/m.py",
+    ]
     assert list(sources("models", "m", project)) == expected
 
 
-@pytest.mark.parametrize("path", [*MODELS, *DATASETS], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path", [*MODELS, *DATASETS], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_shipped_sources(path: Path) -> None:
     """The sources of a shipped component hold its own file."""
     kind: Any = path.parent.name
@@ -248,7 +272,9 @@ def test_build_is_imported_under_one_name(project: Path) -> None:
     assert (build(3), build.__module__) == (6, "xrun.components.models.small")
 
 
-def test_another_project_is_another_component(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_another_project_is_another_component(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A name means the file of the project that is asked for, also after another project's."""
     other = tmp_path_factory.mktemp("other")
     write(other / "models" / "small.py", "def build(n):\n    return -n\n")
@@ -262,7 +288,9 @@ def test_build_travels_to_a_spawned_process(project: Path) -> None:
     load_build("datasets", "count", project)
     code = "import xrun.components.datasets.count as c; print(c.build(2), c.__file__)"
     folder = Path(components.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split("} ")[1].strip() == str(project / "datasets" / "count.py")
 
 
@@ -277,17 +305,27 @@ def test_build_is_pickled_by_name(project: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence", "hint"),
     [
-        ("x = 1\n\n1 / 0\n\n\ndef build(): ...\n", "broken.py:3: ZeroDivisionError: division by zero.", ""),
+        (
+            "x = 1\n\n1 / 0\n\n\ndef build(): ...\n",
+            "broken.py:3: ZeroDivisionError: division by zero.",
+            "",
+        ),
         (
             "import no_such_library\n\n\ndef build(): ...\n",
             "broken.py:1: ModuleNotFoundError: No module named",
             "Install it: `pip install no_such_library`.",
         ),
         ("def build(:\n", "broken.py:1: SyntaxError: ", ""),
-        ("build = 3\n", "broken.py: it has no `build`.", "A component is a file with `def build(...)` at its top level."),
+        (
+            "build = 3\n",
+            "broken.py: it has no `build`.",
+            "A component is a file with `def build(...)` at its top level.",
+        ),
     ],
 )
-def test_component_that_cannot_be_imported(project: Path, text: str, sentence: str, hint: str) -> None:
+def test_component_that_cannot_be_imported(
+    project: Path, text: str, sentence: str, hint: str
+) -> None:
     """An error while importing a component names its file, the line and the way out."""
     write(project / "models" / "broken.py", text)
     with pytest.raises(ComponentError) as error:
@@ -308,7 +346,14 @@ def test_roots_are_the_project_the_checkout_and_the_package(project: Path) -> No
 def test_component_imports_nothing_that_trains() -> None:
     """Reading components needs the standard library and nothing else."""
     tree = ast.parse(Path(xrun.component.__file__).read_text())
-    names = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    absolute = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+    names = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    absolute = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level
+    ]
     names |= {(node.module or "").split(".")[0] for node in absolute}
     assert names <= sys.stdlib_module_names

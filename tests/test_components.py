@@ -63,7 +63,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of parquet files: 3 shards of 8 training pictures, 2 shards of 4 to validate; the label is 8 x shard + place."""
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64"), "note": datasets.Value("string")})
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.Value("int64"),
+            "note": datasets.Value("string"),
+        }
+    )
     for split, shards, each in (("train", 3, 8), ("validation", 2, 4)):
         for shard in range(shards):
             rows = {
@@ -102,7 +108,10 @@ def texts(tmp_path: Path) -> Path:
 
 def parts(recipe: Path) -> list[tuple[Any, str, dict[str, Any]]]:
     content = yaml.safe_load(recipe.read_text())
-    return [(kind + "s", content[kind]["name"], content[kind].get("args", {})) for kind in ("model", "dataset")]
+    return [
+        (kind + "s", content[kind]["name"], content[kind].get("args", {}))
+        for kind in ("model", "dataset")
+    ]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -133,7 +142,18 @@ def test_a_recipes_model_takes_its_datasets_batch(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("vit", {"image_size": 8, "patch_size": 2, "channels": 1, "classes": 10, "width": 16, "heads": 2, "dropout": 0.1}),
+        (
+            "vit",
+            {
+                "image_size": 8,
+                "patch_size": 2,
+                "channels": 1,
+                "classes": 10,
+                "width": 16,
+                "heads": 2,
+                "dropout": 0.1,
+            },
+        ),
         ("mlp", {"inputs": 64, "classes": 10, "hidden": [32, 16], "dropout": 0.1}),
     ],
 )
@@ -152,7 +172,9 @@ def test_classifiers_follow_from_the_seed(name: str, args: dict[str, Any]) -> No
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_the_vit_names_parameters_that_exist(pool: str) -> None:
     """`no_weight_decay` names parameters of this very model."""
-    model = build("models", "vit", image_size=8, patch_size=4, channels=3, classes=5, width=16, pool=pool)
+    model = build(
+        "models", "vit", image_size=8, patch_size=4, channels=3, classes=5, width=16, pool=pool
+    )
     assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
     assert model(torch.rand(2, 3, 8, 8)).shape == (2, 5)
 
@@ -175,7 +197,9 @@ def test_the_mlps_batch_norm_has_buffers() -> None:
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_a_gpt_does_not_look_ahead(positions: str) -> None:
     """Changing a token changes no logits before it, and does change its own."""
-    model = build("models", "gpt", vocab=50, context=16, width=32, depth=2, heads=2, positions=positions).eval()
+    model = build(
+        "models", "gpt", vocab=50, context=16, width=32, depth=2, heads=2, positions=positions
+    ).eval()
     tokens = torch.randint(50, (2, 16))
     changed = tokens.clone()
     changed[:, 9] = (changed[:, 9] + 1) % 50
@@ -187,7 +211,9 @@ def test_a_gpt_does_not_look_ahead(positions: str) -> None:
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_a_gpt_knows_positions(positions: str) -> None:
     """Exchanging two earlier tokens changes what is predicted, so order is seen and not only the set."""
-    model = build("models", "gpt", vocab=50, context=8, width=32, depth=1, heads=2, positions=positions).eval()
+    model = build(
+        "models", "gpt", vocab=50, context=8, width=32, depth=1, heads=2, positions=positions
+    ).eval()
     a, b = torch.tensor([[1, 2, 3]]), torch.tensor([[2, 1, 3]])
     assert (model(a)[:, -1] - model(b)[:, -1]).abs().max() > 1e-6
 
@@ -206,7 +232,9 @@ def test_a_new_gpt_predicts_nothing_yet() -> None:
     """The first loss is about log(vocab): the initial logits are small."""
     model = seeded(0, lambda: build("models", "gpt", vocab=256, context=64))
     tokens = torch.randint(256, (4, 64))
-    loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss = torch.nn.functional.cross_entropy(
+        model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    )
     assert abs(loss.item() - math.log(256)) < 0.3
 
 
@@ -216,9 +244,16 @@ def tiny(tmp_path: Path) -> Path:
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=8
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=8,
     )
-    seeded(3, lambda: transformers.BertModel(config)).to(torch.bfloat16).save_pretrained(tmp_path / "tiny")
+    seeded(3, lambda: transformers.BertModel(config)).to(torch.bfloat16).save_pretrained(
+        tmp_path / "tiny"
+    )
     return tmp_path / "tiny"
 
 
@@ -236,7 +271,10 @@ def test_hub_loads_a_local_folder(tiny: Path) -> None:
 
 def test_hub_starts_anew_without_pretrained(tiny: Path) -> None:
     """`pretrained: false` takes the configuration only: weights follow from the seed and differ from the folder's."""
-    fresh = [seeded(1, lambda: build("models", "hub", name=str(tiny), pretrained=False)) for _ in range(2)]
+    fresh = [
+        seeded(1, lambda: build("models", "hub", name=str(tiny), pretrained=False))
+        for _ in range(2)
+    ]
     loaded = build("models", "hub", name=str(tiny))
     assert same(list(fresh[0].parameters()), list(fresh[1].parameters()))
     assert not same(list(fresh[0].parameters()), list(loaded.parameters()))
@@ -245,7 +283,11 @@ def test_hub_starts_anew_without_pretrained(tiny: Path) -> None:
 
 def test_hub_makes_a_head_for_the_recipes_labels(tiny: Path) -> None:
     """`config` overrides the number of labels, and the new head follows from the seed."""
-    args = {"name": str(tiny), "auto_class": "AutoModelForSequenceClassification", "config": {"num_labels": 7}}
+    args = {
+        "name": str(tiny),
+        "auto_class": "AutoModelForSequenceClassification",
+        "config": {"num_labels": 7},
+    }
     heads = [seeded(1, lambda: build("models", "hub", **args)).classifier.weight for _ in range(2)]
     assert heads[0].shape == (7, 8)
     assert torch.equal(*heads)
@@ -259,7 +301,9 @@ def test_hub_makes_a_head_for_the_recipes_labels(tiny: Path) -> None:
         ({"config": {"hidden_dropout_probe": 0.5}}, "Did you mean hidden_dropout_prob?"),
     ],
 )
-def test_hub_refuses_what_transformers_does_not_know(tiny: Path, args: dict[str, Any], message: str) -> None:
+def test_hub_refuses_what_transformers_does_not_know(
+    tiny: Path, args: dict[str, Any], message: str
+) -> None:
     """An unknown class or key of the configuration is an error that names the nearest one."""
     with pytest.raises(ComponentError, match=message.replace("?", r"\?")):
         build("models", "hub", name=str(tiny), **args)
@@ -281,16 +325,24 @@ def test_digits_are_split_without_loss_or_overlap() -> None:
     from sklearn.datasets import load_digits
 
     splits = build("datasets", "digits")
-    found = [(*(image.flatten() * 8 + 8).tolist(), label) for split in splits.values() for image, label in split]
+    found = [
+        (*(image.flatten() * 8 + 8).tolist(), label)
+        for split in splits.values()
+        for image, label in split
+    ]
     images, labels = load_digits(return_X_y=True)
-    assert sorted(found) == sorted((*map(float, image), label) for image, label in zip(images, labels, strict=True))
+    assert sorted(found) == sorted(
+        (*map(float, image), label) for image, label in zip(images, labels, strict=True)
+    )
     shares = [np.bincount(split.labels, minlength=10) / len(split) for split in splits.values()]
     assert np.abs(shares[0] - shares[1]).max() < 0.005
 
 
 def test_digits_split_follows_from_its_seed() -> None:
     """The same seed gives the same split, another seed another one."""
-    first, again, other = (build("datasets", "digits", split_seed=seed)["val"].labels for seed in (0, 0, 1))
+    first, again, other = (
+        build("datasets", "digits", split_seed=seed)["val"].labels for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -298,7 +350,9 @@ def test_digits_split_follows_from_its_seed() -> None:
 def test_digits_augmentation_follows_from_torchs_generator() -> None:
     """The same seed gives the same images to the last bit, another seed others, and `val` is never changed."""
     splits = build("datasets", "digits", augment=True)
-    one, again, other = (seeded(seed, lambda: splits["train"].__getitems__([5, 6, 7])) for seed in (1, 1, 2))
+    one, again, other = (
+        seeded(seed, lambda: splits["train"].__getitems__([5, 6, 7])) for seed in (1, 1, 2)
+    )
     assert same(one, again)
     assert not same(one, other)
     assert same(splits["val"][3], splits["val"][3])
@@ -318,11 +372,23 @@ def test_digits_move_by_one_pixel_at_most() -> None:
 
 def test_text_files_lose_no_byte(tmp_path: Path) -> None:
     """Blocks hold every byte once, in the order of the files' names, with a 0 after each file; the rest has no label."""
-    contents = {"b/two.txt": b"zwei" * 9, "a.txt": b"one", "c.txt": "drei é".encode(), "c.md": b"no"}
+    contents = {
+        "b/two.txt": b"zwei" * 9,
+        "a.txt": b"one",
+        "c.txt": "drei é".encode(),
+        "c.md": b"no",
+    }
     for name, content in contents.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(content)
-    train = build("datasets", "text_files", root=str(tmp_path / "in"), pattern="*.txt", context=16, val_fraction=0)["train"]
+    train = build(
+        "datasets",
+        "text_files",
+        root=str(tmp_path / "in"),
+        pattern="*.txt",
+        context=16,
+        val_fraction=0,
+    )["train"]
     items = train.__getitems__(list(range(len(train))))
     joined = b"".join(contents[name] + b"\0" for name in ("a.txt", "b/two.txt", "c.txt"))
     assert real_bytes(items) == joined
@@ -337,7 +403,10 @@ def test_text_files_hold_out_whole_files(tmp_path: Path) -> None:
         (tmp_path / f"{i}.py").write_text(f"file {i}")
     args = {"root": str(tmp_path), "context": 8, "val_fraction": 0.2}
     splits = build("datasets", "text_files", **args)
-    seen = {name: real_bytes(list(map(split.__getitem__, range(len(split))))) for name, split in splits.items()}
+    seen = {
+        name: real_bytes(list(map(split.__getitem__, range(len(split)))))
+        for name, split in splits.items()
+    }
     assert seen["val"] == b"file 4\0file 9\0"
     assert seen["train"] == b"".join(b"file %d\0" % i for i in range(10) if i not in (4, 9))
     assert build("datasets", "text_files", **args)["train"].revision == splits["train"].revision
@@ -362,7 +431,10 @@ def test_text_files_say_where_they_found_nothing(tmp_path: Path) -> None:
 # Synthetic
 
 
-@pytest.mark.parametrize("args", [{"kind": "classification", "shape": [2, 3]}, {"kind": "tokens", "shape": 12, "classes": 50}])
+@pytest.mark.parametrize(
+    "args",
+    [{"kind": "classification", "shape": [2, 3]}, {"kind": "tokens", "shape": 12, "classes": 50}],
+)
 def test_a_synthetic_sample_is_a_function_of_its_index(args: dict[str, Any]) -> None:
     """Any of a billion samples comes at once, the same each time, and differs from its neighbour."""
     train = build("datasets", "synthetic", samples=10**9, **args)["train"]
@@ -397,7 +469,10 @@ def test_synthetic_classes_can_be_learned() -> None:
     splits = build("datasets", "synthetic", samples=2000, shape=32, classes=4)
     x, y = torch.utils.data.default_collate([splits["train"][i] for i in range(2000)])
     means = torch.stack([x[y == label].mean(0) for label in range(4)])
-    right = [int((means - image).norm(dim=1).argmin()) == label for image, label in map(splits["val"].__getitem__, range(200))]
+    right = [
+        int((means - image).norm(dim=1).argmin()) == label
+        for image, label in map(splits["val"].__getitem__, range(200))
+    ]
     assert np.mean(right) > 0.95
 
 
@@ -416,11 +491,17 @@ def test_hub_images_give_tensors_and_labels(pictures: Path) -> None:
 
 def test_hub_images_are_the_middle_of_the_picture(pictures: Path) -> None:
     """Without augmentation the tensor is the resized middle square, computed here in another way."""
-    image, label = build("datasets", "hub_images", name=str(pictures), image_size=35, channels=1, augment=False)["train"][7]
+    image, label = build(
+        "datasets", "hub_images", name=str(pictures), image_size=35, channels=1, augment=False
+    )["train"][7]
     grey = Image.fromarray(picture(label)).convert("L")
     side = 40 / 1.143
     box = (25 - side / 2, 20 - side / 2, 25 + side / 2, 20 + side / 2)
-    expected = np.asarray(grey.resize((35, 35), Image.Resampling.BILINEAR, box=box), dtype=np.float32) / 127.5 - 1
+    expected = (
+        np.asarray(grey.resize((35, 35), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
+        / 127.5
+        - 1
+    )
     assert np.allclose(image[0].numpy(), expected, atol=1e-6)
 
 
@@ -436,7 +517,10 @@ def test_hub_images_augmentation_follows_from_torchs_generator(pictures: Path) -
 def test_streamed_images_are_the_same_as_held_ones(pictures: Path) -> None:
     """All shards together give every item of the map-style split, and iterating decodes nothing."""
     args = {"name": str(pictures), "image_size": 16, "augment": False}
-    held, stream = (build("datasets", "hub_images", **args, streaming=streaming)["train"] for streaming in (False, True))
+    held, stream = (
+        build("datasets", "hub_images", **args, streaming=streaming)["train"]
+        for streaming in (False, True)
+    )
     raw = [example for i in range(stream.num_shards) for example in stream.shard(i)]
     assert stream.num_shards == 3
     assert set(raw[0]["image"]) == {"bytes", "path"}
@@ -447,7 +531,9 @@ def test_streamed_images_are_the_same_as_held_ones(pictures: Path) -> None:
 @pytest.mark.parametrize("taken", [1, 5, 8])
 def test_an_image_shard_resumes_in_the_middle(pictures: Path, taken: int) -> None:
     """After `load_state_dict` exactly the rest of the shard comes, in the same order."""
-    stream = build("datasets", "hub_images", name=str(pictures), image_size=16, streaming=True)["train"]
+    stream = build("datasets", "hub_images", name=str(pictures), image_size=16, streaming=True)[
+        "train"
+    ]
     whole = finish(stream.shard(1))
     shard = stream.shard(1)
     iterator = iter(shard)
@@ -462,7 +548,9 @@ def test_an_image_shard_resumes_in_the_middle(pictures: Path, taken: int) -> Non
 
 def test_streamed_images_are_validated_on_every_shard(pictures: Path) -> None:
     """`val` of a stream is map-style and takes its samples evenly from all files."""
-    splits = build("datasets", "hub_images", name=str(pictures), image_size=16, streaming=True, val_samples=4)
+    splits = build(
+        "datasets", "hub_images", name=str(pictures), image_size=16, streaming=True, val_samples=4
+    )
     assert [label for _, label in splits["val"]] == [0, 1, 8, 9]
 
 
@@ -473,9 +561,19 @@ def test_hub_images_read_a_folder_of_image_files(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         Image.fromarray(picture(number)).save(path)
     for streaming in (False, True):
-        args = {"name": str(tmp_path / "animals"), "val_split": None, "image_size": 8, "augment": False, "streaming": streaming}
+        args = {
+            "name": str(tmp_path / "animals"),
+            "val_split": None,
+            "image_size": 8,
+            "augment": False,
+            "streaming": streaming,
+        }
         train = build("datasets", "hub_images", **args)["train"]
-        items = [train.transform(e) for i in range(train.num_shards) for e in train.shard(i)] if streaming else list(train)
+        items = (
+            [train.transform(e) for i in range(train.num_shards) for e in train.shard(i)]
+            if streaming
+            else list(train)
+        )
         assert sorted(label for _, label in items) == [0, 1]
 
 
@@ -504,12 +602,22 @@ def test_unpacked_documents_are_cut_or_filled_up(texts: Path) -> None:
     held = list(build("datasets", "hub_text", **args)["train"])
     stream = build("datasets", "hub_text", **args, streaming=True, val_documents=0)["train"]
     assert same(held, [stream.transform(example) for i in range(2) for example in stream.shard(i)])
-    assert [real_bytes([item]) for item in held] == [(t.encode() + b"\0")[:32] for shard in range(2) for t in documents(shard)]
+    assert [real_bytes([item]) for item in held] == [
+        (t.encode() + b"\0")[:32] for shard in range(2) for t in documents(shard)
+    ]
 
 
 def test_a_streamed_shard_is_packed_without_loss(texts: Path) -> None:
     """Blocks of a shard hold every byte of its documents once, in order."""
-    stream = build("datasets", "hub_text", name=str(texts), val_split=None, context=32, streaming=True, val_documents=0)["train"]
+    stream = build(
+        "datasets",
+        "hub_text",
+        name=str(texts),
+        val_split=None,
+        context=32,
+        streaming=True,
+        val_documents=0,
+    )["train"]
     for shard in range(stream.num_shards):
         items = [stream.transform(example) for example in stream.shard(shard)]
         assert real_bytes(items) == b"".join(text.encode() + b"\0" for text in documents(shard))
@@ -518,7 +626,13 @@ def test_a_streamed_shard_is_packed_without_loss(texts: Path) -> None:
 @pytest.mark.parametrize("held_out", [0, 3])
 def test_a_packed_shard_resumes_after_any_block(texts: Path, held_out: int) -> None:
     """From the state after each block, through JSON, exactly the rest comes: within documents, between them and at the end."""
-    args = {"name": str(texts), "val_split": None, "context": 32, "streaming": True, "val_documents": held_out}
+    args = {
+        "name": str(texts),
+        "val_split": None,
+        "context": 32,
+        "streaming": True,
+        "val_documents": held_out,
+    }
     stream = build("datasets", "hub_text", **args)["train"]
     whole, states, shard = [], [], stream.shard(0)
     states.append(json.dumps(shard.state_dict()))
@@ -534,7 +648,15 @@ def test_a_packed_shard_resumes_after_any_block(texts: Path, held_out: int) -> N
 
 def test_a_packed_shard_resumes_twice(texts: Path) -> None:
     """A state that was taken after resuming is as good as the first."""
-    stream = build("datasets", "hub_text", name=str(texts), val_split=None, context=16, streaming=True, val_documents=0)["train"]
+    stream = build(
+        "datasets",
+        "hub_text",
+        name=str(texts),
+        val_split=None,
+        context=16,
+        streaming=True,
+        val_documents=0,
+    )["train"]
     whole, seen = finish(stream.shard(1)), list[Any]()
     state = json.dumps(stream.shard(1).state_dict())
     for _ in range(math.ceil(len(whole) / 7)):
@@ -550,17 +672,35 @@ def test_a_packed_shard_resumes_twice(texts: Path) -> None:
 def test_the_state_of_a_packed_shard_stays_small(tmp_path: Path) -> None:
     """A document of a hundred thousand bytes leaves no more than a block in the state."""
     (tmp_path / "long").mkdir()
-    datasets.Dataset.from_dict({"text": ["x" * 100_000, "y"]}).to_parquet(tmp_path / "long" / "train-00000-of-00001.parquet")
-    args = {"name": str(tmp_path / "long"), "val_split": None, "context": 64, "streaming": True, "val_documents": 0}
+    datasets.Dataset.from_dict({"text": ["x" * 100_000, "y"]}).to_parquet(
+        tmp_path / "long" / "train-00000-of-00001.parquet"
+    )
+    args = {
+        "name": str(tmp_path / "long"),
+        "val_split": None,
+        "context": 64,
+        "streaming": True,
+        "val_documents": 0,
+    }
     shard = build("datasets", "hub_text", **args)["train"].shard(0)
     assert max(len(json.dumps(shard.state_dict())) for _ in shard) < 2000
 
 
 def test_held_out_documents_are_not_trained_on(texts: Path) -> None:
     """Without a validation split the first documents go to `val` and all others to `train`."""
-    splits = build("datasets", "hub_text", name=str(texts), val_split=None, context=32, streaming=True, val_documents=3)
+    splits = build(
+        "datasets",
+        "hub_text",
+        name=str(texts),
+        val_split=None,
+        context=32,
+        streaming=True,
+        val_documents=3,
+    )
     trained = [splits["train"].transform(example) for example in splits["train"].shard(0)]
-    assert real_bytes(list(splits["val"])) == b"".join(text.encode() + b"\0" for text in documents(0)[:3])
+    assert real_bytes(list(splits["val"])) == b"".join(
+        text.encode() + b"\0" for text in documents(0)[:3]
+    )
     assert real_bytes(trained) == b"".join(text.encode() + b"\0" for text in documents(0)[3:])
 
 
@@ -569,12 +709,19 @@ def test_text_goes_through_a_tokenizer(texts: Path, tmp_path: Path) -> None:
     import tokenizers
     import transformers
 
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<eos>": 0, "<unk>": 1, "spot": 2, "run": 3}, "<unk>"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<eos>": 0, "<unk>": 1, "spot": 2, "run": 3}, "<unk>")
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     special = {"eos_token": "<eos>", "unk_token": "<unk>"}
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special)
     fast.save_pretrained(tmp_path / "words")
-    args = {"name": str(texts), "val_split": None, "tokenizer": str(tmp_path / "words"), "context": 8}
+    args = {
+        "name": str(texts),
+        "val_split": None,
+        "tokenizer": str(tmp_path / "words"),
+        "context": 8,
+    }
     tokens = torch.cat([item["labels"] for item in build("datasets", "hub_text", **args)["train"]])
     counted = [int((tokens == number).sum()) for number in (0, 2, 3)]
     text = " ".join(text for shard in range(2) for text in documents(shard))
@@ -583,8 +730,16 @@ def test_text_goes_through_a_tokenizer(texts: Path, tmp_path: Path) -> None:
 
 def test_a_stream_of_json_lines_is_read(tmp_path: Path) -> None:
     """Where the columns are known only after reading, a stream works as well."""
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in documents(0)))
-    args = {"name": str(tmp_path), "val_split": None, "context": 32, "streaming": True, "val_documents": 2}
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"text": text, "n": 1}) + "\n" for text in documents(0))
+    )
+    args = {
+        "name": str(tmp_path),
+        "val_split": None,
+        "context": 32,
+        "streaming": True,
+        "val_documents": 2,
+    }
     splits = build("datasets", "hub_text", **args)
     items = [*splits["val"], *map(splits["train"].transform, splits["train"].shard(0))]
     assert real_bytes(items) == b"".join(text.encode() + b"\0" for text in documents(0))

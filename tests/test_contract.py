@@ -44,7 +44,9 @@ def store(request: pytest.FixtureRequest, accounts: dict[str, str]) -> Iterator[
         api.delete_bucket(name, missing_ok=True)
 
 
-def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str, accounts: dict[str, str]) -> None:
+def test_a_run_comes_back_on_a_bare_machine(
+    tmp_path: Path, store: str, accounts: dict[str, str]
+) -> None:
     """Half of the run on one machine, the other half on a bare one, with a kill: the same weights as without, each step once."""
     undisturbed = Project(tmp_path / "undisturbed")
     assert undisturbed.attempt().code == 0
@@ -65,8 +67,14 @@ def test_a_run_comes_back_on_a_bare_machine(tmp_path: Path, store: str, accounts
     assert curve(run) == curve(undisturbed.run)
     with environment(accounts):
         read = subprocess.run(
-            [sys.executable, "-c", HISTORY, f"xrun-contract/{name}"], capture_output=True, text=True, timeout=300, check=True
+            [sys.executable, "-c", HISTORY, f"xrun-contract/{name}"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
         )
     rows = json.loads(read.stdout.splitlines()[-1])
     assert [step for step, _ in rows] == list(range(1, STEPS + 1))
-    assert [loss for _, loss in rows] == [curve(undisturbed.run)[step]["train/loss"] for step in range(1, STEPS + 1)]
+    assert [loss for _, loss in rows] == [
+        curve(undisturbed.run)[step]["train/loss"] for step in range(1, STEPS + 1)
+    ]

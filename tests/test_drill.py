@@ -14,7 +14,15 @@ def test_a_good_recipe_is_equal(tmp_path: Path) -> None:
     """Three real SIGKILLs of the whole group, and every point and the final weights are the same to the last bit."""
     project = Project(tmp_path)
     done = project.xrun(
-        "drill", "recipes/tiny.yaml", "-s", "train.steps=60", "--kills", "3", "--json", "--folder", str(tmp_path / "drill")
+        "drill",
+        "recipes/tiny.yaml",
+        "-s",
+        "train.steps=60",
+        "--kills",
+        "3",
+        "--json",
+        "--folder",
+        str(tmp_path / "drill"),
     )
     assert done.code == 0, done.out + done.err
     result = json.loads(done.out)
@@ -30,7 +38,9 @@ def test_randomness_without_a_key_is_found(tmp_path: Path) -> None:
     """A dataset that draws from os.urandom cannot be resumed: the drill says DIFFERENT, names where, and exits 1."""
     project = Project(tmp_path)
     unkeyed = "self.x[i] + int.from_bytes(os.urandom(2)) / 65536"
-    project.write("datasets/points.py", DATASET.replace("self.x[i] + 0.01 * torch.randn(4)", unkeyed))
+    project.write(
+        "datasets/points.py", DATASET.replace("self.x[i] + 0.01 * torch.randn(4)", unkeyed)
+    )
     done = project.xrun("drill", "recipes/tiny.yaml", "--kills", "1")
     assert done.code == 1, done.out + done.err
     assert done.out.startswith("DIFFERENT:")
@@ -51,7 +61,9 @@ def test_a_recipe_that_does_not_finish_is_no_proof(tmp_path: Path) -> None:
 def test_every_kind_of_difference_counts() -> None:
     """A point that only one run has, another loss and other samples are differences; rounding is one unless sizes changed."""
 
-    def found(one: dict[str, object] | None, other: dict[str, object] | None, bitwise: bool) -> list[str]:
+    def found(
+        one: dict[str, object] | None, other: dict[str, object] | None, bitwise: bool
+    ) -> list[str]:
         result = Result("recipe", "folder", resized=not bitwise)
         _compare_points((3, "train"), one, other, bitwise, result)
         return result.differences

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PER_STEP, Done, Project, attempt, commits, curve, reasons, record, steps_of, until, weights
+from running import (
+    PER_STEP,
+    Done,
+    Project,
+    attempt,
+    commits,
+    curve,
+    reasons,
+    record,
+    steps_of,
+    until,
+    weights,
+)
 
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
@@ -118,7 +130,9 @@ def test_damage_to_older_checkpoints_changes_nothing(
 
 
 @pytest.mark.parametrize("damage", [torn, empty, flipped])
-def test_a_damaged_newest_commit_is_skipped(again: Again, expected: str, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_newest_commit_is_skipped(
+    again: Again, expected: str, damage: Callable[[Path], None]
+) -> None:
     """A newest commit file that is torn or has other bytes: the one before counts, loudly, with the same final weights."""
     newest = commits(again.run)[-1]
     damage(newest)
@@ -141,7 +155,9 @@ def test_a_missing_newest_commit_is_noticed(again: Again) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_older_commits_changes_nothing(again: Again, expected: str, damage: Callable[[Path], None]) -> None:
+def test_damage_to_older_commits_changes_nothing(
+    again: Again, expected: str, damage: Callable[[Path], None]
+) -> None:
     """Whatever happens to every older commit file: the newest counts and the weights are the same."""
     for path in commits(again.run)[:-1]:
         damage(path)
@@ -204,7 +220,9 @@ def test_a_store_that_is_newer_than_the_log_is_normal(again: Again, expected: st
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "committed.json"])
-def test_the_log_files_never_stop_a_run(again: Again, expected: str, name: str, damage: Callable[[Path], None]) -> None:
+def test_the_log_files_never_stop_a_run(
+    again: Again, expected: str, name: str, damage: Callable[[Path], None]
+) -> None:
     """Whatever happens to the tracker's files, training goes on from the newest checkpoint to the same weights."""
     damage(again.run.path / name)
     done = again.start()
@@ -255,7 +273,9 @@ def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path
 
     def successor() -> None:
         until(lambda: (tmp_path / "held").exists(), "the hold")
-        store = DirectoryStore(project.run.state, project.run.run, "successor", project.plan().owner)
+        store = DirectoryStore(
+            project.run.state, project.run.run, "successor", project.plan().owner
+        )
         head = store.head()
         assert head is not None
         head = store.commit(head.record, head)
@@ -332,9 +352,15 @@ def test_a_wrong_dataset_is_the_persons(tmp_path: Path, build: str, sentence: st
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("def build():\n    raise ValueError('no such thing')\n", "build() failed: ValueError: no such thing"),
+        (
+            "def build():\n    raise ValueError('no such thing')\n",
+            "build() failed: ValueError: no such thing",
+        ),
         ("def build():\n    return 3\n", "build() must return a torch.nn.Module (got int)"),
-        ("import no_such_library_here\n\n\ndef build():\n    return None\n", "no_such_library_here"),
+        (
+            "import no_such_library_here\n\n\ndef build():\n    return None\n",
+            "no_such_library_here",
+        ),
     ],
 )
 def test_a_wrong_model_is_the_persons(tmp_path: Path, text: str, sentence: str) -> None:
@@ -359,7 +385,15 @@ def test_a_killed_rank_ends_the_attempt(tmp_path: Path, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("codes", "code"),
-    [([0, 0], 0), ([75, 75], 75), ([1, 75], 75), ([75, 6], 6), ([-9, 0], 75), ([-11, 2], 2), ([5, 75, 0], 5)],
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([1, 75], 75),
+        ([75, 6], 6),
+        ([-9, 0], 75),
+        ([-11, 2], 2),
+        ([5, 75, 0], 5),
+    ],
 )
 def test_the_gravest_code_counts(codes: list[int], code: int) -> None:
     """A known refusal of any rank is the attempt's; 1 and signals ask to come back."""
@@ -377,7 +411,9 @@ def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
 
 def test_attempts_sort_by_their_start() -> None:
     """The ids of attempts that start within one second sort in the order of their starts."""
-    ids = [new_id(1_800_000_000 + milliseconds / 1000 + 0.0001) for milliseconds in range(0, 2000, 7)]
+    ids = [
+        new_id(1_800_000_000 + milliseconds / 1000 + 0.0001) for milliseconds in range(0, 2000, 7)
+    ]
     assert sorted(ids) == ids
 
 

@@ -75,7 +75,10 @@ def texts() -> list[dict[str, Tensor]]:
 
 
 def images(count: int = SAMPLES) -> TensorDataset:
-    return TensorDataset(torch.randn(SAMPLES, 5, generator=torch.Generator().manual_seed(2))[:count], torch.arange(count) % 3)
+    return TensorDataset(
+        torch.randn(SAMPLES, 5, generator=torch.Generator().manual_seed(2))[:count],
+        torch.arange(count) % 3,
+    )
 
 
 class Numbers:
@@ -89,11 +92,23 @@ class Numbers:
 
 
 def evaluation(model: nn.Module, task: str, split: Any, world: World, **fields: Any) -> Evaluation:
-    train = Train(steps=10, global_batch=4, evaluate=fields.pop("evaluate", {}), num_workers=fields.pop("workers", 0))
+    train = Train(
+        steps=10,
+        global_batch=4,
+        evaluate=fields.pop("evaluate", {}),
+        num_workers=fields.pop("workers", 0),
+    )
     return Evaluation(
-        split, Objective(model, task), train, every=fields.pop("every", None), last=10, batch=BATCH, world=world,
-        accelerator=Accelerator(cpu=True), replicated=world.size > 1,
-    )  # fmt: skip
+        split,
+        Objective(model, task),
+        train,
+        every=fields.pop("every", None),
+        last=10,
+        batch=BATCH,
+        world=world,
+        accelerator=Accelerator(cpu=True),
+        replicated=world.size > 1,
+    )
 
 
 def work(folder: Path, rank: int) -> None:
@@ -101,7 +116,9 @@ def work(folder: Path, rank: int) -> None:
     for size in SIZES:
         if rank >= size:
             continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size
+        )
         world = World(rank, size, dist.new_group(), dist.new_group())
         classifier = made(Classifier)
         classifier.norm.running_mean += rank  # as after local batches
@@ -110,10 +127,16 @@ def work(folder: Path, rank: int) -> None:
             asked.set("notice")
         found = {
             "classes": evaluation(classifier, "classification", images(), world).run(lambda: False),
-            "few": evaluation(made(Classifier), "classification", images(2), world).run(lambda: False),
+            "few": evaluation(made(Classifier), "classification", images(2), world).run(
+                lambda: False
+            ),
             "numbers": evaluation(Counting(), "model", Numbers(), world).run(lambda: False),
-            "texts": evaluation(made(Tokens), "language_modeling", texts(), world).run(lambda: False),
-            "stopped": evaluation(made(Classifier), "classification", images(), world).run(asked.__bool__),
+            "texts": evaluation(made(Tokens), "language_modeling", texts(), world).run(
+                lambda: False
+            ),
+            "stopped": evaluation(made(Classifier), "classification", images(), world).run(
+                asked.__bool__
+            ),
         }
         (folder / f"{size}-{rank}.json").write_text(json.dumps(found))
         dist.barrier()
@@ -124,15 +147,27 @@ def work(folder: Path, rank: int) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
     """What every rank of 1, 2 and 3 real processes found."""
     folder = tmp_path_factory.mktemp("evaluate")
-    environment = {**os.environ, "PYTHONPATH": str(Path(xrun.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment) for rank in range(max(SIZES))]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(xrun.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
+        for rank in range(max(SIZES))
+    ]
     assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
     places = [(size, rank) for size in SIZES for rank in range(size)]
-    return {(size, rank): json.loads((folder / f"{size}-{rank}.json").read_text()) for size, rank in places}
+    return {
+        (size, rank): json.loads((folder / f"{size}-{rank}.json").read_text())
+        for size, rank in places
+    }
 
 
 @pytest.mark.parametrize("what", ["classes", "few", "numbers", "texts"])
-def test_any_number_of_processes_finds_the_same_numbers(found: dict[tuple[int, int], Any], what: str) -> None:
+def test_any_number_of_processes_finds_the_same_numbers(
+    found: dict[tuple[int, int], Any], what: str
+) -> None:
     """On 1, 2 and 3 processes every rank has exactly the metrics of one, also where most of them have no sample."""
     assert found[1, 0][what]
     assert all(numbers[what] == found[1, 0][what] for numbers in found.values())
@@ -147,7 +182,9 @@ def test_a_metric_is_the_mean_over_all_samples(found: dict[tuple[int, int], Any]
     """Loss and accuracy are those of one forward pass over the whole split, without dropout."""
     x, y = images().tensors
     logits = made(Classifier).eval()(x).detach()
-    assert found[3, 0]["classes"]["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-6)
+    assert found[3, 0]["classes"]["loss"] == pytest.approx(
+        float(nn.functional.cross_entropy(logits, y)), rel=1e-6
+    )
     assert found[3, 0]["classes"]["accuracy"] == float((logits.argmax(-1) == y).sum()) / SAMPLES
 
 
@@ -177,7 +214,12 @@ def test_evaluating_changes_neither_mode_nor_weights() -> None:
 
 def test_workers_change_no_number() -> None:
     """Evaluation with loader workers finds the same numbers as without."""
-    runs = [evaluation(made(Classifier), "classification", images(), World(), workers=n).run(lambda: False) for n in (0, 1)]
+    runs = [
+        evaluation(made(Classifier), "classification", images(), World(), workers=n).run(
+            lambda: False
+        )
+        for n in (0, 1)
+    ]
     assert runs[0] == runs[1]
 
 
@@ -185,22 +227,34 @@ def test_it_is_due_at_its_interval_and_at_the_end() -> None:
     """Every n steps and after the last step, never before the first, and never without a split."""
     own = evaluation(Counting(), "model", Numbers(), World(), every=4)
     assert [step for step in range(11) if own.due(step)] == [4, 8, 10]
-    assert [step for step in range(11) if evaluation(Counting(), "model", Numbers(), World()).due(step)] == [10]
+    assert [
+        step for step in range(11) if evaluation(Counting(), "model", Numbers(), World()).due(step)
+    ] == [10]
     assert not evaluation(Counting(), "model", None, World(), every=4).due(4)
 
 
-@pytest.mark.parametrize(("metric", "old", "equal", "new"), [("loss", 2.0, 2.0, 1.0), ("accuracy", 0.5, 0.5, 0.6)])
-def test_better_knows_the_metric_s_direction(metric: str, old: float, equal: float, new: float) -> None:
+@pytest.mark.parametrize(
+    ("metric", "old", "equal", "new"), [("loss", 2.0, 2.0, 1.0), ("accuracy", 0.5, 0.5, 0.6)]
+)
+def test_better_knows_the_metric_s_direction(
+    metric: str, old: float, equal: float, new: float
+) -> None:
     """Less loss and more accuracy are better, an equal value is not, and the first value always is."""
     own = evaluation(Counting(), "model", Numbers(), World(), evaluate={"metric": metric})
     best = {"step": 1, "value": old}
-    assert [own.better({metric: value}, best) for value in (new, equal, 2 * old - new)] == [True, False, False]
+    assert [own.better({metric: value}, best) for value in (new, equal, 2 * old - new)] == [
+        True,
+        False,
+        False,
+    ]
     assert own.better({metric: old}, None)
 
 
 def test_a_metric_that_is_not_there_is_refused() -> None:
     """The recipe's metric has to be one of the task's, and the error lists these."""
-    own = evaluation(Counting(), "model", Numbers(), World(), evaluate={"metric": "f1", "mode": "max"})
+    own = evaluation(
+        Counting(), "model", Numbers(), World(), evaluate={"metric": "f1", "mode": "max"}
+    )
     with pytest.raises(TrainError, match=r"no metric 'f1'.*loss, ones"):
         own.better({"loss": 1.0, "ones": 1.0}, None)
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from running import PER_STEP, Project, record
 
-from xrun.machine.heartbeat import HANG_SECONDS, LONG_SECONDS, SECONDS_NAME, STEPS, Heartbeat, Limits, Watch
+from xrun.machine.heartbeat import (
+    HANG_SECONDS,
+    LONG_SECONDS,
+    SECONDS_NAME,
+    STEPS,
+    Heartbeat,
+    Limits,
+    Watch,
+)
 
 
 class Clock:
@@ -134,5 +142,7 @@ def test_a_hang_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     last = record(project.run)["attempts"][-1]
     assert (last["kind"], last["code"]) == ("own", 75)
     assert "The ranks hang" in last["reason"]
-    assert "in spring" in project.run.log_text(None, 1), "the stack of the rank that holds the others up"
+    assert "in spring" in project.run.log_text(None, 1), (
+        "the stack of the rank that holds the others up"
+    )
     assert "in _step" in project.run.log_text(None, 0), "and of one that waits for it"

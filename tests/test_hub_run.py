@@ -46,7 +46,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[int, d
     return weights(project.run), curve(project.run)
 
 
-def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]) -> None:
+def test_a_bare_machine_goes_on(
+    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
+) -> None:
     """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit, the same final weights,
     one W&B run that has every step once; all points and what the lost machine has printed can be read on the new machine."""
     far = FarAway(tmp_path, hub, wandb, "bare")
@@ -64,16 +66,22 @@ def test_a_bare_machine_goes_on(tmp_path: Path, hub: Hub, wandb: Wandb, expected
     assert curve(far.run) == expected[1]
     rows = [row for row in far.rows() if "train/loss" in row]
     assert [row["train/step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["train/loss"] for row in rows] == [expected[1][step]["train/loss"] for step in range(1, STEPS + 1)]
+    assert [row["train/loss"] for row in rows] == [
+        expected[1][step]["train/loss"] for step in range(1, STEPS + 1)
+    ]
     assert wandb.runs("alice", "bare") == [far.run.run]
-    assert "steps_recomputed" not in record["attempts"][1], "what the lost machine did after its last commit is not known"
+    assert "steps_recomputed" not in record["attempts"][1], (
+        "what the lost machine did after its last commit is not known"
+    )
     with environment(far.environ):
         assert "Starting at step 0" in far.run.log_text(1, 0)
         assert "Going on from step" in far.run.log_text(2, 0)
     assert far.live().code == 0, "a finished run started again does nothing"
 
 
-def test_a_run_that_is_asked_saves_and_stops(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_asked_saves_and_stops(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`xrun cancel --save`: the step at hand is committed, the exit code says that nobody starts it again; then it goes on."""
     monkeypatch.setattr(stop_request, "LOOK_SECONDS", 0.05)
     far = FarAway(tmp_path, hub, None, "asked")
@@ -94,7 +102,12 @@ def test_a_run_that_is_asked_saves_and_stops(tmp_path: Path, hub: Hub, monkeypat
     record = far.committed()
     assert record is not None
     last = record["attempts"][-1]
-    assert (last["id"], last["kind"], last["code"], last["committed"]) == (asked[0], "stopped", 7, 8)
+    assert (last["id"], last["kind"], last["code"], last["committed"]) == (
+        asked[0],
+        "stopped",
+        7,
+        8,
+    )
     assert step_of(record) == 8
     assert far.live().code == 0
 
@@ -129,7 +142,9 @@ def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wa
     assert f"hub://{far.repo}" in done.err
 
 
-def test_a_tracker_out_of_reach_stops_a_new_run_only(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+def test_a_tracker_out_of_reach_stops_a_new_run_only(
+    tmp_path: Path, hub: Hub, wandb: Wandb
+) -> None:
     """With an empty store nobody could tell whether the run is new; with checkpoints the store's word is taken."""
     far = FarAway(tmp_path, hub, wandb, "unreachable")
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
@@ -161,11 +176,21 @@ def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
     assert len(sent) > 20
     for value in (value.encode() for value in values):
         assert value not in done.err.encode()
-        assert not [path for path in far.project.root.rglob("*") if path.is_file() and value in path.read_bytes()]
-        assert not [request.line for request in sent if value in request.body or value in request.path.encode()]
+        assert not [
+            path
+            for path in far.project.root.rglob("*")
+            if path.is_file() and value in path.read_bytes()
+        ]
+        assert not [
+            request.line
+            for request in sent
+            if value in request.body or value in request.path.encode()
+        ]
 
 
-def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(
+    tmp_path: Path, hub: Hub, wandb: Wandb
+) -> None:
     """Its id cannot be used again there: a run that starts anew is refused with the way out, before it has trained for long."""
     far = FarAway(tmp_path, hub, wandb, "deleted-there")
     assert far.live().code == 0
@@ -196,7 +221,9 @@ def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub)
     assert far.live().code == 75
     for _ in range(4):
         far.lose_the_machine()
-        hub.faults.add(r"/resolve/.*/objects/", status=408, times=None)  # which the client does not repeat by itself
+        hub.faults.add(
+            r"/resolve/.*/objects/", status=408, times=None
+        )  # which the client does not repeat by itself
         assert far.live().code == 75
         hub.faults.clear()
     record = far.committed()
@@ -207,7 +234,11 @@ def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub)
 
 @pytest.mark.parametrize("seed", range(2))
 def test_schedules_of_faults(
-    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]], seed: int
+    tmp_path: Path,
+    hub: Hub,
+    wandb: Wandb,
+    expected: tuple[str, dict[int, dict[str, Any]]],
+    seed: int,
 ) -> None:
     """Kills, faults and lost machines in any order: the head always names whole checkpoints, and the end is the same."""
     result = play(FarAway(tmp_path, hub, wandb, f"schedule-{seed}"), seed, expected)
@@ -224,7 +255,9 @@ def test_many_schedules_of_faults(
     """
     wrong = []
     for seed in SEEDS:
-        far = FarAway(tmp_path / str(seed), hub, wandb if seed % 10 == 0 else None, f"schedule-{seed}")
+        far = FarAway(
+            tmp_path / str(seed), hub, wandb if seed % 10 == 0 else None, f"schedule-{seed}"
+        )
         result = play(far, seed, expected)
         print(json.dumps({**vars(result), "faults": dict(result.faults)}), flush=True)
         wrong += [result] if result.wrong else []

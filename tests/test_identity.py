@@ -20,7 +20,11 @@ from xrun.run.identity import NEWEST, identity
 from xrun.run.plan import make_plan, older_rules, under_rule
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = sorted(path.relative_to(ROOT).as_posix() for kind in ("models", "datasets") for path in (ROOT / kind).glob("*.py"))
+SHIPPED = sorted(
+    path.relative_to(ROOT).as_posix()
+    for kind in ("models", "datasets")
+    for path in (ROOT / kind).glob("*.py")
+)
 MODEL = '''
 import torch
 from torch import nn
@@ -79,7 +83,9 @@ def test_digits_keeps_its_id(tmp_path: Path) -> None:
     before = make_plan(load_recipe(recipe), recipe, environ={})
     assert [plan.run for plan in older_rules(before)] == ["digits-3763bb27"]
     model = tmp_path / "models" / "vit.py"
-    model.write_text(model.read_text().replace("A small vision transformer", "A very small vision transformer"))
+    model.write_text(
+        model.read_text().replace("A small vision transformer", "A very small vision transformer")
+    )
     after = make_plan(load_recipe(recipe), recipe, environ={})
     assert [plan.run for plan in (after, *older_rules(after))] == [before.run, "digits-3763bb27"]
     model.write_text(model.read_text().replace("nn.GELU()", "nn.ReLU()"))
@@ -102,7 +108,14 @@ def test_a_formatter_changes_no_digest(place: str) -> None:
     writes of the tree."""
     source = (ROOT / place).read_bytes()
     tree = canonical(ast.parse(source))
-    command = [Path(sys.executable).with_name("ruff"), "format", "--isolated", "--line-length", "50", "-"]
+    command = [
+        Path(sys.executable).with_name("ruff"),
+        "format",
+        "--isolated",
+        "--line-length",
+        "50",
+        "-",
+    ]
     formatted = subprocess.run(command, input=source, capture_output=True, check=True).stdout
     assert formatted != source
     assert canonical(ast.parse(formatted)) == tree
@@ -112,12 +125,18 @@ def test_a_formatter_changes_no_digest(place: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("SCALE = 0.1", "SCALE = 0.2"), ("x + SCALE", "x - SCALE"), ("dropout: float = 0.1", "dropout: float = 0.2"),
-        ("nn.GELU(), nn.Dropout(dropout)", "nn.Dropout(dropout), nn.GELU()"), ("randn_like(x)", "randn_like(x, dtype=None)"),
-        ("SCALE = 0.1", "SCALE = '0.1'"), ("width: int = 8", "width: int = 8.0"), ("class Noise", "@torch.jit.ignore\nclass Noise"),
-        ("        return x +", "        x = x\n        return x +"), ("(nn.Module)", "(nn.Module, metaclass=type)"),
+        ("SCALE = 0.1", "SCALE = 0.2"),
+        ("x + SCALE", "x - SCALE"),
+        ("dropout: float = 0.1", "dropout: float = 0.2"),
+        ("nn.GELU(), nn.Dropout(dropout)", "nn.Dropout(dropout), nn.GELU()"),
+        ("randn_like(x)", "randn_like(x, dtype=None)"),
+        ("SCALE = 0.1", "SCALE = '0.1'"),
+        ("width: int = 8", "width: int = 8.0"),
+        ("class Noise", "@torch.jit.ignore\nclass Noise"),
+        ("        return x +", "        x = x\n        return x +"),
+        ("(nn.Module)", "(nn.Module, metaclass=type)"),
     ],
-)  # fmt: skip
+)
 def test_whatever_may_compute_differently_counts(tmp_path: Path, old: str, new: str) -> None:
     """A number, an operator, a default, an order, an argument, a type, a decorator, a statement: another run."""
     before = run_of(tmp_path)
@@ -130,17 +149,27 @@ def test_whatever_may_compute_differently_counts(tmp_path: Path, old: str, new: 
 @pytest.mark.parametrize(
     "given",
     [
-        "train.precision=fp32", "train.seed=0", "train.clip_grad_norm=null", "train.optimizer.weight_decay=0.0",
-        "train.schedule={name: constant}", "train.schedule={}", "model.trust_remote_code=false", "model.args={dropout: 0.1}",
-        "model.args={}", "dataset.args={n: 100, weighted: false}",
+        "train.precision=fp32",
+        "train.seed=0",
+        "train.clip_grad_norm=null",
+        "train.optimizer.weight_decay=0.0",
+        "train.schedule={name: constant}",
+        "train.schedule={}",
+        "model.trust_remote_code=false",
+        "model.args={dropout: 0.1}",
+        "model.args={}",
+        "dataset.args={n: 100, weighted: false}",
     ],
-)  # fmt: skip
+)
 def test_keys_at_their_default_do_not_count(tmp_path: Path, given: str) -> None:
     """Whether a default is written out or not, in the recipe's own keys and in a component's arguments, the run is the same."""
     assert run_of(tmp_path, RECIPE, given) == run_of(tmp_path)
 
 
-@pytest.mark.parametrize("given", ["model.args={dropout: 0.2}", "model.args={width: 9}", "dataset.args={n: 101}", "train.seed=1"])
+@pytest.mark.parametrize(
+    "given",
+    ["model.args={dropout: 0.2}", "model.args={width: 9}", "dataset.args={n: 101}", "train.seed=1"],
+)
 def test_what_is_not_the_default_counts(tmp_path: Path, given: str) -> None:
     assert run_of(tmp_path, RECIPE, given) != run_of(tmp_path)
 
@@ -156,13 +185,30 @@ def test_a_default_of_another_type_is_another_value(tmp_path: Path) -> None:
 def test_defaults_of_what_counts_never_change() -> None:
     """A key at its default is not in the digest, so its default is part of every run that does not give it: another default would
     be another run under the same id. What should be different by default gets a new key or a new name."""
-    recipe = load_recipe(ROOT / "recipes" / "digits_mlp.yaml", ["train.optimizer=null", "train.schedule=null"])
-    assert recipe.train.optimizer.model_dump() == {"name": "adamw", "lr": 1e-3, "weight_decay": 0.0, "args": {}}
-    assert recipe.train.schedule.model_dump() == {"name": "constant", "warmup_steps": 0, "final": 0.0}
+    recipe = load_recipe(
+        ROOT / "recipes" / "digits_mlp.yaml", ["train.optimizer=null", "train.schedule=null"]
+    )
+    assert recipe.train.optimizer.model_dump() == {
+        "name": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "args": {},
+    }
+    assert recipe.train.schedule.model_dump() == {
+        "name": "constant",
+        "warmup_steps": 0,
+        "final": 0.0,
+    }
     defaults: dict[str, Any] = {
-        "micro_batch": "auto", "precision": "fp32", "clip_grad_norm": None, "seed": 0, "ema": None, "init_from": None,
-        "trust_remote_code": False, "args": {},
-    }  # fmt: skip
+        "micro_batch": "auto",
+        "precision": "fp32",
+        "clip_grad_norm": None,
+        "seed": 0,
+        "ema": None,
+        "init_from": None,
+        "trust_remote_code": False,
+        "args": {},
+    }
     keys = {**type(recipe.model).model_fields, **type(recipe.train).model_fields}
     assert {name: keys[name].default for name in defaults} == defaults
 
@@ -176,7 +222,9 @@ def test_what_is_shipped_computes_what_it_did(place: str) -> None:
     source = (ROOT / place).read_bytes()
     assert code_digest(place, source) == own["code"][0]
     assert bytes_digest(place, source + b"\n# another byte\n") == own["bytes"]
-    assert bytes_digest("models/of_ones_own.py", source) != bytes_digest("models/of_ones_own.py", source + b"\n")
+    assert bytes_digest("models/of_ones_own.py", source) != bytes_digest(
+        "models/of_ones_own.py", source + b"\n"
+    )
 
 
 class Later:
@@ -194,7 +242,10 @@ class Later:
 
     def given(self) -> dict[str, Any]:
         given = self.recipe.given()
-        return {**given, "model": {**given["model"], **({"adapter": self.adapter} if self.adapter else {})}}
+        return {
+            **given,
+            "model": {**given["model"], **({"adapter": self.adapter} if self.adapter else {})},
+        }
 
 
 @pytest.mark.parametrize("rule", [1, NEWEST])

@@ -14,7 +14,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "runner" / "xrun"
 XRUN = Path(sys.executable).with_name("xrun")
-HEAVY = {"torch", "accelerate", "wandb", "sky", "transformers", "datasets", "numpy", "huggingface_hub"}
+HEAVY = {
+    "torch",
+    "accelerate",
+    "wandb",
+    "sky",
+    "transformers",
+    "datasets",
+    "numpy",
+    "huggingface_hub",
+}
 
 # The arrows of docs/architecture.md: each file or folder of the package, and what it may import of the others.
 ARROWS = {
@@ -141,7 +150,11 @@ def imports(module: str) -> frozenset[str]:
         if isinstance(statement, ast.Import):
             found |= {alias.name for alias in statement.names}
             continue
-        base = package.split(".")[: len(package.split(".")) - statement.level + 1] if statement.level else []
+        base = (
+            package.split(".")[: len(package.split(".")) - statement.level + 1]
+            if statement.level
+            else []
+        )
         source = ".".join([*base, *filter(None, [statement.module])])
         inner = {f"{source}.{alias.name}" for alias in statement.names} & known.keys()
         found |= inner or {source}
@@ -165,7 +178,12 @@ def part(module: str) -> str:
 
 
 def importers(of: set[str], among: set[str]) -> list[str]:
-    return sorted(f"{module} imports {name}" for module in among for name in imports(module) if name.split(".")[0] in of)
+    return sorted(
+        f"{module} imports {name}"
+        for module in among
+        for name in imports(module)
+        if name.split(".")[0] in of
+    )
 
 
 def test_every_file_has_its_place() -> None:
@@ -176,7 +194,12 @@ def test_every_file_has_its_place() -> None:
 def test_arrows_have_no_circle() -> None:
     """The table goes from what others stand on to what stands on them, so nothing imports itself in the end."""
     rank = {name: position for position, name in enumerate(ARROWS)}
-    assert not [f"{name} -> {other}" for name in ARROWS for other in ARROWS[name].split() if rank[other] >= rank[name]]
+    assert not [
+        f"{name} -> {other}"
+        for name in ARROWS
+        for other in ARROWS[name].split()
+        if rank[other] >= rank[name]
+    ]
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if name != "xrun"])
@@ -198,7 +221,9 @@ def test_container_half_has_no_launcher() -> None:
 
 def test_supervisor_has_no_torch() -> None:
     """The process that owns the lease starts in a moment and cannot die of what trains."""
-    assert not importers(HEAVY - {"huggingface_hub"}, reached("xrun.entrypoint"))  # imported lazily, for a store on the Hub
+    assert not importers(
+        HEAVY - {"huggingface_hub"}, reached("xrun.entrypoint")
+    )  # imported lazily, for a store on the Hub
 
 
 def loaded(*command: str | Path) -> set[str]:
@@ -221,7 +246,9 @@ def loaded(*command: str | Path) -> set[str]:
     return timed
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check", "recipes/digits_mlp.yaml"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check", "recipes/digits_mlp.yaml"]], ids=" ".join
+)
 def test_asking_loads_nothing_heavy(arguments: list[str]) -> None:
     names = loaded(XRUN, *arguments)
     assert "click" in names  # the list of imports was read right
@@ -231,7 +258,9 @@ def test_asking_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_launcher_half_loads_where_nothing_heavy_is_installed() -> None:
     """Also what our libraries import in turn: the whole half loads with every heavy module missing."""
     block = "import sys; sys.modules.update(dict.fromkeys({!r})); import {}"
-    needed = {name for name in reached("xrun.cli") if not name.startswith("xrun.store.hub")}  # for a store on the Hub only
+    needed = {
+        name for name in reached("xrun.cli") if not name.startswith("xrun.store.hub")
+    }  # for a store on the Hub only
     loaded("-c", block.format(sorted(HEAVY), ", ".join(sorted(needed))))
 
 

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from xrun.checkpoint.schedule import MINIMUM_SECONDS, PRIOR_UPTIME, LastSave, SaveSchedule, best_interval, mean_uptime
+from xrun.checkpoint.schedule import (
+    MINIMUM_SECONDS,
+    PRIOR_UPTIME,
+    LastSave,
+    SaveSchedule,
+    best_interval,
+    mean_uptime,
+)
 from xrun.recipe.interval import Every
 
 HOUR = 3600.0
@@ -50,7 +57,12 @@ def test_auto_is_young_s_interval_between_its_bounds() -> None:
 
 @pytest.mark.parametrize(
     ("every", "saves"),
-    [("3 steps", [0, 3, 6, 9, 12]), ("1 epochs", [0, 7, 14]), ("2 epochs", [0, 14]), ("1 step", list(range(15)))],
+    [
+        ("3 steps", [0, 3, 6, 9, 12]),
+        ("1 epochs", [0, 7, 14]),
+        ("2 epochs", [0, 14]),
+        ("1 step", list(range(15))),
+    ],
 )
 def test_steps_and_epochs_are_counted_not_timed(every: str, saves: list[int]) -> None:
     """Policies by steps and epochs are functions of the step, so that every attempt saves at the same ones."""
@@ -140,4 +152,10 @@ def test_near_a_deadline_no_save_begins_that_the_last_one_would_wait_for() -> No
     own.alone = 10.0
     own.measured(0.1, 30)
     clock.now += 60
-    assert [own.due(1, left) for left in (float("inf"), 100, 41, 40, 5)] == [True, True, True, False, False]
+    assert [own.due(1, left) for left in (float("inf"), 100, 41, 40, 5)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]

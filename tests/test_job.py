@@ -75,7 +75,9 @@ def test_a_new_run_starts_from_step_0(known: Project) -> None:
     done = attempt(plan)
     assert done.code == 0
     assert "Starting at step 0" in done.err
-    assert weights(RunFolder(plan.folder)) == weights(RunFolder(known.home / plan.run.removesuffix("-2")))
+    assert weights(RunFolder(plan.folder)) == weights(
+        RunFolder(known.home / plan.run.removesuffix("-2"))
+    )
     shutil.rmtree(plan.folder)
 
 

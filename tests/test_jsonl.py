@@ -26,7 +26,9 @@ class Clock:
         return self.now
 
 
-def attempt(folder: Path, step: int, clock: Clock | None = None) -> tuple[JsonlTracker, Dropped | None]:
+def attempt(
+    folder: Path, step: int, clock: Clock | None = None
+) -> tuple[JsonlTracker, Dropped | None]:
     tracker = JsonlTracker(folder, clock or Clock())
     return tracker, tracker.start({"run": "digits"}, step)
 
@@ -51,12 +53,24 @@ def test_points_come_back_as_they_were_logged(tmp_path: Path) -> None:
 
 def test_lines_are_what_json_writes(tmp_path: Path) -> None:
     """Whatever is logged, a line is byte for byte what `json.dumps` makes of the point."""
-    odd = {"a": 1e-7, "b": -0.0, "c": float("inf"), "d": float("nan"), "e": 2**70, "f": 'ü"\n\\', "ü": True, "g": None, "h": [1]}
+    odd = {
+        "a": 1e-7,
+        "b": -0.0,
+        "c": float("inf"),
+        "d": float("nan"),
+        "e": 2**70,
+        "f": 'ü"\n\\',
+        "ü": True,
+        "g": None,
+        "h": [1],
+    }
     tracker, _ = attempt(tmp_path, 0, Clock())
     tracker.log(1, odd)
     tracker.log(2, {"loss": float("-inf")})
     points = [{"step": 1, **odd, "time": 102.0}, {"step": 2, "loss": float("-inf"), "time": 103.0}]
-    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(point) + "\n" for point in points)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(
+        json.dumps(point) + "\n" for point in points
+    )
 
 
 def test_going_back_drops_what_is_computed_again(tmp_path: Path) -> None:
@@ -70,7 +84,9 @@ def test_going_back_drops_what_is_computed_again(tmp_path: Path) -> None:
     for step in range(5, 10):
         second.log(step, {"loss": 2.0})
     assert logged(tmp_path) == list(range(1, 10))
-    assert [point["loss"] for point in read_points(tmp_path / "metrics.jsonl")] == [1.0] * 4 + [2.0] * 5
+    assert [point["loss"] for point in read_points(tmp_path / "metrics.jsonl")] == [1.0] * 4 + [
+        2.0
+    ] * 5
 
 
 def test_seconds_lost_are_not_seconds_away(tmp_path: Path) -> None:
@@ -110,7 +126,10 @@ def test_resuming_at_the_last_point_drops_nothing(tmp_path: Path) -> None:
     assert logged(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b"\x00\x00\x00", b'{"step": 3}', b"[]\n", b'{"loss": 1}\n', b'{"st\n'])
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"step": 3, "lo', b"\x00\x00\x00", b'{"step": 3}', b"[]\n", b'{"loss": 1}\n', b'{"st\n'],
+)
 def test_a_torn_last_line_counts_as_nothing(tmp_path: Path, tail: bytes) -> None:
     """Half a line is neither read nor glued to the next one."""
     first, _ = attempt(tmp_path, 0)
@@ -122,7 +141,9 @@ def test_a_torn_last_line_counts_as_nothing(tmp_path: Path, tail: bytes) -> None
     second, _ = attempt(tmp_path, 2)
     second.log(3, {"loss": 3.0})
     assert logged(tmp_path) == [1, 2, 3]
-    assert all(parse(line) for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True))
+    assert all(
+        parse(line) for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    )
 
 
 def test_a_kill_loses_no_line_that_was_logged(tmp_path: Path) -> None:
@@ -138,9 +159,11 @@ for step in range(1, 10**9):
     print(step, flush=True)
 """
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
         env={"PYTHONPATH": str(Path(xrun.__file__).parents[1])},
-    )  # fmt: skip
+    )
     assert child.stdout is not None
     for _ in range(200):
         child.stdout.readline()
@@ -167,7 +190,9 @@ def test_a_damaged_witness_says_nothing(tmp_path: Path, text: str) -> None:
     assert JsonlTracker(tmp_path).last_commit() is None
 
 
-def test_a_full_disk_neither_ends_training_nor_loses_a_point(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_neither_ends_training_nor_loses_a_point(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """While nothing can be written points wait, one warning says so, and with room again all of them are there in order."""
     tracker, _ = attempt(tmp_path, 0)
     room, tracker._file = tracker._file, os.open("/dev/full", os.O_WRONLY)

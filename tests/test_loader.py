@@ -54,10 +54,14 @@ class Broken(Augmented):
         return super().__getitem__(index)
 
 
-def batches(split: Any, workers: int, first: int = 0, rank: int = 0, world: int = 1) -> dict[tuple[int, int], Any]:
+def batches(
+    split: Any, workers: int, first: int = 0, rank: int = 0, world: int = 1
+) -> dict[tuple[int, int], Any]:
     sampler = Sampler(37, 8, 2, seed=3)
     loader = Loader(split, sampler.steps(first, 9, rank, world), 3, workers)
-    return {(piece.step, piece.slot): batch for step in loader for piece, batch in step if piece.weight}
+    return {
+        (piece.step, piece.slot): batch for step in loader for piece, batch in step if piece.weight
+    }
 
 
 def same(left: Any, right: Any) -> bool:
@@ -86,10 +90,15 @@ def test_processes_change_no_bit(alone: dict[tuple[int, int], Any]) -> None:
 
 def test_a_resumed_loader_goes_on(alone: dict[tuple[int, int], Any]) -> None:
     """A loader that begins at step 4, in workers, gives what the first one gave from step 4 on."""
-    assert same(batches(Augmented(), 1, first=4), {place: batch for place, batch in alone.items() if place[0] >= 4})
+    assert same(
+        batches(Augmented(), 1, first=4),
+        {place: batch for place, batch in alone.items() if place[0] >= 4},
+    )
 
 
-def test_augmentation_differs_between_epochs_and_micro_batches(alone: dict[tuple[int, int], Any]) -> None:
+def test_augmentation_differs_between_epochs_and_micro_batches(
+    alone: dict[tuple[int, int], Any],
+) -> None:
     """No two micro-batches of two epochs draw the same numbers."""
     drawn = [tuple(batch[0][0, 1:].tolist()) for batch in alone.values()]
     assert len(set(drawn)) == len(drawn)
@@ -112,7 +121,10 @@ def test_dropout_is_keyed_by_place() -> None:
 def test_a_step_comes_whole() -> None:
     """Each item is the list of this process's micro-batches of one step, in slot order."""
     steps = list(Loader(Augmented(), Sampler(37, 8, 2, 3).steps(0, 6, 1, 2), 3))
-    assert [[piece.slot for piece, _ in step if piece.weight] for step in steps] == [[2, 3]] * 4 + [[], [2, 3]]
+    assert [[piece.slot for piece, _ in step if piece.weight] for step in steps] == [[2, 3]] * 4 + [
+        [],
+        [2, 3],
+    ]
     assert all(step[-1][0].last for step in steps)
 
 
@@ -120,7 +132,9 @@ def test_a_dataset_may_fetch_and_collate_itself() -> None:
     """`__getitems__` is asked once per micro-batch and `collate` makes the batch."""
     split = Listed()
     found = batches(split, 0)
-    assert torch.cat([batch["ids"] for place, batch in found.items() if place[0] < 5]).sort().values.tolist() == list(range(37))
+    assert torch.cat(
+        [batch["ids"] for place, batch in found.items() if place[0] < 5]
+    ).sort().values.tolist() == list(range(37))
     assert max(split.asked) == 3  # the last sample alone joined the micro-batch before
     assert len(split.asked) == len(found)
 
@@ -144,7 +158,9 @@ def test_too_little_shared_memory_is_said_beforehand(tmp_path: Path) -> None:
 def test_bytes_of_a_batch_count_every_tensor() -> None:
     """Dicts, pairs and lists are added up; what is no tensor has no bytes."""
     tensor = torch.zeros(10, dtype=torch.float32)
-    assert batch_bytes({"a": tensor, "b": [tensor, (tensor.half(), "text")], "c": 3}) == 40 + 40 + 20
+    assert (
+        batch_bytes({"a": tensor, "b": [tensor, (tensor.half(), "text")], "c": 3}) == 40 + 40 + 20
+    )
 
 
 @pytest.mark.parametrize("splits", [[1], {"val": [1]}, None])
@@ -177,9 +193,18 @@ signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))
 os.killpg(0, signal.SIGINT)
 print(sum(1 for _ in steps))
 """
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(xrun.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(Path(xrun.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, start_new_session=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        start_new_session=True,
     )
     assert run.stdout.split() == ["asked", "199"], run.stderr
     assert run.returncode != -signal.SIGINT

@@ -73,7 +73,9 @@ class Stream:
 def find(world: World, split: Any = None, model: nn.Module | None = None) -> int:
     train = Train(steps=1, global_batch=GLOBAL)
     objective = Objective(model or Wide(), "classification")
-    return find_micro_batch(train, objective, Fetch(split or Data(), 0), Accelerator(cpu=True), world)
+    return find_micro_batch(
+        train, objective, Fetch(split or Data(), 0), Accelerator(cpu=True), world
+    )
 
 
 def work(folder: Path, rank: int, size: int, megabytes: list[int]) -> None:
@@ -81,7 +83,9 @@ def work(folder: Path, rank: int, size: int, megabytes: list[int]) -> None:
     torch.set_num_threads(1)
     world = World()
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size
+        )
         world = World(rank, size, dist.new_group(), dist.new_group())
     fits(1)  # threads and libraries take their memory first
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -93,7 +97,9 @@ def work(folder: Path, rank: int, size: int, megabytes: list[int]) -> None:
         found = str(error)
     after = resource.getrlimit(resource.RLIMIT_DATA)
     fitting = [number for number in sizes(GLOBAL, size) if fits(number)]
-    (folder / f"{rank}.json").write_text(json.dumps([found, max(fitting, default=0), list(after) == [limit, limit]]))
+    (folder / f"{rank}.json").write_text(
+        json.dumps([found, max(fitting, default=0), list(after) == [limit, limit]])
+    )
 
 
 def fits(size: int) -> bool:
@@ -110,17 +116,21 @@ def fits(size: int) -> bool:
 
 def found_with(folder: Path, *megabytes: int) -> list[Any]:
     environment = {
-        **os.environ, "PYTHONPATH": str(Path(xrun.__file__).parents[1]), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1",
+        **os.environ,
+        "PYTHONPATH": str(Path(xrun.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
-    }  # fmt: skip
+    }
     size = len(megabytes)
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder), str(rank), str(size), *map(str, megabytes)],
-            env=environment, stderr=subprocess.PIPE,
+            env=environment,
+            stderr=subprocess.PIPE,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     errors = [rank.communicate(timeout=120)[1].decode()[-2000:] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * size, errors
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
@@ -198,4 +208,9 @@ def test_the_limit_ends_with_the_block() -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), [int(value) for value in sys.argv[4:]])
+    work(
+        Path(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        [int(value) for value in sys.argv[4:]],
+    )

@@ -31,10 +31,22 @@ class Tied(nn.Module):
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     recipe: dict[str, Any] = {
-        "name": "r", "task": "classification",
-        "model": {"name": "tied", "args": {"width": 4}}, "dataset": {"name": "d", "args": {}},
-    }  # fmt: skip
-    return Plan("r-12345678", "0" * 64, {"sources": {"models/tied.py": "ab"}}, recipe, "r.yaml", "/p", "/h", "me", version="0.1")
+        "name": "r",
+        "task": "classification",
+        "model": {"name": "tied", "args": {"width": 4}},
+        "dataset": {"name": "d", "args": {}},
+    }
+    return Plan(
+        "r-12345678",
+        "0" * 64,
+        {"sources": {"models/tied.py": "ab"}},
+        recipe,
+        "r.yaml",
+        "/p",
+        "/h",
+        "me",
+        version="0.1",
+    )
 
 
 def test_the_weights_load_with_the_safetensors_library(tmp_path: Path, plan: Plan) -> None:
@@ -62,11 +74,23 @@ def test_the_config_and_the_card_say_what_it_is(tmp_path: Path, plan: Plan) -> N
     """config.json names the component and its arguments, README.md the run, the metrics, the data and the weights' hash."""
     sha256 = write(tmp_path / "model", Tied(), plan, FACTS)
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == {
-        "model_type": "xrun", "component": "tied", "args": {"width": 4}, "task": "classification",
-    }  # fmt: skip
+        "model_type": "xrun",
+        "component": "tied",
+        "args": {"width": 4},
+        "task": "classification",
+    }
     card = (tmp_path / "model" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: pytorch\n")
-    assert all(text in card for text in ("# r-12345678", "| val/loss | 0.5 |", sha256, "Data revision: r1", "models/tied.py"))
+    assert all(
+        text in card
+        for text in (
+            "# r-12345678",
+            "| val/loss | 0.5 |",
+            sha256,
+            "Data revision: r1",
+            "models/tied.py",
+        )
+    )
 
 
 def test_the_folder_is_replaced_as_a_whole(tmp_path: Path, plan: Plan) -> None:
@@ -75,7 +99,11 @@ def test_the_folder_is_replaced_as_a_whole(tmp_path: Path, plan: Plan) -> None:
     (tmp_path / "model" / "old-file").write_text("")
     second = nn.Linear(2, 2)
     write(tmp_path / "model", second, plan, FACTS)
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     assert torch.equal(load_file(tmp_path / "model" / "model.safetensors")["weight"], second.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -106,7 +134,9 @@ def test_a_transformers_model_loads_with_from_pretrained(tmp_path: Path, plan: P
     """A model of transformers, tied weights included, comes back from its folder with the same outputs, bit by bit."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=6)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=6)
+    ).eval()
     write(tmp_path / "model", model, plan, FACTS)
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
     ids = torch.tensor([[1, 2, 3]])

@@ -16,9 +16,12 @@ from xrun.supervisor.ranks import rank_environment
 
 def environ(rank: int, ips: str, accelerators: str) -> dict[str, str]:
     return {
-        "SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NODE_IPS": ips, "SKYPILOT_NUM_NODES": str(len(ips.split())),
-        "SKYPILOT_NUM_GPUS_PER_NODE": accelerators, "SKYPILOT_TASK_ID": "sky-managed-1",
-    }  # fmt: skip
+        "SKYPILOT_NODE_RANK": str(rank),
+        "SKYPILOT_NODE_IPS": ips,
+        "SKYPILOT_NUM_NODES": str(len(ips.split())),
+        "SKYPILOT_NUM_GPUS_PER_NODE": accelerators,
+        "SKYPILOT_TASK_ID": "sky-managed-1",
+    }
 
 
 def test_without_skypilot_there_is_one_node() -> None:
@@ -32,7 +35,11 @@ def test_several_nodes_share_the_ranks() -> None:
     """A process per accelerator; the ranks go on from node to node."""
     nodes = nodes_of(environ(1, "10.0.0.4\n10.0.0.5\n10.0.0.6", "8"), 1)
     assert (nodes.count, nodes.world, nodes.ranks) == (3, 24, range(8, 16))
-    assert (nodes.first, nodes.address, nodes.name(2)) == ("10.0.0.4", "10.0.0.5", "node 2 (10.0.0.6)")
+    assert (nodes.first, nodes.address, nodes.name(2)) == (
+        "10.0.0.4",
+        "10.0.0.5",
+        "node 2 (10.0.0.6)",
+    )
 
 
 @pytest.mark.parametrize("accelerators", ["", "0", "1", "0.5"])
@@ -44,8 +51,15 @@ def test_a_machine_without_accelerators_has_one_process(accelerators: str) -> No
 def test_the_place_is_read_and_never_stops_anybody() -> None:
     """Clouds in lower case; what is missing or cannot be read is unknown."""
     info = {"cluster": "x-1", "cloud": "AWS", "region": "us-east-1", "zone": None, "more": 1}
-    assert place_of({"SKYPILOT_CLUSTER_INFO": json.dumps(info)}) == Place("x-1", "aws", "us-east-1", "")
-    assert place_of({"SKYPILOT_CLUSTER_INFO": "{"}) == place_of({"SKYPILOT_CLUSTER_INFO": "3"}) == place_of({}) == Place()
+    assert place_of({"SKYPILOT_CLUSTER_INFO": json.dumps(info)}) == Place(
+        "x-1", "aws", "us-east-1", ""
+    )
+    assert (
+        place_of({"SKYPILOT_CLUSTER_INFO": "{"})
+        == place_of({"SKYPILOT_CLUSTER_INFO": "3"})
+        == place_of({})
+        == Place()
+    )
 
 
 def test_all_nodes_meet_at_one_port() -> None:
@@ -70,7 +84,9 @@ def test_the_interface_is_found_by_its_address() -> None:
     assert interface_of(own) in [name for _, name in socket.if_nameindex()]
 
 
-def test_ranks_keep_freed_memory_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_keep_freed_memory_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rank's environment has it, whoever starts xrun can set it otherwise, and the recipe has the last word."""
     path = tmp_path / "recipes" / "recipe.yaml"
     path.parent.mkdir()
@@ -79,7 +95,9 @@ def test_ranks_keep_freed_memory_unless_told_otherwise(tmp_path: Path, monkeypat
 
     def told(more: str = "") -> str:
         path.write_text(text + more)
-        return rank_environment(make_plan(load_recipe(path), path), Nodes(), 0, "127.0.0.1", 1)["MALLOC_MMAP_MAX_"]
+        return rank_environment(make_plan(load_recipe(path), path), Nodes(), 0, "127.0.0.1", 1)[
+            "MALLOC_MMAP_MAX_"
+        ]
 
     monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
     assert told() == "0"

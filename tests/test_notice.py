@@ -48,7 +48,10 @@ def test_the_servers_clock_counts(tmp_path: Path) -> None:
     """A machine whose clock is wrong by an hour has the same deadline: the notice is measured by who gave it."""
     for cloud in ("aws", "azure"):
         stop = StopFlag()
-        with Metadata(cloud, ahead=3600.0) as server, watching(stop, cloud, environ(server), interval=0.01):
+        with (
+            Metadata(cloud, ahead=3600.0) as server,
+            watching(stop, cloud, environ(server), interval=0.01),
+        ):
             server.preempt(60)
             until(stop.__bool__, "the notice")
         assert 60 - SPARE_SECONDS - 3 < stop.seconds_left() <= 60 - SPARE_SECONDS
@@ -88,7 +91,9 @@ def test_another_machines_event_is_not_ours() -> None:
         until(lambda: stop, "the notice")
 
 
-def test_proxies_are_for_the_world_outside(server: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_for_the_world_outside(
+    server: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A proxy in the environment is not asked for an address of this machine's own link."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     stop = StopFlag()
@@ -109,20 +114,36 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
     assert time.monotonic() - began < 1
 
 
-def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notice_ends_an_attempt_in_time(
+    server: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s, and the reason is kept.
 
     The last save before took so long that this one has to begin at once, and may still be tried some seconds later.
     """
     seconds = CLOUDS[server.cloud]
-    info = {"cluster": "c", "cloud": {"aws": "AWS", "gcp": "GCP", "azure": "Azure"}[server.cloud], "region": "r", "zone": "z"}
+    info = {
+        "cluster": "c",
+        "cloud": {"aws": "AWS", "gcp": "GCP", "azure": "Azure"}[server.cloud],
+        "region": "r",
+        "zone": "z",
+    }
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(info))
     monkeypatch.setenv(ADDRESS_NAME, server.url)
     project = Project(tmp_path)
     plan = project.plan()
-    before = {"id": "before", "started": 1.0, "ended": 2.0, "code": 75, "kind": "stopped", "from_step": 0}
+    before = {
+        "id": "before",
+        "started": 1.0,
+        "ended": 2.0,
+        "code": 75,
+        "kind": "stopped",
+        "from_step": 0,
+    }
     before["last_save"] = 0.8 * seconds
-    open_store(plan, "before").commit({"format": 1, "digest": plan.digest, "checkpoints": [], "attempts": [before]}, None)
+    open_store(plan, "before").commit(
+        {"format": 1, "digest": plan.digest, "checkpoints": [], "attempts": [before]}, None
+    )
     project.trap("hold", call=7 * PER_STEP + 1, committed=5)
     began: list[float] = []
 
@@ -142,7 +163,9 @@ def test_a_notice_ends_an_attempt_in_time(server: Metadata, tmp_path: Path, monk
     last = record(project.run)["attempts"][-1]
     assert (last["code"], last["kind"], last["committed"]) == (75, "stopped", 8)
     assert 0 < last["last_save"] < took, "how long it took is for the next attempt"
-    assert last["reason"].startswith({"aws": "AWS will terminate", "gcp": "Google Cloud", "azure": "Azure"}[server.cloud])
+    assert last["reason"].startswith(
+        {"aws": "AWS will terminate", "gcp": "Google Cloud", "azure": "Azure"}[server.cloud]
+    )
     assert f"{last['reason']}: saving, then stopping." in done.err
     print(f"{server.cloud}: notice to exit 75 in {took:.2f} s")
 

@@ -75,7 +75,9 @@ def test_an_ignored_label_adds_nothing() -> None:
     x = logits(3, 4).requires_grad_()
     loss = Objective(Logits(), "classification")((x, torch.tensor([1, IGNORED, 2])))["loss"]
     loss.backward()
-    assert loss.item() == pytest.approx(functional.cross_entropy(x[[0, 2]], torch.tensor([1, 2]), reduction="sum").item())
+    assert loss.item() == pytest.approx(
+        functional.cross_entropy(x[[0, 2]], torch.tensor([1, 2]), reduction="sum").item()
+    )
     assert x.grad is not None
     assert not x.grad[1].any()
 
@@ -104,13 +106,20 @@ def test_a_text_without_a_predicted_token_is_no_division_by_zero() -> None:
 
 def test_half_precision_logits_are_summed_in_single() -> None:
     """Cross entropy over bf16 logits is a float32 sum."""
-    assert Objective(Logits(), "classification")((logits(4, 3).bfloat16(), torch.zeros(4).long()))["loss"].dtype == torch.float32
+    assert (
+        Objective(Logits(), "classification")((logits(4, 3).bfloat16(), torch.zeros(4).long()))[
+            "loss"
+        ].dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("batch", [{"x": torch.ones(6, 2)}, (torch.ones(6, 2), torch.ones(6))])
 def test_a_model_s_own_mean_becomes_a_sum(batch: Any) -> None:
     """The task `model` multiplies the model's means with the samples; what is no scalar tensor is left out."""
-    model = OwnLoss(lambda x: {"loss": x.mean() * 2, "error": x.mean(), "states": x, "note": "text"})
+    model = OwnLoss(
+        lambda x: {"loss": x.mean() * 2, "error": x.mean(), "states": x, "note": "text"}
+    )
     sums = Objective(model, "model")(batch)
     assert {name: float(value) for name, value in sums.items()} == {"loss": 12.0, "error": 6.0}
 
@@ -118,7 +127,11 @@ def test_a_model_s_own_mean_becomes_a_sum(batch: Any) -> None:
 def test_a_model_may_give_its_loss_alone_or_in_an_object() -> None:
     """A bare scalar, a mapping and an object with `loss` are the same to the task `model`."""
     batch = {"x": torch.ones(4, 2)}
-    for output in (lambda x: x.mean(), lambda x: {"loss": x.mean()}, lambda x: SimpleNamespace(loss=x.mean(), extra=x)):
+    for output in (
+        lambda x: x.mean(),
+        lambda x: {"loss": x.mean()},
+        lambda x: SimpleNamespace(loss=x.mean(), extra=x),
+    ):
         assert float(Objective(OwnLoss(output), "model")(batch)["loss"]) == 4.0
 
 
@@ -148,5 +161,11 @@ def test_the_size_of_a_batch_is_its_first_tensor_s() -> None:
 
 def test_perplexity_is_the_loss_s_exponential() -> None:
     """Means are sums over the count, and a language model's perplexity is exp(loss)."""
-    assert means({"loss": 6.0, "accuracy": 2.0}, 4, "classification") == {"loss": 1.5, "accuracy": 0.5}
-    assert means({"loss": 6.0}, 3, "language_modeling") == {"loss": 2.0, "perplexity": pytest.approx(7.38905609893)}
+    assert means({"loss": 6.0, "accuracy": 2.0}, 4, "classification") == {
+        "loss": 1.5,
+        "accuracy": 0.5,
+    }
+    assert means({"loss": 6.0}, 3, "language_modeling") == {
+        "loss": 2.0,
+        "perplexity": pytest.approx(7.38905609893),
+    }

@@ -22,29 +22,65 @@ DAY = 1_790_000_000
 
 
 def offer(
-    machines: Machines, hourly: float, *, throughput: Throughput | None = None, candidate: int = 0, spot: bool = True
+    machines: Machines,
+    hourly: float,
+    *,
+    throughput: Throughput | None = None,
+    candidate: int = 0,
+    spot: bool = True,
 ) -> Offer:
     """An offer of one zone, twice as dear on demand."""
     prices = tuple(
-        Price("aws", "us-east-1", "", machines.accelerators, machines.accelerators, kind, price, "2026-11-21", "a catalog")
+        Price(
+            "aws",
+            "us-east-1",
+            "",
+            machines.accelerators,
+            machines.accelerators,
+            kind,
+            price,
+            "2026-11-21",
+            "a catalog",
+        )
         for kind, price in ((True, hourly), (False, 2 * hourly))
     )
     known = throughput or Throughput()
     return Offer(
-        candidate, "aws", "us-east-1", machines.accelerators, machines, prices, spot, known.on(machines), known.hours_on(machines)
+        candidate,
+        "aws",
+        "us-east-1",
+        machines.accelerators,
+        machines,
+        prices,
+        spot,
+        known.on(machines),
+        known.hours_on(machines),
     )
 
 
 def measured(steps: int = 36_000, **speeds: float) -> Throughput:
-    return Throughput(steps, {Machines(f"{name}:8"): Speed(speed, "measured", measured=True) for name, speed in speeds.items()})
+    return Throughput(
+        steps,
+        {
+            Machines(f"{name}:8"): Speed(speed, "measured", measured=True)
+            for name, speed in speeds.items()
+        },
+    )
 
 
-CANDIDATES = [Candidate(accelerators="A100:8"), Candidate(accelerators="H100:8"), Candidate(accelerators="H100:8", nodes=2)]
+CANDIDATES = [
+    Candidate(accelerators="A100:8"),
+    Candidate(accelerators="H100:8"),
+    Candidate(accelerators="H100:8", nodes=2),
+]
 
 
 def test_a_machine_twice_as_dear_and_three_times_as_fast_comes_first() -> None:
     speeds = measured(A100=1.0, H100=3.0)
-    offers = rank([offer(A100, 10, throughput=speeds), offer(H100, 20, throughput=speeds, candidate=1)], CANDIDATES)
+    offers = rank(
+        [offer(A100, 10, throughput=speeds), offer(H100, 20, throughput=speeds, candidate=1)],
+        CANDIDATES,
+    )
     assert offers.best.machines == H100
     assert offers.best.hours == pytest.approx(36_000 / 3 / 3600)
     assert offers.best.usd == pytest.approx(20 * 36_000 / 3 / 3600)
@@ -54,7 +90,10 @@ def test_a_machine_twice_as_dear_and_three_times_as_fast_comes_first() -> None:
 
 def test_what_was_measured_elsewhere_is_an_estimate_and_called_one() -> None:
     speeds = measured(A100=1.0)
-    offers = rank([offer(A100, 10, throughput=speeds), offer(H100, 20, throughput=speeds, candidate=1)], CANDIDATES)
+    offers = rank(
+        [offer(A100, 10, throughput=speeds), offer(H100, 20, throughput=speeds, candidate=1)],
+        CANDIDATES,
+    )
     assert offers.best.machines == H100
     assert offers.best.hours == pytest.approx(10 * 312 / 989)
     assert "data sheets" in offers.order
@@ -96,12 +135,18 @@ def test_a_job_has_one_number_of_nodes() -> None:
 def test_no_price_without_its_day_and_its_source() -> None:
     offers = rank([offer(H100, 20, candidate=1)], CANDIDATES)
     assert "a catalog of 2026-11-21" in offers_text(offers)
-    assert {(each["date"], each["source"]) for each in offers_json(offers)["offers"]} == {("2026-11-21", "a catalog")}
+    assert {(each["date"], each["source"]) for each in offers_json(offers)["offers"]} == {
+        ("2026-11-21", "a catalog")
+    }
 
 
 def test_the_table_is_short_and_the_json_whole() -> None:
     offers = rank(
-        [Offer(**{**vars(offer(H100, price, candidate=1)), "region": f"r{price}"}) for price in range(1, 31)], CANDIDATES
+        [
+            Offer(**{**vars(offer(H100, price, candidate=1)), "region": f"r{price}"})
+            for price in range(1, 31)
+        ],
+        CANDIDATES,
     )
     assert "and 18 dearer places" in offers_text(offers)
     assert len(offers_json(offers)["offers"]) == 30
@@ -128,7 +173,11 @@ def test_three_clouds_are_compared_and_the_cheapest_is_chosen(planned: Done) -> 
     assert planned.code == 0, planned.err
     told = json.loads(planned.out)
     chosen = told["chosen"]
-    assert (chosen["cloud"], chosen["instance"], chosen["use_spot"]) == ("aws", "p4d.24xlarge", True)
+    assert (chosen["cloud"], chosen["instance"], chosen["use_spot"]) == (
+        "aws",
+        "p4d.24xlarge",
+        True,
+    )
     assert chosen["usd_per_hour"] == 2.4655  # as published
     assert chosen["saving"] == pytest.approx(1 - 2.4655 / 21.957642, abs=1e-4)
     assert {each["cloud"] for each in told["offers"]} == {"aws", "nebius"}
@@ -147,7 +196,16 @@ def test_the_table_says_the_same(home: SkyHome, planned: Done, tmp_path: Path) -
     assert done.code == 0, done.err
     header, first, *_ = done.out.splitlines()
     assert header.split()[:5] == ["CLOUD", "REGION", "INSTANCE", "ACCELERATORS", "NODES"]
-    assert first.split()[:8] == [">", "aws", "us-east-1", "p4d.24xlarge", "A100:8", "1", "2.47", "21.96"]
+    assert first.split()[:8] == [
+        ">",
+        "aws",
+        "us-east-1",
+        "p4d.24xlarge",
+        "A100:8",
+        "1",
+        "2.47",
+        "21.96",
+    ]
     assert "SkyPilot's catalog nebius/vms.csv of 2026-09-21" in done.out
     assert list(tmp_path.iterdir()) == [tmp_path / "recipes"]
 
@@ -222,7 +280,9 @@ def plan_of(home: SkyHome, folder: Path, candidate: str) -> Done:
 
 
 @pytest.mark.cloud
-def test_a_cloud_that_cannot_run_managed_jobs_is_left_out_and_named(home: SkyHome, tmp_path: Path) -> None:
+def test_a_cloud_that_cannot_run_managed_jobs_is_left_out_and_named(
+    home: SkyHome, tmp_path: Path
+) -> None:
     """Verda has the cheapest H100, and SkyPilot cannot stop a machine there by itself: a job there would fail."""
     told = json.loads(plan_of(home, tmp_path, '{accelerators: "H100:1"}').out)
     assert {each["cloud"] for each in told["offers"]} == {"nebius"}
@@ -233,15 +293,20 @@ def test_a_cloud_that_cannot_run_managed_jobs_is_left_out_and_named(home: SkyHom
 @pytest.mark.cloud
 def test_the_highest_price_is_for_all_nodes_together(home: SkyHome, tmp_path: Path) -> None:
     """Two nodes for at most 21 dollars: those of 10 and 10.24, but not of 11.25."""
-    told = json.loads(plan_of(home, tmp_path, '{accelerators: "H100:8", nodes: 2, max_hourly_cost: 21}').out)
+    told = json.loads(
+        plan_of(home, tmp_path, '{accelerators: "H100:8", nodes: 2, max_hourly_cost: 21}').out
+    )
     assert [(each["cloud"], each["region"], each["usd_per_hour"]) for each in told["offers"]] == [
-        ("nebius", "eu-north1", 20.0), ("aws", "us-east-1", 20.4794),
-    ]  # fmt: skip
+        ("nebius", "eu-north1", 20.0),
+        ("aws", "us-east-1", 20.4794),
+    ]
 
 
 @pytest.mark.cloud
 def test_what_nobody_offers_is_said(home: SkyHome, tmp_path: Path) -> None:
-    done = plan_of(home, tmp_path, '{accelerators: "A100:8", max_hourly_cost: 1, clouds: [aws, gcp]}')
+    done = plan_of(
+        home, tmp_path, '{accelerators: "A100:8", max_hourly_cost: 1, clouds: [aws, gcp]}'
+    )
     assert done.code == 3
     assert "(aws, nebius, verda) do not offer A100:8 for at most $1 an hour" in done.err
     assert "--local" in done.err

@@ -63,7 +63,9 @@ def record_of(run: RunFolder) -> dict[str, Any]:
     return head.record
 
 
-def test_a_run_of_rule_1_goes_on(old: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_rule_1_goes_on(
+    old: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same command finds the run that an older xrun has begun, and ends it under its id and its rule: every step is there once,
     and the weights are those of a run that nobody disturbed, but for what other processors round otherwise."""
     monkeypatch.setenv("LOGNAME", "root")
@@ -83,7 +85,9 @@ def test_a_run_of_rule_1_goes_on(old: Path, undisturbed: RunFolder, monkeypatch:
 
 def compare(run: RunFolder, other: RunFolder) -> None:
     """The same steps on the same samples, and weights that differ by rounding at most."""
-    assert {s: p["train/samples"] for s, p in curve(run).items()} == {s: p["train/samples"] for s, p in curve(other).items()}
+    assert {s: p["train/samples"] for s, p in curve(run).items()} == {
+        s: p["train/samples"] for s, p in curve(other).items()
+    }
     ours, theirs = (load_file(folder.model / "model.safetensors") for folder in (run, other))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -112,11 +116,16 @@ def test_the_command_goes_on_with_it(old: Path) -> None:
 def test_another_recipe_is_told_what_differs(old: Path) -> None:
     """A change of what the run computes is named key by key, with the old and the new value, whichever rule has numbered it."""
     plan = make_plan(load_recipe(old, ["train.seed=1"]), old, environ={})
-    with pytest.raises(Exception, match=r"the newest is small-9a6bef08. What is different: train.seed: 0 -> 1\. Start"):
+    with pytest.raises(
+        Exception,
+        match=r"the newest is small-9a6bef08. What is different: train.seed: 0 -> 1\. Start",
+    ):
         choose_run(plan)
 
 
-def test_a_run_on_the_hub_goes_on(tmp_path: Path, hub: Hub, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_the_hub_goes_on(
+    tmp_path: Path, hub: Hub, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that never saw the run: the recipe finds it on the Hub under the id that the older rule gave it, and ends it."""
     root = tmp_path / "old"
     shutil.copytree(RUNS / "rule-1", root, ignore=shutil.ignore_patterns("runs"))
@@ -140,7 +149,9 @@ def test_a_run_on_the_hub_goes_on(tmp_path: Path, hub: Hub, undisturbed: RunFold
 
 
 @pytest.mark.parametrize("store", ["hub://alice/named-by-me", "hub-bucket://alice/named-by-me"])
-def test_a_new_run_on_the_hub_gets_the_newest_rule(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+def test_a_new_run_on_the_hub_gets_the_newest_rule(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
     """Where the Hub holds nothing, the run is new, and no repository is made by asking."""
     project = Project(tmp_path)
     for name, value in hub.environ("alice").items():
@@ -160,11 +171,19 @@ def test_a_changed_arithmetic_is_said(old: Path, monkeypatch: pytest.MonkeyPatch
     store = run.store()
     head = store.head()
     assert head is not None
-    store.commit({**head.record, "checkpoints": [{**each, "arithmetic": 0} for each in head.record["checkpoints"]]}, head)
+    store.commit(
+        {
+            **head.record,
+            "checkpoints": [{**each, "arithmetic": 0} for each in head.record["checkpoints"]],
+        },
+        head,
+    )
     done = attempt(plan)
     assert done.code == 0, done.err
     said = next(line for line in done.err.splitlines() if "bits may differ" in line)
-    assert said.startswith("From step 13 on bits may differ from an undisturbed run: arithmetic 0 -> 1")
+    assert said.startswith(
+        "From step 13 on bits may differ from an undisturbed run: arithmetic 0 -> 1"
+    )
     assert record_of(run)["checkpoints"][-1]["arithmetic"] == 1
 
 
@@ -173,10 +192,14 @@ def lay_down(api: HfApi, repo: str, folder: Path) -> None:
     api.create_repo(repo, private=True)
     api.create_branch(repo, branch="state")
     files = [path for path in folder.rglob("*") if path.is_file()]
-    additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]
+    additions = [
+        CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files
+    ]
     number = json.loads((folder / "head.json").read_text())["number"]
     for addition in additions:
         if addition.path_in_repo.startswith("objects/"):
             addition._upload_mode = "lfs"
-    api.preupload_lfs_files(repo, [a for a in additions if a.path_in_repo.startswith("objects/")], revision="state")
+    api.preupload_lfs_files(
+        repo, [a for a in additions if a.path_in_repo.startswith("objects/")], revision="state"
+    )
     api.create_commit(repo, additions, commit_message=f"Commit {number} of {RUN}", revision="state")

@@ -34,7 +34,13 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def ask(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, *overrides: str, user: str = "alice") -> Online:
+def ask(
+    project: Project,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    *overrides: str,
+    user: str = "alice",
+) -> Online:
     for name, value in hub.environ(user).items():
         monkeypatch.setenv(name, value)
     recipe = load_recipe(project.recipe, overrides)
@@ -46,7 +52,9 @@ def problem(online: Online) -> str:
     return str(online.problems[0])
 
 
-def test_hub_becomes_the_users_repository(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_becomes_the_users_repository(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shared recipe says `hub` and works for everybody: the repository is the token's user's, named like the run."""
     online = ask(project, hub, monkeypatch, "checkpoint.store=hub")
     plan = refuse(online)
@@ -55,8 +63,12 @@ def test_hub_becomes_the_users_repository(project: Project, hub: Hub, monkeypatc
     assert Plan.from_json(plan.to_json()) == replace(plan)
 
 
-@pytest.mark.parametrize("store", ["hub://lab/digits", "hub-bucket://lab/digits", "hub://alice/digits"])
-def test_an_organisation_of_mine_is_fine(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+@pytest.mark.parametrize(
+    "store", ["hub://lab/digits", "hub-bucket://lab/digits", "hub://alice/digits"]
+)
+def test_an_organisation_of_mine_is_fine(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
     """Members of an organisation may keep their runs there."""
     assert refuse(ask(project, hub, monkeypatch, f"checkpoint.store={store}")).store == store
 
@@ -64,13 +76,26 @@ def test_an_organisation_of_mine_is_fine(project: Project, hub: Hub, monkeypatch
 @pytest.mark.parametrize(
     ("overrides", "user", "words"),
     [
-        (["checkpoint.store=hub"], "reader", ["checkpoint.store", "may not write", "settings/tokens"]),
-        (["checkpoint.store=hub://bob/digits"], "alice", ["bob/digits", "neither yours nor", "alice, lab"]),
+        (
+            ["checkpoint.store=hub"],
+            "reader",
+            ["checkpoint.store", "may not write", "settings/tokens"],
+        ),
+        (
+            ["checkpoint.store=hub://bob/digits"],
+            "alice",
+            ["bob/digits", "neither yours nor", "alice, lab"],
+        ),
         (["checkpoint.store=hub://lab/digits"], "carol", ["lab/digits", "neither yours nor"]),
     ],
 )
 def test_accounts(
-    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, overrides: list[str], user: str, words: list[str]
+    project: Project,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    user: str,
+    words: list[str],
 ) -> None:
     """What an account may not do is an account's error, exit code 3."""
     online = ask(project, hub, monkeypatch, *overrides, user=user)
@@ -108,7 +133,12 @@ def test_a_wrong_token(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_models(
-    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, revision: str | None, words: list[str]
+    project: Project,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    revision: str | None,
+    words: list[str],
 ) -> None:
     """A model that is not there, or not for this person, is found before a machine is paid for: the recipe's error, 2."""
     model = f"{{name: hub, args: {{name: {name}{f', revision: {revision}' if revision else ''}}}}}"
@@ -135,12 +165,18 @@ def test_everything_at_once(project: Project, hub: Hub, monkeypatch: pytest.Monk
         "dataset={name: hub_text, args: {name: bob/no}}",
     ]
     online = ask(project, hub, monkeypatch, *overrides)
-    assert [one.key for one in online.problems] == ["checkpoint.store", "model.args.name", "dataset.args.name"]
+    assert [one.key for one in online.problems] == [
+        "checkpoint.store",
+        "model.args.name",
+        "dataset.args.name",
+    ]
     with pytest.raises(LaunchError, match=r"(?s)bob/x.*bob/no.*bob/no"):
         refuse(online)
 
 
-def test_a_network_that_is_down_is_no_problem_of_the_recipe(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_down_is_no_problem_of_the_recipe(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody there: try again, exit code 75."""
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     recipe = load_recipe(project.recipe, ["checkpoint.store=hub"])
@@ -160,7 +196,13 @@ def test_the_command(project: Project, hub: Hub, tmp_path: Path) -> None:
         assert done.code == 3
         assert "tracking.wandb" in done.err
         assert "strangers" in done.err
-        done = project.xrun("check", "--online", "recipes/tiny.yaml", *good, environ=accounts | {"WANDB_API_KEY": "0" * 40})
+        done = project.xrun(
+            "check",
+            "--online",
+            "recipes/tiny.yaml",
+            *good,
+            environ=accounts | {"WANDB_API_KEY": "0" * 40},
+        )
         assert done.code == 3
         assert "0000" not in done.err
         assert len(done.err.splitlines()) == 1

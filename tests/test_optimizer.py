@@ -11,7 +11,13 @@ from torch import nn
 from xrun.errors import TrainError
 from xrun.recipe.schema import Train
 from xrun.training.objective import Objective
-from xrun.training.optimizer import build_optimizer, learning_rate, optimizer_class, plain_step, set_learning_rate
+from xrun.training.optimizer import (
+    build_optimizer,
+    learning_rate,
+    optimizer_class,
+    plain_step,
+    set_learning_rate,
+)
 
 
 class RMSNorm(nn.Module):
@@ -44,13 +50,18 @@ def recipe(optimizer: dict[str, Any] | None = None, **train: Any) -> Train:
 
 def names_by_decay(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[float, set[str]]:
     names = {id(p): name for name, p in model.named_parameters()}
-    return {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    return {
+        group["weight_decay"]: {names[id(p)] for p in group["params"]}
+        for group in optimizer.param_groups
+    }
 
 
 def test_only_matrices_are_decayed() -> None:
     """Norms of any class, biases, scalars and what the model names are not decayed; frozen parameters are left out."""
     model = Model()
-    groups = names_by_decay(build_optimizer(recipe({"weight_decay": 0.1}), Objective(model, "classification")), model)
+    groups = names_by_decay(
+        build_optimizer(recipe({"weight_decay": 0.1}), Objective(model, "classification")), model
+    )
     assert groups == {
         0.1: {"linear.weight"},
         0.0: {"table.weight", "linear.bias", "norm.weight", "norm.bias", "own.scale", "gain"},
@@ -83,18 +94,27 @@ def test_an_unknown_optimizer_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("adamw", {"beta": 0.9}), ("adamw", {"betas": [1.5, 0.9]}), ("adamw", {"foreach": True, "fused": True}), ("muon", {})],
+    [
+        ("adamw", {"beta": 0.9}),
+        ("adamw", {"betas": [1.5, 0.9]}),
+        ("adamw", {"foreach": True, "fused": True}),
+        ("muon", {}),
+    ],
 )
 def test_wrong_arguments_are_one_sentence(name: str, args: dict[str, Any]) -> None:
     """What torch says of arguments that it does not take becomes a TrainError that names the optimizer."""
-    with pytest.raises(TrainError, match=r"train\.optimizer: torch\.optim\.\w+ refuses its arguments"):
+    with pytest.raises(
+        TrainError, match=r"train\.optimizer: torch\.optim\.\w+ refuses its arguments"
+    ):
         build_optimizer(recipe({"name": name, "args": args}), Objective(Model(), "classification"))
 
 
 @pytest.mark.parametrize("args", [{"foreach": True}, {"fused": False}, {"differentiable": True}])
 def test_a_choice_of_implementation_in_the_recipe_wins(args: dict[str, bool]) -> None:
     """`fused` is only xrun's choice where the recipe makes none."""
-    groups = build_optimizer(recipe({"args": args}), Objective(Model(), "classification")).param_groups
+    groups = build_optimizer(
+        recipe({"args": args}), Objective(Model(), "classification")
+    ).param_groups
     assert all(group[name] == value for group in groups for name, value in args.items())
     assert not groups[0]["fused"]
 

@@ -28,7 +28,9 @@ class Whole(Part):
     rate: Annotated[float, Field(gt=0)] | None = None
     switch: bool | Literal["auto"] = "auto"
     free: dict[str, Any] = default({})
-    inner: Annotated[Inner, Before(lambda value: {} if value == "small" else value)] = default("small")
+    inner: Annotated[Inner, Before(lambda value: {} if value == "small" else value)] = default(
+        "small"
+    )
     twice: Annotated[str, Before(doubled)] | None = None
 
     def checked(self) -> Self:
@@ -49,18 +51,31 @@ class TheirWhole(BaseModel):
     rate: Annotated[float, TheirField(gt=0)] | None = None
     switch: bool | Literal["auto"] = "auto"
     free: dict[str, Any] = {}  # pydantic copies it
-    inner: Annotated[TheirInner, BeforeValidator(lambda value: {} if value == "small" else value)] = TheirField(
-        default="small", validate_default=True
-    )
+    inner: Annotated[
+        TheirInner, BeforeValidator(lambda value: {} if value == "small" else value)
+    ] = TheirField(default="small", validate_default=True)
     twice: Annotated[str, BeforeValidator(doubled)] | None = None
 
 
 WRITTEN: list[dict[str, Any]] = [
-    {"text": "abc"}, {"text": "abc", "rate": 3, "switch": True, "free": {"a": [1]}, "inner": {"size": 4, "names": ["x"]}},
-    {"text": "abc", "inner": "small", "twice": "x"}, {}, {"text": "", "rate": 0}, {"text": 3, "rate": float("inf")},
-    {"text": "A", "switch": "yes"}, {"text": "abc", "inner": {"size": 10, "names": [3], "other": 1}},
-    {"text": "abc", "inner": 7, "free": []}, {"text": "abc", "twice": 3}, {"text": "abc", "rate": "1", "unknown": 1},
-]  # fmt: skip
+    {"text": "abc"},
+    {
+        "text": "abc",
+        "rate": 3,
+        "switch": True,
+        "free": {"a": [1]},
+        "inner": {"size": 4, "names": ["x"]},
+    },
+    {"text": "abc", "inner": "small", "twice": "x"},
+    {},
+    {"text": "", "rate": 0},
+    {"text": 3, "rate": float("inf")},
+    {"text": "A", "switch": "yes"},
+    {"text": "abc", "inner": {"size": 10, "names": [3], "other": 1}},
+    {"text": "abc", "inner": 7, "free": []},
+    {"text": "abc", "twice": 3},
+    {"text": "abc", "rate": "1", "unknown": 1},
+]
 
 
 def said(part: type[Any], written: dict[str, Any]) -> Any:
@@ -68,7 +83,9 @@ def said(part: type[Any], written: dict[str, Any]) -> Any:
     try:
         return part.model_validate(written).model_dump(mode="json")
     except ValidationError as error:
-        return [(e["type"], e["loc"], e["msg"], e.get("ctx")) for e in error.errors(include_url=False)]
+        return [
+            (e["type"], e["loc"], e["msg"], e.get("ctx")) for e in error.errors(include_url=False)
+        ]
 
 
 @pytest.mark.parametrize("written", WRITTEN, ids=str)
@@ -105,4 +122,6 @@ def test_is_a_value() -> None:
 
 def test_json_schema_is_pydantics() -> None:
     """Editors see what pydantic would tell them."""
-    assert repr(Whole.model_json_schema()) == repr(TheirWhole.model_json_schema()).replace("Their", "")
+    assert repr(Whole.model_json_schema()) == repr(TheirWhole.model_json_schema()).replace(
+        "Their", ""
+    )

@@ -52,7 +52,9 @@ def machine(tmp_path: Path, store: DirectoryStore) -> Machine:
     return Machine(tmp_path / "first", store)
 
 
-def test_a_bare_machine_gets_the_log_back(machine: Machine, store: DirectoryStore, tmp_path: Path) -> None:
+def test_a_bare_machine_gets_the_log_back(
+    machine: Machine, store: DirectoryStore, tmp_path: Path
+) -> None:
     """Every point up to the committed step, byte for byte; the ones that were logged after it are not there yet."""
     for step in range(10, 101, 10):
         machine.log(step - 9, step + 3 if step == 100 else step)
@@ -113,7 +115,9 @@ def test_what_this_machine_logged_after_the_step_stays_for_the_count(machine: Ma
     assert machine.steps() == list(range(1, 18))
 
 
-def test_lost_points_never_stop_a_training(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_points_never_stop_a_training(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
     """A damaged piece costs the points from there on, with a warning."""
     machine.log(1, 100)
     machine.commit(100)

@@ -38,7 +38,9 @@ def watch(folder: Path, stream: io.StringIO) -> tuple[Progress, Clock]:
 
 def configure(folder: Path, steps: int) -> None:
     """What an attempt writes before its first step."""
-    (folder / "config.json").write_text(json.dumps({"steps": steps, "recipe": {"train": {"global_batch": 8}}}))
+    (folder / "config.json").write_text(
+        json.dumps({"steps": steps, "recipe": {"train": {"global_batch": 8}}})
+    )
 
 
 def log(folder: Path, step: int) -> None:
@@ -70,7 +72,11 @@ def test_a_line_now_and_then_without_a_terminal(tmp_path: Path) -> None:
         log(tmp_path, step)
         progress.update()
     lines = stream.getvalue().splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["step 1/100", "step 11/100", "step 21/100"]
+    assert [line.partition(":")[0] for line in lines] == [
+        "step 1/100",
+        "step 11/100",
+        "step 21/100",
+    ]
     assert lines[-1] == "step 21/100: loss 0.5, 8 samples/s, 01:19 left, nothing committed yet"
     (tmp_path / "committed.json").touch()
     clock.now = 40.0

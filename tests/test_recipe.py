@@ -22,7 +22,9 @@ from xrun.recipe.rules import ACCELERATORS, CLOUDS, RULES, without_secrets
 from xrun.recipe.schema import Recipe
 
 FIXTURES = Path(__file__).with_name("fixtures") / "recipes"
-BROKEN = {case["case"]: case for case in yaml.safe_load((FIXTURES / "broken_rules.yaml").read_text())}
+BROKEN = {
+    case["case"]: case for case in yaml.safe_load((FIXTURES / "broken_rules.yaml").read_text())
+}
 
 
 def problems(folder: Path, text: str) -> list[str]:
@@ -55,7 +57,11 @@ def test_defaults() -> None:
     """A recipe without hardware trains here in one process; nothing is spent, tracked or sent."""
     recipe = small()
     assert recipe.hardware.local is not None
-    assert (recipe.hardware.local.processes, recipe.hardware.any_of, recipe.hardware.worlds) == (1, (), (1,))
+    assert (recipe.hardware.local.processes, recipe.hardware.any_of, recipe.hardware.worlds) == (
+        1,
+        (),
+        (1,),
+    )
     assert recipe.checkpoint.every.auto
     assert not recipe.checkpoint.durable
     assert recipe.train.micro_batches == 8
@@ -70,11 +76,20 @@ def test_local_is_a_shorthand() -> None:
     ("text", "nodes", "accelerator", "count", "processes", "world"),
     [("A100:8", 2, "A100", 8, 8, 16), ("A100", 1, "A100", 1, 1, 1), (None, 4, None, 0, 1, 4)],
 )
-def test_candidate(text: str | None, nodes: int, accelerator: str | None, count: int, processes: int, world: int) -> None:
+def test_candidate(
+    text: str | None, nodes: int, accelerator: str | None, count: int, processes: int, world: int
+) -> None:
     """A candidate has one process per accelerator, or one per node without."""
     hardware = {"any_of": [{"accelerators": text, "nodes": nodes, "spot": False}]}
-    one = small(hardware=hardware, train={"steps": 8, "global_batch": 16}, checkpoint={"store": "hub"}).hardware.any_of[0]
-    assert (one.accelerator, one.count, one.processes, one.world) == (accelerator, count, processes, world)
+    one = small(
+        hardware=hardware, train={"steps": 8, "global_batch": 16}, checkpoint={"store": "hub"}
+    ).hardware.any_of[0]
+    assert (one.accelerator, one.count, one.processes, one.world) == (
+        accelerator,
+        count,
+        processes,
+        world,
+    )
 
 
 def test_recipe_is_frozen() -> None:
@@ -89,7 +104,10 @@ def test_recipe_is_frozen() -> None:
 def test_recipe_travels_as_json() -> None:
     """A recipe written as JSON and read again is the same recipe."""
     every = {"every": "1.5h", "keep_every": "100 steps"}
-    recipe = small(checkpoint={"store": "hub", **every}, hardware={"any_of": [{"accelerators": "A100:8", "clouds": ["gcp"]}]})
+    recipe = small(
+        checkpoint={"store": "hub", **every},
+        hardware={"any_of": [{"accelerators": "A100:8", "clouds": ["gcp"]}]},
+    )
     assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
@@ -144,11 +162,26 @@ def test_every_takes_nothing_else(text: str) -> None:
 def test_better(metric: str, mode: str | None, better: str) -> None:
     """Where `mode` is not given, the metric's name tells which is better."""
     evaluate = {"metric": metric, "mode": mode}
-    assert small(train={"steps": 8, "global_batch": 8, "evaluate": evaluate}).train.evaluate.better == better
+    assert (
+        small(train={"steps": 8, "global_batch": 8, "evaluate": evaluate}).train.evaluate.better
+        == better
+    )
 
 
 @pytest.mark.parametrize(
-    "store", ["local", "./runs", "../x", "/data", "~/runs", "$HOME/runs", "data/runs", "hub", "hub://a/b", "hub-bucket://a/b.c"]
+    "store",
+    [
+        "local",
+        "./runs",
+        "../x",
+        "/data",
+        "~/runs",
+        "$HOME/runs",
+        "data/runs",
+        "hub",
+        "hub://a/b",
+        "hub-bucket://a/b.c",
+    ],
 )
 def test_stores(store: str) -> None:
     """The Hub is durable, and this machine is not."""
@@ -158,7 +191,12 @@ def test_stores(store: str) -> None:
 @pytest.mark.parametrize("name", ["sgd", "SGD", "AdamW", "rmsprop", "SomethingNewInTorch"])
 def test_optimizers_in_any_case(name: str) -> None:
     """Case does not matter, and a name that is near no known one may be a class of a newer torch."""
-    assert small(train={"steps": 8, "global_batch": 8, "optimizer": {"name": name}}).train.optimizer.name == name
+    assert (
+        small(
+            train={"steps": 8, "global_batch": 8, "optimizer": {"name": name}}
+        ).train.optimizer.name
+        == name
+    )
 
 
 def test_every_rule_says_what_it_holds() -> None:
@@ -173,7 +211,8 @@ def test_known_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", ["hf_abcdefghijklmnop", "0123456789abcdef0123456789abcdef01234567", "ghp_0123456789abcdef0123"]
+    "secret",
+    ["hf_abcdefghijklmnop", "0123456789abcdef0123456789abcdef01234567", "ghp_0123456789abcdef0123"],
 )
 def test_tokens_are_not_shown(secret: str) -> None:
     """What looks like a token is never printed."""
@@ -185,5 +224,7 @@ def test_import_is_light() -> None:
     heavy = "torch numpy accelerate wandb sky transformers datasets huggingface_hub"
     code = f"import sys, xrun.recipe.load, xrun.component; print([m for m in '{heavy}'.split() if m in sys.modules])"
     folder = Path(xrun.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -38,7 +38,9 @@ class Branches(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList([nn.Linear(width, width) for _ in range(5)])
         self.unused = nn.Linear(2, 2)
-        self.norms = nn.ModuleList([nn.BatchNorm1d(width), nn.BatchNorm1d(width, momentum=None)] if norms else [])
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm1d(width), nn.BatchNorm1d(width, momentum=None)] if norms else []
+        )
         self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,10 +60,20 @@ def data(step: int, rank: int, world: int, width: int) -> list[Piece]:
     """Two full batches and a short one with 3 samples, over and over."""
     x = torch.randn(SAMPLES, width, generator=torch.Generator().manual_seed(1))
     y = torch.arange(SAMPLES) % 3
-    return [(p, (x[p.indices], y[p.indices])) for p in Sampler(SAMPLES, GLOBAL, MICRO, 0).step(step, rank, world)]
+    return [
+        (p, (x[p.indices], y[p.indices]))
+        for p in Sampler(SAMPLES, GLOBAL, MICRO, 0).step(step, rank, world)
+    ]
 
 
-def train(reduction: Reduction, model: Objective, world: World, steps: range, width: int, state: Any = None) -> Any:
+def train(
+    reduction: Reduction,
+    model: Objective,
+    world: World,
+    steps: range,
+    width: int,
+    state: Any = None,
+) -> Any:
     """As the loop does it; returns each step's gradients, the loss, and the state at each step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     if state is not None:
@@ -79,10 +91,17 @@ def train(reduction: Reduction, model: Objective, world: World, steps: range, wi
                 (loss * (reduction.scale / piece.total)).backward()
             found.append(loss.detach())
         losses.append(world.total([reduction.finish(pieces, found)])[0])
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {"gradients": gradients, "losses": losses, "states": states, "end": copied(model.state_dict())}
+    return {
+        "gradients": gradients,
+        "losses": losses,
+        "states": states,
+        "end": copied(model.state_dict()),
+    }
 
 
 def copied(value: Any) -> Any:
@@ -100,15 +119,23 @@ class WithoutBegin(FastReduction):
         """Nothing."""
 
 
-def fast(world: World, kind: type[FastReduction], width: int, steps: range, state: Any = None) -> Any:
+def fast(
+    world: World, kind: type[FastReduction], width: int, steps: range, state: Any = None
+) -> Any:
     model = objective(width)
-    replicas = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
+    replicas = (
+        nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        if world.size > 1
+        else model
+    )
     return train(kind(replicas, world), model, world, steps, width, state)
 
 
 def exact(world: World, norms: bool = False) -> Any:
     model = objective(16, norms)
-    return train(ExactReduction(model, world, GLOBAL, GLOBAL // MICRO), model, world, range(STEPS), 16)
+    return train(
+        ExactReduction(model, world, GLOBAL, GLOBAL // MICRO), model, world, range(STEPS), 16
+    )
 
 
 def work(folder: Path, rank: int) -> None:
@@ -116,9 +143,15 @@ def work(folder: Path, rank: int) -> None:
     for size in SIZES:
         if rank >= size:
             continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size
+        )
         world = World(rank, size, dist.new_group(), dist.new_group())
-        found = {"exact": exact(world), "norms": exact(world, norms=True), "fast": fast(world, FastReduction, 16, range(3))}
+        found = {
+            "exact": exact(world),
+            "norms": exact(world, norms=True),
+            "fast": fast(world, FastReduction, 16, range(3)),
+        }
         if size == 4:
             for kind in (FastReduction, WithoutBegin):
                 whole = fast(world, kind, 600, range(3))
@@ -131,15 +164,24 @@ def work(folder: Path, rank: int) -> None:
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """What 1, 2 and 4 real processes computed."""
     folder = tmp_path_factory.mktemp("reduction")
-    environment = {**os.environ, "PYTHONPATH": str(Path(xrun.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment) for rank in range(max(SIZES))]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(xrun.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
+        for rank in range(max(SIZES))
+    ]
     assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
     return {size: torch.load(folder / f"{size}.pt") for size in SIZES}
 
@@ -147,7 +189,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_have_the_gradient_of_one(found: dict[int, Any], size: int) -> None:
     """With accumulation, and where a process owns nothing of a short batch, the summed gradient is the single process's."""
-    for one, many in zip(found[1]["fast"]["gradients"], found[size]["fast"]["gradients"], strict=True):
+    for one, many in zip(
+        found[1]["fast"]["gradients"], found[size]["fast"]["gradients"], strict=True
+    ):
         assert one.keys() == many.keys()
         assert all(torch.allclose(one[name], many[name], rtol=1e-4, atol=1e-6) for name in one)
     assert found[size]["fast"]["losses"] == pytest.approx(found[1]["fast"]["losses"], rel=1e-5)
@@ -163,12 +207,17 @@ def test_the_gradient_is_that_of_the_whole_batch(found: dict[int, Any]) -> None:
         (model((x, y))["loss"] / len(x)).backward()
         assert len(x) == pieces[0][0].total
         gradients = found[1]["fast"]["gradients"][step]
-        assert all(torch.allclose(gradients[name], p.grad, rtol=1e-4, atol=1e-6) for name, p in model.named_parameters())
+        assert all(
+            torch.allclose(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
+            for name, p in model.named_parameters()
+        )
 
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("kind", ["exact", "norms"])
-def test_exact_is_the_same_bits_on_any_number_of_processes(found: dict[int, Any], size: int, kind: str) -> None:
+def test_exact_is_the_same_bits_on_any_number_of_processes(
+    found: dict[int, Any], size: int, kind: str
+) -> None:
     """Gradients, losses, weights and running statistics of 1, 2 and 4 processes are bitwise equal, in short batches too."""
     one, many = found[1][kind], found[size][kind]
     assert many["losses"] == one["losses"]
@@ -178,7 +227,9 @@ def test_exact_is_the_same_bits_on_any_number_of_processes(found: dict[int, Any]
 
 def test_exact_is_the_right_gradient_too(found: dict[int, Any]) -> None:
     """The tree's sum is the library's but for rounding."""
-    for one, other in zip(found[1]["fast"]["gradients"], found[4]["exact"]["gradients"], strict=False):
+    for one, other in zip(
+        found[1]["fast"]["gradients"], found[4]["exact"]["gradients"], strict=False
+    ):
         assert all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one)
 
 
@@ -221,7 +272,10 @@ def test_buffers_that_change_are_refused_by_name(model: nn.Module, buffer: str) 
     """What a forward pass leaves behind, in place or replaced, would depend on the number of processes, so `exact` refuses it."""
     reduction = ExactReduction(Objective(model, "classification"), World(), 4, 2)
     piece = Sampler(4, 4, 2, 0).step(0, 0, 1)[0]
-    with pytest.raises(TrainError, match=f"buffer {buffer} changes in the forward pass"), reduction.micro_batch(piece):
+    with (
+        pytest.raises(TrainError, match=f"buffer {buffer} changes in the forward pass"),
+        reduction.micro_batch(piece),
+    ):
         reduction.model((torch.randn(2, 4), torch.tensor([0, 1])))["loss"].backward()
 
 
@@ -233,7 +287,10 @@ def test_running_statistics_are_those_of_one_process(momentum: float | None) -> 
     plain, objective = copy.deepcopy(model), Objective(model, "classification")
     reduction, sampler = ExactReduction(objective, World(), 8, 4), Sampler(22, 8, 2, 0)
     for step in range(3):
-        pieces = [(piece, (torch.randn(len(piece.indices), 4), piece_labels(piece))) for piece in sampler.step(step, 0, 1)]
+        pieces = [
+            (piece, (torch.randn(len(piece.indices), 4), piece_labels(piece)))
+            for piece in sampler.step(step, 0, 1)
+        ]
         losses = []
         for piece, batch in pieces:
             with reduction.micro_batch(piece):
@@ -261,7 +318,9 @@ def test_buffers_that_stay_are_no_obstacle() -> None:
         reduction.model((torch.randn(2, 4), torch.tensor([0, 1])))["loss"].backward()
 
 
-@pytest.mark.parametrize(("processes", "slots", "what"), [(3, 8, "3 processes"), (2, 6, "6 micro-batches")])
+@pytest.mark.parametrize(
+    ("processes", "slots", "what"), [(3, 8, "3 processes"), (2, 6, "6 micro-batches")]
+)
 def test_only_powers_of_two_make_a_tree(processes: int, slots: int, what: str) -> None:
     """Other numbers of processes or micro-batches are refused with the number and the way out."""
     with pytest.raises(TrainError, match=rf"{what}.*not a power of two.*reduction: fast"):

@@ -88,7 +88,11 @@ def test_a_node_that_is_started_again_takes_its_place(leader: Leader) -> None:
     abandoned, again, second = follow(1), follow(1), follow(2)
     assert leader.gather(never, 30) == []
     leader.tell("start")
-    assert [heard(again)["kind"], heard(second)["kind"], heard(abandoned)["kind"]] == ["start", "start", "lost"]
+    assert [heard(again)["kind"], heard(second)["kind"], heard(abandoned)["kind"]] == [
+        "start",
+        "start",
+        "lost",
+    ]
     assert leader.heard() == []
 
 
@@ -106,7 +110,11 @@ def test_a_node_that_goes_away_is_a_loss(leader: Leader) -> None:
 def test_strangers_are_not_let_in(leader: Leader) -> None:
     """Another run's node, or anything that is no node, is sent away and takes nobody's place."""
     assert heard(follow(1, key="another run"))["kind"] == "lost"
-    for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "hello", "key": "run", "node": 9}\n', b"\xff\n"):
+    for line in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"kind": "hello", "key": "run", "node": 9}\n',
+        b"\xff\n",
+    ):
         with socket.create_connection((ADDRESSES[0], PORT)) as stranger:
             stranger.sendall(line)
             assert stranger.recv(100) == b""

@@ -54,7 +54,9 @@ def test_the_newest_point_is_found_behind_long_lines(tmp_path: Path) -> None:
     """The newest training point is found when points of evaluation follow it, and there is none in an empty folder."""
     folder = RunFolder(tmp_path)
     assert folder.last_point() == {}
-    lines = [{"step": step, "train/loss": 1.0} for step in range(500)] + [{"step": 499, "val/loss": 2.0}]
+    lines = [{"step": step, "train/loss": 1.0} for step in range(500)] + [
+        {"step": 499, "val/loss": 2.0}
+    ]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert folder.last_point() == lines[-2]
 
@@ -72,7 +74,9 @@ def test_the_lock_names_its_owner(project: Project) -> None:
 
 def test_a_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
     """A run without a plan is one sentence with the way out."""
-    with pytest.raises(LaunchError, match=r"There is no run nothing in .*`xrun status` lists the runs\."):
+    with pytest.raises(
+        LaunchError, match=r"There is no run nothing in .*`xrun status` lists the runs\."
+    ):
         RunFolder(tmp_path / "nothing").plan()
 
 

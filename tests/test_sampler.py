@@ -68,7 +68,13 @@ def test_near_seeds_are_far_apart() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(samples=st.integers(1, 300), micro=st.integers(1, 5), slots=st.sampled_from([4, 8]), seed=SEEDS, step=st.integers(0, 50))
+@given(
+    samples=st.integers(1, 300),
+    micro=st.integers(1, 5),
+    slots=st.sampled_from([4, 8]),
+    seed=SEEDS,
+    step=st.integers(0, 50),
+)
 def test_a_step_has_the_same_samples_on_any_number_of_processes(
     samples: int, micro: int, slots: int, seed: int, step: int
 ) -> None:
@@ -85,12 +91,22 @@ def test_a_step_has_the_same_samples_on_any_number_of_processes(
 
 
 @settings(max_examples=30, deadline=None)
-@given(samples=st.integers(1, 500), micro=st.integers(1, 4), slots=st.sampled_from([4, 8]), epoch=st.integers(0, 3))
+@given(
+    samples=st.integers(1, 500),
+    micro=st.integers(1, 4),
+    slots=st.sampled_from([4, 8]),
+    epoch=st.integers(0, 3),
+)
 def test_an_epoch_has_every_sample_once(samples: int, micro: int, slots: int, epoch: int) -> None:
     """All steps of an epoch on 4 processes take every sample exactly once, and the last batch is as short as it must be."""
     sampler = Sampler(samples, micro * slots, micro, 7)
     first = epoch * sampler.steps_per_epoch
-    pieces = [p for step in range(first, first + sampler.steps_per_epoch) for rank in by_rank(sampler, step, 4) for p in rank]
+    pieces = [
+        p
+        for step in range(first, first + sampler.steps_per_epoch)
+        for rank in by_rank(sampler, step, 4)
+        for p in rank
+    ]
     assert sorted(flat(pieces)) == list(range(samples))
     assert {piece.epoch for piece in pieces} == {epoch}
     assert pieces[-1].total == samples - (sampler.steps_per_epoch - 1) * sampler.global_batch
@@ -99,7 +115,11 @@ def test_an_epoch_has_every_sample_once(samples: int, micro: int, slots: int, ep
 def test_numbers_of_micro_batches_are_never_used_twice_in_an_epoch() -> None:
     """What seeds a micro-batch's augmentation is its own in the epoch."""
     sampler = Sampler(103, 16, 2, 0)
-    numbers = [piece.number for step in range(sampler.steps_per_epoch) for piece in counted(sampler.step(step, 0, 1))]
+    numbers = [
+        piece.number
+        for step in range(sampler.steps_per_epoch)
+        for piece in counted(sampler.step(step, 0, 1))
+    ]
     assert len(set(numbers)) == len(numbers)
 
 
@@ -148,7 +168,9 @@ def test_batches_over_the_edge_of_a_block_are_whole() -> None:
         (3, 1, [(0, 1), (1, 2), (2, 3)]),
     ],
 )
-def test_a_last_sample_alone_joins_the_piece_before(count: int, size: int, pieces: list[tuple[int, int]]) -> None:
+def test_a_last_sample_alone_joins_the_piece_before(
+    count: int, size: int, pieces: list[tuple[int, int]]
+) -> None:
     """A batch is cut into equal pieces, the last one shorter but never of one sample unless there is no other way."""
     assert cut(count, size) == pieces
 
@@ -193,7 +215,9 @@ def test_weighted_draws_are_a_function_of_their_place() -> None:
     """With weights too, a step has the same samples in a new sampler and on any number of processes; epochs differ."""
     weights = np.random.default_rng(0).random(500)
     first, second = Sampler(500, 16, 4, 9, weights), Sampler(500, 16, 4, 9, weights)
-    assert flat(first.step(40, 0, 1)) == [index for rank in by_rank(second, 40, 4) for index in flat(rank)]
+    assert flat(first.step(40, 0, 1)) == [
+        index for rank in by_rank(second, 40, 4) for index in flat(rank)
+    ]
     assert first.indices(0, 0, 500).tolist() != first.indices(1, 0, 500).tolist()
 
 

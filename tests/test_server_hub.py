@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-)  # fmt: skip
+)
 from servers.hub import Hub
 from servers.hub_xet import ContentStore, Term
 
@@ -74,7 +74,9 @@ def alice(client: Callable[[str], HfApi]) -> HfApi:
     return api
 
 
-def commit(api: HfApi, files: dict[str, bytes], *, repo: str = REPO, message: str = "Add", **options: Any) -> str:
+def commit(
+    api: HfApi, files: dict[str, bytes], *, repo: str = REPO, message: str = "Add", **options: Any
+) -> str:
     """One commit of these files."""
     operations = [CommitOperationAdd(path, data) for path, data in files.items()]
     return api.create_commit(repo, operations, commit_message=message, **options).oid
@@ -103,15 +105,28 @@ def refused(status: int) -> Iterator[None]:
 
 def test_files_come_back_as_they_were_sent(hub: Hub, alice: HfApi, way: str, tmp_path: Path):
     """Large and small files, by commit, snapshot, tree and path; the large ones really went by the chosen way."""
-    oid = commit(alice, {"state/a.safetensors": BIG, "meta.json": b"{}", "empty": b"", "a b/ü.txt": b"text"})
+    oid = commit(
+        alice, {"state/a.safetensors": BIG, "meta.json": b"{}", "empty": b"", "a b/ü.txt": b"text"}
+    )
     folder = Path(alice.snapshot_download(REPO, revision=oid, cache_dir=tmp_path / "cache"))
-    assert (folder / "state/a.safetensors").read_bytes() == BIG == hub.read(REPO, "state/a.safetensors")
-    assert [(folder / name).read_bytes() for name in ("meta.json", "empty", "a b/ü.txt")] == [b"{}", b"", b"text"]
+    assert (
+        (folder / "state/a.safetensors").read_bytes()
+        == BIG
+        == hub.read(REPO, "state/a.safetensors")
+    )
+    assert [(folder / name).read_bytes() for name in ("meta.json", "empty", "a b/ü.txt")] == [
+        b"{}",
+        b"",
+        b"text",
+    ]
     tree = {entry.path: entry for entry in alice.list_repo_tree(REPO, recursive=True)}
     assert {"state", "a b", "state/a.safetensors"} < set(tree)
     assert tree["state/a.safetensors"].lfs.sha256 == sha256(BIG)
     assert bool(tree["state/a.safetensors"].xet_hash) == (way == "xet")
-    assert [entry.path for entry in alice.get_paths_info(REPO, ["meta.json", "state", "nope"])] == ["meta.json", "state"]
+    assert [entry.path for entry in alice.get_paths_info(REPO, ["meta.json", "state", "nope"])] == [
+        "meta.json",
+        "state",
+    ]
     assert any(r.path.startswith("/lfs/") for r in hub.requests) == (way == "lfs")
     assert any(r.path.startswith("/cas/") for r in hub.requests) == (way == "xet")
 
@@ -119,11 +134,24 @@ def test_files_come_back_as_they_were_sent(hub: Hub, alice: HfApi, way: str, tmp
 def test_no_chunk_is_offered_twice(tmp_path: Path):
     """Stretches of one xorb do not overlap, and each term lies in one: hf_xet has panicked over many equal chunks."""
     content = ContentStore(tmp_path)
-    content.put_xorb("x", b"".join(bytes([0, 5, 0, 0, 0, 5, 0, 0]) + b"%05d" % number for number in range(9)))
-    terms = [Term("x", 5 * (end - start), start, end) for start, end in [(4, 5), (0, 2), (1, 2), (1, 4), (3, 4), (7, 9)]]
+    content.put_xorb(
+        "x", b"".join(bytes([0, 5, 0, 0, 0, 5, 0, 0]) + b"%05d" % number for number in range(9))
+    )
+    terms = [
+        Term("x", 5 * (end - start), start, end)
+        for start, end in [(4, 5), (0, 2), (1, 2), (1, 4), (3, 4), (7, 9)]
+    ]
     stretches = content.fetch_info("x", terms, "http://hub")
-    assert [(one["range"]["start"], one["range"]["end"]) for one in stretches] == [(0, 4), (4, 5), (7, 9)]
-    assert [(one["url_range"]["start"], one["url_range"]["end"]) for one in stretches] == [(0, 51), (52, 64), (91, 116)]
+    assert [(one["range"]["start"], one["range"]["end"]) for one in stretches] == [
+        (0, 4),
+        (4, 5),
+        (7, 9),
+    ]
+    assert [(one["url_range"]["start"], one["url_range"]["end"]) for one in stretches] == [
+        (0, 51),
+        (52, 64),
+        (91, 116),
+    ]
 
 
 def test_a_repository_is_real_git(hub: Hub, alice: HfApi, tmp_path: Path):
@@ -140,13 +168,24 @@ def test_one_commit_adds_copies_and_deletes(alice: HfApi, way: str):
     """Files, folders and copies, in one commit that is all or nothing."""
     commit(alice, {"old/1.txt": b"1", "old/2.txt": b"2", "gone.txt": b"", "a.safetensors": BIG})
     operations = [
-        CommitOperationAdd("new.txt", b"new"), CommitOperationDelete("old/"), CommitOperationDelete("gone.txt"),
+        CommitOperationAdd("new.txt", b"new"),
+        CommitOperationDelete("old/"),
+        CommitOperationDelete("gone.txt"),
         CommitOperationCopy("a.safetensors", "b.safetensors"),
-    ]  # fmt: skip
+    ]
     alice.create_commit(REPO, operations, commit_message="All")
-    assert set(alice.list_repo_files(REPO)) == {".gitattributes", "new.txt", "a.safetensors", "b.safetensors"}
+    assert set(alice.list_repo_files(REPO)) == {
+        ".gitattributes",
+        "new.txt",
+        "a.safetensors",
+        "b.safetensors",
+    }
     with pytest.raises(EntryNotFoundError):
-        alice.create_commit(REPO, [CommitOperationAdd("x", b"x"), CommitOperationDelete("nöpe – no")], commit_message="No")
+        alice.create_commit(
+            REPO,
+            [CommitOperationAdd("x", b"x"), CommitOperationDelete("nöpe – no")],
+            commit_message="No",
+        )
     assert not alice.file_exists(REPO, "x")
 
 
@@ -171,7 +210,9 @@ def test_of_many_commits_on_one_parent_one_lands(alice: HfApi):
         return 200
 
     with ThreadPoolExecutor(6) as pool:
-        assert sorted(pool.map(lambda n: race(n, parent_commit=parent), range(6))) == [200] + [412] * 5
+        assert (
+            sorted(pool.map(lambda n: race(n, parent_commit=parent), range(6))) == [200] + [412] * 5
+        )
         assert set(pool.map(race, range(10, 16))) == {200}
     assert len(titles(alice)) == 8
 
@@ -198,9 +239,16 @@ def test_branches_and_tags(alice: HfApi):
     oid = commit(alice, {"a.txt": b"a"}, revision="run/1")
     alice.create_tag(REPO, tag="best", revision="run/1", tag_message="the best")
     refs = alice.list_repo_refs(REPO)
-    assert {branch.name: branch.target_commit == oid for branch in refs.branches} == {"main": False, "run/1": True}
+    assert {branch.name: branch.target_commit == oid for branch in refs.branches} == {
+        "main": False,
+        "run/1": True,
+    }
     assert [(tag.name, tag.target_commit) for tag in refs.tags] == [("best", oid)]
-    assert alice.repo_info(REPO, revision="best").sha == alice.repo_info(REPO, revision=oid[:8]).sha == oid
+    assert (
+        alice.repo_info(REPO, revision="best").sha
+        == alice.repo_info(REPO, revision=oid[:8]).sha
+        == oid
+    )
     for make in (alice.create_branch, alice.create_tag):
         with refused(409):
             make(REPO, **{"branch": "run/1"} if make == alice.create_branch else {"tag": "best"})
@@ -220,7 +268,9 @@ def test_squash_leaves_one_commit(alice: HfApi):
         commit(alice, {"b.txt": b"b"}, parent_commit=old)
 
 
-def test_an_object_that_is_deleted_here_is_still_there_elsewhere(hub: Hub, alice: HfApi, way: str, tmp_path: Path):
+def test_an_object_that_is_deleted_here_is_still_there_elsewhere(
+    hub: Hub, alice: HfApi, way: str, tmp_path: Path
+):
     """Two repositories share content; each one counts it, keeps it and deletes it for itself."""
     alice.create_repo("alice/other", private=True)
     for repo in (REPO, "alice/other"):
@@ -244,8 +294,12 @@ def test_a_deleted_object_has_to_be_sent_again(hub: Hub, alice: HfApi, way: str)
     hub.create_repo("alice/other", files={"a.safetensors": BIG})
     alice.permanently_delete_lfs_files(REPO, alice.list_lfs_files(REPO), rewrite_history=False)
     lines = [{"key": "header", "value": {"summary": "Never sent"}}]
-    lines += [{"key": "lfsFile", "value": {"path": "b.safetensors", "algo": "sha256", "oid": sha256(BIG)}}]
-    answer = raw(hub.url, f"/api/models/{REPO}/commit/main", "\n".join(map(json.dumps, lines)).encode())
+    lines += [
+        {"key": "lfsFile", "value": {"path": "b.safetensors", "algo": "sha256", "oid": sha256(BIG)}}
+    ]
+    answer = raw(
+        hub.url, f"/api/models/{REPO}/commit/main", "\n".join(map(json.dumps, lines)).encode()
+    )
     assert (answer.status, b"does not exist" in answer.body) == (400, True)
     commit(alice, {"b.safetensors": BIG})
     assert hub.read(REPO, "b.safetensors") == BIG
@@ -301,10 +355,16 @@ def test_a_bucket_keeps_the_last_write(hub: Hub, client: Callable[[str], HfApi],
     api.batch_bucket_files("alice/bulk", add=[(b"first", "r/a.bin"), (BIG, "r/deep/b.bin")])
     api.batch_bucket_files("alice/bulk", add=[(b"second", "r/a.bin")])
     assert {(row.path, row.size) for row in api.list_bucket_tree("alice/bulk", recursive=True)} == {
-        ("r/a.bin", 6), ("r/deep/b.bin", len(BIG)),
-    }  # fmt: skip
-    assert {row.path for row in api.list_bucket_tree("alice/bulk", prefix="r")} == {"r/a.bin", "r/deep"}
-    api.download_bucket_files("alice/bulk", [("r/a.bin", tmp_path / "a"), ("r/deep/b.bin", tmp_path / "b")])
+        ("r/a.bin", 6),
+        ("r/deep/b.bin", len(BIG)),
+    }
+    assert {row.path for row in api.list_bucket_tree("alice/bulk", prefix="r")} == {
+        "r/a.bin",
+        "r/deep",
+    }
+    api.download_bucket_files(
+        "alice/bulk", [("r/a.bin", tmp_path / "a"), ("r/deep/b.bin", tmp_path / "b")]
+    )
     assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"second", BIG)
     api.batch_bucket_files("alice/bulk", delete=["r/a.bin"])
     assert api.bucket_info("alice/bulk").total_files == 1
@@ -316,7 +376,9 @@ def test_a_bucket_keeps_the_last_write(hub: Hub, client: Callable[[str], HfApi],
 # Who may do what.
 
 
-def test_a_private_repository_does_not_exist_for_strangers(hub: Hub, alice: HfApi, client: Callable[[str], HfApi]):
+def test_a_private_repository_does_not_exist_for_strangers(
+    hub: Hub, alice: HfApi, client: Callable[[str], HfApi]
+):
     """404 for another user, for nobody too; it opens when it is made public, and still nobody else may write."""
     bob = client("bob")
     with pytest.raises(RepositoryNotFoundError):
@@ -341,15 +403,20 @@ def test_a_read_token_reads_and_does_not_write(hub: Hub, alice: HfApi):
     assert alice.whoami()["auth"]["accessToken"]["role"] == "read"
     assert alice.repo_info(REPO).id == REPO
     writing: list[Callable[[], Any]] = [
-        lambda: commit(alice, {"a.txt": b"a"}), lambda: alice.create_repo("alice/new"), lambda: alice.delete_repo(REPO),
-        lambda: alice.create_branch(REPO, branch="b"), lambda: alice.super_squash_history(REPO),
-    ]  # fmt: skip
+        lambda: commit(alice, {"a.txt": b"a"}),
+        lambda: alice.create_repo("alice/new"),
+        lambda: alice.delete_repo(REPO),
+        lambda: alice.create_branch(REPO, branch="b"),
+        lambda: alice.super_squash_history(REPO),
+    ]
     for write in writing:
         with refused(403):
             write()
 
 
-def test_members_of_an_organisation_share_its_repositories(hub: Hub, client: Callable[[str], HfApi]):
+def test_members_of_an_organisation_share_its_repositories(
+    hub: Hub, client: Callable[[str], HfApi]
+):
     """They see, make and write them; others do not."""
     hub.organisations["lab"] = {"alice", "bob"}
     assert [organisation["name"] for organisation in client("bob").whoami()["orgs"]] == ["lab"]
@@ -361,7 +428,10 @@ def test_members_of_an_organisation_share_its_repositories(hub: Hub, client: Cal
 
 def test_a_fine_grained_token_may_do_what_it_says(hub: Hub, alice: HfApi):
     """Permissions are of a namespace or of one repository."""
-    hub.fine_grained["alice"] = {"alice": ["repo.content.read"], REPO: ["repo.content.read", "repo.write"]}
+    hub.fine_grained["alice"] = {
+        "alice": ["repo.content.read"],
+        REPO: ["repo.content.read", "repo.write"],
+    }
     token = alice.whoami()["auth"]["accessToken"]
     assert token["role"] == "fineGrained"
     assert token["fineGrained"]["scoped"][0]["entity"]["name"] == "alice"
@@ -370,7 +440,9 @@ def test_a_fine_grained_token_may_do_what_it_says(hub: Hub, alice: HfApi):
         alice.create_repo("alice/new")
 
 
-def test_the_files_of_a_gated_repository_need_to_be_granted(hub: Hub, client: Callable[[str], HfApi], tmp_path: Path):
+def test_the_files_of_a_gated_repository_need_to_be_granted(
+    hub: Hub, client: Callable[[str], HfApi], tmp_path: Path
+):
     """It can be seen, but its files cannot be read; the client knows why."""
     hub.create_repo("corp/model", private=False, gated=True, files={"config.json": b"{}"})
     bob = client("bob")
@@ -381,7 +453,10 @@ def test_the_files_of_a_gated_repository_need_to_be_granted(hub: Hub, client: Ca
         bob.hf_hub_download("corp/model", "config.json", cache_dir=tmp_path)
     hub.granted["corp/model"] = {"bob"}
     bob.auth_check("corp/model")
-    assert Path(bob.hf_hub_download("corp/model", "config.json", cache_dir=tmp_path)).read_bytes() == b"{}"
+    assert (
+        Path(bob.hf_hub_download("corp/model", "config.json", cache_dir=tmp_path)).read_bytes()
+        == b"{}"
+    )
 
 
 def test_a_wrong_token_is_nobody(hub: Hub, alice: HfApi):
@@ -392,14 +467,18 @@ def test_a_wrong_token_is_nobody(hub: Hub, alice: HfApi):
     hub.users = {"alice": "hf_secret"}
     with refused(401):
         alice.whoami()
-    assert HfApi(endpoint=hub.url, token=hub.environ("alice")["HF_TOKEN"]).whoami()["name"] == "alice"
+    assert (
+        HfApi(endpoint=hub.url, token=hub.environ("alice")["HF_TOKEN"]).whoami()["name"] == "alice"
+    )
 
 
 # Faults.
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"cut": True}], ids=["status", "cut"])
-def test_an_answer_can_be_lost_after_the_commit_has_landed(hub: Hub, alice: HfApi, fault: dict[str, object]):
+def test_an_answer_can_be_lost_after_the_commit_has_landed(
+    hub: Hub, alice: HfApi, fault: dict[str, object]
+):
     """The client gets an error, the commit is there; and with a fault before the work it is not."""
     hub.faults.add(r"POST .*/commit/", when="after", **fault)
     with pytest.raises(LOST):
@@ -433,7 +512,10 @@ def raw(url: str, path: str, body: bytes | None = None, method: str = "", **head
     """The answer to a plain request as alice, whatever its status."""
     with closing(http.client.HTTPConnection(url.removeprefix("http://"))) as connection:
         connection.request(
-            method or ("GET" if body is None else "POST"), path, body, {"Authorization": "Bearer hf_alice"} | headers
+            method or ("GET" if body is None else "POST"),
+            path,
+            body,
+            {"Authorization": "Bearer hf_alice"} | headers,
         )
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read())
@@ -496,8 +578,9 @@ def test_everything_received_is_recorded(hub: Hub, alice: HfApi):
     hub.requests.clear()
     commit(alice, {"a.txt": b"hello"}, message="Recorded")
     assert [(r.method, r.path, r.status) for r in hub.requests] == [
-        ("POST", f"/api/models/{REPO}/preupload/main", 200), ("POST", f"/api/models/{REPO}/commit/main", 200),
-    ]  # fmt: skip
+        ("POST", f"/api/models/{REPO}/preupload/main", 200),
+        ("POST", f"/api/models/{REPO}/commit/main", 200),
+    ]
     assert b"Recorded" in hub.requests[-1].body
     assert hub.requests[-1].headers["authorization"] == "Bearer hf_alice"
 
@@ -511,9 +594,15 @@ def test_both_servers_run_for_people(tmp_path: Path):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = iter(process.stdout.readline, "")
-            exports = [next(line for line in lines if line.startswith(f"export {name}=")).strip() for name in PASTED]
+            exports = [
+                next(line for line in lines if line.startswith(f"export {name}=")).strip()
+                for name in PASTED
+            ]
             url = exports[0].partition("=")[2]
-            assert raw(url, "/_faults", json.dumps({"match": "whoami", "status": 418}).encode()).status == 200
+            assert (
+                raw(url, "/_faults", json.dumps({"match": "whoami", "status": 418}).encode()).status
+                == 200
+            )
             assert raw(url, "/api/whoami-v2").status == 418
             [request] = json.loads(raw(url, "/_requests").body)
             assert request == {"method": "GET", "path": "/api/whoami-v2", "status": 418, "size": 0}
@@ -579,8 +668,14 @@ def test_the_hub_components_load_from_it(hub: Hub, tmp_path: Path):
     """
     hub.create_repo("corp/secret", files={"config.json": b"{}"})
     hub.create_repo("corp/gated", private=False, gated=True, files={"config.json": b"{}"})
-    environment = os.environ | hub.environ("alice") | {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    environment = (
+        os.environ
+        | hub.environ("alice")
+        | {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    )
     command = [sys.executable, "-c", LOADS, str(ROOT), str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert hub.stored_bytes("alice/tiny") == len(hub.read("alice/tiny", "model.safetensors"))

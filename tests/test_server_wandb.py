@@ -49,12 +49,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandb]:
         assert server.unknown == []
 
 
-def started(server: Wandb, folder: Path, code: str, user: str = "alice", **environment: str) -> subprocess.Popen[str]:
+def started(
+    server: Wandb, folder: Path, code: str, user: str = "alice", **environment: str
+) -> subprocess.Popen[str]:
     """The real client as a process of its own, with a HOME of its own."""
     own = {"HOME": str(folder), "WANDB_DIR": str(folder), "PATH": os.environ["PATH"]}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     command = [sys.executable, "-c", CLIENT + code]
-    return subprocess.Popen(command, env={**own, **server.environ(user), **environment}, cwd=folder, **pipes)
+    return subprocess.Popen(
+        command, env={**own, **server.environ(user), **environment}, cwd=folder, **pipes
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> Any:
@@ -83,7 +92,9 @@ def steps(server: Wandb, run: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def stopping(server: Wandb, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+def stopping(
+    server: Wandb, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[str]]:
     """A client that logs until somebody stops it: it looks every 15 s only, so it is begun before all else."""
     code = """
 import signal
@@ -104,7 +115,7 @@ print("true")
 
 def test_a_run_is_resumed_by_another_process_and_read_back(
     server: Wandb, stopping: subprocess.Popen[str], tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     """What one process logged, another one finds, goes on from, and reads back through the public API."""
     assert stopping.stdout.readline() == "begun\n"
     server.stop("alice", "p", "stopped")
@@ -195,7 +206,9 @@ run.finish()
     assert steps(server, "outage") == list(range(5))
 
 
-def test_a_key_that_is_revoked_in_mid_run_ends_neither_the_script_nor_the_run(server: Wandb, tmp_path: Path) -> None:
+def test_a_key_that_is_revoked_in_mid_run_ends_neither_the_script_nor_the_run(
+    server: Wandb, tmp_path: Path
+) -> None:
     """The client gives up at the first 401, says nothing, and finishes at once; the server keeps what it has."""
     code = """
 run = init("revoked")
@@ -252,7 +265,9 @@ os._exit(0)
     assert "deleted" not in server.runs("alice", "p")
 
 
-def test_keys_and_entities_are_refused_as_the_service_refuses_them(server: Wandb, tmp_path: Path) -> None:
+def test_keys_and_entities_are_refused_as_the_service_refuses_them(
+    server: Wandb, tmp_path: Path
+) -> None:
     """A key of nobody is told so; a user sees the own runs and those of the teams, and nobody else's."""
     (tmp_path / "bob").mkdir()
     (tmp_path / "nobody").mkdir()
@@ -328,16 +343,23 @@ class Wire:
 
     def upsert(self, run: str, project: str = "p") -> tuple[int, Any]:
         document = "mutation UpsertBucket($name: String, $commit: String) { upsertBucket(input: {name: $name}) { inserted } }"
-        return self.post("/graphql", {"query": document, "variables": {"name": run, "project": project, "program": "x"}})
+        return self.post(
+            "/graphql",
+            {"query": document, "variables": {"name": run, "project": project, "program": "x"}},
+        )
 
-    def send(self, *rows: dict[str, Any], offset: int = 0, compressed: bool = False, **more: Any) -> tuple[int, Any]:
+    def send(
+        self, *rows: dict[str, Any], offset: int = 0, compressed: bool = False, **more: Any
+    ) -> tuple[int, Any]:
         chunk = {"offset": offset, "content": [json.dumps(row) for row in rows]}
         files = {"wandb-history.jsonl": chunk} if rows else {}
         return self.post("/files/alice/p/r/file_stream", {"files": files, **more}, compressed)
 
     def line_count(self) -> Any:
         query = "query RunResumeStatus($name: String!) { model { bucket { historyLineCount } } }"
-        _, answer = self.post("/graphql", {"query": query, "variables": {"name": "r", "project": "p"}})
+        _, answer = self.post(
+            "/graphql", {"query": query, "variables": {"name": "r", "project": "p"}}
+        )
         return answer["data"]["model"]["bucket"]["historyLineCount"]
 
 
@@ -385,7 +407,11 @@ def test_what_is_not_here_or_not_allowed_is_refused_by_name(wire: Wire) -> None:
     assert wire.server.unknown == ["Everything"]
     wire.server.read_only.add("alice/frozen")
     status, answer = wire.upsert("r", project="frozen")
-    assert (status, answer["errors"][0]["message"], answer["data"]) == (403, "permission denied", {"upsertBucket": None})
+    assert (status, answer["errors"][0]["message"], answer["data"]) == (
+        403,
+        "permission denied",
+        {"upsertBucket": None},
+    )
     wire.key = "0" * 40
     assert wire.send({"a": 1})[0] == wire.upsert("r")[0] == 401
 

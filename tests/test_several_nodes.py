@@ -37,11 +37,16 @@ class Cluster:
         self.done: dict[int, Done] = {}
 
     def run(
-        self, late: float = 0.0, meanwhile: Callable[[], None] = lambda: None, plan: Plan | None = None
-    ) -> list[Done]:  # fmt: skip
+        self,
+        late: float = 0.0,
+        meanwhile: Callable[[], None] = lambda: None,
+        plan: Plan | None = None,
+    ) -> list[Done]:
         """An attempt; the second node comes `late` seconds after the first one."""
         plan = plan or self.project.plan()
-        threads = [threading.Thread(target=self._node, args=(rank, plan, late * rank)) for rank in range(2)]
+        threads = [
+            threading.Thread(target=self._node, args=(rank, plan, late * rank)) for rank in range(2)
+        ]
         for thread in threads:
             thread.start()
         meanwhile()
@@ -114,7 +119,10 @@ def test_a_failure_on_another_node_is_the_attempts(project: Project) -> None:
 def test_a_refusal_on_another_node_ends_all(project: Project) -> None:
     """What a person has to mend on node 1 ends both with its code."""
     model = (project.root / "models" / "line.py").read_text()
-    project.write("models/line.py", model + '\n\nimport os\nif os.environ.get("RANK") == "1":\n    raise ValueError("no")\n')
+    project.write(
+        "models/line.py",
+        model + '\n\nimport os\nif os.environ.get("RANK") == "1":\n    raise ValueError("no")\n',
+    )
     done = Cluster(project).run()
     assert codes(done) == [2, 2], done
     assert "models/line.py" in done[0].err

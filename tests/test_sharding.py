@@ -59,29 +59,47 @@ def model() -> Any:
 def make() -> TrainState:
     objective = Objective(model(), "classification")
     shard(objective, "cpu")
-    return TrainState(objective, build_optimizer(Train(steps=9, global_batch=4, sharding="fsdp"), objective), micro_batch=1)
+    return TrainState(
+        objective,
+        build_optimizer(Train(steps=9, global_batch=4, sharding="fsdp"), objective),
+        micro_batch=1,
+    )
 
 
 def whole(state: TrainState) -> dict[str, Tensor]:
     """Every tensor of the state, put together from all processes."""
-    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone() for name, t in state.tensors().items()}
+    return {
+        name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone()
+        for name, t in state.tensors().items()
+    }
 
 
 def open_run(folder: Path, attempt: str, world: World, state: TrainState) -> Checkpointer:
     store = DirectoryStore(folder / "state", "run", attempt, "me")
     if world.rank == 0:
         head = store.head()
-        store.commit(head.record if head else {"checkpoints": [], "attempts": [{"id": attempt}]}, head)
+        store.commit(
+            head.record if head else {"checkpoints": [], "attempts": [{"id": attempt}]}, head
+        )
     world.wait()
     tracker = JsonlTracker(folder / f"tracker-{world.rank}")
     tracker.start({}, 0)
     head = store.head()
     assert head is not None
     return Checkpointer(
-        state, store, head=head, digest="d", attempt=attempt, keep=Keep(),
-        schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0), tracker=tracker, environment={},
-        rank=world.rank, writers=world.size, group=world.saving,
-    )  # fmt: skip
+        state,
+        store,
+        head=head,
+        digest="d",
+        attempt=attempt,
+        keep=Keep(),
+        schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0),
+        tracker=tracker,
+        environment={},
+        rank=world.rank,
+        writers=world.size,
+        group=world.saving,
+    )
 
 
 def step(state: TrainState, world: World) -> None:
@@ -97,7 +115,9 @@ def work(folder: Path, rank: int) -> None:
     for size in SIZES:
         if rank >= size:
             continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size
+        )
         world = World(rank, size, dist.new_group(), dist.new_group())
         state = make()
         run = open_run(folder, f"a{size}", world, state)
@@ -110,15 +130,25 @@ def work(folder: Path, rank: int) -> None:
             run.before_step()
             step(state, world)  # the save goes on meanwhile and has the old values
             run.wait()
-            found["own bytes"] = sum(local(t).nbytes for t in run.state.tensors().values() if hasattr(t, "to_local"))
-            whole_ones = state.tensors()["model.scale"].nbytes if rank == 0 else 0  # the first process writes what is not sharded
-            found["copied bytes"] = sum(room.nbytes for room in run._snapshot.rooms.values()) - whole_ones
+            found["own bytes"] = sum(
+                local(t).nbytes for t in run.state.tensors().values() if hasattr(t, "to_local")
+            )
+            whole_ones = (
+                state.tensors()["model.scale"].nbytes if rank == 0 else 0
+            )  # the first process writes what is not sharded
+            found["copied bytes"] = (
+                sum(room.nbytes for room in run._snapshot.rooms.values()) - whole_ones
+            )
         else:
             _, checkpoint, paths = newest(run.store, run.head)
             assert checkpoint is not None
             load(state, checkpoint, paths)
             before = whole(state)
-        found |= {"values": before, "step": state.step, "copy": full_copy(state.objective.model, model)}
+        found |= {
+            "values": before,
+            "step": state.step,
+            "copy": full_copy(state.objective.model, model),
+        }
         if found["copy"] is not None:
             found["copy"] = found["copy"].state_dict()
         now = whole(state)
@@ -133,14 +163,27 @@ def work(folder: Path, rank: int) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
     """What every rank of 4, 2 and 1 real processes has."""
     folder = tmp_path_factory.mktemp("sharding")
-    environment = {**os.environ, "PYTHONPATH": str(Path(xrun.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment) for rank in range(max(SIZES))]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(xrun.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
+        for rank in range(max(SIZES))
+    ]
     assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
-    return {(size, rank): torch.load(folder / f"{size}-{rank}.pt") for size in SIZES for rank in range(size)}
+    return {
+        (size, rank): torch.load(folder / f"{size}-{rank}.pt")
+        for size in SIZES
+        for rank in range(size)
+    }
 
 
 @pytest.mark.parametrize("size", [2, 1])
-def test_what_four_saved_is_what_fewer_restore(found: dict[tuple[int, int], Any], size: int) -> None:
+def test_what_four_saved_is_what_fewer_restore(
+    found: dict[tuple[int, int], Any], size: int
+) -> None:
     """The unsharded weights and optimizer state on 2 and 1 processes are bitwise those that 4 processes had when they saved."""
     saved, restored = found[4, 0]["values"], found[size, 0]["values"]
     assert restored.keys() == saved.keys()
@@ -158,9 +201,13 @@ def test_the_save_went_on_while_the_model_trained(found: dict[tuple[int, int], A
 def test_each_process_copies_its_own_part(found: dict[tuple[int, int], Any]) -> None:
     """Saving takes one copy of a process's own rows; nowhere is the whole state put together."""
     for rank in range(4):
-        assert found[4, rank]["copied bytes"] <= found[4, rank]["own bytes"] + 4 * 6  # and six step counters on the first
+        assert (
+            found[4, rank]["copied bytes"] <= found[4, rank]["own bytes"] + 4 * 6
+        )  # and six step counters on the first
     assert sum(found[4, rank]["own bytes"] for rank in range(4)) == sum(
-        t.nbytes for name, t in found[4, 0]["values"].items() if name != "model.scale" and not name.endswith(".step")
+        t.nbytes
+        for name, t in found[4, 0]["values"].items()
+        if name != "model.scale" and not name.endswith(".step")
     )
 
 

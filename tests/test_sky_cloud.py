@@ -32,7 +32,9 @@ def proxy(home: SkyHome) -> Iterator[DeadlyProxy]:
 
 
 @pytest.fixture(scope="module")
-def launchers(home: SkyHome, proxy: DeadlyProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
+def launchers(
+    home: SkyHome, proxy: DeadlyProxy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Launchers]:
     with Launchers(home, tmp_path_factory.mktemp("projects"), proxy.url) as launchers:
         yield launchers
 
@@ -72,7 +74,9 @@ def test_two_launchers_at_once_make_one_job(launchers: Launchers, proxy: DeadlyP
     launchers.cancel("both")
 
 
-def survives(launchers: Launchers, proxy: DeadlyProxy, run: str, at: int | str, *, heard: bool) -> str:
+def survives(
+    launchers: Launchers, proxy: DeadlyProxy, run: str, at: int | str, *, heard: bool
+) -> str:
     """A launcher killed at its call `at`, then the same command again: one job, and the record knows it.
 
     Returns the call, or "" if the launcher was done before it.
@@ -93,7 +97,9 @@ def survives(launchers: Launchers, proxy: DeadlyProxy, run: str, at: int | str, 
 
 
 @pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
-def test_a_launcher_killed_at_the_call_that_pays(launchers: Launchers, proxy: DeadlyProxy, heard: bool) -> None:
+def test_a_launcher_killed_at_the_call_that_pays(
+    launchers: Launchers, proxy: DeadlyProxy, heard: bool
+) -> None:
     """Before the server hears of the job, and when it has heard and the launcher does not know: one job in the end."""
     assert survives(launchers, proxy, f"pays-{heard}".lower(), "POST /jobs/launch", heard=heard)
 
@@ -105,5 +111,7 @@ def test_a_launcher_killed_at_each_of_its_calls(launchers: Launchers, proxy: Dea
     at, heard = 1, False
     for number in range(50):
         call = survives(launchers, proxy, f"soak-{number}", at, heard=heard)
-        print(f"{number + 1}: {call or 'not killed'}{' heard' if heard else ''}: one job", flush=True)
+        print(
+            f"{number + 1}: {call or 'not killed'}{' heard' if heard else ''}: one job", flush=True
+        )
         at, heard = (1, False) if not call else (at + heard, not heard)

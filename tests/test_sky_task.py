@@ -27,40 +27,63 @@ H100 = "H100:8"
 
 
 def offer(
-    candidate: int = 0, accelerators: str = H100, *, cloud: str = "aws", spot: bool = True, nodes: int = 1, **prices: float
+    candidate: int = 0,
+    accelerators: str = H100,
+    *,
+    cloud: str = "aws",
+    spot: bool = True,
+    nodes: int = 1,
+    **prices: float,
 ) -> Offer:
     """An offer with a price per zone."""
     machines = Machines(accelerators, nodes)
     seen = tuple(
-        Price(cloud, "r1", zone, "machine", accelerators, spot, price, "2026-11-21", "a") for zone, price in prices.items()
+        Price(cloud, "r1", zone, "machine", accelerators, spot, price, "2026-11-21", "a")
+        for zone, price in prices.items()
     )
     return Offer(candidate, cloud, "r1", "machine", machines, seen, spot)
 
 
-def plan_of(tmp_path: Path, *overrides: str, candidates: str = f"[{{accelerators: '{H100}'}}]") -> Plan:
+def plan_of(
+    tmp_path: Path, *overrides: str, candidates: str = f"[{{accelerators: '{H100}'}}]"
+) -> Plan:
     path = ROOT / "recipes" / "digits.yaml"
-    wanted = ["train.micro_batch=1", f"hardware={{any_of: {candidates}}}", "checkpoint.store=hub", *overrides]
+    wanted = [
+        "train.micro_batch=1",
+        f"hardware={{any_of: {candidates}}}",
+        "checkpoint.store=hub",
+        *overrides,
+    ]
     return make_plan(load_recipe(path, wanted), path, environ={"XRUN_HOME": str(tmp_path / "runs")})
 
 
 def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dict[str, Any]:
     candidates = plan.load_recipe().hardware.any_of
-    return task_config(plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", environ)
+    return task_config(
+        plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", environ
+    )
 
 
 def test_every_candidate_recovers_by_the_same_rule(tmp_path: Path) -> None:
     """Exit 75 is "come back", 143 and 137 are ends from outside; anything else is an end."""
     config = config_of(plan_of(tmp_path), tmp_path)
     assert config["resources"]["job_recovery"] == {
-        "strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 143, 137],
-    }  # fmt: skip
+        "strategy": "EAGER_NEXT_REGION",
+        "max_restarts_on_errors": 0,
+        "recover_on_exit_codes": [75, 143, 137],
+    }
     assert not [entry for entry in config["resources"]["any_of"] if "job_recovery" in entry]
 
 
 def test_auto_means_spot_and_then_on_demand() -> None:
     both = [offer(z1=20), offer(spot=False, z1=60)]
-    assert resources([Candidate(accelerators=H100)], rank(both, [Candidate(accelerators=H100)])) == {
-        "any_of": [{"accelerators": H100, "use_spot": True}, {"accelerators": H100, "use_spot": False}]
+    assert resources(
+        [Candidate(accelerators=H100)], rank(both, [Candidate(accelerators=H100)])
+    ) == {
+        "any_of": [
+            {"accelerators": H100, "use_spot": True},
+            {"accelerators": H100, "use_spot": False},
+        ]
     }
 
 
@@ -81,40 +104,75 @@ def test_the_highest_price_is_given_per_node_and_dear_zones_are_left_out() -> No
     offers = rank([offer(nodes=2, z1=60, z2=40, z3=30)], [candidate])
     assert resources([candidate], offers) == {
         "ordered": [
-            {"infra": f"aws/r1/{zone}", "accelerators": H100, "use_spot": True, "max_hourly_cost": 25} for zone in ("z3", "z2")
+            {
+                "infra": f"aws/r1/{zone}",
+                "accelerators": H100,
+                "use_spot": True,
+                "max_hourly_cost": 25,
+            }
+            for zone in ("z3", "z2")
         ]
     }
 
 
 def test_clouds_and_regions_of_the_recipe_stay() -> None:
     candidate = Candidate(accelerators=H100, clouds=["aws", "gcp"], regions=["r1"], spot=True)
-    assert resources([candidate], rank([offer(z1=20)], [candidate]))["any_of"][0]["infra"] == "aws/r1"
+    assert (
+        resources([candidate], rank([offer(z1=20)], [candidate]))["any_of"][0]["infra"] == "aws/r1"
+    )
     anywhere = Candidate(accelerators=H100, clouds=["aws", "gcp"], spot=True)
     assert resources([anywhere], rank([offer(z1=20)], [anywhere]))["any_of"][0]["infra"] == "aws"
 
 
 def test_secrets_go_by_name(tmp_path: Path) -> None:
     """No value is in the YAML or in the command, although this process has them."""
-    environ = {"HF_TOKEN": "hf_secretsecret", "WANDB_API_KEY": "k" * 40, "MINE": "s3cret", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    environ = {
+        "HF_TOKEN": "hf_secretsecret",
+        "WANDB_API_KEY": "k" * 40,
+        "MINE": "s3cret",
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+    }
     plan = plan_of(tmp_path, "tracking.wandb={project: p}", "secrets=[MINE]")
     config = config_of(plan, tmp_path, **environ)
     text, command = task_yaml(config), launch_command(config, "job.yaml")
     assert config["secrets"] == {"MINE": None, "HF_TOKEN": None, "WANDB_API_KEY": None}
     assert config["envs"] == {"WANDB_BASE_URL": "http://127.0.0.1:9"}
-    assert shlex.split(command)[5:] == ["--secret", "MINE", "--secret", "HF_TOKEN", "--secret", "WANDB_API_KEY", "job.yaml"]
-    assert not [value for name, value in environ.items() if name in config["secrets"] and value in text + command]
+    assert shlex.split(command)[5:] == [
+        "--secret",
+        "MINE",
+        "--secret",
+        "HF_TOKEN",
+        "--secret",
+        "WANDB_API_KEY",
+        "job.yaml",
+    ]
+    assert not [
+        value
+        for name, value in environ.items()
+        if name in config["secrets"] and value in text + command
+    ]
 
 
 def test_secrets_are_found_where_the_logins_keep_them(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hf_from_login\n")
-    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password key-from-login\n")
+    (tmp_path / "netrc").write_text(
+        "machine api.wandb.ai\n  login user\n  password key-from-login\n"
+    )
     (tmp_path / "netrc").chmod(0o600)
     names = secret_names(plan_of(tmp_path, "tracking.wandb={project: p}").load_recipe())
     environ = {"HF_TOKEN_PATH": str(tmp_path / "token"), "NETRC": str(tmp_path / "netrc")}
-    assert secret_values(names, environ) == {"HF_TOKEN": "hf_from_login", "WANDB_API_KEY": "key-from-login"}
-    assert secret_values(["HF_TOKEN"], {**environ, "HF_TOKEN": "hf_from_environment"}) == {"HF_TOKEN": "hf_from_environment"}
+    assert secret_values(names, environ) == {
+        "HF_TOKEN": "hf_from_login",
+        "WANDB_API_KEY": "key-from-login",
+    }
+    assert secret_values(["HF_TOKEN"], {**environ, "HF_TOKEN": "hf_from_environment"}) == {
+        "HF_TOKEN": "hf_from_environment"
+    }
     with pytest.raises(LaunchError, match="needs MINE, WANDB_API_KEY") as caught:
-        secret_values(["MINE", "WANDB_API_KEY"], {"WANDB_BASE_URL": "https://elsewhere", "NETRC": str(tmp_path / "netrc")})
+        secret_values(
+            ["MINE", "WANDB_API_KEY"],
+            {"WANDB_BASE_URL": "https://elsewhere", "NETRC": str(tmp_path / "netrc")},
+        )
     assert "`wandb login`" in caught.value.hint
 
 

@@ -27,12 +27,16 @@ def test_kills_and_resizes_change_no_bit(tmp_path: Path) -> None:
 def test_four_processes_with_several_buckets(tmp_path: Path) -> None:
     """Four processes with more than 5 MB of gradients, where DDP rebuilds its buckets, end in the same bits."""
     overrides = ["model.args.hidden=1280", "train.steps=300", "checkpoint.every=20 steps"]
-    result = drill(RECIPES / "digits_mlp.yaml", overrides, kills=8, processes=4, folder=tmp_path, say=print)
+    result = drill(
+        RECIPES / "digits_mlp.yaml", overrides, kills=8, processes=4, folder=tmp_path, say=print
+    )
     assert (result.kills.total(), result.differences) == (8, [])
 
 
 def test_two_hundred_kills_change_no_bit(tmp_path: Path) -> None:
     """Two hundred kills, about half an hour on 2 cores, change no bit."""
     overrides = ["train.steps=6000", "checkpoint.every=50 steps"]
-    result = drill(RECIPES / "digits_mlp.yaml", overrides, kills=200, seed=1, folder=tmp_path, say=print)
+    result = drill(
+        RECIPES / "digits_mlp.yaml", overrides, kills=200, seed=1, folder=tmp_path, say=print
+    )
     assert (result.kills.total(), result.differences) == (200, [])

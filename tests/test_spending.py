@@ -18,22 +18,48 @@ from xrun.run.spending import allowance, dollars, hours, price_now, unknown
 NOW = 1_800_000_000.0
 HOUR = 3600.0
 PRICES = [
-    {"cloud": "AWS", "region": "us-east-1", "instance": "p4d", "accelerators": "A100:8", "spot": True, "usd_per_hour": 8.0,
-     "date": "2026-11-01", "source": "catalog", "later": 1},
-    {"cloud": "aws", "region": None, "instance": "p5", "accelerators": "H100:8", "spot": False, "usd_per_hour": 30.0,
-     "date": "2026-11-01", "source": "catalog"},
-    {"cloud": "gcp", "region": "us-central1", "accelerators": "L4", "spot": True, "usd_per_hour": 0.5, "date": "2026-11-02",
-     "source": "catalog"},
-]  # fmt: skip
+    {
+        "cloud": "AWS",
+        "region": "us-east-1",
+        "instance": "p4d",
+        "accelerators": "A100:8",
+        "spot": True,
+        "usd_per_hour": 8.0,
+        "date": "2026-11-01",
+        "source": "catalog",
+        "later": 1,
+    },
+    {
+        "cloud": "aws",
+        "region": None,
+        "instance": "p5",
+        "accelerators": "H100:8",
+        "spot": False,
+        "usd_per_hour": 30.0,
+        "date": "2026-11-01",
+        "source": "catalog",
+    },
+    {
+        "cloud": "gcp",
+        "region": "us-central1",
+        "accelerators": "L4",
+        "spot": True,
+        "usd_per_hour": 0.5,
+        "date": "2026-11-02",
+        "source": "catalog",
+    },
+]
 
 
 def machine(cloud: str, region: str, accelerators: int, prices: Any = PRICES) -> dict[str, str]:
     """What an attempt finds in its environment."""
     info = {"cluster": "c", "cloud": cloud, "region": region, "zone": "z"}
     return {
-        "SKYPILOT_CLUSTER_INFO": json.dumps(info), "SKYPILOT_NUM_GPUS_PER_NODE": str(accelerators),
-        "XRUN_PRICES": json.dumps(prices), ADDRESS_NAME: "http://127.0.0.1:9",  # nobody there
-    }  # fmt: skip
+        "SKYPILOT_CLUSTER_INFO": json.dumps(info),
+        "SKYPILOT_NUM_GPUS_PER_NODE": str(accelerators),
+        "XRUN_PRICES": json.dumps(prices),
+        ADDRESS_NAME: "http://127.0.0.1:9",  # nobody there
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,7 +83,10 @@ def test_an_attempt_finds_its_price(where: tuple[str, str, int], usd: float) -> 
 @pytest.mark.parametrize(("spot", "usd"), [(True, 8.0), (False, 30.0)])
 def test_a_machine_says_whether_it_is_a_spot_one(cloud: str, spot: bool, usd: float) -> None:
     """With `spot: auto` both prices fit; the cloud is asked. Where it does not answer, the dearer counts."""
-    both = [{"cloud": cloud, "spot": True, "usd_per_hour": 8.0}, {"cloud": cloud, "spot": False, "usd_per_hour": 30.0}]
+    both = [
+        {"cloud": cloud, "spot": True, "usd_per_hour": 8.0},
+        {"cloud": cloud, "spot": False, "usd_per_hour": 30.0},
+    ]
     here = machine(cloud.upper(), "r", 8, both)
     with Metadata(cloud, spot=spot) as server:
         price = price_now({**here, ADDRESS_NAME: server.url})
@@ -73,9 +102,16 @@ def test_the_price_goes_into_the_attempts_entry() -> None:
     entry = spending.facts(machine("GCP", "us-central1", 1), [], NOW)
     assert entry.pop("billed_from") <= NOW
     assert entry == {
-        "cluster": "c", "cloud": "gcp", "region": "us-central1", "zone": "z", "accelerators": "L4", "spot": True,
-        "usd_per_hour": 0.5, "price_date": "2026-11-02", "source": "catalog",
-    }  # fmt: skip
+        "cluster": "c",
+        "cloud": "gcp",
+        "region": "us-central1",
+        "zone": "z",
+        "accelerators": "L4",
+        "spot": True,
+        "usd_per_hour": 0.5,
+        "price_date": "2026-11-02",
+        "source": "catalog",
+    }
 
 
 def test_a_machine_of_ones_own_costs_nothing() -> None:
@@ -99,7 +135,12 @@ def test_every_attempt_counts_with_its_own_price() -> None:
     """Hours and dollars are sums over the attempts; the one that runs counts until now."""
     attempts = [
         {"started": NOW - 9 * HOUR, "ended": NOW - 7 * HOUR, "usd_per_hour": 2.0},
-        {"started": NOW - 4 * HOUR, "billed_from": NOW - 5 * HOUR, "ended": NOW - 4 * HOUR, "usd_per_hour": 3.0},
+        {
+            "started": NOW - 4 * HOUR,
+            "billed_from": NOW - 5 * HOUR,
+            "ended": NOW - 4 * HOUR,
+            "usd_per_hour": 3.0,
+        },
         {"started": NOW - 1 * HOUR, "usd_per_hour": 0.5},
     ]
     assert hours(attempts, NOW) == pytest.approx(4.0)
@@ -108,13 +149,19 @@ def test_every_attempt_counts_with_its_own_price() -> None:
 
 def test_an_end_that_nobody_recorded_is_the_next_beginning() -> None:
     """A budget is never overdrawn because a machine vanished without a word."""
-    attempts = [{"started": NOW - 5 * HOUR, "usd_per_hour": 1.0}, {"started": NOW - 2 * HOUR, "usd_per_hour": 1.0}]
+    attempts = [
+        {"started": NOW - 5 * HOUR, "usd_per_hour": 1.0},
+        {"started": NOW - 2 * HOUR, "usd_per_hour": 1.0},
+    ]
     assert hours(attempts, NOW) == pytest.approx(5.0)
 
 
 def test_an_unknown_price_counts_as_the_dearest() -> None:
     """Also as the rate at which the rest of the budget goes."""
-    attempts = [{"started": NOW - 2 * HOUR, "ended": NOW - HOUR, "usd_per_hour": 4.0}, {"started": NOW - HOUR}]
+    attempts = [
+        {"started": NOW - 2 * HOUR, "ended": NOW - HOUR, "usd_per_hour": 4.0},
+        {"started": NOW - HOUR},
+    ]
     assert dollars(attempts, NOW) == pytest.approx(8.0)
     assert allowance({"usd": 12.0}, attempts, NOW).until == pytest.approx(NOW + HOUR)
 
@@ -125,14 +172,23 @@ def test_the_budget_ends_before_it_is_exceeded() -> None:
     left = allowance({"usd": 10.0, "hours": 24.0}, attempts, NOW)
     assert left.until == pytest.approx(NOW + 2 * HOUR)
     assert left.spent(NOW + 2 * HOUR - 61, ending=60.0) == ""
-    assert left.spent(NOW + 2 * HOUR - 36, ending=60.0) == "budget.usd: 9.98 of 10 dollars are spent."
-    assert allowance({"usd": 10.0, "hours": 4.0}, attempts, NOW).spent(NOW + HOUR) == "budget.hours: 4 of 4 hours are used."
+    assert (
+        left.spent(NOW + 2 * HOUR - 36, ending=60.0) == "budget.usd: 9.98 of 10 dollars are spent."
+    )
+    assert (
+        allowance({"usd": 10.0, "hours": 4.0}, attempts, NOW).spent(NOW + HOUR)
+        == "budget.hours: 4 of 4 hours are used."
+    )
     assert allowance({"usd": None, "hours": None}, attempts, NOW).spent(NOW * 2) == ""
 
 
-def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before it is exceeded: exit 7 with the way on; the next attempt is refused before it starts; more money goes on."""
-    for name, value in machine("Slurm", "", 0, [{"cloud": "slurm", "usd_per_hour": 36.0, "date": "2026-11-01"}]).items():
+    for name, value in machine(
+        "Slurm", "", 0, [{"cloud": "slurm", "usd_per_hour": 36.0, "date": "2026-11-01"}]
+    ).items():
         monkeypatch.setenv(name, value)
     project = Project(tmp_path)
     done = project.attempt("budget.usd=0.29")  # less than the attempt's end may take
@@ -141,7 +197,11 @@ def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(tmp_path: Path,
     at = max(steps_of(project.run))
     assert 0 < at == max(curve(project.run)) < STEPS
     entry = record(project.run)["attempts"][-1]
-    assert (entry["cloud"], entry["usd_per_hour"], entry["price_date"]) == ("slurm", 36.0, "2026-11-01")
+    assert (entry["cloud"], entry["usd_per_hour"], entry["price_date"]) == (
+        "slurm",
+        36.0,
+        "2026-11-01",
+    )
     assert (entry["code"], entry["kind"]) == (7, "stopped")
     again = project.attempt("budget.usd=0.0001")
     assert again.code == 7

@@ -75,10 +75,15 @@ def test_a_smaller_machine_goes_on(whole: Project, tmp_path: Path, processes: in
     assert f"From step {began} on each micro-batch of 4 is computed in 4 parts" in done.err
     last = record(project.run)["attempts"][-1]
     assert (last["split"], last["code"]) == (WHOLE, 0)
-    assert len(record(project.run)["attempts"]) == 2, "the ranks were started again within one attempt"
+    assert len(record(project.run)["attempts"]) == 2, (
+        "the ranks were started again within one attempt"
+    )
     assert record(project.run)["checkpoints"][-1]["numbers"]["exact"] is False
     assert (whole.run.report()["exact"], project.run.report()["exact"]) == (True, False)
-    samples = [{step: point["train/samples"] for step, point in curve(one.run).items()} for one in (whole, project)]
+    samples = [
+        {step: point["train/samples"] for step, point in curve(one.run).items()}
+        for one in (whole, project)
+    ]
     assert samples[0] == samples[1]
     assert close(whole, project)
 
@@ -93,8 +98,14 @@ def test_one_process_of_two_lacks_memory(whole: Project, tmp_path: Path) -> None
     assert close(whole, project)
 
 
-@pytest.mark.parametrize("more", [(), ("train.reduction=exact",), ("train.sharding=fsdp",)], ids=["fast", "exact", "fsdp"])
-def test_all_reductions_add_the_parts(whole: Project, tmp_path: Path, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [(), ("train.reduction=exact",), ("train.sharding=fsdp",)],
+    ids=["fast", "exact", "fsdp"],
+)
+def test_all_reductions_add_the_parts(
+    whole: Project, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     """Gradients of parts add up to that of the micro-batch, whatever sums over the processes."""
     project = made(tmp_path)
     for rank in range(2):
@@ -141,7 +152,9 @@ def piece(samples: int) -> MicroBatch:
 def test_batches_are_cut_by_samples() -> None:
     """Dicts, pairs, lists of anything; what has no entry per sample stays; too few samples are filled up and do not count."""
     x, names = torch.arange(6).reshape(3, 2), ["a", "b", "c"]
-    parts = parts_of(piece(3), {"x": (x, [x, x]), "name": names, "scale": 2.0, "one": torch.tensor(1.0)}, 2)
+    parts = parts_of(
+        piece(3), {"x": (x, [x, x]), "name": names, "scale": 2.0, "one": torch.tensor(1.0)}, 2
+    )
     assert [counts for _, counts in parts] == [True, True]
     first, second = (part for part, _ in parts)
     assert torch.equal(first["x"][0], x[:2])
@@ -149,8 +162,11 @@ def test_batches_are_cut_by_samples() -> None:
     assert (first["name"], second["name"]) == (["a", "b"], ["c"])
     assert (first["scale"], float(second["one"])) == (2.0, 1.0)
     assert [(len(part[0]), counts) for part, counts in parts_of(piece(3), (x, x), 4)] == [
-        (1, True), (1, True), (1, True), (1, False)
-    ]  # fmt: skip
+        (1, True),
+        (1, True),
+        (1, True),
+        (1, False),
+    ]
     whole: Any = object()
     assert parts_of(piece(3), whole, 1) == [(whole, True)]
 
@@ -165,7 +181,9 @@ def test_a_batch_that_cannot_be_cut_is_an_error() -> None:
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"
+        ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ],

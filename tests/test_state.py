@@ -27,7 +27,9 @@ class Model(nn.Module):
     def __init__(self, width: int = 6, blocks: int = 2) -> None:
         super().__init__()
         self.embed = nn.Embedding(9, width)
-        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width)) for _ in range(blocks)])
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width)) for _ in range(blocks)]
+        )
         self.head = nn.Linear(width, 9, bias=False)
         self.head.weight = self.embed.weight
         self.frozen = nn.Linear(width, width).requires_grad_(False)
@@ -44,13 +46,19 @@ class Model(nn.Module):
 
 
 def make(
-    optimizer: dict[str, Any] | None = None, seed: int = 0, ema: bool = False, wrap: bool = False, model: nn.Module | None = None
+    optimizer: dict[str, Any] | None = None,
+    seed: int = 0,
+    ema: bool = False,
+    wrap: bool = False,
+    model: nn.Module | None = None,
 ) -> TrainState:
     torch.manual_seed(seed)
     objective = Objective(model or Model(), "classification")
     if wrap:
         checkpoint_activations(objective.model)
-    average = AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
+    average = (
+        AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
+    )
     options: Any = optimizer or {"weight_decay": 0.1}
     train = Train(steps=10, global_batch=4, optimizer=options)
     return TrainState(objective, build_optimizer(train, objective), average, micro_batch=4)
@@ -86,7 +94,9 @@ def save(state: TrainState, path: Path) -> Path:
 
 def load(state: TrainState, path: Path) -> TrainState:
     reader = TensorReader([path])
-    state.load_tensors(reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor)))
+    state.load_tensors(
+        reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))
+    )
     return state
 
 
@@ -112,7 +122,9 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda value: "-".join([value["name"], *value.get("args", {})]))
+@pytest.mark.parametrize(
+    "optimizer", OPTIMIZERS, ids=lambda value: "-".join([value["name"], *value.get("args", {})])
+)
 def test_any_optimizer_goes_on_bit_by_bit(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     """State of every shape that torch's optimizers keep is restored, and the steps after it are the same bits."""
     first = trained(optimizer=optimizer)
@@ -124,13 +136,19 @@ def test_any_optimizer_goes_on_bit_by_bit(tmp_path: Path, optimizer: dict[str, A
     assert same(first, second)
 
 
-@pytest.mark.parametrize(("optimizer", "small"), [({"name": "adamw"}, True), ({"name": "adafactor", "lr": 0.01}, False)])
-def test_room_for_the_state_is_made_without_a_step(tmp_path: Path, optimizer: dict[str, Any], small: bool) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "small"), [({"name": "adamw"}, True), ({"name": "adafactor", "lr": 0.01}, False)]
+)
+def test_room_for_the_state_is_made_without_a_step(
+    tmp_path: Path, optimizer: dict[str, Any], small: bool
+) -> None:
     """Where the state is tensors like the parameters, the whole model takes no step before it is filled."""
     path = save(trained(optimizer=optimizer), tmp_path / "t")
     state = make(optimizer, seed=1)
     shapes: list[Any] = []
-    state.optimizer.register_step_pre_hook(lambda own, *_: shapes.extend(p.shape for g in own.param_groups for p in g["params"]))
+    state.optimizer.register_step_pre_hook(
+        lambda own, *_: shapes.extend(p.shape for g in own.param_groups for p in g["params"])
+    )
     load(state, path)
     assert (set(shapes) == {(2, 3)}) == small
 
@@ -194,14 +212,18 @@ def test_recomputing_activations_changes_no_name(tmp_path: Path) -> None:
 def test_other_tensors_are_refused_by_name(tmp_path: Path, other: nn.Module) -> None:
     """A model that has gained or lost tensors since the checkpoint is refused with their names."""
     path = save(trained(), tmp_path / "t")
-    with pytest.raises(CheckpointError, match=r"different tensors: .*blocks\.[12].* and \d+ more\..*--new"):
+    with pytest.raises(
+        CheckpointError, match=r"different tensors: .*blocks\.[12].* and \d+ more\..*--new"
+    ):
         load(make(model=other), path)
 
 
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     """A tensor whose shape has changed is refused with both shapes."""
     path = save(trained(), tmp_path / "t")
-    with pytest.raises(CheckpointError, match=r"model\.embed\.weight has the shape \[9, 6\].*\[9, 8\]"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.embed\.weight has the shape \[9, 6\].*\[9, 8\]"
+    ):
         load(make(model=Model(width=8)), path)
 
 
@@ -225,9 +247,15 @@ def test_the_numbers_come_back_through_json() -> None:
 
     first, second = make(), make()
     values = {
-        "micro_batch": 2, "step": 7, "samples": 30, "evaluated": 5, "best": {"step": 5, "value": 0.1}, "seconds": 1.5,
-        "stream": {"epoch": 1}, "exact": False,
-    }  # fmt: skip
+        "micro_batch": 2,
+        "step": 7,
+        "samples": 30,
+        "evaluated": 5,
+        "best": {"step": 5, "value": 0.1},
+        "seconds": 1.5,
+        "stream": {"epoch": 1},
+        "exact": False,
+    }
     for name, value in values.items():
         setattr(first, name, value)
     second.load_numbers(json.loads(json.dumps(first.numbers())))

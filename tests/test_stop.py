@@ -43,7 +43,9 @@ def test_nobody_has_asked() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_signal_sets_the_flag_and_nothing_else(signals: tuple[signal.Signals, ...], number: int) -> None:
+def test_a_signal_sets_the_flag_and_nothing_else(
+    signals: tuple[signal.Signals, ...], number: int
+) -> None:
     """A real signal to this process sets the flag with its name as the reason, and the process goes on."""
     clock = Clock()
     flag = StopFlag(clock=clock)
@@ -76,7 +78,12 @@ def test_a_deadline_may_be_used_until_it_comes() -> None:
     flag = StopFlag(clock=clock)
     assert not flag.is_due(1e9)
     flag.set("notice", 30)
-    assert [flag.is_due(seconds) for seconds in (0, 29, 30, float("inf"))] == [False, False, True, True]
+    assert [flag.is_due(seconds) for seconds in (0, 29, 30, float("inf"))] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     clock.now += 20
     assert (flag.is_due(9), flag.is_due(10)) == (False, True)
     flag.set("SIGTERM")
@@ -101,7 +108,9 @@ def test_others_are_told_what_is_new() -> None:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_a_signal_brings_what_was_written_down(tmp_path: Path, signals: tuple[signal.Signals, ...], at_once: bool) -> None:
+def test_a_signal_brings_what_was_written_down(
+    tmp_path: Path, signals: tuple[signal.Signals, ...], at_once: bool
+) -> None:
     """The reason, the deadline and whether it is at once reach the process that gets the signal."""
     clock, path = Clock(), tmp_path / "told"
     sender, flag = StopFlag(clock=clock), StopFlag(clock=clock, told=path)
@@ -128,9 +137,12 @@ print(line.strip(), flag.reason, flush=True)
 sys.exit(75)
 """
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={"PYTHONPATH": str(Path(xrun.__file__).parents[1])},
-    )  # fmt: skip
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"

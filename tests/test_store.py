@@ -53,8 +53,17 @@ def test_what_was_committed_comes_back(tmp_path: Path) -> None:
     first = store.commit({"attempts": ["a1"]}, None)
     head, files = saved(store, first, b"weights" * 1000, b"")
     assert attempt(root, "a2").head() == head
-    assert (head.number, head.parent, head.attempt, head.owner, head.time) == (2, first.id, "a1", "a1@host", 1.5)
-    assert [attempt(root, "a2").fetch(file).read_bytes() for file in files_of(head)] == [b"weights" * 1000, b""]
+    assert (head.number, head.parent, head.attempt, head.owner, head.time) == (
+        2,
+        first.id,
+        "a1",
+        "a1@host",
+        1.5,
+    )
+    assert [attempt(root, "a2").fetch(file).read_bytes() for file in files_of(head)] == [
+        b"weights" * 1000,
+        b"",
+    ]
     assert files_of(head) == files
 
 
@@ -228,7 +237,9 @@ def test_every_damage_to_a_file_is_found_and_the_file_moved_away(tmp_path: Path)
     for count, damaged in enumerate(damages(content)):
         path = store.fetch(store.put([content]))
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointCorrupt, match=rf"{file.hash}.*quarantine/a1-{file.hash}-{count}\b"):
+        with pytest.raises(
+            CheckpointCorrupt, match=rf"{file.hash}.*quarantine/a1-{file.hash}-{count}\b"
+        ):
             attempt(tmp_path, "a2").fetch(file)
         assert (tmp_path / "quarantine" / f"a1-{file.hash}-{count}").read_bytes() == damaged
     with pytest.raises(CheckpointCorrupt, match="is missing"):
@@ -266,7 +277,12 @@ def test_a_place_outside_the_store_is_not_read(tmp_path: Path) -> None:
     """A record cannot make fetch return, or move away, a file that is not the store's."""
     (tmp_path / "secret").write_bytes(b"x")
     store = attempt(tmp_path / "state")
-    for place in ("../secret", "objects/../../secret", "objects/a1/../../../secret", str(tmp_path / "secret")):
+    for place in (
+        "../secret",
+        "objects/../../secret",
+        "objects/a1/../../../secret",
+        str(tmp_path / "secret"),
+    ):
         with pytest.raises(CheckpointCorrupt, match="not a place"):
             store.fetch(StoredFile("0" * 64, 1, (place,)))
     assert (tmp_path / "secret").exists()
@@ -286,7 +302,9 @@ def test_sweep_keeps_what_the_head_names_and_newest_commits(tmp_path: Path) -> N
         head = store.commit({"files": [old[1].to_json(), new.to_json()]}, head)
         store.sweep()
     assert objects(tmp_path) == {*old[1].copies, *new.copies, "objects/stranger/x"}
-    assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == [f"{n:08}.json" for n in range(11, 43)]
+    assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == [
+        f"{n:08}.json" for n in range(11, 43)
+    ]
     later = attempt(tmp_path, "a3")
     later.commit({"files": [new.to_json()]}, later.head())
     later.sweep()
@@ -299,7 +317,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place, mount, umount = tmp_path / "disk", shutil.which("mount"), shutil.which("umount")
     place.mkdir()
     command = [mount or "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
-    if not mount or not umount or subprocess.run(command, capture_output=True, check=False).returncode:
+    if (
+        not mount
+        or not umount
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
         pytest.skip("mounting a small disk is not permitted here")
     yield place
     subprocess.run([umount, str(place)], check=True)
@@ -316,7 +338,9 @@ def test_a_full_disk_loses_that_save_and_nothing_else(small_disk: Path) -> None:
     store = attempt(small_disk / "state")
     head, files = saved(store, None, b"x" * (1 << 20))
     lost = store.put([b"y" * (2 << 20)])
-    with pytest.raises(StoreError, match=r"Disk full: no space left on .*; at least 2097152 bytes were needed"):
+    with pytest.raises(
+        StoreError, match=r"Disk full: no space left on .*; at least 2097152 bytes were needed"
+    ):
         store.put([b"z" * (512 << 10)] * 4)
     assert objects(store.root) == {*files[0].copies, *lost.copies}
     fill_to_the_last_page(small_disk / "filler")
@@ -364,12 +388,26 @@ def test_everything_is_synced_before_the_commit_is_acknowledged(tmp_path: Path) 
     under = (strace, "-f", "-y", "-s", "64", "-e", calls, "-o", str(log))
     run_python(COMMIT_AND_SAY_SO, str(tmp_path / "state"), under=under)
     wanted = [
-        r"fsync(", "/objects/a1/.tmp-", r"rename", "/objects/a1/.tmp-", r"fsync(", "/objects/a1>",
-        r"fsync(", "/commits/.a1.", r"link", "/commits/00000002.json", r"fsync(", "/commits>", r"write(1", "acknowledged",
-    ]  # fmt: skip
+        r"fsync(",
+        "/objects/a1/.tmp-",
+        r"rename",
+        "/objects/a1/.tmp-",
+        r"fsync(",
+        "/objects/a1>",
+        r"fsync(",
+        "/commits/.a1.",
+        r"link",
+        "/commits/00000002.json",
+        r"fsync(",
+        "/commits>",
+        r"write(1",
+        "acknowledged",
+    ]
     lines = iter(line for line in log.read_text().splitlines() if "= -1" not in line)
     for call, path in zip(wanted[::2], wanted[1::2], strict=True):
-        assert any(call in line and path in line for line in lines), f"{call} {path} did not come in its place"
+        assert any(call in line and path in line for line in lines), (
+            f"{call} {path} did not come in its place"
+        )
 
 
 COMMIT_AND_SAY_SO = """
@@ -395,7 +433,9 @@ print(file.size, peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs /proc to see a process's memory"
+)
 def test_memory_stays_flat_while_a_large_file_is_written_and_verified(tmp_path: Path) -> None:
     """256 MB in 32 MB chunks are put, duplicated and fetched with less than 64 MB of memory of their own."""
     size, growth_kb = map(int, run_python(MEMORY_OF_A_LARGE_FILE, str(tmp_path)).split())
@@ -406,5 +446,12 @@ def test_memory_stays_flat_while_a_large_file_is_written_and_verified(tmp_path: 
 def test_the_protocol_is_what_the_folder_store_implements(tmp_path: Path) -> None:
     """A DirectoryStore can stand wherever a Store is asked for (checked by mypy, and here by its methods)."""
     store: Store = attempt(tmp_path)
-    methods: list[Callable[..., object]] = [store.head, store.put, store.duplicate, store.commit, store.fetch, store.sweep]
+    methods: list[Callable[..., object]] = [
+        store.head,
+        store.put,
+        store.duplicate,
+        store.commit,
+        store.fetch,
+        store.sweep,
+    ]
     assert all(method.__doc__ for method in methods)

@@ -138,7 +138,9 @@ class Paused:
 
 @pytest.mark.parametrize("sweeps", [True, False])
 @pytest.mark.parametrize("moment", [("open", "commits/.z."), ("os.link", "commits/.z.")])
-def test_a_commit_that_was_asleep_loses(tmp_path: Path, moment: tuple[str, str], sweeps: bool) -> None:
+def test_a_commit_that_was_asleep_loses(
+    tmp_path: Path, moment: tuple[str, str], sweeps: bool
+) -> None:
     """An attempt that slept inside commit, while a successor made 40 commits and swept its number away, cannot commit."""
     zombie = attempt(tmp_path, "z")
     parent = head = zombie.commit({}, None)
@@ -168,7 +170,9 @@ def test_a_sweep_that_was_asleep_deletes_nothing_of_its_successor(tmp_path: Path
     zombie.commit(names(kept), head)
     asleep = Paused("os.remove", "objects/z", zombie.sweep)
     successor = attempt(tmp_path, "a2")
-    head = successor.commit(names(kept, successor.put([b"new"]), successor.put([b"dropped"])), successor.head())
+    head = successor.commit(
+        names(kept, successor.put([b"new"]), successor.put([b"dropped"])), successor.head()
+    )
     successor.put([b"not committed yet"])
     assert asleep.let_go() == 0
     assert whole_head(tmp_path) == head
@@ -298,7 +302,9 @@ def train_until(root: Path, count: int) -> None:
     left = [count]
 
     def strike(event: str, args: tuple[Any, ...]) -> None:
-        if event in ("open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.listdir") and str(root) in str(args):
+        if event in ("open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.listdir") and str(
+            root
+        ) in str(args):
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -341,7 +347,9 @@ class AnyOrder(RuleBasedStateMachine):
     def duplicate(self) -> None:
         """Give every file a second copy."""
         twice = [self.store.duplicate(file) for file in files_of(self.head)]
-        assert all(len({(self.root / copy).stat().st_ino for copy in file.copies}) == 2 for file in twice)
+        assert all(
+            len({(self.root / copy).stat().st_ino for copy in file.copies}) == 2 for file in twice
+        )
         self.head = self.store.commit(names(*twice), self.head)
 
     @rule()
@@ -349,7 +357,10 @@ class AnyOrder(RuleBasedStateMachine):
         """Afterwards, of the current attempt nothing lies there that the head does not name."""
         self.store.sweep()
         named = {copy for file in files_of(self.head) for copy in file.copies}
-        own = {f"objects/{self.store.attempt}/{path.name}" for path in self.root.glob(f"objects/{self.store.attempt}/*")}
+        own = {
+            f"objects/{self.store.attempt}/{path.name}"
+            for path in self.root.glob(f"objects/{self.store.attempt}/*")
+        }
         assert own <= named
 
     @rule()
@@ -404,6 +415,9 @@ def with_reason(call: Callable[[], object]) -> None:
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 TestAnyOrder = AnyOrder.TestCase

@@ -76,8 +76,21 @@ Opener = Callable[..., HubStore]
 def attempt(hub: Hub, clock: Clock, tmp_path: Path) -> Opener:
     """Opens the run's store as an attempt, each one on an empty machine of its own."""
 
-    def opened(name: str = "a1", *, form: str = "hub", run: str = "digits-1", repo: str = REPO, **options: Any) -> HubStore:
-        settings = {"token": hub.token("alice"), "clock": clock, "sleep": clock.sleep, "patience": 60.0, **options}
+    def opened(
+        name: str = "a1",
+        *,
+        form: str = "hub",
+        run: str = "digits-1",
+        repo: str = REPO,
+        **options: Any,
+    ) -> HubStore:
+        settings = {
+            "token": hub.token("alice"),
+            "clock": clock,
+            "sleep": clock.sleep,
+            "patience": 60.0,
+            **options,
+        }
         cache = settings.pop("cache", tmp_path / f"cache-{name}")
         return HubStore(f"{form}://{repo}", run, name, f"{name}@host", cache, **settings)
 
@@ -126,7 +139,9 @@ def contents(store: HubStore) -> list[bytes]:
 
 def ours(hub: Hub, repo: str = REPO) -> list[str]:
     """The run's commits, newest first."""
-    return [commit.title for commit in hub.history(repo, "state") if commit.title.startswith("Commit ")]
+    return [
+        commit.title for commit in hub.history(repo, "state") if commit.title.startswith("Commit ")
+    ]
 
 
 def requests(hub: Hub, since: int = 0) -> list[str]:
@@ -179,7 +194,9 @@ def test_a_file_of_an_older_xrun_comes_back(attempt: Opener, form: str, lfs: Non
     head = store.commit({}, store.head())
     file = store.put([content])
     for digest in (blake3(content).hexdigest(), blake3(b"other").hexdigest()):
-        head = store.commit({"file": {"blake3": digest, "size": file.size, "copies": list(file.copies)}}, head)
+        head = store.commit(
+            {"file": {"blake3": digest, "size": file.size, "copies": list(file.copies)}}, head
+        )
         (old,) = stored_files(head.record)
         successor = attempt(f"a{head.number}", form=form)
         if digest == blake3(content).hexdigest():
@@ -196,7 +213,9 @@ def test_a_file_that_was_put_is_invisible_until_it_is_committed(attempt: Opener,
     store.put([own("a1", b"forgotten")])
     assert attempt("a2").head() == head
     store.sweep()
-    assert [path.name for path in store.cache.rglob("objects/*/*")] == [Path(kept[0].copies[0]).name]
+    assert [path.name for path in store.cache.rglob("objects/*/*")] == [
+        Path(kept[0].copies[0]).name
+    ]
     assert hub.stored_bytes(REPO) == kept[0].size
 
 
@@ -221,7 +240,9 @@ def test_every_checkpoint_is_one_commit_on_top_of_the_one_before(attempt: Opener
 
 
 @pytest.mark.parametrize("record", [{"loss": float("nan")}, {"x": object()}])
-def test_a_record_that_json_cannot_say_is_refused(attempt: Opener, hub: Hub, record: dict[str, Any]) -> None:
+def test_a_record_that_json_cannot_say_is_refused(
+    attempt: Opener, hub: Hub, record: dict[str, Any]
+) -> None:
     """NaN and objects are errors before anything is sent."""
     store = attempt()
     assert store.head() is None
@@ -241,7 +262,12 @@ def test_names_that_lead_elsewhere_are_refused(attempt: Opener, tmp_path: Path) 
     store = attempt()
     saved(store, None, b"x")
     (tmp_path / "cache-secret").write_bytes(b"x")
-    for place in ("../cache-secret", "objects/../../cache-secret", f"objects/a1/../{'0' * 64}", str(tmp_path / "cache-secret")):
+    for place in (
+        "../cache-secret",
+        "objects/../../cache-secret",
+        f"objects/a1/../{'0' * 64}",
+        str(tmp_path / "cache-secret"),
+    ):
         with pytest.raises(CheckpointCorrupt, match="not a place"):
             store.fetch(StoredFile("0" * 64, 1, (place,)))
 
@@ -329,7 +355,9 @@ def test_a_commit_that_lands_after_its_author_has_given_up_is_recognised(
 
 
 @pytest.mark.parametrize("landed", [False, True])
-def test_when_nobody_can_tell_the_next_commit_finds_out(attempt: Opener, hub: Hub, landed: bool) -> None:
+def test_when_nobody_can_tell_the_next_commit_finds_out(
+    attempt: Opener, hub: Hub, landed: bool
+) -> None:
     """With the network gone the save is lost and nothing else; the next commit with the same parent goes through."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
@@ -394,7 +422,9 @@ def test_of_six_racing_attempts_one_wins(attempt: Opener, hub: Hub, fresh: bool)
     assert len(ours(hub)) == (1 if fresh else 3)
 
 
-def test_a_stalled_connection_does_not_hold_a_store_for_ever(attempt: Opener, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_connection_does_not_hold_a_store_for_ever(
+    attempt: Opener, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read without an answer is given up and asked again."""
     store = attempt()
     head, _ = saved(store, None, b"x")
@@ -407,7 +437,9 @@ def test_a_stalled_connection_does_not_hold_a_store_for_ever(attempt: Opener, hu
 # How often
 
 
-def test_commits_keep_their_distance_whoever_makes_them(attempt: Opener, hub: Hub, clock: Clock, tmp_path: Path) -> None:
+def test_commits_keep_their_distance_whoever_makes_them(
+    attempt: Opener, hub: Hub, clock: Clock, tmp_path: Path
+) -> None:
     """30 s and at most 20 an hour here, over attempts, machines, lost answers and the finished model."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -448,7 +480,9 @@ def sent(hub: Hub, since: int) -> int:
     return sum(request.size for request in hub.requests[since:])
 
 
-def test_a_file_that_the_head_names_is_not_sent_again(attempt: Opener, hub: Hub, form: str, way: str) -> None:
+def test_a_file_that_the_head_names_is_not_sent_again(
+    attempt: Opener, hub: Hub, form: str, way: str
+) -> None:
     """Frozen weights are named again by every attempt, and equal content is recognised before it is sent."""
     store, frozen = attempt(form=form), random.Random(1).randbytes(400_000)
     head, files = saved(store, None, frozen, own("a1", b"0"))
@@ -491,7 +525,9 @@ def test_the_repository_stays_small_however_long_the_run(attempt: Opener, hub: H
     assert len(contents(attempt("a9"))) == 2
 
 
-def test_content_that_others_may_write_waits_for_an_hour(attempt: Opener, hub: Hub, clock: Clock) -> None:
+def test_content_that_others_may_write_waits_for_an_hour(
+    attempt: Opener, hub: Hub, clock: Clock
+) -> None:
     """A dropped file without an attempt's id in it is deleted for good when it is an hour old, and not before."""
     store = attempt()
     head, (file,) = saved(store, None, b"frozen")
@@ -507,7 +543,9 @@ def test_content_that_others_may_write_waits_for_an_hour(attempt: Opener, hub: H
 
 
 @pytest.mark.parametrize("kind", ["branch", "tag"])
-def test_nothing_that_a_branch_or_tag_names_is_deleted(attempt: Opener, hub: Hub, clock: Clock, kind: str) -> None:
+def test_nothing_that_a_branch_or_tag_names_is_deleted(
+    attempt: Opener, hub: Hub, clock: Clock, kind: str
+) -> None:
     """Somebody who has kept an old state by a branch or a tag can still restore it."""
     store = attempt()
     head, (file,) = saved(store, None, own("a1", b"one"))
@@ -523,7 +561,9 @@ def test_nothing_that_a_branch_or_tag_names_is_deleted(attempt: Opener, hub: Hub
     assert hub.stored_bytes(REPO) == file.size + len(own("a1", b"0"))
 
 
-def test_two_runs_with_the_same_frozen_tensors_do_not_touch_each_other(attempt: Opener, hub: Hub, clock: Clock) -> None:
+def test_two_runs_with_the_same_frozen_tensors_do_not_touch_each_other(
+    attempt: Opener, hub: Hub, clock: Clock
+) -> None:
     """One run drops and deletes what another run in another repository still names; that one restores it."""
     one, two = attempt(), attempt("b1", run="digits-2", repo="alice/other")
     head, _ = saved(one, None, b"frozen" * 1000, own("a1", b"1"))
@@ -532,7 +572,10 @@ def test_two_runs_with_the_same_frozen_tensors_do_not_touch_each_other(attempt: 
     clock.sleep(4000)
     one.sweep()
     assert hub.stored_bytes(REPO) == len(own("a1", b"2"))
-    assert contents(attempt("b2", run="digits-2", repo="alice/other")) == [b"frozen" * 1000, own("b1", b"1")]
+    assert contents(attempt("b2", run="digits-2", repo="alice/other")) == [
+        b"frozen" * 1000,
+        own("b1", b"1"),
+    ]
 
 
 def test_what_cannot_be_deleted_now_is_deleted_later(attempt: Opener, hub: Hub) -> None:
@@ -554,7 +597,10 @@ def test_a_process_that_never_commits_keeps_its_cache_small(attempt: Opener, clo
     first, second = attempt(), attempt(cache=attempt("b").cache)
     head = first.commit({}, first.head())
     for number in range(12):
-        files = [first.put([own("a1", b"0 %d" % number)]), second.put([own("a1", b"1 %d" % number)])]
+        files = [
+            first.put([own("a1", b"0 %d" % number)]),
+            second.put([own("a1", b"1 %d" % number)]),
+        ]
         head = first.commit({"files": [file.to_json() for file in files]}, head)
         clock.sleep(60)
     assert len(list(second.cache.rglob("objects/*/*"))) <= 2
@@ -568,11 +614,16 @@ def test_bulk_lies_in_the_bucket_and_leaves_it(attempt: Opener, hub: Hub) -> Non
     api = HfApi(endpoint=hub.url, token=hub.token("alice"))
     api.batch_bucket_files(REPO, add=[(b"x", "digits-2/objects/b1/x"), (b"x", "digits-1/notes")])
     store.sweep()
-    files = {entry.path for entry in api.list_bucket_tree(REPO, recursive=True) if entry.type == "file"}
+    files = {
+        entry.path for entry in api.list_bucket_tree(REPO, recursive=True) if entry.type == "file"
+    }
     assert files == {second.copies[0], "digits-2/objects/b1/x", "digits-1/notes"}
     assert second.copies[0].startswith("digits-1/objects/a1/")
     assert api.bucket_info(REPO).private
-    assert set(hub.repository(REPO).tree(hub.history(REPO, "state")[0].id)) == {".gitattributes", "head.json"}
+    assert set(hub.repository(REPO).tree(hub.history(REPO, "state")[0].id)) == {
+        ".gitattributes",
+        "head.json",
+    }
     with pytest.raises(CheckpointCorrupt, match="is missing"):
         attempt("a2", form="hub-bucket").fetch(first)
 
@@ -580,7 +631,9 @@ def test_bulk_lies_in_the_bucket_and_leaves_it(attempt: Opener, hub: Hub) -> Non
 # Restoring
 
 
-def test_a_restart_on_the_same_machine_downloads_nothing(attempt: Opener, hub: Hub, form: str) -> None:
+def test_a_restart_on_the_same_machine_downloads_nothing(
+    attempt: Opener, hub: Hub, form: str
+) -> None:
     """What the attempt before has sent or fetched lies in the run's cache, and is verified there."""
     store = attempt(form=form)
     head, files = saved(store, None, own("a1", b"one"), b"two")
@@ -593,7 +646,9 @@ def test_a_restart_on_the_same_machine_downloads_nothing(attempt: Opener, hub: H
 
 
 @pytest.mark.parametrize("damaged", [b"", b"on", b"onf", b"onexx"])
-def test_a_damaged_file_in_the_cache_is_downloaded_again(attempt: Opener, form: str, damaged: bytes) -> None:
+def test_a_damaged_file_in_the_cache_is_downloaded_again(
+    attempt: Opener, form: str, damaged: bytes
+) -> None:
     """A cached file that is cut, flipped or longer is never returned."""
     store = attempt(form=form)
     _, (file,) = saved(store, None, b"one")
@@ -601,7 +656,9 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(attempt: Opener, form: 
     assert store.fetch(file).read_bytes() == b"one"
 
 
-def test_files_are_fetched_at_the_same_time_and_once_per_machine(attempt: Opener, hub: Hub, lfs: None) -> None:
+def test_files_are_fetched_at_the_same_time_and_once_per_machine(
+    attempt: Opener, hub: Hub, lfs: None
+) -> None:
     """Several files are under way together; of several processes of one machine one downloads, and all verify."""
     saved(attempt(), None, *(b"file %d" % number for number in range(4)))
     stores = [attempt("a2"), attempt("a2"), attempt("a2")]
@@ -609,12 +666,20 @@ def test_files_are_fetched_at_the_same_time_and_once_per_machine(attempt: Opener
     hub.faults.add("GET .*/objects/", stall=0.3, times=4)
     for store in stores:
         store.fetch_soon(files)
-    assert [[store.fetch(file).read_bytes() for file in files] for store in stores] == [[b"file %d" % n for n in range(4)]] * 3
-    gets = [line for line in requests(hub) if line.startswith("GET") and "/objects/" in line and "/tree/" not in line]
+    assert [[store.fetch(file).read_bytes() for file in files] for store in stores] == [
+        [b"file %d" % n for n in range(4)]
+    ] * 3
+    gets = [
+        line
+        for line in requests(hub)
+        if line.startswith("GET") and "/objects/" in line and "/tree/" not in line
+    ]
     assert len(gets) == 4
 
 
-def test_a_file_that_is_wrong_or_gone_on_the_server_is_corrupt(attempt: Opener, hub: Hub, lfs: None) -> None:
+def test_a_file_that_is_wrong_or_gone_on_the_server_is_corrupt(
+    attempt: Opener, hub: Hub, lfs: None
+) -> None:
     """Then restore may fall back to the checkpoint before; with the network down it must not."""
     store = attempt()
     head, (file,) = saved(store, None, own("a1", b"one"))
@@ -633,8 +698,12 @@ def test_a_file_that_is_wrong_or_gone_on_the_server_is_corrupt(attempt: Opener, 
         other.fetch(file)
 
 
-@pytest.mark.parametrize("fault", [{"truncate": 100}, {"cut": True, "when": "after"}, {"status": 503}], ids=str)
-def test_a_download_that_breaks_is_tried_again(attempt: Opener, hub: Hub, lfs: None, fault: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fault", [{"truncate": 100}, {"cut": True, "when": "after"}, {"status": 503}], ids=str
+)
+def test_a_download_that_breaks_is_tried_again(
+    attempt: Opener, hub: Hub, lfs: None, fault: dict[str, Any]
+) -> None:
     """A transfer that goes wrong is not taken for a damaged file, and head.json not for a damaged head."""
     saved(attempt(), None, b"long" * 1000)
     hub.faults.add("GET .*/objects/.*safetensors", **fault)
@@ -657,8 +726,12 @@ def test_an_empty_hub_is_certain_and_private(attempt: Opener, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("match", ["POST /api/repos/create", "POST .*/branch/state", COMMIT])
-@pytest.mark.parametrize("fault", [{"when": "after"}, {"when": "before"}, {"cut": True, "when": "after"}], ids=str)
-def test_lost_answers_while_the_repository_is_made(attempt: Opener, hub: Hub, match: str, fault: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fault", [{"when": "after"}, {"when": "before"}, {"cut": True, "when": "after"}], ids=str
+)
+def test_lost_answers_while_the_repository_is_made(
+    attempt: Opener, hub: Hub, match: str, fault: dict[str, Any]
+) -> None:
     """Each step may be done and its answer lost; the run starts all the same, once."""
     hub.faults.add(match, **fault)
     store = attempt()
@@ -741,7 +814,14 @@ def test_a_damaged_head_is_skipped_and_said(attempt: Opener, hub: Hub, edit: str
     whole = hub.read(REPO, "head.json", "state")
     saved(store, first, own("a1", b"two"))
     line = hub.read(REPO, "head.json", "state")
-    edited(hub, {"cut": line[:-20], "value": line.replace(b'"number":3', b'"number":4'), "garbage": b"\xff"}[edit])
+    edited(
+        hub,
+        {
+            "cut": line[:-20],
+            "value": line.replace(b'"number":3', b'"number":4'),
+            "garbage": b"\xff",
+        }[edit],
+    )
     reader = attempt("a2")
     head = reader.head()
     assert head is not None
@@ -755,7 +835,15 @@ def test_a_damaged_newest_commit_falls_back_to_the_one_before(attempt: Opener, h
     """A commit of the run itself that cannot be read counts as damaged; files that its tree dropped are named again."""
     store = attempt()
     first, (file,) = saved(store, None, own("a1", b"one"))
-    head = {"number": 3, "parent": first.id, "run": "digits-1", "attempt": "a1", "owner": "x", "time": 0.0, "record": {}}
+    head = {
+        "number": 3,
+        "parent": first.id,
+        "run": "digits-1",
+        "attempt": "a1",
+        "owner": "x",
+        "time": 0.0,
+        "record": {},
+    }
     line = checked_line({**head, "recent": []})
     api = HfApi(endpoint=hub.url, token=hub.token("alice"))
     operations = [
@@ -772,7 +860,9 @@ def test_a_damaged_newest_commit_falls_back_to_the_one_before(attempt: Opener, h
 
 
 @pytest.mark.parametrize("loss", ["damaged", "deleted", "history too"])
-def test_state_without_a_valid_head_is_never_an_empty_store(attempt: Opener, hub: Hub, loss: str) -> None:
+def test_state_without_a_valid_head_is_never_an_empty_store(
+    attempt: Opener, hub: Hub, loss: str
+) -> None:
     """When there is state and no valid head, the answer is an error and not None, which would start the run again."""
     store = attempt()
     saved(store, None, own("a1", b"one"))
@@ -795,10 +885,17 @@ def test_state_without_a_valid_head_is_never_an_empty_store(attempt: Opener, hub
 
 
 @pytest.mark.parametrize("who", ["nobody", "wrong", "read only", "stranger"])
-def test_who_may_not_write_is_told_before_anything_happens(attempt: Opener, hub: Hub, who: str) -> None:
+def test_who_may_not_write_is_told_before_anything_happens(
+    attempt: Opener, hub: Hub, who: str
+) -> None:
     """Account or credentials are exit code 3, with the way out and without the token."""
     hub.read_only = {"carol"}
-    token = {"nobody": None, "wrong": "secret_of_mine", "read only": "hf_carol", "stranger": "hf_mallory"}[who]
+    token = {
+        "nobody": None,
+        "wrong": "secret_of_mine",
+        "read only": "hf_carol",
+        "stranger": "hf_mallory",
+    }[who]
     repo = "carol/digits" if who == "read only" else REPO
     with pytest.raises(LaunchError) as error:
         attempt(token=token, repo=repo).head()
@@ -815,7 +912,9 @@ def test_a_private_run_of_somebody_else_stays_closed(attempt: Opener, hub: Hub) 
         attempt("m1", token=hub.token("mallory")).head()
 
 
-def test_a_repository_that_the_token_cannot_see_is_not_taken_for_missing(attempt: Opener, hub: Hub) -> None:
+def test_a_repository_that_the_token_cannot_see_is_not_taken_for_missing(
+    attempt: Opener, hub: Hub
+) -> None:
     """ "There is none" and "it exists already" together mean that this token cannot see it."""
     saved(attempt(), None, b"x")
     hub.fine_grained = {"alice": {"alice": ["repo.write"]}}
@@ -824,7 +923,9 @@ def test_a_repository_that_the_token_cannot_see_is_not_taken_for_missing(attempt
     assert error.value.exit_code == 4
 
 
-def test_a_repository_that_is_deleted_under_a_run_is_not_made_anew(attempt: Opener, hub: Hub) -> None:
+def test_a_repository_that_is_deleted_under_a_run_is_not_made_anew(
+    attempt: Opener, hub: Hub
+) -> None:
     """Commits fail and say so; the attempt does not start an empty store in its place."""
     store = attempt()
     head, _ = saved(store, None, b"x")
@@ -851,9 +952,13 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "fault", [None, {"when": "after"}, {"when": "before"}, {"cut": True, "when": "after"}, {"status": 412}], ids=str
+    "fault",
+    [None, {"when": "after"}, {"when": "before"}, {"cut": True, "when": "after"}, {"status": 412}],
+    ids=str,
 )
-def test_the_model_is_published_once(attempt: Opener, hub: Hub, model: Path, fault: dict[str, Any] | None) -> None:
+def test_the_model_is_published_once(
+    attempt: Opener, hub: Hub, model: Path, fault: dict[str, Any] | None
+) -> None:
     """One commit on `main`, whatever happens to its answer, tagged with the run; again the same changes nothing."""
     store = attempt()
     saved(store, None, b"x")
@@ -861,7 +966,10 @@ def test_the_model_is_published_once(attempt: Opener, hub: Hub, model: Path, fau
         hub.faults.add(r"POST .*/commit/main", **fault)
         hub.faults.add(r"POST .*/tag/", when="after")
     revision = store.publish(model, "digits-1", "The model of digits-1")
-    assert [commit.title for commit in hub.history(REPO)] == ["The model of digits-1", "initial commit"]
+    assert [commit.title for commit in hub.history(REPO)] == [
+        "The model of digits-1",
+        "initial commit",
+    ]
     assert hub.history(REPO, "digits-1")[0].id == revision
     assert hub.read(REPO, "part/config.json") == b"{}"
     assert store.publish(model, "digits-1", "The model of digits-1") == revision
@@ -913,12 +1021,19 @@ class Gates(Hub):
 
     def gate(self, store: HubStore, where: str, after: bool) -> None:
         """Guard the requests that carry this attempt's token from now on."""
-        self.token_held, self.after = f"Bearer {self.token(('even', 'odd')[int(store.attempt[1:]) % 2])}", after
+        self.token_held, self.after = (
+            f"Bearer {self.token(('even', 'odd')[int(store.attempt[1:]) % 2])}",
+            after,
+        )
         self.arrived, self.opened = threading.Event(), threading.Event()
         self.where = where
 
     def respond(self, request: Request) -> Response:
-        held = self.where in request.line and request.headers.get("authorization") == self.token_held if self.where else False
+        held = (
+            self.where in request.line and request.headers.get("authorization") == self.token_held
+            if self.where
+            else False
+        )
         if held:
             self.where = ""
         if held and not self.after:
@@ -968,9 +1083,22 @@ def test_a_zombie_overwrites_nothing(
         acknowledged: list[str] = []
 
         def opened(number: int) -> HubStore:
-            options: dict[str, Any] = {"clock": clock, "sleep": clock.sleep, "spacing": 0.0, "hourly": 1e6}
+            options: dict[str, Any] = {
+                "clock": clock,
+                "sleep": clock.sleep,
+                "spacing": 0.0,
+                "hourly": 1e6,
+            }
             token = hub.token(("even", "odd")[number % 2])
-            return HubStore(f"{form}://team/run", "run-1", f"a{number}", "me", tmp_path / "cache", token=token, **options)
+            return HubStore(
+                f"{form}://team/run",
+                "run-1",
+                f"a{number}",
+                "me",
+                tmp_path / "cache",
+                token=token,
+                **options,
+            )
 
         def committed(store: HubStore, record: dict[str, Any], parent: Head | None) -> Head:
             head = store.commit(record, parent)
@@ -1025,7 +1153,10 @@ def whole(hub: Hub, form: str, head: Head) -> None:
         repository = hub.repository("team/run")
         assert all(repository.large(Path(place).stem) for place in places)
     else:
-        assert places <= json.loads((hub.root / "buckets" / "team--run.json").read_text())["files"].keys()
+        assert (
+            places
+            <= json.loads((hub.root / "buckets" / "team--run.json").read_text())["files"].keys()
+        )
 
 
 # The process around it
@@ -1066,7 +1197,9 @@ print(file.size, peak() - before)
 
 def run_python(code: str, hub: Hub, *args: str, **environ: str) -> str:
     env = {**os.environ, **hub.environ("alice"), **environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run([sys.executable, "-c", code, *args], env=env, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], env=env, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize("disabled", ["0", "1"])
@@ -1077,9 +1210,13 @@ def test_a_process_of_its_own_with_and_without_xet(hub: Hub, tmp_path: Path, dis
         assert not [line for line in requests(hub) if "/cas/" in line]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs /proc to see a process's memory"
+)
 def test_memory_stays_flat_while_a_large_file_is_sent_and_fetched(hub: Hub, tmp_path: Path) -> None:
     """128 MB in chunks are hashed, sent, fetched and verified with less than 64 MB of memory of their own."""
-    size, growth_kb = map(int, run_python(MEMORY, hub, str(tmp_path), HF_HUB_DISABLE_XET="1").split())
+    size, growth_kb = map(
+        int, run_python(MEMORY, hub, str(tmp_path), HF_HUB_DISABLE_XET="1").split()
+    )
     assert size == 128 << 20
     assert growth_kb < 64 << 10

@@ -105,10 +105,21 @@ def sampler(split: Any, state: dict[str, Any] | None = None) -> StreamSampler:
 
 
 def what(piece: MicroBatch) -> tuple[Any, ...]:
-    return (piece.step, piece.epoch, piece.slot, piece.number, piece.indices.tolist(), piece.total, piece.weight, piece.examples)
+    return (
+        piece.step,
+        piece.epoch,
+        piece.slot,
+        piece.number,
+        piece.indices.tolist(),
+        piece.total,
+        piece.weight,
+        piece.examples,
+    )
 
 
-def walk(split: Any, first: int = 0, last: int = STEPS, state: Any = None, rank: int = 0, world: int = 1) -> list[Any]:
+def walk(
+    split: Any, first: int = 0, last: int = STEPS, state: Any = None, rank: int = 0, world: int = 1
+) -> list[Any]:
     return [what(piece) for piece in sampler(split, state).steps(first, last, rank, world)]
 
 
@@ -149,7 +160,9 @@ def test_an_epoch_that_fills_its_last_batch_ends_cleanly() -> None:
     assert [piece[5] for piece in undisturbed] == [GLOBAL] * 18
     own = sampler(split)
     list(own.steps(0, 2, 0, 1))
-    assert walk(split, first=2, last=6, state=own.state(2)) == [piece for piece in undisturbed if piece[0] >= 2]
+    assert walk(split, first=2, last=6, state=own.state(2)) == [
+        piece for piece in undisturbed if piece[0] >= 2
+    ]
 
 
 def test_an_epoch_of_a_stream_has_every_example_once() -> None:
@@ -158,7 +171,9 @@ def test_an_epoch_of_a_stream_has_every_example_once() -> None:
     for epoch in range(3):
         pieces = [piece for piece in walk(SPLITS["shards"](), last=18) if piece[1] == epoch]
         examples = [example for piece in pieces for example in piece[7]]
-        assert sorted(examples) == [(s, n) for s, size in enumerate((11, 0, 3, 20, 1)) for n in range(size)]
+        assert sorted(examples) == [
+            (s, n) for s, size in enumerate((11, 0, 3, 20, 1)) for n in range(size)
+        ]
         assert sorted(index for piece in pieces for index in piece[4]) == list(range(35))
         assert pieces[-1][5] == 35 % GLOBAL
         orders.append(examples)
@@ -170,14 +185,18 @@ def test_examples_are_shuffled_within_blocks_and_shards_among_each_other() -> No
     examples = [example for piece in walk(Shards(*[20] * 10), last=33) for example in piece[7]]
     shards = list(dict.fromkeys(example[0] for example in examples))
     assert shards != sorted(shards)
-    assert [example[1] for example in examples] != [n for _ in range(10) for n in range(20)][: len(examples)]
+    assert [example[1] for example in examples] != [n for _ in range(10) for n in range(20)][
+        : len(examples)
+    ]
 
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_processes_share_a_stream_as_they_share_any_batch(world: int) -> None:
     """On any number of processes the micro-batches with weight are together those of one process."""
     own = [walk(SPLITS["shards"](), rank=rank, world=world) for rank in range(world)]
-    assert sorted(piece for rank in own for piece in rank if piece[6]) == sorted(walk(SPLITS["shards"]()))
+    assert sorted(piece for rank in own for piece in rank if piece[6]) == sorted(
+        walk(SPLITS["shards"]())
+    )
     rounds = [[sum(piece[0] == step for piece in rank) for step in range(STEPS)] for rank in own]
     assert all(counts == rounds[0] for counts in rounds)
 
@@ -185,10 +204,18 @@ def test_processes_share_a_stream_as_they_share_any_batch(world: int) -> None:
 def test_the_training_process_does_not_decode() -> None:
     """Examples are only read in the training process; `transform` runs where a micro-batch is fetched, in a worker."""
     split = Shards(40)
-    alone = [batch.tolist() for step in Loader(split, sampler(split).steps(0, 4, 0, 1), 5) for _, batch in step]
+    alone = [
+        batch.tolist()
+        for step in Loader(split, sampler(split).steps(0, 4, 0, 1), 5)
+        for _, batch in step
+    ]
     assert split.transformed == 24
     split.transformed = 0
-    worked = [batch.tolist() for step in Loader(split, sampler(split).steps(0, 4, 0, 1), 5, num_workers=1) for _, batch in step]
+    worked = [
+        batch.tolist()
+        for step in Loader(split, sampler(split).steps(0, 4, 0, 1), 5, num_workers=1)
+        for _, batch in step
+    ]
     assert worked == alone
     assert split.transformed == 0
 

@@ -14,30 +14,56 @@ from xrun.checkpoint.tensor_file import Rows, TensorReader, bytes_of, header, sp
 from xrun.errors import CheckpointError
 
 KINDS = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-    torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.uint16, torch.uint32, torch.uint64,
-]  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.complex64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
 
 
 def random_bits(kind: torch.dtype, *shape: int) -> Tensor:
     """Any bits at all, NaNs with payloads included; for booleans 0 and 1."""
     size = torch.empty(shape, dtype=kind).nbytes
-    raw = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    raw = torch.randint(
+        0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
+    )
     return (raw % 2).bool().reshape(shape) if kind is torch.bool else raw.view(kind).reshape(shape)
 
 
 def write(path: Path, tensors: dict[str, Tensor], rows: dict[str, Rows] | None = None) -> Path:
-    path.write_bytes(header(tensors, rows or {}) + b"".join(map(bytes, map(bytes_of, tensors.values()))))
+    path.write_bytes(
+        header(tensors, rows or {}) + b"".join(map(bytes, map(bytes_of, tensors.values())))
+    )
     return path
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
-    return (left.dtype, left.shape, bytes(bytes_of(left))) == (right.dtype, right.shape, bytes(bytes_of(right)))
+    return (left.dtype, left.shape, bytes(bytes_of(left))) == (
+        right.dtype,
+        right.shape,
+        bytes(bytes_of(right)),
+    )
 
 
 def test_every_kind_of_tensor_loads_with_the_library(tmp_path: Path) -> None:
     """Every dtype, odd sizes, 0-d and empty tensors come back from safetensors' own reader bit by bit."""
-    tensors = {f"{kind}/{shape}": random_bits(kind, *shape) for kind in KINDS for shape in [(3,), (), (5, 3), (0,), (2, 0, 3)]}
+    tensors = {
+        f"{kind}/{shape}": random_bits(kind, *shape)
+        for kind in KINDS
+        for shape in [(3,), (), (5, 3), (0,), (2, 0, 3)]
+    }
     found = load_file(write(tmp_path / "t.safetensors", tensors))
     assert found.keys() == tensors.keys()
     assert all(same_bits(found[name], tensor) for name, tensor in tensors.items())
@@ -45,7 +71,11 @@ def test_every_kind_of_tensor_loads_with_the_library(tmp_path: Path) -> None:
 
 def test_every_kind_of_tensor_is_filled_back(tmp_path: Path) -> None:
     """The reader puts the same bits into tensors that are there, in place."""
-    tensors = {f"{kind}/{shape}": random_bits(kind, *shape) for kind in KINDS for shape in [(3,), (), (5, 3), (0,)]}
+    tensors = {
+        f"{kind}/{shape}": random_bits(kind, *shape)
+        for kind in KINDS
+        for shape in [(3,), (), (5, 3), (0,)]
+    }
     reader = TensorReader([write(tmp_path / "t.safetensors", tensors)])
     assert reader.names() == set(tensors)
     for name, tensor in tensors.items():
@@ -73,7 +103,10 @@ def test_tensors_begin_with_a_page() -> None:
 
 def test_a_state_is_cut_into_files_in_order() -> None:
     """A file ends once it is past the limit, no tensor is lost, and a larger one gets a file of its own."""
-    tensors = {name: torch.zeros(size, dtype=torch.uint8) for name, size in (("a", 4), ("b", 6), ("c", 50), ("d", 1))}
+    tensors = {
+        name: torch.zeros(size, dtype=torch.uint8)
+        for name, size in (("a", 4), ("b", 6), ("c", 50), ("d", 1))
+    }
     assert [list(part) for part in split_by_size(tensors, 10)] == [["a", "b"], ["c"], ["d"]]
     assert list(split_by_size({})) == []
 
@@ -86,7 +119,9 @@ def shares(count: int, processes: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("readers", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [2, 7, 8])
-def test_rows_written_by_four_are_read_by_any_number(tmp_path: Path, readers: int, count: int) -> None:
+def test_rows_written_by_four_are_read_by_any_number(
+    tmp_path: Path, readers: int, count: int
+) -> None:
     """Processes that hold no row included, each reader gets exactly its own rows from four writers' files."""
     whole = random_bits(torch.bfloat16, count, 3)
     shape = (count, 3)
@@ -104,5 +139,7 @@ def test_rows_written_by_four_are_read_by_any_number(tmp_path: Path, readers: in
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     """A tensor that the model now has in another shape is an error with its name, both shapes, and the way out."""
     reader = TensorReader([write(tmp_path / "t", {"model.w": torch.zeros(3, 2)})])
-    with pytest.raises(CheckpointError, match=r"model\.w has the shape \[3, 2\].*\[2, 3\] in the model.*--new"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.w has the shape \[3, 2\].*\[2, 3\] in the model.*--new"
+    ):
         reader.fill("model.w", torch.zeros(2, 3), (0, (2, 3)))

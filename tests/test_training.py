@@ -118,7 +118,15 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, featur
     done = one.attempt(*overrides)
     assert done.code == 0, done.err
     split = "stream" if feature == "stream" else "train"
-    per_step = 8 if feature == "stream" else 1 if feature == "micro_batch auto" else 2 if feature == "workers" else PER_STEP
+    per_step = (
+        8
+        if feature == "stream"
+        else 1
+        if feature == "micro_batch auto"
+        else 2
+        if feature == "workers"
+        else PER_STEP
+    )
     other.trap("SIGKILL", call=7 * per_step + 1, split=split, committed=5)
     assert other.attempt(*overrides).code == 75
     assert not (other.root / "trap.json").exists(), "the kill did not happen"
@@ -155,7 +163,9 @@ def test_more_steps_continue_a_finished_run(make: Any, undisturbed: Project) -> 
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_samples_do_not_depend_on_processes(make: Any, undisturbed: Project, processes: int) -> None:
+def test_samples_do_not_depend_on_processes(
+    make: Any, undisturbed: Project, processes: int
+) -> None:
     """Every step trains on the same samples on 1, 2 and 4 processes, and its loss is the same but for the order of sums."""
     project = make()
     assert project.attempt("train.steps=6", processes=processes).code == 0
@@ -168,7 +178,9 @@ def test_samples_do_not_depend_on_workers(make: Any, undisturbed: Project, worke
     """Every step is the same to the last bit with 0, 1 and 3 loader workers."""
     project = make()
     assert project.attempt("train.steps=6", f"train.num_workers={workers}").code == 0
-    assert curve(project.run) == {step: point for step, point in curve(undisturbed.run).items() if step <= 6}
+    assert curve(project.run) == {
+        step: point for step, point in curve(undisturbed.run).items() if step <= 6
+    }
 
 
 TELLING = """\
@@ -209,7 +221,9 @@ def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: P
 
 
 @pytest.mark.parametrize("model", ["line", "norms"])
-def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(make: Any, model: str) -> None:
+def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
+    make: Any, model: str
+) -> None:
     """With `reduction: exact` a run that changes from 4 to 2 to 1 to 4 processes ends with the bits of one on 1 process."""
     overrides = ["train.reduction=exact", f"model.name={model}"]
     one, other = make(), make()
@@ -242,10 +256,16 @@ def test_a_sharded_run_goes_on_with_any_number_of_processes(make: Any) -> None:
 def test_the_best_checkpoint_is_kept(make: Any) -> None:
     """The checkpoint of the best evaluation stays although newer ones push the others out."""
     project = make()
-    overrides = ["train.evaluate={every: 1 steps, metric: loss, mode: max}", "train.optimizer.lr=0.05", "checkpoint.keep=2"]
+    overrides = [
+        "train.evaluate={every: 1 steps, metric: loss, mode: max}",
+        "train.optimizer.lr=0.05",
+        "checkpoint.keep=2",
+    ]
     project.trap("nothing", call=1, stays=True, paced=True)
     assert project.attempt(*overrides).code == 0
-    losses = {point["step"]: point["val/loss"] for point in project.run.points() if "val/loss" in point}
+    losses = {
+        point["step"]: point["val/loss"] for point in project.run.points() if "val/loss" in point
+    }
     best = max(losses, key=lambda step: losses[step])
     assert best < 15, "the loss must fall for this test to say something"
     assert steps_of(project.run)[0] == best
@@ -255,7 +275,13 @@ def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
     """`train.evaluate.metric` that the task does not have ends with 6 and the list of those that it has."""
     project = make()
     project.write("models/own.py", OWN_LOSS)
-    done = project.attempt("task=model", "model.name=own", "train.evaluate.metric=f1", "train.evaluate.mode=max", "train.steps=2")
+    done = project.attempt(
+        "task=model",
+        "model.name=own",
+        "train.evaluate.metric=f1",
+        "train.evaluate.mode=max",
+        "train.steps=2",
+    )
     assert done.code == 6, done.err
     assert "margin" in done.err
 
@@ -330,7 +356,9 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
     seen: dict[str, list[int]] = {}
     overrides = [f"checkpoint.store={small_disk}", "train.steps=30"]
     project.home = small_disk
-    project.trap("hold", call=6 * PER_STEP)  # step 5's save begins before the next batch is asked for
+    project.trap(
+        "hold", call=6 * PER_STEP
+    )  # step 5's save begins before the next batch is asked for
     disk = os.statvfs(small_disk)
 
     def fill() -> None:
@@ -365,14 +393,20 @@ def small_disk(tmp_path: Path) -> Any:
     """A filesystem of 400 KB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("mounting a small filesystem needs rights that are not there")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def same_samples_and_losses(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> None:
+def same_samples_and_losses(
+    one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]
+) -> None:
     """The same steps, the same samples in each, and losses that differ by rounding only."""
     assert one.keys() == other.keys()
     for step, point in one.items():

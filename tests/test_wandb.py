@@ -48,11 +48,24 @@ class Run:
 
     def __init__(self, home: Path, wandb: Wandb, run: str = RUN, **tracking: Any) -> None:
         self.folder, self.wandb, self.run = home / run, wandb, run
-        told = {"project": PROJECT, "entity": "alice", "tags": ["a", "b"], "mode": "online", **tracking}
+        told = {
+            "project": PROJECT,
+            "entity": "alice",
+            "tags": ["a", "b"],
+            "mode": "online",
+            **tracking,
+        }
         self.plan = Plan(
-            run=run, digest="d", mathematics={"sources": {"models/line.py": "ab"}}, recipe={"tracking": {"wandb": told}},
-            recipe_path="tiny.yaml", project=str(home), home=str(home), owner="alice", store="hub://alice/tiny",
-        )  # fmt: skip
+            run=run,
+            digest="d",
+            mathematics={"sources": {"models/line.py": "ab"}},
+            recipe={"tracking": {"wandb": told}},
+            recipe_path="tiny.yaml",
+            project=str(home),
+            home=str(home),
+            owner="alice",
+            store="hub://alice/tiny",
+        )
         self.folder.mkdir()
         (self.folder / "plan.json").write_text(self.plan.to_json())
         self.attempts: list[dict[str, Any]] = []
@@ -73,10 +86,14 @@ class Run:
             self.close()
             self.start()
         self.tracker = JsonlTracker(self.folder)
-        self.tracker.start({"run": self.run, "attempt": name, "recipe": self.plan.recipe, "steps": STEPS}, step)
+        self.tracker.start(
+            {"run": self.run, "attempt": name, "recipe": self.plan.recipe, "steps": STEPS}, step
+        )
 
     def start(self) -> None:
-        self.sender = Sender(self.folder, self.attempts[-1]["id"], self.said.append, lambda: self.stops.append(True))
+        self.sender = Sender(
+            self.folder, self.attempts[-1]["id"], self.said.append, lambda: self.stops.append(True)
+        )
 
     def close(self) -> None:
         """The sender is gone, and so are its pipes."""
@@ -104,7 +121,11 @@ class Run:
 
     def arrive(self, step: int) -> None:
         """Wait until W&B has this step."""
-        until(lambda: any(row["train/step"] >= step for row in self.rows()), f"step {step} at W&B", 40.0)
+        until(
+            lambda: any(row["train/step"] >= step for row in self.rows()),
+            f"step {step} at W&B",
+            40.0,
+        )
 
     def summary(self) -> dict[str, Any]:
         return self.wandb.summary("alice", PROJECT, self.run)
@@ -117,7 +138,9 @@ class Run:
         rows = self.rows()
         assert [row["train/step"] for row in rows] == list(range(1, last + 1))
         for row in rows:
-            expected = {name: value for point in points(row["train/step"]) for name, value in point.items()}
+            expected = {
+                name: value for point in points(row["train/step"]) for name, value in point.items()
+            }
             assert {name: row[name] for name in expected} == expected
 
 
@@ -150,7 +173,10 @@ def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixtu
     assert run.end(0) == 0
     run.check(STEPS)
     assert run.wandb.state("alice", PROJECT, run.run) == "finished"
-    logged = {point["step"]: point["time"] for point in map(json.loads, run.tracker.path.read_text().splitlines())}
+    logged = {
+        point["step"]: point["time"]
+        for point in map(json.loads, run.tracker.path.read_text().splitlines())
+    }
     assert {row["_timestamp"] for row in run.rows()} == set(logged.values())
     assert {(row["xrun/attempt"], row["xrun/preemptions"]) for row in run.rows()} == {(1, 0)}
     config = run.wandb.config("alice", PROJECT, run.run)
@@ -160,7 +186,9 @@ def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixtu
     own = run.wandb.run("alice", PROJECT, run.run)
     assert own.attributes["tags"] == ["a", "b"]
     defined = own.config["_wandb"]["value"]["m"]  # "1": a name, "2": a pattern, "5": has an axis
-    assert {"*", "train/loss"} & {metric.get("2") or metric["1"] for metric in defined if "5" in metric}
+    assert {"*", "train/loss"} & {
+        metric.get("2") or metric["1"] for metric in defined if "5" in metric
+    }
     assert run.standing()["state"] == "sent"
     assert run.standing()["sent"] == [STEPS, "val"]
     assert run.said == [f"Weights & Biases: {run.wandb.url}/alice/{PROJECT}/runs/{run.run}"]
@@ -202,7 +230,9 @@ def test_evaluation_of_a_step_that_an_attempt_ended_at(run: Run) -> None:
     run.begin(1)
     run.tracker.log(1, {"val/loss": 2.0})
     assert run.end(0) == 0
-    assert [(row["train/step"], row["train/loss"], row["val/loss"]) for row in run.rows()] == [(1, 1.0, 2.0)]
+    assert [(row["train/step"], row["train/loss"], row["val/loss"]) for row in run.rows()] == [
+        (1, 1.0, 2.0)
+    ]
 
 
 def test_sent_by_hand_and_evaluated_later(run: Run) -> None:
@@ -310,7 +340,9 @@ def test_slow_at_the_end(run: Run) -> None:
     run.check(STEPS)
 
 
-def test_a_wrong_key(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """It is said once, training is not disturbed, and the points wait for a right one."""
     right = os.environ["WANDB_API_KEY"]
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -335,7 +367,9 @@ def test_offline(tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch) 
     """
     run = Run(tmp_path, wandb, run="offline", mode="offline")
     netrc = Path.home() / ".netrc"
-    netrc.write_text(f"machine 127.0.0.1:{wandb.port}\n  login user\n  password {os.environ['WANDB_API_KEY']}\n")
+    netrc.write_text(
+        f"machine 127.0.0.1:{wandb.port}\n  login user\n  password {os.environ['WANDB_API_KEY']}\n"
+    )
     netrc.chmod(0o600)
     monkeypatch.delenv("WANDB_API_KEY")
     run.begin(sender=False)
@@ -438,8 +472,16 @@ def witness(run: Run, *options: str) -> dict[str, Any]:
     """What the witness says."""
     if not options:
         return answer_of(start_witness(run.folder / "plan.json"))
-    command = [sys.executable, "-m", "xrun.tracker.wandb.witness", str(run.folder / "plan.json"), *options]
-    answer: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    command = [
+        sys.executable,
+        "-m",
+        "xrun.tracker.wandb.witness",
+        str(run.folder / "plan.json"),
+        *options,
+    ]
+    answer: dict[str, Any] = json.loads(
+        subprocess.run(command, capture_output=True, check=True).stdout
+    )
     return answer
 
 
@@ -462,7 +504,11 @@ def test_the_witness_of_a_new_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         ({}, {}, ""),
         ({"entity": None}, {}, ""),
         ({"entity": "team"}, {}, ""),
-        ({"entity": "strangers"}, {}, "the entity strangers is neither yours nor a team's of yours"),
+        (
+            {"entity": "strangers"},
+            {},
+            "the entity strangers is neither yours nor a team's of yours",
+        ),
         ({"project": "closed"}, {}, "the W&B project alice/closed takes no runs of yours"),
         ({}, {"WANDB_API_KEY": "0" * 40}, "Weights & Biases refuses: the API key is not valid"),
         ({}, {"WANDB_API_KEY": "short"}, "it has 5 characters"),
@@ -471,7 +517,12 @@ def test_the_witness_of_a_new_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_the_account(
-    tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, tracking: dict[str, Any], environ: dict[str, str], what: str
+    tmp_path: Path,
+    wandb: Wandb,
+    monkeypatch: pytest.MonkeyPatch,
+    tracking: dict[str, Any],
+    environ: dict[str, str],
+    what: str,
 ) -> None:
     """Everything that would keep a run from being written, before any money is spent."""
     run = Run(tmp_path, wandb, **tracking)
@@ -482,7 +533,10 @@ def test_the_account(
     assert bool(answer["problems"]) == bool(what), answer
     assert all(what in problem["what"] and problem["hint"] for problem in answer["problems"])
     if not environ:
-        assert answer["url"] == f"{wandb.url}/{tracking.get('entity') or 'alice'}/{tracking.get('project', PROJECT)}/runs/{RUN}"
+        assert (
+            answer["url"]
+            == f"{wandb.url}/{tracking.get('entity') or 'alice'}/{tracking.get('project', PROJECT)}/runs/{RUN}"
+        )
 
 
 def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +545,13 @@ def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     What the environment says about other runs does not matter.
     """
     first = len(run.wandb.requests)
-    other = {"WANDB_MODE": "offline", "WANDB_RUN_ID": "other", "WANDB_RESUME": "must", "WANDB_PROJECT": "other", "WANDB_DIR": "x"}
+    other = {
+        "WANDB_MODE": "offline",
+        "WANDB_RUN_ID": "other",
+        "WANDB_RESUME": "must",
+        "WANDB_PROJECT": "other",
+        "WANDB_DIR": "x",
+    }
     other["WANDB_FORK_FROM"] = "other?_step=3"
     for name, value in other.items():
         monkeypatch.setenv(name, value)
@@ -502,7 +562,9 @@ def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     sent = run.wandb.requests[first:]
     assert len(sent) > 5
     for request in sent:
-        headers = " ".join(f"{name}: {value}" for name, value in request.headers.items() if name != "authorization")
+        headers = " ".join(
+            f"{name}: {value}" for name, value in request.headers.items() if name != "authorization"
+        )
         for word in (key, str(run.folder).encode(), os.uname().nodename.encode(), b"wandb_sender"):
             assert word not in request.body + headers.encode() + request.path.encode(), request.line
     files = [path for path in run.folder.rglob("*") if path.is_file()]
@@ -514,4 +576,9 @@ def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_asking_imports_nothing_heavy() -> None:
     """The witness is there at once: wandb is for sending."""
     code = "import sys, xrun.tracker.wandb.witness; print([n for n in ('wandb', 'torch', 'requests') if n in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

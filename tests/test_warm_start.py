@@ -24,7 +24,10 @@ def values(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("where", ["weights.safetensors", "folder", "absolute"])
@@ -42,12 +45,16 @@ def test_weights_in_several_files_are_put_together(tmp_path: Path) -> None:
     """A folder whose weights are cut into several files is read whole."""
     source, target = model(), model()
     for number, name in enumerate(source.state_dict()):
-        save_file({name: source.state_dict()[name].clone()}, tmp_path / f"model-{number}.safetensors")
+        save_file(
+            {name: source.state_dict()[name].clone()}, tmp_path / f"model-{number}.safetensors"
+        )
     warm_start(target, str(tmp_path), tmp_path)
     assert same(source, target)
 
 
-def test_what_fits_is_taken_and_the_rest_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_fits_is_taken_and_the_rest_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Weights of another shape keep their first values, bit by bit, and are named."""
     source, target = model(classes=10), model(classes=2)
     before = values(target)
@@ -66,7 +73,9 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:
     target = model()
     before = values(target)
     save_file({"encoder.weight": torch.zeros(4, 4)}, tmp_path / "w.safetensors")
-    with pytest.raises(TrainError, match=r"none of the 1 weights in w\.safetensors.*0\.weight.*encoder\.weight"):
+    with pytest.raises(
+        TrainError, match=r"none of the 1 weights in w\.safetensors.*0\.weight.*encoder\.weight"
+    ):
         warm_start(target, "w.safetensors", tmp_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
@@ -78,10 +87,14 @@ def test_a_folder_without_safetensors_is_an_error(tmp_path: Path) -> None:
         warm_start(model(), str(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("source", ["weights/best.safetensors", "no/such/path/at/all", "owner/name@main", "nothing"])
+@pytest.mark.parametrize(
+    "source", ["weights/best.safetensors", "no/such/path/at/all", "owner/name@main", "nothing"]
+)
 def test_a_source_that_is_not_there_is_an_error(tmp_path: Path, source: str) -> None:
     """What is neither a path nor a repository that can be read is refused by its name."""
-    with pytest.raises(TrainError, match=rf"model\.init_from: {source} is neither a local path nor a repository"):
+    with pytest.raises(
+        TrainError, match=rf"model\.init_from: {source} is neither a local path nor a repository"
+    ):
         warm_start(model(), source, tmp_path)
 
 

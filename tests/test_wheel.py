@@ -20,8 +20,18 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
     """What a program printed; it has to end with 0."""
-    done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
     return done.stdout
 
 
@@ -40,13 +50,25 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty")
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
     install = ["-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    run(folder / "venv/bin/python", *install, "-c", ROOT / "constraints" / "cloud.txt", wheel, cwd=folder)
+    run(
+        folder / "venv/bin/python",
+        *install,
+        "-c",
+        ROOT / "constraints" / "cloud.txt",
+        wheel,
+        cwd=folder,
+    )
     return folder / "venv/bin/python"
 
 
 def elsewhere(python: Path, **more: str) -> dict[str, str]:
     """The environment of somebody who has only installed the wheel."""
-    return {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": os.environ["HOME"], "LANG": "C.UTF-8", **more}
+    return {
+        "PATH": f"{python.parent}:/usr/bin:/bin",
+        "HOME": os.environ["HOME"],
+        "LANG": "C.UTF-8",
+        **more,
+    }
 
 
 def files(wheel: Path) -> set[str]:
@@ -65,7 +87,11 @@ def test_components_and_recipes_travel_inside(wheel: Path, folder: str) -> None:
     here = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
     assert here
     assert {f"xrun/components/{folder}/{name}" for name in here} <= files(wheel)
-    assert not [name for name in files(wheel) if "__pycache__" in name or name.endswith(f"{folder}/__init__.py")]
+    assert not [
+        name
+        for name in files(wheel)
+        if "__pycache__" in name or name.endswith(f"{folder}/__init__.py")
+    ]
 
 
 def test_imports_from_the_wheel_alone(python: Path, tmp_path: Path) -> None:
@@ -82,10 +108,14 @@ def test_answers_help(python: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_checks_a_recipe_copied_out_of_the_wheel(wheel: Path, python: Path, tmp_path: Path, recipe: str) -> None:
+def test_checks_a_recipe_copied_out_of_the_wheel(
+    wheel: Path, python: Path, tmp_path: Path, recipe: str
+) -> None:
     """The recipe lies in an empty folder, so its components come out of the wheel."""
     for name in RECIPES:  # one recipe may extend another
-        (tmp_path / name).write_bytes(zipfile.ZipFile(wheel).read(f"xrun/components/recipes/{name}"))
+        (tmp_path / name).write_bytes(
+            zipfile.ZipFile(wheel).read(f"xrun/components/recipes/{name}")
+        )
     run(python.with_name("xrun"), "check", recipe, cwd=tmp_path, env=elsewhere(python))
 
 
@@ -94,7 +124,9 @@ def test_trains_from_the_wheel(wheel: Path, python: Path, tmp_path: Path) -> Non
 
     PYTHONPATH leads to them and not to this checkout: the `.pth` file of an editable installation is not read there.
     """
-    (tmp_path / "digits_mlp.yaml").write_bytes(zipfile.ZipFile(wheel).read("xrun/components/recipes/digits_mlp.yaml"))
+    (tmp_path / "digits_mlp.yaml").write_bytes(
+        zipfile.ZipFile(wheel).read("xrun/components/recipes/digits_mlp.yaml")
+    )
     env = elsewhere(python, PYTHONPATH=sysconfig.get_path("purelib"), HF_HUB_OFFLINE="1")
     short = ["-s", "train.steps=20", "-s", "train.schedule.warmup_steps=5"]
     run(python.with_name("xrun"), "digits_mlp.yaml", "--yes", *short, cwd=tmp_path, env=env)

@@ -44,14 +44,18 @@ def test_a_process_that_does_not_come_is_named() -> None:
 def test_a_process_that_does_not_answer_is_named() -> None:
     """With its machine, though the library would wait for half an hour."""
     (line, _) = said("silent")
-    assert line.startswith("The processes do not understand each other after 2 s. Not through: rank 0 on ")
+    assert line.startswith(
+        "The processes do not understand each other after 2 s. Not through: rank 0 on "
+    )
     assert "rank 1 on machine-b." in line
 
 
 def test_a_wrong_sum_is_told() -> None:
     """With the device and both numbers; a right one passes."""
     check_sum([10, 10], 4, "cpu")
-    with pytest.raises(ProcessesApart, match=r"A sum over 4 processes on cuda:1 of .* is 9 instead of 10"):
+    with pytest.raises(
+        ProcessesApart, match=r"A sum over 4 processes on cuda:1 of .* is 9 instead of 10"
+    ):
         check_sum([10, 9, 10], 4, "cuda:1")
 
 

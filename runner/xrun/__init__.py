@@ -18,14 +18,31 @@ if TYPE_CHECKING:
     from .training.rank import train
 
 __all__ = [
-    "Checkpoint", "Cloud", "Plan", "Recipe", "Store", "Tracker", "errors", "launch", "load_recipe", "make_plan", "train",
-]  # fmt: skip
+    "Checkpoint",
+    "Cloud",
+    "Plan",
+    "Recipe",
+    "Store",
+    "Tracker",
+    "errors",
+    "launch",
+    "load_recipe",
+    "make_plan",
+    "train",
+]
 
 _HOMES = {
-    "Checkpoint": "checkpoint.manifest", "Cloud": "launcher.local", "Plan": "run.plan", "Recipe": "recipe.schema",
-    "Store": "store.protocol", "Tracker": "tracker.protocol", "launch": "launcher.job", "load_recipe": "recipe.load",
-    "make_plan": "run.plan", "train": "training.rank",
-}  # fmt: skip
+    "Checkpoint": "checkpoint.manifest",
+    "Cloud": "launcher.local",
+    "Plan": "run.plan",
+    "Recipe": "recipe.schema",
+    "Store": "store.protocol",
+    "Tracker": "tracker.protocol",
+    "launch": "launcher.job",
+    "load_recipe": "recipe.load",
+    "make_plan": "run.plan",
+    "train": "training.rank",
+}
 
 
 def __getattr__(name: str) -> Any:

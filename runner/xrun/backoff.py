@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
@@ -26,7 +25,9 @@ class Backoff:
 
     def seconds(self, tries: int, error: BaseException | None = None) -> float:
         """How long to wait after so many tries (from 1), the last of which ended in `error`."""
-        wait = min(self.longest, self.first * 2.0 ** (tries - 1)) * random.uniform(1, 1 + self.spread)
+        wait = min(self.longest, self.first * 2.0 ** (tries - 1)) * random.uniform(
+            1, 1 + self.spread
+        )
         return max(wait, getattr(error, "pause", 0.0))
 
     def tries(

@@ -61,22 +61,30 @@ def project_root(recipe_path: Path | str) -> Path:
     for parent in (folder, *folder.parents):
         if (parent / "pyproject.toml").is_file():
             return parent
-    return next((parent.parent for parent in (folder, *folder.parents) if parent.name == "recipes"), folder)
+    return next(
+        (parent.parent for parent in (folder, *folder.parents) if parent.name == "recipes"), folder
+    )
 
 
 def find(kind: Kind, name: str, project: Path) -> Path:
     """The file of a component: the recipe's project first, then this checkout, then the installed package."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name, re.ASCII):
         raise ComponentError(
-            f"{name!r} is not a component's name.", "Lower-case letters, digits and `_`: it is the name of a file."
+            f"{name!r} is not a component's name.",
+            "Lower-case letters, digits and `_`: it is the name of a file.",
         )
     folders = [root / kind for root in components.roots(project)]
     refuse_packages(folders[0].parent)
-    found = next((folder / f"{name}.py" for folder in folders if (folder / f"{name}.py").is_file()), None)
+    found = next(
+        (folder / f"{name}.py" for folder in folders if (folder / f"{name}.py").is_file()), None
+    )
     if found is None:
         known = sorted({path.stem for folder in folders for path in folder.glob("*.py")})
         searched = ", ".join(str(folder) for folder in folders)
-        raise ComponentError(f"there is no {kind}/{name}.py.", f"{did_you_mean(name, known)} Searched: {searched}.".strip())
+        raise ComponentError(
+            f"there is no {kind}/{name}.py.",
+            f"{did_you_mean(name, known)} Searched: {searched}.".strip(),
+        )
     return found
 
 
@@ -85,8 +93,15 @@ def refuse_packages(project: Path) -> None:
     for kind in ("models", "datasets"):
         marker = project / kind / "__init__.py"
         if marker.exists():
-            other = "Hugging Face's `datasets`" if kind == "datasets" else "another package called `models`"
-            raise ComponentError(f"{marker} turns {kind}/ into a Python package, which would hide {other}.", "Delete this file.")
+            other = (
+                "Hugging Face's `datasets`"
+                if kind == "datasets"
+                else "another package called `models`"
+            )
+            raise ComponentError(
+                f"{marker} turns {kind}/ into a Python package, which would hide {other}.",
+                "Delete this file.",
+            )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -99,16 +114,25 @@ def signature(path: Path) -> Signature:
     module = parse(path)
     build = next((node for node in reversed(module.body) if "build" in names_bound_by(node)), None)
     if build is None:
-        raise ComponentError(f"{path}: it has no `build`.", "A component is a file with `def build(...)` at its top level.")
+        raise ComponentError(
+            f"{path}: it has no `build`.",
+            "A component is a file with `def build(...)` at its top level.",
+        )
     if not isinstance(build, ast.FunctionDef):
         raise ComponentError(
             f"{path}:{build.lineno}: `build` is not a plain `def` here, so its arguments can only be read by running the file.",
             "Write `def build(...)` in this file and call the other one from it.",
         )
     if build.args.posonlyargs or build.args.vararg:
-        raise ComponentError(f"{path}:{build.lineno}: `build` is called with names only.", "Remove `*args` and `/`.")
+        raise ComponentError(
+            f"{path}:{build.lineno}: `build` is called with names only.", "Remove `*args` and `/`."
+        )
     return Signature(
-        path, build.lineno, tuple(parameters(build.args)), build.args.kwarg is not None, ast.get_docstring(build) or ""
+        path,
+        build.lineno,
+        tuple(parameters(build.args)),
+        build.args.kwarg is not None,
+        ast.get_docstring(build) or "",
     )
 
 
@@ -117,7 +141,9 @@ def parse(path: Path, source: bytes | None = None) -> ast.Module:
     try:
         return ast.parse(path.read_bytes() if source is None else source, str(path))
     except SyntaxError as error:
-        raise ComponentError(f"{path}:{error.lineno or 1}: {error.msg}.", "The file is not Python.") from None
+        raise ComponentError(
+            f"{path}:{error.lineno or 1}: {error.msg}.", "The file is not Python."
+        ) from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ComponentError(f"{path}: it cannot be read: {error}.") from error
 
@@ -128,7 +154,11 @@ def names_bound_by(node: ast.stmt) -> set[str]:
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {alias.asname or alias.name for alias in node.names}
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    return {
+        name.id
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }
 
 
 def parameters(arguments: ast.arguments) -> Iterator[Parameter]:
@@ -154,14 +184,36 @@ def check_args(signature: Signature, args: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for name, value in args.items():
         if name not in known and not signature.has_kwargs:
-            hint = did_you_mean(name, known) or (f"It takes {', '.join(known)}." if known else "It takes no arguments.")
-            problems.append(Problem("", 0, 0, name, f"`build` in {signature.path.name} has no such argument", hint=hint))
+            hint = did_you_mean(name, known) or (
+                f"It takes {', '.join(known)}." if known else "It takes no arguments."
+            )
+            problems.append(
+                Problem(
+                    "",
+                    0,
+                    0,
+                    name,
+                    f"`build` in {signature.path.name} has no such argument",
+                    hint=hint,
+                )
+            )
         elif name in known and not (expected := Expected(known[name].annotation)).accepts(value):
-            problems.append(Problem("", 0, 0, name, f"`build` in {signature.path.name} takes {expected}", shown(value)))
+            problems.append(
+                Problem(
+                    "",
+                    0,
+                    0,
+                    name,
+                    f"`build` in {signature.path.name} takes {expected}",
+                    shown(value),
+                )
+            )
     for parameter in signature.parameters:
         if parameter.required and parameter.name not in args:
             what = f"`build` in {signature.path.name} needs the argument `{parameter.name}`"
-            problems.append(Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`."))
+            problems.append(
+                Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`.")
+            )
     return problems
 
 
@@ -193,9 +245,19 @@ def expression(text: str) -> ast.expr | None:
 
 
 SIMPLE: dict[str, tuple[type, ...]] = {
-    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "dict": (dict,), "Mapping": (dict,),
-    "list": (list,), "tuple": (list,), "Sequence": (list,), "Iterable": (list,), "set": (list,), "None": (type(None),),
-}  # fmt: skip
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "dict": (dict,),
+    "Mapping": (dict,),
+    "list": (list,),
+    "tuple": (list,),
+    "Sequence": (list,),
+    "Iterable": (list,),
+    "set": (list,),
+    "None": (type(None),),
+}
 
 
 def accepts(tree: ast.expr, value: Any) -> bool:
@@ -234,14 +296,22 @@ def accepts_generic(name: str, inside: ast.expr, value: Any) -> bool:
 def accepts_tuple(parts: list[ast.expr], value: list[Any]) -> bool:
     if parts and isinstance(parts[-1], ast.Constant) and parts[-1].value is ...:
         return all(accepts(parts[0], item) for item in value)
-    return len(parts) == len(value) and all(accepts(part, item) for part, item in zip(parts, value, strict=True))
+    return len(parts) == len(value) and all(
+        accepts(part, item) for part, item in zip(parts, value, strict=True)
+    )
 
 
 def last_name(tree: ast.expr) -> str:
     """`Literal` of `typing.Literal`; "" for what has no name."""
     if isinstance(tree, ast.Constant):
         return "None" if tree.value is None else ""
-    return tree.attr if isinstance(tree, ast.Attribute) else tree.id if isinstance(tree, ast.Name) else ""
+    return (
+        tree.attr
+        if isinstance(tree, ast.Attribute)
+        else tree.id
+        if isinstance(tree, ast.Name)
+        else ""
+    )
 
 
 def sources(kind: Kind, name: str, project: Path) -> dict[str, bytes]:
@@ -256,7 +326,9 @@ def sources(kind: Kind, name: str, project: Path) -> dict[str, bytes]:
         if key not in found:
             found[key] = path.read_bytes()
             package = module if path.name == "__init__.py" else module[:-1]
-            waiting += [hit for wanted in imports(parse(path), package) for hit in files(wanted, roots)]
+            waiting += [
+                hit for wanted in imports(parse(path), package) for hit in files(wanted, roots)
+            ]
     return dict(sorted(found.items()))
 
 
@@ -267,7 +339,11 @@ def imports(module: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str,
             wanted = [tuple(alias.name.split(".")) for alias in node.names]
             yield from (name[2:] for name in wanted if name[:2] == PACKAGE)
         elif isinstance(node, ast.ImportFrom):
-            base = (*PACKAGE, *package)[: len(PACKAGE) + len(package) + 1 - node.level] if node.level else ()
+            base = (
+                (*PACKAGE, *package)[: len(PACKAGE) + len(package) + 1 - node.level]
+                if node.level
+                else ()
+            )
             base = (*base, *(node.module.split(".") if node.module else ()))
             if base[:2] == PACKAGE:
                 yield base[2:]
@@ -280,7 +356,14 @@ def files(module: tuple[str, ...], roots: list[Path]) -> Iterator[tuple[Path, tu
         part = module[:depth]
         for root in roots:
             folder = root.joinpath(*part)
-            path = next((path for path in (folder / "__init__.py", folder.with_suffix(".py")) if path.is_file()), None)
+            path = next(
+                (
+                    path
+                    for path in (folder / "__init__.py", folder.with_suffix(".py"))
+                    if path.is_file()
+                ),
+                None,
+            )
             if path:
                 yield path, part
                 break
@@ -294,10 +377,15 @@ def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
     try:
         module = importlib.import_module(f"xrun.components.{kind}.{name}")
     except Exception as error:
-        raise ComponentError(f"{place(error, path)}: {type(error).__name__}: {error}.", missing_library(error)) from error
+        raise ComponentError(
+            f"{place(error, path)}: {type(error).__name__}: {error}.", missing_library(error)
+        ) from error
     build = getattr(module, "build", None)
     if not callable(build):
-        raise ComponentError(f"{path}: it has no `build`.", "A component is a file with `def build(...)` at its top level.")
+        raise ComponentError(
+            f"{path}: it has no `build`.",
+            "A component is a file with `def build(...)` at its top level.",
+        )
     return build
 
 
@@ -305,7 +393,11 @@ def place(error: Exception, path: Path) -> str:
     """The line of the component's file that an error came through."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno or 1}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 

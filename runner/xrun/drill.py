@@ -66,7 +66,11 @@ class Result:
     def text(self) -> str:
         """For people."""
         places = ", ".join(f"{count} in {place}" for place, count in sorted(self.kills.items()))
-        same = "the same final weights to the last bit" if len(set(self.weights_sha256)) == 1 else "other final weights"
+        same = (
+            "the same final weights to the last bit"
+            if len(set(self.weights_sha256)) == 1
+            else "other final weights"
+        )
         if self.resized and self.equal:
             same += f", losses within {self.largest_difference:.1e} relative"
         verdict = (
@@ -79,14 +83,23 @@ class Result:
         )
         lines = [verdict, cost]
         if self.kills.total() < self.asked:
-            lines.append(f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended before.")
+            lines.append(
+                f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended before."
+            )
         return "\n".join([*lines, *self.differences[:10], f"Both runs are in {self.folder}"])
 
 
 def drill(
-    recipe: Path, overrides: Sequence[str] = (), *, kills: int = 20, seed: int = 0, resize: bool = False,
-    processes: int | None = None, folder: Path | None = None, say: Callable[[str], None] = lambda text: None,
-) -> Result:  # fmt: skip
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    *,
+    kills: int = 20,
+    seed: int = 0,
+    resize: bool = False,
+    processes: int | None = None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
     """Run the drill; see the module.
 
     Raises:
@@ -95,7 +108,16 @@ def drill(
     loaded = load_recipe(recipe, overrides)
     folder = Path(folder or tempfile.mkdtemp(prefix="xrun-drill-")).resolve()
     size = processes or (loaded.hardware.local.processes if loaded.hardware.local else 1)
-    command = [sys.executable, "-m", "xrun", "run", str(recipe), "--local", "--yes", *_options(overrides)]
+    command = [
+        sys.executable,
+        "-m",
+        "xrun",
+        "run",
+        str(recipe),
+        "--local",
+        "--yes",
+        *_options(overrides),
+    ]
     result = Result(str(recipe), str(folder), resize, asked=kills)
     undisturbed = _Life(command, folder / "undisturbed", size)
     say(f"Undisturbed: {' '.join(command[2:])} --processes {size}")
@@ -115,9 +137,15 @@ def _options(overrides: Sequence[str]) -> list[str]:
 
 
 def _disturb(
-    recipe: Recipe, command: list[str], home: Path, size: int, result: Result, times: dict[str, float], rng: random.Random,
+    recipe: Recipe,
+    command: list[str],
+    home: Path,
+    size: int,
+    result: Result,
+    times: dict[str, float],
+    rng: random.Random,
     say: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Kill life after life, then let the last one finish."""
     steps = int(times["steps"])
     places = rng.choices(list(_SHARES), list(_SHARES.values()), k=result.asked)
@@ -149,9 +177,13 @@ class _Life:
         self.commits = _newest_commit(home)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--processes", str(size)], env={**os.environ, "XRUN_HOME": str(home)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                [*command, "--processes", str(size)],
+                env={**os.environ, "XRUN_HOME": str(home)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def to_the_end(self, say: Callable[[str], None]) -> dict[str, float]:
         """Let it finish; when the lease, the first step and the end came (seconds), and how many steps there were.
@@ -159,13 +191,21 @@ class _Life:
         Raises:
             LaunchError: it does not finish.
         """
-        times = {"lease": self._when(self._has_lease), "first_step": self._when(lambda: self._step() > 0)}
+        times = {
+            "lease": self._when(self._has_lease),
+            "first_step": self._when(lambda: self._step() > 0),
+        }
         code = self.process.wait()
         if code != 0:
-            raise LaunchError(f"The run in {self.home} ended with {code}: {self._last_line()}", f"Its output is in {self.log}")
+            raise LaunchError(
+                f"The run in {self.home} ended with {code}: {self._last_line()}",
+                f"Its output is in {self.log}",
+            )
         return times | {"end": time.monotonic() - self.began, "steps": float(self._step())}
 
-    def kill(self, place: str, target: int, times: dict[str, float], rng: random.Random) -> str | None:
+    def kill(
+        self, place: str, target: int, times: dict[str, float], rng: random.Random
+    ) -> str | None:
         """End the whole group at a moment in `place`; says where that was, None if the run ended before."""
         if place == START:
             self._wait(rng.uniform(0, times["lease"]))
@@ -186,7 +226,9 @@ class _Life:
             return None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        return f"{time.monotonic() - self.began:.2f} s after its start, at step {max(0, self._step())}"
+        return (
+            f"{time.monotonic() - self.began:.2f} s after its start, at step {max(0, self._step())}"
+        )
 
     def _when(self, happened: Callable[[], bool]) -> float:
         while not happened() and self.process.poll() is None:
@@ -222,7 +264,10 @@ class _Life:
 
 def _newest_commit(home: Path) -> int:
     """The highest number of a commit: they are never used twice, and old ones are deleted."""
-    return max((int(path.stem) for path in home.glob("*/state/commits/*.json") if path.stem.isdigit()), default=-1)
+    return max(
+        (int(path.stem) for path in home.glob("*/state/commits/*.json") if path.stem.isdigit()),
+        default=-1,
+    )
 
 
 def _only_run(home: Path) -> RunFolder:
@@ -236,7 +281,10 @@ def _compare(recipe: Recipe, one: RunFolder, other: RunFolder, result: Result) -
     """Every logged point and the final weights."""
     facts = one.report(), other.report()
     result.attempts = len(facts[1]["attempts"])
-    result.steps_recomputed, result.seconds_lost = facts[1]["steps_recomputed"], facts[1]["seconds_lost"]
+    result.steps_recomputed, result.seconds_lost = (
+        facts[1]["steps_recomputed"],
+        facts[1]["seconds_lost"],
+    )
     result.weights_sha256 = facts[0]["weights_sha256"], facts[1]["weights_sha256"]
     bitwise = not result.resized or recipe.train.reduction == "exact"
     result.differences += [
@@ -249,7 +297,9 @@ def _compare(recipe: Recipe, one: RunFolder, other: RunFolder, result: Result) -
     for place in sorted({*points[0], *points[1]}):
         _compare_points(place, points[0].get(place), points[1].get(place), bitwise, result)
     if bitwise and facts[0]["weights_sha256"] != facts[1]["weights_sha256"]:
-        result.differences.append(f"final weights: SHA-256 {facts[0]['weights_sha256']} and {facts[1]['weights_sha256']}")
+        result.differences.append(
+            f"final weights: SHA-256 {facts[0]['weights_sha256']} and {facts[1]['weights_sha256']}"
+        )
 
 
 def _by_place(run: RunFolder) -> dict[tuple[int, str], dict[str, Any]]:
@@ -265,11 +315,17 @@ def _by_place(run: RunFolder) -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def _compare_points(
-    place: tuple[int, str], one: dict[str, Any] | None, other: dict[str, Any] | None, bitwise: bool, result: Result
+    place: tuple[int, str],
+    one: dict[str, Any] | None,
+    other: dict[str, Any] | None,
+    bitwise: bool,
+    result: Result,
 ) -> None:
     where = f"step {place[0]}, {place[1]}"
     if one is None or other is None:
-        result.differences.append(f"{where}: only in the {'undisturbed' if other is None else 'disturbed'} run")
+        result.differences.append(
+            f"{where}: only in the {'undisturbed' if other is None else 'disturbed'} run"
+        )
         return
     for name in sorted({*one, *other}):
         left, right = one.get(name), other.get(name)
@@ -278,8 +334,14 @@ def _compare_points(
         difference = _relative(left, right)
         if name.endswith("/loss"):
             result.largest_difference = max(result.largest_difference, difference)
-        if bitwise or (name.endswith("/loss") and difference > TOLERANCE) or name == "train/samples":
-            result.differences.append(f"{where}: {name} is {left} undisturbed and {right} disturbed")
+        if (
+            bitwise
+            or (name.endswith("/loss") and difference > TOLERANCE)
+            or name == "train/samples"
+        ):
+            result.differences.append(
+                f"{where}: {name} is {left} undisturbed and {right} disturbed"
+            )
 
 
 def _relative(left: Any, right: Any) -> float:

@@ -27,15 +27,21 @@ class Variable:
 
 
 # What a person may set.
-HOME = Variable("XRUN_HOME", "The folder that holds the runs' folders. Default: `runs/` of the project.")
+HOME = Variable(
+    "XRUN_HOME", "The folder that holds the runs' folders. Default: `runs/` of the project."
+)
 HUB_SPACING = Variable("XRUN_HUB_SPACING", "Seconds between two commits to a Hub.", "30")
 HUB_HOURLY = Variable("XRUN_HUB_HOURLY", "Commits in an hour to a Hub.", "100")
-HUB_PATIENCE = Variable("XRUN_HUB_PATIENCE", "Seconds for which what a Hub refuses is tried again.", "300")
+HUB_PATIENCE = Variable(
+    "XRUN_HUB_PATIENCE", "Seconds for which what a Hub refuses is tried again.", "300"
+)
 HANG_SECONDS = Variable("XRUN_HANG_SECONDS", "Seconds without a step that count as a hang.", "600")
 METADATA_ADDRESS = Variable(
     "XRUN_METADATA_ADDRESS", "The address of the cloud's metadata server.", "http://169.254.169.254"
 )
-PORT = Variable("XRUN_PORT", "The port of the first node at which a run's nodes meet. Default: by the run's id.")
+PORT = Variable(
+    "XRUN_PORT", "The port of the first node at which a run's nodes meet. Default: by the run's id."
+)
 WANDB_CHECK = Variable(
     "XRUN_WANDB_CHECK", "Seconds between two looks at what has arrived in Weights & Biases.", "30"
 )
@@ -43,7 +49,9 @@ WANDB_CHECK = Variable(
 # What one process tells another.
 HEARTBEAT = Variable("XRUN_HEARTBEAT", "The file in which a rank counts its steps.")
 PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")
-PARTS = Variable("XRUN_PARTS", "In how many parts a rank computes a micro-batch. Default: as was right before.")
+PARTS = Variable(
+    "XRUN_PARTS", "In how many parts a rank computes a micro-batch. Default: as was right before."
+)
 PRICES = Variable("XRUN_PRICES", "The prices that the launcher saw, as a JSON list.", "[]")
 PROJECT = Variable("XRUN_PROJECT", "The project whose components are imported first.")
 STOP = Variable("XRUN_STOP", "The file in which the reason and the deadline of a stop are told.")

@@ -29,7 +29,9 @@ def main() -> int:
     """One line of JSON on the standard output once the cluster is up: `{"root": ..., "environment": ...}` or `{"error": ...}`."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, _end)
-    layout = Layout(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="xrun-cluster-")))
+    layout = Layout(
+        Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="xrun-cluster-"))
+    )
     try:
         _say(_set_up(layout))
         sys.stdin.read()

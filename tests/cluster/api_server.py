@@ -93,7 +93,9 @@ class ApiServer:
         tmpdir = self.layout.folder("nodes")
         (home / ".sky" / "config.yaml").write_text(CONFIG.format(tmpdir=tmpdir))
         (home / ".slurm" / "config").write_text(ssh_config)
-        (home / ".profile").write_text(f"export PATH={self.layout.bin}:$PATH\n. {self.layout.root}/node.env\n")
+        (home / ".profile").write_text(
+            f"export PATH={self.layout.bin}:$PATH\n. {self.layout.root}/node.env\n"
+        )
         (self.layout.root / "node.env").touch()
         self._write_pip_conf()
         self._write_programs()
@@ -105,13 +107,27 @@ class ApiServer:
             ClusterError: it ended, or does not answer within 3 minutes.
         """
         site = self.layout.folder("site")
-        (site / "sitecustomize.py").write_text(SITECUSTOMIZE.format(health=f"{self.url}/api/health"))
-        environment = self.environment() | {"PYTHONPATH": str(site), "IS_SKYPILOT_SERVER": "true"} | SMALL
+        (site / "sitecustomize.py").write_text(
+            SITECUSTOMIZE.format(health=f"{self.url}/api/health")
+        )
+        environment = (
+            self.environment() | {"PYTHONPATH": str(site), "IS_SKYPILOT_SERVER": "true"} | SMALL
+        )
         with (self.layout.logs / "api_server.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "sky.server.server", "--host=127.0.0.1", f"--port={self.port}"],
-                cwd=self.layout.home, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "sky.server.server",
+                    "--host=127.0.0.1",
+                    f"--port={self.port}",
+                ],
+                cwd=self.layout.home,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         until(self._answers, "the API server's answer", 180, every=0.5, alive=self.check)
 
     def check(self) -> None:
@@ -121,23 +137,36 @@ class ApiServer:
             ClusterError: it has ended; with the end of what it printed.
         """
         if self.child.poll() is not None:
-            raise ClusterError(f"the API server ended with {self.child.returncode}: {tail(self.layout.logs / 'api_server.log')}")
+            raise ClusterError(
+                f"the API server ended with {self.child.returncode}: {tail(self.layout.logs / 'api_server.log')}"
+            )
 
     def environment(self) -> dict[str, str]:
         """What the server and everybody who talks to it has in the environment."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
-        return kept | self.node_environment() | {
-            "HOME": str(self.layout.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "SKYPILOT_API_SERVER_LOCAL_PORT": str(self.port), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-            "TMPDIR": str(self.layout.folder("tmp")),
-        }  # fmt: skip
+        return (
+            kept
+            | self.node_environment()
+            | {
+                "HOME": str(self.layout.home),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "SKYPILOT_API_SERVER_LOCAL_PORT": str(self.port),
+                "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+                "TMPDIR": str(self.layout.folder("tmp")),
+            }
+        )
 
     def node_environment(self) -> dict[str, str]:
         """What a login finds, besides where it is: the way to the package index."""
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
         here = {name: os.environ[name] for name in names if name in os.environ}
-        cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True).stdout.strip()
-        return here | {"PIP_CONFIG_FILE": str(self.layout.root / "pip.conf"), "PIP_CACHE_DIR": cache}
+        cache = subprocess.run(
+            [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True
+        ).stdout.strip()
+        return here | {
+            "PIP_CONFIG_FILE": str(self.layout.root / "pip.conf"),
+            "PIP_CACHE_DIR": cache,
+        }
 
     def _answers(self) -> bool:
         try:
@@ -155,7 +184,12 @@ class ApiServer:
         uv = shutil.which("uv") or self._installed_uv()
         python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
         programs = {
-            "uv": UV.format(uv=uv, python=python, cache=self.layout.folder("uv-cache"), index=uv_index(pip_configuration())),
+            "uv": UV.format(
+                uv=uv,
+                python=python,
+                cache=self.layout.folder("uv-cache"),
+                index=uv_index(pip_configuration()),
+            ),
             "curl": CURL.format(uv=self.layout.bin / "uv", curl=shutil.which("curl")),
             "python3": f'#!/bin/sh\nexec {python} "$@"\n',
         }
@@ -191,4 +225,6 @@ def pip_configuration() -> dict[str, Any]:
 def uv_index(pip: dict[str, Any]) -> str:
     """Where pip finds packages, as lines of shell that tell uv the same."""
     names = {"index-url": "UV_DEFAULT_INDEX", "find-links": "UV_FIND_LINKS"}
-    return "".join(f"export {uv}={shlex.quote(pip[key])}\n" for key, uv in names.items() if key in pip)
+    return "".join(
+        f"export {uv}={shlex.quote(pip[key])}\n" for key, uv in names.items() if key in pip
+    )

@@ -20,7 +20,10 @@ def main() -> None:
     sys.stdout = sys.stderr
     for _ in sys.stdin:
         found = sky.get(jobs.queue_v2(refresh=False, fields=FIELDS))[0]
-        records = [{name: job.get(name) for name in FIELDS} | {"status": job["status"].value} for job in found]
+        records = [
+            {name: job.get(name) for name in FIELDS} | {"status": job["status"].value}
+            for job in found
+        ]
         print(json.dumps(records), file=answers, flush=True)
 
 

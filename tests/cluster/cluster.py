@@ -21,7 +21,15 @@ from cluster.daemons import tail
 from cluster.waiting import ClusterError, until
 
 TESTS = Path(__file__).parent.parent
-ENDED = ("SUCCEEDED", "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "FAILED_CONTROLLER")
+ENDED = (
+    "SUCCEEDED",
+    "CANCELLED",
+    "FAILED",
+    "FAILED_SETUP",
+    "FAILED_PRECHECKS",
+    "FAILED_NO_RESOURCE",
+    "FAILED_CONTROLLER",
+)
 
 
 @dataclass(frozen=True)
@@ -49,20 +57,33 @@ class Cluster:
 
     def __enter__(self) -> Self:
         self._owner = subprocess.Popen(
-            [sys.executable, "-m", "cluster"], cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "cluster"],
+            cwd=TESTS,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._owner.stdin is not None
         assert self._owner.stdout is not None
-        answer = json.loads(self._owner.stdout.readline() or '{"error": "the cluster ended before it was up"}')
+        answer = json.loads(
+            self._owner.stdout.readline() or '{"error": "the cluster ended before it was up"}'
+        )
         if "error" in answer:
             self._owner.communicate()
             raise ClusterError(answer["error"])
         self.root, self.url = Path(answer["root"]), answer["url"]
         self.environment: dict[str, str] = answer["environment"]
-        self._asking = self.start(sys.executable, "-m", "cluster.asking", stdin=subprocess.PIPE, cwd=TESTS)
+        self._asking = self.start(
+            sys.executable, "-m", "cluster.asking", stdin=subprocess.PIPE, cwd=TESTS
+        )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._asking.kill()
         self._asking.communicate()
         self._owner.communicate()
@@ -74,9 +95,16 @@ class Cluster:
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """Start a program that sees the cluster and does not outlive this process; its errors go to logs/programs.log."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "env": self.environment, **options}
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "env": self.environment,
+            **options,
+        }
         with (self.root / "logs" / "programs.log").open("a") as log:
-            return subprocess.Popen(["setpriv", "--pdeathsig=KILL", *command], text=True, **{"stderr": log, **options})
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", *command], text=True, **{"stderr": log, **options}
+            )
 
     def run(self, *command: str, seconds: float = 300, **options: Any) -> str:
         """Run a program that sees the cluster; what it printed. ClusterError if it fails."""
@@ -86,7 +114,9 @@ class Cluster:
         finally:
             process.kill()
         if process.returncode:
-            raise ClusterError(f"`{shlex.join(command)}` ended with {process.returncode}:\n{said[-4000:]}")
+            raise ClusterError(
+                f"`{shlex.join(command)}` ended with {process.returncode}:\n{said[-4000:]}"
+            )
         return str(said)
 
     def sky(self, *arguments: str, seconds: float = 300) -> str:
@@ -101,7 +131,9 @@ class Cluster:
         self._asking.stdin.flush()
         line = self._asking.stdout.readline()
         if not line:
-            raise ClusterError(f"the API server's jobs cannot be read: {self.root}/logs/programs.log")
+            raise ClusterError(
+                f"the API server's jobs cannot be read: {self.root}/logs/programs.log"
+            )
         return sorted((Job(**record) for record in json.loads(line)), key=lambda job: job.job_id)
 
     def job(self, name: str) -> Job | None:
@@ -156,15 +188,21 @@ class Cluster:
     def told(self) -> str:
         """What the machines and the job controllers have printed lately."""
         home = self.root / "home"
-        logs = [*home.glob("sky_logs/jobs_controller/[0-9]*.log"), *home.glob(".sky_clusters/*/sky_logs/*/*.log")]
+        logs = [
+            *home.glob("sky_logs/jobs_controller/[0-9]*.log"),
+            *home.glob(".sky_clusters/*/sky_logs/*/*.log"),
+        ]
         logs += [*home.glob(".sky_clusters/*/sky_logs/*/tasks/*.log")]
         return "\n".join(
-            f"== {log.relative_to(home)}\n{tail(log, 40)}" for log in sorted(logs, key=lambda log: log.stat().st_mtime)
+            f"== {log.relative_to(home)}\n{tail(log, 40)}"
+            for log in sorted(logs, key=lambda log: log.stat().st_mtime)
         )
 
     def slurm_jobs(self) -> dict[str, str]:
         """The Slurm jobs that hold nodes now: number -> the name that SkyPilot gave the machine."""
-        lines = self.run("squeue", "--noheader", "--states=running", "--format=%i %j", seconds=60).splitlines()
+        lines = self.run(
+            "squeue", "--noheader", "--states=running", "--format=%i %j", seconds=60
+        ).splitlines()
         return dict(line.split() for line in lines)
 
     def preempt(self, name: str, *, notice: bool = True) -> float:
@@ -172,7 +210,11 @@ class Cluster:
 
         With notice: SIGTERM, and SIGKILL 30 s later. Without: everything on the machine is gone at once.
         """
-        numbers = [number for number, machine in self.slurm_jobs().items() if machine.startswith(f"{name}-")]
+        numbers = [
+            number
+            for number, machine in self.slurm_jobs().items()
+            if machine.startswith(f"{name}-")
+        ]
         if len(numbers) != 1:
             raise ClusterError(f"{name} has {len(numbers)} machines: {self.slurm_jobs()}")
         at = time.time()

@@ -19,7 +19,18 @@ from cluster.waiting import ClusterError, free_ports, until
 
 PACKAGES = Path(__file__).with_name("packages.txt")
 """Debian's packages that have the programs."""
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh-keygen", "rsync", "nc", "curl", "setpriv")
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "sshd",
+    "ssh-keygen",
+    "rsync",
+    "nc",
+    "curl",
+    "setpriv",
+)
 NODES = ("0x7f000002", "0x7f000003")
 """A node's name has to resolve to an address of its own; so written it is one (127.0.0.2), and /etc/hosts needs no line."""
 CORES = 8
@@ -100,7 +111,9 @@ class Daemons:
         """
         for name, child in self.children.items():
             if child.poll() is not None:
-                raise ClusterError(f"{name} ended with {child.returncode}: {tail(self.layout.logs / f'{name}.log')}")
+                raise ClusterError(
+                    f"{name} ended with {child.returncode}: {tail(self.layout.logs / f'{name}.log')}"
+                )
 
     def ssh_config(self) -> str:
         """How the login node is reached, as `~/.slurm/config` has it."""
@@ -113,13 +126,19 @@ class Daemons:
     def slurm(self, *command: str) -> str:
         """What a Slurm command prints, such as squeue; raises CalledProcessError if it fails."""
         environment = os.environ | {"SLURM_CONF": str(self.layout.slurm_conf)}
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
 
     def _run(self, name: str, *command: str) -> None:
         environment = os.environ | {"SLURM_CONF": str(self.layout.slurm_conf)}
         with (self.layout.logs / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(
-                [_program(command[0]), *command[1:]], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [_program(command[0]), *command[1:]],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def _munged(self) -> None:
@@ -128,8 +147,19 @@ class Daemons:
         (folder / "key").chmod(0o600)
         for path in (self.layout.root, folder):
             path.chmod(0o755)  # munged refuses a socket that not everybody can reach
-        names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        self._run("munged", "munged", "--foreground", *(f"--{key}={folder / name}" for key, name in names.items()))
+        names = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
+        self._run(
+            "munged",
+            "munged",
+            "--foreground",
+            *(f"--{key}={folder / name}" for key, name in names.items()),
+        )
         until((folder / "socket").exists, "munged's socket", 20, alive=self.check)
 
     def _slurm(self) -> None:
@@ -159,18 +189,25 @@ class Daemons:
 
     def _idle(self) -> bool:
         try:
-            return self.slurm("sinfo", "--noheader", "--Node", "--format=%t").split() == ["idle"] * len(NODES)
+            return self.slurm("sinfo", "--noheader", "--Node", "--format=%t").split() == [
+                "idle"
+            ] * len(NODES)
         except subprocess.CalledProcessError:
             return False
 
     def _sshd(self) -> None:
         folder = self.layout.folder("ssh")
         for key in ("host", "id"):
-            subprocess.run([_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+            subprocess.run(
+                [_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)],
+                check=True,
+            )
         shutil.copy(folder / "id.pub", folder / "authorized")
         (folder / "config").write_text("\n".join(self._sshd_config(folder)) + "\n")
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd refuses to start as root without it
+            Path("/run/sshd").mkdir(
+                mode=0o755, exist_ok=True
+            )  # sshd refuses to start as root without it
         self._run("sshd", "sshd", "-D", "-e", "-f", str(folder / "config"))
         until(lambda: _answers(self.ssh_port), "sshd's answer", 20, alive=self.check)
 
@@ -185,18 +222,24 @@ class Daemons:
     def _accounts(self) -> dict[str, str]:
         """Variables that make this user's home folder the cluster's, wherever an account is looked up."""
         passwd = self.layout.root / "passwd"
-        passwd.write_text(f"{getpass.getuser()}:x:{os.getuid()}:{os.getgid()}::{self.layout.home}:/bin/bash\n")
+        passwd.write_text(
+            f"{getpass.getuser()}:x:{os.getuid()}:{os.getgid()}::{self.layout.home}:/bin/bash\n"
+        )
         return {
-            "HOME": str(self.layout.home), "LD_PRELOAD": _nss_wrapper(),
-            "NSS_WRAPPER_PASSWD": str(passwd), "NSS_WRAPPER_GROUP": "/etc/group",
-        }  # fmt: skip
+            "HOME": str(self.layout.home),
+            "LD_PRELOAD": _nss_wrapper(),
+            "NSS_WRAPPER_PASSWD": str(passwd),
+            "NSS_WRAPPER_GROUP": "/etc/group",
+        }
 
 
 def tail(log: Path, lines: int = 15) -> str:
     """The end of a log, for an error."""
     if not log.exists():
         return f"{log} is not there"
-    said = [line for line in log.read_text(errors="replace").splitlines() if "<sky-payload>" not in line]  # its spinner
+    said = [
+        line for line in log.read_text(errors="replace").splitlines() if "<sky-payload>" not in line
+    ]  # its spinner
     return "\n".join(said[-lines:])
 
 

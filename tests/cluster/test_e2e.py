@@ -38,18 +38,30 @@ class Site:
     def __init__(self, cluster: Cluster, hub: Hub, wandb: Wandb) -> None:
         self.cluster, self.hub, self.wandb = cluster, hub, wandb
         self.secrets = [hub.environ()["HF_TOKEN"], wandb.environ()["WANDB_API_KEY"]]
-        self.environment = cluster.environment | hub.environ() | wandb.environ() | {"XRUN_HOME": str(cluster.root / "runs")}
+        self.environment = (
+            cluster.environment
+            | hub.environ()
+            | wandb.environ()
+            | {"XRUN_HOME": str(cluster.root / "runs")}
+        )
 
     def launch(self, run: str, *, nodes: int = 1) -> None:
         """Launch the recipe as this run and leave it alone."""
         hardware = f"hardware={{any_of: [{{clouds: [slurm], spot: false, nodes: {nodes}}}]}}"
-        settings = (hardware, f"checkpoint.store=hub://alice/{run}", "tracking.wandb={project: e2e, entity: alice}", EPOCHS)
+        settings = (
+            hardware,
+            f"checkpoint.store=hub://alice/{run}",
+            "tracking.wandb={project: e2e, entity: alice}",
+            EPOCHS,
+        )
         sets = [part for setting in settings for part in ("-s", setting)]
         self.xrun(str(RECIPE), "--run", run, "--yes", "--detach", *sets)
 
     def xrun(self, *arguments: str) -> str:
         """Run the `xrun` command as the person; what it printed."""
-        return self.cluster.run(sys.executable, "-m", "xrun", *arguments, env=self.environment, cwd=RECIPE.parents[1])
+        return self.cluster.run(
+            sys.executable, "-m", "xrun", *arguments, env=self.environment, cwd=RECIPE.parents[1]
+        )
 
     def record(self, run: str) -> dict[str, Any]:
         """What is committed on the Hub now; empty before the first commit."""
@@ -60,11 +72,15 @@ class Site:
 
     def committed(self, run: str) -> int:
         """The newest committed step; -1 if there is none."""
-        return max([manifest["step"] for manifest in self.record(run).get("checkpoints", [])], default=-1)
+        return max(
+            [manifest["step"] for manifest in self.record(run).get("checkpoints", [])], default=-1
+        )
 
     def wait_for_step(self, run: str, step: int) -> None:
         """Wait until the run has committed this step in an attempt that is running."""
-        self.cluster.until(run, lambda: self.committed(run) >= step, f"{run} committing step {step}", 600)
+        self.cluster.until(
+            run, lambda: self.committed(run) >= step, f"{run} committing step {step}", 600
+        )
 
     def rows(self, run: str) -> list[dict[str, Any]]:
         """The run's history at W&B."""
@@ -80,7 +96,11 @@ def site() -> Iterator[Site]:
     if what := missing():
         assert not os.environ.get("CI"), what
         pytest.skip(what)
-    with Cluster() as cluster, Hub(cluster.root / "hub") as hub, Wandb(cluster.root / "wandb") as wandb:
+    with (
+        Cluster() as cluster,
+        Hub(cluster.root / "hub") as hub,
+        Wandb(cluster.root / "wandb") as wandb,
+    ):
         cluster.export(FREQUENT)
         yield Site(cluster, hub, wandb)
 
@@ -88,7 +108,10 @@ def site() -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def undisturbed(site: Site) -> Iterator[subprocess.Popen[str]]:
     """The same training on this machine, without a cloud and without interruptions; it runs while the first machine is set up."""
-    environment = site.environment | {"XRUN_HOME": str(site.cluster.root / "undisturbed"), "OMP_NUM_THREADS": "1"}
+    environment = site.environment | {
+        "XRUN_HOME": str(site.cluster.root / "undisturbed"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = (sys.executable, "-m", "xrun", str(RECIPE), "--local", "--yes", "-s", EPOCHS)
     process = site.cluster.start(*command, env=environment, stdout=subprocess.DEVNULL)
     yield process
@@ -127,14 +150,26 @@ def test_a_job_that_is_preempted_twice_ends_with_the_weights_of_an_undisturbed_r
     assert {row["train/step"]: row["train/loss"] for row in rows} == losses
     assert site.wandb.state("alice", "e2e", run) == "finished"
     for secret in site.secrets:
-        assert not naming(secret, site.cluster.root / "home" / "sky_logs", site.hub.root, site.cluster.root / "wandb")
-    first = [min(row["_timestamp"] for row in rows if row["xrun/attempt"] == attempt) for attempt in (2, 3)]
-    seconds = ", ".join(f"{after - before:.0f} s" for before, after in zip(killed, first, strict=True))
+        assert not naming(
+            secret,
+            site.cluster.root / "home" / "sky_logs",
+            site.hub.root,
+            site.cluster.root / "wandb",
+        )
+    first = [
+        min(row["_timestamp"] for row in rows if row["xrun/attempt"] == attempt)
+        for attempt in (2, 3)
+    ]
+    seconds = ", ".join(
+        f"{after - before:.0f} s" for before, after in zip(killed, first, strict=True)
+    )
     with capsys.disabled():
         print(f"\n{job.recovery_count} recoveries; from the kill to the next step {seconds}")
 
 
-def test_two_nodes_train_the_same_weights(site: Site, expected: tuple[bytes, dict[int, float]]) -> None:
+def test_two_nodes_train_the_same_weights(
+    site: Site, expected: tuple[bytes, dict[int, float]]
+) -> None:
     """One process on each of two nodes; the reduction of digits.yaml is exact, so the bits are those of one process."""
     site.launch("two-nodes", nodes=2)
     site.cluster.wait_for("two-nodes", "SUCCEEDED", seconds=900)
@@ -143,7 +178,9 @@ def test_two_nodes_train_the_same_weights(site: Site, expected: tuple[bytes, dic
     assert site.weights("two-nodes") == expected[0]
 
 
-def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With --save the run commits a step and stops by itself; launched again it goes on from there; without, it ends at once."""
     site.launch("cancelled")
     site.wait_for_step("cancelled", 100)
@@ -151,11 +188,17 @@ def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(site: Site, caps
     said = site.xrun("cancel", "cancelled", "--save")
     assert "has stopped" in said
     saved = site.record("cancelled")["attempts"][-1]
-    assert (saved["kind"], saved["code"], saved["reason"]) == ("stopped", 7, "stopped by xrun cancel --save")
+    assert (saved["kind"], saved["code"], saved["reason"]) == (
+        "stopped",
+        7,
+        "stopped by xrun cancel --save",
+    )
     assert saved["committed"] == site.committed("cancelled") >= 100
     eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
     with capsys.disabled():
-        print(f"\nsaved at step {saved['committed']}, stopped and given back after {time.monotonic() - began:.0f} s")
+        print(
+            f"\nsaved at step {saved['committed']}, stopped and given back after {time.monotonic() - began:.0f} s"
+        )
     site.launch("cancelled")
     site.wait_for_step("cancelled", saved["committed"] + 1)
     assert site.record("cancelled")["attempts"][-1]["resumed_step"] == saved["committed"]
@@ -164,7 +207,9 @@ def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(site: Site, caps
     site.cluster.wait_for("cancelled", "CANCELLED", seconds=300)
     eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
     assert site.committed("cancelled") > saved["committed"]
-    assert "Starting at step 0" in site.xrun("logs", "cancelled", "--attempt", "1"), "its machine has gone"
+    assert "Starting at step 0" in site.xrun("logs", "cancelled", "--attempt", "1"), (
+        "its machine has gone"
+    )
     with capsys.disabled():
         print(f"\ncancelled and given back after {time.monotonic() - began:.0f} s")
 

@@ -14,7 +14,12 @@ class ClusterError(Exception):
 
 
 def until(
-    happened: Callable[[], Any], what: str, seconds: float, *, every: float = 0.2, alive: Callable[[], None] = lambda: None
+    happened: Callable[[], Any],
+    what: str,
+    seconds: float,
+    *,
+    every: float = 0.2,
+    alive: Callable[[], None] = lambda: None,
 ) -> Any:
     """Wait for a condition; `alive` may raise at each look.
 

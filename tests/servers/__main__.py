@@ -7,7 +7,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as in the tests, where the package is `servers`
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # as in the tests, where the package is `servers`
 
 from servers.hub import Hub
 from servers.wandb import Wandb

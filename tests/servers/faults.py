@@ -46,7 +46,9 @@ class Fault:
         if self.status is None:
             return None
         retry = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
-        return JSONResponse({"error": f"A fault: {self.status}"}, self.status, headers=retry | self.headers)
+        return JSONResponse(
+            {"error": f"A fault: {self.status}"}, self.status, headers=retry | self.headers
+        )
 
 
 class Faults:
@@ -57,10 +59,20 @@ class Faults:
         self.lock = threading.Lock()
 
     def add(
-        self, match: str = "", *, status: int | None = None, times: int | None = 1, skip: int = 0, when: str = "before",
-        retry_after: float | None = None, stall: float = 0.0, cut: bool = False, truncate: int | None = None,
-        stale: bool = False, headers: Mapping[str, str] | None = None,
-    ) -> Fault:  # fmt: skip
+        self,
+        match: str = "",
+        *,
+        status: int | None = None,
+        times: int | None = 1,
+        skip: int = 0,
+        when: str = "before",
+        retry_after: float | None = None,
+        stall: float = 0.0,
+        cut: bool = False,
+        truncate: int | None = None,
+        stale: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> Fault:
         """Arm a fault for the next `times` requests (None: all of them) whose `METHOD /path` matches, `skip` of them later.
 
         `status` is answered instead; it is 503 if nothing else is asked for. `when="before"` leaves the work undone, `"after"`
@@ -73,7 +85,19 @@ class Faults:
         if status is None and not (stall or cut or stale or truncate is not None):
             status = 503
         count = float("inf") if times is None else times
-        fault = Fault(match, status, count, skip, when, retry_after, stall, cut, truncate, stale, dict(headers or {}))
+        fault = Fault(
+            match,
+            status,
+            count,
+            skip,
+            when,
+            retry_after,
+            stall,
+            cut,
+            truncate,
+            stale,
+            dict(headers or {}),
+        )
         with self.lock:
             self.armed.append(fault)
         return fault
@@ -121,7 +145,9 @@ class Spoiled:
             self.dropped = self.left == 0
         elif self.fault.truncate is not None:
             self.left = min(self.fault.truncate, length)
-            other = [(name, value) for name, value in message["headers"] if name != b"content-length"]
+            other = [
+                (name, value) for name, value in message["headers"] if name != b"content-length"
+            ]
             return {**message, "headers": [*other, (b"content-length", str(self.left).encode())]}
         return message
 
@@ -130,7 +156,11 @@ class Spoiled:
         body = message.get("body", b"")
         body = body[: int(min(self.left, len(body)))]
         self.left -= len(body)
-        return {**message, "body": body, "more_body": self.fault.cut or message.get("more_body", False)}
+        return {
+            **message,
+            "body": body,
+            "more_body": self.fault.cut or message.get("more_body", False),
+        }
 
 
 def drop(send: Send) -> None:

@@ -33,7 +33,11 @@ def create_repository(hub: Hub, request: Request) -> Response:
     repo_id = f"{asked.get('organization') or hub.signed_in(request)}/{asked['name']}"
     hub.may_write(request, repo_id)
     private = bool(asked.get("private", asked.get("visibility") == "private"))
-    answer = {"url": f"{hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}", "name": repo_id, "id": repo_id}
+    answer = {
+        "url": f"{hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}",
+        "name": repo_id,
+        "id": repo_id,
+    }
     if not hub.made(repo_id, kind, private, ""):
         return JSONResponse({"error": f"You already created this {kind} repo", **answer}, 409)
     return JSONResponse(answer)
@@ -148,14 +152,22 @@ class Hub(Accounts):
     def refusal(self, request: Request, error: Refused) -> Response:
         """An error; the client reads its text and its kind in headers."""
         line = " ".join(error.message.encode("ascii", "replace").decode().split())
-        return JSONResponse({"error": error.message}, error.status, headers={"X-Error-Message": line} | error.headers)
+        return JSONResponse(
+            {"error": error.message},
+            error.status,
+            headers={"X-Error-Message": line} | error.headers,
+        )
 
     def environ(self, user: str = "alice") -> dict[str, str]:
         """What makes Hugging Face's libraries talk to this server as a user."""
         return {
-            "HF_ENDPOINT": self.url, "HF_TOKEN": self.token(user), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        }  # fmt: skip
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": self.token(user),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        }
 
     # Repositories.
 
@@ -198,21 +210,36 @@ class Hub(Accounts):
     # For tests: prepare, and look inside.
 
     def create_repo(
-        self, repo_id: str, kind: str = "model", private: bool = True, gated: bool | str = False, files: Mapping[str, bytes] = {}
+        self,
+        repo_id: str,
+        kind: str = "model",
+        private: bool = True,
+        gated: bool | str = False,
+        files: Mapping[str, bytes] = {},
     ) -> None:
         """Make a repository with these files on `main`."""
-        assert self.made(repo_id, kind, private, "auto" if gated is True else gated or ""), f"{repo_id} exists"
+        assert self.made(repo_id, kind, private, "auto" if gated is True else gated or ""), (
+            f"{repo_id} exists"
+        )
         if files:
             self.write(repo_id, files, kind)
 
-    def write(self, repo_id: str, files: Mapping[str, bytes], kind: str = "model", branch: str = "main") -> str:
+    def write(
+        self, repo_id: str, files: Mapping[str, bytes], kind: str = "model", branch: str = "main"
+    ) -> str:
         """Commit files, large ones as such; returns the commit."""
         repository = self.repository(repo_id, kind)
-        large = {path: self.content.put_plain(data) for path, data in files.items() if is_large(path, len(data), data[:512])}
+        large = {
+            path: self.content.put_plain(data)
+            for path, data in files.items()
+            if is_large(path, len(data), data[:512])
+        }
         for path, sha256 in large.items():
             repository.upload(Large(sha256, len(files[path])))
         regular = {path: data for path, data in files.items() if path not in large}
-        return repository.commit(branch, Change("Add files", files=regular, large=large), repository.owner, self.clock())
+        return repository.commit(
+            branch, Change("Add files", files=regular, large=large), repository.owner, self.clock()
+        )
 
     def history(self, repo_id: str, branch: str = "main", kind: str = "model") -> list[Commit]:
         """The commits of a branch, newest first."""
@@ -226,7 +253,11 @@ class Hub(Accounts):
         large = repository.large(file.sha256) if file and file.sha256 else None
         if file is None or (file.sha256 and large is None):
             raise Refused(404, f"{path} is not at {revision} of {repo_id}")
-        return self.content.content(large.xet, large.sha256).read_bytes() if large else repository.blob(file.oid)
+        return (
+            self.content.content(large.xet, large.sha256).read_bytes()
+            if large
+            else repository.blob(file.oid)
+        )
 
     def stored_bytes(self, repo_id: str, kind: str = "model") -> int:
         """Bytes of the large files that a repository keeps, once each, whether or not a commit still names them."""

@@ -19,7 +19,9 @@ def seeing(handler: Callable[..., Response]) -> Callable[..., Response]:
     """The handler gets the repository that the address names, if the user may see it."""
 
     @functools.wraps(handler)
-    def wrapped(hub: Any, request: Request, owner: str, name: str, kind: str = "models", **rest: str) -> Response:
+    def wrapped(
+        hub: Any, request: Request, owner: str, name: str, kind: str = "models", **rest: str
+    ) -> Response:
         repository = hub.repository(f"{owner}/{name}", KINDS.get(kind, kind))
         hub.may_see(request, repository.id, repository.settings()["private"])
         return handler(hub, request, repository, **rest)

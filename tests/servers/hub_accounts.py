@@ -38,7 +38,11 @@ class Accounts(Server):
     def user_of(self, request: Request) -> str:
         """Who asks, "" for a request without a token; 401 for a token that nobody has."""
         token = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        known = {token: name for name, token in self.users.items()} if self.users else {token: token.removeprefix("hf_")}
+        known = (
+            {token: name for name, token in self.users.items()}
+            if self.users
+            else {token: token.removeprefix("hf_")}
+        )
         if token and (token not in known or not token.startswith("hf_")):
             raise Refused(401, "Invalid credentials in Authorization header")
         return known.get(token, "")
@@ -57,13 +61,19 @@ class Accounts(Server):
         """True if the user's token is not fine-grained, or has this permission there."""
         scopes = self.fine_grained.get(user)
         owner = repo_id.partition("/")[0]
-        return scopes is None or any(permission in scopes.get(entity, ()) for entity in (owner, repo_id))
+        return scopes is None or any(
+            permission in scopes.get(entity, ()) for entity in (owner, repo_id)
+        )
 
     def may_see(self, request: Request, repo_id: str, private: bool) -> None:
         """404 unless the repository is public or the user's; without a token 401, as the service does."""
         user = self.user_of(request)
-        if private and not (self.belongs(user, repo_id.partition("/")[0]) and self.scoped(user, repo_id, READ)):
-            raise Refused(404 if user else 401, "Repository not found", {"X-Error-Code": "RepoNotFound"})
+        if private and not (
+            self.belongs(user, repo_id.partition("/")[0]) and self.scoped(user, repo_id, READ)
+        ):
+            raise Refused(
+                404 if user else 401, "Repository not found", {"X-Error-Code": "RepoNotFound"}
+            )
 
     def may_read(self, request: Request, repository: Repository) -> None:
         """403 for the files of a gated repository unless the user was given access."""
@@ -86,10 +96,16 @@ class Accounts(Server):
         if user not in self.fine_grained:
             return {"role": "read" if user in self.read_only else "write"}
         scoped = [
-            {"entity": {"_id": name, "type": self.entity(name), "name": name}, "permissions": permissions}
+            {
+                "entity": {"_id": name, "type": self.entity(name), "name": name},
+                "permissions": permissions,
+            }
             for name, permissions in self.fine_grained[user].items()
         ]
-        return {"role": "fineGrained", "fineGrained": {"global": [], "scoped": scoped, "canReadGatedRepos": True}}
+        return {
+            "role": "fineGrained",
+            "fineGrained": {"global": [], "scoped": scoped, "canReadGatedRepos": True},
+        }
 
     def entity(self, name: str) -> str:
         """What a fine-grained token's permission is for."""
@@ -100,14 +116,27 @@ def whoami(hub: Accounts, request: Request) -> Response:
     """The token's user, organisations and role."""
     user = hub.signed_in(request)
     organisations = [
-        {"type": "org", "id": name, "name": name, "fullname": name, "isEnterprise": False, "roleInOrg": "write"}
+        {
+            "type": "org",
+            "id": name,
+            "name": name,
+            "fullname": name,
+            "isEnterprise": False,
+            "roleInOrg": "write",
+        }
         for name, members in hub.organisations.items()
         if user in members
     ]
     token = {"displayName": "test", "createdAt": "2025-01-01T00:00:00.000Z", **hub.role(user)}
     return JSONResponse(
         {
-            "type": "user", "id": user, "name": user, "fullname": user, "email": f"{user}@localhost", "isPro": False,
-            "orgs": organisations, "auth": {"type": "access_token", "accessToken": token},
+            "type": "user",
+            "id": user,
+            "name": user,
+            "fullname": user,
+            "email": f"{user}@localhost",
+            "isPro": False,
+            "orgs": organisations,
+            "auth": {"type": "access_token", "accessToken": token},
         }
-    )  # fmt: skip
+    )

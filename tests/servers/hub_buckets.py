@@ -74,7 +74,11 @@ def create(hub: Any, request: Request, owner: str, name: str) -> Response:
 def info(hub: Any, request: Request, bucket: Bucket) -> Response:
     """The bucket's size."""
     size = sum(row["size"] for row in bucket["files"].values())
-    shown = {"id": bucket["id"], "private": bucket["private"], "createdAt": timestamp(bucket["created"])}
+    shown = {
+        "id": bucket["id"],
+        "private": bucket["private"],
+        "createdAt": timestamp(bucket["created"]),
+    }
     return JSONResponse({**shown, "size": size, "totalFiles": len(bucket["files"])})
 
 
@@ -90,17 +94,37 @@ def list_tree(hub: Any, request: Request, bucket: Bucket, path: str = "") -> Res
     """The files below a prefix; without `recursive` those of one folder, and its folders."""
     inside = f"{path.strip('/')}/" if path.strip("/") else ""
     deep = request.query.get("recursive", "").lower() in ("true", "1")
-    below = {name: row for name, row in bucket["files"].items() if name.startswith(inside) or name == path}
-    folders = {name[: name.index("/", len(inside))] for name in below if not deep and "/" in name[len(inside) :]}
-    rows = [{"type": "file", "path": name, **row} for name, row in below.items() if deep or "/" not in name[len(inside) :]]
-    return page(hub, request, [*rows, *[{"type": "directory", "path": name} for name in sorted(folders)]])
+    below = {
+        name: row
+        for name, row in bucket["files"].items()
+        if name.startswith(inside) or name == path
+    }
+    folders = {
+        name[: name.index("/", len(inside))]
+        for name in below
+        if not deep and "/" in name[len(inside) :]
+    }
+    rows = [
+        {"type": "file", "path": name, **row}
+        for name, row in below.items()
+        if deep or "/" not in name[len(inside) :]
+    ]
+    return page(
+        hub, request, [*rows, *[{"type": "directory", "path": name} for name in sorted(folders)]]
+    )
 
 
 @seeing
 def paths_info(hub: Any, request: Request, bucket: Bucket) -> Response:
     """Of these paths the ones that are there."""
     files = bucket["files"]
-    return JSONResponse([{"type": "file", "path": path, **files[path]} for path in request.json["paths"] if path in files])
+    return JSONResponse(
+        [
+            {"type": "file", "path": path, **files[path]}
+            for path in request.json["paths"]
+            if path in files
+        ]
+    )
 
 
 @writing
@@ -118,13 +142,21 @@ def batch(hub: Any, request: Request, bucket: Bucket) -> Response:
             else:
                 bucket["files"][line["path"]] = row_of(hub, line, size)
         write(path_of(hub, bucket["id"]), bucket)
-    return JSONResponse({"success": not failed, "failed": failed}, 422 if failed and len(failed) == len(lines) else 200)
+    return JSONResponse(
+        {"success": not failed, "failed": failed},
+        422 if failed and len(failed) == len(lines) else 200,
+    )
 
 
 def row_of(hub: Any, line: dict[str, Any], size: int) -> dict[str, Any]:
     """What a bucket says of a file; `mtime` came in milliseconds."""
     mtime = timestamp(line["mtime"] / 1000) if line.get("mtime") else timestamp(hub.clock())
-    return {"size": size, "xetHash": line["xetHash"], "mtime": mtime, "uploadedAt": timestamp(hub.clock())}
+    return {
+        "size": size,
+        "xetHash": line["xetHash"],
+        "mtime": mtime,
+        "uploadedAt": timestamp(hub.clock()),
+    }
 
 
 @seeing
@@ -146,5 +178,11 @@ def resolve(hub: Any, request: Request, bucket: Bucket, path: str) -> Response:
     if row is None:
         raise Refused(404, "Entry not found", {"X-Error-Code": "EntryNotFound"})
     token = f"{hub.url}/api/buckets/{bucket['id']}/xet-read-token"
-    headers = {"ETag": f'"{row["xetHash"]}"', "X-Linked-Size": str(row["size"]), "X-Xet-Hash": row["xetHash"]}
-    return served(hub.content.content(row["xetHash"]), headers | {"Link": f'<{token}>; rel="xet-auth"'})
+    headers = {
+        "ETag": f'"{row["xetHash"]}"',
+        "X-Linked-Size": str(row["size"]),
+        "X-Xet-Hash": row["xetHash"],
+    }
+    return served(
+        hub.content.content(row["xetHash"]), headers | {"Link": f'<{token}>; rel="xet-auth"'}
+    )

@@ -38,19 +38,29 @@ def folder(path: str) -> dict[str, Any]:
 
 
 @seeing
-def list_tree(hub: Any, request: Request, repository: Repository, revision: str, path: str = "") -> Response:
+def list_tree(
+    hub: Any, request: Request, repository: Repository, revision: str, path: str = ""
+) -> Response:
     """The files and folders of a folder, or with `recursive` everything below it."""
     files = repository.tree(repository.revision(revision, request.stale))
     inside = f"{path.strip('/')}/" if path.strip("/") else ""
     below = [file for name, file in files.items() if name.startswith(inside)]
     if not below and inside:
-        raise Refused(404, f"{path} does not exist on {revision}", {"X-Error-Code": "EntryNotFound"})
+        raise Refused(
+            404, f"{path} does not exist on {revision}", {"X-Error-Code": "EntryNotFound"}
+        )
     depth = inside.count("/")
     deep = request.query.get("recursive", "").lower() in ("true", "1")
     parents = {parent.as_posix() for file in below for parent in Path(file.path).parents}
-    folders = [name for name in sorted(parents) if name.startswith(inside) and name != "." and (deep or name.count("/") == depth)]
+    folders = [
+        name
+        for name in sorted(parents)
+        if name.startswith(inside) and name != "." and (deep or name.count("/") == depth)
+    ]
     shown = [file for file in below if deep or file.path.count("/") == depth]
-    return page(hub, request, [*map(folder, folders), *[described(repository, file) for file in shown]])
+    return page(
+        hub, request, [*map(folder, folders), *[described(repository, file) for file in shown]]
+    )
 
 
 @seeing
@@ -58,7 +68,9 @@ def paths_info(hub: Any, request: Request, repository: Repository, revision: str
     """Of these paths the ones that are there."""
     files = repository.tree(repository.revision(revision, request.stale))
     form = "json" not in request.headers.get("content-type", "")
-    asked = (urllib.parse.parse_qs(request.body.decode()) if form else request.json).get("paths", [])
+    asked = (urllib.parse.parse_qs(request.body.decode()) if form else request.json).get(
+        "paths", []
+    )
     rows = []
     for path in [asked] if isinstance(asked, str) else asked:
         if path in files:
@@ -69,7 +81,9 @@ def paths_info(hub: Any, request: Request, repository: Repository, revision: str
 
 
 @reading
-def resolve(hub: Any, request: Request, repository: Repository, revision: str, path: str) -> Response:
+def resolve(
+    hub: Any, request: Request, repository: Repository, revision: str, path: str
+) -> Response:
     """A file's content, whole or a range."""
     commit = repository.revision(revision, request.stale)
     headers = {"X-Repo-Commit": commit}
@@ -80,8 +94,14 @@ def resolve(hub: Any, request: Request, repository: Repository, revision: str, p
         return served(regular_content(hub, repository, file), headers | {"ETag": f'"{file.oid}"'})
     large = repository.large(file.sha256)
     if large is None:
-        raise Refused(404, "This file was deleted for good", headers | {"X-Error-Code": "EntryNotFound"})
-    headers |= {"ETag": f'"{file.sha256}"', "X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
+        raise Refused(
+            404, "This file was deleted for good", headers | {"X-Error-Code": "EntryNotFound"}
+        )
+    headers |= {
+        "ETag": f'"{file.sha256}"',
+        "X-Linked-ETag": f'"{file.sha256}"',
+        "X-Linked-Size": str(file.size),
+    }
     if large.xet:
         token = f"{hub.url}/api/{repository.kind}s/{repository.id}/xet-read-token/{commit}"
         headers |= {"X-Xet-Hash": large.xet, "Link": f'<{token}>; rel="xet-auth"'}
@@ -105,14 +125,18 @@ def served(path: Path, headers: dict[str, str]) -> Response:
 
 
 @seeing
-def read_token(hub: Any, request: Request, repository: Repository, revision: str = "main") -> Response:
+def read_token(
+    hub: Any, request: Request, repository: Repository, revision: str = "main"
+) -> Response:
     """A token to read from the content store."""
     hub.may_read(request, repository)
     return xet_token(hub, f"read:{repository.kind}:{repository.id}")
 
 
 @writing
-def write_token(hub: Any, request: Request, repository: Repository, revision: str = "main") -> Response:
+def write_token(
+    hub: Any, request: Request, repository: Repository, revision: str = "main"
+) -> Response:
     """A token to write to the content store."""
     return xet_token(hub, f"write:{repository.kind}:{repository.id}")
 
@@ -132,7 +156,14 @@ def preupload(hub: Any, request: Request, repository: Repository, revision: str)
         there = files.get(asked["path"])
         large = is_large(asked["path"], asked["size"], base64.b64decode(asked.get("sample", "")))
         oid = (there.sha256 or there.oid) if there else None
-        rows.append({"path": asked["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
+        rows.append(
+            {
+                "path": asked["path"],
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": False,
+                "oid": oid,
+            }
+        )
     return JSONResponse({"files": rows})
 
 
@@ -145,8 +176,15 @@ def lfs_batch(hub: Any, request: Request, repository: Repository) -> Response:
         href = f"{base}/{asked['oid']}"
         actions = {"upload": {"href": href, "header": {}}, "verify": {"href": f"{href}/verify"}}
         there = repository.large(asked["oid"])
-        rows.append({"oid": asked["oid"], "size": asked["size"], **({} if there else {"actions": actions})})
-    return JSONResponse({"transfer": "xet" if "xet" in request.json.get("transfers", ()) else "basic", "objects": rows})
+        rows.append(
+            {"oid": asked["oid"], "size": asked["size"], **({} if there else {"actions": actions})}
+        )
+    return JSONResponse(
+        {
+            "transfer": "xet" if "xet" in request.json.get("transfers", ()) else "basic",
+            "objects": rows,
+        }
+    )
 
 
 def lfs_put(hub: Any, request: Request, kind: str, owner: str, name: str, sha256: str) -> Response:
@@ -157,7 +195,9 @@ def lfs_put(hub: Any, request: Request, kind: str, owner: str, name: str, sha256
     return JSONResponse({})
 
 
-def lfs_verify(hub: Any, request: Request, kind: str, owner: str, name: str, sha256: str) -> Response:
+def lfs_verify(
+    hub: Any, request: Request, kind: str, owner: str, name: str, sha256: str
+) -> Response:
     """Nothing, if the content has come."""
     if not (hub.content.plain / sha256).exists():
         raise Refused(404, "The content has not come")
@@ -169,7 +209,9 @@ def commit(hub: Any, request: Request, repository: Repository, revision: str) ->
     """One commit; everything that it names must have been sent before."""
     if request.query.get("create_pr"):
         raise Refused(501, "This Hub has no pull requests")
-    oid = repository.commit(revision, change_of(request.json_lines), hub.user_of(request), hub.clock())
+    oid = repository.commit(
+        revision, change_of(request.json_lines), hub.user_of(request), hub.clock()
+    )
     url = f"{hub.url}/{repository.id}/commit/{oid}"
     return JSONResponse({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
@@ -197,11 +239,16 @@ def list_large(hub: Any, request: Request, repository: Repository) -> Response:
     """The large files that the repository keeps, whether or not a commit still names them."""
     rows = [
         {
-            "fileOid": large.sha256, "oid": large.sha256, "filename": large.filename, "size": large.size,
-            "pushedAt": timestamp(large.time), "ref": large.ref or None, "xetHash": large.xet or None,
+            "fileOid": large.sha256,
+            "oid": large.sha256,
+            "filename": large.filename,
+            "size": large.size,
+            "pushedAt": timestamp(large.time),
+            "ref": large.ref or None,
+            "xetHash": large.xet or None,
         }
         for large in repository.all_large()
-    ]  # fmt: skip
+    ]
     return page(hub, request, rows)
 
 

@@ -13,10 +13,14 @@ from pathlib import Path
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
 POINTED = r"version https://git-lfs.github.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d+)\n"
 ENVIRONMENT = {
-    "PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_AUTHOR_NAME": "hub", "GIT_AUTHOR_EMAIL": "hub@localhost",
-    "GIT_COMMITTER_NAME": "hub", "GIT_COMMITTER_EMAIL": "hub@localhost",
-}  # fmt: skip
+    "PATH": os.environ["PATH"],
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": "hub",
+    "GIT_AUTHOR_EMAIL": "hub@localhost",
+    "GIT_COMMITTER_NAME": "hub",
+    "GIT_COMMITTER_EMAIL": "hub@localhost",
+}
 """What git sees, so that nobody's settings change what it does."""
 
 
@@ -43,10 +47,18 @@ class Commit:
     message: str
 
 
-def git(folder: Path, *arguments: str, stdin: bytes = b"", fails: bool = False, environment: Mapping[str, str] = {}) -> bytes:
+def git(
+    folder: Path,
+    *arguments: str,
+    stdin: bytes = b"",
+    fails: bool = False,
+    environment: Mapping[str, str] = {},
+) -> bytes:
     """Run git in a repository; b"" for a failure that may happen."""
     command = ["git", "-C", str(folder), "-c", "core.fsync=none", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, env={**ENVIRONMENT, **environment})
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, env={**ENVIRONMENT, **environment}
+    )
     if done.returncode and not fails:
         raise RuntimeError(f"git {arguments[0]}: {done.stderr.decode()}")
     return b"" if done.returncode else done.stdout
@@ -55,16 +67,29 @@ def git(folder: Path, *arguments: str, stdin: bytes = b"", fails: bool = False, 
 @functools.lru_cache(maxsize=512)
 def tree(folder: Path, commit: str) -> dict[str, File]:
     """Every file of a commit by its path; pointers are read as what they point to. A commit never changes, so this is kept."""
-    rows = [row.split(b"\t", 1) for row in git(folder, "ls-tree", "-r", "-l", "-z", commit).split(b"\0") if row]
-    files = [File(path.decode(), meta.split()[2].decode(), int(meta.split()[3])) for meta, path in rows]
+    rows = [
+        row.split(b"\t", 1)
+        for row in git(folder, "ls-tree", "-r", "-l", "-z", commit).split(b"\0")
+        if row
+    ]
+    files = [
+        File(path.decode(), meta.split()[2].decode(), int(meta.split()[3])) for meta, path in rows
+    ]
     pointed = pointers(folder, [file.oid for file in files if 100 < file.size < 200])
     return {file.path: resolved(file, pointed.get(file.oid)) for file in files}
 
 
 def pointers(folder: Path, oids: Sequence[str]) -> dict[str, tuple[str, int]]:
     """Of these blobs the ones that are LFS pointers: blob -> (SHA-256, size)."""
-    text = git(folder, "cat-file", "--batch", stdin="\n".join(oids).encode()).decode(errors="replace") if oids else ""
-    return {oid: (sha256, int(size)) for oid, sha256, size in re.findall(rf"([0-9a-f]{{40}}) blob \d+\n{POINTED}", text)}
+    text = (
+        git(folder, "cat-file", "--batch", stdin="\n".join(oids).encode()).decode(errors="replace")
+        if oids
+        else ""
+    )
+    return {
+        oid: (sha256, int(size))
+        for oid, sha256, size in re.findall(rf"([0-9a-f]{{40}}) blob \d+\n{POINTED}", text)
+    }
 
 
 def resolved(file: File, pointed: tuple[str, int] | None) -> File:
@@ -74,7 +99,9 @@ def resolved(file: File, pointed: tuple[str, int] | None) -> File:
 
 def entry(branch: str, message: str, author: str, time: int, parent: str) -> list[bytes]:
     """The beginning of a commit in fast-import's language; it is mark 1."""
-    start = [f"commit refs/heads/{branch}\nmark :1\ncommitter {author} <{author}@localhost> {time} +0000\n".encode()]
+    start = [
+        f"commit refs/heads/{branch}\nmark :1\ncommitter {author} <{author}@localhost> {time} +0000\n".encode()
+    ]
     return [*start, *data_of(message.encode()), *([f"from {parent}\n".encode()] if parent else [])]
 
 

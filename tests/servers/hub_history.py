@@ -13,7 +13,9 @@ from servers.server import Refused, Request
 
 
 @seeing
-def repository_info(hub: Any, request: Request, repository: Repository, revision: str = "main") -> Response:
+def repository_info(
+    hub: Any, request: Request, repository: Repository, revision: str = "main"
+) -> Response:
     """The repository at a revision, with the names of its files; with `blobs` also their sizes, with `expand` what it stores."""
     commit = repository.revision(revision, request.stale)
     settings, newest = repository.settings(), repository.log(commit, "-1")[0]
@@ -23,17 +25,32 @@ def repository_info(hub: Any, request: Request, repository: Repository, revision
     used = {"usedStorage": hub.stored_bytes(repository.id, repository.kind)} if storage else {}
     return JSONResponse(
         {
-            "_id": repository.id, "id": repository.id, "modelId": repository.id, "author": repository.owner, "sha": commit,
-            "lastModified": timestamp(newest.time), "createdAt": timestamp(settings["created"]), "private": settings["private"],
-            "gated": settings["gated"] or False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-            "siblings": [sibling(file) if blobs else {"rfilename": file.path} for file in files], **used,
+            "_id": repository.id,
+            "id": repository.id,
+            "modelId": repository.id,
+            "author": repository.owner,
+            "sha": commit,
+            "lastModified": timestamp(newest.time),
+            "createdAt": timestamp(settings["created"]),
+            "private": settings["private"],
+            "gated": settings["gated"] or False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [sibling(file) if blobs else {"rfilename": file.path} for file in files],
+            **used,
         }
-    )  # fmt: skip
+    )
 
 
 def sibling(file: File) -> dict[str, Any]:
     """A file in a repository's description."""
-    large = {"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {}
+    large = (
+        {"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}}
+        if file.sha256
+        else {}
+    )
     return {"rfilename": file.path, "size": file.size, "blobId": file.oid, **large}
 
 
@@ -53,8 +70,13 @@ def write_check(hub: Any, request: Request, repository: Repository) -> Response:
 def change_settings(hub: Any, request: Request, repository: Repository) -> Response:
     """Change who may see and read the repository."""
     asked = request.json
-    private = asked.get("private", asked.get("visibility", "private" if repository.settings()["private"] else "") == "private")
-    repository.change(private=private, gated=asked.get("gated", repository.settings()["gated"]) or "")
+    private = asked.get(
+        "private",
+        asked.get("visibility", "private" if repository.settings()["private"] else "") == "private",
+    )
+    repository.change(
+        private=private, gated=asked.get("gated", repository.settings()["gated"]) or ""
+    )
     return JSONResponse(asked)
 
 
@@ -65,9 +87,19 @@ def list_refs(hub: Any, request: Request, repository: Repository) -> Response:
 
     def under(prefix: str) -> list[dict[str, str]]:
         names = [name for name in refs if name.startswith(prefix)]
-        return [{"name": name.removeprefix(prefix), "ref": name, "targetCommit": refs[name]} for name in names]
+        return [
+            {"name": name.removeprefix(prefix), "ref": name, "targetCommit": refs[name]}
+            for name in names
+        ]
 
-    return JSONResponse({"branches": under("refs/heads/"), "tags": under("refs/tags/"), "converts": [], "pullRequests": []})
+    return JSONResponse(
+        {
+            "branches": under("refs/heads/"),
+            "tags": under("refs/tags/"),
+            "converts": [],
+            "pullRequests": [],
+        }
+    )
 
 
 @seeing
@@ -75,7 +107,13 @@ def list_commits(hub: Any, request: Request, repository: Repository, revision: s
     """The history of a revision, newest first."""
     commits = repository.log(repository.revision(revision, request.stale))
     rows = [
-        {"id": c.id, "title": c.title, "message": c.message, "date": timestamp(c.time), "authors": [{"user": c.author}]}
+        {
+            "id": c.id,
+            "title": c.title,
+            "message": c.message,
+            "date": timestamp(c.time),
+            "authors": [{"user": c.author}],
+        }
         for c in commits
     ]
     return page(hub, request, rows)
@@ -84,7 +122,9 @@ def list_commits(hub: Any, request: Request, repository: Repository, revision: s
 @writing
 def create_branch(hub: Any, request: Request, repository: Repository, branch: str) -> Response:
     """A new branch, at a revision or at the head of `main`."""
-    repository.point(f"refs/heads/{branch}", repository.revision(request.json.get("startingPoint") or "main"))
+    repository.point(
+        f"refs/heads/{branch}", repository.revision(request.json.get("startingPoint") or "main")
+    )
     return JSONResponse({})
 
 
@@ -101,7 +141,9 @@ def delete_branch(hub: Any, request: Request, repository: Repository, branch: st
 def create_tag(hub: Any, request: Request, repository: Repository, revision: str) -> Response:
     """A new tag at a revision."""
     asked = request.json
-    repository.point(f"refs/tags/{asked['tag']}", repository.revision(revision), asked.get("message") or "")
+    repository.point(
+        f"refs/tags/{asked['tag']}", repository.revision(revision), asked.get("message") or ""
+    )
     return JSONResponse({})
 
 
@@ -115,5 +157,7 @@ def delete_tag(hub: Any, request: Request, repository: Repository, revision: str
 @writing
 def super_squash(hub: Any, request: Request, repository: Repository, branch: str) -> Response:
     """One commit instead of a branch's history; it takes no parent, so it happens whatever was committed meanwhile."""
-    repository.squash(branch, request.json.get("message") or f"Super-squash branch '{branch}'", hub.clock())
+    repository.squash(
+        branch, request.json.get("message") or f"Super-squash branch '{branch}'", hub.clock()
+    )
     return JSONResponse({})

@@ -64,17 +64,28 @@ class Repository:
     # Its settings.
 
     @classmethod
-    def create(cls, folder: Path, kind: str, repo_id: str, private: bool, gated: str, time: float) -> Repository:
+    def create(
+        cls, folder: Path, kind: str, repo_id: str, private: bool, gated: str, time: float
+    ) -> Repository:
         """Make a repository whose branch `main` has one commit, with a .gitattributes; it appears when it is complete."""
         made = cls(folder.with_suffix(".new"), kind, repo_id)
         shutil.rmtree(made.folder, ignore_errors=True)
         for part in ("uploaded", "large"):
             (made.folder / part).mkdir(parents=True)
         git(made.folder, "init", "--quiet", "--bare", "--initial-branch=main", "--template=")
-        git(made.folder, "config", "core.logAllRefUpdates", "always")  # where a branch was before, for stale reads
+        git(
+            made.folder, "config", "core.logAllRefUpdates", "always"
+        )  # where a branch was before, for stale reads
         made.change(private=private, gated=gated, created=time)
-        attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE)
-        made.commit("main", Change("initial commit", files={".gitattributes": attributes.encode()}), kind, time)
+        attributes = "".join(
+            f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE
+        )
+        made.commit(
+            "main",
+            Change("initial commit", files={".gitattributes": attributes.encode()}),
+            kind,
+            time,
+        )
         made.folder.rename(folder)
         return cls(folder, kind, repo_id)
 
@@ -102,7 +113,10 @@ class Repository:
             names = [f"refs/heads/{name}", f"refs/tags/{name}"]
             names += [name] if re.fullmatch(r"[0-9a-f]{4,40}|refs/.*", name) else []
             stdin = "".join(f"{one}^{{commit}}\n" for one in names).encode()
-            rows = [row.split() for row in git(self.folder, "cat-file", "--batch-check", stdin=stdin).splitlines()]
+            rows = [
+                row.split()
+                for row in git(self.folder, "cat-file", "--batch-check", stdin=stdin).splitlines()
+            ]
             found = [row[0].decode() for row in rows if row[1:2] == [b"commit"]]
         if not any(found):
             raise Refused(404, f"Invalid rev id: {name}", {"X-Error-Code": "RevisionNotFound"})
@@ -110,12 +124,19 @@ class Repository:
 
     def head(self, branch: str) -> str:
         """The commit of a branch, "" if there is no such branch."""
-        return git(self.folder, "rev-parse", "--quiet", "--verify", f"refs/heads/{branch}", fails=True).decode().strip()
+        return (
+            git(self.folder, "rev-parse", "--quiet", "--verify", f"refs/heads/{branch}", fails=True)
+            .decode()
+            .strip()
+        )
 
     def refs(self, stale: bool = False) -> dict[str, str]:
         """Every branch and tag by its full name -> commit."""
         fields = "%(refname)%00%(objectname)%00%(*objectname)"
-        rows = [row.split("\0") for row in git(self.folder, "for-each-ref", f"--format={fields}").decode().splitlines()]
+        rows = [
+            row.split("\0")
+            for row in git(self.folder, "for-each-ref", f"--format={fields}").decode().splitlines()
+        ]
         refs = {name: peeled or commit for name, commit, peeled in rows}
         branches = [name for name in refs if stale and name.startswith("refs/heads/")]
         refs |= {name: self.before(name) for name in branches}
@@ -123,7 +144,11 @@ class Repository:
 
     def before(self, ref: str) -> str:
         """Where a branch was before its last change; "" if that was its beginning."""
-        return git(self.folder, "rev-parse", "--quiet", "--verify", f"{ref}@{{1}}", fails=True).decode().strip()
+        return (
+            git(self.folder, "rev-parse", "--quiet", "--verify", f"{ref}@{{1}}", fails=True)
+            .decode()
+            .strip()
+        )
 
     def tree(self, commit: str) -> dict[str, File]:
         """Every file of a commit by its path."""
@@ -135,7 +160,9 @@ class Repository:
 
     def log(self, commit: str, *options: str) -> list[Commit]:
         """A commit and those before it, newest first."""
-        out = git(self.folder, "log", *options, "--format=%H%x00%T%x00%ct%x00%an%x00%s%x00%b%x01", commit).decode()
+        out = git(
+            self.folder, "log", *options, "--format=%H%x00%T%x00%ct%x00%an%x00%s%x00%b%x01", commit
+        ).decode()
         rows = [row.lstrip("\n").split("\0") for row in out.split("\x01") if row.strip()]
         return [Commit(row[0], row[1], int(row[2]), row[3], row[4], row[5].strip()) for row in rows]
 
@@ -146,16 +173,29 @@ class Repository:
         with self.lock:
             head = self.head(branch)
             if not head and self.refs():
-                raise Refused(404, f"Invalid rev id: {branch}", {"X-Error-Code": "RevisionNotFound"})
+                raise Refused(
+                    404, f"Invalid rev id: {branch}", {"X-Error-Code": "RevisionNotFound"}
+                )
             if not head.startswith(change.parent):
                 raise Refused(412, "A commit has happened since. Please refresh and try again.")
-            kept = {sha256: self.accept(sha256, path, head, time) for path, sha256 in change.large.items()}
-            pointers = {
-                path: POINTER.format(sha256=sha256, size=kept[sha256].size).encode() for path, sha256 in change.large.items()
+            kept = {
+                sha256: self.accept(sha256, path, head, time)
+                for path, sha256 in change.large.items()
             }
-            gone = self.gone(change, self.tree(head)) if change.deleted or change.deleted_folders else []
+            pointers = {
+                path: POINTER.format(sha256=sha256, size=kept[sha256].size).encode()
+                for path, sha256 in change.large.items()
+            }
+            gone = (
+                self.gone(change, self.tree(head))
+                if change.deleted or change.deleted_folders
+                else []
+            )
             message = change.title + (f"\n\n{change.message}" if change.message else "")
-            command = [*entry(branch, message, author, int(time), head), *[f"D {quoted(path)}\n".encode() for path in gone]]
+            command = [
+                *entry(branch, message, author, int(time), head),
+                *[f"D {quoted(path)}\n".encode() for path in gone],
+            ]
             for path, data in {**change.files, **pointers}.items():
                 command += [f"M 100644 inline {quoted(path)}\n".encode(), *data_of(data)]
             return imported(self.folder, command)
@@ -164,7 +204,11 @@ class Repository:
         """The paths that a change deletes; 404 for one that is not there."""
         for path in change.deleted:
             if path not in files:
-                raise Refused(404, f'A file with the name "{path}" does not exist', {"X-Error-Code": "EntryNotFound"})
+                raise Refused(
+                    404,
+                    f'A file with the name "{path}" does not exist',
+                    {"X-Error-Code": "EntryNotFound"},
+                )
         folders = tuple(folder.rstrip("/") + "/" for folder in change.deleted_folders)
         return [path for path in files if path in change.deleted or path.startswith(folders)]
 
@@ -182,15 +226,24 @@ class Repository:
         """Delete a branch or a tag; 404 if there is none."""
         with self.lock:
             if ref not in self.refs():
-                raise Refused(404, f"Reference does not exist: {ref}", {"X-Error-Code": "RevisionNotFound"})
+                raise Refused(
+                    404, f"Reference does not exist: {ref}", {"X-Error-Code": "RevisionNotFound"}
+                )
             git(self.folder, "update-ref", "-d", ref)
 
     def squash(self, branch: str, message: str, time: float) -> None:
         """Replace a branch's history by one commit of the same tree."""
         with self.lock:
             old = self.revision(branch)
-            dated = {"GIT_AUTHOR_DATE": f"{int(time)} +0000", "GIT_COMMITTER_DATE": f"{int(time)} +0000"}
-            new = git(self.folder, "commit-tree", f"{old}^{{tree}}", "-m", message, environment=dated).decode().strip()
+            dated = {
+                "GIT_AUTHOR_DATE": f"{int(time)} +0000",
+                "GIT_COMMITTER_DATE": f"{int(time)} +0000",
+            }
+            new = (
+                git(self.folder, "commit-tree", f"{old}^{{tree}}", "-m", message, environment=dated)
+                .decode()
+                .strip()
+            )
             git(self.folder, "update-ref", f"refs/heads/{branch}", new, old)
 
     # Large files.
@@ -206,7 +259,9 @@ class Repository:
         if found is None:
             if not uploaded.exists():
                 raise Refused(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
-            found = Large(**{**json.loads(uploaded.read_text()), "filename": path, "ref": ref, "time": time})
+            found = Large(
+                **{**json.loads(uploaded.read_text()), "filename": path, "ref": ref, "time": time}
+            )
             write(self.folder / "large" / sha256, asdict(found))
         uploaded.unlink(missing_ok=True)
         return found
@@ -220,7 +275,9 @@ class Repository:
 
     def all_large(self) -> list[Large]:
         """All of them, in the order of their SHA-256."""
-        names = sorted(path.name for path in (self.folder / "large").iterdir() if len(path.name) == 64)
+        names = sorted(
+            path.name for path in (self.folder / "large").iterdir() if len(path.name) == 64
+        )
         return [large for name in names if (large := self.large(name))]
 
     def forget(self, names: Iterable[str], rewrite: bool) -> None:
@@ -244,7 +301,10 @@ class Repository:
                 continue
             message = commit.title + (f"\n\n{commit.message}" if commit.message else "")
             commands += entry(branch, message, commit.author, commit.time, parent)
-            commands += [f'M 040000 {commit.tree} ""\n'.encode(), *[f"D {quoted(path)}\n".encode() for path in gone]]
+            commands += [
+                f'M 040000 {commit.tree} ""\n'.encode(),
+                *[f"D {quoted(path)}\n".encode() for path in gone],
+            ]
             parent = ":1"
         if commands:
             imported(self.folder, commands, "--force")

@@ -56,7 +56,10 @@ def chunks_of(xorb: bytes) -> list[Chunk]:
     """The chunks of a serialized xorb; each has 8 bytes before its data. A footer may follow."""
     found, at = [], 0
     while at + 8 <= len(xorb) and xorb[at : at + 7] != b"XETBLOB":
-        packed, size = int.from_bytes(xorb[at + 1 : at + 4], "little"), int.from_bytes(xorb[at + 5 : at + 8], "little")
+        packed, size = (
+            int.from_bytes(xorb[at + 1 : at + 4], "little"),
+            int.from_bytes(xorb[at + 5 : at + 8], "little"),
+        )
         found.append(Chunk(at + 8, xorb[at + 4], packed, size))
         at += 8 + packed
     if not found or at > len(xorb):
@@ -68,8 +71,13 @@ def files_of(shard: bytes) -> Iterator[tuple[str, str, list[Term]]]:
     """The files that a shard announces: Xet hash, SHA-256 or "", terms."""
     at = RECORD
     while shard[at : at + 32] != END:
-        xet, (flags, count) = hex_of(shard[at : at + 32]), struct.unpack("<II", shard[at + 32 : at + 40])
-        terms = [term_of(shard[at + RECORD * i : at + RECORD * (i + 1)]) for i in range(1, count + 1)]
+        xet, (flags, count) = (
+            hex_of(shard[at : at + 32]),
+            struct.unpack("<II", shard[at + 32 : at + 40]),
+        )
+        terms = [
+            term_of(shard[at + RECORD * i : at + RECORD * (i + 1)]) for i in range(1, count + 1)
+        ]
         at += RECORD * (1 + count + (count if flags & HAS_VERIFICATION else 0))
         yield xet, hex_of(shard[at : at + 32]) if flags & HAS_SHA256 else "", terms
         at += RECORD if flags & HAS_SHA256 else 0
@@ -177,7 +185,14 @@ class ContentStore:
             raise Refused(416, f"The file has {at} bytes")
         return {
             "offset_into_first_range": skip,
-            "terms": [{"hash": t.xorb, "unpacked_length": t.size, "range": {"start": t.start, "end": t.end}} for t in needed],
+            "terms": [
+                {
+                    "hash": t.xorb,
+                    "unpacked_length": t.size,
+                    "range": {"start": t.start, "end": t.end},
+                }
+                for t in needed
+            ],
             "fetch_info": {term.xorb: self.fetch_info(term.xorb, needed, url) for term in needed},
         }
 
@@ -193,7 +208,10 @@ class ContentStore:
             {
                 "range": {"start": start, "end": end},
                 "url": f"{url}/cas/xorb/{xorb}",
-                "url_range": {"start": chunks[start].offset - 8, "end": chunks[end - 1].offset + chunks[end - 1].packed - 1},
+                "url_range": {
+                    "start": chunks[start].offset - 8,
+                    "end": chunks[end - 1].offset + chunks[end - 1].packed - 1,
+                },
             }
             for start, end in stretches
         ]
@@ -205,7 +223,11 @@ class ContentStore:
 def xet_token(hub: Any, scope: str) -> Response:
     """Where the content store is, and a token for it: `scope` is `read` or `write`, and what for."""
     expires, url = int(time.time()) + 3600, f"{hub.url}/cas"
-    headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": scope, "X-Xet-Token-Expiration": str(expires)}
+    headers = {
+        "X-Xet-Cas-Url": url,
+        "X-Xet-Access-Token": scope,
+        "X-Xet-Token-Expiration": str(expires),
+    }
     return JSONResponse({"casUrl": url, "exp": expires, "accessToken": scope}, headers=headers)
 
 
@@ -236,7 +258,9 @@ def reconstruct(hub: Any, request: Request, xet: str) -> Response:
     """How to put a file, or a range of it, together."""
     scope_of(request, "read")
     first, _, last = request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
-    return JSONResponse(hub.content.reconstruction(xet, int(first), int(last) if last else None, hub.url))
+    return JSONResponse(
+        hub.content.reconstruction(xet, int(first), int(last) if last else None, hub.url)
+    )
 
 
 def download_xorb(hub: Any, request: Request, xorb: str) -> Response:

@@ -16,10 +16,20 @@ class Listener(uvicorn.Server):
     def __init__(self, application: ASGIApp) -> None:
         super().__init__(
             uvicorn.Config(
-                application, interface="asgi3", lifespan="off", http="h11", loop="asyncio", ws="none", proxy_headers=False,
-                access_log=False, log_config=None, log_level="critical", timeout_keep_alive=60, date_header=False,
+                application,
+                interface="asgi3",
+                lifespan="off",
+                http="h11",
+                loop="asyncio",
+                ws="none",
+                proxy_headers=False,
+                access_log=False,
+                log_config=None,
+                log_level="critical",
+                timeout_keep_alive=60,
+                date_header=False,
             )
-        )  # fmt: skip
+        )
         self.started_at_all = threading.Event()
 
     async def main_loop(self) -> None:

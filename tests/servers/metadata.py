@@ -44,7 +44,9 @@ class Metadata:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -56,7 +58,9 @@ class Metadata:
         self.requests.append(f"{method} {path}")
         if self.broken:
             return 500, "Internal Server Error"
-        return {"aws": self._aws, "gcp": self._gcp, "azure": self._azure}[self.cloud](method, path, headers)
+        return {"aws": self._aws, "gcp": self._gcp, "azure": self._azure}[self.cloud](
+            method, path, headers
+        )
 
     def _aws(self, method: str, path: str, headers: Any) -> tuple[int, str]:
         if path == "/latest/api/token":
@@ -68,7 +72,9 @@ class Metadata:
             return 200, "spot" if self.spot else "on-demand"
         if path != "/latest/meta-data/spot/instance-action" or self._notice is None:
             return 404, ""
-        return 200, json.dumps({"action": "terminate", "time": f"{self._notice:%Y-%m-%dT%H:%M:%SZ}"})
+        return 200, json.dumps(
+            {"action": "terminate", "time": f"{self._notice:%Y-%m-%dT%H:%M:%SZ}"}
+        )
 
     def _gcp(self, method: str, path: str, headers: Any) -> tuple[int, str]:
         if headers["Metadata-Flavor"] != "Google":
@@ -95,9 +101,15 @@ class Metadata:
 
     def _event(self, name: str, before: str) -> dict[str, Any]:
         return {
-            "EventId": "1", "EventType": "Preempt", "ResourceType": "VirtualMachine", "Resources": [name], "NotBefore": before,
-            "EventStatus": "Scheduled" if before else "Started", "Description": "", "EventSource": "Platform",
-        }  # fmt: skip
+            "EventId": "1",
+            "EventType": "Preempt",
+            "ResourceType": "VirtualMachine",
+            "Resources": [name],
+            "NotBefore": before,
+            "EventStatus": "Scheduled" if before else "Started",
+            "Description": "",
+            "EventSource": "Platform",
+        }
 
     @property
     def times(self) -> int:

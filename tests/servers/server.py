@@ -81,13 +81,18 @@ class Routes:
     """
 
     def __init__(self, table: Iterable[tuple[str, str, Handler]]) -> None:
-        self.table = [(set(methods.split()), compiled(pattern), handler) for methods, pattern, handler in table]
+        self.table = [
+            (set(methods.split()), compiled(pattern), handler)
+            for methods, pattern, handler in table
+        ]
 
     def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
         """Return the handler and its arguments; 404 if there is none."""
         for methods, pattern, handler in self.table:
             if method in methods and (found := pattern.fullmatch(path)):
-                return handler, {name: urllib.parse.unquote(value) for name, value in found.groupdict().items()}
+                return handler, {
+                    name: urllib.parse.unquote(value) for name, value in found.groupdict().items()
+                }
         raise Refused(404, f"No such endpoint: {method} {path}")
 
 
@@ -142,7 +147,9 @@ class Server:
         listening = listen(self.port)
         self.port = listening.getsockname()[1]
         self.listener = Listener(self.serve)
-        self.thread = threading.Thread(target=self.listener.run, args=([listening],), name=type(self).__name__, daemon=True)
+        self.thread = threading.Thread(
+            target=self.listener.run, args=([listening],), name=type(self).__name__, daemon=True
+        )
         self.thread.start()
 
     def stop(self) -> None:
@@ -157,7 +164,14 @@ class Server:
         """Wait for the first request whose line matches, answered or not."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if found := next((request for request in list(self.requests) if re.search(match, self.line(request))), None):
+            if found := next(
+                (
+                    request
+                    for request in list(self.requests)
+                    if re.search(match, self.line(request))
+                ),
+                None,
+            ):
                 return found
             time.sleep(0.005)
         raise AssertionError(f"No request {match!r} within {seconds:g} s")
@@ -172,7 +186,9 @@ class Server:
             return
         self.requests.append(request)
         fault = self.faults.take(self.line(request))
-        response = await (self.faulty(request, fault) if fault else run_in_threadpool(self.answer, request))
+        response = await (
+            self.faulty(request, fault) if fault else run_in_threadpool(self.answer, request)
+        )
         if response is None:
             drop(send)
             return
@@ -211,7 +227,10 @@ class Server:
             case "DELETE", "/_faults":
                 self.faults.clear()
             case "GET", "/_requests":
-                rows = [{"method": r.method, "path": r.path, "status": r.status, "size": r.size} for r in list(self.requests)]
+                rows = [
+                    {"method": r.method, "path": r.path, "status": r.status, "size": r.size}
+                    for r in list(self.requests)
+                ]
                 return JSONResponse(rows)
             case _:
                 return JSONResponse({"error": "GET /_requests, POST or DELETE /_faults"}, 405)
@@ -230,7 +249,14 @@ async def received(scope: Scope, receive: Receive) -> Request | None:
         more = message.get("more_body", False)
     headers = Headers(scope=scope)
     plain = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else bytes(body)
-    return Request(scope["method"], scope["raw_path"].decode(), headers, plain, QueryParams(scope["query_string"]), len(body))
+    return Request(
+        scope["method"],
+        scope["raw_path"].decode(),
+        headers,
+        plain,
+        QueryParams(scope["query_string"]),
+        len(body),
+    )
 
 
 def replace_file(path: Path, data: bytes) -> None:

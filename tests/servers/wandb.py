@@ -36,8 +36,11 @@ class Wandb(Server):
     """
 
     def __init__(
-        self, root: Path, keys: Mapping[str, str] | None = None, teams: Mapping[str, set[str]] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        keys: Mapping[str, str] | None = None,
+        teams: Mapping[str, set[str]] | None = None,
+    ) -> None:
         super().__init__()
         self.keys, self.teams = keys, dict(teams or {})
         self.users = set(keys.values() if keys else ()) | set().union(*self.teams.values())
@@ -114,15 +117,24 @@ class Wandb(Server):
 
     def line(self, request: Request) -> str:
         """`POST /graphql UpsertBucket`: faults can match the operation."""
-        return f"{request.line} {operation(request.json)}" if request.path == "/graphql" else request.line
+        return (
+            f"{request.line} {operation(request.json)}"
+            if request.path == "/graphql"
+            else request.line
+        )
 
     def refusal(self, request: Request, error: Refused) -> Response:
         """Errors of GraphQL come with a status of their own and name the field that was asked for."""
         if request.path != "/graphql":
             return super().refusal(request, error)
         field = asked(request.json["query"])
-        extensions = {"extensions": {"code": "PERMISSION_ERROR"}} if error.status in (401, 403) else {}
-        body = {"errors": [{"message": error.message, "path": [field], **extensions}], "data": {field: None}}
+        extensions = (
+            {"extensions": {"code": "PERMISSION_ERROR"}} if error.status in (401, 403) else {}
+        )
+        body = {
+            "errors": [{"message": error.message, "path": [field], **extensions}],
+            "data": {field: None},
+        }
         return JSONResponse(body, error.status, headers=error.headers)
 
     def user(self, request: Request) -> str:
@@ -152,7 +164,9 @@ class Wandb(Server):
 def graphql(server: Wandb, request: Request) -> Response:
     """One query or mutation, by its operation's name."""
     name, sent = operation(request.json), request.json
-    query = Query(server, server.user(request), sent["query"], sent.get("variables") or {}, request.stale)
+    query = Query(
+        server, server.user(request), sent["query"], sent.get("variables") or {}, request.stale
+    )
     if name not in OPERATIONS:
         server.unknown.append(name)
         raise Refused(400, f"UNKNOWN operation {name}")
@@ -171,7 +185,9 @@ def file_stream(server: Wandb, request: Request, entity: str, project: str, run:
     return JSONResponse({"exitcode": None, "limits": {}, "stopped": found.stopped})
 
 
-def put_file(server: Wandb, request: Request, entity: str, project: str, run: str, name: str) -> Response:
+def put_file(
+    server: Wandb, request: Request, entity: str, project: str, run: str, name: str
+) -> Response:
     """Store a file under the URL that CreateRunFiles gave out; like a signed URL, it needs no key."""
     path = stored(server, entity, project, run, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +195,9 @@ def put_file(server: Wandb, request: Request, entity: str, project: str, run: st
     return Response()
 
 
-def get_file(server: Wandb, request: Request, entity: str, project: str, run: str, name: str) -> Response:
+def get_file(
+    server: Wandb, request: Request, entity: str, project: str, run: str, name: str
+) -> Response:
     """A stored file."""
     path = stored(server, entity, project, run, name)
     if not path.is_file():

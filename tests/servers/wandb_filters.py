@@ -20,7 +20,12 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "$regex": lambda value, other: re.search(other, str(value)) is not None,
 }
 
-NAMES = {"created_at": "createdAt", "heartbeat_at": "heartbeatAt", "display_name": "displayName", "job_type": "jobType"}
+NAMES = {
+    "created_at": "createdAt",
+    "heartbeat_at": "heartbeatAt",
+    "display_name": "displayName",
+    "job_type": "jobType",
+}
 """Keys of filters and orders -> fields of a run."""
 
 

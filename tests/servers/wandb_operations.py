@@ -65,21 +65,44 @@ class Query:
 
 
 def shown_user(query: Query, user: str) -> dict[str, Any]:
-    teams = [{"node": {"id": team, "name": team, "isTeam": True}} for team in query.server.teams_of(user)]
+    teams = [
+        {"node": {"id": team, "name": team, "isTeam": True}} for team in query.server.teams_of(user)
+    ]
     return {
-        "__typename": "User", "id": f"User:{user}", "name": user, "username": user, "entity": user, "email": f"{user}@localhost",
-        "admin": False, "flags": "{}", "deletedAt": None, "apiKeys": {"edges": []}, "teams": {"edges": teams},
-        "organizations": [], "defaultEntity": {"name": user},
-    }  # fmt: skip
+        "__typename": "User",
+        "id": f"User:{user}",
+        "name": user,
+        "username": user,
+        "entity": user,
+        "email": f"{user}@localhost",
+        "admin": False,
+        "flags": "{}",
+        "deletedAt": None,
+        "apiKeys": {"edges": []},
+        "teams": {"edges": teams},
+        "organizations": [],
+        "defaultEntity": {"name": user},
+    }
 
 
 def shown_project(query: Query, entity: str, project: str) -> dict[str, Any]:
     return {
-        "__typename": "Project", "id": f"Project:{entity}/{project}", "internalId": "1", "name": project, "entityName": entity,
-        "entity": {"id": f"Entity:{entity}", "name": entity, "organization": None}, "createdAt": date(query.server.clock()),
-        "isBenchmark": False, "isPublished": False, "readOnly": f"{entity}/{project}" in query.server.read_only, "tags": [],
-        "description": "", "access": "PRIVATE", "views": None, "user": shown_user(query, query.user),
-    }  # fmt: skip
+        "__typename": "Project",
+        "id": f"Project:{entity}/{project}",
+        "internalId": "1",
+        "name": project,
+        "entityName": entity,
+        "entity": {"id": f"Entity:{entity}", "name": entity, "organization": None},
+        "createdAt": date(query.server.clock()),
+        "isBenchmark": False,
+        "isPublished": False,
+        "readOnly": f"{entity}/{project}" in query.server.read_only,
+        "tags": [],
+        "description": "",
+        "access": "PRIVATE",
+        "views": None,
+        "user": shown_user(query, query.user),
+    }
 
 
 def shown_run(query: Query, run: Run) -> dict[str, Any]:
@@ -87,29 +110,59 @@ def shown_run(query: Query, run: Run) -> dict[str, Any]:
     own = run.config.get("_wandb", {}).get("value", {})
     told = run.attributes
     return {
-        "__typename": "Run", "id": run.id, "name": run.name, "displayName": told.get("displayName", run.name),
-        "description": told.get("description"), "notes": told.get("notes"), "tags": told.get("tags", []),
-        "group": told.get("groupName"), "jobType": told.get("jobType"), "commit": told.get("commit"), "host": told.get("host"),
-        "sweepName": told.get("sweep"), "state": run.state(query.server.clock()), "stopped": run.stopped,
-        "createdAt": date(run.created), "heartbeatAt": date(run.heartbeat), "readOnly": False, "projectId": "1",
-        "config": json.dumps(run.config), "wandbConfig": json.dumps({"t": own["t"]} if "t" in own else {}),
-        "summaryMetrics": json.dumps(run.summary), "systemMetrics": (run.streams["events"] or ["{}"])[-1],
-        "historyLineCount": len(run.streams["history"]), "historyTail": json.dumps(run.streams["history"][-1:]),
-        "eventsLineCount": len(run.streams["events"]), "eventsTail": json.dumps(run.streams["events"][-1:]),
-        "logLineCount": len(run.streams["output"]), "historyKeys": run.keys(), "patch": None,
-        "project": shown_project(query, run.entity, run.project), "user": shown_user(query, query.user),
-    }  # fmt: skip
+        "__typename": "Run",
+        "id": run.id,
+        "name": run.name,
+        "displayName": told.get("displayName", run.name),
+        "description": told.get("description"),
+        "notes": told.get("notes"),
+        "tags": told.get("tags", []),
+        "group": told.get("groupName"),
+        "jobType": told.get("jobType"),
+        "commit": told.get("commit"),
+        "host": told.get("host"),
+        "sweepName": told.get("sweep"),
+        "state": run.state(query.server.clock()),
+        "stopped": run.stopped,
+        "createdAt": date(run.created),
+        "heartbeatAt": date(run.heartbeat),
+        "readOnly": False,
+        "projectId": "1",
+        "config": json.dumps(run.config),
+        "wandbConfig": json.dumps({"t": own["t"]} if "t" in own else {}),
+        "summaryMetrics": json.dumps(run.summary),
+        "systemMetrics": (run.streams["events"] or ["{}"])[-1],
+        "historyLineCount": len(run.streams["history"]),
+        "historyTail": json.dumps(run.streams["history"][-1:]),
+        "eventsLineCount": len(run.streams["events"]),
+        "eventsTail": json.dumps(run.streams["events"][-1:]),
+        "logLineCount": len(run.streams["output"]),
+        "historyKeys": run.keys(),
+        "patch": None,
+        "project": shown_project(query, run.entity, run.project),
+        "user": shown_user(query, query.user),
+    }
 
 
 def shown_files(query: Query, run: Run, names: list[str]) -> dict[str, Any]:
-    files = {name: path for name, path in query.server.store.files(run).items() if not names or name in names}
+    files = {
+        name: path
+        for name, path in query.server.store.files(run).items()
+        if not names or name in names
+    }
     nodes = [
         {
-            "id": f"File:{run.path}/{name}", "name": name, "sizeBytes": path.stat().st_size, "mimetype": "", "md5": None,
-            "url": storage(query, run, name), "directUrl": storage(query, run, name), "updatedAt": date(path.stat().st_mtime),
+            "id": f"File:{run.path}/{name}",
+            "name": name,
+            "sizeBytes": path.stat().st_size,
+            "mimetype": "",
+            "md5": None,
+            "url": storage(query, run, name),
+            "directUrl": storage(query, run, name),
+            "updatedAt": date(path.stat().st_mtime),
         }
         for name, path in files.items()
-    ]  # fmt: skip
+    ]
     return connection(nodes)
 
 
@@ -122,8 +175,14 @@ def connection(nodes: list[Any], first: int = 0, after: str | None = None) -> di
     """A page of a list in the form that GraphQL gives to all of them; a cursor is the number of what came before."""
     begin = int(after or 0)
     end = begin + first if first else len(nodes)
-    edges = [{"node": node, "cursor": str(begin + i + 1)} for i, node in enumerate(nodes[begin:end])]
-    page = {"__typename": "PageInfo", "endCursor": str(begin + len(edges)), "hasNextPage": end < len(nodes)}
+    edges = [
+        {"node": node, "cursor": str(begin + i + 1)} for i, node in enumerate(nodes[begin:end])
+    ]
+    page = {
+        "__typename": "PageInfo",
+        "endCursor": str(begin + len(edges)),
+        "hasNextPage": end < len(nodes),
+    }
     return {"edges": edges, "pageInfo": page, "totalCount": len(nodes)}
 
 
@@ -136,7 +195,9 @@ def viewer(query: Query) -> dict[str, Any]:
 
 def server_info(query: Query) -> dict[str, Any]:
     features = [{"name": name, "isEnabled": True} for name in FEATURES]
-    return {"serverInfo": {"features": features, "cliVersionInfo": {}, "latestLocalVersionInfo": None}}
+    return {
+        "serverInfo": {"features": features, "cliVersionInfo": {}, "latestLocalVersionInfo": None}
+    }
 
 
 def no_organization(query: Query) -> dict[str, Any]:
@@ -145,12 +206,18 @@ def no_organization(query: Query) -> dict[str, Any]:
 
 def project(query: Query) -> dict[str, Any]:
     name = query.variables["name"]
-    seen = query.server.may_read(query.user, query.entity) and name in query.server.store.projects(query.entity)
+    seen = query.server.may_read(query.user, query.entity) and name in query.server.store.projects(
+        query.entity
+    )
     return {"project": shown_project(query, query.entity, name) if seen else None}
 
 
 def projects(query: Query) -> dict[str, Any]:
-    names = query.server.store.projects(query.entity) if query.server.may_read(query.user, query.entity) else []
+    names = (
+        query.server.store.projects(query.entity)
+        if query.server.may_read(query.user, query.entity)
+        else []
+    )
     nodes = [shown_project(query, query.entity, name) for name in names]
     return {"models": connection(nodes, query.get("perPage") or 50, query.get("cursor"))}
 
@@ -174,7 +241,9 @@ def upsert_bucket(query: Query) -> dict[str, Any]:
     with query.server.store.changing(run):
         if "$commit" in query.document or query.get("state"):
             run.heartbeat = query.server.clock()
-        if "$commit" in query.document and query.get(*UPSERTED):  # later ones bring the configuration alone
+        if "$commit" in query.document and query.get(
+            *UPSERTED
+        ):  # later ones bring the configuration alone
             run.begin()
         run.upsert(query.variables)
     return {"upsertBucket": {"bucket": shown_run(query, run), "inserted": inserted}}
@@ -206,7 +275,9 @@ def create_run_files(query: Query) -> dict[str, Any]:
     run = query.run
     if run is None:
         return {"createRunFiles": {"runID": "", "uploadHeaders": [], "files": []}}
-    files = [{"name": name, "uploadUrl": storage(query, run, name)} for name in query.variables["files"]]
+    files = [
+        {"name": name, "uploadUrl": storage(query, run, name)} for name in query.variables["files"]
+    ]
     return {"createRunFiles": {"runID": run.id, "uploadHeaders": [], "files": files}}
 
 
@@ -226,17 +297,29 @@ def resume_status(query: Query) -> dict[str, Any]:
 
 def one_run(query: Query) -> dict[str, Any]:
     run = query.run
-    return {"project": shown_project(query, query.entity, query.project) | {"run": shown_run(query, run) if run else None}}
+    return {
+        "project": shown_project(query, query.entity, query.project)
+        | {"run": shown_run(query, run) if run else None}
+    }
 
 
 def many_runs(query: Query) -> dict[str, Any]:
-    if not query.server.may_read(query.user, query.entity) or query.project not in query.server.store.projects(query.entity):
+    if not query.server.may_read(
+        query.user, query.entity
+    ) or query.project not in query.server.store.projects(query.entity):
         return {"project": None}
     condition = json.loads(query.get("filters") or "{}")
-    shown = [shown_run(query, run) for run in query.server.store.living(query.entity, query.project)]
-    shown = ordered([run for run in shown if wanted(run, condition)], query.get("order") or "+created_at")
+    shown = [
+        shown_run(query, run) for run in query.server.store.living(query.entity, query.project)
+    ]
+    shown = ordered(
+        [run for run in shown if wanted(run, condition)], query.get("order") or "+created_at"
+    )
     page = connection(shown, query.get("perPage") or 50, query.get("cursor"))
-    return {"project": shown_project(query, query.entity, query.project) | {"runCount": len(shown), "runs": page}}
+    return {
+        "project": shown_project(query, query.entity, query.project)
+        | {"runCount": len(shown), "runs": page}
+    }
 
 
 def history(query: Query) -> dict[str, Any]:
@@ -248,21 +331,39 @@ def history(query: Query) -> dict[str, Any]:
     rows = zip(run.rows(), run.streams["history"], strict=True)
     lines = [line for row, line in rows if low <= row.get("_step", 0) < high]
     count = query.get("samples") or len(lines)
-    return {"project": {"run": {"history": spread(lines, count), "events": spread(run.streams["events"], count)}}}
+    return {
+        "project": {
+            "run": {"history": spread(lines, count), "events": spread(run.streams["events"], count)}
+        }
+    }
 
 
 def sampled_history(query: Query) -> dict[str, Any]:
     """Per specification the rows that have all of its keys, at most so many."""
     run = query.run
     specifications = [json.loads(text) for text in query.get("specs") or [query.get("spec")]]
-    return {"project": {"run": run and {"sampledHistory": [sampled(run, each) for each in specifications]}}}
+    return {
+        "project": {
+            "run": run and {"sampledHistory": [sampled(run, each) for each in specifications]}
+        }
+    }
 
 
 def sampled(run: Run, wish: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one specification; unlike the history's, its last step counts."""
-    keys, low, high = wish.get("keys") or [], wish.get("minStep", 0), wish.get("maxStep", float("inf"))
-    rows = [row for row in run.rows() if low <= row.get("_step", 0) <= high and all(key in row for key in keys)]
-    return [{key: row[key] for key in keys or row} for row in spread(rows, wish.get("samples") or 500)]
+    keys, low, high = (
+        wish.get("keys") or [],
+        wish.get("minStep", 0),
+        wish.get("maxStep", float("inf")),
+    )
+    rows = [
+        row
+        for row in run.rows()
+        if low <= row.get("_step", 0) <= high and all(key in row for key in keys)
+    ]
+    return [
+        {key: row[key] for key in keys or row} for row in spread(rows, wish.get("samples") or 500)
+    ]
 
 
 def spread(rows: list[Any], count: int) -> list[Any]:
@@ -282,7 +383,12 @@ def run_files(query: Query) -> dict[str, Any]:
     if run is None:
         return {"project": {"internalId": "1", "run": None}}
     files = shown_files(query, run, query.get("fileNames", "files") or [])
-    return {"project": {"internalId": "1", "run": {"fileCount": files["totalCount"], "projectId": "1", "files": files}}}
+    return {
+        "project": {
+            "internalId": "1",
+            "run": {"fileCount": files["totalCount"], "projectId": "1", "files": files},
+        }
+    }
 
 
 OPERATIONS: dict[str, Callable[[Query], dict[str, Any]]] = {

@@ -23,8 +23,18 @@ STREAMS = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events", "ou
 """File of a file_stream request -> where its lines are kept. `wandb-summary.json` has one line that counts."""
 
 UPSERTED = (
-    "displayName", "description", "notes", "tags", "groupName", "jobType", "commit", "host", "program", "repo", "sweep",
-)  # fmt: skip
+    "displayName",
+    "description",
+    "notes",
+    "tags",
+    "groupName",
+    "jobType",
+    "commit",
+    "host",
+    "program",
+    "repo",
+    "sweep",
+)
 """Variables of UpsertBucket that are kept as they come."""
 
 
@@ -47,7 +57,9 @@ class Run:
     attributes: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    streams: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in STREAMS.values()})
+    streams: dict[str, list[str]] = field(
+        default_factory=lambda: {name: [] for name in STREAMS.values()}
+    )
     before: Run | None = None
 
     @property
@@ -58,7 +70,9 @@ class Run:
     @property
     def id(self) -> str:
         """The id that mutations name a run by."""
-        return base64.b64encode(f"Run:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
+        return base64.b64encode(
+            f"Run:v1:{self.name}:{self.project}:{self.entity}".encode()
+        ).decode()
 
     def rows(self, stream: str = "history") -> list[dict[str, Any]]:
         """A stream's lines as values; NaN and Infinity are texts, as the service gives them back."""
@@ -97,17 +111,23 @@ class Run:
             if name == "output.log":
                 kept += [""] * (offset - len(kept))
             if offset > len(kept):
-                raise Refused(400, f"{self.path}: {name} has {len(kept)} lines, these begin at {offset}")
+                raise Refused(
+                    400, f"{self.path}: {name} has {len(kept)} lines, these begin at {offset}"
+                )
             kept[offset : offset + len(lines)] = lines
 
     def end(self, exit_code: int) -> None:
         """The client is done."""
-        failed = "preempted" if self.told == "preempting" else "killed" if self.stopped else "failed"
+        failed = (
+            "preempted" if self.told == "preempting" else "killed" if self.stopped else "failed"
+        )
         self.told, self.exit_code = failed if exit_code else "finished", exit_code
 
     def upsert(self, variables: dict[str, Any]) -> None:
         """Apply UpsertBucket; what it does not name stays."""
-        self.attributes |= {name: variables[name] for name in UPSERTED if variables.get(name) is not None}
+        self.attributes |= {
+            name: variables[name] for name in UPSERTED if variables.get(name) is not None
+        }
         if variables.get("display_name") is not None:  # the public API's spelling
             self.attributes["displayName"] = variables["display_name"]
         if variables.get("config"):
@@ -120,8 +140,15 @@ class Run:
         """`historyKeys`: which keys the history has, how often, and its last step."""
         rows = self.rows()
         counts = Counter(key for row in rows for key in row)
-        seen = {key: {"typeCounts": [{"type": "number", "count": n}], "monotonic": key == "_step"} for key, n in counts.items()}
-        return {"sets": [], "keys": seen, "lastStep": max((row.get("_step", -1) for row in rows), default=-1)}
+        seen = {
+            key: {"typeCounts": [{"type": "number", "count": n}], "monotonic": key == "_step"}
+            for key, n in counts.items()
+        }
+        return {
+            "sets": [],
+            "keys": seen,
+            "lastStep": max((row.get("_step", -1) for row in rows), default=-1),
+        }
 
 
 def place(run_id: str) -> tuple[str, str, str]:
@@ -158,7 +185,11 @@ class Runs:
 
     def living(self, entity: str, project: str) -> list[Run]:
         """The project's runs, oldest first."""
-        return [run for run in self.all.values() if (run.entity, run.project) == (entity, project) and not run.deleted]
+        return [
+            run
+            for run in self.all.values()
+            if (run.entity, run.project) == (entity, project) and not run.deleted
+        ]
 
     def projects(self, entity: str) -> list[str]:
         """The entity's projects."""
@@ -170,15 +201,26 @@ class Runs:
             if not part or part in (".", "..") or "/" in part:
                 raise Refused(400, f"not a name: {part!r}")
         if (entity, project, name) in self.all:
-            raise Refused(409, f"run {entity}/{project}/{name} was previously created and deleted; try a new run id")
-        run = self.all[entity, project, name] = Run(entity, project, name, self.clock(), self.clock())
+            raise Refused(
+                409,
+                f"run {entity}/{project}/{name} was previously created and deleted; try a new run id",
+            )
+        run = self.all[entity, project, name] = Run(
+            entity, project, name, self.clock(), self.clock()
+        )
         return run
 
     @contextmanager
     def changing(self, run: Run) -> Iterator[None]:
         """Keep what the block changes; nothing of it if the block raises."""
-        old = replace(run, streams={name: list(lines) for name, lines in run.streams.items()}, before=None)
-        old.attributes, old.config, old.summary = dict(run.attributes), dict(run.config), dict(run.summary)
+        old = replace(
+            run, streams={name: list(lines) for name, lines in run.streams.items()}, before=None
+        )
+        old.attributes, old.config, old.summary = (
+            dict(run.attributes),
+            dict(run.config),
+            dict(run.summary),
+        )
         try:
             yield
         except BaseException:
@@ -201,7 +243,9 @@ class Runs:
     def files(self, run: Run) -> dict[str, Path]:
         """The files that were uploaded, by name."""
         top = self.folder(run) / "files"
-        return {str(path.relative_to(top)): path for path in sorted(top.rglob("*")) if path.is_file()}
+        return {
+            str(path.relative_to(top)): path for path in sorted(top.rglob("*")) if path.is_file()
+        }
 
     def file(self, run: Run, name: str) -> Path:
         """Where an uploaded file lies; names that lead out of the run's folder are refused."""

@@ -49,12 +49,37 @@ class Checkpointer:
     """
 
     def __init__(
-        self, state: TrainState, store: Store, *, head: Head, digest: str, attempt: str, keep: Keep, schedule: SaveSchedule,
-        tracker: Tracker, environment: Mapping[str, Any], rank: int = 0, writers: int = 1, group: Any = None,
-        points: Path | None = None, logs: Path | None = None, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
-        self.state, self.store, self.head, self.digest, self.attempt = state, store, head, digest, attempt
-        self.keep, self.schedule, self.tracker, self.environment = keep, schedule, tracker, environment
+        self,
+        state: TrainState,
+        store: Store,
+        *,
+        head: Head,
+        digest: str,
+        attempt: str,
+        keep: Keep,
+        schedule: SaveSchedule,
+        tracker: Tracker,
+        environment: Mapping[str, Any],
+        rank: int = 0,
+        writers: int = 1,
+        group: Any = None,
+        points: Path | None = None,
+        logs: Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.state, self.store, self.head, self.digest, self.attempt = (
+            state,
+            store,
+            head,
+            digest,
+            attempt,
+        )
+        self.keep, self.schedule, self.tracker, self.environment = (
+            keep,
+            schedule,
+            tracker,
+            environment,
+        )
         self.rank, self.writers, self.group, self.clock = rank, writers, group, clock
         self.points, self.logs = points, logs
         self.unavailable = ""
@@ -66,7 +91,10 @@ class Checkpointer:
         self._facts: dict[str, Any] = {}
         self._stall = 0.0
         self._wanted = False
-        schedule.alone = max([a["last_save"] for a in head.record.get("attempts", []) if "last_save" in a][-3:], default=0.0)
+        schedule.alone = max(
+            [a["last_save"] for a in head.record.get("attempts", []) if "last_save" in a][-3:],
+            default=0.0,
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
         self._saving: Future[None] | None = None
         self._checked: Future[None] | None = None
@@ -101,16 +129,28 @@ class Checkpointer:
         started = time.perf_counter()
         self.schedule.started()
         self._wanted = False
-        sources = {name: tensor for name, tensor in self.state.tensors().items() if self._writes(tensor)}
+        sources = {
+            name: tensor for name, tensor in self.state.tensors().items() if self._writes(tensor)
+        }
         parts = {name: local(tensor) for name, tensor in sources.items()}
-        parts |= {name: parts[name].clone() for name in self.state.changing() & set(parts)}  # the next forward pass changes them
+        parts |= {
+            name: parts[name].clone() for name in self.state.changing() & set(parts)
+        }  # the next forward pass changes them
         self._copied.clear()
         ready = torch.cuda.current_stream().record_event() if self._stream else None
         saving = _Saving(
-            step=self.state.step, numbers=self.state.numbers(), files=self._files(parts), ready=ready,
-            rows={name: rows(tensor) for name, tensor in sources.items() if hasattr(tensor, "to_local")},
-            versions={name: part._version for name, part in parts.items()}, started=started,
-        )  # fmt: skip
+            step=self.state.step,
+            numbers=self.state.numbers(),
+            files=self._files(parts),
+            ready=ready,
+            rows={
+                name: rows(tensor)
+                for name, tensor in sources.items()
+                if hasattr(tensor, "to_local")
+            },
+            versions={name: part._version for name, part in parts.items()},
+            started=started,
+        )
         self._saving = self._thread.submit(self._save, saving)
         self._stall = time.perf_counter() - started
 
@@ -141,7 +181,9 @@ class Checkpointer:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Commit that the run has finished; an empty `facts` leaves it to the first process."""
         if self.rank == 0:
-            self.note(ended=self.clock(), code=0, kind="finished", reason="", committed=self.state.step)
+            self.note(
+                ended=self.clock(), code=0, kind="finished", reason="", committed=self.state.step
+            )
             finished = {"finished": {"step": self.state.step, **facts}}
             self.head = self.store.commit({**self._record(), **self._logs(), **finished}, self.head)
 
@@ -178,7 +220,9 @@ class Checkpointer:
         frozen = self.state.frozen()
         groups: dict[str, dict[str, Tensor]] = {}
         for name, part in parts.items():
-            groups.setdefault(_FROZEN if name in frozen else name.partition(".")[0], {})[name] = part
+            groups.setdefault(_FROZEN if name in frozen else name.partition(".")[0], {})[name] = (
+                part
+            )
         return {
             f"{group}-{self.rank}-{number}": tensors
             for group, members in groups.items()
@@ -196,7 +240,9 @@ class Checkpointer:
         parts = {name: part for tensors in saving.files.values() for name, part in tensors.items()}
         moved = [name for name, part in parts.items() if part._version != saving.versions[name]]
         if moved:
-            raise CheckpointError(f"{moved[0]} changed while it was copied: it is changed outside of optimizer.step().")
+            raise CheckpointError(
+                f"{moved[0]} changed while it was copied: it is changed outside of optimizer.step()."
+            )
         self._copied.set()
 
     def _write(self, saving: _Saving) -> dict[str, StoredFile]:
@@ -210,14 +256,21 @@ class Checkpointer:
             frozen = name.startswith(f"{_FROZEN}-")
             writer, again = self._frozen(header, data, known) if frozen else (self.attempt, None)
             file = again or self.store.put([header(writer), data])
-            files[f"{name}-{writer}" if frozen else name] = file if again else self._again(known.get(file.hash)) or file
+            files[f"{name}-{writer}" if frozen else name] = (
+                file if again else self._again(known.get(file.hash)) or file
+            )
         return files
 
     def _frozen(
         self, header: Callable[[str], bytes], data: memoryview, known: Mapping[str, StoredFile]
     ) -> tuple[str, StoredFile | None]:
         """Who has written these frozen tensors first, and the file; without one that is whole, this attempt is going to."""
-        names = {name for c in checkpoints_of(self.head) for name in c.files if name.startswith(f"{_FROZEN}-")}
+        names = {
+            name
+            for c in checkpoints_of(self.head)
+            for name in c.files
+            if name.startswith(f"{_FROZEN}-")
+        }
         for writer in sorted({name.split("-", 3)[3] for name in names if name.count("-") > 2}):
             if (again := self._again(known.get(hash_of([header(writer), data])))) is not None:
                 return writer, again
@@ -235,7 +288,9 @@ class Checkpointer:
         """All writers' files on the first process; None if any of them failed."""
         if self.writers == 1:
             return files
-        everybody: list[dict[str, StoredFile] | None] | None = [None] * self.writers if self.rank == 0 else None
+        everybody: list[dict[str, StoredFile] | None] | None = (
+            [None] * self.writers if self.rank == 0 else None
+        )
         torch.distributed.gather_object(files, everybody, group=self.group)
         if everybody is None or any(part is None for part in everybody):
             return None
@@ -243,14 +298,29 @@ class Checkpointer:
 
     def _commit(self, saving: _Saving, files: dict[str, StoredFile]) -> None:
         now = Checkpoint(
-            saving.step, self.attempt, self.digest, self.clock(), saving.numbers, files, dict(self.environment), ARITHMETIC
-        )  # fmt: skip
+            saving.step,
+            self.attempt,
+            self.digest,
+            self.clock(),
+            saving.numbers,
+            files,
+            dict(self.environment),
+            ARITHMETIC,
+        )
         try:
             self._note_last(time.perf_counter() - saving.started)
-            kept = self.keep.select([c for c in checkpoints_of(self.head) if c.step != now.step] + [now])
+            kept = self.keep.select(
+                [c for c in checkpoints_of(self.head) if c.step != now.step] + [now]
+            )
             manifests = [checkpoint.to_json() for checkpoint in _same_files(kept, now)]
             rejected = [step for step in self.head.record.get("rejected", []) if step != now.step]
-            record = {**self._record(), "checkpoints": manifests, "rejected": rejected, **self._points(now.step), **self._logs()}
+            record = {
+                **self._record(),
+                "checkpoints": manifests,
+                "rejected": rejected,
+                **self._points(now.step),
+                **self._logs(),
+            }
             self.head = self.store.commit(record, self.head)
             self.committed_step, self.unavailable = now.step, ""
             self.schedule.measured(self._stall, time.perf_counter() - saving.started)
@@ -279,11 +349,19 @@ class Checkpointer:
         """The logged points up to this step, in the store."""
         if self.points is None:
             return {}
-        return {"points": point_log.extended(self.store, self.points, self.head.record.get("points", []), step)}
+        return {
+            "points": point_log.extended(
+                self.store, self.points, self.head.record.get("points", []), step
+            )
+        }
 
     def _logs(self) -> dict[str, Any]:
         """What has been printed, in the store."""
-        return attempt_logs.kept(self.store, self.logs, self.attempt, self.head.record) if self.logs else {}
+        return (
+            attempt_logs.kept(self.store, self.logs, self.attempt, self.head.record)
+            if self.logs
+            else {}
+        )
 
     def _failed(self, step: int, error: XrunError) -> None:
         self.unavailable = error.message if isinstance(error, StoreUnavailable) else ""
@@ -306,7 +384,12 @@ class Checkpointer:
 def _same_files(kept: list[Checkpoint], now: Checkpoint) -> list[Checkpoint]:
     """Older checkpoints name the same copies of a file that the newest one names."""
     newest = {file.hash: file for file in now.files.values()}
-    return [dataclasses.replace(c, files={name: newest.get(file.hash, file) for name, file in c.files.items()}) for c in kept]
+    return [
+        dataclasses.replace(
+            c, files={name: newest.get(file.hash, file) for name, file in c.files.items()}
+        )
+        for c in kept
+    ]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,10 @@ class Keep:
 def checkpoints_of(head: Head | None) -> list[Checkpoint]:
     """The committed checkpoints that a head names, oldest first."""
     manifests = head.record.get("checkpoints", []) if head else []
-    return sorted((Checkpoint.from_json(manifest) for manifest in manifests), key=lambda checkpoint: checkpoint.step)
+    return sorted(
+        (Checkpoint.from_json(manifest) for manifest in manifests),
+        key=lambda checkpoint: checkpoint.step,
+    )
 
 
 def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Any]]:
@@ -90,7 +93,11 @@ def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Any]
         except CheckpointCorrupt as error:
             rejected.append(checkpoint.step)
             reasons.append(f"step {checkpoint.step}: {error.message}")
-            log.warning("The checkpoint of step %d is damaged: %s Taking the one before.", checkpoint.step, error.message)
+            log.warning(
+                "The checkpoint of step %d is damaged: %s Taking the one before.",
+                checkpoint.step,
+                error.message,
+            )
             continue
         return (_reject(store, head, rejected) if rejected else head), checkpoint, paths
     if rejected:
@@ -114,7 +121,9 @@ def load(state: TrainState, checkpoint: Checkpoint, paths: list[Any]) -> None:
         CheckpointError: the model does not have the tensors that were saved.
     """
     reader = tensor_file.TensorReader(paths)
-    state.load_tensors(reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor)))
+    state.load_tensors(
+        reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))
+    )
     state.load_numbers(dict(checkpoint.numbers))
 
 

@@ -33,7 +33,9 @@ def mean_uptime(seconds: float, preemptions: int, prior: float = PRIOR_UPTIME) -
     return (prior + seconds) / (1 + preemptions)
 
 
-def best_interval(stall: float, write: float, uptime: float, minimum: float = MINIMUM_SECONDS) -> float:
+def best_interval(
+    stall: float, write: float, uptime: float, minimum: float = MINIMUM_SECONDS
+) -> float:
     """Seconds between saves that lose least.
 
     `stall`: seconds a save takes from training; `write`: seconds until it is committed; `uptime`: mean seconds between
@@ -72,7 +74,9 @@ class LastSave:
         What it may take longer has half of the seconds that every deadline leaves; the other half is for the attempt's end.
         """
         known = self.alone or self.beside or math.inf
-        return max((known + max(0.0, known * LONGER - SPARE_SECONDS / 2)) * (1 + self.ahead), self.delay)
+        return max(
+            (known + max(0.0, known * LONGER - SPARE_SECONDS / 2)) * (1 + self.ahead), self.delay
+        )
 
 
 class SaveSchedule:
@@ -82,9 +86,20 @@ class SaveSchedule:
     """
 
     def __init__(
-        self, every: Every, steps_per_epoch: int, uptime: Callable[[], float], clock: Callable[[], float], alone: float = 0.0
+        self,
+        every: Every,
+        steps_per_epoch: int,
+        uptime: Callable[[], float],
+        clock: Callable[[], float],
+        alone: float = 0.0,
     ) -> None:
-        self.every, self.steps_per_epoch, self.uptime, self.clock, self.alone = every, steps_per_epoch, uptime, clock, alone
+        self.every, self.steps_per_epoch, self.uptime, self.clock, self.alone = (
+            every,
+            steps_per_epoch,
+            uptime,
+            clock,
+            alone,
+        )
         self.last_time = clock()
         self.stall = 0.0
         self.write = 0.0
@@ -109,7 +124,11 @@ class SaveSchedule:
 
     def last_save(self, busy: bool = False, delay: float = 0.0) -> LastSave:
         """What a last save would take now; `busy`: the save that has started last is still on its way."""
-        ahead = max(0.0, 1 - (self.clock() - self.last_time) / self.write) if busy and self.write else float(busy)
+        ahead = (
+            max(0.0, 1 - (self.clock() - self.last_time) / self.write)
+            if busy and self.write
+            else float(busy)
+        )
         return LastSave(self.alone, self.write, ahead, delay)
 
     def started(self) -> None:

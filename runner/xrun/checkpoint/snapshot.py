@@ -36,12 +36,17 @@ class Snapshot:
 
     def _room(self, file: str, tensors: Iterable[Tensor]) -> Tensor:
         """A file's bytes, as it has had them if it is as large as before."""
-        size, of_gpu = sum(tensor.nbytes for tensor in tensors), any(tensor.device.type == "cuda" for tensor in tensors)
+        size, of_gpu = (
+            sum(tensor.nbytes for tensor in tensors),
+            any(tensor.device.type == "cuda" for tensor in tensors),
+        )
         if file not in self.rooms or self.rooms[file].nbytes != size:
             if of_gpu and file in self.rooms and self.rooms[file].nbytes:
                 torch.cuda.cudart().cudaHostUnregister(self.rooms[file].data_ptr())
             self.rooms[file] = _pages(size)
-            if of_gpu and size:  # as `pin_memory` does, which would take the next power of two of bytes
+            if (
+                of_gpu and size
+            ):  # as `pin_memory` does, which would take the next power of two of bytes
                 torch.cuda.cudart().cudaHostRegister(self.rooms[file].data_ptr(), size, _PORTABLE)
         return self.rooms[file]
 
@@ -50,7 +55,9 @@ def _pages(size: int) -> Tensor:
     """Bytes of memory that begin with a page, which malloc's do not."""
     if not size:
         return torch.empty(0, dtype=torch.uint8)
-    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8))
+    return torch.from_numpy(
+        np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    )
 
 
 def _copy(source: Tensor, target: Tensor) -> None:

@@ -72,7 +72,9 @@ class TrainState:
                 + (f" and {len(missing) - 5} more." if len(missing) > 5 else "."),
                 "The model's code has changed since this run began; start a new run with --new.",
             )
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # fresh memory comes page by page, which takes longest
+        with ThreadPoolExecutor(
+            torch.get_num_threads()
+        ) as threads:  # fresh memory comes page by page, which takes longest
             list(threads.map(fill, wanted.keys(), wanted.values()))
 
     def changing(self) -> set[str]:
@@ -82,7 +84,11 @@ class TrainState:
 
     def frozen(self) -> set[str]:
         """Names of the tensors that no step changes."""
-        return {f"model.{name}" for name, p in self._saved() if isinstance(p, nn.Parameter) and not p.requires_grad}
+        return {
+            f"model.{name}"
+            for name, p in self._saved()
+            if isinstance(p, nn.Parameter) and not p.requires_grad
+        }
 
     def _saved(self) -> list[tuple[str, Any]]:
         """The model's own tensors by the names of its state_dict, which wrappers around its blocks do not change."""
@@ -90,7 +96,9 @@ class TrainState:
 
     def _parameter_names(self) -> dict[int, str]:
         if not self._names:
-            self._names = {id(p): name for name, p in reversed(self._saved())}  # of tied ones the first name
+            self._names = {
+                id(p): name for name, p in reversed(self._saved())
+            }  # of tied ones the first name
         return self._names
 
     def _make_optimizer_state(self, names: set[str]) -> None:
@@ -100,7 +108,11 @@ class TrainState:
         tensors like the parameter and scalars, a step on zero gradients makes it as the library does. What that step does to
         the weights is overwritten by the load that follows.
         """
-        saved = {name.removeprefix("optimizer.").rpartition(".")[0] for name in names if name.startswith("optimizer.")}
+        saved = {
+            name.removeprefix("optimizer.").rpartition(".")[0]
+            for name in names
+            if name.startswith("optimizer.")
+        }
         if self.optimizer.state or not saved:
             return
         made = self._empty_state(saved)
@@ -124,14 +136,20 @@ class TrainState:
                     examples[kind] = self._example(group, p)
                 if _is_sharded(p) or not all(_is_plain(value) for value in examples[kind].values()):
                     return None
-                made[p] = {key: torch.empty_like(p if value.dim() else value) for key, value in examples[kind].items()}
+                made[p] = {
+                    key: torch.empty_like(p if value.dim() else value)
+                    for key, value in examples[kind].items()
+                }
         return made
 
     def _example(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         """The state after a step of the optimizer for a small parameter of this group."""
         small = torch.zeros(_SMALL, dtype=p.dtype, device=p.device, requires_grad=True)
         small.grad = torch.zeros_like(small)
-        groups, self.optimizer.param_groups = self.optimizer.param_groups, [{**group, "params": [small]}]
+        groups, self.optimizer.param_groups = (
+            self.optimizer.param_groups,
+            [{**group, "params": [small]}],
+        )
         try:
             self.optimizer.step()
         finally:
@@ -168,15 +186,25 @@ def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tenso
     seen: set[tuple[Any, ...]] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise TrainError(f"{prefix}.{name}: a module keeps state that is not a tensor ({type(tensor).__name__}).")
+            raise TrainError(
+                f"{prefix}.{name}: a module keeps state that is not a tensor ({type(tensor).__name__})."
+            )
         part = local(tensor.detach())
-        identity = (part.untyped_storage().data_ptr(), part.storage_offset(), part.shape, part.stride(), part.device)
+        identity = (
+            part.untyped_storage().data_ptr(),
+            part.storage_offset(),
+            part.shape,
+            part.stride(),
+            part.device,
+        )
         if part.numel() == 0 or identity not in seen:
             seen.add(identity)
             yield f"{prefix}.{name}", tensor.detach()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[int, str]
+) -> dict[str, Tensor]:
     found = {}
     for group in optimizer.param_groups:
         for p in group["params"]:

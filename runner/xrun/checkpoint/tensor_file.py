@@ -25,14 +25,28 @@ FILE_BYTES = 1 << 30
 """A file is ended past this size: files are hashed and sent in parallel."""
 
 _NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+}
 
 
-def split_by_size(tensors: Mapping[str, Tensor], limit: int = FILE_BYTES) -> Iterator[dict[str, Tensor]]:
+def split_by_size(
+    tensors: Mapping[str, Tensor], limit: int = FILE_BYTES
+) -> Iterator[dict[str, Tensor]]:
     """Cut tensors into files of about `limit` bytes, keeping their order."""
     part: dict[str, Tensor] = {}
     size = 0
@@ -57,7 +71,11 @@ def header(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
-        told[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        told[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(told).encode()
     text += b" " * (-(8 + len(text)) % mmap.PAGESIZE)
     return len(text).to_bytes(8, "little") + text
@@ -103,6 +121,9 @@ class TensorReader:
                 target.copy_(file.get_tensor(name))
                 continue
             piece = file.get_slice(name)
-            low, high = max(start, begin), min(start + target.shape[0], begin + piece.get_shape()[0])
+            low, high = (
+                max(start, begin),
+                min(start + target.shape[0], begin + piece.get_shape()[0]),
+            )
             if low < high:
                 target[low - start : high - start].copy_(piece[low - begin : high - begin])

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class _Group(click.Group):
     """A recipe's path in place of a command means `run`."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         looks_like_recipe = args[0].endswith((".yaml", ".yml")) or Path(args[0]).is_file()
         if looks_like_recipe and args[0] not in self.commands:
             args = ["run", *args]
@@ -42,7 +44,14 @@ def cli() -> None:
     """
 
 
-_overrides = click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
+_overrides = click.option(
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe.",
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
@@ -52,16 +61,31 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for 
 @click.option("--local", is_flag=True, help="On this machine, whatever the recipe's hardware says.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(
-    "--run", "run_id", metavar="ID", default="", help="The run to start or go on with. Default: follows from the recipe."
+    "--run",
+    "run_id",
+    metavar="ID",
+    default="",
+    help="The run to start or go on with. Default: follows from the recipe.",
 )
-@click.option("--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's."
+)
 @click.option("--new", is_flag=True, help="A new run, even if the recipe has runs already.")
-@click.option("--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint.")
+@click.option(
+    "--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint."
+)
 @click.option("--detach", is_flag=True, help="On clouds: do not follow the log.")
 def run(
-    recipe: Path, overrides: Sequence[str], local: bool, yes: bool, run_id: str, processes: int | None, new: bool, fork: str,
+    recipe: Path,
+    overrides: Sequence[str],
+    local: bool,
+    yes: bool,
+    run_id: str,
+    processes: int | None,
+    new: bool,
+    fork: str,
     detach: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
 
     Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the log.
@@ -70,10 +94,14 @@ def run(
     from ..launcher.local import LocalCloud
 
     plan = _plan(recipe, overrides, run_id, fork, processes, local)
-    plan = _placed(choose_run(plan, given=bool(run_id), new=new, fork=fork), chosen=new or bool(fork))
+    plan = _placed(
+        choose_run(plan, given=bool(run_id), new=new, fork=fork), chosen=new or bool(fork)
+    )
     if plan.recipe["hardware"]["any_of"]:
         sys.exit(_launch_on_clouds(plan, yes, detach))
-    click.echo(f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}")
+    click.echo(
+        f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}"
+    )
     code = launch(plan, LocalCloud())
     _say_outcome(plan, code, _command(recipe, overrides, local, plan))
     sys.exit(code)
@@ -83,7 +111,11 @@ def run(
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_overrides
 @_as_json
-@click.option("--online", is_flag=True, help="Ask the Hub and Weights & Biases too: accounts, permissions, names, revisions.")
+@click.option(
+    "--online",
+    is_flag=True,
+    help="Ask the Hub and Weights & Biases too: accounts, permissions, names, revisions.",
+)
 def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, online: bool) -> None:
     """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for an account's."""
     from ..errors import LaunchError, RecipeError
@@ -105,7 +137,13 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     else:
         for problem in problems:
             click.echo(str(problem), err=True)
-    sys.exit(0 if not problems else LaunchError.exit_code if len(problems) == len(account) else RecipeError.exit_code)
+    sys.exit(
+        0
+        if not problems
+        else LaunchError.exit_code
+        if len(problems) == len(account)
+        else RecipeError.exit_code
+    )
 
 
 @cli.command()
@@ -114,8 +152,17 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
 @click.option("--local", is_flag=True, help="On this machine, whatever the recipe's hardware says.")
 @click.option("--processes", type=click.IntRange(1))
 @_as_json
-@click.option("--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it.")
-def plan(recipe: Path, overrides: Sequence[str], local: bool, processes: int | None, as_json: bool, sky: bool) -> None:
+@click.option(
+    "--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it."
+)
+def plan(
+    recipe: Path,
+    overrides: Sequence[str],
+    local: bool,
+    processes: int | None,
+    as_json: bool,
+    sky: bool,
+) -> None:
     """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this machine the plan as JSON."""
     made = _plan(recipe, overrides, "", "", processes, local)
     if not made.recipe["hardware"]["any_of"]:
@@ -137,16 +184,30 @@ def plan(recipe: Path, overrides: Sequence[str], local: bool, processes: int | N
 @cli.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @_overrides
-@click.option("--kills", type=click.IntRange(0), default=20, show_default=True, help="How many real SIGKILLs.")
+@click.option(
+    "--kills", type=click.IntRange(0), default=20, show_default=True, help="How many real SIGKILLs."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the moments.")
 @click.option("--resize", is_flag=True, help="Another number of processes after each kill.")
-@click.option("--processes", type=click.IntRange(1), help="Training processes of the undisturbed run.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the two runs go. Default: a temporary folder.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Training processes of the undisturbed run."
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where the two runs go. Default: a temporary folder.",
+)
 @_as_json
 def drill(
-    recipe: Path, overrides: Sequence[str], kills: int, seed: int, resize: bool, processes: int | None, folder: Path | None,
+    recipe: Path,
+    overrides: Sequence[str],
+    kills: int,
+    seed: int,
+    resize: bool,
+    processes: int | None,
+    folder: Path | None,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Train RECIPE twice, once undisturbed and once under real SIGKILLs, and compare every loss and the final weights.
 
     Exit code 1 on any difference.
@@ -154,9 +215,15 @@ def drill(
     from .. import drill as drills
 
     result = drills.drill(
-        recipe, overrides, kills=kills, seed=seed, resize=resize, processes=processes, folder=folder,
+        recipe,
+        overrides,
+        kills=kills,
+        seed=seed,
+        resize=resize,
+        processes=processes,
+        folder=folder,
         say=lambda text: click.echo(text, err=True),
-    )  # fmt: skip
+    )
     click.echo(json.dumps(result.to_json(), indent=1) if as_json else result.text())
     sys.exit(0 if result.equal else 1)
 
@@ -193,7 +260,9 @@ def report(run_id: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--save", is_flag=True, help="Let it save and stop by itself first, for some minutes.")
+@click.option(
+    "--save", is_flag=True, help="Let it save and stop by itself first, for some minutes."
+)
 def cancel(run_id: str, save: bool) -> None:
     """End RUN's job on a cloud and give its machines back. Its checkpoints stay; the same recipe goes on from them."""
     from ..launcher.sky.cancel import cancel as cancel_run
@@ -201,12 +270,16 @@ def cancel(run_id: str, save: bool) -> None:
     from ..run.plan import check_run_id
 
     check_run_id(run_id)
-    cancel_run(RunFolder(_home() / run_id), save=save, say=click.echo)  # it may have been launched from another machine
+    cancel_run(
+        RunFolder(_home() / run_id), save=save, say=click.echo
+    )  # it may have been launched from another machine
 
 
 @cli.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--attempt", type=int, help="The number of the attempt, from 1. Default: the last one.")
+@click.option(
+    "--attempt", type=int, help="The number of the attempt, from 1. Default: the last one."
+)
 @click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
 @click.option("-f", "--follow", is_flag=True, help="On clouds: go on until the job has ended.")
 def logs(run_id: str, attempt: int | None, rank: int, follow: bool) -> None:
@@ -259,16 +332,27 @@ def main() -> None:
         click.echo(f"{'' if error.exit_code == 2 else 'xrun: '}{error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as `| head` does
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has gone, as `| head` does
         sys.exit(0)
 
 
-def _plan(recipe: Path, overrides: Sequence[str], run_id: str, fork: str, processes: int | None, local: bool) -> Plan:
+def _plan(
+    recipe: Path,
+    overrides: Sequence[str],
+    run_id: str,
+    fork: str,
+    processes: int | None,
+    local: bool,
+) -> Plan:
     from ..recipe.load import load_recipe
     from ..run.plan import make_plan
 
     loaded = load_recipe(recipe, [*overrides, "hardware=local"] if local else overrides)
-    return make_plan(loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes)
+    return make_plan(
+        loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes
+    )
 
 
 def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
@@ -315,9 +399,15 @@ def _say_outcome(plan: Plan, code: int, command: str) -> None:
     folder = RunFolder(plan.folder)
     if code == 0:
         metrics = folder.report()["metrics"]
-        told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if name.startswith("val/"))
+        told = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in sorted(metrics.items())
+            if name.startswith("val/")
+        )
         click.echo(f"Finished {plan.run}{': ' + told if told else ''}")
-        click.echo(f"  model    {folder.model}\n  metrics  {folder.metrics}\n  report   xrun report {plan.run}")
+        click.echo(
+            f"  model    {folder.model}\n  metrics  {folder.metrics}\n  report   xrun report {plan.run}"
+        )
     elif code == 75:
         click.echo(f"Stopped; the state is safe. Go on with: {command}", err=True)
 
@@ -328,7 +418,9 @@ def _command(recipe: Path, overrides: Sequence[str], local: bool, plan: Plan) ->
 
     settings = [part for override in overrides for part in ("-s", override)]
     size = ["--processes", str(plan.processes)] if plan.processes > 1 else []
-    return shlex.join(["xrun", str(recipe), *settings, *(["--local"] if local else []), "--run", plan.run, *size])
+    return shlex.join(
+        ["xrun", str(recipe), *settings, *(["--local"] if local else []), "--run", plan.run, *size]
+    )
 
 
 def _home() -> Path:

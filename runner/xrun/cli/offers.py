@@ -9,7 +9,19 @@ from ..launcher.offers import Offer, Offers
 
 _ROWS = 12
 """Places that the table shows; the JSON has them all."""
-_HEADER = ("", "CLOUD", "REGION", "INSTANCE", "ACCELERATORS", "NODES", "SPOT $/h", "ON-DEMAND $/h", "SAVING", "HOURS", "RUN $")
+_HEADER = (
+    "",
+    "CLOUD",
+    "REGION",
+    "INSTANCE",
+    "ACCELERATORS",
+    "NODES",
+    "SPOT $/h",
+    "ON-DEMAND $/h",
+    "SAVING",
+    "HOURS",
+    "RUN $",
+)
 
 
 def offers_json(offers: Offers) -> dict[str, Any]:
@@ -25,7 +37,12 @@ def offers_json(offers: Offers) -> dict[str, Any]:
 
 def offers_text(offers: Offers) -> str:
     """The table, what is chosen and why, and where the prices come from."""
-    places = list({(offer.candidate, offer.infra, offer.instance): offer for offer in reversed(offers.offers)}.values())
+    places = list(
+        {
+            (offer.candidate, offer.infra, offer.instance): offer
+            for offer in reversed(offers.offers)
+        }.values()
+    )
     places.sort(key=offers.offers.index)
     relative = all(offer.usd is None and offer.work is not None for offer in places)
     header = (*_HEADER[:-1], "WORK (est.)") if relative else _HEADER
@@ -35,7 +52,11 @@ def offers_text(offers: Offers) -> str:
 
 def _row(offer: Offer, offers: Offers, *, relative: bool) -> tuple[str, ...]:
     best = offers.best
-    place = (offer.candidate, offer.infra, offer.instance) == (best.candidate, best.infra, best.instance)
+    place = (offer.candidate, offer.infra, offer.instance) == (
+        best.candidate,
+        best.infra,
+        best.instance,
+    )
     if relative:
         run = f"x {(offer.work or 0) / (best.work or 1):.2f}" if best.work else "-"
     else:
@@ -44,11 +65,24 @@ def _row(offer: Offer, offers: Offers, *, relative: bool) -> tuple[str, ...]:
     hours = "-" if offer.hours is None else f"{offer.hours:.1f}{_mark(offer)}"
     machines = (offer.machines.accelerators or "-", str(offer.machines.nodes))
     prices = (_dollars(offer.spot), _dollars(offer.on_demand), saving)
-    return (">" if place else "", offer.cloud, offer.region, offer.instance, *machines, *prices, hours, run)
+    return (
+        ">" if place else "",
+        offer.cloud,
+        offer.region,
+        offer.instance,
+        *machines,
+        *prices,
+        hours,
+        run,
+    )
 
 
 def _mark(offer: Offer) -> str:
-    return " est." if offer.speed is not None and not offer.speed.measured and offer.hours is not None else ""
+    return (
+        " est."
+        if offer.speed is not None and not offer.speed.measured and offer.hours is not None
+        else ""
+    )
 
 
 def _below(offers: Offers, places: Sequence[Offer], *, relative: bool) -> Iterable[str]:
@@ -79,5 +113,7 @@ def _dollars(price: float | None) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns side by side; numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [[*map(str.ljust, row[:5], widths[:5]), *map(str.rjust, row[5:], widths[5:])] for row in rows]
+    cells = [
+        [*map(str.ljust, row[:5], widths[:5]), *map(str.rjust, row[5:], widths[5:])] for row in rows
+    ]
     return ["  ".join(row).rstrip() for row in cells]

@@ -16,9 +16,20 @@ def status_line(report: Mapping[str, Any]) -> str:
         return f"{report['run']:<40} unreadable  {report['error']}"
     attempts = report["attempts"]
     kills = sum(attempt.get("kind") == "outside" for attempt in attempts)
-    age = f" {_age(time.time() - report['committed'])} ago" if report["committed"] and report["status"] != "finished" else ""
-    committed = "nothing committed" if report["step"] is None else f"step {report['step']} committed{age}"
-    parts = [committed, f"{len(attempts)} attempts", f"{kills} ended from outside", *cloud_words(report)]
+    age = (
+        f" {_age(time.time() - report['committed'])} ago"
+        if report["committed"] and report["status"] != "finished"
+        else ""
+    )
+    committed = (
+        "nothing committed" if report["step"] is None else f"step {report['step']} committed{age}"
+    )
+    parts = [
+        committed,
+        f"{len(attempts)} attempts",
+        f"{kills} ended from outside",
+        *cloud_words(report),
+    ]
     return f"{report['run']:<40} {report['status']:<9} {', '.join(parts)}"
 
 
@@ -40,11 +51,19 @@ def report_text(facts: Mapping[str, Any]) -> str:
             f"{attempt['processes']} processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
         )
     lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
-    lost = ["steps_recomputed" not in after for before, after in pairwise(facts["attempts"]) if before.get("kind") == "outside"]
+    lost = [
+        "steps_recomputed" not in after
+        for before, after in pairwise(facts["attempts"])
+        if before.get("kind") == "outside"
+    ]
     least = "at least " if any(lost) else ""  # on a machine that has gone
-    lines.append(f"  recomputed {least}{facts['steps_recomputed']} steps, {least}{facts['seconds_lost']:.1f} s lost")
+    lines.append(
+        f"  recomputed {least}{facts['steps_recomputed']} steps, {least}{facts['seconds_lost']:.1f} s lost"
+    )
     if not facts["exact"]:
-        lines.append("  not exact: micro-batches that did not fit into memory were computed in parts")
+        lines.append(
+            "  not exact: micro-batches that did not fit into memory were computed in parts"
+        )
     if facts["model"]:
         lines.append(f"  model {facts['model']} (SHA-256 {facts['weights_sha256']})")
     return "\n".join(lines)

@@ -33,4 +33,7 @@ def use_project(root: Path | str) -> None:
     __path__[:] = path
 
 
-__path__ = [str(root) for root in roots(Path(os.environ["XRUN_PROJECT"]) if os.environ.get("XRUN_PROJECT") else None)]
+__path__ = [
+    str(root)
+    for root in roots(Path(os.environ["XRUN_PROJECT"]) if os.environ.get("XRUN_PROJECT") else None)
+]

@@ -37,7 +37,11 @@ class Fetch(Dataset[Piece]):
     def _items(self, piece: MicroBatch) -> list[Any]:
         if piece.examples is not None:
             transform = getattr(self.split, "transform", None)
-            return [transform(example) for example in piece.examples] if transform else list(piece.examples)
+            return (
+                [transform(example) for example in piece.examples]
+                if transform
+                else list(piece.examples)
+            )
         indices = piece.indices.tolist()
         if hasattr(self.split, "__getitems__"):
             return self.split.__getitems__(indices)
@@ -66,7 +70,9 @@ class Loader:
     def _loader(self) -> Iterator[Piece]:
         fetch = Fetch(self.split, self.seed, self.purpose)
         if not self.num_workers and not self.pin_memory:
-            return map(fetch.__getitem__, self.pieces)  # what a DataLoader adds to that takes a tenth of a small step
+            return map(
+                fetch.__getitem__, self.pieces
+            )  # what a DataLoader adds to that takes a tenth of a small step
         return self._with_data_loader(fetch)
 
     def _with_data_loader(self, fetch: Fetch) -> Iterator[Piece]:
@@ -152,7 +158,9 @@ def check_splits(splits: Any, name: str) -> None:
     """
     if not isinstance(splits, dict) or "train" not in splits:
         got = f"a dict with {sorted(splits)}" if isinstance(splits, dict) else type(splits).__name__
-        raise ComponentError(f"datasets/{name}.py: build() must return a dict with the split 'train' (got {got}).")
+        raise ComponentError(
+            f"datasets/{name}.py: build() must return a dict with the split 'train' (got {got})."
+        )
     if hasattr(splits["train"], "__len__") and len(splits["train"]) == 0:
         raise ComponentError(f"datasets/{name}.py: the split 'train' is empty.")
 

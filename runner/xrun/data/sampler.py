@@ -98,18 +98,33 @@ class Sampler:
     """
 
     def __init__(
-        self, samples: int, global_batch: int, micro_batch: int, seed: int, weights: npt.ArrayLike | None = None
+        self,
+        samples: int,
+        global_batch: int,
+        micro_batch: int,
+        seed: int,
+        weights: npt.ArrayLike | None = None,
     ) -> None:
-        self.samples, self.global_batch, self.micro_batch, self.seed = samples, global_batch, micro_batch, seed
+        self.samples, self.global_batch, self.micro_batch, self.seed = (
+            samples,
+            global_batch,
+            micro_batch,
+            seed,
+        )
         self.steps_per_epoch = -(-samples // global_batch)
         self.slots = global_batch // micro_batch
-        self._cumulative = None if weights is None else np.cumsum(np.asarray(weights, dtype=np.float64))
+        self._cumulative = (
+            None if weights is None else np.cumsum(np.asarray(weights, dtype=np.float64))
+        )
         self._block = lru_cache(maxsize=4)(self._compute_block)
 
     def indices(self, epoch: int, start: int, stop: int) -> Indices:
         """The sample indices at positions start..stop of an epoch."""
         blocks = range(start // _BLOCK, -(-stop // _BLOCK))
-        parts = [self._block(epoch, number)[max(0, start - number * _BLOCK) : stop - number * _BLOCK] for number in blocks]
+        parts = [
+            self._block(epoch, number)[max(0, start - number * _BLOCK) : stop - number * _BLOCK]
+            for number in blocks
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def state(self, step: int) -> None:
@@ -119,7 +134,9 @@ class Sampler:
         """The micro-batches that a process computes from step `first` to before `last`, in order."""
         ahead = max(1, _AHEAD // self.slots)
         for start in range(first, last, ahead):
-            pieces = [self.step(step, rank, world) for step in range(start, min(start + ahead, last))]
+            pieces = [
+                self.step(step, rank, world) for step in range(start, min(start + ahead, last))
+            ]
             yield from itertools.chain.from_iterable(pieces)
 
     def step(self, step: int, rank: int, world: int) -> list[MicroBatch]:
@@ -130,12 +147,23 @@ class Sampler:
         bounds = cut(len(indices), self.micro_batch)
         own = share(len(bounds), self.slots, rank, world)
         return [
-            MicroBatch(step, epoch, slot, batch * self.slots + slot, indices[slice(*bounds[slot])], len(indices), weight, last)
+            MicroBatch(
+                step,
+                epoch,
+                slot,
+                batch * self.slots + slot,
+                indices[slice(*bounds[slot])],
+                len(indices),
+                weight,
+                last,
+            )
             for slot, weight, last in own
         ]
 
     def _compute_block(self, epoch: int, number: int) -> Indices:
-        positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, self.samples), dtype=np.int64)
+        positions = np.arange(
+            number * _BLOCK, min((number + 1) * _BLOCK, self.samples), dtype=np.int64
+        )
         seed = key(self.seed, epoch)
         if self._cumulative is None:
             return permute(positions, self.samples, seed)
@@ -144,8 +172,12 @@ class Sampler:
     def at(self, words: Words) -> Indices:
         """The samples that random words fall on, in proportion to the weights."""
         cumulative: npt.NDArray[np.float64] = self._cumulative  # type: ignore[assignment]  # asked only with weights
-        end = np.nextafter(cumulative[-1], 0.0)  # the largest words round up to 1.0, behind the last sample
-        return np.searchsorted(cumulative, np.minimum(words / 2.0**64 * cumulative[-1], end), side="right").astype(np.int64)
+        end = np.nextafter(
+            cumulative[-1], 0.0
+        )  # the largest words round up to 1.0, behind the last sample
+        return np.searchsorted(
+            cumulative, np.minimum(words / 2.0**64 * cumulative[-1], end), side="right"
+        ).astype(np.int64)
 
 
 def cut(count: int, size: int) -> list[tuple[int, int]]:

@@ -24,7 +24,9 @@ _SHARDS, _BLOCKS = range(2)
 
 def is_stream(split: Any) -> bool:
     """Whether a split streams: it has shards, or it can be iterated but not indexed."""
-    return hasattr(split, "num_shards") or not (hasattr(split, "__len__") and hasattr(split, "__getitem__"))
+    return hasattr(split, "num_shards") or not (
+        hasattr(split, "__len__") and hasattr(split, "__getitem__")
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ class Reader:
         self.source: Any = None
         if self.shard >= self.count:
             return
-        self.source = self.split.shard(int(self.order[self.shard])) if hasattr(self.split, "shard") else self.split
+        self.source = (
+            self.split.shard(int(self.order[self.shard]))
+            if hasattr(self.split, "shard")
+            else self.split
+        )
         if inner is not None:
             self.source.load_state_dict(inner)
         self.examples = iter(self.source)
@@ -69,7 +75,9 @@ class Reader:
 
     def state(self) -> dict[str, Any]:
         """Fields of a Position that starts a block here."""
-        own = self.source is not None and self.source is not self.split  # a split's own state would stay in the epochs after
+        own = (
+            self.source is not None and self.source is not self.split
+        )  # a split's own state would stay in the epochs after
         resumable = own and self.taken and hasattr(self.source, "state_dict")
         inner = json.loads(json.dumps(self.source.state_dict())) if resumable else None
         return {"shard": self.shard, "taken": self.taken, "inner": inner}
@@ -94,8 +102,20 @@ class StreamSampler:
 
     steps_per_epoch: int | None = None
 
-    def __init__(self, split: Any, global_batch: int, micro_batch: int, seed: int, state: dict[str, Any] | None = None) -> None:
-        self.split, self.global_batch, self.micro_batch, self.seed = split, global_batch, micro_batch, seed
+    def __init__(
+        self,
+        split: Any,
+        global_batch: int,
+        micro_batch: int,
+        seed: int,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.split, self.global_batch, self.micro_batch, self.seed = (
+            split,
+            global_batch,
+            micro_batch,
+            seed,
+        )
         self.slots = global_batch // micro_batch
         self.block = int(getattr(split, "shuffle_block", SHUFFLE_BLOCK))
         self._resumed = Position(**state) if state else Position()
@@ -115,7 +135,9 @@ class StreamSampler:
                 began = step
                 for pieces in self._epoch(step, at, reading):
                     own = share(len(pieces), self.slots, rank, world)
-                    yield from (replace(pieces[slot], weight=weight, last=end) for slot, weight, end in own)
+                    yield from (
+                        replace(pieces[slot], weight=weight, last=end) for slot, weight, end in own
+                    )
                     step += 1
                     if step == last:
                         return
@@ -123,7 +145,9 @@ class StreamSampler:
                     raise DataExhausted(f"The training stream is empty in epoch {at.epoch}.")
                 at = Position(epoch=at.epoch + 1, first_step=step)
 
-    def _epoch(self, step: int, at: Position, reading: ThreadPoolExecutor) -> Iterator[list[MicroBatch]]:
+    def _epoch(
+        self, step: int, at: Position, reading: ThreadPoolExecutor
+    ) -> Iterator[list[MicroBatch]]:
         """Batches of one epoch from a position on; the next block is read while this one is used."""
         batch: list[tuple[int, Any]] = []
         for position, block in self._blocks(at, reading):
@@ -141,7 +165,9 @@ class StreamSampler:
             self._positions[step + 1] = Position(epoch=at.epoch + 1, first_step=step + 1)
             yield self._cut(step, at, batch)
 
-    def _blocks(self, at: Position, reading: ThreadPoolExecutor) -> Iterator[tuple[Position, list[tuple[int, Any]]]]:
+    def _blocks(
+        self, at: Position, reading: ThreadPoolExecutor
+    ) -> Iterator[tuple[Position, list[tuple[int, Any]]]]:
         """Shuffled blocks as (where it starts, [(position in the epoch, raw example)])."""
         reader = Reader(self.split, self.seed, at)
         ahead: Future[tuple[dict[str, Any], list[Any]]] = reading.submit(reader.take, self.block)
@@ -149,9 +175,13 @@ class StreamSampler:
         while (taken := ahead.result())[1]:
             state, examples = taken
             ahead = reading.submit(reader.take, self.block)
-            order = permute(np.arange(len(examples)), len(examples), key(self.seed, _BLOCKS, at.epoch, start))
+            order = permute(
+                np.arange(len(examples)), len(examples), key(self.seed, _BLOCKS, at.epoch, start)
+            )
             yield (
-                Position(epoch=at.epoch, first_step=at.first_step, start=start, offset=offset, **state),
+                Position(
+                    epoch=at.epoch, first_step=at.first_step, start=start, offset=offset, **state
+                ),
                 [(start + int(i), examples[int(i)]) for i in order],
             )
             start, offset = start + len(examples), 0
@@ -159,7 +189,15 @@ class StreamSampler:
     def _cut(self, step: int, at: Position, batch: list[tuple[int, Any]]) -> list[MicroBatch]:
         first = (step - at.first_step) * self.slots
         return [
-            MicroBatch(step, at.epoch, slot, first + slot, _ordinals(batch[a:b]), len(batch), examples=_raw(batch[a:b]))
+            MicroBatch(
+                step,
+                at.epoch,
+                slot,
+                first + slot,
+                _ordinals(batch[a:b]),
+                len(batch),
+                examples=_raw(batch[a:b]),
+            )
             for slot, (a, b) in enumerate(cut(len(batch), self.micro_batch))
         ]
 
@@ -179,4 +217,7 @@ def check_stream(name: str, split: Any, epochs: int | None) -> None:
         ComponentError: the recipe counts in epochs.
     """
     if is_stream(split) and epochs is not None:
-        raise ComponentError(f"train.epochs: the dataset {name!r} is streamed and has no known length.", "Give train.steps.")
+        raise ComponentError(
+            f"train.epochs: the dataset {name!r} is streamed and has no known length.",
+            "Give train.steps.",
+        )

@@ -47,7 +47,11 @@ def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Path:
         LaunchError: the project's folders are too large to go along.
     """
     files = dict(_files(plan, prices_json(prices), setup))
-    key = blake3(json.dumps({name: blake3(data).hexdigest() for name, data in sorted(files.items())}).encode()).hexdigest()[:16]
+    key = blake3(
+        json.dumps(
+            {name: blake3(data).hexdigest() for name, data in sorted(files.items())}
+        ).encode()
+    ).hexdigest()[:16]
     folder = plan.folder / "cargo" / key
     if not folder.exists():
         _write(folder, files)
@@ -74,12 +78,19 @@ def travelling(plan: Plan) -> Plan:
     """The plan with the paths that it has on a job's machine, from its home directory."""
     cargo = there(plan.run)
     recipe = f"{cargo}/project/recipes/{Path(plan.recipe_path).name}"
-    return dataclasses.replace(plan, home="~/xrun/runs", project=f"{cargo}/project", recipe_path=recipe)
+    return dataclasses.replace(
+        plan, home="~/xrun/runs", project=f"{cargo}/project", recipe_path=recipe
+    )
 
 
 def _project(plan: Plan) -> Iterator[tuple[str, bytes]]:
     project = Path(plan.project)
-    paths = [path for name in ("models", "datasets") for path in sorted((project / name).rglob("*")) if _goes_along(path)]
+    paths = [
+        path
+        for name in ("models", "datasets")
+        for path in sorted((project / name).rglob("*"))
+        if _goes_along(path)
+    ]
     size = sum(path.stat().st_size for path in paths)
     if size > _LIMIT:
         largest = max(paths, key=lambda path: path.stat().st_size)
@@ -93,7 +104,11 @@ def _project(plan: Plan) -> Iterator[tuple[str, bytes]]:
 
 
 def _goes_along(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts and not any(part.startswith(".") for part in path.parts[-2:])
+    return (
+        path.is_file()
+        and "__pycache__" not in path.parts
+        and not any(part.startswith(".") for part in path.parts[-2:])
+    )
 
 
 def _diff(project: Path) -> bytes:
@@ -101,7 +116,10 @@ def _diff(project: Path) -> bytes:
     commands = (["diff", "--binary", "HEAD"], ["ls-files", "--others", "--exclude-standard"])
     git = ["git", "-C", str(project)]
     try:
-        done = [subprocess.run([*git, *command], capture_output=True, check=True, timeout=60) for command in commands]
+        done = [
+            subprocess.run([*git, *command], capture_output=True, check=True, timeout=60)
+            for command in commands
+        ]
     except (OSError, subprocess.SubprocessError):
         return b""
     unknown = b"".join(b"# not in git: " + line + b"\n" for line in done[1].stdout.splitlines())

@@ -32,7 +32,9 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
     for meant in [plan] if given else [plan, *older_rules(plan)]:
         if (found := _known_here(meant)) is not None:
             return found
-    others = [other for other in _plans_in(plan.home) if other.recipe["name"] == plan.recipe["name"]]
+    others = [
+        other for other in _plans_in(plan.home) if other.recipe["name"] == plan.recipe["name"]
+    ]
     if others and not given:
         _refuse_silent_start(plan, others)
     return plan
@@ -46,12 +48,20 @@ def launch(plan: Plan, cloud: Cloud) -> int:
 def code_version(project: Path) -> dict[str, object]:
     """The project's git commit and whether files differ from it; empty where there is no git."""
     commit = _git(project, "rev-parse", "HEAD")
-    return {"commit": commit, "dirty": bool(_git(project, "status", "--porcelain"))} if commit else {}
+    return (
+        {"commit": commit, "dirty": bool(_git(project, "status", "--porcelain"))} if commit else {}
+    )
 
 
 def _git(project: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(project), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
@@ -90,9 +100,10 @@ def _same(plan: Plan, known: Plan) -> Plan:
     if known.digest != plan.digest:
         raise CheckpointError(
             f"The recipe differs from what the run {plan.run} was trained with: "
-            + "; ".join(differences(known.computed, plan.computed)) + ".",
+            + "; ".join(differences(known.computed, plan.computed))
+            + ".",
             f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
-        )  # fmt: skip
+        )
     return dataclasses.replace(plan, fork=known.fork)
 
 
@@ -111,18 +122,25 @@ def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
     raise LaunchError(
         f"The recipe {plan.recipe['name']} has {len(others)} other run{'s' if len(others) > 1 else ''} here, "
         f"the newest is {known.run}. What is different: "
-        + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id") + ".",
+        + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id")
+        + ".",
         f"Start a new run with --new, or go on from its weights with --fork {known.run}.",
-    )  # fmt: skip
+    )
 
 
 def _forked(plan: Plan, fork: str) -> Plan:
     source = RunFolder(Path(plan.home) / fork)
     source.plan()
     for known in _plans_in(plan.home):
-        if known.fork == fork and (made := under_rule(plan, known.rule)) and known.digest == made.digest:
+        if (
+            known.fork == fork
+            and (made := under_rule(plan, known.rule))
+            and known.digest == made.digest
+        ):
             return dataclasses.replace(made, run=known.run, fork=fork)
-    run = plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
+    run = (
+        plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
+    )
     return dataclasses.replace(plan, run=run, fork=fork)
 
 

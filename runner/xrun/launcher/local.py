@@ -54,8 +54,9 @@ class LocalCloud:
     def _attempt(self, path: Path) -> int:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "xrun.supervisor.entrypoint", str(path)],
-            stdin=subprocess.DEVNULL, env={**_alone(os.environ), PARENT: str(os.getpid())},
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            env={**_alone(os.environ), PARENT: str(os.getpid())},
+        )
         if self._asked:
             self._child.send_signal(signal.SIGTERM)
         code = self._child.wait()

@@ -75,14 +75,27 @@ class Offer:
     def summary(self) -> dict[str, Any]:
         """The offer as JSON."""
         return {
-            "cloud": self.cloud, "region": self.region, "instance": self.instance, "accelerators": self.machines.accelerators,
-            "nodes": self.machines.nodes, "use_spot": self.use_spot, "usd_per_hour": self.hourly, "spot_usd_per_hour": self.spot,
-            "on_demand_usd_per_hour": self.on_demand, "saving": self.saving, "hours": self.hours, "usd": self.usd,
-            "speed": asdict(self.speed) if self.speed else None, "date": self.prices[0].date, "source": self.prices[0].source,
-        }  # fmt: skip
+            "cloud": self.cloud,
+            "region": self.region,
+            "instance": self.instance,
+            "accelerators": self.machines.accelerators,
+            "nodes": self.machines.nodes,
+            "use_spot": self.use_spot,
+            "usd_per_hour": self.hourly,
+            "spot_usd_per_hour": self.spot,
+            "on_demand_usd_per_hour": self.on_demand,
+            "saving": self.saving,
+            "hours": self.hours,
+            "usd": self.usd,
+            "speed": asdict(self.speed) if self.speed else None,
+            "date": self.prices[0].date,
+            "source": self.prices[0].source,
+        }
 
     def _cheapest(self, *, spot: bool) -> float | None:
-        return min((price.usd_per_hour for price in self.prices if price.spot == spot), default=None)
+        return min(
+            (price.usd_per_hour for price in self.prices if price.spot == spot), default=None
+        )
 
 
 @dataclass(frozen=True)
@@ -106,11 +119,19 @@ class Offers:
     @property
     def prices(self) -> list[Price]:
         """The prices of everything that may be launched."""
-        launchable = (price for offer in self.offers for price in offer.prices if price.spot == offer.use_spot)
+        launchable = (
+            price for offer in self.offers for price in offer.prices if price.spot == offer.use_spot
+        )
         return list(dict.fromkeys(launchable))
 
 
-def rank(offers: Sequence[Offer], candidates: Sequence[Candidate], notes: Sequence[str] = (), *, pinned: bool = False) -> Offers:
+def rank(
+    offers: Sequence[Offer],
+    candidates: Sequence[Candidate],
+    notes: Sequence[str] = (),
+    *,
+    pinned: bool = False,
+) -> Offers:
     """The cheapest whole run first where all speeds are known or can be estimated, else the cheapest hour.
 
     A job of SkyPilot has one number of nodes and one setup, so those of the best offer are taken. `pinned`: SkyPilot must not
@@ -118,12 +139,21 @@ def rank(offers: Sequence[Offer], candidates: Sequence[Candidate], notes: Sequen
     """
     speeds = {offer.speed is not None for offer in offers}
     by_work = len(speeds) == 1 and all(offer.work is not None for offer in offers)
-    ordered = sorted(offers, key=lambda offer: (offer.work if by_work else offer.hourly, not offer.use_spot))
+    ordered = sorted(
+        offers, key=lambda offer: (offer.work if by_work else offer.hourly, not offer.use_spot)
+    )
     shape = _shape(ordered[0], candidates)
     kept = tuple(offer for offer in ordered if _shape(offer, candidates) == shape)
-    by_work = by_work and len({offer.machines for offer in kept}) > 1  # else the cheapest hour is the cheapest run
+    by_work = (
+        by_work and len({offer.machines for offer in kept}) > 1
+    )  # else the cheapest hour is the cheapest run
     capped = any(candidates[offer.candidate].max_hourly_cost for offer in kept)
-    return Offers(kept, by_work or capped or pinned, _order(kept, by_work), (*notes, *_left_out(ordered, kept)))
+    return Offers(
+        kept,
+        by_work or capped or pinned,
+        _order(kept, by_work),
+        (*notes, *_left_out(ordered, kept)),
+    )
 
 
 def _order(offers: Sequence[Offer], by_work: bool) -> str:
@@ -132,8 +162,12 @@ def _order(offers: Sequence[Offer], by_work: bool) -> str:
         return "The cheapest hour first."
     if any(offer.speed is None for offer in offers):
         return "The cheapest whole run first, by the " + ESTIMATED
-    guessed = sorted({offer.speed.source for offer in offers if offer.speed and not offer.speed.measured})
-    return "The cheapest whole run first" + (f"; {guessed[0]}." if guessed else ", by measured speed.")
+    guessed = sorted(
+        {offer.speed.source for offer in offers if offer.speed and not offer.speed.measured}
+    )
+    return "The cheapest whole run first" + (
+        f"; {guessed[0]}." if guessed else ", by measured speed."
+    )
 
 
 ESTIMATED = "estimate that speed follows the data sheets' peak dense 16-bit TFLOP/s; it is measured in the first attempt."
@@ -146,7 +180,11 @@ def _shape(offer: Offer, candidates: Sequence[Candidate]) -> tuple[int, str | No
 
 def _left_out(offers: Sequence[Offer], kept: Sequence[Offer]) -> list[str]:
     others = sorted({str(offer.machines) for offer in offers if offer not in kept})
-    return [f"Left out, because a job has one number of nodes and one setup: {', '.join(others)}."] if others else []
+    return (
+        [f"Left out, because a job has one number of nodes and one setup: {', '.join(others)}."]
+        if others
+        else []
+    )
 
 
 def affordable(price: Price, candidate: Candidate) -> bool:

@@ -38,7 +38,9 @@ class Online:
     links: tuple[str, ...]
 
 
-def check_online(recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False) -> Online:
+def check_online(
+    recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False
+) -> Online:
     """Ask the Hub and Weights & Biases about a recipe; without `everything` only about where its state and metrics go.
 
     `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by which rule it has its id.
@@ -103,11 +105,19 @@ class _Hub:
         """The plan with its store's full address and the Hub's user as the owner of the lease."""
         if not self.token:
             hint = f"{TOKEN_HINT}, or keep the state here with -s checkpoint.store=local."
-            return plan, [self._problem("checkpoint.store", "there is no Hugging Face token here", plan.store, hint)]
+            return plan, [
+                self._problem(
+                    "checkpoint.store", "there is no Hugging Face token here", plan.store, hint
+                )
+            ]
         who = self._whoami()
         if who is None:
             hint = f"{TOKEN_HINT}."
-            return plan, [self._problem("checkpoint.store", "the Hugging Face token is not valid", plan.store, hint)]
+            return plan, [
+                self._problem(
+                    "checkpoint.store", "the Hugging Face token is not valid", plan.store, hint
+                )
+            ]
         store = f"hub://{who['name']}/{plan.run}" if plan.store == "hub" else plan.store
         repo = store.partition("://")[2]
         return replace(plan, store=store, owner=who["name"]), list(self._may_write(repo, who))
@@ -121,7 +131,11 @@ class _Hub:
         wanted = [
             ("model.args.name", "model", recipe.model.args if recipe.model.name == "hub" else {}),
             ("model.init_from", "model", _warm_start(recipe)),
-            ("dataset.args.name", "dataset", recipe.dataset.args if recipe.dataset.name.startswith("hub_") else {}),
+            (
+                "dataset.args.name",
+                "dataset",
+                recipe.dataset.args if recipe.dataset.name.startswith("hub_") else {},
+            ),
         ]
         found: list[Problem] = []
         for key, kind, args in wanted:
@@ -139,7 +153,9 @@ class _Hub:
         except HfHubHTTPError as error:
             if error.response.status_code == 401:
                 return None
-            raise CloudUnavailable(f"The Hugging Face Hub does not answer: {error}.", "Try again.") from error
+            raise CloudUnavailable(
+                f"The Hugging Face Hub does not answer: {error}.", "Try again."
+            ) from error
 
     def _may_write(self, repo: str, who: dict[str, Any]) -> Iterator[Problem]:
         from huggingface_hub.errors import HFValidationError
@@ -148,16 +164,22 @@ class _Hub:
         try:
             validate_repo_id(repo)
         except HFValidationError as error:
-            yield self._problem("checkpoint.store", "this is no name of a repository", repo, str(error))
+            yield self._problem(
+                "checkpoint.store", "this is no name of a repository", repo, str(error)
+            )
             return
         owner = repo.partition("/")[0]
         organisations = {organisation["name"] for organisation in who.get("orgs", [])}
         if owner not in {who["name"], *organisations}:
             hint = f"Your token is {who['name']}'s: use `hub`, or one of {', '.join(sorted({who['name'], *organisations}))}."
-            yield self._problem("checkpoint.store", "it is neither yours nor an organisation's of yours", repo, hint)
+            yield self._problem(
+                "checkpoint.store", "it is neither yours nor an organisation's of yours", repo, hint
+            )
         elif not _token_writes(who.get("auth", {}).get("accessToken", {}), owner):
             hint = "Make a token with write access: https://huggingface.co/settings/tokens."
-            yield self._problem("checkpoint.store", "the Hugging Face token may not write there", repo, hint)
+            yield self._problem(
+                "checkpoint.store", "the Hugging Face token may not write there", repo, hint
+            )
 
     def _may_read(self, key: str, kind: str, name: str, revision: str | None) -> Iterator[Problem]:
         from huggingface_hub.errors import (
@@ -173,16 +195,30 @@ class _Hub:
                 self.api.repo_info(name, repo_type=kind, revision=revision)
                 self.api.auth_check(name, repo_type=kind)
         except GatedRepoError:
-            yield self._problem(key, "its owner lets in only those who have asked", name, f"Ask at {self.api.endpoint}/{name}.")
+            yield self._problem(
+                key,
+                "its owner lets in only those who have asked",
+                name,
+                f"Ask at {self.api.endpoint}/{name}.",
+            )
         except RevisionNotFoundError:
-            yield self._problem(key, f"it has no revision {revision}", name, "Look at its branches and commits on the Hub.")
+            yield self._problem(
+                key,
+                f"it has no revision {revision}",
+                name,
+                "Look at its branches and commits on the Hub.",
+            )
         except RepositoryNotFoundError:
             hint = "Mind the spelling; a private one needs a token that may read it."
-            yield self._problem(key, f"the Hub has no such {kind}, or this token may not see it", name, hint)
+            yield self._problem(
+                key, f"the Hub has no such {kind}, or this token may not see it", name, hint
+            )
         except HFValidationError as error:
             yield self._problem(key, "this is no name of a repository", name, str(error))
         except HfHubHTTPError as error:
-            raise CloudUnavailable(f"The Hugging Face Hub does not answer: {error}.", "Try again.") from error
+            raise CloudUnavailable(
+                f"The Hugging Face Hub does not answer: {error}.", "Try again."
+            ) from error
 
     def _problem(self, key: str, what: str, got: str, hint: str) -> Problem:
         return Problem(self.path, 0, 0, key, what, got, hint)
@@ -193,13 +229,17 @@ def _reaching(whom: str) -> Iterator[None]:
     """Translate a connection that fails into CloudUnavailable; an answer of the server stays what it is."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    http_error: Any = HfHubHTTPError.__mro__[1]  # of the HTTP library that this version of huggingface_hub uses
+    http_error: Any = HfHubHTTPError.__mro__[
+        1
+    ]  # of the HTTP library that this version of huggingface_hub uses
     try:
         yield
     except HfHubHTTPError:
         raise
     except (http_error, ConnectionError, TimeoutError) as error:
-        raise CloudUnavailable(f"{whom} cannot be reached: {error}.", "Look at the network, then try again.") from error
+        raise CloudUnavailable(
+            f"{whom} cannot be reached: {error}.", "Look at the network, then try again."
+        ) from error
 
 
 def _token_writes(token: dict[str, Any], owner: str) -> bool:
@@ -207,7 +247,11 @@ def _token_writes(token: dict[str, Any], owner: str) -> bool:
     if token.get("role") != "fineGrained":
         return token.get("role") != "read"
     scopes = token.get("fineGrained", {}).get("scoped", [])
-    return any("repo.write" in scope.get("permissions", []) and scope.get("entity", {}).get("name") == owner for scope in scopes)
+    return any(
+        "repo.write" in scope.get("permissions", [])
+        and scope.get("entity", {}).get("name") == owner
+        for scope in scopes
+    )
 
 
 def _warm_start(recipe: Recipe) -> dict[str, Any]:
@@ -227,9 +271,16 @@ def _wandb(plan: Plan) -> tuple[list[Problem], str]:
         file.flush()
         command = [sys.executable, "-m", "xrun.tracker.wandb.witness", file.name, "--account"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_WANDB_SECONDS, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_WANDB_SECONDS, check=False
+            )
             answer = json.loads(done.stdout.splitlines()[-1])
         except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-            raise CloudUnavailable("Weights & Biases does not answer.", "Try again, or -s tracking.wandb=null.") from error
+            raise CloudUnavailable(
+                "Weights & Biases does not answer.", "Try again, or -s tracking.wandb=null."
+            ) from error
     key = "tracking.wandb"
-    return [Problem(plan.recipe_path, 0, 0, key, wrong["what"], "", wrong["hint"]) for wrong in answer["problems"]], answer["url"]
+    return [
+        Problem(plan.recipe_path, 0, 0, key, wrong["what"], "", wrong["hint"])
+        for wrong in answer["problems"]
+    ], answer["url"]

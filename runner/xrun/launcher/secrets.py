@@ -24,16 +24,27 @@ def secret_values(names: list[str], environ: Mapping[str, str] = os.environ) -> 
         LaunchError: one is nowhere, said by its name.
     """
     places = {"HF_TOKEN": _hugging_face, "WANDB_API_KEY": _wandb}
-    found = {name: environ.get(name) or (places[name](environ) if name in places else "") for name in names}
+    found = {
+        name: environ.get(name) or (places[name](environ) if name in places else "")
+        for name in names
+    }
     if missing := [name for name, value in found.items() if not value]:
         logins = {"HF_TOKEN": "`hf auth login`", "WANDB_API_KEY": "`wandb login`"}
-        ways = [f"export {name}=..." + (f" (or {logins[name]})" if name in logins else "") for name in missing]
-        raise LaunchError(f"The run needs {', '.join(missing)}, and this machine does not have it.", f"First: {'; '.join(ways)}.")
+        ways = [
+            f"export {name}=..." + (f" (or {logins[name]})" if name in logins else "")
+            for name in missing
+        ]
+        raise LaunchError(
+            f"The run needs {', '.join(missing)}, and this machine does not have it.",
+            f"First: {'; '.join(ways)}.",
+        )
     return found
 
 
 def _hugging_face(environ: Mapping[str, str]) -> str:
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    home = Path(
+        environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
     path = Path(environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
     return path.read_text().strip() if path.is_file() else ""
 

@@ -18,10 +18,28 @@ from ..run.folder import RunFolder, runs_in
 from ..run.plan import Plan
 
 PEAK = {
-    "V100": 125, "V100-32GB": 125, "T4": 65, "A10": 125, "A40": 150, "A6000": 155, "L4": 121, "L40": 181, "L40S": 362,
-    "A100": 312, "A100-80GB": 312, "A100-80GB-SXM": 312, "H100": 989, "H100-SXM": 989, "H100-MEGA-80GB": 989, "H100-NVL": 835,
-    "H200": 989, "H200-SXM": 989, "H200-NVL": 835, "B200": 2250, "MI300X": 1307,
-}  # fmt: skip
+    "V100": 125,
+    "V100-32GB": 125,
+    "T4": 65,
+    "A10": 125,
+    "A40": 150,
+    "A6000": 155,
+    "L4": 121,
+    "L40": 181,
+    "L40S": 362,
+    "A100": 312,
+    "A100-80GB": 312,
+    "A100-80GB-SXM": 312,
+    "H100": 989,
+    "H100-SXM": 989,
+    "H100-MEGA-80GB": 989,
+    "H100-NVL": 835,
+    "H200": 989,
+    "H200-SXM": 989,
+    "H200-NVL": 835,
+    "B200": 2250,
+    "MI300X": 1307,
+}
 """Peak dense 16-bit tensor TFLOP/s of one accelerator, from its maker's data sheet."""
 ESTIMATE = "estimate by the data sheets' peak dense 16-bit TFLOP/s, as if more accelerators were proportionally faster"
 
@@ -40,7 +58,11 @@ class Machines:
         return PEAK[name] * int(count or 1) * self.nodes if name in PEAK else None
 
     def __str__(self) -> str:
-        return f"{self.nodes} x {self.accelerators}" if self.nodes > 1 else self.accelerators or "machines without accelerators"
+        return (
+            f"{self.nodes} x {self.accelerators}"
+            if self.nodes > 1
+            else self.accelerators or "machines without accelerators"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,12 +91,20 @@ class Throughput:
         peak = machines.peak
         nearest = min(known, key=lambda other: abs((other.peak or 0) / peak - 1))
         factor = peak / (nearest.peak or peak)
-        return Speed(self.measured[nearest].steps_per_second * factor, f"{ESTIMATE}; measured on {nearest}", measured=False)
+        return Speed(
+            self.measured[nearest].steps_per_second * factor,
+            f"{ESTIMATE}; measured on {nearest}",
+            measured=False,
+        )
 
     def hours_on(self, machines: Machines) -> float | None:
         """Hours until the run is finished there, without starts and preemptions."""
         speed = self.on(machines)
-        return self.steps_left / speed.steps_per_second / 3600 if speed and self.steps_left is not None else None
+        return (
+            self.steps_left / speed.steps_per_second / 3600
+            if speed and self.steps_left is not None
+            else None
+        )
 
 
 def known_throughput(plan: Plan) -> Throughput:
@@ -115,13 +145,19 @@ def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
         if rate > 0 and "cloud" in attempt:
             machines = Machines(attempt.get("accelerators", ""), attempt.get("nodes", 1))
             speeds.pop(machines, None)
-            speeds[machines] = Speed(rate, f"measured in attempt {number} of {folder.run}", measured=True)
+            speeds[machines] = Speed(
+                rate, f"measured in attempt {number} of {folder.run}", measured=True
+            )
     return speeds
 
 
 def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> float:
     """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0 where it has none."""
-    own = sorted((manifest["step"], manifest["time"]) for manifest in manifests if manifest["attempt"] == attempt["id"])
+    own = sorted(
+        (manifest["step"], manifest["time"])
+        for manifest in manifests
+        if manifest["attempt"] == attempt["id"]
+    )
     if len(own) < 2:
         own = [
             (max(0, attempt.get("resumed_step", attempt["from_step"])), attempt["started"]),
@@ -142,7 +178,14 @@ def _steps_left(plan: Plan) -> int | None:
 
 def _steps_per_epoch(record: Mapping[str, Any]) -> int | None:
     """What an attempt of a run has counted."""
-    return next((entry["steps_per_epoch"] for entry in record.get("attempts", []) if entry.get("steps_per_epoch")), None)
+    return next(
+        (
+            entry["steps_per_epoch"]
+            for entry in record.get("attempts", [])
+            if entry.get("steps_per_epoch")
+        ),
+        None,
+    )
 
 
 def _counted_elsewhere(plan: Plan) -> int | None:
@@ -150,7 +193,9 @@ def _counted_elsewhere(plan: Plan) -> int | None:
     own = _epoch(plan.load_recipe())
     for folder in runs_in(Path(plan.home)):
         with contextlib.suppress(XrunError):
-            if _epoch(folder.plan().load_recipe()) == own and (found := _steps_per_epoch(_record(folder))):
+            if _epoch(folder.plan().load_recipe()) == own and (
+                found := _steps_per_epoch(_record(folder))
+            ):
                 return found
     return None
 

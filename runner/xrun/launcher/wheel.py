@@ -24,7 +24,9 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 def pack_wheel() -> tuple[str, bytes]:
     """The wheel's file name and its bytes."""
     metadata = _metadata()
-    version = next(line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Version: "))
+    version = next(
+        line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Version: ")
+    )
     info = f"xrun-{version}.dist-info"
     files = {
         **dict(sorted(_sources())),
@@ -33,7 +35,9 @@ def pack_wheel() -> tuple[str, bytes]:
         f"{info}/entry_points.txt": b"[console_scripts]\nxrun = xrun.cli:main\n",
     }
     record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
-    return f"xrun-{version}-py3-none-any.whl", _zip({**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n".encode()})
+    return f"xrun-{version}-py3-none-any.whl", _zip(
+        {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n".encode()}
+    )
 
 
 def _sources() -> Iterator[tuple[str, bytes]]:

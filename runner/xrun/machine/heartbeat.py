@@ -36,7 +36,9 @@ _LOOK_SECONDS = 1.0
 class Heartbeat:
     """A rank's side; without a file (nobody watches, or the disk is full) it does nothing."""
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.clock = clock
         self._beats, self._doing, self._slowest, self._last = 0, STARTING, 0.0, 0.0
         self._page: mmap.mmap | None = None
@@ -91,7 +93,9 @@ class Limits:
 class Watch:
     """The entrypoint's side: whether the ranks of this node hang."""
 
-    def __init__(self, paths: Sequence[Path], limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, paths: Sequence[Path], limits: Limits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.paths, self.limits, self.clock = paths, limits, clock
         self._looked = clock()
         self._seen: list[tuple[int, int, float]] = [(0, STARTING, 0.0)] * len(paths)
@@ -107,7 +111,9 @@ class Watch:
         seen = [_read(path, before) for path, before in zip(self.paths, self._seen, strict=True)]
         if seen != self._seen:
             self._seen, self._still = seen, 0.0
-        limit, doing = max((self.limits.seconds(doing, slowest), doing) for _, doing, slowest in seen)
+        limit, doing = max(
+            (self.limits.seconds(doing, slowest), doing) for _, doing, slowest in seen
+        )
         if self._still < limit:
             return ""
         return f"The ranks hang: no sign of life for {self._still:.0f} s while {_DOING[doing]}."

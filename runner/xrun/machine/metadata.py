@@ -26,7 +26,9 @@ class Metadata:
         # Proxies are for the world outside; this address is a link's.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
-    def get(self, path: str, headers: Mapping[str, str], method: str = "GET") -> tuple[str, Message]:
+    def get(
+        self, path: str, headers: Mapping[str, str], method: str = "GET"
+    ) -> tuple[str, Message]:
         """The answer's text and headers."""
         request = urllib.request.Request(self.address + path, headers=dict(headers), method=method)  # noqa: S310  http only
         with self._open(request, timeout=_TIMEOUT) as answer:
@@ -42,9 +44,13 @@ def aws(server: Metadata, name: str) -> tuple[str, Message]:
     """An entry of `meta-data`, with a token that is asked for again when it has expired."""
     for _ in range(2):
         if not server.token:
-            server.token, _ = server.get("/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, "PUT")
+            server.token, _ = server.get(
+                "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, "PUT"
+            )
         try:
-            return server.get(f"/latest/meta-data/{name}", {"X-aws-ec2-metadata-token": server.token})
+            return server.get(
+                f"/latest/meta-data/{name}", {"X-aws-ec2-metadata-token": server.token}
+            )
         except urllib.error.HTTPError as error:
             if error.code != 401:
                 raise

@@ -58,7 +58,11 @@ class Nodes:
         Without it gloo looks its own host name up, which many machines resolve to 127.0.1.1.
         """
         interface = interface_of(self.address) if self.count > 1 else ""
-        return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
+        return (
+            {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}
+            if interface
+            else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,16 @@ def interface_of(address: str) -> str:
             return ""
         if wanted.startswith("127."):
             return "lo"
-        return next((name for _, name in socket.if_nameindex() if _address(probe, name) == wanted), "")
+        return next(
+            (name for _, name in socket.if_nameindex() if _address(probe, name) == wanted), ""
+        )
 
 
 def _address(probe: socket.socket, interface: str) -> str:
     try:
-        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        answer = fcntl.ioctl(
+            probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15])
+        )
     except OSError:
         return ""  # it has none
     return socket.inet_ntoa(answer[20:24])

@@ -52,7 +52,11 @@ def ask_aws(server: Metadata) -> Notice | None:
 def ask_gcp(server: Metadata) -> Notice | None:
     """`instance/preempted` is TRUE from 30 seconds before the machine is switched off."""
     text, _ = server.get("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
-    return Notice("Google Cloud preempts this machine", GRACE_SECONDS) if text.strip() == "TRUE" else None
+    return (
+        Notice("Google Cloud preempts this machine", GRACE_SECONDS)
+        if text.strip() == "TRUE"
+        else None
+    )
 
 
 def ask_azure(server: Metadata) -> Notice | None:
@@ -60,12 +64,19 @@ def ask_azure(server: Metadata) -> Notice | None:
 
     A set of machines sees the events of all of them. `NotBefore` is empty once an event has begun.
     """
-    text, headers = server.get("/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"})
+    text, headers = server.get(
+        "/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"}
+    )
     for event in json.loads(text)["Events"]:
-        if event["EventType"] in ("Preempt", "Terminate") and _is_ours(server, event.get("Resources") or []):
+        if event["EventType"] in ("Preempt", "Terminate") and _is_ours(
+            server, event.get("Resources") or []
+        ):
             when = event.get("NotBefore")
             seconds = _seconds(when, parsedate_to_datetime, headers) if when else GRACE_SECONDS
-            return Notice(f"Azure announces {event['EventType']} of this machine{f', {when}' if when else ''}", seconds)
+            return Notice(
+                f"Azure announces {event['EventType']} of this machine{f', {when}' if when else ''}",
+                seconds,
+            )
     return None
 
 
@@ -74,8 +85,9 @@ def _is_ours(server: Metadata, resources: list[str]) -> bool:
     if server.name is None:
         with contextlib.suppress(OSError, HTTPException):
             server.name = server.get(
-                "/metadata/instance/compute/name?api-version=2021-02-01&format=text", {"Metadata": "true"}
-            )[0].strip()  # fmt: skip
+                "/metadata/instance/compute/name?api-version=2021-02-01&format=text",
+                {"Metadata": "true"},
+            )[0].strip()
     return not resources or not server.name or server.name in resources
 
 
@@ -85,7 +97,10 @@ def _seconds(when: str, parse: Callable[[str], datetime], headers: Message) -> f
     now = parsedate_to_datetime(date) if date else datetime.now(UTC)
     try:
         return max(0.0, (parse(when) - now).total_seconds() - SPARE_SECONDS)
-    except (ValueError, TypeError):  # a time that cannot be read is no reason to overlook the notice
+    except (
+        ValueError,
+        TypeError,
+    ):  # a time that cannot be read is no reason to overlook the notice
         return GRACE_SECONDS
 
 
@@ -98,7 +113,9 @@ ASK: dict[str, tuple[Callable[[Metadata], Notice | None], float]] = {
 
 
 @contextlib.contextmanager
-def watching(stop: StopFlag, cloud: str, environ: Mapping[str, str], interval: float | None = None) -> Iterator[None]:
+def watching(
+    stop: StopFlag, cloud: str, environ: Mapping[str, str], interval: float | None = None
+) -> Iterator[None]:
     """While this lasts, a notice of the cloud sets the stop flag; a cloud without notices is not asked.
 
     `interval`: seconds between two questions, instead of the cloud's own.
@@ -117,14 +134,24 @@ def watching(stop: StopFlag, cloud: str, environ: Mapping[str, str], interval: f
 
 
 def _watch(
-    ask: Callable[[Metadata], Notice | None], server: Metadata, stop: StopFlag, ended: threading.Event, interval: float
+    ask: Callable[[Metadata], Notice | None],
+    server: Metadata,
+    stop: StopFlag,
+    ended: threading.Event,
+    interval: float,
 ) -> None:
     wait, longest = interval, _BACKOFF
     while True:
         began = time.monotonic()
         try:
             notice, wait, longest = ask(server), interval, interval * _PATIENCE
-        except (OSError, HTTPException, ValueError, KeyError, TypeError):  # not there, or not what it should be
+        except (
+            OSError,
+            HTTPException,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # not there, or not what it should be
             notice, wait = None, min(wait * 2, longest)
         if notice is not None:
             stop.set(notice.reason, notice.seconds)

@@ -34,7 +34,10 @@ class StopFlag:
     """
 
     def __init__(
-        self, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic, told: Path | None = None
+        self,
+        grace: float = GRACE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        told: Path | None = None,
     ) -> None:
         self.grace, self.clock, self.told = grace, clock, told
         self.reason = ""
@@ -46,9 +49,13 @@ class StopFlag:
 
     def set(self, reason: str, seconds: float | None = None, at_once: bool = False) -> None:
         """Ask to stop within `seconds`; without them at once, and within the grace period."""
-        self.deadline = min(self.deadline, self.clock() + (self.grace if seconds is None else seconds))
+        self.deadline = min(
+            self.deadline, self.clock() + (self.grace if seconds is None else seconds)
+        )
         self.at_once |= at_once or seconds is None
-        self.reason = self.reason or reason  # last: a thread that sees the flag sees the deadline too
+        self.reason = (
+            self.reason or reason
+        )  # last: a thread that sees the flag sees the deadline too
 
     def seconds_left(self) -> float:
         """Seconds until the deadline; infinite while nobody asked."""

@@ -15,8 +15,12 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, Union, get
 from pydantic_core import SchemaSerializer, SchemaValidator, core_schema
 
 CONFIG = core_schema.CoreConfig(extra_fields_behavior="forbid", strict=True, allow_inf_nan=False)
-SCALARS = {int: core_schema.int_schema(), float: core_schema.float_schema(), str: core_schema.str_schema(),
-           bool: core_schema.bool_schema()}  # fmt: skip
+SCALARS = {
+    int: core_schema.int_schema(),
+    float: core_schema.float_schema(),
+    str: core_schema.str_schema(),
+    bool: core_schema.bool_schema(),
+}
 REQUIRED = object()
 
 
@@ -65,7 +69,9 @@ class Key:
     def schema(self) -> Any:
         inner = schema_of(self.annotation)
         if not self.is_required():
-            inner = core_schema.with_default_schema(inner, default=self.default, validate_default=True)
+            inner = core_schema.with_default_schema(
+                inner, default=self.default, validate_default=True
+            )
         return core_schema.model_field(inner)
 
 
@@ -112,7 +118,12 @@ class Part:
     """
 
     # Where pydantic-core puts what it has read.
-    __slots__ = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__")
+    __slots__ = (
+        "__dict__",
+        "__pydantic_extra__",
+        "__pydantic_fields_set__",
+        "__pydantic_private__",
+    )
 
     core_schema: ClassVar[Any]
     model_config: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -122,7 +133,9 @@ class Part:
 
     def __init_subclass__(cls) -> None:
         hints = inspect.get_annotations(cls, eval_str=True)
-        cls.model_fields = {name: Key(hint, vars(cls).get(name, REQUIRED)) for name, hint in hints.items()}
+        cls.model_fields = {
+            name: Key(hint, vars(cls).get(name, REQUIRED)) for name, hint in hints.items()
+        }
         for name in hints.keys() & vars(cls).keys():
             delattr(cls, name)
         schemas = {name: key.schema() for name, key in cls.model_fields.items()}
@@ -194,7 +207,9 @@ class Part:
         return Schemas().generate(cls.core_schema)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._validator().validate_assignment(self, name, value)  # raises ValidationError: it is frozen
+        self._validator().validate_assignment(
+            self, name, value
+        )  # raises ValidationError: it is frozen
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)

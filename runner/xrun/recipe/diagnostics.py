@@ -20,22 +20,41 @@ LONGEST_SHOWN = 60
 MOST_PASSES = 10
 WAYS_OUT: dict[Loc, str] = {
     ("version",): "A recipe of a later version needs a later xrun.",
-    ("hardware",): "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`.",
+    (
+        "hardware",
+    ): "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`.",
 }
 
 # What stands in for a key that is missing or wrong, so that the rules about the other keys can still be asked.
 STAND_INS: dict[str, Any] = {
-    "name": "x", "project": "x", "task": "model", "model": {"name": "x"}, "dataset": {"name": "x"}, "global_batch": 1,
+    "name": "x",
+    "project": "x",
+    "task": "model",
+    "model": {"name": "x"},
+    "dataset": {"name": "x"},
+    "global_batch": 1,
     "train": {"global_batch": 1, "steps": 1},
-}  # fmt: skip
+}
 PHRASES = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "int_parsing": "a whole number", "float_type": "a number",
-    "bool_type": "true or false", "string_type": "text", "string_unicode": "text", "finite_number": "a finite number",
-    "model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "too_short": "a list that is not empty",
-    "greater_than": "greater than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le}", "string_too_short": "text that is not empty",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "text",
+    "finite_number": "a finite number",
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "a list that is not empty",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le}",
+    "string_too_short": "text that is not empty",
     "string_too_long": "at most {max_length} characters long",
-}  # fmt: skip
+}
 PATTERNS = {
     r"^[a-z][a-z0-9-]*$": "lower-case letters, digits and `-`, and start with a letter",
     r"^[a-z_][a-z0-9_]*$": "the name of a file: lower-case letters, digits and `_`",
@@ -68,7 +87,9 @@ def validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
     return None, problems
 
 
-def rule_problems(broken: Iterable[tuple[tuple[str, ...], Problem]], tree: Node, wrong: set[Loc]) -> Iterator[Problem]:
+def rule_problems(
+    broken: Iterable[tuple[tuple[str, ...], Problem]], tree: Node, wrong: set[Loc]
+) -> Iterator[Problem]:
     for reads, problem in broken:
         if not any(covered(tuple(key.split(".")), wrong, both_ways=True) for key in reads):
             loc = tuple(int(part) if part.isdigit() else part for part in problem.key.split("."))
@@ -78,7 +99,9 @@ def rule_problems(broken: Iterable[tuple[tuple[str, ...], Problem]], tree: Node,
 
 def covered(loc: Loc, wrong: set[Loc], both_ways: bool = False) -> bool:
     """Whether a key lies at or under one that is wrong already, or, both ways, also above one."""
-    return any(loc[: len(known)] == known or (both_ways and known[: len(loc)] == loc) for known in wrong)
+    return any(
+        loc[: len(known)] == known or (both_ways and known[: len(loc)] == loc) for known in wrong
+    )
 
 
 def grouped(details: Iterable[Any], tree: Node) -> dict[Loc, list[Any]]:
@@ -131,7 +154,13 @@ def step_over(data: Any, loc: Loc) -> None:
     """Take a wrong value out of the data, or put a stand-in where one must be."""
     *path, name = loc
     for part in path:
-        data = data.get(part) if isinstance(data, dict) else data[int(part)] if isinstance(data, list) and data else None
+        data = (
+            data.get(part)
+            if isinstance(data, dict)
+            else data[int(part)]
+            if isinstance(data, list) and data
+            else None
+        )
     if isinstance(data, list):
         data[:] = []
     elif isinstance(data, dict) and name not in data:
@@ -148,7 +177,11 @@ def translate(loc: Loc, group: list[Any], tree: Node) -> Problem:
     if kind == "extra_forbidden":
         return key_place(tree, loc).problem(key, "there is no such key", hint=unknown_hint(loc))
     if kind == "secret":
-        return node.mark.problem(key, group[0]["msg"], hint="Write the name of an environment variable, such as `HF_TOKEN`.")
+        return node.mark.problem(
+            key,
+            group[0]["msg"],
+            hint="Write the name of an environment variable, such as `HF_TOKEN`.",
+        )
     if group[0]["loc"][-1:] == ("[key]",):
         return key_place(tree, loc).problem(key, f"its name must be {phrase(group[0])}")
     phrases = list(dict.fromkeys(phrase(detail) for detail in group))
@@ -163,7 +196,11 @@ def phrase(detail: Any) -> str:
         return str(context["expected"]).replace("'", "`")
     if kind == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], f"like {context['pattern']}")
-    return PHRASES.get(kind, detail["msg"]).format(**context) if kind in PHRASES else str(detail["msg"])
+    return (
+        PHRASES.get(kind, detail["msg"]).format(**context)
+        if kind in PHRASES
+        else str(detail["msg"])
+    )
 
 
 def shown(node: Node) -> str:
@@ -179,21 +216,47 @@ def shown(node: Node) -> str:
 def hint(group: list[Any], node: Node, loc: Loc) -> str:
     """The way out, where it can be told."""
     kinds, value, text = {detail["type"] for detail in group}, node.value, node.text
-    if "bool_type" in kinds and text in ("yes", "no", "on", "off", "Yes", "No", "On", "Off", "y", "n"):
+    if "bool_type" in kinds and text in (
+        "yes",
+        "no",
+        "on",
+        "off",
+        "Yes",
+        "No",
+        "On",
+        "Off",
+        "y",
+        "n",
+    ):
         return f"YAML 1.2 reads `{text}` as text. Write {'true' if text.lower() in ('yes', 'on', 'y') else 'false'}."
     if "literal_error" in kinds and isinstance(value, str):
         return did_you_mean(
-            value, re.findall(r"'([^']+)'", " ".join(str(detail.get("ctx", {}).get("expected")) for detail in group))
+            value,
+            re.findall(
+                r"'([^']+)'",
+                " ".join(str(detail.get("ctx", {}).get("expected")) for detail in group),
+            ),
         )
     if "string_type" in kinds and text and not isinstance(value, dict | list | None):
-        return f"Write '{text}' in quotes." if not looks_like_a_secret(text) else "Put it in quotes."
+        return (
+            f"Write '{text}' in quotes." if not looks_like_a_secret(text) else "Put it in quotes."
+        )
     if kinds & {"int_type", "float_type"} and isinstance(value, str):
         return number_hint(text)
-    if kinds & {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    if (
+        kinds & {"int_type", "int_from_float"}
+        and isinstance(value, float)
+        and value.is_integer()
+        and abs(value) < 1e15
+    ):
         return f"Write {int(value)}."
     if kinds & {"tuple_type"} and isinstance(value, str) and not looks_like_a_secret(text):
         return f"Write `[{text}]`."
-    if "model_type" in kinds and isinstance(value, str) and loc[-1] in ("model", "dataset", "optimizer", "schedule"):
+    if (
+        "model_type" in kinds
+        and isinstance(value, str)
+        and loc[-1] in ("model", "dataset", "optimizer", "schedule")
+    ):
         return f"Write `{loc[-1]}: {{name: {shown(node)}}}`."
     return WAYS_OUT.get(loc, "")
 
@@ -209,7 +272,13 @@ def number_hint(text: str) -> str:
 def unknown_hint(loc: Loc) -> str:
     meant = meant_key(loc)
     model = model_at(loc[:-1])
-    return f"Did you mean `{meant}`?" if meant else f"Known here: {', '.join(model.model_fields)}." if model else ""
+    return (
+        f"Did you mean `{meant}`?"
+        if meant
+        else f"Known here: {', '.join(model.model_fields)}."
+        if model
+        else ""
+    )
 
 
 def meant_key(loc: Loc) -> str:

@@ -14,7 +14,12 @@ STEPS = r"[1-9][0-9]{0,14}\s?steps?"
 EPOCHS = r"[1-9][0-9]{0,8}\s?epochs?"
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 PATTERNS = {"auto": "auto", "seconds": TIME, "steps": STEPS, "epochs": EPOCHS}
-EXAMPLES = {"auto": "`auto`", "seconds": "a time like `10m`", "steps": "`500 steps`", "epochs": "`1 epochs`"}
+EXAMPLES = {
+    "auto": "`auto`",
+    "seconds": "a time like `10m`",
+    "steps": "`500 steps`",
+    "epochs": "`1 epochs`",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,10 @@ class Every:
     @property
     def unit(self) -> str:
         """The name of the attribute that is set: seconds, steps, epochs or auto."""
-        return next((unit for unit in ("seconds", "steps", "epochs") if getattr(self, unit) is not None), "auto")
+        return next(
+            (unit for unit in ("seconds", "steps", "epochs") if getattr(self, unit) is not None),
+            "auto",
+        )
 
     def __str__(self) -> str:
         return self.text
@@ -41,7 +49,10 @@ class Every:
     @classmethod
     def parse(cls, text: str) -> Every:
         """Raises ValueError if the text is none of the four kinds."""
-        unit = next((unit for unit, pattern in PATTERNS.items() if re.fullmatch(pattern, text, re.ASCII)), None)
+        unit = next(
+            (unit for unit, pattern in PATTERNS.items() if re.fullmatch(pattern, text, re.ASCII)),
+            None,
+        )
         if unit is None:
             raise ValueError(f"{text!r} is not an interval")
         if unit == "auto":
@@ -69,7 +80,9 @@ class Interval:
     def reader(self) -> Callable[[Any], Every]:
         """A function that turns what was written into an `Every`, or says what may stand there."""
         examples = [EXAMPLES[unit] for unit in self.units]
-        expected = "must be " + (", ".join(examples[:-1]) + " or " if examples[1:] else "") + examples[-1]
+        expected = (
+            "must be " + (", ".join(examples[:-1]) + " or " if examples[1:] else "") + examples[-1]
+        )
 
         def read(value: Any) -> Every:
             try:

@@ -108,13 +108,16 @@ def in_order(problems: Sequence[Problem]) -> list[Problem]:
     """Each once, file by file from top to bottom, without secrets."""
     files = list(dict.fromkeys(problem.path for problem in problems))
     return sorted(
-        dict.fromkeys(map(shareable, problems)), key=lambda problem: (files.index(problem.path), problem.line, problem.column)
+        dict.fromkeys(map(shareable, problems)),
+        key=lambda problem: (files.index(problem.path), problem.line, problem.column),
     )
 
 
 def shareable(problem: Problem) -> Problem:
     """The problem without a token that stands where a key or a value should be."""
-    key, what, got, hint = map(without_secrets, (problem.key, problem.what, problem.got, problem.hint))
+    key, what, got, hint = map(
+        without_secrets, (problem.key, problem.what, problem.got, problem.hint)
+    )
     return replace(problem, key=key, what=what, got=got, hint=hint)
 
 
@@ -128,7 +131,11 @@ def read_tree(path: str, chain: tuple[str, ...], problems: list[Problem]) -> Nod
     if tree.mapping is None:
         hint = "It starts with keys such as `name: ...`."
         raise Unreadable(
-            tree.mark.problem("", "a recipe is a mapping" if tree.value is not None else "the recipe is empty", hint=hint)
+            tree.mark.problem(
+                "",
+                "a recipe is a mapping" if tree.value is not None else "the recipe is empty",
+                hint=hint,
+            )
         )
     base = tree.child("extends")
     if base is None or not isinstance(base.value, str) or not base.value:
@@ -150,11 +157,22 @@ def read_base(path: str, base: Node, chain: tuple[str, ...], problems: list[Prob
     target = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
     chain = (*chain, os.path.realpath(path.replace("\0", "")))
     if "\0" in target or not os.path.isfile(target):
-        raise Unreadable(base.mark.problem("extends", "there is no such file", base.text, "The path is relative to this recipe."))
+        raise Unreadable(
+            base.mark.problem(
+                "extends",
+                "there is no such file",
+                base.text,
+                "The path is relative to this recipe.",
+            )
+        )
     if os.path.realpath(target) in chain:
         raise Unreadable(base.mark.problem("extends", "this goes in a circle", base.text))
     if len(chain) > LONGEST_CHAIN:
-        raise Unreadable(base.mark.problem("extends", f"this is a chain of more than {LONGEST_CHAIN} recipes", base.text))
+        raise Unreadable(
+            base.mark.problem(
+                "extends", f"this is a chain of more than {LONGEST_CHAIN} recipes", base.text
+            )
+        )
     return read_tree(target, chain, problems)
 
 
@@ -182,11 +200,18 @@ def kept(base: Node, over: Node, loc: Loc) -> dict[str, Node]:
 def without_nulls(tree: Node, loc: Loc = ()) -> Node:
     """`key: null` is the default, wherever the keys are a recipe's own; in `args` a null is a value."""
     if isinstance(tree.value, list):
-        return replace(tree, value=[without_nulls(node, (*loc, index)) for index, node in enumerate(tree.value)])
+        return replace(
+            tree,
+            value=[without_nulls(node, (*loc, index)) for index, node in enumerate(tree.value)],
+        )
     model = model_at(loc)
     if tree.mapping is None or model is None:
         return tree
-    items = [(name, node) for name, node in tree.mapping.items() if node.value is not None or name not in model.model_fields]
+    items = [
+        (name, node)
+        for name, node in tree.mapping.items()
+        if node.value is not None or name not in model.model_fields
+    ]
     return replace(tree, value={name: without_nulls(node, (*loc, name)) for name, node in items})
 
 
@@ -204,9 +229,13 @@ def with_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     key, equals, text = override.partition("=")
     names = key.split(".")
     if not equals or not all(names):
-        problems.append(mark.problem("", "an override is `key=value`, with dots between the parts of the key"))
+        problems.append(
+            mark.problem("", "an override is `key=value`, with dots between the parts of the key")
+        )
     elif not text.strip():
-        problems.append(mark.problem(key, "it has no value", hint=f"`{key}=null` sets the default."))
+        problems.append(
+            mark.problem(key, "it has no value", hint=f"`{key}=null` sets the default.")
+        )
     else:
         try:
             value, found = read_nodes(text, mark.path, positions=False)
@@ -222,8 +251,14 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     if isinstance(tree.value, list):
         return put_in_list(tree, names, value, loc)
     name, rest = names[0], names[1:]
-    if tree.mapping is None and tree.value is not None and (loc, tree.value) != (("hardware",), "local"):
-        raise Unreadable(value.mark.problem("", f"`{'.'.join(map(str, loc))}` has no keys", tree.text))
+    if (
+        tree.mapping is None
+        and tree.value is not None
+        and (loc, tree.value) != (("hardware",), "local")
+    ):
+        raise Unreadable(
+            value.mark.problem("", f"`{'.'.join(map(str, loc))}` has no keys", tree.text)
+        )
     tree = tree if tree.mapping is not None else Node({}, value.mark)
     keys = {name: value.mark}
     if not rest:
@@ -237,7 +272,11 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
 def put_in_list(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     name, rest = names[0], names[1:]
     if not (name.isdecimal() and name.isascii() and len(name) < 6 and int(name) < len(tree.value)):
-        known = f"whose items are numbered from 0 to {len(tree.value) - 1}" if tree.value else "and it is empty"
+        known = (
+            f"whose items are numbered from 0 to {len(tree.value) - 1}"
+            if tree.value
+            else "and it is empty"
+        )
         what = f"`{'.'.join(map(str, loc))}` is a list, {known}"
         raise Unreadable(value.mark.problem("", what, name))
     items = list(tree.value)
@@ -275,7 +314,12 @@ def at_argument(key: str, problem: Problem, args: Node) -> Problem:
     quoted = isinstance(node.value, str) and re.search(r"int|float", problem.what) is not None
     mark = node.mark if problem.got or not loc else key_place(args, loc)
     hint = number_hint(node.text) if quoted and problem.got else problem.hint
-    return mark.problem(f"{key}.args.{problem.key}".rstrip("."), problem.what, shown(node) if problem.got else "", hint)
+    return mark.problem(
+        f"{key}.args.{problem.key}".rstrip("."),
+        problem.what,
+        shown(node) if problem.got else "",
+        hint,
+    )
 
 
 # What editors and readers see
@@ -292,19 +336,32 @@ def schema() -> dict[str, Any]:
             field.pop("title", None)
             field["description"] = field_docs()[name][key]
     hardware = parts["Hardware"]
-    hardware["properties"]["local"] = {"$ref": "#/$defs/Local", "description": field_docs()["Hardware"]["local"]}
+    hardware["properties"]["local"] = {
+        "$ref": "#/$defs/Local",
+        "description": field_docs()["Hardware"]["local"],
+    }
     hardware["properties"]["any_of"] |= {"minItems": 1}
     hardware["oneOf"] = [{"required": ["local"]}, {"required": ["any_of"]}]
     made["properties"]["hardware"] |= {"anyOf": [{"const": "local"}, {"$ref": "#/$defs/Hardware"}]}
     made["properties"]["hardware"].pop("$ref")
     # What must be there may also come from the recipe that this one extends.
-    return {"$schema": DRAFT, "title": "An xrun recipe", **made, "if": {"required": ["extends"]}, "else": demands(Recipe)}
+    return {
+        "$schema": DRAFT,
+        "title": "An xrun recipe",
+        **made,
+        "if": {"required": ["extends"]},
+        "else": demands(Recipe),
+    }
 
 
 def demands(model: type[Part]) -> dict[str, Any]:
     """The keys without a default, of this model and of those in it."""
     required = [name for name, field in model.model_fields.items() if field.is_required()]
-    inner = {name: demands(part) for name, field in model.model_fields.items() if (part := model_in(field.annotation))}
+    inner = {
+        name: demands(part)
+        for name, field in model.model_fields.items()
+        if (part := model_in(field.annotation))
+    }
     inner = {name: part for name, part in inner.items() if part}
     return ({"required": required} if required else {}) | ({"properties": inner} if inner else {})
 
@@ -312,7 +369,9 @@ def demands(model: type[Part]) -> dict[str, Any]:
 @cache
 def field_docs() -> dict[str, dict[str, str]]:
     """The docstring under each field. Read here and not by pydantic, which would do it at every start of the program."""
-    module = ast.parse(Path(str(sys.modules[Recipe.__module__].__file__)).read_text(encoding="utf-8"))
+    module = ast.parse(
+        Path(str(sys.modules[Recipe.__module__].__file__)).read_text(encoding="utf-8")
+    )
     docs: dict[str, dict[str, str]] = {}
     for part in (node for node in module.body if isinstance(node, ast.ClassDef)):
         for field, text in pairwise(part.body):
@@ -340,30 +399,53 @@ def models_in(model: type[Part], key: str = "") -> Iterator[tuple[str, type[Part
 
 def section(model: type[Part], key: str) -> str:
     """A heading and a table: one row per key."""
-    rows = [f"### `{key}`" if key else "### The recipe", "", *([model.__doc__ or "", ""] if key else [])]
+    rows = [
+        f"### `{key}`" if key else "### The recipe",
+        "",
+        *([model.__doc__ or "", ""] if key else []),
+    ]
     rows += ["| key | type | default | meaning |", "|---|---|---|---|"]
     part = schema()["$defs"].get(model.__name__) or schema()
     for name, field in model.model_fields.items():
         shape = part["properties"][name]
-        default = "required" if field.is_required() else "" if "default" not in shape else written(shape["default"])
-        rows.append(f"| `{name}` | {type_of(shape)} | {default} | {shape['description'].replace('|', chr(92) + '|')} |")
+        default = (
+            "required"
+            if field.is_required()
+            else ""
+            if "default" not in shape
+            else written(shape["default"])
+        )
+        rows.append(
+            f"| `{name}` | {type_of(shape)} | {default} | {shape['description'].replace('|', chr(92) + '|')} |"
+        )
     return "\n".join([*rows, ""])
 
 
 def written(default: Any) -> str:
     """A default as a person would write it; nothing where the meaning tells it."""
-    return "" if default in (None, {}, []) else f"`{json.dumps(default) if not isinstance(default, str) else default}`"
+    return (
+        ""
+        if default in (None, {}, [])
+        else f"`{json.dumps(default) if not isinstance(default, str) else default}`"
+    )
 
 
 def type_of(shape: dict[str, Any]) -> str:
     """A JSON Schema in a word or two."""
     if "anyOf" in shape:
-        return " or ".join(dict.fromkeys(type_of(part) for part in shape["anyOf"] if part != {"type": "null"}))
+        return " or ".join(
+            dict.fromkeys(type_of(part) for part in shape["anyOf"] if part != {"type": "null"})
+        )
     if "const" in shape or "enum" in shape:
         return ", ".join(f"`{value}`" for value in shape.get("enum", [shape.get("const")]))
     if shape.get("type") == "array":
         return f"list of {type_of(shape['items'])}"
     if "step" in shape.get("pattern", ""):
         return "interval"
-    names = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "`true`, `false`",
+        "string": "text",
+    }
     return names.get(shape.get("type", ""), "mapping")

@@ -30,12 +30,16 @@ CLOUDS = (
     "aws azure cudo do fluidstack gcp hyperbolic ibm kubernetes lambda mithril nebius oci paperspace primeintellect runpod scp "
     "seeweb shadeform slurm ssh vast verda vsphere yotta"
 ).split()
-OPTIMIZERS = ("ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD SparseAdam").split()
+OPTIMIZERS = (
+    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD SparseAdam"
+).split()
 METRICS = {"classification": ("loss", "accuracy"), "language_modeling": ("loss", "perplexity")}
 MORE_IS_BETTER = re.compile(
     r"(^|[_/-])(acc|accuracy|f1|auc|auroc|precision|recall|bleu|rouge\w*|iou|miou|map|psnr|ssim|top\d+|score|r2)($|[_/-])"
 )
-LESS_IS_BETTER = re.compile(r"(^|[_/-])(loss|perplexity|ppl|error|err|mse|rmse|mae|nll|wer|cer|fid|bpb|bpc)($|[_/-])")
+LESS_IS_BETTER = re.compile(
+    r"(^|[_/-])(loss|perplexity|ppl|error|err|mse|rmse|mae|nll|wer|cer|fid|bpb|bpc)($|[_/-])"
+)
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(
     r"hf_\w{8,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{12,}|wandb_v1_\w{8,}|\b[0-9a-fA-F]{40}\b|eyJ[\w-]{20,}"
@@ -97,10 +101,15 @@ def exactly_one_of_steps_and_epochs(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
     if train.steps is not None and train.epochs is not None:
         yield problem(
-            "train.epochs", "a run ends after `steps` or after `epochs`, not both", train.epochs, "Remove one of the two."
+            "train.epochs",
+            "a run ends after `steps` or after `epochs`, not both",
+            train.epochs,
+            "Remove one of the two.",
         )
     if train.steps is None and train.epochs is None:
-        yield problem("train", "it is not said when the run ends", hint="Add `steps: 1000` or `epochs: 10`.")
+        yield problem(
+            "train", "it is not said when the run ends", hint="Add `steps: 1000` or `epochs: 10`."
+        )
 
 
 @rule("train.global_batch", "train.micro_batch")
@@ -125,10 +134,19 @@ def processes_divide_micro_batches(recipe: Recipe) -> Iterator[Problem]:
     if train.micro_batch != "auto" and train.global_batch % train.micro_batch:
         return
     wrong = [index for index, world in enumerate(worlds) if parts % world]
-    cut = f"{train.global_batch} samples" if train.micro_batch == "auto" else f"{parts} micro-batches of {train.micro_batch}"
+    cut = (
+        f"{train.global_batch} samples"
+        if train.micro_batch == "auto"
+        else f"{parts} micro-batches of {train.micro_batch}"
+    )
     if recipe.hardware.local and wrong:
         hint = f"Take a divisor of {parts}, or change `train.global_batch`."
-        yield problem("hardware.local.processes", f"{worlds[0]} processes cannot share {cut} equally", worlds[0], hint)
+        yield problem(
+            "hardware.local.processes",
+            f"{worlds[0]} processes cannot share {cut} equally",
+            worlds[0],
+            hint,
+        )
     elif wrong and len(wrong) == len(worlds):
         numbers = ", ".join(map(str, sorted(set(worlds))))
         hint = f"Take a multiple of {worlds[0] * (1 if train.micro_batch == 'auto' else train.micro_batch)}."
@@ -142,12 +160,19 @@ def processes_divide_micro_batches(recipe: Recipe) -> Iterator[Problem]:
         for index in wrong:
             hint = f"Take a number of accelerators and nodes that divides {parts}, or remove this candidate."
             what = f"{worlds[index]} processes cannot share {cut} equally"
-            yield problem(candidate_key(recipe, index), what, recipe.hardware.any_of[index].accelerators or worlds[index], hint)
+            yield problem(
+                candidate_key(recipe, index),
+                what,
+                recipe.hardware.any_of[index].accelerators or worlds[index],
+                hint,
+            )
 
 
 def candidate_key(recipe: Recipe, index: int) -> str:
     """Where a person can change how many processes a candidate has."""
-    return f"hardware.any_of.{index}." + ("accelerators" if recipe.hardware.any_of[index].accelerators else "nodes")
+    return f"hardware.any_of.{index}." + (
+        "accelerators" if recipe.hardware.any_of[index].accelerators else "nodes"
+    )
 
 
 @rule("train.reduction", "train.sharding")
@@ -169,9 +194,15 @@ def exact_reduction_takes_powers_of_two(recipe: Recipe) -> Iterator[Problem]:
         return
     for index, world in enumerate(recipe.hardware.worlds):
         if not power_of_two(world):
-            key = "hardware.local.processes" if recipe.hardware.local else candidate_key(recipe, index)
+            key = (
+                "hardware.local.processes"
+                if recipe.hardware.local
+                else candidate_key(recipe, index)
+            )
             yield problem(
-                key, "`train.reduction: exact` sums in a binary tree, so the number of processes is a power of two", world
+                key,
+                "`train.reduction: exact` sums in a binary tree, so the number of processes is a power of two",
+                world,
             )
 
 
@@ -192,7 +223,10 @@ def fsdp_needs_a_micro_batch(recipe: Recipe) -> Iterator[Problem]:
     """`train.sharding: fsdp` needs a number as `train.micro_batch`."""
     if recipe.train.micro_batch == "auto" and recipe.train.sharding == "fsdp":
         yield problem(
-            "train.micro_batch", "`auto` cannot probe the memory under `sharding: fsdp`", "auto", "Give a number of samples."
+            "train.micro_batch",
+            "`auto` cannot probe the memory under `sharding: fsdp`",
+            "auto",
+            "Give a number of samples.",
         )
 
 
@@ -201,7 +235,11 @@ def warmup_ends_before_the_run(recipe: Recipe) -> Iterator[Problem]:
     """`train.schedule.warmup_steps` is less than `train.steps`."""
     warmup, steps = recipe.train.schedule.warmup_steps, recipe.train.steps
     if steps is not None and warmup and warmup >= steps:
-        yield problem("train.schedule.warmup_steps", f"the warmup does not end before the run does, at step {steps}", warmup)
+        yield problem(
+            "train.schedule.warmup_steps",
+            f"the warmup does not end before the run does, at step {steps}",
+            warmup,
+        )
 
 
 @rule("train.schedule.name", "train.schedule.final")
@@ -222,10 +260,18 @@ def optimizer_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`train.optimizer.name` is a class of `torch.optim` that steps without a closure."""
     name = recipe.train.optimizer.name
     if name.lower() == "lbfgs":
-        yield problem("train.optimizer.name", "LBFGS evaluates the loss several times per step, which this loop does not", name)
-    elif name.lower() not in map(str.lower, OPTIMIZERS) and (hint := did_you_mean(name, OPTIMIZERS)):
+        yield problem(
+            "train.optimizer.name",
+            "LBFGS evaluates the loss several times per step, which this loop does not",
+            name,
+        )
+    elif name.lower() not in map(str.lower, OPTIMIZERS) and (
+        hint := did_you_mean(name, OPTIMIZERS)
+    ):
         # A name that is near none of these may be a class of a newer torch.
-        yield problem("train.optimizer.name", "there is no such optimizer in `torch.optim`", name, hint)
+        yield problem(
+            "train.optimizer.name", "there is no such optimizer in `torch.optim`", name, hint
+        )
 
 
 @rule("train.optimizer.args")
@@ -233,7 +279,9 @@ def optimizer_args_do_not_repeat(recipe: Recipe) -> Iterator[Problem]:
     """`train.optimizer.args` does not hold `lr`, `weight_decay` or `params`."""
     for name in sorted({"lr", "weight_decay", "params"} & set(recipe.train.optimizer.args)):
         hint = "The model gives them." if name == "params" else f"Use `train.optimizer.{name}`."
-        yield problem(f"train.optimizer.args.{name}", f"`{name}` does not go into `args`", hint=hint)
+        yield problem(
+            f"train.optimizer.args.{name}", f"`{name}` does not go into `args`", hint=hint
+        )
 
 
 @rule("task", "train.evaluate.metric", "train.evaluate.mode")
@@ -242,7 +290,9 @@ def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
     evaluate, known = recipe.train.evaluate, METRICS.get(recipe.task)
     if known and evaluate.metric not in known:
         what = f"`task: {recipe.task}` measures {' and '.join(known)}"
-        yield problem("train.evaluate.metric", what, evaluate.metric, did_you_mean(evaluate.metric, known))
+        yield problem(
+            "train.evaluate.metric", what, evaluate.metric, did_you_mean(evaluate.metric, known)
+        )
     elif evaluate.mode is None and better(evaluate.metric) is None:
         yield problem(
             "train.evaluate.metric",
@@ -291,8 +341,16 @@ def accelerator_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`accelerators` is a name that SkyPilot knows, in its spelling."""
     for index, candidate in enumerate(recipe.hardware.any_of):
         if candidate.accelerator and candidate.accelerator not in ACCELERATORS:
-            hint = did_you_mean(candidate.accelerator, ACCELERATORS) or "`sky show-gpus --all` lists them."
-            yield problem(f"hardware.any_of.{index}.accelerators", "there is no such accelerator", candidate.accelerator, hint)
+            hint = (
+                did_you_mean(candidate.accelerator, ACCELERATORS)
+                or "`sky show-gpus --all` lists them."
+            )
+            yield problem(
+                f"hardware.any_of.{index}.accelerators",
+                "there is no such accelerator",
+                candidate.accelerator,
+                hint,
+            )
 
 
 @rule("hardware")
@@ -302,7 +360,9 @@ def cloud_is_known(recipe: Recipe) -> Iterator[Problem]:
         for place, cloud in enumerate(candidate.clouds or ()):
             if cloud not in CLOUDS:
                 hint = did_you_mean(cloud, CLOUDS) or f"Known are {', '.join(CLOUDS)}."
-                yield problem(f"hardware.any_of.{index}.clouds.{place}", "there is no such cloud", cloud, hint)
+                yield problem(
+                    f"hardware.any_of.{index}.clouds.{place}", "there is no such cloud", cloud, hint
+                )
 
 
 @rule("hardware")
@@ -311,7 +371,9 @@ def regions_belong_to_clouds(recipe: Recipe) -> Iterator[Problem]:
     for index, candidate in enumerate(recipe.hardware.any_of):
         if candidate.regions and not candidate.clouds:
             yield problem(
-                f"hardware.any_of.{index}.regions", "it is not said which cloud's regions these are", hint="Add `clouds: [...]`."
+                f"hardware.any_of.{index}.regions",
+                "it is not said which cloud's regions these are",
+                hint="Add `clouds: [...]`.",
             )
 
 
@@ -321,7 +383,11 @@ def regions_belong_to_clouds(recipe: Recipe) -> Iterator[Problem]:
 @rule("model.args", "dataset.args", "train.optimizer.args")
 def args_are_finite(recipe: Recipe) -> Iterator[Problem]:
     """Numbers in `args` are finite: JSON, in which a plan is kept, has no others."""
-    args = {"model": recipe.model.args, "dataset": recipe.dataset.args, "train.optimizer": recipe.train.optimizer.args}
+    args = {
+        "model": recipe.model.args,
+        "dataset": recipe.dataset.args,
+        "train.optimizer": recipe.train.optimizer.args,
+    }
     for section, values in args.items():
         for key, value in leaves(values, f"{section}.args"):
             if isinstance(value, float) and not math.isfinite(value):
@@ -330,7 +396,13 @@ def args_are_finite(recipe: Recipe) -> Iterator[Problem]:
 
 def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Every single value in nested lists and mappings, with its dotted key."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
     if items is None:
         yield key, value
     else:
@@ -342,7 +414,12 @@ def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def remote_code_comes_from_the_hub(recipe: Recipe) -> Iterator[Problem]:
     """`model.trust_remote_code` is only for the model `hub`."""
     if recipe.model.trust_remote_code and recipe.model.name != "hub":
-        yield problem("model.trust_remote_code", "only the model `hub` loads code from the Hub", "true", "Remove it.")
+        yield problem(
+            "model.trust_remote_code",
+            "only the model `hub` loads code from the Hub",
+            "true",
+            "Remove it.",
+        )
 
 
 @rule("checkpoint.store")
@@ -370,7 +447,9 @@ def secret_is_not_also_in_env(recipe: Recipe) -> Iterator[Problem]:
     for index, name in enumerate(recipe.secrets):
         if name in recipe.env:
             yield problem(
-                f"env.{name}", "it is also one of `secrets`", hint="Remove it here, so that its value is not written down."
+                f"env.{name}",
+                "it is also one of `secrets`",
+                hint="Remove it here, so that its value is not written down.",
             )
         if name in recipe.secrets[:index]:
             yield problem(f"secrets.{index}", "it is listed twice", name)
@@ -393,4 +472,6 @@ def env_leaves_xruns_own_names_alone(recipe: Recipe) -> Iterator[Problem]:
     """`env` does not set `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ... or `XRUN_...`, which xrun sets itself."""
     for name in recipe.env:
         if name in SET_BY_XRUN or name.startswith("XRUN_"):
-            yield problem(f"env.{name}", "xrun sets this variable itself", recipe.env[name], "Remove it.")
+            yield problem(
+                f"env.{name}", "xrun sets this variable itself", recipe.env[name], "Remove it."
+            )

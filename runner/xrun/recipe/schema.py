@@ -28,7 +28,9 @@ EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=1
 
 def secrets_go_by_name(value: Any) -> Any:
     if isinstance(value, str) and recipe_rules.looks_like_a_secret(value):
-        raise PydanticCustomError("secret", "a secret goes by name: its value never stands in a recipe")
+        raise PydanticCustomError(
+            "secret", "a secret goes by name: its value never stands in a recipe"
+        )
     return value
 
 
@@ -65,7 +67,9 @@ class Local(Part):
 class Candidate(Part):
     """One kind of machine that would do. The cheapest of the candidates that can be had is taken."""
 
-    accelerators: Annotated[str, Field(pattern=r"^[^:\s]+(:[1-9][0-9]{0,3})?$", max_length=64)] | None = None
+    accelerators: (
+        Annotated[str, Field(pattern=r"^[^:\s]+(:[1-9][0-9]{0,3})?$", max_length=64)] | None
+    ) = None
     """Accelerators of each node: `A100:8`, or `A100` for one. Default: a machine without."""
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Machines that train together."""
@@ -116,11 +120,17 @@ class Hardware(Part):
     @property
     def worlds(self) -> tuple[int, ...]:
         """The numbers of processes that the run may train with, one per candidate."""
-        return (self.local.processes,) if self.local else tuple(candidate.world for candidate in self.any_of)
+        return (
+            (self.local.processes,)
+            if self.local
+            else tuple(candidate.world for candidate in self.any_of)
+        )
 
     def checked(self) -> Self:
         if (self.local is None) == (not self.any_of):
-            raise PydanticCustomError("sentence", "must be `local` or hold one of `local` and `any_of`")
+            raise PydanticCustomError(
+                "sentence", "must be `local` or hold one of `local` and `any_of`"
+            )
         return self
 
 
@@ -216,7 +226,11 @@ class Train(Part):
     @property
     def micro_batches(self) -> int:
         """Micro-batches that a global batch is cut into; with `auto` the most there can be."""
-        return self.global_batch if self.micro_batch == "auto" else self.global_batch // self.micro_batch
+        return (
+            self.global_batch
+            if self.micro_batch == "auto"
+            else self.global_batch // self.micro_batch
+        )
 
 
 class Checkpointing(Part):
@@ -304,7 +318,9 @@ class Recipe(Part):
     """When to stop spending."""
     env: dict[EnvName, str] = default({})
     """Environment variables of the training processes."""
-    secrets: Annotated[tuple[Annotated[SecretName, Before(secrets_go_by_name)], ...], Field(strict=False)] = ()
+    secrets: Annotated[
+        tuple[Annotated[SecretName, Before(secrets_go_by_name)], ...], Field(strict=False)
+    ] = ()
     """Names of environment variables whose values go along from your machine without being written anywhere."""
     files: dict[Line, Line] = default({})
     """Files and folders that go along: path on the machine -> path here."""
@@ -313,5 +329,7 @@ class Recipe(Part):
         broken = recipe_rules.broken(self)
         if broken:
             sentences = "; ".join(f"{problem.key}: {problem.what}" for _, problem in broken)
-            raise PydanticCustomError("rules", "{sentences}", {"sentences": sentences, "broken": broken})
+            raise PydanticCustomError(
+                "rules", "{sentences}", {"sentences": sentences, "broken": broken}
+            )
         return self

@@ -46,5 +46,11 @@ def write_template(path: Path) -> None:
         with open(path, "x", encoding="utf-8") as file:
             file.write(TEMPLATE.format(name=name, folder=os.fspath(path.parent)))
     except OSError as error:
-        reason = "there is a file already" if isinstance(error, FileExistsError) else f"it cannot be written: {error.strerror}"
-        raise RecipeError([Problem(os.fspath(path), 0, 0, "", reason, hint="Choose another name.")]) from None
+        reason = (
+            "there is a file already"
+            if isinstance(error, FileExistsError)
+            else f"it cannot be written: {error.strerror}"
+        )
+        raise RecipeError(
+            [Problem(os.fspath(path), 0, 0, "", reason, hint="Choose another name.")]
+        ) from None

@@ -85,7 +85,9 @@ class Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=f"it is nested more than {MAX_DEPTH} deep", problem_mark=mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"it is nested more than {MAX_DEPTH} deep", problem_mark=mark
+            )
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -109,55 +111,98 @@ class _Reader:
         self.left = MAX_NODES
 
     def mark(self, mark: yaml.Mark | None) -> Mark:
-        return Mark(self.path, mark.line + 1, mark.column + 1) if mark and self.positions else Mark(self.path)
+        return (
+            Mark(self.path, mark.line + 1, mark.column + 1)
+            if mark and self.positions
+            else Mark(self.path)
+        )
 
     def decode(self, text: str | bytes) -> str:
         if len(text) > MAX_BYTES:
-            raise Unreadable(Mark(self.path).problem("", f"it is larger than {MAX_BYTES // 1024} KiB, which no recipe is"))
+            raise Unreadable(
+                Mark(self.path).problem(
+                    "", f"it is larger than {MAX_BYTES // 1024} KiB, which no recipe is"
+                )
+            )
         try:
             return text if isinstance(text, str) else text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise Unreadable(self.at(error.object[: error.start].decode("utf-8-sig"), "it is not UTF-8 text here")) from None
+            raise Unreadable(
+                self.at(
+                    error.object[: error.start].decode("utf-8-sig"), "it is not UTF-8 text here"
+                )
+            ) from None
 
     def at(self, before: str, what: str) -> Problem:
         """A problem at the place that follows this text."""
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        return (Mark(self.path, line, column) if self.positions else Mark(self.path)).problem("", what)
+        return (Mark(self.path, line, column) if self.positions else Mark(self.path)).problem(
+            "", what
+        )
 
     def compose(self, text: str) -> yaml.Node | None:
         try:
             return Loader(text).get_single_node()
         except yaml.reader.ReaderError as error:
             raise Unreadable(
-                self.at(text[: error.position], f"the character U+{ord(text[error.position]):04X} is not allowed here")
+                self.at(
+                    text[: error.position],
+                    f"the character U+{ord(text[error.position]):04X} is not allowed here",
+                )
             ) from None
         except yaml.MarkedYAMLError as error:
             what = error.problem or "this is not YAML"
-            what = "a second document starts here; a recipe is one" if "another document" in what else what
+            what = (
+                "a second document starts here; a recipe is one"
+                if "another document" in what
+                else what
+            )
             raise Unreadable(
-                self.mark(error.problem_mark or error.context_mark).problem("", what, hint=self.hint(what))
+                self.mark(error.problem_mark or error.context_mark).problem(
+                    "", what, hint=self.hint(what)
+                )
             ) from None
-        except (ValueError, OverflowError) as error:  # PyYAML on "\UFFFFFFFF" and on %YAML with a huge number
-            raise Unreadable(Mark(self.path).problem("", "this is not YAML: it holds a number that is too large")) from error
+        except (
+            ValueError,
+            OverflowError,
+        ) as error:  # PyYAML on "\UFFFFFFFF" and on %YAML with a huge number
+            raise Unreadable(
+                Mark(self.path).problem("", "this is not YAML: it holds a number that is too large")
+            ) from error
 
     def hint(self, what: str) -> str:
         if "cannot start any token" in what:
             return "YAML indents with spaces; text that starts with a special character goes in quotes."
-        return "Text with `: ` in it goes in quotes." if "mapping values are not allowed" in what else ""
+        return (
+            "Text with `: ` in it goes in quotes."
+            if "mapping values are not allowed" in what
+            else ""
+        )
 
     def node(self, node: yaml.Node, key: str) -> Node:
         mark = self.mark(node.start_mark)
         self.left -= 1
         if self.left < 0:
-            raise Unreadable(mark.problem(key, f"its aliases expand to more than {MAX_NODES} values"))
+            raise Unreadable(
+                mark.problem(key, f"its aliases expand to more than {MAX_NODES} values")
+            )
         if id(node) in self.open:
             raise Unreadable(mark.problem(key, "it contains itself through an alias"))
         if node.tag not in ("plain", "quoted", "tag:yaml.org,2002:str"):
             raise Unreadable(
-                mark.problem(key, "tags are not used in recipes", node.tag.replace("tag:yaml.org,2002:", "!!")[:60], "Remove it.")
+                mark.problem(
+                    key,
+                    "tags are not used in recipes",
+                    node.tag.replace("tag:yaml.org,2002:", "!!")[:60],
+                    "Remove it.",
+                )
             )
         self.open.add(id(node))
-        made = self.scalar(node, mark, key) if isinstance(node, yaml.ScalarNode) else self.collection(node, mark, key)
+        made = (
+            self.scalar(node, mark, key)
+            if isinstance(node, yaml.ScalarNode)
+            else self.collection(node, mark, key)
+        )
         self.open.discard(id(node))
         return made
 
@@ -169,7 +214,9 @@ class _Reader:
 
     def collection(self, node: yaml.Node, mark: Mark, key: str) -> Node:
         if isinstance(node, yaml.SequenceNode):
-            return Node([self.node(item, join(key, index)) for index, item in enumerate(node.value)], mark)
+            return Node(
+                [self.node(item, join(key, index)) for index, item in enumerate(node.value)], mark
+            )
         made: dict[str, Node] = {}
         keys: dict[str, Mark] = {}
         merged: list[Node] = []
@@ -189,15 +236,27 @@ class _Reader:
         mark = self.mark(node.start_mark)
         if not isinstance(node, yaml.ScalarNode):
             raise Unreadable(
-                mark.problem(key, "a list or a mapping cannot be a key", hint="Text that starts with `{` or `[` goes in quotes.")
+                mark.problem(
+                    key,
+                    "a list or a mapping cannot be a key",
+                    hint="Text that starts with `{` or `[` goes in quotes.",
+                )
             )
         name = self.scalar(node, mark, key)
         if not isinstance(name.value, str):
-            self.problems.append(mark.problem(key, "a key is text", name.text or "nothing", f"Write '{name.text}' in quotes."))
+            self.problems.append(
+                mark.problem(
+                    key, "a key is text", name.text or "nothing", f"Write '{name.text}' in quotes."
+                )
+            )
         elif name.value in keys:
             where = f" in line {keys[name.value].line}" if self.positions else ""
             self.problems.append(
-                mark.problem(join(key, name.value), f"this key is already given{where}", hint="Remove one of the two.")
+                mark.problem(
+                    join(key, name.value),
+                    f"this key is already given{where}",
+                    hint="Remove one of the two.",
+                )
             )
         else:
             return name.value

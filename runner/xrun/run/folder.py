@@ -63,7 +63,10 @@ class RunFolder:
         try:
             return Plan.from_json((self.path / "plan.json").read_text())
         except FileNotFoundError as error:
-            raise LaunchError(f"There is no run {self.run} in {self.path.parent}.", "`xrun status` lists the runs.") from error
+            raise LaunchError(
+                f"There is no run {self.run} in {self.path.parent}.",
+                "`xrun status` lists the runs.",
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise LaunchError(
                 f"{self.path / 'plan.json'} is damaged: {error}.",
@@ -135,9 +138,14 @@ class RunFolder:
             "step": max(steps, default=None),
             "logged_step": self.last_point().get("step"),
             "checkpoints": steps,
-            "committed": max((manifest["time"] for manifest in record.get("checkpoints", [])), default=None),
+            "committed": max(
+                (manifest["time"] for manifest in record.get("checkpoints", [])), default=None
+            ),
             "rejected": record.get("rejected", []),
-            "exact": all(manifest["numbers"].get("exact", True) for manifest in record.get("checkpoints", [])[-1:]),
+            "exact": all(
+                manifest["numbers"].get("exact", True)
+                for manifest in record.get("checkpoints", [])[-1:]
+            ),
             "attempts": attempts,
             "steps_recomputed": sum(attempt.get("steps_recomputed", 0) for attempt in attempts),
             "seconds_lost": round(sum(attempt.get("seconds_lost", 0.0) for attempt in attempts), 3),
@@ -174,14 +182,20 @@ class RunFolder:
         """The newest value of every metric."""
         newest: dict[str, float] = {}
         for point in self.points():
-            newest |= {name: value for name, value in point.items() if "/" in name and isinstance(value, int | float)}
+            newest |= {
+                name: value
+                for name, value in point.items()
+                if "/" in name and isinstance(value, int | float)
+            }
         return newest
 
 
 def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
     """Whether the run has reached the step that its newest plan asks for."""
     finished, train = record.get("finished"), plan.recipe["train"]
-    return finished is not None and finished["step"] >= (train["steps"] or train["epochs"] * finished["steps_per_epoch"])
+    return finished is not None and finished["step"] >= (
+        train["steps"] or train["epochs"] * finished["steps_per_epoch"]
+    )
 
 
 def open_store(plan: Plan, attempt: str, *, create: bool = True) -> Store:
@@ -189,15 +203,31 @@ def open_store(plan: Plan, attempt: str, *, create: bool = True) -> Store:
     folder = RunFolder(plan.folder)
     if not plan.store:
         return DirectoryStore(folder.state, plan.run, attempt, plan.owner)
-    from ..store.hub.store import HubStore  # its library takes a second to import, which a run without it does not pay
+    from ..store.hub.store import (
+        HubStore,
+    )  # its library takes a second to import, which a run without it does not pay
 
-    return HubStore(plan.store, plan.run, attempt, plan.owner, folder.path / "cache", create=create, **_pace(os.environ))
+    return HubStore(
+        plan.store,
+        plan.run,
+        attempt,
+        plan.owner,
+        folder.path / "cache",
+        create=create,
+        **_pace(os.environ),
+    )
 
 
 def _pace(environ: Mapping[str, str]) -> dict[str, Any]:
     """Seconds between commits, commits an hour, and seconds of trying again, for a Hub of one's own with other limits."""
-    names = {"spacing": "XRUN_HUB_SPACING", "hourly": "XRUN_HUB_HOURLY", "patience": "XRUN_HUB_PATIENCE"}
-    return {name: float(environ[variable]) for name, variable in names.items() if environ.get(variable)}
+    names = {
+        "spacing": "XRUN_HUB_SPACING",
+        "hourly": "XRUN_HUB_HOURLY",
+        "patience": "XRUN_HUB_PATIENCE",
+    }
+    return {
+        name: float(environ[variable]) for name, variable in names.items() if environ.get(variable)
+    }
 
 
 def restore_soon(store: Store) -> None:
@@ -205,7 +235,9 @@ def restore_soon(store: Store) -> None:
     with contextlib.suppress(XrunError):
         head = store.head()
         manifests = head.record.get("checkpoints", []) if head else []
-        newest: dict[str, Any] = max(manifests, key=lambda manifest: int(manifest["step"]), default={"files": {}})
+        newest: dict[str, Any] = max(
+            manifests, key=lambda manifest: int(manifest["step"]), default={"files": {}}
+        )
         store.fetch_soon(StoredFile.from_json(file) for file in newest["files"].values())
 
 
@@ -220,7 +252,12 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     try:
         return folder.report()
     except XrunError as error:
-        return {"run": folder.run, "status": "unreadable", "error": str(error), "folder": str(folder.path)}
+        return {
+            "run": folder.run,
+            "status": "unreadable",
+            "error": str(error),
+            "folder": str(folder.path),
+        }
 
 
 def write_plan(folder: RunFolder, plan: Plan) -> Path:

@@ -23,13 +23,24 @@ if TYPE_CHECKING:
 
 NEWEST = 2
 """The rule that new runs get."""
-_TRAIN = ("global_batch", "micro_batch", "precision", "optimizer", "schedule", "clip_grad_norm", "seed", "ema")
+_TRAIN = (
+    "global_batch",
+    "micro_batch",
+    "precision",
+    "optimizer",
+    "schedule",
+    "clip_grad_norm",
+    "seed",
+    "ema",
+)
 """Keys of `train` that change what is computed; the others change where, how fast, or how long."""
 _RULE_1: dict[str, Any] = {
     "model": dict.fromkeys(("name", "args", "init_from", "trust_remote_code")),
     "dataset": dict.fromkeys(("name", "args")),
     "task": None,
-    "train": dict.fromkeys(("global_batch", "micro_batch", "precision", "clip_grad_norm", "seed", "ema"))
+    "train": dict.fromkeys(
+        ("global_batch", "micro_batch", "precision", "clip_grad_norm", "seed", "ema")
+    )
     | {
         "optimizer": dict.fromkeys(("name", "lr", "weight_decay", "args")),
         "schedule": dict.fromkeys(("name", "warmup_steps", "final")),
@@ -56,13 +67,19 @@ def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | No
     mathematics = make(recipe, project) if make else None
     if mathematics is None:
         return None
-    return Identity(rule, blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest(), mathematics)
+    return Identity(
+        rule, blake3(json.dumps(mathematics, sort_keys=True).encode()).hexdigest(), mathematics
+    )
 
 
 def in_full(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
     """What changes the mathematics with defaults written out, for people to compare; `recipe` as a plan has it."""
     train = {name: value for name, value in recipe["train"].items() if name in _TRAIN}
-    return {**{name: recipe[name] for name in ("model", "dataset", "task")}, "train": train, "sources": sources}
+    return {
+        **{name: recipe[name] for name in ("model", "dataset", "task")},
+        "train": train,
+        "sources": sources,
+    }
 
 
 def _rule_1(recipe: Recipe, project: Path) -> dict[str, Any] | None:
@@ -70,7 +87,12 @@ def _rule_1(recipe: Recipe, project: Path) -> dict[str, Any] | None:
     if not _knows(_RULE_1, _given(recipe)):
         return None
     made = _picked(_RULE_1, recipe.model_dump(mode="json"))
-    return {**made, "sources": {place: bytes_digest(place, source) for place, source in _sources(recipe, project)}}
+    return {
+        **made,
+        "sources": {
+            place: bytes_digest(place, source) for place, source in _sources(recipe, project)
+        },
+    }
 
 
 def _rule_2(recipe: Recipe, project: Path) -> dict[str, Any]:
@@ -80,21 +102,37 @@ def _rule_2(recipe: Recipe, project: Path) -> dict[str, Any]:
     for part, kind in kinds.items():
         args = _given_args(kind, made[part]["name"], made[part].pop("args", {}), project)
         made[part] |= {"args": args} if args else {}
-    return {**made, "sources": {place: code_digest(place, source) for place, source in _sources(recipe, project)}}
+    return {
+        **made,
+        "sources": {
+            place: code_digest(place, source) for place, source in _sources(recipe, project)
+        },
+    }
 
 
 def _given(recipe: Recipe) -> dict[str, Any]:
     """The keys that change the mathematics and are not at their defaults, as JSON."""
     given = recipe.given()
     train = {name: value for name, value in given["train"].items() if name in _TRAIN}
-    return {"model": given["model"], "dataset": given["dataset"], "task": given["task"], "train": train}
+    return {
+        "model": given["model"],
+        "dataset": given["dataset"],
+        "task": given["task"],
+        "train": train,
+    }
 
 
-def _given_args(kind: component.Kind, name: str, args: Mapping[str, Any], project: Path) -> dict[str, Any]:
+def _given_args(
+    kind: component.Kind, name: str, args: Mapping[str, Any], project: Path
+) -> dict[str, Any]:
     """The arguments that `build` would not have by itself."""
     parameters = component.signature(component.find(kind, name, project)).parameters
-    defaults = {parameter.name: repr(parameter.default) for parameter in parameters if parameter.is_literal}
-    return {argument: value for argument, value in args.items() if defaults.get(argument) != repr(value)}
+    defaults = {
+        parameter.name: repr(parameter.default) for parameter in parameters if parameter.is_literal
+    }
+    return {
+        argument: value for argument, value in args.items() if defaults.get(argument) != repr(value)
+    }
 
 
 def _sources(recipe: Recipe, project: Path) -> Iterator[tuple[str, bytes]]:
@@ -105,8 +143,14 @@ def _sources(recipe: Recipe, project: Path) -> Iterator[tuple[str, bytes]]:
 
 def _knows(keys: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     """Whether these keys are all there are in `given`, however deep."""
-    return all(name in keys and (keys[name] is None or _knows(keys[name], value)) for name, value in given.items())
+    return all(
+        name in keys and (keys[name] is None or _knows(keys[name], value))
+        for name, value in given.items()
+    )
 
 
 def _picked(keys: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: values[name] if inner is None else _picked(inner, values[name]) for name, inner in keys.items()}
+    return {
+        name: values[name] if inner is None else _picked(inner, values[name])
+        for name, inner in keys.items()
+    }

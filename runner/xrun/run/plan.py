@@ -56,7 +56,9 @@ class Plan:
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved."""
-        from ..recipe.schema import Recipe  # the entrypoint needs none, and starts the ranks that much sooner
+        from ..recipe.schema import (
+            Recipe,
+        )  # the entrypoint needs none, and starts the ranks that much sooner
 
         return Recipe.model_validate(self.recipe)
 
@@ -83,9 +85,15 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, path: Path, *, overrides: Sequence[str] = (), run: str = "", fork: str = "", processes: int | None = None,
+    recipe: Recipe,
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: str = "",
+    fork: str = "",
+    processes: int | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Resolve a recipe: who it is, where its state goes, how many processes train.
 
     Raises:
@@ -137,7 +145,10 @@ def check_run_id(run: str) -> None:
         LaunchError: it is not.
     """
     if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
-        raise LaunchError(f"{run!r} is no run id.", "A run id is lower-case letters, digits and '-', at most 40 characters.")
+        raise LaunchError(
+            f"{run!r} is no run id.",
+            "A run id is lower-case letters, digits and '-', at most 40 characters.",
+        )
 
 
 def check_tracking(recipe: Recipe) -> None:
@@ -147,7 +158,10 @@ def check_tracking(recipe: Recipe) -> None:
         LaunchError: it asks for Trackio.
     """
     if recipe.tracking.trackio is not None:
-        raise LaunchError("tracking.trackio is not available in this version.", "Switch it off with -s tracking.trackio=null.")
+        raise LaunchError(
+            "tracking.trackio is not available in this version.",
+            "Switch it off with -s tracking.trackio=null.",
+        )
 
 
 def run_id(name: str, made: Identity) -> str:
@@ -190,7 +204,11 @@ def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.envir
 
 def default_home(project: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """Where runs live when the recipe does not say."""
-    return Path(environ["XRUN_HOME"]).expanduser().resolve() if environ.get("XRUN_HOME") else project / "runs"
+    return (
+        Path(environ["XRUN_HOME"]).expanduser().resolve()
+        if environ.get("XRUN_HOME")
+        else project / "runs"
+    )
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -50,13 +50,17 @@ def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> lis
         try:
             content = store.fetch(StoredFile.from_json(dict(piece))).read_bytes()
         except CheckpointCorrupt as error:
-            log.warning("Points after step %d are lost: %s", kept[-1]["last"] if kept else 0, error.message)
+            log.warning(
+                "Points after step %d are lost: %s", kept[-1]["last"] if kept else 0, error.message
+            )
             break
         if piece["last"] <= step:
             kept.append(piece)
             text += content
         else:
-            text += b"".join(line for line in content.splitlines(keepends=True) if _step(line) <= step)
+            text += b"".join(
+                line for line in content.splitlines(keepends=True) if _step(line) <= step
+            )
             break
     own = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,19 +28,26 @@ def steps_committed(record: Mapping[str, Any]) -> int:
     return max([*steps, *record.get("rejected", [])], default=-1)
 
 
-def without_progress(attempts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def without_progress(
+    attempts: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The newest attempts in a row that committed no new step: those that failed by themselves, those ended from outside."""
     own: list[dict[str, Any]] = []
     outside: list[dict[str, Any]] = []
     for attempt in reversed(attempts):
-        if attempt.get("committed", -1) > attempt["from_step"] or attempt.get("code") == StoppedOnPurpose.exit_code:
+        if (
+            attempt.get("committed", -1) > attempt["from_step"]
+            or attempt.get("code") == StoppedOnPurpose.exit_code
+        ):
             break
         if attempt.get("kind") in ("own", "outside"):
             (own if attempt["kind"] == "own" else outside).append(attempt)
     return own, outside
 
 
-def no_progress(own: list[dict[str, Any]], outside: list[dict[str, Any]], logs: Path) -> tuple[str, str]:
+def no_progress(
+    own: list[dict[str, Any]], outside: list[dict[str, Any]], logs: Path
+) -> tuple[str, str]:
     """The sentence that ends a run without progress, and the way on."""
     reasons = (own or outside)[0].get("reason", "")
     count = len(own) if len(own) >= OWN_FAILURES else len(outside)
@@ -65,7 +72,11 @@ def leased(record: Mapping[str, Any], plan: Plan, entry: Mapping[str, Any]) -> d
     """The record with one more attempt; the one before that said nothing of its end was ended from outside."""
     attempts = [dict(attempt) for attempt in record.get("attempts", [])]
     if attempts and "ended" not in attempts[-1]:
-        attempts[-1] |= {"kind": "outside", "reason": "ended from outside", "committed": steps_committed(record)}
+        attempts[-1] |= {
+            "kind": "outside",
+            "reason": "ended from outside",
+            "committed": steps_committed(record),
+        }
     attempts.append({**entry, "from_step": steps_committed(record)})
     begun = {"format": 1, "digest": plan.digest, "checkpoints": []}
     return {**begun, **record, "rule": plan.rule, "attempts": attempts}

@@ -42,7 +42,11 @@ class Price:
     def fits(self, place: Place, accelerators: int) -> bool:
         """Whether a machine at this place with so many accelerators may be of this kind."""
         count = int(self.accelerators.partition(":")[2] or 1) if self.accelerators else 0
-        return self.cloud.lower() == place.cloud and self.region in (None, "", place.region) and count in (0, accelerators)
+        return (
+            self.cloud.lower() == place.cloud
+            and self.region in (None, "", place.region)
+            and count in (0, accelerators)
+        )
 
 
 def prices_of(environ: Mapping[str, str]) -> list[Price]:
@@ -68,14 +72,25 @@ def price_now(environ: Mapping[str, str]) -> Price | None:
     return max(fitting or prices, key=lambda price: price.usd_per_hour, default=None)
 
 
-def facts(environ: Mapping[str, str], attempts: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
+def facts(
+    environ: Mapping[str, str], attempts: Sequence[Mapping[str, Any]], now: float
+) -> dict[str, Any]:
     """What a new attempt's entry says of its machine and its price; `attempts` came before."""
     price, place = price_now(environ), place_of(environ)
     if price is None:
         return {name: value for name, value in asdict(place).items() if value}
-    told = {name: value for name, value in asdict(price).items() if value not in (None, "") and name != "date"}
+    told = {
+        name: value
+        for name, value in asdict(price).items()
+        if value not in (None, "") and name != "date"
+    }
     where = {name: value for name, value in asdict(place).items() if value}
-    return {**told, **where, "price_date": price.date, "billed_from": _billed_from(place, attempts, now)}
+    return {
+        **told,
+        **where,
+        "price_date": price.date,
+        "billed_from": _billed_from(place, attempts, now),
+    }
 
 
 def _billed_from(place: Place, attempts: Sequence[Mapping[str, Any]], now: float) -> float:
@@ -91,7 +106,9 @@ def seconds(attempts: Sequence[Mapping[str, Any]], now: float) -> list[float]:
     """How long each attempt's machines have run; the last one, if it has not ended, until `now`."""
     begins = [float(attempt.get("billed_from", attempt["started"])) for attempt in attempts]
     nexts = [*begins[1:], now]
-    ends = [float(attempt.get("ended", after)) for attempt, after in zip(attempts, nexts, strict=True)]
+    ends = [
+        float(attempt.get("ended", after)) for attempt, after in zip(attempts, nexts, strict=True)
+    ]
     return [max(0.0, end - begin) for begin, end in zip(begins, ends, strict=True)]
 
 
@@ -102,7 +119,9 @@ def hours(attempts: Sequence[Mapping[str, Any]], now: float) -> float:
 
 def dollars(attempts: Sequence[Mapping[str, Any]], now: float) -> float:
     """US dollars over all attempts."""
-    return sum(rate * time for rate, time in zip(_rates(attempts), seconds(attempts, now), strict=True))
+    return sum(
+        rate * time for rate, time in zip(_rates(attempts), seconds(attempts, now), strict=True)
+    )
 
 
 def _rates(attempts: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -132,12 +151,19 @@ class Allowance:
         return f"budget.{self.key}: {used:.4g} of {self.limit:g} {what}."
 
 
-def allowance(budget: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], now: float) -> Allowance:
+def allowance(
+    budget: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], now: float
+) -> Allowance:
     """What is left of `budget` (keys `usd` and `hours`; None: no limit) for the last one of these attempts, which runs."""
     found = [Allowance()]
-    for key, used, rate in (("hours", hours(attempts, now), 1 / 3600), ("usd", dollars(attempts, now), _rates(attempts)[-1])):
+    for key, used, rate in (
+        ("hours", hours(attempts, now), 1 / 3600),
+        ("usd", dollars(attempts, now), _rates(attempts)[-1]),
+    ):
         if budget.get(key) and rate:
-            found.append(Allowance(now + (budget[key] - used) / rate, key, float(budget[key]), rate))
+            found.append(
+                Allowance(now + (budget[key] - used) / rate, key, float(budget[key]), rate)
+            )
     return min(found, key=lambda one: one.until)
 
 
@@ -145,5 +171,9 @@ def unknown(budget: Mapping[str, Any], attempt: Mapping[str, Any]) -> str:
     """The warning about a budget in dollars where nobody knows what the machine costs; "" otherwise."""
     if not budget.get("usd") or attempt.get("usd_per_hour"):
         return ""
-    limited = "budget.hours still counts." if budget.get("hours") else "Set budget.hours to limit the run."
+    limited = (
+        "budget.hours still counts."
+        if budget.get("hours")
+        else "Set budget.hours to limit the run."
+    )
     return f"budget.usd: nobody has said what this machine costs, so its dollars are not counted. {limited}"

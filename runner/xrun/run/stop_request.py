@@ -22,7 +22,9 @@ def listening(plan: Plan, attempt: str, stop: Callable[[], None]) -> Iterator[No
     """While this lasts, `stop` is called once somebody has asked this attempt to."""
     store = open_store(plan, attempt, create=False)  # of its own: a store belongs to one thread
     ended = threading.Event()
-    threading.Thread(target=_listen, args=(store, stop, ended), name="xrun-stop-request", daemon=True).start()
+    threading.Thread(
+        target=_listen, args=(store, stop, ended), name="xrun-stop-request", daemon=True
+    ).start()
     try:
         yield
     finally:

@@ -89,7 +89,11 @@ def _write(file: int, chunks: Iterable[bytes | memoryview], hashed: Hashed) -> N
         rest = memoryview(chunk)
         rest = rest.cast("B") if rest.nbytes else rest
         while len(rest):
-            if filled % mmap.PAGESIZE == 0 and len(rest) >= mmap.PAGESIZE and _begins_with_a_page(rest):
+            if (
+                filled % mmap.PAGESIZE == 0
+                and len(rest) >= mmap.PAGESIZE
+                and _begins_with_a_page(rest)
+            ):
                 _append(file, gathered[:filled], hashed)
                 count, filled = len(rest) // mmap.PAGESIZE * mmap.PAGESIZE, 0
                 _append(file, rest[:count], hashed)
@@ -106,7 +110,10 @@ def _write(file: int, chunks: Iterable[bytes | memoryview], hashed: Hashed) -> N
 
 def _begins_with_a_page(piece: memoryview) -> bool:
     """Whether it lies so in memory; what cannot be written to is small and need not."""
-    return not piece.readonly and ctypes.addressof(ctypes.c_char.from_buffer(piece)) % mmap.PAGESIZE == 0
+    return (
+        not piece.readonly
+        and ctypes.addressof(ctypes.c_char.from_buffer(piece)) % mmap.PAGESIZE == 0
+    )
 
 
 def _append(file: int, piece: memoryview, hashed: Hashed) -> None:
@@ -180,14 +187,18 @@ def _refused(error: OSError, path: Path, hashed: Hashed | None) -> StoreError:
 
 
 @contextlib.contextmanager
-def reading(path: Path, question: str, but: type[OSError] | tuple[()] = FileNotFoundError) -> Iterator[None]:
+def reading(
+    path: Path, question: str, but: type[OSError] | tuple[()] = FileNotFoundError
+) -> Iterator[None]:
     """Translate every OSError of the block except `but` into StoreUnavailable: nobody can tell `question`."""
     try:
         yield
     except but:
         raise
     except OSError as error:
-        raise StoreUnavailable(f"Cannot tell {question}: {path}: {error.strerror or error}.") from error
+        raise StoreUnavailable(
+            f"Cannot tell {question}: {path}: {error.strerror or error}."
+        ) from error
 
 
 def list_folder(path: Path) -> list[str]:
@@ -197,5 +208,7 @@ def list_folder(path: Path) -> list[str]:
             return [entry.name for entry in path.iterdir()]
     except FileNotFoundError:
         if any(place.is_symlink() and not place.exists() for place in (path, *path.parents)):
-            raise StoreUnavailable(f"Cannot tell what was committed: {path} lies behind a link to nowhere.") from None
+            raise StoreUnavailable(
+                f"Cannot tell what was committed: {path} lies behind a link to nowhere."
+            ) from None
         return []

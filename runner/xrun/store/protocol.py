@@ -35,7 +35,11 @@ class StoredFile:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredFile:
         """Read what `to_json` wrote; unknown keys are ignored, so that an older xrun reads what a newer one wrote."""
-        return cls(hash=value["hash" if "hash" in value else "blake3"], size=value["size"], copies=tuple(value["copies"]))
+        return cls(
+            hash=value["hash" if "hash" in value else "blake3"],
+            size=value["size"],
+            copies=tuple(value["copies"]),
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from ..run.plan import Plan
 def arrive(cargo: Path) -> Path:
     """Write the plan of a cargo where its attempt looks for it; returns the path."""
     plan = Plan.from_json((cargo / "plan.json").read_text())
-    home, project, recipe = (str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path))
+    home, project, recipe = (
+        str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path)
+    )
     plan = _placed(dataclasses.replace(plan, home=home, project=project, recipe_path=recipe))
     return write_plan(RunFolder(plan.folder), plan)
 

@@ -109,7 +109,11 @@ class Attempt(Node):
                 dismiss(asked)
         for last in (False, False, True):
             if head is not None and is_finished(self.plan, head.record):
-                where = f"in {self.folder.model}" if self.folder.model.exists() else f"at {self.plan.store}"
+                where = (
+                    f"in {self.folder.model}"
+                    if self.folder.model.exists()
+                    else f"at {self.plan.store}"
+                )
                 self.progress.say(f"{self.plan.run} is finished; its model is {where}.")
                 return 0
             try:
@@ -136,9 +140,13 @@ class Attempt(Node):
         """Take the run over: from now on nobody else's commit succeeds."""
         before, now = (head.record.get("attempts", []) if head else []), time.time()
         entry = {
-            "id": self.id, "started": now, "host": socket.gethostname(), "processes": self.nodes.world,
-            "nodes": self.nodes.count, **spending.facts(os.environ, before, now),
-        }  # fmt: skip
+            "id": self.id,
+            "started": now,
+            "host": socket.gethostname(),
+            "processes": self.nodes.world,
+            "nodes": self.nodes.count,
+            **spending.facts(os.environ, before, now),
+        }
         self._check_budget([*before, entry], now)
         record = leased(head.record if head else {}, self.plan, entry)
         if (delay := self.store.commit_delay()) > 1:
@@ -157,11 +165,16 @@ class Attempt(Node):
         """Train, record the end; Weights & Biases is told meanwhile."""
         if self.told:
             self.sender = Sender(
-                self.folder.path, self.id, self.progress.say, lambda: self._give_up("stopped in Weights & Biases")
+                self.folder.path,
+                self.id,
+                self.progress.say,
+                lambda: self._give_up("stopped in Weights & Biases"),
             )
         code = COME_BACK
         try:
-            with listening(self.plan, self.id, lambda: self._give_up("stopped by xrun cancel --save")):
+            with listening(
+                self.plan, self.id, lambda: self._give_up("stopped by xrun cancel --save")
+            ):
                 outcome = self._ranks(fresh)
             code = self._end(*outcome)
         finally:
@@ -186,16 +199,25 @@ class Attempt(Node):
         """
         if missing := self.peers.gather(self._asked_to_stop):
             minutes = f"{MEETING_SECONDS / 60:.0f} minutes"
-            return COME_BACK, {"kind": "outside", "message": f"Not here after {minutes}: {', '.join(missing)}."}
+            return COME_BACK, {
+                "kind": "outside",
+                "message": f"Not here after {minutes}: {', '.join(missing)}.",
+            }
         split = 0
         while True:
             code, failure = self._round(fresh, split)
             if self.refused:
-                return LaunchError.exit_code, {"kind": "own", "message": self.refused, "hint": "Start a new one with --new."}
+                return LaunchError.exit_code, {
+                    "kind": "own",
+                    "message": self.refused,
+                    "hint": "Start a new one with --new.",
+                }
             split = failure.get("split", 0)
             if not split or self.stop:
                 return code, failure
-            self.say(f"{failure['message']} Starting again: each micro-batch is computed in {split} parts.")
+            self.say(
+                f"{failure['message']} Starting again: each micro-batch is computed in {split} parts."
+            )
 
     def _round(self, fresh: bool, split: int) -> tuple[int, dict[str, Any]]:
         port, self._reports = free_port(), {}
@@ -232,7 +254,10 @@ class Attempt(Node):
 
     def _hear(self, message: Message, ranks: Ranks | None) -> None:
         if message["kind"] == "lost" and message["node"] not in self._reports:
-            message |= {"code": COME_BACK, "failure": {"kind": "outside", "message": f"{self._name(message)} is gone."}}
+            message |= {
+                "code": COME_BACK,
+                "failure": {"kind": "outside", "message": f"{self._name(message)} is gone."},
+            }
         if message["kind"] in ("lost", "ended"):
             self._reports.setdefault(message["node"], message)
             if message.get("code"):
@@ -244,7 +269,13 @@ class Attempt(Node):
 
     def _all_reports(self) -> list[Message]:
         """How the ranks of the other nodes have ended."""
-        silent = {"code": COME_BACK, "failure": {"kind": "outside", "message": "Another node did not say how its ranks ended."}}
+        silent = {
+            "code": COME_BACK,
+            "failure": {
+                "kind": "outside",
+                "message": "Another node did not say how its ranks ended.",
+            },
+        }
         return [self._reports.get(node, silent) for node in range(1, self.nodes.count)]
 
     def _end(self, code: int, failure: dict[str, Any]) -> int:
@@ -273,15 +304,22 @@ class Attempt(Node):
         kind = "finished" if code == 0 else "stopped" if stopped else failure.get("kind", "own")
         attempts = [dict(attempt) for attempt in head.record["attempts"]]
         attempts[-1] |= {
-            "ended": time.time(), "code": code, "kind": kind, "committed": steps_committed(head.record),
+            "ended": time.time(),
+            "code": code,
+            "kind": kind,
+            "committed": steps_committed(head.record),
             "reason": self.stop.reason if stopped else failure.get("message", ""),
-        }  # fmt: skip
+        }
         ends, why = without_progress(attempts), ""
         if code == COME_BACK and not stopped and given_up(attempts):
             attempts[-1]["code"] = code = StoppedOnPurpose.exit_code
             why = " ".join(no_progress(*ends, self.folder.path / "logs"))
         if not stopped or self.store.commit_delay() < self.stop.seconds_left():
-            logs = attempt_logs.kept(self.store, self.folder.logs(self.id), self.id, head.record) if self.plan.store else {}
+            logs = (
+                attempt_logs.kept(self.store, self.folder.logs(self.id), self.id, head.record)
+                if self.plan.store
+                else {}
+            )
             self.store.commit({**head.record, "attempts": attempts, **logs}, head)
         self._tell_attempts(attempts)
         return code, why
@@ -297,7 +335,9 @@ class Attempt(Node):
         if failure.get("message"):
             self.progress.say(f"{failure['message']} {failure.get('hint', '')}".strip())
         if failure.get("traceback"):
-            self.progress.say(f"The whole story is in {self.folder.logs(self.id)}/rank{failure['rank']}.log")
+            self.progress.say(
+                f"The whole story is in {self.folder.logs(self.id)}/rank{failure['rank']}.log"
+            )
         if why:
             self.progress.say(why)
 
@@ -308,9 +348,13 @@ def gravest_of(reports: list[Message]) -> tuple[int, dict[str, Any]]:
 
     def rank(failure: dict[str, Any]) -> int:
         known = failure.get("split") or (code != COME_BACK and failure.get("code") == code)
-        return 0 if known else 1 if failure["kind"] != "outside" else 2 if "code" not in failure else 3
+        return (
+            0 if known else 1 if failure["kind"] != "outside" else 2 if "code" not in failure else 3
+        )
 
-    return code, min((report["failure"] for report in reports if report["failure"]), key=rank, default={})
+    return code, min(
+        (report["failure"] for report in reports if report["failure"]), key=rank, default={}
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,15 @@ class Node:
         logs.mkdir(parents=True, exist_ok=True)
         start = functools.partial(self._start_rank, attempt)
         meeting = (self.nodes.first, port)
-        return Ranks(self.plan, self.nodes, logs, self.stop, meeting, start, **({"XRUN_SPLIT": str(split)} if split else {}))
+        return Ranks(
+            self.plan,
+            self.nodes,
+            logs,
+            self.stop,
+            meeting,
+            start,
+            **({"XRUN_SPLIT": str(split)} if split else {}),
+        )
 
     def _warm_up(self, attempt: str) -> None:
         """Start the ranks of an attempt that has no lease yet: importing torch takes seconds."""
@@ -66,7 +74,9 @@ class Node:
         logs.mkdir(parents=True, exist_ok=True)
         for local, rank in enumerate(self.nodes.ranks):
             environment = rank_environment(self.plan, self.nodes, local, self.nodes.first, 0)
-            self._warm.append(self._new_rank(attempt, environment, logs / f"rank{rank}.log", "--wait"))
+            self._warm.append(
+                self._new_rank(attempt, environment, logs / f"rank{rank}.log", "--wait")
+            )
 
     def _cool_down(self, attempt: str) -> None:
         """End the ranks that nobody needs."""
@@ -78,31 +88,54 @@ class Node:
             rank.communicate()
         shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
 
-    def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    def _start_rank(
+        self, attempt: str, environment: dict[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
         if not self._warm:
             return self._new_rank(attempt, environment, log)
         rank = self._warm.pop(0)
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, which its exit code will tell
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it has ended already, which its exit code will tell
             assert rank.stdin is not None
             rank.stdin.write(json.dumps(environment).encode() + b"\n")
             rank.stdin.close()
         return rank
 
-    def _new_rank(self, attempt: str, environment: dict[str, str], log: Path, *how: str) -> subprocess.Popen[bytes]:
+    def _new_rank(
+        self, attempt: str, environment: dict[str, str], log: Path, *how: str
+    ) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "xrun.training.rank", str(self.folder.path / "plan.json"), attempt, *how],
-                env={**os.environ, **environment}, stdin=subprocess.PIPE if how else subprocess.DEVNULL,
-                stdout=output, stderr=output,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "xrun.training.rank",
+                    str(self.folder.path / "plan.json"),
+                    attempt,
+                    *how,
+                ],
+                env={**os.environ, **environment},
+                stdin=subprocess.PIPE if how else subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
 
     def _look(self, ranks: Ranks | None = None) -> None:
         """Many times a second: what has been asked, here or elsewhere, and what has failed."""
         for message in self.peers.heard():
             self._hear(message, ranks)
         if self.stop.is_news(self._known):
-            first, self._known = self._known == NOBODY_ASKED, (self.stop.deadline, self.stop.at_once)
-            self.peers.tell("stop", reason=self.stop.reason, seconds=self.stop.seconds_left(), at_once=self.stop.at_once)
+            first, self._known = (
+                self._known == NOBODY_ASKED,
+                (self.stop.deadline, self.stop.at_once),
+            )
+            self.peers.tell(
+                "stop",
+                reason=self.stop.reason,
+                seconds=self.stop.seconds_left(),
+                at_once=self.stop.at_once,
+            )
             if first:
                 self._announce()
 

@@ -25,7 +25,11 @@ class Progress:
     """Shows an attempt's newest point and passes on what its first rank says."""
 
     def __init__(
-        self, folder: RunFolder, attempt: str, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: RunFolder,
+        attempt: str,
+        stream: TextIO = sys.stderr,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.stream, self.clock = folder, stream, clock
         self.log = folder.logs(attempt) / "rank0.log"
@@ -77,7 +81,9 @@ class Progress:
             self.say(line)
 
     def _show(self, point: dict[str, Any], now: float, total: int, batch: int) -> None:
-        self._seen = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS] + [(now, point["step"])]
+        self._seen = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS] + [
+            (now, point["step"])
+        ]
         text = f"loss {point['train/loss']:.4g}{self._speed(total, batch)}, {self._commit_age()}"
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:
@@ -85,7 +91,13 @@ class Progress:
                 self.say(f"step {point['step']}/{total}: {text}")
             return
         if self._bar is None:
-            self._bar = _tqdm()(total=total, initial=point["step"], file=self.stream, unit="step", dynamic_ncols=True)
+            self._bar = _tqdm()(
+                total=total,
+                initial=point["step"],
+                file=self.stream,
+                unit="step",
+                dynamic_ncols=True,
+            )
         self._bar.n = point["step"]
         self._bar.set_postfix_str(text)
 
@@ -102,7 +114,11 @@ class Progress:
         if self._config is None and self._config_time() != self._config_before:
             with contextlib.suppress(OSError, ValueError):
                 self._config = json.loads((self.folder.path / "config.json").read_text())
-        return (self._config["steps"], self._config["recipe"]["train"]["global_batch"]) if self._config else None
+        return (
+            (self._config["steps"], self._config["recipe"]["train"]["global_batch"])
+            if self._config
+            else None
+        )
 
     def _config_time(self) -> int:
         """When config.json was written; an attempt before this one may have had other steps in all."""

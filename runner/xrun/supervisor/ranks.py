@@ -37,7 +37,14 @@ class Ranks:
     """The ranks of this node in one attempt, from their start on; `meeting` is where all ranks of all nodes meet."""
 
     def __init__(
-        self, plan: Plan, nodes: Nodes, logs: Path, stop: StopFlag, meeting: tuple[str, int], start: Start, **more: str
+        self,
+        plan: Plan,
+        nodes: Nodes,
+        logs: Path,
+        stop: StopFlag,
+        meeting: tuple[str, int],
+        start: Start,
+        **more: str,
     ) -> None:
         self.nodes, self.logs, self.stop = nodes, logs, stop
         self.failed_at = float("inf")
@@ -50,7 +57,12 @@ class Ranks:
         self._watch = Watch(hearts, Limits.of(os.environ))
         self.processes = [
             start(
-                {**rank_environment(plan, nodes, local, *meeting), **more, TOLD: str(self._told), HEARTBEAT: str(hearts[local])},
+                {
+                    **rank_environment(plan, nodes, local, *meeting),
+                    **more,
+                    TOLD: str(self._told),
+                    HEARTBEAT: str(hearts[local]),
+                },
                 logs / f"rank{rank}.log",
             )
             for local, rank in enumerate(nodes.ranks)
@@ -68,7 +80,10 @@ class Ranks:
             if any(rank.returncode for rank in self.processes):
                 self.fail()
             self._end_hanging()
-            if self.stop.seconds_left() < -LINGER_SECONDS or time.monotonic() - self.failed_at > LINGER_SECONDS:
+            if (
+                self.stop.seconds_left() < -LINGER_SECONDS
+                or time.monotonic() - self.failed_at > LINGER_SECONDS
+            ):
                 self.send(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
 
@@ -84,7 +99,10 @@ class Ranks:
 
     def outcome(self) -> tuple[int, dict[str, Any]]:
         """The gravest exit code and what the failed rank has said."""
-        codes = {rank: process.returncode for rank, process in zip(self.nodes.ranks, self.processes, strict=True)}
+        codes = {
+            rank: process.returncode
+            for rank, process in zip(self.nodes.ranks, self.processes, strict=True)
+        }
         code = gravest(list(codes.values()))
         if self.hung:
             return COME_BACK, {"code": COME_BACK, "kind": "own", "message": self.hung}
@@ -104,20 +122,31 @@ class Ranks:
         self.failed_at = time.monotonic() - LINGER_SECONDS + STACKS_SECONDS
 
 
-def rank_environment(plan: Plan, nodes: Nodes, local: int, address: str, port: int) -> dict[str, str]:
+def rank_environment(
+    plan: Plan, nodes: Nodes, local: int, address: str, port: int
+) -> dict[str, str]:
     """What one rank finds in its environment: the names that torch and Accelerate read."""
     processors = len(os.sched_getaffinity(0))
     exact = plan.recipe["train"]["reduction"] == "exact"
     threads = 1 if exact else max(1, processors // nodes.processes)
     ways = {name: os.environ.get(name, value) for name, value in nodes.environment().items()}
     return {
-        "RANK": str(nodes.ranks[local]), "LOCAL_RANK": str(local), "GROUP_RANK": str(nodes.rank),
-        "WORLD_SIZE": str(nodes.world), "LOCAL_WORLD_SIZE": str(nodes.processes), "MASTER_ADDR": address,
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads), **ways,
-        "XRUN_PROJECT": plan.project, PARENT: str(os.getpid()), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "PYTHONUNBUFFERED": "1", **{name: os.environ.get(name, value) for name, value in ON_PROCESSORS.items()},
+        "RANK": str(nodes.ranks[local]),
+        "LOCAL_RANK": str(local),
+        "GROUP_RANK": str(nodes.rank),
+        "WORLD_SIZE": str(nodes.world),
+        "LOCAL_WORLD_SIZE": str(nodes.processes),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
+        **ways,
+        "XRUN_PROJECT": plan.project,
+        PARENT: str(os.getpid()),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONUNBUFFERED": "1",
+        **{name: os.environ.get(name, value) for name, value in ON_PROCESSORS.items()},
         **plan.recipe["env"],
-    }  # fmt: skip
+    }
 
 
 def gravest(codes: list[int]) -> int:
@@ -130,14 +159,26 @@ def read_failure(logs: Path, ranks: Mapping[int, int]) -> dict[str, Any]:
     """What the first failed rank has written down, or what its exit code tells; `ranks`: each one's exit code."""
     codes = list(ranks.values())
     written = [failure for rank in ranks if (failure := _failure(logs / f"failure-{rank}.json"))]
-    known = [failure for failure in written if failure["code"] in codes and failure["code"] == gravest(codes)]
-    ended = [f"rank {rank} was ended by {signal.Signals(-code).name}" for rank, code in ranks.items() if code < 0]
+    known = [
+        failure
+        for failure in written
+        if failure["code"] in codes and failure["code"] == gravest(codes)
+    ]
+    ended = [
+        f"rank {rank} was ended by {signal.Signals(-code).name}"
+        for rank, code in ranks.items()
+        if code < 0
+    ]
     killed = any(code in (-signal.SIGKILL, -signal.SIGTERM) for code in codes)
     if known or (written and not killed):
         return (known or sorted(written, key=lambda failure: failure["time"]))[0]
     kind = "outside" if killed else "own"
     asked = all(code in (0, COME_BACK) for code in codes)  # they stopped because they were told to
-    return {} if asked else {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."}
+    return (
+        {}
+        if asked
+        else {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."}
+    )
 
 
 def _failure(path: Path) -> dict[str, Any] | None:

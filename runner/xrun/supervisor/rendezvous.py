@@ -94,10 +94,18 @@ class Leader:
         """Wait until every node is here, or somebody has asked to stop; the names of those that are not."""
         deadline = time.monotonic() + seconds
         with self._lock:
-            while len(self.lines) < self.nodes.count - 1 and time.monotonic() < deadline and not asked():
+            while (
+                len(self.lines) < self.nodes.count - 1
+                and time.monotonic() < deadline
+                and not asked()
+            ):
                 self._lock.wait(_RETRY_SECONDS)
             self._began = True
-            return [self.nodes.name(node) for node in range(1, self.nodes.count) if node not in self.lines]
+            return [
+                self.nodes.name(node)
+                for node in range(1, self.nodes.count)
+                if node not in self.lines
+            ]
 
     def tell(self, kind: str, **facts: Any) -> None:
         """Say something to every other node."""
@@ -121,7 +129,9 @@ class Leader:
             line.close()
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which would hold the port
+                self._socket.shutdown(
+                    socket.SHUT_RDWR
+                )  # wakes the thread that accepts, which would hold the port
             self._socket.close()
 
     def _accept(self, listening: socket.socket) -> None:
@@ -137,7 +147,11 @@ class Leader:
         line = Line(connection, 0)
         hello = line.read() or {}
         node = hello.get("node")
-        if hello.get("key") != self.key or not isinstance(node, int) or not 0 < node < self.nodes.count:
+        if (
+            hello.get("key") != self.key
+            or not isinstance(node, int)
+            or not 0 < node < self.nodes.count
+        ):
             line.close()
             return
         line.node = node
@@ -183,11 +197,15 @@ class Follower:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                connection = socket.create_connection((self.nodes.first, self.port), timeout=_HELLO_SECONDS)
+                connection = socket.create_connection(
+                    (self.nodes.first, self.port), timeout=_HELLO_SECONDS
+                )
                 break
             except OSError as error:
                 if asked() or time.monotonic() > deadline:
-                    raise CloudUnavailable(f"{self.nodes.name(0)} cannot be reached: {error}.") from error
+                    raise CloudUnavailable(
+                        f"{self.nodes.name(0)} cannot be reached: {error}."
+                    ) from error
                 time.sleep(_RETRY_SECONDS)
         keep_alive(connection)
         self._line = Line(connection, 0)
@@ -228,7 +246,8 @@ def listen_at(address: str, port: int) -> socket.socket:
                 problem = error
         if time.monotonic() > deadline:
             raise CloudUnavailable(
-                f"The nodes cannot meet at port {port} of {address}: {problem.strerror}.", "XRUN_PORT names another port."
+                f"The nodes cannot meet at port {port} of {address}: {problem.strerror}.",
+                "XRUN_PORT names another port.",
             )
         time.sleep(_RETRY_SECONDS)
 
@@ -237,7 +256,11 @@ def keep_alive(connection: socket.socket) -> None:
     """Let the kernel ask whether the other machine is still there: after 20 s of silence, three times in 30 s."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+    for name, value in (
+        (socket.TCP_KEEPIDLE, 20),
+        (socket.TCP_KEEPINTVL, 10),
+        (socket.TCP_KEEPCNT, 3),
+    ):
         connection.setsockopt(socket.IPPROTO_TCP, name, value)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
 

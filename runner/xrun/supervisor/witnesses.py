@@ -30,7 +30,9 @@ _OUTAGE_SECONDS = 1800.0
 class Witnesses:
     """The questions of one attempt; `say` tells people what is being waited for."""
 
-    def __init__(self, plan: Plan, store: Store, stop: StopFlag, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, stop: StopFlag, say: Callable[[str], None]
+    ) -> None:
         self.plan, self.store, self.stop, self.say = plan, store, stop, say
         self.folder = RunFolder(plan.folder)
         self.where = plan.store or str(self.folder.state)
@@ -49,14 +51,18 @@ class Witnesses:
         for delay in _RETRY_SECONDS if self.plan.store else ():
             if step <= steps_committed(head.record if head else {}):
                 break
-            self.say(f"The store answers with less than step {step}, which was committed. Asking again.")
+            self.say(
+                f"The store answers with less than step {step}, which was committed. Asking again."
+            )
             time.sleep(delay)
             head = self._ask()
         return head
 
     def _ask(self) -> Head | None:
         began = time.monotonic()
-        for delay in itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]) if self.plan.store else ()):
+        for delay in itertools.chain(
+            _RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]) if self.plan.store else ()
+        ):
             try:
                 return self.store.head()
             except StoreUnavailable as error:
@@ -69,7 +75,10 @@ class Witnesses:
         try:
             return self.store.head()
         except StoreUnavailable as error:
-            raise StoreError(error.message, "Nothing was started, since nobody can tell what the run has committed.") from error
+            raise StoreError(
+                error.message,
+                "Nothing was started, since nobody can tell what the run has committed.",
+            ) from error
 
     def check(self, head: Head | None) -> None:
         """Owner, recipe, this machine's witness, progress.
@@ -95,7 +104,9 @@ class Witnesses:
             self._compare(f"{self.folder.path / 'committed.json'}", known[0], head)
         attempts = record.get("attempts", [])
         if given_up(attempts):
-            raise StoppedOnPurpose(*no_progress(*without_progress(attempts), self.folder.path / "logs"))
+            raise StoppedOnPurpose(
+                *no_progress(*without_progress(attempts), self.folder.path / "logs")
+            )
 
     def check_wandb(self, head: Head | None, asked: subprocess.Popen[str]) -> Head | None:
         """The witness on no machine of ours; out of reach it is a warning, unless the store is empty. Returns the head.
@@ -115,7 +126,9 @@ class Witnesses:
             head = self._up_to_date(head, answer["step"])
             self._compare("Weights & Biases", answer["step"], head)
         elif answer["answer"] == "unknown" and known >= 0:
-            self.say(f"Weights & Biases does not answer ({answer['why']}); the store's word is taken.")
+            self.say(
+                f"Weights & Biases does not answer ({answer['why']}); the store's word is taken."
+            )
         elif answer["answer"] == "unknown":
             raise LaunchError(
                 f"Weights & Biases does not answer ({answer['why']}) and the store {self.where} holds no checkpoint, so nobody "

@@ -54,7 +54,9 @@ class JsonlTracker:
             self._write()
         except OSError as error:
             if room:
-                log.warning("%s cannot be written (%s); points wait in memory.", self.path, error.strerror)
+                log.warning(
+                    "%s cannot be written (%s); points wait in memory.", self.path, error.strerror
+                )
 
     def committed(self, step: int, head: str) -> None:
         """See Tracker."""
@@ -62,7 +64,9 @@ class JsonlTracker:
             os.fsync(self._file)
             write_json(self.folder / "committed.json", {"step": step, "head": head})
         except OSError as error:
-            log.warning("%s cannot remember the commit of step %d (%s).", self.folder, step, error.strerror)
+            log.warning(
+                "%s cannot remember the commit of step %d (%s).", self.folder, step, error.strerror
+            )
 
     def last_commit(self) -> tuple[int, str] | None:
         """See Tracker."""
@@ -109,13 +113,19 @@ class JsonlTracker:
                 when = max(when, point.get("time", 0.0))
             else:
                 last, end = max(last, point["step"]), point.get("time", 0.0)
-        dropped = Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None
+        dropped = (
+            Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None
+        )
         return b"".join(kept), dropped
 
 
 def _line(point: Mapping[str, Any]) -> bytes:
     """A point as `json.dumps` writes it, in half the time: one is written in each step."""
-    return ("{" + ", ".join([f"{_quoted(name)}: {_value(value)}" for name, value in point.items()]) + "}\n").encode()
+    return (
+        "{"
+        + ", ".join([f"{_quoted(name)}: {_value(value)}" for name, value in point.items()])
+        + "}\n"
+    ).encode()
 
 
 def _value(value: Any) -> str:

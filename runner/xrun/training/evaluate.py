@@ -51,7 +51,11 @@ class Evaluation:
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after `step` steps."""
-        return self.split is not None and step > 0 and (step == self.last or (bool(self.every) and step % self.every == 0))  # type: ignore[operator]  # every is tested
+        return (
+            self.split is not None
+            and step > 0
+            and (step == self.last or (bool(self.every) and step % self.every == 0))
+        )  # type: ignore[operator]  # every is tested
 
     def better(self, metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> bool:
         """Whether these metrics beat the best ones so far.
@@ -61,12 +65,15 @@ class Evaluation:
         """
         if self.metric not in metrics:
             raise TrainError(
-                f"train.evaluate.metric: there is no metric {self.metric!r}.", f"This task has {', '.join(sorted(metrics))}."
+                f"train.evaluate.metric: there is no metric {self.metric!r}.",
+                f"This task has {', '.join(sorted(metrics))}.",
             )
         value = metrics[self.metric]
         if best is None:
             return True
-        return bool(value > best["value"] if self.train.evaluate.better == "max" else value < best["value"])
+        return bool(
+            value > best["value"] if self.train.evaluate.better == "max" else value < best["value"]
+        )
 
     def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
         """The metrics of the whole split; None if it was time to leave meanwhile, on any process."""
@@ -94,7 +101,9 @@ class Evaluation:
             return {}
         names = sorted(columns)
         flat = self.world.total([value for name in names for value in columns[name]])
-        sums = {name: math.fsum(flat[i * batches : (i + 1) * batches]) for i, name in enumerate(names)}
+        sums = {
+            name: math.fsum(flat[i * batches : (i + 1) * batches]) for i, name in enumerate(names)
+        }
         return means(sums, sums.pop("count"), self.objective.task)
 
     def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
@@ -105,7 +114,9 @@ class Evaluation:
             columns.setdefault(name, [0.0] * batches)[where.number] += float(value) * where.weight
 
     def _loader(self) -> Loader:
-        return Loader(self.split, self._pieces(), self.train.seed, self.train.num_workers, purpose=EVALUATION)
+        return Loader(
+            self.split, self._pieces(), self.train.seed, self.train.num_workers, purpose=EVALUATION
+        )
 
     def _pieces(self) -> Iterator[MicroBatch]:
         """This process's batches, filled up with placeholders so that every process has as many."""
@@ -113,8 +124,19 @@ class Evaluation:
         batches = -(-total // self.batch)
         for first in range(0, batches, self.world.size):
             number = min(first + self.world.rank, batches - 1)
-            indices = np.arange(number * self.batch, min((number + 1) * self.batch, total), dtype=np.int64)
-            yield MicroBatch(0, 0, 0, number, indices, total, weight=int(first + self.world.rank < batches), last=True)
+            indices = np.arange(
+                number * self.batch, min((number + 1) * self.batch, total), dtype=np.int64
+            )
+            yield MicroBatch(
+                0,
+                0,
+                0,
+                number,
+                indices,
+                total,
+                weight=int(first + self.world.rank < batches),
+                last=True,
+            )
 
 
 def check_validation(split: Any, name: str) -> None:
@@ -124,6 +146,10 @@ def check_validation(split: Any, name: str) -> None:
         ComponentError: it has none, or it is empty.
     """
     if split is not None and is_stream(split):
-        raise ComponentError(f"datasets/{name}.py: the split 'val' is streamed; evaluation needs one with a length and indices.")
+        raise ComponentError(
+            f"datasets/{name}.py: the split 'val' is streamed; evaluation needs one with a length and indices."
+        )
     if split is not None and not len(split):
-        raise ComponentError(f"datasets/{name}.py: the split 'val' is empty; leave it out where there is nothing to evaluate on.")
+        raise ComponentError(
+            f"datasets/{name}.py: the split 'val' is empty; leave it out where there is nothing to evaluate on."
+        )

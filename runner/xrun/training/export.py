@@ -44,7 +44,9 @@ def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
     """An unsharded copy of a sharded model on the first process (None on the others); every process takes part."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    values = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    values = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     if torch.distributed.get_rank() != 0:
         return None
     copy: nn.Module = rebuild()
@@ -61,7 +63,9 @@ def sha256_of(path: Path) -> str:
 def model_card(plan: Plan, facts: Mapping[str, Any], sha256: str) -> str:
     """What was trained, on what, how well, and by which code."""
     recipe = plan.recipe
-    metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(facts.get("metrics", {}).items()))
+    metrics = "\n".join(
+        f"| {name} | {value:.6g} |" for name, value in sorted(facts.get("metrics", {}).items())
+    )
     return f"""---
 library_name: {"transformers" if recipe["model"]["name"] == "hub" else "pytorch"}
 tags: [xrun]
@@ -97,14 +101,26 @@ def _effort(facts: Mapping[str, Any]) -> str:
 
 def _code(plan: Plan) -> str:
     commit = plan.code.get("commit")
-    state = f"commit `{commit}`{' with uncommitted changes' if plan.code.get('dirty') else ''}" if commit else "not under git"
-    files = "\n".join(f"* `{path}`, BLAKE3 `{digest}`" for path, digest in plan.mathematics.get("sources", {}).items())
+    state = (
+        f"commit `{commit}`{' with uncommitted changes' if plan.code.get('dirty') else ''}"
+        if commit
+        else "not under git"
+    )
+    files = "\n".join(
+        f"* `{path}`, BLAKE3 `{digest}`"
+        for path, digest in plan.mathematics.get("sources", {}).items()
+    )
     return f"The project is {state}.\n\n{files}"
 
 
 def _config(plan: Plan) -> dict[str, Any]:
     model = plan.recipe["model"]
-    return {"model_type": "xrun", "component": model["name"], "args": model["args"], "task": plan.recipe["task"]}
+    return {
+        "model_type": "xrun",
+        "component": model["name"],
+        "args": model["args"],
+        "task": plan.recipe["task"],
+    }
 
 
 def _replace(temporary: Path, folder: Path) -> None:

@@ -21,7 +21,14 @@ from ..checkpoint.state import TrainState
 from ..data.loader import Loader, Piece, to_device
 from ..data.randomness import LOOP, seed_generators
 from ..data.sampler import MicroBatch
-from ..errors import DataExhausted, NonFiniteLoss, Stopped, StoppedOnPurpose, StoreError, StoreUnavailable
+from ..errors import (
+    DataExhausted,
+    NonFiniteLoss,
+    Stopped,
+    StoppedOnPurpose,
+    StoreError,
+    StoreUnavailable,
+)
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import SPARE_SECONDS, StopFlag
 from ..recipe.schema import Train
@@ -108,7 +115,9 @@ class Training:
     def _next(self, batches: Iterator[list[Piece]]) -> list[Piece]:
         pieces = next(batches, None)
         if pieces is None:
-            raise DataExhausted(f"The data ended at step {self.state.step}, the recipe wants {self.steps}.")
+            raise DataExhausted(
+                f"The data ended at step {self.state.step}, the recipe wants {self.steps}."
+            )
         return pieces
 
     def _step(self, pieces: list[Piece]) -> None:
@@ -121,7 +130,9 @@ class Training:
         for piece, batch in pieces:
             seed_generators(train.seed, LOOP, state.step, piece.slot)
             with self.reduction.micro_batch(piece):
-                losses.append(self._compute(piece, batch, piece.weight * self.reduction.scale / count))
+                losses.append(
+                    self._compute(piece, batch, piece.weight * self.reduction.scale / count)
+                )
         values = self._agree(pieces, self.reduction.finish(pieces, losses), count)
         norm = self._clip()
         self.checkpointer.before_step()
@@ -150,7 +161,9 @@ class Training:
 
     def _backward(self, loss: Tensor, factor: float) -> None:
         """The gradient of `factor * loss`, without a product in the graph, and without Accelerator's division by 1."""
-        (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward(torch.full_like(loss, factor))
+        (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward(
+            torch.full_like(loss, factor)
+        )
 
     def _count(self, pieces: list[Piece]) -> int:
         """What the step's loss is a mean over, on all processes together."""
@@ -178,7 +191,9 @@ class Training:
     def _must_leave(self) -> bool:
         """Whether somebody wants this process to stop, and there is no time for as much again as since it was asked before."""
         before, self._looked = self._looked, time.perf_counter()
-        return bool(self.stop) and self.stop.is_due(self.checkpointer.last_save().lead + self._looked - before)
+        return bool(self.stop) and self.stop.is_due(
+            self.checkpointer.last_save().lead + self._looked - before
+        )
 
     def _clip(self) -> dict[str, float]:
         """Scale the gradient down to the recipe's largest norm."""
@@ -187,7 +202,9 @@ class Training:
         if self.train.clip_grad_norm is None:
             return {}
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.train.clip_grad_norm)
-        return {"train/grad_norm": float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)}
+        return {
+            "train/grad_norm": float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        }
 
     def _optimize(self) -> None:
         state = self.state
@@ -219,7 +236,11 @@ class Training:
         if better:
             state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}
         self.tracker.log(state.step, {f"val/{name}": value for name, value in metrics.items()})
-        log.info("step %d: %s", state.step, ", ".join(f"val/{name} {value:.4g}" for name, value in metrics.items()))
+        log.info(
+            "step %d: %s",
+            state.step,
+            ", ".join(f"val/{name} {value:.4g}" for name, value in metrics.items()),
+        )
         if better and self.world.from_first(self.checkpointer.want()):
             self._begin = True
 
@@ -246,19 +267,34 @@ class Training:
             left = min(self.stop.seconds_left(), LAST_SAVE_SECONDS - (self.clock() - began))
             if not self.world.from_first(bool(self.checkpointer.unavailable) and left > 0):
                 return False
-            log.warning("Not safe yet: steps %d to %d.", max(self.checkpointer.committed_step, 0) + 1, self.state.step)
+            log.warning(
+                "Not safe yet: steps %d to %d.",
+                max(self.checkpointer.committed_step, 0) + 1,
+                self.state.step,
+            )
             time.sleep(LAST_SAVE_PAUSE)
         return True
 
     def _leave(self) -> None:
         """Somebody asked to stop: save if that can be done before the machine goes, and go."""
         budget = self.world.from_first(self.budget())
-        left, need = self.world.least(self.stop.seconds_left()), self.world.from_first(self.checkpointer.last_save().least)
+        left, need = (
+            self.world.least(self.stop.seconds_left()),
+            self.world.from_first(self.checkpointer.last_save().least),
+        )
         if need >= left + SPARE_SECONDS:
-            log.warning("A save takes %.0f s and %.0f s are left: the last commit stands.", need, left)
+            log.warning(
+                "A save takes %.0f s and %.0f s are left: the last commit stands.", need, left
+            )
         elif not self._save_last(_ending(budget, self.stop)):
-            log.warning("The state of step %d could not be saved: the last commit stands.", self.state.step)
-        log.info("Stopped at step %d, step %d is committed.", self.state.step, self.checkpointer.committed_step)
+            log.warning(
+                "The state of step %d could not be saved: the last commit stands.", self.state.step
+            )
+        log.info(
+            "Stopped at step %d, step %d is committed.",
+            self.state.step,
+            self.checkpointer.committed_step,
+        )
         self.tracker.finish()
         if budget:
             raise StoppedOnPurpose(budget, spending.WAY_ON)
@@ -280,4 +316,8 @@ def _ending(budget: str, stop: StopFlag) -> dict[str, Any]:
     """What the attempt's record says of an end that was asked for."""
     if budget:
         return {"kind": "stopped", "code": StoppedOnPurpose.exit_code, "reason": budget}
-    return {"kind": "stopped", "code": Stopped.exit_code, "reason": stop.reason or "another node was asked to stop"}
+    return {
+        "kind": "stopped",
+        "code": Stopped.exit_code,
+        "reason": stop.reason or "another node was asked to stop",
+    }

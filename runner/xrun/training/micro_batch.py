@@ -30,7 +30,12 @@ from .objective import Batch, Objective
 from .optimizer import build_optimizer
 from .world import World
 
-_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "std::bad_alloc")
+_NO_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "std::bad_alloc",
+)
 _SHARE = 0.8
 """How much of the free memory a micro-batch may take: the rest is for fragments and for what a run needs later."""
 
@@ -38,11 +43,15 @@ _SHARE = 0.8
 def sizes(global_batch: int, world: int) -> list[int]:
     """The micro-batches that cut a global batch evenly for so many processes, the largest first."""
     return [
-        size for size in range(global_batch // world, 0, -1) if global_batch % size == 0 and global_batch // size % world == 0
+        size
+        for size in range(global_batch // world, 0, -1)
+        if global_batch % size == 0 and global_batch // size % world == 0
     ]
 
 
-def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World) -> int:
+def find_micro_batch(
+    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World
+) -> int:
     """Try forward, backward and an optimizer step with ever smaller micro-batches until one fits on every process.
 
     Only a copy of the model is trained.
@@ -56,21 +65,30 @@ def find_micro_batch(train: Train, objective: Objective, fetch: Fetch, accelerat
         give_memory_back()
         state["at"] += 1
         if state["at"] == len(allowed):
-            raise TrainError("train.micro_batch: auto: not even one sample fits into memory.", "Use a larger machine.")
+            raise TrainError(
+                "train.micro_batch: auto: not even one sample fits into memory.",
+                "Use a larger machine.",
+            )
         return allowed[state["at"]]
 
     def attempt(size: int) -> int:
         try:
             with limited_memory():
                 _train_once(train, objective, fetch, accelerator, size)
-        except MemoryError as error:  # numpy's and Python's own: said in the words that are searched for
+        except (
+            MemoryError
+        ) as error:  # numpy's and Python's own: said in the words that are searched for
             raise RuntimeError("CPU out of memory.") from error
         return size
 
     state = {"at": 0}
     if not allowed:
-        raise TrainError(f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly.")
-    find = find_executable_batch_size(attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller)
+        raise TrainError(
+            f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly."
+        )
+    find = find_executable_batch_size(
+        attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller
+    )
     return int(world.least(find()))
 
 
@@ -107,7 +125,9 @@ def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
             )
         return batch[start:stop]
     if isinstance(batch, list | tuple):
-        if len(batch) == samples and not any(isinstance(value, torch.Tensor | Mapping) for value in batch):
+        if len(batch) == samples and not any(
+            isinstance(value, torch.Tensor | Mapping) for value in batch
+        ):
             return batch[start:stop]
         return [_cut(value, samples, start, stop) for value in batch]
     return batch
@@ -126,11 +146,16 @@ def enough_memory(micro_batch: int, split: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
-        what = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        what = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
         if split * 2 > micro_batch:
-            raise TrainError(f"Not even one sample fits into memory: {what}", "Use a larger machine.") from error
+            raise TrainError(
+                f"Not even one sample fits into memory: {what}", "Use a larger machine."
+            ) from error
         raise OutOfMemory(
-            f"A micro-batch of {micro_batch} in {split} parts does not fit into memory: {what}", split * 2
+            f"A micro-batch of {micro_batch} in {split} parts does not fit into memory: {what}",
+            split * 2,
         ) from error
 
 
@@ -142,7 +167,9 @@ def _lacks_memory(error: Exception) -> bool:
     return should_reduce_batch_size(error) or any(words in text for words in _NO_MEMORY)
 
 
-def _train_once(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int) -> None:
+def _train_once(
+    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int
+) -> None:
     probe = copy.deepcopy(objective).to(accelerator.device)
     optimizer = build_optimizer(train, probe)
     with accelerator.autocast():
@@ -169,8 +196,14 @@ def limited_memory(limit: int | None = None) -> Iterator[None]:
     free = int(memory["MemAvailable"].split()[0]) << 10
     used = int(status["VmData"].split()[0]) << 10
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [used + (limit or int(free * _SHARE)), *before]  # one that is set already (`ulimit -d`) may be the smallest
-    resource.setrlimit(resource.RLIMIT_DATA, (min(number for number in limits if number != resource.RLIM_INFINITY), before[1]))
+    limits = [
+        used + (limit or int(free * _SHARE)),
+        *before,
+    ]  # one that is set already (`ulimit -d`) may be the smallest
+    resource.setrlimit(
+        resource.RLIMIT_DATA,
+        (min(number for number in limits if number != resource.RLIM_INFINITY), before[1]),
+    )
     try:
         yield
     finally:

@@ -33,7 +33,11 @@ class Objective(nn.Module):
     def forward(self, batch: Batch | None) -> Sums:
         """The sums of one micro-batch; without a batch, a zero that depends on every trainable parameter."""
         if batch is None:
-            return {"loss": sum((p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(()))}
+            return {
+                "loss": sum(
+                    (p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(())
+                )
+            }
         if self.task == "model":
             return self._own_loss(batch)
         logits, labels = self._logits(batch)
@@ -51,7 +55,11 @@ class Objective(nn.Module):
         return logits, labels
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Sums:
-        sums = {"loss": functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")}
+        sums = {
+            "loss": functional.cross_entropy(
+                logits.float(), labels, ignore_index=IGNORED, reduction="sum"
+            )
+        }
         if not self.training and self.task == "classification":
             sums["accuracy"] = (logits.argmax(-1) == labels).sum()
         return sums
@@ -68,7 +76,11 @@ class Objective(nn.Module):
                 "Return the mean over samples and no `count`.",
             )
         samples = batch_size(batch)
-        return {name: value * samples for name, value in values.items() if isinstance(value, Tensor) and value.dim() == 0}
+        return {
+            name: value * samples
+            for name, value in values.items()
+            if isinstance(value, Tensor) and value.dim() == 0
+        }
 
     def count(self, batch: Batch) -> int:
         """What the loss of a batch is a mean over: its samples, or its predicted tokens for language models."""

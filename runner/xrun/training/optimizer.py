@@ -28,21 +28,31 @@ def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer
     options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
     chosen = options.get("foreach") or options.get("differentiable")
     if kind.__name__ in _FUSED and train.sharding == "none" and not chosen:
-        options.setdefault("fused", True)  # one kernel for all parameters instead of a Python loop over them
+        options.setdefault(
+            "fused", True
+        )  # one kernel for all parameters instead of a Python loop over them
     try:
         return kind(parameter_groups(objective, train.optimizer.weight_decay), **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TrainError(f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}.") from error
+        raise TrainError(
+            f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}."
+        ) from error
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class in torch.optim with this name in any case."""
     base = torch.optim.Optimizer
-    known = {a: c for a, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base}
+    known = {
+        a: c
+        for a, c in vars(torch.optim).items()
+        if isinstance(c, type) and issubclass(c, base) and c is not base
+    }
     for attribute, found in known.items():
         if attribute.lower() == name.lower():
             return found
-    raise TrainError(f"train.optimizer.name: torch.optim has no {name!r}.", f"It has {', '.join(sorted(known))}.")
+    raise TrainError(
+        f"train.optimizer.name: torch.optim has no {name!r}.", f"It has {', '.join(sorted(known))}."
+    )
 
 
 def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -64,7 +74,11 @@ def undecayed_names(objective: nn.Module) -> set[str]:
     for prefix, module in objective.named_modules():
         of_norm = "norm" in type(module).__name__.lower()
         own = set(module.no_weight_decay()) if hasattr(module, "no_weight_decay") else set()
-        names |= {f"{prefix}.{n}".lstrip(".") for n, _ in module.named_parameters(recurse=False) if of_norm}
+        names |= {
+            f"{prefix}.{n}".lstrip(".")
+            for n, _ in module.named_parameters(recurse=False)
+            if of_norm
+        }
         names |= {f"{prefix}.{n}".lstrip(".") for n in own}
     return names
 
@@ -88,7 +102,12 @@ def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     With hooks, and where torch has no such range, it is `optimizer.step` itself.
     """
     step = type(optimizer).step
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, _global_pre_hooks, _global_post_hooks)
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_pre_hooks,
+        _global_post_hooks,
+    )
     if any(hooks) or not getattr(step, "hooked", False) or "step" in vars(optimizer):
         return optimizer.step
     return functools.partial(step.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps has set it

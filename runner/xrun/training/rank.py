@@ -28,9 +28,12 @@ from ..store.protocol import Store
 log = logging.getLogger("xrun")
 
 _PEER_LOSS = (
-    "Connection closed by peer", "Connection reset by peer",  # gloo
-    "ncclRemoteError", "remote process exited", "Connection closed by remote peer",  # NCCL
-)  # fmt: skip
+    "Connection closed by peer",
+    "Connection reset by peer",  # gloo
+    "ncclRemoteError",
+    "remote process exited",
+    "Connection closed by remote peer",  # NCCL
+)
 
 
 def main(plan_path: str, attempt: str, wait: str = "") -> int:
@@ -39,7 +42,9 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     gc.disable()  # until training begins: looking for garbage among all that torch imports takes a second of the start
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the entrypoint asks a rank that hangs where it is
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the entrypoint says what it means
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process; the entrypoint says what it means
     plan = Plan.from_json(Path(plan_path).read_text())
     store = _ready(plan, attempt) if wait else None
     if wait and not _told_to_go():
@@ -57,7 +62,14 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
         return _leave(plan, attempt, error, error.message, error.hint, error.exit_code)
     except Exception as error:
         if "does not have a deterministic implementation" in str(error):
-            return _leave(plan, attempt, error, str(error).partition(".")[0] + ".", "Set train.deterministic: false.", 6)
+            return _leave(
+                plan,
+                attempt,
+                error,
+                str(error).partition(".")[0] + ".",
+                "Set train.deterministic: false.",
+                6,
+            )
         traceback.print_exc()
         return _leave(plan, attempt, error, f"{type(error).__name__}: {error}", "", 1)
     return 0
@@ -66,7 +78,9 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
 def _ready(plan: Plan, attempt: str) -> Store | None:
     """Import, and begin to fetch, which changes nothing anywhere. The store, if it can be the attempt's as well."""
     store = open_store(plan, attempt, create=False)
-    restoring = threading.Thread(target=restore_soon, args=[store], name="xrun-restore", daemon=True)
+    restoring = threading.Thread(
+        target=restore_soon, args=[store], name="xrun-restore", daemon=True
+    )
     if os.environ.get("LOCAL_RANK", "0") == "0":
         restoring.start()
     import torch._dynamo
@@ -91,10 +105,17 @@ def _told_to_go() -> bool:
 
 def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, code: int) -> int:
     """Write down what ended this rank, for the entrypoint to tell and to keep."""
-    kind = "outside" if _is_peer_loss(error) else error.kind if isinstance(error, XrunError) else "own"
+    kind = (
+        "outside" if _is_peer_loss(error) else error.kind if isinstance(error, XrunError) else "own"
+    )
     failure = {
-        "code": code, "message": message, "hint": hint, "kind": kind, "time": time.time(), "traceback": code == 1,
-    }  # fmt: skip
+        "code": code,
+        "message": message,
+        "hint": hint,
+        "kind": kind,
+        "time": time.time(),
+        "traceback": code == 1,
+    }
     if isinstance(error, OutOfMemory):
         failure["split"] = error.split
     path = RunFolder(plan.folder).logs(attempt) / f"failure-{os.environ.get('RANK', '0')}.json"

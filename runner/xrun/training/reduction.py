@@ -95,11 +95,19 @@ class ExactReduction:
     def micro_batch(self, piece: MicroBatch) -> Iterator[None]:
         """See Reduction; the micro-batch's own gradient is taken away from the parameters."""
         replayed = self._statistics.buffers
-        before = {name: (buffer, buffer._version) for name, buffer in self.model.named_buffers() if id(buffer) not in replayed}
+        before = {
+            name: (buffer, buffer._version)
+            for name, buffer in self.model.named_buffers()
+            if id(buffer) not in replayed
+        }
         with self._statistics.micro_batch(piece):
             yield
         now = dict(self.model.named_buffers())
-        if changed := [name for name, (old, version) in before.items() if now[name] is not old or old._version != version]:
+        if changed := [
+            name
+            for name, (old, version) in before.items()
+            if now[name] is not old or old._version != version
+        ]:
             raise TrainError(
                 f"train.reduction: exact: the model's buffer {changed[0].removeprefix('model.')} changes in the forward pass, "
                 "so the result would depend on the number of processes.",
@@ -124,11 +132,19 @@ class ExactReduction:
             gradient = self._with_partner(gradient, self.world.rank ^ level)
             level *= 2
         if pieces[0][0].total < self.global_batch:
-            torch._foreach_add_(gradient, 0.0)  # -0.0 and 0.0 become one: whether a zero was added depends on P
+            torch._foreach_add_(
+                gradient, 0.0
+            )  # -0.0 and 0.0 become one: whether a zero was added depends on P
         for p, grad in zip(self._parameters, gradient, strict=True):
             p.grad = grad
         values = torch.stack(losses).tolist()
-        return self._loss({piece.slot: value for (piece, _), value in zip(pieces, values, strict=True) if piece.weight})
+        return self._loss(
+            {
+                piece.slot: value
+                for (piece, _), value in zip(pieces, values, strict=True)
+                if piece.weight
+            }
+        )
 
     def _add(self, slot: int, gradient: list[Tensor]) -> None:
         """Put a leaf in and merge it with its finished neighbour, and so on upwards."""

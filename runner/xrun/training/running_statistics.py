@@ -25,9 +25,15 @@ class RunningStatistics:
 
     def __init__(self, model: nn.Module, world: World, slots: int) -> None:
         self.world, self.rows = world, slots // world.size
-        norms = [module for module in model.modules() if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)]
+        norms = [
+            module
+            for module in model.modules()
+            if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        ]
         self.modules: list[Any] = [norm for norm in norms if norm.track_running_stats]
-        self.buffers = {id(buffer) for norm in self.modules for buffer in norm.buffers(recurse=False)}
+        self.buffers = {
+            id(buffer) for norm in self.modules for buffer in norm.buffers(recurse=False)
+        }
         """What these modules change in the forward pass, by `id`; it is replayed."""
         self._kept: dict[int, list[Tensor]] = {}
         self._calls: list[int] = []
@@ -47,7 +53,10 @@ class RunningStatistics:
         if not active:
             yield
             return
-        self._kept = self._kept or {number: [buffer.clone() for buffer in norm.buffers(recurse=False)] for number, norm in active}
+        self._kept = self._kept or {
+            number: [buffer.clone() for buffer in norm.buffers(recurse=False)]
+            for number, norm in active
+        }
         momenta = [norm.momentum for _, norm in active]
         for _, norm in active:
             norm.momentum = 1.0
@@ -64,14 +73,18 @@ class RunningStatistics:
         if not self._kept:
             return
         for number, before in self._kept.items():
-            for buffer, value in zip(self.modules[number].buffers(recurse=False), before, strict=True):
+            for buffer, value in zip(
+                self.modules[number].buffers(recurse=False), before, strict=True
+            ):
                 buffer.copy_(value)
         for row in self._gathered():
             start = 0
             for number in self._calls:
                 norm = self.modules[number]
                 norm.num_batches_tracked += 1
-                factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+                factor = (
+                    1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+                )
                 for running in (norm.running_mean, norm.running_var):
                     running.lerp_(row[start : start + running.numel()].to(running.dtype), factor)
                     start += running.numel()
@@ -90,7 +103,9 @@ class RunningStatistics:
         """Each micro-batch's own statistics, in the order of the global batch; those that are not part of it are left out."""
         width = {len(values) for _, values in self._own}
         if len(width) > 1:
-            raise TrainError("train.reduction: exact: the model does not call the same BatchNorm modules in every micro-batch.")
+            raise TrainError(
+                "train.reduction: exact: the model does not call the same BatchNorm modules in every micro-batch."
+            )
         rows = [torch.cat([values.new_tensor([weight]), values]) for weight, values in self._own]
         rows += [torch.zeros_like(rows[0])] * (self.rows - len(rows))
         if self.world.size > 1:

@@ -33,7 +33,9 @@ def checkpoint_activations(model: nn.Module) -> None:
     if hasattr(model, "gradient_checkpointing_enable"):
         model.gradient_checkpointing_enable()  # type: ignore[operator]  # transformers has it as a method
         return
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+    )
 
     blocks = set(repeated_blocks(model))
     apply_activation_checkpointing(model, check_fn=lambda module: module in blocks)

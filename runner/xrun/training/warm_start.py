@@ -25,9 +25,15 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
         try:
             found |= load_file(path)
         except SafetensorError as error:
-            raise TrainError(f"model.init_from: {path} is damaged: {error}.", "Fetch it again.") from error
+            raise TrainError(
+                f"model.init_from: {path} is damaged: {error}.", "Fetch it again."
+            ) from error
     own = model.state_dict()
-    fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+    fitting = {
+        name: tensor
+        for name, tensor in found.items()
+        if name in own and own[name].shape == tensor.shape
+    }
     if not fitting:
         raise TrainError(
             f"model.init_from: none of the {len(found)} weights in {source} has a name and shape of this model.",
@@ -35,7 +41,12 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
         )
     model.load_state_dict(fitting, strict=False)
     left = sorted(set(own) - set(fitting))
-    log.info("Warm start from %s: %d weights%s.", source, len(fitting), f", not {', '.join(left[:5])}" if left else "")
+    log.info(
+        "Warm start from %s: %d weights%s.",
+        source,
+        len(fitting),
+        f", not {', '.join(left[:5])}" if left else "",
+    )
 
 
 def _files(source: str, project: Path) -> list[Path]:
@@ -44,7 +55,9 @@ def _files(source: str, project: Path) -> list[Path]:
         local = _download(source)
     files = [local] if local.is_file() else sorted(local.glob("*.safetensors"))
     if not files:
-        raise TrainError(f"model.init_from: {local} holds no .safetensors file.", "Only safetensors are loaded.")
+        raise TrainError(
+            f"model.init_from: {local} holds no .safetensors file.", "Only safetensors are loaded."
+        )
     return files
 
 
@@ -54,7 +67,9 @@ def _download(source: str) -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors"]))
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors"])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TrainError(
             f"model.init_from: {source} is neither a local path nor a repository that can be read: {error}",

@@ -85,9 +85,13 @@ def join_world(sharded: bool, patience: Patience = Patience()) -> World:
         return World()
     try:
         store: Any = TCPStore(
-            os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0")), size, rank == 0,
-            timedelta(seconds=patience.meeting), wait_for_workers=False,
-        )  # fmt: skip
+            os.environ.get("MASTER_ADDR", "127.0.0.1"),
+            int(os.environ.get("MASTER_PORT", "0")),
+            size,
+            rank == 0,
+            timedelta(seconds=patience.meeting),
+            wait_for_workers=False,
+        )
         _arrive(store, rank, size, patience.meeting)
         own = store.clone()  # a store lets in one thread at a time
         world = _in_time(lambda: _join(own, rank, size), patience.talking)
@@ -95,10 +99,14 @@ def join_world(sharded: bool, patience: Patience = Patience()) -> World:
     except TimeoutError:
         absent = _absent(store, "joined", size)
         what = f"The processes do not understand each other after {patience.talking:.0f} s. Not through: {absent}."
-        raise ProcessesApart(what, "NCCL_DEBUG: INFO under `env` in the recipe shows more.") from None
+        raise ProcessesApart(
+            what, "NCCL_DEBUG: INFO under `env` in the recipe shows more."
+        ) from None
     except dist.DistError as error:
         what = str(error).strip().splitlines()[0]
-        raise ProcessesApart(f"Rank {rank} on {socket.gethostname()} cannot join the others: {what}") from error
+        raise ProcessesApart(
+            f"Rank {rank} on {socket.gethostname()} cannot join the others: {what}"
+        ) from error
 
 
 def _arrive(store: Any, rank: int, size: int, seconds: float) -> None:
@@ -107,13 +115,18 @@ def _arrive(store: Any, rank: int, size: int, seconds: float) -> None:
     try:
         store.wait([f"here/{other}" for other in range(size)], timedelta(seconds=seconds))
     except dist.DistStoreError as error:
-        raise ProcessesApart(f"Not here after {seconds:.0f} s: {_absent(store, 'here', size)}.") from error
+        raise ProcessesApart(
+            f"Not here after {seconds:.0f} s: {_absent(store, 'here', size)}."
+        ) from error
 
 
 def _absent(store: Any, what: str, size: int) -> str:
     """The processes that have not come so far, with their machines as far as they have said."""
     ranks = [rank for rank in range(size) if not store.check([f"{what}/{rank}"])]
-    names = [f" on {store.get(f'here/{rank}').decode()}" if store.check([f"here/{rank}"]) else "" for rank in ranks]
+    names = [
+        f" on {store.get(f'here/{rank}').decode()}" if store.check([f"here/{rank}"]) else ""
+        for rank in ranks
+    ]
     return ", ".join(f"rank {rank}{name}" for rank, name in zip(ranks, names, strict=True))
 
 
@@ -145,7 +158,11 @@ def _join(store: Any, rank: int, size: int) -> World:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     world = World(rank, size, dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
-    devices = ["cpu", f"cuda:{os.environ.get('LOCAL_RANK', '0')}"] if torch.cuda.is_available() else ["cpu"]
+    devices = (
+        ["cpu", f"cuda:{os.environ.get('LOCAL_RANK', '0')}"]
+        if torch.cuda.is_available()
+        else ["cpu"]
+    )
     for device in devices:
         tensor = torch.full((1024,), rank + 1, device=device)
         dist.all_reduce(tensor)

@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 def missing(text: str) -> list[str]:
     """The pins that are not installed; a local version such as `2.13.0+cpu` is the pinned one."""
-    pins = [line.split("==") for line in text.splitlines() if "==" in line and not line.startswith("#")]
+    pins = [
+        line.split("==") for line in text.splitlines() if "==" in line and not line.startswith("#")
+    ]
     return [name for name, pinned in pins if installed(name) != pinned.strip()]
 
 

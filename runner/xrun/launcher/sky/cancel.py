@@ -16,7 +16,11 @@ from . import jobs as sky_jobs
 
 
 def cancel(
-    folder: RunFolder, *, save: bool, say: Callable[[str], None], seconds: float = STOP_SECONDS + 2 * LOOK_SECONDS
+    folder: RunFolder,
+    *,
+    save: bool,
+    say: Callable[[str], None],
+    seconds: float = STOP_SECONDS + 2 * LOOK_SECONDS,
 ) -> None:
     """End a run's jobs and give their machines back; with `save` the attempt that runs is asked first, and has `seconds`.
 
@@ -44,7 +48,11 @@ def _asked(folder: RunFolder, job: sky_jobs.Job, say: Callable[[str], None]) -> 
     except XrunError as error:
         say(f"The run cannot be asked to save: {error}")
         return False
-    say(f"Asked attempt {attempt} to save and to stop." if attempt else "The run has committed nothing yet.")
+    say(
+        f"Asked attempt {attempt} to save and to stop."
+        if attempt
+        else "The run has committed nothing yet."
+    )
     return bool(attempt)
 
 

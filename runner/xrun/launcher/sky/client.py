@@ -32,31 +32,45 @@ def skypilot() -> Iterator[ModuleType]:
             import sky.exceptions
         except ImportError as error:
             raise LaunchError(
-                "SkyPilot is not installed here, and it is what launches on clouds.", f"Install xrun[cloud]. {LOCAL}"
+                "SkyPilot is not installed here, and it is what launches on clouds.",
+                f"Install xrun[cloud]. {LOCAL}",
             ) from error
         try:
             yield sky
         except sky.exceptions.NoCloudAccessError as error:
             raise no_clouds() from error
-        except (sky.exceptions.ApiServerConnectionError, OSError) as error:  # those of requests are OSErrors too
+        except (
+            sky.exceptions.ApiServerConnectionError,
+            OSError,
+        ) as error:  # those of requests are OSErrors too
             raise CloudUnavailable(
-                f"SkyPilot's API server does not answer: {first_line(error)}.", "`sky api status` tells more; then try again."
+                f"SkyPilot's API server does not answer: {first_line(error)}.",
+                "`sky api status` tells more; then try again.",
             ) from error
         except tuple(refusals(sky.exceptions)) as error:
-            raise LaunchError(f"SkyPilot refuses: {first_line(error)}.", "`sky check` tells what your accounts allow.") from error
+            raise LaunchError(
+                f"SkyPilot refuses: {first_line(error)}.",
+                "`sky check` tells what your accounts allow.",
+            ) from error
 
 
 def refusals(exceptions: Any) -> Iterator[type[Exception]]:
     """SkyPilot's own exceptions, which have no common base; some are no classes of its own."""
     yield from (RuntimeError, ValueError)
     for value in vars(exceptions).values():
-        if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == exceptions.__name__:
+        if (
+            isinstance(value, type)
+            and issubclass(value, Exception)
+            and value.__module__ == exceptions.__name__
+        ):
             yield value
 
 
 def no_clouds() -> LaunchError:
     """Nothing to launch on."""
-    return LaunchError("No cloud is enabled in SkyPilot.", f"Run `sky check` and follow what it says. {LOCAL}")
+    return LaunchError(
+        "No cloud is enabled in SkyPilot.", f"Run `sky check` and follow what it says. {LOCAL}"
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -81,7 +95,9 @@ def enabled_clouds() -> list[Any]:
         from sky.utils.registry import CLOUD_REGISTRY
 
         if is_api_server_local():
-            with contextlib.redirect_stdout(io.StringIO()):  # its status line is meant for its own client
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # its status line is meant for its own client
                 clouds = check.get_cached_enabled_clouds_or_refresh(CloudCapability.COMPUTE)
         else:
             clouds = [CLOUD_REGISTRY.from_str(name) for name in sky.get(sdk.enabled_clouds())]

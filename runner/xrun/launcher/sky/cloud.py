@@ -39,10 +39,21 @@ class SkyCloud:
     """
 
     def __init__(
-        self, *, confirm: Callable[[Offers], None] = lambda offers: None, detach: bool = False,
-        say: Callable[[str], None] = print, environ: Mapping[str, str] = os.environ, settle: float = SETTLE,
-    ) -> None:  # fmt: skip
-        self.confirm, self.detach, self.say, self.environ, self.settle = confirm, detach, say, environ, settle
+        self,
+        *,
+        confirm: Callable[[Offers], None] = lambda offers: None,
+        detach: bool = False,
+        say: Callable[[str], None] = print,
+        environ: Mapping[str, str] = os.environ,
+        settle: float = SETTLE,
+    ) -> None:
+        self.confirm, self.detach, self.say, self.environ, self.settle = (
+            confirm,
+            detach,
+            say,
+            environ,
+            settle,
+        )
 
     def run(self, plan: Plan) -> int:
         """See Cloud. Follows the log until the job has ended, unless `detach`."""
@@ -51,7 +62,9 @@ class SkyCloud:
             self.say(f"{plan.run} is finished; `xrun report {plan.run}` tells how.")
             return 0
         job = self.launch(plan)
-        self.say(f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}\n  end it   xrun cancel {plan.run}")
+        self.say(
+            f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}\n  end it   xrun cancel {plan.run}"
+        )
         return 0 if self.detach else self.follow(folder, job)
 
     def launch(self, plan: Plan) -> int:
@@ -66,11 +79,16 @@ class SkyCloud:
             if job is None:
                 job = self._submit(plan, folder)
             elif job.status == "CANCELLING":
-                raise LaunchError(f"The job {job.id} of {plan.run} is being cancelled.", "Try again when it has ended.")
+                raise LaunchError(
+                    f"The job {job.id} of {plan.run} is being cancelled.",
+                    "Try again when it has ended.",
+                )
             else:
                 self.say(f"{plan.run} is launched already.")
             known = read_launch(folder) or LaunchRecord(plan.run, asked=time.time())
-            write_launch(folder, dataclasses.replace(known, request=known.request or "unknown", job=job.id))
+            write_launch(
+                folder, dataclasses.replace(known, request=known.request or "unknown", job=job.id)
+            )
         return job.id
 
     def find(self, folder: RunFolder) -> Job | None:
@@ -90,7 +108,9 @@ class SkyCloud:
         try:
             sky_jobs.print_log(job, follow=True)
         except KeyboardInterrupt:
-            self.say(f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it: xrun cancel {run}.")
+            self.say(
+                f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it: xrun cancel {run}."
+            )
             return 0
         ended = sky_jobs.wait_until_ended(run, job)
         if ended.status == "SUCCEEDED":
@@ -107,7 +127,9 @@ class SkyCloud:
         packed, config = pack_job(plan, offers, self.environ)
         task = sky_task(config, secrets)
         prices = tuple(dataclasses.asdict(price) for price in offers.prices)
-        record = LaunchRecord(plan.run, time.time(), cargo=str(packed), price=offers.best.summary(), prices=prices)
+        record = LaunchRecord(
+            plan.run, time.time(), cargo=str(packed), price=offers.best.summary(), prices=prices
+        )
         write_launch(folder, record)
         request = sky_jobs.submit(task, plan.run)
         write_launch(folder, dataclasses.replace(record, request=request))
@@ -145,11 +167,15 @@ def ended_job(run: str, number: int | None) -> Job:
     """A job that has ended before anybody could look."""
     job = next((each for each in sky_jobs.jobs(run) if each.id == number), None)
     if job is None:
-        raise LaunchError(f"SkyPilot launched no job for {run}.", "`sky api logs` tells what it did.")
+        raise LaunchError(
+            f"SkyPilot launched no job for {run}.", "`sky api logs` tells what it did."
+        )
     return job
 
 
-def pack_job(plan: Plan, offers: Offers, environ: Mapping[str, str] = os.environ) -> tuple[Path, dict[str, Any]]:
+def pack_job(
+    plan: Plan, offers: Offers, environ: Mapping[str, str] = os.environ
+) -> tuple[Path, dict[str, Any]]:
     """The run's cargo, and the task that takes it along; secrets are names without values."""
     candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
     packed = cargo.pack(plan, offers.prices, candidate.setup)

@@ -44,7 +44,9 @@ def jobs(run: str = "", *, live: bool = False) -> list[Job]:
     """
     with skypilot() as sky:
         try:
-            request = sky.jobs.queue_v2(refresh=False, skip_finished=live, name_match=run or None, fields=_FIELDS)
+            request = sky.jobs.queue_v2(
+                refresh=False, skip_finished=live, name_match=run or None, fields=_FIELDS
+            )
             records = sky.get(request)[0]
         except sky.exceptions.ClusterNotUpError:
             return []  # no job controller: nothing was ever launched, or all has ended and it has stopped itself
@@ -55,21 +57,34 @@ def jobs(run: str = "", *, live: bool = False) -> list[Job]:
 def _job(record: Any) -> Job:
     """SkyPilot writes "-" for what a job does not have now."""
     cloud, region, zone, machines = (
-        (value or "").strip("-") for value in (record.cloud, record.region, record.zone, record.cluster_resources)
+        (value or "").strip("-")
+        for value in (record.cloud, record.region, record.zone, record.cluster_resources)
     )
     return Job(
-        id=record.job_id, run=record.job_name, status=record.status.value, live=not record.status.is_terminal(),
-        recoveries=record.recovery_count or 0, cloud=cloud.lower(), region=region, zone=zone,
-        spot="[Spot]" in machines if machines else None, submitted=record.submitted_at, ended=record.end_at,
+        id=record.job_id,
+        run=record.job_name,
+        status=record.status.value,
+        live=not record.status.is_terminal(),
+        recoveries=record.recovery_count or 0,
+        cloud=cloud.lower(),
+        region=region,
+        zone=zone,
+        spot="[Spot]" in machines if machines else None,
+        submitted=record.submitted_at,
+        ended=record.end_at,
         reason=record.failure_reason or "",
-    )  # fmt: skip
+    )
 
 
 def requests_for(run: str) -> list[str]:
     """Ids of the requests to launch this run that the API server still works on."""
     with skypilot() as sky:
         asked = sky.api_status()
-    return [request.request_id for request in asked if _LAUNCH in request.name and _name_in(request.request_body) == run]
+    return [
+        request.request_id
+        for request in asked
+        if _LAUNCH in request.name and _name_in(request.request_body) == run
+    ]
 
 
 def _name_in(body: str) -> str:
@@ -121,5 +136,6 @@ def wait_until_ended(run: str, job: int, seconds: float = 120.0) -> Job:
             return found
         time.sleep(2)
     raise LaunchError(
-        f"The log of {run} has ended, its job {job} has not.", f"Look with `xrun status`, follow with `xrun logs -f {run}`."
+        f"The log of {run} has ended, its job {job} has not.",
+        f"Look with `xrun status`, follow with `xrun logs -f {run}`.",
     )

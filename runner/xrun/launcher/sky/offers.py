@@ -31,11 +31,22 @@ def find_offers(plan: Plan, throughput: Throughput) -> Offers:
     candidates, clouds = plan.load_recipe().hardware.any_of, enabled_clouds()
     with skypilot():
         catalogs = [_ask(candidate, clouds) for candidate in candidates]
-    found = [offer for number, catalog in enumerate(catalogs) for offer in _offers(number, candidates[number], catalog)]
-    unable = sorted({reason for catalog in catalogs for answer in catalog for reason in answer.unable})
+    found = [
+        offer
+        for number, catalog in enumerate(catalogs)
+        for offer in _offers(number, candidates[number], catalog)
+    ]
+    unable = sorted(
+        {reason for catalog in catalogs for answer in catalog for reason in answer.unable}
+    )
     if not found:
         raise _nothing(candidates, clouds, unable)
-    known = [replace(offer, speed=throughput.on(offer.machines), hours=throughput.hours_on(offer.machines)) for offer in found]
+    known = [
+        replace(
+            offer, speed=throughput.on(offer.machines), hours=throughput.hours_on(offer.machines)
+        )
+        for offer in found
+    ]
     notes = [*_not_enabled(candidates, clouds), *(f"Left out: {reason}." for reason in unable)]
     return rank(known, candidates, notes, pinned=bool(unable))
 
@@ -50,7 +61,9 @@ class _Answer:
 
 def _ask(candidate: Candidate, clouds: Sequence[Any]) -> list[_Answer]:
     """Ask every cloud that the candidate allows, all at once: the first question fetches its catalog."""
-    wanted = [cloud for cloud in clouds if candidate.clouds is None or name_of(cloud) in candidate.clouds]
+    wanted = [
+        cloud for cloud in clouds if candidate.clouds is None or name_of(cloud) in candidate.clouds
+    ]
     with ThreadPoolExecutor(max(1, len(wanted))) as threads:
         return list(threads.map(lambda cloud: _answer(candidate, cloud), wanted))
 
@@ -61,7 +74,9 @@ def _offers(number: int, candidate: Candidate, catalog: Sequence[_Answer]) -> li
     machines = Machines(candidate.accelerators or "", candidate.nodes)
     offers = []
     for place in dict.fromkeys((price.cloud, price.region, price.instance) for price in prices):
-        here = tuple(price for price in prices if (price.cloud, price.region, price.instance) == place)
+        here = tuple(
+            price for price in prices if (price.cloud, price.region, price.instance) == place
+        )
         offers += [
             Offer(number, *place, machines, here, use_spot)
             for use_spot in kinds(candidate)
@@ -93,7 +108,11 @@ def _wishes(candidate: Candidate, cloud: Any) -> Iterator[Any]:
         for spot in (True, False):
             with contextlib.suppress(ValueError):
                 yield sky.Resources(
-                    cloud=cloud, region=region, accelerators=candidate.accelerators, use_spot=spot, image_id=candidate.image
+                    cloud=cloud,
+                    region=region,
+                    accelerators=candidate.accelerators,
+                    use_spot=spot,
+                    image_id=candidate.image,
                 )
 
 
@@ -102,7 +121,11 @@ def _inability(cloud: Any, machine: Any, nodes: int) -> str:
     from sky.clouds import CloudImplementationFeatures as Feature
     from sky.exceptions import NotSupportedError
 
-    needed = {Feature.AUTODOWN, *machine.get_required_cloud_features(), *([Feature.MULTI_NODE] if nodes > 1 else [])}
+    needed = {
+        Feature.AUTODOWN,
+        *machine.get_required_cloud_features(),
+        *([Feature.MULTI_NODE] if nodes > 1 else []),
+    }
     for feature in sorted(needed, key=lambda feature: feature.value):
         try:
             cloud.check_features_are_supported(machine, {feature})
@@ -115,9 +138,16 @@ def _inability(cloud: Any, machine: Any, nodes: int) -> str:
 def _price(machine: Any, candidate: Candidate, cloud: Any) -> Price:
     date, source = _catalog(name_of(cloud))
     return Price(
-        name_of(cloud), machine.region, machine.zone or "", machine.instance_type, candidate.accelerators or "",
-        machine.use_spot, round(machine.get_cost(3600) * candidate.nodes, 4), date, source,
-    )  # fmt: skip
+        name_of(cloud),
+        machine.region,
+        machine.zone or "",
+        machine.instance_type,
+        candidate.accelerators or "",
+        machine.use_spot,
+        round(machine.get_cost(3600) * candidate.nodes, 4),
+        date,
+        source,
+    )
 
 
 def _catalog(cloud: str) -> tuple[str, str]:
@@ -128,31 +158,51 @@ def _catalog(cloud: str) -> tuple[str, str]:
     """
     from sky.catalog.common import get_catalog_path
 
-    prices, fetched = (Path(get_catalog_path(f"{folder}{cloud}/vms.csv{end}")) for folder, end in (("", ""), (".meta/", ".md5")))
+    prices, fetched = (
+        Path(get_catalog_path(f"{folder}{cloud}/vms.csv{end}"))
+        for folder, end in (("", ""), (".meta/", ".md5"))
+    )
     if not prices.exists():
-        return time.strftime("%Y-%m-%d", time.gmtime()), f"SkyPilot has no price list for {cloud}: machines of your own"
+        return time.strftime(
+            "%Y-%m-%d", time.gmtime()
+        ), f"SkyPilot has no price list for {cloud}: machines of your own"
     when = (fetched if fetched.exists() else prices).stat().st_mtime
     return time.strftime("%Y-%m-%d", time.gmtime(when)), f"SkyPilot's catalog {cloud}/vms.csv"
 
 
-def _nothing(candidates: Sequence[Candidate], clouds: Sequence[Any], unable: Sequence[str]) -> LaunchError:
+def _nothing(
+    candidates: Sequence[Candidate], clouds: Sequence[Any], unable: Sequence[str]
+) -> LaunchError:
     wanted = "; ".join(dict.fromkeys(map(_wish, candidates)))
     names = ", ".join(name_of(cloud) for cloud in clouds)
     reasons = f" ({'; '.join(unable)})" if unable else ""
-    return LaunchError(f"The enabled clouds ({names}) do not offer {wanted}{reasons}.", f"`sky check` enables more. {LOCAL}")
+    return LaunchError(
+        f"The enabled clouds ({names}) do not offer {wanted}{reasons}.",
+        f"`sky check` enables more. {LOCAL}",
+    )
 
 
 def _wish(candidate: Candidate) -> str:
     machines = str(Machines(candidate.accelerators or "", candidate.nodes))
     spot = {True: " on spot", False: " on demand", "auto": ""}[candidate.spot]
-    limit = f" for at most ${candidate.max_hourly_cost:g} an hour" if candidate.max_hourly_cost else ""
+    limit = (
+        f" for at most ${candidate.max_hourly_cost:g} an hour" if candidate.max_hourly_cost else ""
+    )
     return f"{machines}{spot}{limit}"
 
 
 def _not_enabled(candidates: Sequence[Candidate], clouds: Sequence[Any]) -> list[str]:
     enabled = {name_of(cloud) for cloud in clouds}
-    missing = sorted({cloud for candidate in candidates for cloud in candidate.clouds or ()} - enabled)
-    return [f"Left out, because SkyPilot has not enabled it: {', '.join(missing)} (`sky check {missing[0]}`)."] if missing else []
+    missing = sorted(
+        {cloud for candidate in candidates for cloud in candidate.clouds or ()} - enabled
+    )
+    return (
+        [
+            f"Left out, because SkyPilot has not enabled it: {', '.join(missing)} (`sky check {missing[0]}`)."
+        ]
+        if missing
+        else []
+    )
 
 
 def kinds(candidate: Candidate) -> tuple[bool, ...]:

@@ -21,13 +21,26 @@ from ..bundle import there
 from ..offers import Offer, Offers, affordable
 from ..secrets import secret_names
 
-RECOVERY = {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0, "recover_on_exit_codes": [COME_BACK, 143, 137]}
+RECOVERY = {
+    "strategy": "EAGER_NEXT_REGION",
+    "max_restarts_on_errors": 0,
+    "recover_on_exit_codes": [COME_BACK, 143, 137],
+}
 """143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives as the other's 143."""
-_TRAVEL = ("HF_ENDPOINT", "WANDB_BASE_URL", "WANDB_ENTITY", "XRUN_HUB_SPACING", "XRUN_HUB_HOURLY", "XRUN_HUB_PATIENCE")
+_TRAVEL = (
+    "HF_ENDPOINT",
+    "WANDB_BASE_URL",
+    "WANDB_ENTITY",
+    "XRUN_HUB_SPACING",
+    "XRUN_HUB_HOURLY",
+    "XRUN_HUB_PATIENCE",
+)
 """Where the Hub and W&B are and what they take, for people who have their own."""
 
 
-def task_config(plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def task_config(
+    plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
     """The task as SkyPilot's YAML has it; secrets are names without values.
 
     Raises:
@@ -49,7 +62,9 @@ def task_config(plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, s
 
 def task_yaml(config: Mapping[str, Any]) -> str:
     """The YAML that `sky jobs launch` takes."""
-    return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=None)
+    return yaml.dump(
+        dict(config), Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=None
+    )
 
 
 def launch_command(config: Mapping[str, Any], path: str) -> str:
@@ -62,10 +77,20 @@ def resources(candidates: Sequence[Candidate], offers: Offers) -> dict[str, Any]
     """SkyPilot's `ordered`, with each offer pinned to its place, or `any_of`."""
     if not offers.ordered:
         numbers = sorted({offer.candidate for offer in offers.offers})
-        return {"any_of": [entry for number in numbers for entry in _unpinned(candidates[number], _of(number, offers))]}
+        return {
+            "any_of": [
+                entry
+                for number in numbers
+                for entry in _unpinned(candidates[number], _of(number, offers))
+            ]
+        }
     pinned = [(candidates[offer.candidate], offer) for offer in offers.offers]
     return {
-        "ordered": [_entry(candidate, offer.use_spot, place) for candidate, offer in pinned for place in _pins(offer, candidate)]
+        "ordered": [
+            _entry(candidate, offer.use_spot, place)
+            for candidate, offer in pinned
+            for place in _pins(offer, candidate)
+        ]
     }
 
 
@@ -75,9 +100,17 @@ def _of(number: int, offers: Offers) -> list[Offer]:
 
 def _unpinned(candidate: Candidate, offers: Sequence[Offer]) -> list[dict[str, Any]]:
     """As wide as the recipe leaves it: SkyPilot looks for the best place, now and at each recovery."""
-    places = [offer.infra if candidate.regions else offer.cloud if candidate.clouds else "" for offer in offers]
-    wanted = dict.fromkeys((offer.use_spot, place) for offer, place in zip(offers, places, strict=True))
-    return [_entry(candidate, spot, place) for spot, place in sorted(wanted, key=lambda entry: not entry[0])]
+    places = [
+        offer.infra if candidate.regions else offer.cloud if candidate.clouds else ""
+        for offer in offers
+    ]
+    wanted = dict.fromkeys(
+        (offer.use_spot, place) for offer, place in zip(offers, places, strict=True)
+    )
+    return [
+        _entry(candidate, spot, place)
+        for spot, place in sorted(wanted, key=lambda entry: not entry[0])
+    ]
 
 
 def _pins(offer: Offer, candidate: Candidate) -> list[str]:
@@ -86,7 +119,10 @@ def _pins(offer: Offer, candidate: Candidate) -> list[str]:
     cheap = [price for price in prices if affordable(price, candidate)]
     if len(cheap) == len(prices):
         return [offer.infra]
-    return [f"{offer.infra}/{price.zone}" for price in sorted(cheap, key=lambda price: price.usd_per_hour)]
+    return [
+        f"{offer.infra}/{price.zone}"
+        for price in sorted(cheap, key=lambda price: price.usd_per_hour)
+    ]
 
 
 def _entry(candidate: Candidate, spot: bool, infra: str) -> dict[str, Any]:
@@ -132,7 +168,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
 
 
 _Dumper.add_representer(str, _text)

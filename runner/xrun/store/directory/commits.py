@@ -17,7 +17,16 @@ from typing import Any
 from blake3 import blake3
 
 from ...errors import StoreError, StoreUnavailable
-from ..durable import FULL, list_folder, make_folder, reading, remove, sync_folder, write_file, writing
+from ..durable import (
+    FULL,
+    list_folder,
+    make_folder,
+    reading,
+    remove,
+    sync_folder,
+    write_file,
+    writing,
+)
 from ..protocol import Head
 
 FILE = re.compile(r"\d{8,}\.json")
@@ -38,7 +47,10 @@ class CommitFolder:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all commit files, damaged ones too, highest first."""
-        return sorted((int(name[:-5]) for name in list_folder(self.path) if FILE.fullmatch(name)), reverse=True)
+        return sorted(
+            (int(name[:-5]) for name in list_folder(self.path) if FILE.fullmatch(name)),
+            reverse=True,
+        )
 
     def read(self, number: int) -> Head | None:
         """Return one commit, None if it is damaged; raises FileNotFoundError."""
@@ -88,8 +100,12 @@ def _link(temporary: Path, final: Path) -> None:
         if error.errno in FULL:
             raise
         if error.errno in NO_LINKS:
-            raise StoreError(f"{final.parent} is on a filesystem without hard links ({error.strerror}).") from error
-        raise StoreUnavailable(f"Cannot tell whether {final} was committed: {error.strerror or error}.") from error
+            raise StoreError(
+                f"{final.parent} is on a filesystem without hard links ({error.strerror})."
+            ) from error
+        raise StoreUnavailable(
+            f"Cannot tell whether {final} was committed: {error.strerror or error}."
+        ) from error
 
 
 def file_name(number: int) -> str:

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
-from ..durable import file_slices, hash_file, list_folder, make_folder, remove, sync_folder, write_file, writing
+from ..durable import (
+    file_slices,
+    hash_file,
+    list_folder,
+    make_folder,
+    remove,
+    sync_folder,
+    write_file,
+    writing,
+)
 from ..protocol import Chunk, Head, StoredFile, copies_named
 from .commits import CommitFolder, NumberTakenError, file_name, head_of, line_of
 
@@ -34,9 +43,13 @@ class DirectoryStore:
     Whoever only wants to read may give "" as the run: then any run's head is right.
     """
 
-    def __init__(self, root: Path, run: str, attempt: str, owner: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, root: Path, run: str, attempt: str, owner: str, clock: Callable[[], float] = time.time
+    ) -> None:
         if not re.fullmatch(NAME, attempt):
-            raise StoreError(f"An attempt cannot be called {attempt!r}: its name becomes a folder's.")
+            raise StoreError(
+                f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
+            )
         self.root, self.run, self.attempt, self.owner = Path(root), run, attempt, owner
         self.damaged: list[str] = []
         self._clock = clock
@@ -55,7 +68,9 @@ class DirectoryStore:
         Files without any commit would make a new run look like one whose commits are gone, so it refuses.
         """
         if not self._commits.numbers():
-            raise StoreError(f"Nothing was committed in {self.root} yet: the run's first commit comes before its first file.")
+            raise StoreError(
+                f"Nothing was committed in {self.root} yet: the run's first commit comes before its first file."
+            )
         return self._write_object(chunks)
 
     def duplicate(self, file: StoredFile) -> StoredFile:
@@ -140,7 +155,12 @@ class DirectoryStore:
         successor's, who is writing.
         """
         highest, head = self._scan()
-        if head is None or head.attempt != self.attempt or head.number != highest or head == self._unsure:
+        if (
+            head is None
+            or head.attempt != self.attempt
+            or head.number != highest
+            or head == self._unsure
+        ):
             return
         numbers = self._commits.numbers()
         self._learn_attempts(numbers)
@@ -168,22 +188,32 @@ class DirectoryStore:
     def _without_head(self, numbers: list[int]) -> tuple[int, None]:
         """Return that nothing was ever committed, if that is certain."""
         if numbers:
-            raise CheckpointCorrupt(f"Every commit in {self.root} is damaged: {', '.join(self.damaged)}.")
+            raise CheckpointCorrupt(
+                f"Every commit in {self.root} is damaged: {', '.join(self.damaged)}."
+            )
         # The first commit precedes the first object, so commits are listed once more after an object was seen.
         if self._has_files():
             if self._commits.numbers():
                 raise FileNotFoundError
-            raise CheckpointCorrupt(f"{self.root} holds files, but its commits are gone: cannot tell what was committed.")
+            raise CheckpointCorrupt(
+                f"{self.root} holds files, but its commits are gone: cannot tell what was committed."
+            )
         return 0, None
 
     def _has_files(self) -> bool:
         objects = self.root / "objects"
-        written = (name for attempt in list_folder(objects) for name in list_folder(objects / attempt))
-        return any(not name.startswith(".") for name in written) or bool(list_folder(self.root / "quarantine"))
+        written = (
+            name for attempt in list_folder(objects) for name in list_folder(objects / attempt)
+        )
+        return any(not name.startswith(".") for name in written) or bool(
+            list_folder(self.root / "quarantine")
+        )
 
     def _ours(self, head: Head) -> Head:
         if self.run and head.run != self.run:
-            raise StoreError(f"{self.root} belongs to run {head.run}, not to {self.run}.", "Use another folder.")
+            raise StoreError(
+                f"{self.root} belongs to run {head.run}, not to {self.run}.", "Use another folder."
+            )
         return head
 
     def _confirmed(self, head: Head | None, parent: Head | None) -> str:
@@ -210,12 +240,18 @@ class DirectoryStore:
 
     def _lost(self, head: Head | None) -> LeaseLost:
         if head is None:
-            return LeaseLost(f"The commits in {self.root} are gone: somebody has deleted the run's state.")
+            return LeaseLost(
+                f"The commits in {self.root} are gone: somebody has deleted the run's state."
+            )
         if head.attempt == self.attempt:
             damaged = f" Damaged: {', '.join(self.damaged)}." if self.damaged else ""
-            return LeaseLost(f"The head in {self.root} is now commit {head.number} of this attempt, {self.attempt}.{damaged}")
+            return LeaseLost(
+                f"The head in {self.root} is now commit {head.number} of this attempt, {self.attempt}.{damaged}"
+            )
         who = f"attempt {head.attempt} of {head.owner}"
-        return LeaseLost(f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt} stops.")
+        return LeaseLost(
+            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt} stops."
+        )
 
     def _write_object(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
         folder = self.root / "objects" / self.attempt
@@ -249,7 +285,11 @@ class DirectoryStore:
                 return f"has {size} bytes instead of {file.size} and {self._quarantine(copy, file)}"
             begun = self._hashing.pop(copy, None)
             found = begun.result() if begun else hash_file(path, file.hash)
-            return "" if found == file.hash else f"has other content and {self._quarantine(copy, file)}"
+            return (
+                ""
+                if found == file.hash
+                else f"has other content and {self._quarantine(copy, file)}"
+            )
         except FileNotFoundError:
             return "is missing"
 

@@ -15,7 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url, set_client_factory
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_url,
+    set_client_factory,
+)
 from huggingface_hub.errors import (
     BucketNotFoundError,
     EntryNotFoundError,
@@ -27,7 +33,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import LFSFileInfo
 from huggingface_hub.lfs import UploadInfo
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status, validate_repo_id
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 from huggingface_hub.utils._http import default_client_factory
 
 from ...errors import LaunchError, StoreError, StoreUnavailable
@@ -64,7 +76,9 @@ class NoAnswerError(StoreUnavailable):
 class Patience:
     """The waits between the tries of one piece of work; `sleep` may return True for "give up now"."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float], sleep: Callable[[float], object]) -> None:
+    def __init__(
+        self, seconds: float, clock: Callable[[], float], sleep: Callable[[float], object]
+    ) -> None:
         self.end, self.clock, self.sleep = clock() + seconds, clock, sleep
         self.tries = 0
 
@@ -84,7 +98,9 @@ class HubApi:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            raise StoreError(f"{name!r} cannot be a repository's name on the Hub: {error}.") from error
+            raise StoreError(
+                f"{name!r} cannot be a repository's name on the Hub: {error}."
+            ) from error
         self.name, self.patience = name, patience
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
         _prepare_library()
@@ -102,12 +118,17 @@ class HubApi:
 
     def create_branch(self, branch: str) -> None:
         """Create a branch where `main` is; raises `ConflictError` if it exists."""
-        self._once(f"create the branch {branch}", lambda: self._api.create_branch(self.name, branch=branch))
+        self._once(
+            f"create the branch {branch}", lambda: self._api.create_branch(self.name, branch=branch)
+        )
 
     def delete_branch(self, branch: str) -> None:
         """Delete a branch; one that is gone already is fine."""
         with contextlib.suppress(MissingError):
-            self._once(f"delete the branch {branch}", lambda: self._api.delete_branch(self.name, branch=branch))
+            self._once(
+                f"delete the branch {branch}",
+                lambda: self._api.delete_branch(self.name, branch=branch),
+            )
 
     def branches(self) -> dict[str, str]:
         """The commit of every branch."""
@@ -116,13 +137,17 @@ class HubApi:
 
     def all_refs(self) -> dict[str, str]:
         """The commit of everything that keeps a commit alive, by its full name (refs/heads/main)."""
-        refs = self._call("list the refs", lambda: self._api.list_repo_refs(self.name, include_pull_requests=True))
+        refs = self._call(
+            "list the refs", lambda: self._api.list_repo_refs(self.name, include_pull_requests=True)
+        )
         every = [*refs.branches, *refs.tags, *refs.converts, *(refs.pull_requests or [])]
         return {ref.ref: ref.target_commit for ref in every}
 
     def titles(self, revision: str) -> list[tuple[str, str]]:
         """The commits of a branch as (id, title and description), newest first."""
-        commits = self._call("list the commits", lambda: self._api.list_repo_commits(self.name, revision=revision))
+        commits = self._call(
+            "list the commits", lambda: self._api.list_repo_commits(self.name, revision=revision)
+        )
         return [(commit.commit_id, f"{commit.title}\n{commit.message}") for commit in commits]
 
     def read(self, path: str, revision: str) -> bytes:
@@ -168,9 +193,18 @@ class HubApi:
 
     def upload_all(self, additions: Sequence[CommitOperationAdd], branch: str) -> None:
         """Send what of these files goes beside git."""
-        self._call("upload", lambda: self._api.preupload_lfs_files(self.name, additions, revision=branch))
+        self._call(
+            "upload", lambda: self._api.preupload_lfs_files(self.name, additions, revision=branch)
+        )
 
-    def commit(self, branch: str, operations: Iterable[Operation], title: str, description: str, parent: str) -> str:
+    def commit(
+        self,
+        branch: str,
+        operations: Iterable[Operation],
+        title: str,
+        description: str,
+        parent: str,
+    ) -> str:
         """One commit on top of `parent`; returns its id. Never repeated.
 
         Raises `ConflictError` if the branch is elsewhere, `NoAnswerError` if nobody can tell.
@@ -179,14 +213,22 @@ class HubApi:
 
         def send() -> str:
             return self._api.create_commit(
-                self.name, listed, commit_message=title, commit_description=description, revision=branch, parent_commit=parent
+                self.name,
+                listed,
+                commit_message=title,
+                commit_description=description,
+                revision=branch,
+                parent_commit=parent,
             ).oid
 
         return self._once("commit", send)
 
     def squash(self, branch: str, title: str) -> None:
         """Replace a branch's history by one commit."""
-        self._call("squash", lambda: self._api.super_squash_history(self.name, branch=branch, commit_message=title))
+        self._call(
+            "squash",
+            lambda: self._api.super_squash_history(self.name, branch=branch, commit_message=title),
+        )
 
     def tag(self, name: str, revision: str) -> None:
         """Make a tag, or move it."""
@@ -206,7 +248,9 @@ class HubApi:
         """Download a file at a commit to `folder/place`, in one move that replaces what is there."""
         self._call(
             f"download {place}",
-            lambda: self._api.hf_hub_download(self.name, place, revision=revision, local_dir=folder, force_download=True),
+            lambda: self._api.hf_hub_download(
+                self.name, place, revision=revision, local_dir=folder, force_download=True
+            ),
         )
 
     def lfs_objects(self) -> list[LFSFileInfo]:
@@ -217,14 +261,19 @@ class HubApi:
         """Delete the content of large files for good; the history goes on naming them. Not repeated."""
         self._once(
             "delete large files",
-            lambda: self._api.permanently_delete_lfs_files(self.name, objects, rewrite_history=False),
+            lambda: self._api.permanently_delete_lfs_files(
+                self.name, objects, rewrite_history=False
+            ),
         )
 
     # The bucket
 
     def create_bucket(self) -> None:
         """Create the private bucket, if it is not there."""
-        self._call("create the bucket", lambda: self._api.create_bucket(self.name, private=True, exist_ok=True))
+        self._call(
+            "create the bucket",
+            lambda: self._api.create_bucket(self.name, private=True, exist_ok=True),
+        )
 
     def upload_to_bucket(self, path: Path, place: str) -> None:
         """Send a file to a place in the bucket."""
@@ -275,9 +324,13 @@ class HubApi:
             yield
         except OfflineModeIsEnabled as error:
             hint = "Unset HF_HUB_OFFLINE, or keep the state in a folder: -s checkpoint.store=local."
-            raise LaunchError(f"Cannot {what}: HF_HUB_OFFLINE forbids to ask {self.where}.", hint) from error
+            raise LaunchError(
+                f"Cannot {what}: HF_HUB_OFFLINE forbids to ask {self.where}.", hint
+            ) from error
         except Exception as error:
-            if type(error).__module__.startswith("xrun.") or not isinstance(error, _library_errors()):
+            if type(error).__module__.startswith("xrun.") or not isinstance(
+                error, _library_errors()
+            ):
                 raise
             raise self._ours(what, error) from error
 
@@ -289,7 +342,11 @@ class HubApi:
         said = answer.server_message or str(answer).strip().splitlines()[-1]
         sentence = f"Cannot {what} at {self.where}: {status}, {said.rstrip('.')}."
         if status in (408, 429) or status >= 500:
-            return NoAnswerError(sentence, _retry_after(answer.response.headers.get("retry-after")), refused=status == 429)
+            return NoAnswerError(
+                sentence,
+                _retry_after(answer.response.headers.get("retry-after")),
+                refused=status == 429,
+            )
         if status in (401, 403):
             return LaunchError(sentence, _credentials_hint(status, self.name))
         if status in (409, 412):
@@ -300,7 +357,9 @@ class HubApi:
         if isinstance(error, EntryNotFoundError):
             return MissingError("file")
         if isinstance(error, OSError) and error.errno in FULL:
-            return StoreError(f"Disk full: cannot {what}; no space left on {error.filename or 'this machine'}.")
+            return StoreError(
+                f"Disk full: cannot {what}; no space left on {error.filename or 'this machine'}."
+            )
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -316,7 +375,10 @@ def uploaded(place: str, sha256: str, size: int) -> CommitOperationAdd:
     """The addition of a file whose content any process has uploaded; what the library's own upload makes of its argument."""
     addition = CommitOperationAdd(place, b"")
     if not size:
-        addition._upload_mode, addition._should_ignore = "regular", False  # git keeps an empty file; LFS cannot
+        addition._upload_mode, addition._should_ignore = (
+            "regular",
+            False,
+        )  # git keeps an empty file; LFS cannot
         return addition
     addition.upload_info = UploadInfo(sha256=bytes.fromhex(sha256), size=size, sample=b"")
     _by_lfs(addition)._is_uploaded = True
@@ -357,7 +419,9 @@ def _client() -> Any:
 
 def _limit_waiting(request: Any) -> None:
     given = request.extensions.get("timeout") or {}
-    request.extensions["timeout"] = {name: given.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")}
+    request.extensions["timeout"] = {
+        name: given.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")
+    }
 
 
 def _library_errors() -> tuple[type[Exception], ...]:
@@ -376,9 +440,11 @@ def _answer(error: BaseException | None) -> HfHubHTTPError | None:
 
 def _missing(error: HfHubHTTPError) -> str:
     kinds: list[tuple[type[Exception], str]] = [
-        (BucketNotFoundError, "bucket"), (RepositoryNotFoundError, "repository"),
-        (RevisionNotFoundError, "revision"), (EntryNotFoundError, "file"),
-    ]  # fmt: skip
+        (BucketNotFoundError, "bucket"),
+        (RepositoryNotFoundError, "repository"),
+        (RevisionNotFoundError, "revision"),
+        (EntryNotFoundError, "file"),
+    ]
     return next((what for kind, what in kinds if isinstance(error, kind)), "place")
 
 

@@ -62,7 +62,11 @@ class Pace:
     """At most one commit per `spacing` seconds and `hourly` an hour, over all attempts of the run and their machines."""
 
     def __init__(
-        self, spacing: float, hourly: int, clock: Callable[[], float] = time.time, sleep: Callable[[float], object] = time.sleep
+        self,
+        spacing: float,
+        hourly: int,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.spacing, self.hourly, self.clock, self.sleep = spacing, max(1, hourly), clock, sleep
         self._times: set[float] = set()
@@ -92,7 +96,9 @@ class Pace:
         """Wait until the next commit may be made; raises `StoreError` if the sleep gives up."""
         while (delay := self.delay()) > 0:
             if self.sleep(delay):
-                raise StoreError(f"Not committed: the Hub takes the next commit in {delay:.0f} s, which is too late.")
+                raise StoreError(
+                    f"Not committed: the Hub takes the next commit in {delay:.0f} s, which is too late."
+                )
 
 
 class StateBranch:
@@ -126,7 +132,9 @@ class StateBranch:
             raise self._unsure(error) from error
         return tip if tip and tip.head else None
 
-    def advance(self, tip: Tip, line: Callable[[Tip], bytes], changes: Callable[[Tip], list[Operation]]) -> Tip:
+    def advance(
+        self, tip: Tip, line: Callable[[Tip], bytes], changes: Callable[[Tip], list[Operation]]
+    ) -> Tip:
         """Commit what `line` makes of the tip as its successor, with these changes of other files.
 
         Raises:
@@ -152,14 +160,19 @@ class StateBranch:
 
     def _send(self, tip: Tip, text: bytes, changes: list[Operation]) -> Tip:
         head = head_of(text)
-        title, who = f"Commit {head.number} of {self.run}", f"Attempt {head.attempt} of {head.owner}"
+        title, who = (
+            f"Commit {head.number} of {self.run}",
+            f"Attempt {head.attempt} of {head.owner}",
+        )
         operations = [*changes, small(HEAD, text + b"\n")]
         self.sent.add(head.id)
         self.pace.note()
         try:
             commit = self.api.commit(BRANCH, operations, title, who, tip.commit)
         except MissingError as error:
-            raise StoreError(f"Nothing was committed: {error} any more at {self.api.where}.") from error
+            raise StoreError(
+                f"Nothing was committed: {error} any more at {self.api.where}."
+            ) from error
         return self._landed(Tip(commit, head, commit, head.number))
 
     def _landed(self, tip: Tip) -> Tip:
@@ -182,7 +195,9 @@ class StateBranch:
     def _unsure(self, error: Exception) -> NoAnswerError:
         if isinstance(error, NoAnswerError):
             return error
-        return NoAnswerError(f"Cannot tell what is committed at {self.api.where}: {str(error).rstrip('.')}.")
+        return NoAnswerError(
+            f"Cannot tell what is committed at {self.api.where}: {str(error).rstrip('.')}."
+        )
 
     def _commit(self) -> str:
         """The branch's commit; the repository and the branch are made if they are not there."""
@@ -238,11 +253,15 @@ class StateBranch:
 
     def _without_head(self, commit: str, numbers: list[int]) -> Tip:
         if numbers:
-            raise CheckpointCorrupt(f"Every commit in {self.api.where} is damaged: {', '.join(self.damaged)}.")
+            raise CheckpointCorrupt(
+                f"Every commit in {self.api.where} is damaged: {', '.join(self.damaged)}."
+            )
         there = self._files(commit)
         if HEAD in there or any(path.startswith("objects/") for path in there):
             what = "an unreadable head.json" if HEAD in there else "files, but no head.json"
-            raise CheckpointCorrupt(f"The branch {BRANCH} at {self.api.where} holds {what}: cannot tell what was committed.")
+            raise CheckpointCorrupt(
+                f"The branch {BRANCH} at {self.api.where} holds {what}: cannot tell what was committed."
+            )
         self.damaged = []
         return Tip(commit)
 
@@ -258,7 +277,10 @@ class StateBranch:
             return None
         head = head_of(content.removesuffix(b"\n"))
         if self.run and head.run != self.run:
-            raise StoreError(f"{self.api.where} belongs to run {head.run}, not to {self.run}.", "Use another repository.")
+            raise StoreError(
+                f"{self.api.where} belongs to run {head.run}, not to {self.run}.",
+                "Use another repository.",
+            )
         self.pace.learn(value["recent"])
         return Tip(tip, head, found_in, head.number)
 
@@ -279,7 +301,9 @@ class StateBranch:
         if not self._made_here:
             claim = json.dumps({"run": self.run, "claim": uuid.uuid4().hex}).encode()
             self.pace.note()
-            commit = self.api.commit(BRANCH, [small(CLAIM, claim)], f"Claim for {self.run}", "", tip.commit)
+            commit = self.api.commit(
+                BRANCH, [small(CLAIM, claim)], f"Claim for {self.run}", "", tip.commit
+            )
             self._made_here = True
             return Tip(commit)
         return tip

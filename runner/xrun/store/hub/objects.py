@@ -88,9 +88,15 @@ class RepositoryObjects:
     def upload(self, path: Path, hashed: Hashed, suffix: str) -> str:
         """See `Objects.upload`; small files, too, never go into git itself."""
         folder = self.attempt if names_attempt(path, self.attempt) else SHARED
-        sha256 = self.api.upload(path, f"objects/{folder}/{hashed.hex}{suffix}", BRANCH) if hashed.size else EMPTY
+        sha256 = (
+            self.api.upload(path, f"objects/{folder}/{hashed.hex}{suffix}", BRANCH)
+            if hashed.size
+            else EMPTY
+        )
         if sha256 in self._doubtful:
-            raise StoreError(f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is still to come.")
+            raise StoreError(
+                f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is still to come."
+            )
         if folder == self.attempt:
             self._own.add(sha256)
         return f"objects/{folder}/{sha256}{suffix}"
@@ -98,12 +104,20 @@ class RepositoryObjects:
     def changes(self, tip: Tip, named: Named) -> list[Operation]:
         """See `Objects.changes`; the content of what is added was uploaded before, maybe by another process."""
         there = self._files(tip)
-        added = [uploaded(place, self._sha256(place), size) for place, size in named.items() if place not in there]
+        added = [
+            uploaded(place, self._sha256(place), size)
+            for place, size in named.items()
+            if place not in there
+        ]
         return [*added, *(CommitOperationDelete(place) for place in sorted(there - named.keys()))]
 
     def committed(self, tip: Tip, named: Named) -> None:
         """See `Objects.committed`."""
-        dropped = (place for place in self._tree[1] - named.keys() if not place.startswith(f"objects/{SHARED}/"))
+        dropped = (
+            place
+            for place in self._tree[1] - named.keys()
+            if not place.startswith(f"objects/{SHARED}/")
+        )
         self._own |= {self._sha256(place) for place in dropped}
         self._tree = (tip.commit, frozenset(named))
 
@@ -122,7 +136,11 @@ class RepositoryObjects:
             return
         kept |= self._named_elsewhere(set(refs.values()))
         old = self.clock() - ORPHAN_SECONDS
-        gone = [o for o in listed if o.file_oid not in kept and (o.file_oid in self._own or o.pushed_at.timestamp() < old)]
+        gone = [
+            o
+            for o in listed
+            if o.file_oid not in kept and (o.file_oid in self._own or o.pushed_at.timestamp() < old)
+        ]
         if gone:
             self._delete(gone)
         self._own &= kept
@@ -142,7 +160,10 @@ class RepositoryObjects:
 
     def _named_elsewhere(self, commits: set[str]) -> set[str]:
         """What the trees of other refs name; a commit's tree is listed once."""
-        new = {commit: set(self.api.large_files(commit).values()) for commit in commits - self._others.keys()}
+        new = {
+            commit: set(self.api.large_files(commit).values())
+            for commit in commits - self._others.keys()
+        }
         self._others = {commit: {**self._others, **new}[commit] for commit in commits}
         return set().union(*self._others.values())
 

@@ -53,15 +53,31 @@ class HubStore:
     """
 
     def __init__(
-        self, address: str, run: str, attempt: str, owner: str, cache: Path, *, token: str | None = None, create: bool = True,
-        clock: Callable[[], float] = time.time, sleep: Callable[[float], object] | None = None,
-        spacing: float = 30.0, hourly: float = 100, patience: float = 300.0,
-    ) -> None:  # fmt: skip
+        self,
+        address: str,
+        run: str,
+        attempt: str,
+        owner: str,
+        cache: Path,
+        *,
+        token: str | None = None,
+        create: bool = True,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] | None = None,
+        spacing: float = 30.0,
+        hourly: float = 100,
+        patience: float = 300.0,
+    ) -> None:
         match = ADDRESS.fullmatch(address)
         if match is None:
-            raise StoreError(f"{address!r} is no place on the Hub.", "Write hub://owner/name or hub-bucket://owner/name.")
+            raise StoreError(
+                f"{address!r} is no place on the Hub.",
+                "Write hub://owner/name or hub-bucket://owner/name.",
+            )
         if not re.fullmatch(NAME, attempt) or attempt == SHARED:
-            raise StoreError(f"An attempt cannot be called {attempt!r}: its name becomes a folder's.")
+            raise StoreError(
+                f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
+            )
         self.run, self.attempt, self.owner, self.cache = run, attempt, owner, Path(cache)
         self._clock, self._create, self._spacing = clock, create, spacing
         sleep = sleep or threading.Event().wait
@@ -70,7 +86,9 @@ class HubStore:
         self._pace = Pace(spacing, int(hourly), clock, sleep)
         self._branch = StateBranch(self._api, run, self._pace)
         self._objects: Objects = (
-            RepositoryObjects(self._api, attempt, clock) if match[1] == "hub" else BucketObjects(self._api, run, attempt)
+            RepositoryObjects(self._api, attempt, clock)
+            if match[1] == "hub"
+            else BucketObjects(self._api, run, attempt)
         )
         self._tip: Tip | None = None
         self._looked = self._warned = 0.0
@@ -97,7 +115,9 @@ class HubStore:
             make_folder(self.cache)
         hashed = write_file(spool, chunks)
         try:
-            file = self._again(hashed) or StoredFile(hashed.hex, hashed.size, (self._objects.upload(spool, hashed, suffix),))
+            file = self._again(hashed) or StoredFile(
+                hashed.hex, hashed.size, (self._objects.upload(spool, hashed, suffix),)
+            )
             self._put |= set(file.copies)
             with writing(self.cache):
                 make_folder((self.cache / file.copies[0]).parent)
@@ -115,7 +135,11 @@ class HubStore:
         named = files_named(record)
         tip = self._confirmed(parent)
         try:
-            tip = self._branch.advance(tip, lambda tip: self._line(tip, record), lambda tip: self._objects.changes(tip, named))
+            tip = self._branch.advance(
+                tip,
+                lambda tip: self._line(tip, record),
+                lambda tip: self._objects.changes(tip, named),
+            )
         except TakenError as taken:
             self._tip = None
             raise self._lost(taken.head) from None
@@ -151,14 +175,19 @@ class HubStore:
     def publish(self, folder: Path, run: str, message: str) -> str:
         """See `Store.publish`; one commit of these files on `main`, whatever else lies there."""
         self._pace.wait()
-        mark, patience = f"Published by attempt {self.attempt}, {uuid.uuid4().hex}", self._api.patience()
+        mark, patience = (
+            f"Published by attempt {self.attempt}, {uuid.uuid4().hex}",
+            self._api.patience(),
+        )
         paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         additions = [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
         self._api.upload_all(additions, "main")
         while True:
             self._pace.note()
             try:
-                revision = self._api.commit("main", additions, message, mark, self._api.branches()["main"])
+                revision = self._api.commit(
+                    "main", additions, message, mark, self._api.branches()["main"]
+                )
                 break
             except (ConflictError, NoAnswerError) as error:
                 failure = error if isinstance(error, NoAnswerError) else NoAnswerError(str(error))
@@ -231,18 +260,29 @@ class HubStore:
 
     def _lost(self, head: Head | None) -> LeaseLost:
         if head is None:
-            return LeaseLost(f"The commits at {self._api.where} are gone: somebody has deleted the run's state.")
+            return LeaseLost(
+                f"The commits at {self._api.where} are gone: somebody has deleted the run's state."
+            )
         if head.attempt == self.attempt:
-            return LeaseLost(f"The head at {self._api.where} is now commit {head.number} of this attempt, {self.attempt}.")
+            return LeaseLost(
+                f"The head at {self._api.where} is now commit {head.number} of this attempt, {self.attempt}."
+            )
         who = f"attempt {head.attempt} of {head.owner}"
-        return LeaseLost(f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt} stops.")
+        return LeaseLost(
+            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt} stops."
+        )
 
     # Files
 
     def _look_now_and_then(self) -> None:
         """A process that never commits learns from the branch what its cache need not hold any more."""
-        if self._tip is None or (not self._commits_here and self._clock() - self._looked >= max(60.0, self._spacing)):
-            self._tip, self._looked = self._branch.look_again() if self._tip else self._branch.look(), self._clock()
+        if self._tip is None or (
+            not self._commits_here and self._clock() - self._looked >= max(60.0, self._spacing)
+        ):
+            self._tip, self._looked = (
+                self._branch.look_again() if self._tip else self._branch.look(),
+                self._clock(),
+            )
             if self._tip.head:
                 self._prune_cache(self._tip.head)
         if self._tip.head is None:
@@ -254,7 +294,11 @@ class HubStore:
         """The same content if the head names it; only who commits knows what the head is now."""
         if not self._commits_here or self._tip is None or self._tip.head is None:
             return None
-        same = (file for file in stored_files(self._tip.head.record) if (file.hash, file.size) == (hashed.hex, hashed.size))
+        same = (
+            file
+            for file in stored_files(self._tip.head.record)
+            if (file.hash, file.size) == (hashed.hex, hashed.size)
+        )
         return next((file for file in same if self._objects.place.fullmatch(file.copies[0])), None)
 
     def _fetched(self, file: StoredFile, place: str) -> Path:
@@ -283,7 +327,9 @@ class HubStore:
                 self._objects.download(place, self._tip, self.cache)
             except MissingError as error:
                 if error.what not in ("file", "place"):
-                    raise NoAnswerError(f"Cannot download {place} from {self._api.where}: {error}.") from error
+                    raise NoAnswerError(
+                        f"Cannot download {place} from {self._api.where}: {error}."
+                    ) from error
                 raise CheckpointCorrupt(f"{place} is missing") from error
 
     @contextlib.contextmanager
@@ -301,7 +347,9 @@ class HubStore:
         before = head.attempt == self.attempt
         for path in [*self.cache.glob("objects/*/*"), *self.cache.glob("*/objects/*/*")]:
             place = str(path.relative_to(self.cache)).removesuffix(".lock")
-            if place not in named and (place in self._put or (before and path.parent.name != self.attempt)):
+            if place not in named and (
+                place in self._put or (before and path.parent.name != self.attempt)
+            ):
                 remove(path)
         for path in self.cache.glob(".*.*") if before else ():
             if path.name[1:].rpartition(".")[0] != self.attempt:
@@ -312,7 +360,11 @@ class HubStore:
 def stored_files(record: Any) -> Iterator[StoredFile]:
     """Every file that a record names, at any depth."""
     if isinstance(record, dict):
-        if isinstance(record.get("copies"), list) and record.keys() & {"hash", "blake3"} and record["copies"]:
+        if (
+            isinstance(record.get("copies"), list)
+            and record.keys() & {"hash", "blake3"}
+            and record["copies"]
+        ):
             yield StoredFile.from_json(record)
         record = list(record.values())
     if isinstance(record, list):

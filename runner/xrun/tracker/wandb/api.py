@@ -65,9 +65,13 @@ class Address:
     run: str
 
     @classmethod
-    def of(cls, run: str, tracking: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Address:
+    def of(
+        cls, run: str, tracking: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+    ) -> Address:
         """The address of a run whose recipe has this `tracking.wandb`."""
-        return cls(tracking.get("entity") or environ.get("WANDB_ENTITY") or "", tracking["project"], run)
+        return cls(
+            tracking.get("entity") or environ.get("WANDB_ENTITY") or "", tracking["project"], run
+        )
 
     @property
     def variables(self) -> dict[str, str | None]:
@@ -106,7 +110,11 @@ def base_url(environ: Mapping[str, str] = os.environ) -> str:
         written.read(config)
     except (configparser.Error, OSError):
         written.clear()
-    url = environ.get("WANDB_BASE_URL") or written.get("default", "base_url", fallback="") or PUBLIC[0]
+    url = (
+        environ.get("WANDB_BASE_URL")
+        or written.get("default", "base_url", fallback="")
+        or PUBLIC[0]
+    )
     return url.rstrip("/")
 
 
@@ -139,7 +147,9 @@ def run_status(address: Address) -> RunStatus | None:
     tail = json.loads(bucket.get("historyTail") or "[]") or []
     summary = json.loads(bucket.get("summaryMetrics") or "{}") or {}
     last = json.loads(tail[-1]) if tail else {}
-    return RunStatus(bucket.get("historyLineCount") or 0, last, summary, bool(bucket.get("stopped")))
+    return RunStatus(
+        bucket.get("historyLineCount") or 0, last, summary, bool(bucket.get("stopped"))
+    )
 
 
 def create_run(address: Address) -> None:
@@ -164,7 +174,10 @@ def viewer() -> Viewer:
     if not found:
         raise Refused("the API key is not valid")
     edges = (found.get("teams") or {}).get("edges") or []
-    return Viewer(found.get("entity") or found.get("username") or "", tuple(edge["node"]["name"] for edge in edges))
+    return Viewer(
+        found.get("entity") or found.get("username") or "",
+        tuple(edge["node"]["name"] for edge in edges),
+    )
 
 
 def is_read_only(entity: str, project: str) -> bool:
@@ -181,9 +194,12 @@ def ask(query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         raise Refused("there is no API key here")
     try:
         answer = requests.post(
-            f"{base_url()}/graphql", json={"query": query, "variables": variables}, auth=("api", key), timeout=_SECONDS,
+            f"{base_url()}/graphql",
+            json={"query": query, "variables": variables},
+            auth=("api", key),
+            timeout=_SECONDS,
             allow_redirects=False,
-        )  # fmt: skip
+        )
         content = answer.json() if answer.status_code < 500 else {}
     except (requests.RequestException, ValueError) as error:
         raise Unreachable(f"{base_url()} does not answer ({type(error).__name__})") from error
@@ -192,7 +208,11 @@ def ask(query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(status: int, content: dict[str, Any]) -> dict[str, Any]:
     """The data of an answer, or what it means that there are none."""
-    said = "; ".join(str(error.get("message", "")) for error in content.get("errors") or [] if isinstance(error, dict))
+    said = "; ".join(
+        str(error.get("message", ""))
+        for error in content.get("errors") or []
+        if isinstance(error, dict)
+    )
     if "previously created and deleted" in said or status == 410:
         raise Deleted(said)
     if status == 401:

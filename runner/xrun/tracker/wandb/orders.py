@@ -72,9 +72,12 @@ class Standing:
         self.state = state
         step, kind = self.seen
         now = {
-            "state": state, "url": self.url, "sent": None if step < 0 else [step, KINDS[kind]],
-            "why": "" if state in ("sending", "sent") else sentence, "attempt": self.attempt,
-        }  # fmt: skip
+            "state": state,
+            "url": self.url,
+            "sent": None if step < 0 else [step, KINDS[kind]],
+            "why": "" if state in ("sending", "sent") else sentence,
+            "attempt": self.attempt,
+        }
         if now != self._written:
             self._written = now
             with contextlib.suppress(OSError):  # a full disk, or a folder that somebody has deleted

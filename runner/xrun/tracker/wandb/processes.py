@@ -33,8 +33,12 @@ def start_witness(plan: Path) -> subprocess.Popen[str]:
     """Ask what Weights & Biases knows of the run's last commit; `answer_of` waits for the answer."""
     return subprocess.Popen(
         [sys.executable, "-m", "xrun.tracker.wandb.witness", str(plan)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_environment(),
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_environment(),
+    )
 
 
 def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
@@ -54,7 +58,9 @@ def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
 def send_all(folder: Path) -> int:
     """Send everything that waits in a run's folder; returns the sender's exit code, and what it says goes to the terminal."""
     command = [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), "--once"]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), check=False).returncode
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, env=_environment(), check=False
+    ).returncode
 
 
 def dismiss(witness: subprocess.Popen[str]) -> None:
@@ -67,15 +73,21 @@ def dismiss(witness: subprocess.Popen[str]) -> None:
 class Sender:
     """The sender of one attempt; `say` gets its lines for people, `on_stop` is called when somebody stops the run over there."""
 
-    def __init__(self, folder: Path, attempt: str, say: Callable[[str], None], on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, attempt: str, say: Callable[[str], None], on_stop: Callable[[], None]
+    ) -> None:
         self.folder, self.say, self.on_stop = folder, say, on_stop
         log = folder / "logs" / attempt / "wandb.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), attempt],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment(),
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=_environment(),
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -96,7 +108,9 @@ class Sender:
         self._reader.join(1.0)
         self.process.stdout.close()  # type: ignore[union-attr]  # opened as a pipe above
         if self.process.returncode not in (0, DELETED):
-            self.say(f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends the rest.")
+            self.say(
+                f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends the rest."
+            )
 
     def is_deleted(self) -> bool:
         """Whether it has ended because the run was deleted over there."""

@@ -80,7 +80,10 @@ class Rows:
         values = {name: value for name, value in point.items() if name not in ("step", "time")}
         when = point.get("time", 0.0)
         number = max(1, sum(attempt["started"] <= when for attempt in self.attempts))
-        marks = {"xrun/attempt": number, "xrun/preemptions": preemptions(self.attempts[: number - 1])}
+        marks = {
+            "xrun/attempt": number,
+            "xrun/preemptions": preemptions(self.attempts[: number - 1]),
+        }
         return {STEP: point["step"], **values, **marks, "_timestamp": when}
 
 
@@ -88,7 +91,11 @@ def preemptions(attempts: Sequence[Mapping[str, Any]]) -> int:
     """How many of these attempts a cloud, and no person and no mistake of their own, has ended."""
     return sum(
         attempt.get("kind") == "outside"
-        or (attempt.get("kind") == "stopped" and attempt.get("code") == 75 and attempt.get("reason") not in _PEOPLE)
+        or (
+            attempt.get("kind") == "stopped"
+            and attempt.get("code") == 75
+            and attempt.get("reason") not in _PEOPLE
+        )
         for attempt in attempts
     )
 

@@ -27,7 +27,9 @@ _OTHER_RUNS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM"
 another order in every process, refuses some pairs on the way."""
 
 
-def open_run(address: Address, folder: Path, config: Mapping[str, Any], tags: Sequence[str], seconds: float) -> Any:
+def open_run(
+    address: Address, folder: Path, config: Mapping[str, Any], tags: Sequence[str], seconds: float
+) -> Any:
     """Begin or resume the run; rows are sent every so many seconds, at least one.
 
     Nothing is collected from this machine: no command line, environment, host name, git remote, package list or output.
@@ -42,17 +44,37 @@ def open_run(address: Address, folder: Path, config: Mapping[str, Any], tags: Se
 
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # the logs of the sender before
     settings = wandb.Settings(
-        console="off", program="", host="", disable_git=True, disable_code=True, save_code=False,
-        disable_job_creation=True, silent=True,
-        x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
-        x_skip_transaction_log=True, x_file_stream_transmit_interval=max(1.0, seconds),  # wandb-core takes whole seconds
-        x_file_stream_retry_max=_RETRIES, x_file_stream_retry_wait_max_seconds=_RETRY_SECONDS, init_timeout=_INIT_SECONDS,
-    )  # fmt: skip
+        console="off",
+        program="",
+        host="",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        disable_job_creation=True,
+        silent=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        x_skip_transaction_log=True,
+        x_file_stream_transmit_interval=max(1.0, seconds),  # wandb-core takes whole seconds
+        x_file_stream_retry_max=_RETRIES,
+        x_file_stream_retry_wait_max_seconds=_RETRY_SECONDS,
+        init_timeout=_INIT_SECONDS,
+    )
     try:
         run = wandb.init(
-            id=address.run, name=address.run, project=address.project, entity=address.entity or None, resume="allow",
-            mode="online", config=dict(config), tags=list(tags), dir=folder, settings=settings,
-        )  # fmt: skip
+            id=address.run,
+            name=address.run,
+            project=address.project,
+            entity=address.entity or None,
+            resume="allow",
+            mode="online",
+            config=dict(config),
+            tags=list(tags),
+            dir=folder,
+            settings=settings,
+        )
     except Exception as error:  # the library has many, not all of one family, and none may end us
         raise Unreachable(str(error).partition("\n")[0]) from error
     run.define_metric(STEP)

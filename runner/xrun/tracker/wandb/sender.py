@@ -47,14 +47,21 @@ def main(arguments: list[str]) -> int:
         orders.on_signals()
     plan = Plan.from_json((given.folder / "plan.json").read_text())
     if not plan.recipe["tracking"]["wandb"]:
-        print(f"The recipe of {plan.run} has no tracking.wandb, so there is nowhere to send its points to.", flush=True)
+        print(
+            f"The recipe of {plan.run} has no tracking.wandb, so there is nowhere to send its points to.",
+            flush=True,
+        )
         return LaunchError.exit_code
-    seconds = (_PERSON_SECONDS if person else _LAST_SECONDS) if given.seconds is None else given.seconds
+    seconds = (
+        (_PERSON_SECONDS if person else _LAST_SECONDS) if given.seconds is None else given.seconds
+    )
     with (given.folder / "wandb.lock").open("a+") as lock:
         if not _alone(lock, orders, wait=not person):
             print(f"{plan.run} is being trained now, and its points are on their way.", flush=True)
             return 0
-        return Sending(plan, orders, Wish(given.folder, given.attempt, seconds, given.said, given.tries)).live()
+        return Sending(
+            plan, orders, Wish(given.folder, given.attempt, seconds, given.said, given.tries)
+        ).live()
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -90,7 +90,10 @@ class Sending:
 
     def _await_config(self) -> None:
         """Until the attempt has cut the points that it computes again and has written config.json; or has ended before."""
-        while not self.orders.ended and (read_json(self.folder / "config.json") or {}).get("attempt") != self.wish.attempt:
+        while (
+            not self.orders.ended
+            and (read_json(self.folder / "config.json") or {}).get("attempt") != self.wish.attempt
+        ):
             self.orders.listen(POLL_SECONDS)
 
     def _is_over(self) -> bool:
@@ -106,7 +109,13 @@ class Sending:
             status = run_status(self.address)
             if status is None:
                 create_run(self.address)
-            run = open_run(self.address, self.folder, self._config(), self.tracking.get("tags") or (), _SEND_SECONDS)
+            run = open_run(
+                self.address,
+                self.folder,
+                self._config(),
+                self.tracking.get("tags") or (),
+                _SEND_SECONDS,
+            )
             self._begin(run, status)
         except (Unreachable, Refused) as error:
             self._retry(error)
@@ -155,11 +164,16 @@ class Sending:
         """Hand over what is new."""
         for row in self.rows.add(self.points.read()):
             self.run.log(row)
-        commit, attempts = read_json(self.folder / "committed.json"), read_json(self.folder / "attempts.json")
+        commit, attempts = (
+            read_json(self.folder / "committed.json"),
+            read_json(self.folder / "attempts.json"),
+        )
         if commit and commit != self.commit:
             self.commit = self.told_commit = commit
             store = self.plan.store or "local"
-            self.run.summary.update({COMMIT_STEP: commit["step"], COMMIT_HEAD: commit["head"], COMMIT_STORE: store})
+            self.run.summary.update(
+                {COMMIT_STEP: commit["step"], COMMIT_HEAD: commit["head"], COMMIT_STORE: store}
+            )
         if attempts and attempts != self.told_attempts:
             self.told_attempts = attempts
             self.run.summary.update(_told(attempts))
@@ -197,7 +211,9 @@ class Sending:
         if self.orders.code not in (COME_BACK, None):
             for row in self.rows.rest():
                 self.run.log(row)
-                self.told_attempts = None  # the row may be an older attempt's, and its marks are in the summary now
+                self.told_attempts = (
+                    None  # the row may be an older attempt's, and its marks are in the summary now
+                )
         self._tell()
         while not self._check() and self.standing.state != "sending":
             if self._is_over():
@@ -209,7 +225,9 @@ class Sending:
         while not (there := self._check()) and time.monotonic() < min(settled, self.deadline):
             time.sleep(POLL_SECONDS)
         if there:
-            self.standing.tell("sent", "" if self.wish.attempt else f"Everything is at {self.standing.url}")
+            self.standing.tell(
+                "sent", "" if self.wish.attempt else f"Everything is at {self.standing.url}"
+            )
             return 0
         if self.standing.state == "sending" and time.monotonic() + 1 < self.deadline:
             self._again()  # the library has given up on rows without a word
@@ -231,7 +249,9 @@ class Sending:
 
     def _leave(self) -> NoReturn:
         """There is no more time, and the library cannot be told so."""
-        self.standing.tell("waiting", "Weights & Biases was too slow; the last points wait in the run's folder.")
+        self.standing.tell(
+            "waiting", "Weights & Biases was too slow; the last points wait in the run's folder."
+        )
         end_cores()
         os._exit(self._given_up())
 
@@ -242,8 +262,15 @@ class Sending:
         arguments += ["--said", self.standing.said, "--tries", str(self.tries)]
         arguments += ["--preempting"] * self.orders.preempting
         if self.orders.ended:
-            arguments += ["--once", "--seconds", f"{min(max(0.0, self.deadline - time.monotonic()), self.wish.seconds):.1f}"]
-            arguments += ["--exit", str(COME_BACK if self.orders.code is None else self.orders.code)]
+            arguments += [
+                "--once",
+                "--seconds",
+                f"{min(max(0.0, self.deadline - time.monotonic()), self.wish.seconds):.1f}",
+            ]
+            arguments += [
+                "--exit",
+                str(COME_BACK if self.orders.code is None else self.orders.code),
+            ]
         os.execve(sys.executable, [sys.executable, *arguments], _ENVIRONMENT)  # noqa: S606  no shell is wanted
 
     def _pause(self, seconds: float) -> None:
@@ -257,14 +284,25 @@ class Sending:
 
     def _trouble(self, error: Exception) -> None:
         if isinstance(error, Refused):
-            self.standing.tell("refused", f"Weights & Biases refuses: {error}. The points wait in the run's folder.")
+            self.standing.tell(
+                "refused",
+                f"Weights & Biases refuses: {error}. The points wait in the run's folder.",
+            )
         else:
-            self.standing.tell("waiting", f"Weights & Biases: {error}. The points wait in the run's folder.")
+            self.standing.tell(
+                "waiting", f"Weights & Biases: {error}. The points wait in the run's folder."
+            )
 
     def _config(self) -> dict[str, Any]:
         """What W&B shows of the run: the whole recipe, versions of code and data, and what the plan adds to that."""
-        config = read_json(self.folder / "config.json") or {"run": self.plan.run, "recipe": self.plan.recipe}
-        plan = {name: getattr(self.plan, name) for name in ("store", "fork", "processes", "owner", "overrides")}
+        config = read_json(self.folder / "config.json") or {
+            "run": self.plan.run,
+            "recipe": self.plan.recipe,
+        }
+        plan = {
+            name: getattr(self.plan, name)
+            for name in ("store", "fork", "processes", "owner", "overrides")
+        }
         return {**config, "plan": {**plan, "sources": self.plan.mathematics.get("sources", {})}}
 
 
@@ -272,5 +310,7 @@ def _told(attempts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the summary has of a run's attempts."""
     recomputed = sum(attempt.get("steps_recomputed", 0) for attempt in attempts)
     return {
-        "xrun/attempts": attempts[-_ATTEMPTS:], "xrun/preemptions": preemptions(attempts), "xrun/steps_recomputed": recomputed,
-    }  # fmt: skip
+        "xrun/attempts": attempts[-_ATTEMPTS:],
+        "xrun/preemptions": preemptions(attempts),
+        "xrun/steps_recomputed": recomputed,
+    }

@@ -51,8 +51,10 @@ def last_commit(plan: Plan) -> dict[str, Any]:
     if status is None or COMMIT_STEP not in status.summary:
         return {"answer": "none"}
     return {
-        "answer": "commit", "step": int(status.summary[COMMIT_STEP]), "head": str(status.summary.get(COMMIT_HEAD, "")),
-    }  # fmt: skip
+        "answer": "commit",
+        "step": int(status.summary[COMMIT_STEP]),
+        "head": str(status.summary.get(COMMIT_HEAD, "")),
+    }
 
 
 def account(plan: Plan) -> dict[str, Any]:
@@ -66,7 +68,12 @@ def account(plan: Plan) -> dict[str, Any]:
         problems, url = [_wrong_key(error)], ""
     except Unreachable as error:
         problems, url = (
-            [{"what": f"Weights & Biases cannot be reached: {error}", "hint": "Look at the network, then try again."}],
+            [
+                {
+                    "what": f"Weights & Biases cannot be reached: {error}",
+                    "hint": "Look at the network, then try again.",
+                }
+            ],
             "",
         )
     return {"problems": problems, "url": url}
@@ -95,7 +102,11 @@ def _problems(address: Address, who: Viewer) -> Iterator[dict[str, str]]:
 def _wrong_key(error: Refused) -> dict[str, str]:
     """What to say of a key that the server does not take; a wrong length is worth a word."""
     key = api_key()
-    length = f" (it has {len(key)} characters; keys have {KEY_LENGTH} or more)" if key and len(key) < KEY_LENGTH else ""
+    length = (
+        f" (it has {len(key)} characters; keys have {KEY_LENGTH} or more)"
+        if key and len(key) < KEY_LENGTH
+        else ""
+    )
     return {"what": f"Weights & Biases refuses: {error}{length}", "hint": _LOGIN}
 
 
