@@ -1,4 +1,5 @@
-"""`python -m benchmarks [ROW ...]`: measure, print the table, keep the results. Each file of rows runs in a fresh process."""
+"""`python -m benchmarks [ROW ...]`: measure, print the table, keep the results. Each file of rows
+runs in a fresh process."""
 
 from __future__ import annotations
 

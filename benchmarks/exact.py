@@ -1,4 +1,5 @@
-"""Row 11: what `train.reduction: exact` costs beside `fast`: recipes/text_gpt.yaml on 2 processes, 8 micro-batches a step."""
+"""Row 11: what `train.reduction: exact` costs beside `fast`: recipes/text_gpt.yaml on 2 processes,
+8 micro-batches a step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Row 9: how much of a spot machine's time becomes committed training, replayed on published traces with xrun's own policy.
+"""Row 9: how much of a spot machine's time becomes committed training, replayed on published traces
+with xrun's own policy.
 
-Replayed is a clock, not a copy of the policy: `SaveSchedule` says when a save is due, `mean_uptime` what it may expect, and
-after a notice `StopFlag` and `LastSave` when to stop training, as a run asks them. The oracle knows when the machine goes.
+Replayed is a clock, not a copy of the policy: `SaveSchedule` says when a save is due, `mean_uptime`
+what it may expect, and after a notice `StopFlag` and `LastSave` when to stop training, as a run
+asks them. The oracle knows when the machine goes.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from xrun.recipe.interval import Every
 
 TRACES = Path(__file__).parent / "data" / "spot-traces"
 PROVISION, RESUME, STALL, UPLOAD, LAST_UPLOAD = 180.0, 30.0, 0.1, 30.0, 10.0
-"""Seconds: from a machine's offer to its first process; from there to the first step; what a save takes from training; until it
-is committed; the same when nothing trains meanwhile."""
+"""Seconds: from a machine's offer to its first process; from there to the first step; what a save
+takes from training; until it is committed; the same when nothing trains meanwhile."""
 NOTICE, STEP = 30.0, 0.5
 """Seconds: what a notice leaves until the machine goes; a step, after which the loop looks."""
 
@@ -79,10 +81,12 @@ class Replay:
         return saves.committed
 
     def _leave(self, saves: _Saves, end: float) -> float:
-        """The notice has come: train until the last save has to begin, as `Training._must_leave` says, and make it.
+        """The notice has come: train until the last save has to begin, as `Training._must_leave`
+        says, and make it.
 
-        Nothing trains beside it, so what is still on its way goes on as much faster as the last upload is faster than the
-        others. An attempt that ends by itself counts as stopped, not as lost.
+        Nothing trains beside it, so what is still on its way goes on as much faster as the last
+        upload is faster than the others. An attempt that ends by itself counts as stopped, not as
+        lost.
         """
         stop = StopFlag(clock=lambda: self.now)
         stop.set("notice", self.notice - SPARE_SECONDS)
@@ -105,7 +109,8 @@ class Replay:
 
 @dataclass
 class _Saves:
-    """The saves of one attempt: seconds of training that are done, that are in the newest save, and that are committed."""
+    """The saves of one attempt: seconds of training that are done, that are in the newest save, and
+    that are committed."""
 
     schedule: SaveSchedule
     worked: float = 0.0

@@ -1,4 +1,5 @@
-"""Real runs of the recipes in `benchmarks/project`, in a temporary folder: put together as the entrypoint and a rank do it."""
+"""Real runs of the recipes in `benchmarks/project`, in a temporary folder: put together as the
+entrypoint and a rank do it."""
 
 from __future__ import annotations
 
@@ -57,12 +58,15 @@ class Lab:
         attempt = take_lease(plan)
         training = build_training(plan, attempt, stop or StopFlag())
         gc.collect()
-        gc.freeze()  # as an attempt does before it trains; everybody who is measured in this process has it then
+        # As an attempt does before it trains; everybody who is measured in this process has it
+        # then.
+        gc.freeze()
         return training
 
 
 def take_lease(plan: Plan) -> str:
-    """Commit a new attempt to the run's record, as the entrypoint does before it starts the ranks; returns the attempt."""
+    """Commit a new attempt to the run's record, as the entrypoint does before it starts the ranks;
+    returns the attempt."""
     attempt = new_id(time.time())
     store = open_store(plan, attempt)
     head = store.head()
@@ -87,9 +91,11 @@ def lab() -> Iterator[Lab]:
 def process(
     work: Callable[[Connection], None], environment: Mapping[str, str]
 ) -> Iterator[Connection]:
-    """`work` in a process of its own, started with more in its environment, and the other end of the pipe that it is given.
+    """`work` in a process of its own, started with more in its environment, and the other end of
+    the pipe that it is given.
 
-    Memory allocation and threads are set up by the environment that a process begins with; a rank has `ON_PROCESSORS` there.
+    Memory allocation and threads are set up by the environment that a process begins with; a rank
+    has `ON_PROCESSORS` there.
     """
     before = dict(os.environ)
     os.environ.update(environment)
@@ -108,7 +114,8 @@ def process(
 
 @contextlib.contextmanager
 def progress_shown(plan: Plan) -> Iterator[Callable[[bool], None]]:
-    """The entrypoint's line of progress, in a process of its own, as it is shown while the ranks train.
+    """The entrypoint's line of progress, in a process of its own, as it is shown while the ranks
+    train.
 
     Calling what this yields with False halts the process, with True lets it go on.
     """
@@ -140,7 +147,8 @@ class Enough(Exception):
 
 
 class StepClock:
-    """A training's clock: it is asked once before the first step and once after each, and notes when.
+    """A training's clock: it is asked once before the first step and once after each, and notes
+    when.
 
     After `last` steps it ends the loop by raising Enough.
     """

@@ -1,4 +1,5 @@
-"""Row 1: what a loop costs per step beyond a raw PyTorch loop, on a perceptron that costs next to nothing."""
+"""Row 1: what a loop costs per step beyond a raw PyTorch loop, on a perceptron that costs next to
+nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training loops of others: the same dataset, collate function, model, optimizer and batch as xrun's, nothing saved or logged."""
+"""Training loops of others: the same dataset, collate function, model, optimizer and batch as
+xrun's, nothing saved or logged."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Row 7: from the start of a container's process to the first new step, with 1 GB of state in the store.
+"""Row 7: from the start of a container's process to the first new step, with 1 GB of state in the
+store.
 
-What it is held against is a program that imports torch and accelerate, reads and hashes the files and copies them once. Then the
-same on a machine that has nothing, with the state on a loopback Hub: there the program downloads the files first.
+What it is held against is a program that imports torch and accelerate, reads and hashes the files
+and copies them once. Then the same on a machine that has nothing, with the state on a loopback Hub:
+there the program downloads the files first.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ os._exit(0)
 BY_HAND = """model = torch.nn.ParameterList(torch.zeros(4096, 4096) for _ in range(5))
 accelerate.Accelerator(cpu=True).prepare(model, torch.optim.AdamW(model.parameters(), fused=True))
 """
-"""What whoever trains does besides, and what makes torch and accelerate import more of themselves."""
+"""What whoever trains does besides, and what makes torch and accelerate import more of
+themselves."""
 
 
 def measure(quick: bool) -> Iterator[Row]:
@@ -91,7 +94,8 @@ def measure(quick: bool) -> Iterator[Row]:
 
 @contextmanager
 def _hub() -> Iterator[str]:
-    """A loopback Hub in a process of its own, as the service is somewhere else; the address of a store there."""
+    """A loopback Hub in a process of its own, as the service is somewhere else; the address of a
+    store there."""
     code = (
         "import sys, tempfile, time; from pathlib import Path; sys.path.append(sys.argv[1]); from servers.hub import Hub\n"
         "with tempfile.TemporaryDirectory() as folder, Hub(Path(folder)) as hub:\n"

@@ -20,8 +20,9 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One number with its target, its peers beside it and how far the rounds lay apart.
 
-    `better` is `lower` or `higher`; `spread` is the smallest and the largest of the rounds; `also` is what else was seen;
-    `rest_met` says whether the row's other targets are met, where it has some.
+    `better` is `lower` or `higher`; `spread` is the smallest and the largest of the rounds; `also`
+    is what else was seen; `rest_met` says whether the row's other targets are met, where it has
+    some.
     """
 
     row: int
@@ -36,7 +37,8 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the value is on the right side of the target, and so is whatever else the row asks for."""
+        """Whether the value is on the right side of the target, and so is whatever else the row
+        asks for."""
         return self.rest_met and (
             self.value <= self.target if self.better == "lower" else self.value >= self.target
         )
@@ -80,10 +82,11 @@ def _short(value: Any) -> str:
 def interleaved(
     contestants: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1
 ) -> dict[str, list[Any]]:
-    """Measure each contestant `rounds` times, one after the other, each round beginning with the next one.
+    """Measure each contestant `rounds` times, one after the other, each round beginning with the
+    next one.
 
-    `warm` rounds come first and are thrown away. What `contestants[name]()` returns at one place of the lists was measured within
-    one round, so that differences between them are paired.
+    `warm` rounds come first and are thrown away. What `contestants[name]()` returns at one place of
+    the lists was measured within one round, so that differences between them are paired.
     """
     names = list(contestants)
     seen: dict[str, list[Any]] = {name: [] for name in names}
@@ -155,7 +158,8 @@ def _lines(path: str) -> list[str]:
 
 
 def keep(rows: Iterable[dict[str, Any]], folder: Path = RESULTS) -> None:
-    """Put rows in the place of their last measurement in `latest.jsonl`, and at the end of the day's file with the machine."""
+    """Put rows in the place of their last measurement in `latest.jsonl`, and at the end of the
+    day's file with the machine."""
     folder.mkdir(parents=True, exist_ok=True)
     latest = folder / "latest.jsonl"
     known = (
@@ -173,7 +177,8 @@ def keep(rows: Iterable[dict[str, Any]], folder: Path = RESULTS) -> None:
 
 
 def main(measure: Callable[[bool], Iterable[Row]]) -> None:
-    """What each file of rows does when it is run: measure, and print one line of JSON per row on standard output."""
+    """What each file of rows does when it is run: measure, and print one line of JSON per row on
+    standard output."""
     out = os.dup(1)
     os.dup2(2, 1)  # libraries that print do not disturb
     for row in measure("--quick" in sys.argv[1:]):

@@ -1,4 +1,5 @@
-"""Row 5: seconds to the first batch when a run resumes at batch 10^6, minus the same at batch 10^3."""
+"""Row 5: seconds to the first batch when a run resumes at batch 10^6, minus the same at batch
+10^3."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def _measure(own: Lab, rounds: int, slow: bool) -> Row:
 
 
 def _resumed(own: Lab, streamed: bool, workers: int, step: int) -> Callable[[], float]:
-    """Commits a run's state at `step`; what measures the first batch of a run that is put together from it."""
+    """Commits a run's state at `step`; what measures the first batch of a run that is put together
+    from it."""
     kind = "stream" if streamed else "map"
     overrides = [
         f"train.num_workers={workers}",
@@ -104,7 +106,8 @@ def own_samples(training: Any) -> range:
 
 
 def _peers() -> dict[str, float]:
-    """Milliseconds, each once; accelerate over an iterable is measured at 10^4 and counted 100 times."""
+    """Milliseconds, each once; accelerate over an iterable is measured at 10^4 and counted 100
+    times."""
     import torch
     from accelerate import Accelerator, skip_first_batches
     from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -141,7 +144,8 @@ def _peers() -> dict[str, float]:
         return time.perf_counter() - began
 
     def _edited(dataset: Any, count: int) -> Any:
-        """The state of a loader that has given `count` batches, made from one that has given three."""
+        """The state of a loader that has given `count` batches, made from one that has given
+        three."""
         torch.manual_seed(0)
         loader = StatefulDataLoader(dataset, batch_size=16, shuffle=True)
         batches = iter(loader)

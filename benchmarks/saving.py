@@ -1,8 +1,10 @@
-"""Rows 3, 4 and 10: what a save of 2.4 GB takes from training: seconds of the loop, seconds of all steps around it, memory.
+"""Rows 3, 4 and 10: what a save of 2.4 GB takes from training: seconds of the loop, seconds of all
+steps around it, memory.
 
-The state is 201 million parameters with Adam, on batches of 8. Each method saves once in a round: some steps before, the steps
-until what was saved is durable, some steps after. xrun hashes, syncs and commits; of the others only `torch.save + fsync` syncs.
-xrun trains in a process that has the environment of a rank, a new one in each round, the others in one with nobody's.
+The state is 201 million parameters with Adam, on batches of 8. Each method saves once in a round:
+some steps before, the steps until what was saved is durable, some steps after. xrun hashes, syncs
+and commits; of the others only `torch.save + fsync` syncs. xrun trains in a process that has the
+environment of a rank, a new one in each round, the others in one with nobody's.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ STEPS = 4
 SAVES = 3
 """Of xrun in a round, after a first one, which makes the snapshot's memory."""
 SETTLE, PATIENCE = 60, 400
-"""The first save waits until the process has not grown for so many undisturbed steps, or has done so many: a heap that keeps what
-is freed grows for its first 120 steps or so, now and then by a gradient that did not find its old place."""
+"""The first save waits until the process has not grown for so many undisturbed steps, or has done
+so many: a heap that keeps what is freed grows for its first 120 steps or so, now and then by a
+gradient that did not find its old place."""
 SLACK = 64e6
 """Bytes that saving may take besides the copy of the state."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """`blocked`: seconds in which the loop only waited; `extra`: seconds that all steps until the end took beyond undisturbed
-    ones; `took`: seconds until it ended."""
+    """`blocked`: seconds in which the loop only waited; `extra`: seconds that all steps until the
+    end took beyond undisturbed ones; `took`: seconds until it ended."""
 
     blocked: float
     extra: float
@@ -58,7 +61,8 @@ def measure(quick: bool) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Ours:
-    """What was seen of xrun's saves: bytes, seconds of one copy of the state and of an undisturbed step, most bytes of memory."""
+    """What was seen of xrun's saves: bytes, seconds of one copy of the state and of an undisturbed
+    step, most bytes of memory."""
 
     saves: list[Save]
     state_bytes: int
@@ -155,8 +159,8 @@ def _measure(own: Lab, rounds: int, overrides: tuple[str, ...]) -> Iterator[Row]
 class Saves:
     """Lets a real training save every now and then, and measures it from its clock.
 
-    A save is due once the schedule's last one is long ago; it then begins, is copied, written and committed as every save. After
-    each one come undisturbed steps.
+    A save is due once the schedule's last one is long ago; it then begins, is copied, written and
+    committed as every save. After each one come undisturbed steps.
     """
 
     def __init__(self, training: Any, count: int) -> None:
@@ -219,7 +223,8 @@ def _memory(name: str) -> int:
 
 
 def _memcpy(tensors: dict[str, Any]) -> float:
-    """Seconds of one copy of the state into memory that was written before, with all threads; the best of three."""
+    """Seconds of one copy of the state into memory that was written before, with all threads; the
+    best of three."""
     import torch
 
     copies = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,5 @@
-"""Row 6: how long `xrun --help` and `xrun check` take, over programs that only import what these need."""
+"""Row 6: how long `xrun --help` and `xrun check` take, over programs that only import what these
+need."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Row 8: what a save sends to the Hub, over the bytes of the tensors that training changes.
 
-A real attempt saves into `HubStore` on the tests' loopback Hub, which counts the bodies of all requests: files, points, commits,
-questions. With a frozen backbone and a small head, and with everything trained; by LFS and by Xet.
+A real attempt saves into `HubStore` on the tests' loopback Hub, which counts the bodies of all
+requests: files, points, commits, questions. With a frozen backbone and a small head, and with
+everything trained; by LFS and by Xet.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def measure(quick: bool) -> Iterator[Row]:
 
 
 def _ratios(override: str, saves: int) -> tuple[list[float], float]:
-    """Of each save of a real attempt but the first, which sends everything; and of the same state as one file, sent again."""
+    """Of each save of a real attempt but the first, which sends everything; and of the same state
+    as one file, sent again."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from servers.hub import Hub
 
@@ -66,7 +68,8 @@ def _ratios(override: str, saves: int) -> tuple[list[float], float]:
 
 
 class _Saves:
-    """Asks for a save once the one before is committed, a few steps later; `sent` are the bytes of each."""
+    """Asks for a save once the one before is committed, a few steps later; `sent` are the bytes of
+    each."""
 
     def __init__(self, training: Any, hub: Any, count: int) -> None:
         self.checkpointer, self.hub, self.count = training.checkpointer, hub, count

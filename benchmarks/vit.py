@@ -1,8 +1,10 @@
-"""Row 2: samples per second of a small ViT, with a checkpoint every 30 s and tracking on, over a raw loop's.
+"""Row 2: samples per second of a small ViT, with a checkpoint every 30 s and tracking on, over a
+raw loop's.
 
-This machine computes the same step in 127 ms and a minute later in 148, so everybody trains in a process of its own and they take
-turns of a second. xrun's process has the environment of a rank, its save has to end within its turn, and it saves every 30
-seconds of everybody's time: three times as often as the row asks for.
+This machine computes the same step in 127 ms and a minute later in 148, so everybody trains in a
+process of its own and they take turns of a second. xrun's process has the environment of a rank,
+its save has to end within its turn, and it saves every 30 seconds of everybody's time: three times
+as often as the row asks for.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def _measure(own: Lab, rounds: int, seconds: float) -> Row:
 def _round(own: Lab, seconds: float, number: int) -> tuple[dict[str, float], int, int]:
     """Everybody's seconds, the turns in which they were counted, and xrun's commits.
 
-    In new processes: which memory a process has got makes it one or two per cent faster or slower for as long as it lives.
+    In new processes: which memory a process has got makes it one or two per cent faster or slower
+    for as long as it lives.
     """
     from xrun.store.directory.store import DirectoryStore
 
@@ -130,7 +133,8 @@ def _xrun(own: Lab, plan: Plan, turns: Connection) -> None:
 
 
 class Turns:
-    """The training's clock: every `BLOCK` steps, once no save is on its way, it tells how long they took and waits."""
+    """The training's clock: every `BLOCK` steps, once no save is on its way, it tells how long they
+    took and waits."""
 
     def __init__(self, turns: Connection, checkpointer: Any) -> None:
         self.turns, self.checkpointer = turns, checkpointer

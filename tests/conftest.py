@@ -1,4 +1,5 @@
-"""Every test starts with a clean environment: an empty HOME, no accounts, nobody where Hugging Face would be."""
+"""Every test starts with a clean environment: an empty HOME, no accounts, nobody where Hugging Face
+would be."""
 
 from __future__ import annotations
 
@@ -37,9 +38,11 @@ settings.load_profile("xrun")
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """HOME is a new empty folder, and nothing of this machine's accounts, runs or ranks can be seen.
+    """HOME is a new empty folder, and nothing of this machine's accounts, runs or ranks can be
+    seen.
 
-    Afterwards the environment is as it was, whatever the test or the code in it has set (`XRUN_PROJECT` is set by code).
+    Afterwards the environment is as it was, whatever the test or the code in it has set
+    (`XRUN_PROJECT` is set by code).
     """
     before = dict(os.environ)
     for name in before:

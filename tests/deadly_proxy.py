@@ -1,4 +1,5 @@
-"""A way to SkyPilot's API server on which a launcher can die: at its n-th call, before the server hears it or after.
+"""A way to SkyPilot's API server on which a launcher can die: at its n-th call, before the server
+hears it or after.
 
 The server is the real one, and so is the SIGKILL.
 """
@@ -17,7 +18,8 @@ _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host
 
 
 class DeadlyProxy:
-    """A context manager on 127.0.0.1; `calls` are the lines `METHOD /path` that came since `arm`."""
+    """A context manager on 127.0.0.1; `calls` are the lines `METHOD /path` that came since
+    `arm`."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -43,7 +45,8 @@ class DeadlyProxy:
         self._server.server_close()
 
     def arm(self, victim: int = 0, at: int | str = 0, *, heard: bool = False) -> None:
-        """Kill `victim` at its call number `at` (from 1), or at the first such line; with `heard` the server still gets it."""
+        """Kill `victim` at its call number `at` (from 1), or at the first such line; with `heard`
+        the server still gets it."""
         with self._lock:
             self.calls = []
             self._victim, self._at, self._heard = victim, at, heard

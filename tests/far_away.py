@@ -1,7 +1,9 @@
-"""A run whose state is on a loopback Hub and whose points go to a loopback W&B, under kills and faults that follow from a seed.
+"""A run whose state is on a loopback Hub and whose points go to a loopback W&B, under kills and
+faults that follow from a seed.
 
-A life is a real attempt (`running.attempt`): the entrypoint's code, a real process per rank, the real sender, real SIGKILLs.
-Between two lives the machine may be lost: everything that it had is deleted.
+A life is a real attempt (`running.attempt`): the entrypoint's code, a real process per rank, the
+real sender, real SIGKILLs. Between two lives the machine may be lost: everything that it had is
+deleted.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ class FarAway:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def committed(self) -> dict[str, Any] | None:
-        """The record of the head on the server, every file of which is there with the bytes that were committed."""
+        """The record of the head on the server, every file of which is there with the bytes that
+        were committed."""
         try:
             record: dict[str, Any] = json.loads(self.hub.read(self.repo, "head.json", "state"))[
                 "record"
@@ -140,7 +143,8 @@ def step_of(record: Mapping[str, Any] | None) -> int:
 
 
 def play(far: FarAway, seed: int, expected: tuple[str, dict[int, dict[str, Any]]]) -> Schedule:
-    """Lives with kills, faults and lost machines, until the run has finished; what must hold is looked at after each."""
+    """Lives with kills, faults and lost machines, until the run has finished; what must hold is
+    looked at after each."""
     rng, result = random.Random(seed), Schedule(seed)
     acknowledged = -1
     kills = rng.randint(1, 2)
@@ -206,7 +210,8 @@ def arm(far: FarAway, rng: random.Random, result: Schedule) -> None:
 def compare(
     far: FarAway, expected: tuple[str, dict[int, dict[str, Any]]], result: Schedule
 ) -> None:
-    """The finished run against an undisturbed one: weights, the log of this machine, the history at W&B."""
+    """The finished run against an undisturbed one: weights, the log of this machine, the history at
+    W&B."""
     final, losses = expected
     if weights(far.run) != final:
         result.wrong.append("other final weights")

@@ -1,4 +1,5 @@
-"""A process that joins others, for test_world.py: what runs in a process of its own has to be importable there."""
+"""A process that joins others, for test_world.py: what runs in a process of its own has to be
+importable there."""
 
 from __future__ import annotations
 

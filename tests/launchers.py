@@ -1,8 +1,9 @@
 """Launchers of cloud runs that start at once: forked from a process that has imported SkyPilot .
 
 `python -m launchers` is that process. It answers one line of JSON with one line of JSON:
-`["launch", project, run]` -> the launcher's process id; `["wait", pid]` -> its exit code, negative for a signal;
-`["jobs", run]` -> `[id, status, live]` of every job with that name, ended ones too; `["cancel", id]`.
+`["launch", project, run]` -> the launcher's process id; `["wait", pid]` -> its exit code, negative
+for a signal; `["jobs", run]` -> `[id, status, live]` of every job with that name, ended ones too;
+`["cancel", id]`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ checkpoint: {store: local}
 
 
 class Launchers:
-    """The process, as a context manager. The API server at `url` is a remote one to it: files are uploaded."""
+    """The process, as a context manager. The API server at `url` is a remote one to it: files are
+    uploaded."""
 
     def __init__(self, home: SkyHome, folder: Path, url: str) -> None:
         self.folder, self._environment = (

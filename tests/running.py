@@ -1,10 +1,13 @@
-"""A small project in a folder, the `xrun` command as a real process, and attempts whose ranks are forked from a warm one.
+"""A small project in a folder, the `xrun` command as a real process, and attempts whose ranks are
+forked from a warm one.
 
-A rank's life costs seconds of imports, so tests that are not about the command start ranks from a process that has imported
-everything already (`Project.attempt`): the entrypoint's code, a real process per rank, real signals, real files.
+A rank's life costs seconds of imports, so tests that are not about the command start ranks from a
+process that has imported everything already (`Project.attempt`): the entrypoint's code, a real
+process per rank, real signals, real files.
 
-What goes wrong in a run is laid out as traps in `trap.json`: the dataset's `collate` counts its calls in this process and does
-what the file says, once. The components' sources stay the same, so the run stays the same.
+What goes wrong in a run is laid out as traps in `trap.json`: the dataset's `collate` counts its
+calls in this process and does what the file says, once. The components' sources stay the same, so
+the run stays the same.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from xrun.supervisor.node import FollowingNode
 SOURCES = str(Path(xrun.__file__).parent.parent)
 STEPS = 20
 _WRITING = threading.Lock()
-"""Nodes that share a folder are threads of one process here, and a file is replaced by one process at a time."""
+"""Nodes that share a folder are threads of one process here, and a file is replaced by one process
+at a time."""
 PER_STEP = 4
 """Micro-batches per step: one process collates so many times."""
 
@@ -179,10 +183,11 @@ class Project:
         committed: int = -1,
         paced: bool = False,
     ) -> None:
-        """Lay out what happens at the `call`-th collate of `split` in a process, once that step is committed.
+        """Lay out what happens at the `call`-th collate of `split` in a process, once that step is
+        committed.
 
-        `stays`: in every life, not once. `paced`: until then every save is committed before the next step, so that the
-        checkpoints lie at the multiples of 5 and nowhere else.
+        `stays`: in every life, not once. `paced`: until then every save is committed before the
+        next step, so that the checkpoints lie at the multiples of 5 and nowhere else.
         """
         trap = {
             "do": do,
@@ -198,7 +203,8 @@ class Project:
     def start(
         self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any
     ) -> subprocess.Popen[str]:
-        """Start the `xrun` command in this project, in a session of its own as a terminal's shell does."""
+        """Start the `xrun` command in this project, in a session of its own as a terminal's shell
+        does."""
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root / "home"),
@@ -227,7 +233,8 @@ class Project:
         environ: Mapping[str, str] = MappingProxyType({}),
         seconds: float = 180,
     ) -> Done:
-        """Run the `xrun` command to its end; `environ` goes on top of an empty account's environment."""
+        """Run the `xrun` command to its end; `environ` goes on top of an empty account's
+        environment."""
         return ended(self.start(*arguments, environ=environ), seconds)
 
     def plan(
@@ -402,7 +409,8 @@ def steps_of(run: RunFolder) -> list[int]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Living processes that have the folder in their command line or in the environment that ranks get."""
+    """Living processes that have the folder in their command line or in the environment that ranks
+    get."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -426,7 +434,8 @@ def children(pid: int) -> list[int]:
 
 
 def copy(project: Project, to: Path) -> Project:
-    """The same project with its runs in another folder; only the runs' plans know where they were."""
+    """The same project with its runs in another folder; only the runs' plans know where they
+    were."""
     shutil.copytree(project.root, to)
     return Project(to)
 

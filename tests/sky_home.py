@@ -1,7 +1,9 @@
-"""A person's SkyPilot in a HOME of its own: real prices, three clouds enabled, and an API server where a test launches.
+"""A person's SkyPilot in a HOME of its own: real prices, three clouds enabled, and an API server
+where a test launches.
 
-SkyPilot reads HOME when it is imported, so whatever asks it is a process of its own. Nothing of it is patched: the catalogs lie
-where it keeps them, and that the clouds are enabled is written with its own functions, as `sky check` does after asking them.
+SkyPilot reads HOME when it is imported, so whatever asks it is a process of its own. Nothing of it
+is patched: the catalogs lie where it keeps them, and that the clouds are enabled is written with
+its own functions, as `sky check` does after asking them.
 """
 
 from __future__ import annotations
@@ -127,7 +129,8 @@ class ApiServer:
         self.child.wait()
 
     def _owns(self, process: int) -> bool:
-        """Some of its processes have sessions of their own, others write their title over their environment."""
+        """Some of its processes have sessions of their own, others write their title over their
+        environment."""
         with contextlib.suppress(OSError):
             return os.getsid(process) == self.child.pid or home_of(process) == str(self.home.folder)
         return False
@@ -149,7 +152,8 @@ class ApiServer:
 
 
 def free_port() -> int:
-    """A free port for a server whose queue finds a free one as well: SkyPilot derives it from the first."""
+    """A free port for a server whose queue finds a free one as well: SkyPilot derives it from the
+    first."""
     while True:
         port = random.randrange(10_000, 30_000)
         if all(map(is_free, (port, 50_000 + (11 + port - 46_580) % 10_000))):

@@ -16,7 +16,8 @@ from xrun.training.rank import _is_peer_loss
 
 
 def test_a_failure_is_written_down(tmp_path: Path) -> None:
-    """An exception of a component leaves one sentence for the entrypoint, and its traceback in the rank's log."""
+    """An exception of a component leaves one sentence for the entrypoint, and its traceback in the
+    rank's log."""
     project = Project(tmp_path)
     project.trap("raise", call=PER_STEP)
     done = project.attempt()
@@ -40,7 +41,8 @@ def test_an_error_with_a_way_out_has_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
-    """A rank whose attempt does not hold the lease ends with 4, and nothing is written to the store."""
+    """A rank whose attempt does not hold the lease ends with 4, and nothing is written to the
+    store."""
     project = Project(tmp_path)
     plan = project.plan()
     folder = RunFolder(plan.folder)
@@ -79,7 +81,8 @@ def test_a_lost_peer_is_not_the_cause(sentence: str) -> None:
 
 
 def test_ctrl_c_alone_does_not_end_a_rank(tmp_path: Path) -> None:
-    """SIGINT reaches every process of a terminal; a rank ignores it, since the entrypoint says what it means."""
+    """SIGINT reaches every process of a terminal; a rank ignores it, since the entrypoint says what
+    it means."""
     import os
     import threading
 

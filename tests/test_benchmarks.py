@@ -18,7 +18,8 @@ SOURCES = str(Path(xrun.__file__).parent.parent)
 
 @pytest.mark.once
 def test_a_row_is_measured_and_kept(tmp_path: Path) -> None:
-    """Row 6, quickly: a line of the table on standard output, a line of JSON in `latest.jsonl`, and one with the machine."""
+    """Row 6, quickly: a line of the table on standard output, a line of JSON in `latest.jsonl`, and
+    one with the machine."""
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     command = [sys.executable, "-m", "benchmarks", "6", "--quick", "--results", str(tmp_path)]
     done = subprocess.run(

@@ -1,4 +1,5 @@
-"""What travels with a job is the very code that launched it, whole, frozen, and enough for a bare machine to train."""
+"""What travels with a job is the very code that launched it, whole, frozen, and enough for a bare
+machine to train."""
 
 from __future__ import annotations
 
@@ -117,7 +118,8 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
 
 @pytest.mark.cloud
 def test_the_containers_pins_are_those_of_the_tested_environment() -> None:
-    """container.txt is the part of constraints/cloud.txt that the container half needs: nothing missing, nothing else."""
+    """container.txt is the part of constraints/cloud.txt that the container half needs: nothing
+    missing, nothing else."""
     tested, carried = (
         pins(ROOT / "constraints" / "cloud.txt"),
         pins(PACKAGE / "launcher" / "arrival" / "container.txt"),
@@ -136,7 +138,8 @@ def test_an_image_that_has_the_pins_is_known() -> None:
 
 
 def test_cargo_is_frozen(project: Project) -> None:
-    """What is edited after a launch does not change what a recovered attempt gets; the next launch has a cargo of its own."""
+    """What is edited after a launch does not change what a recovered attempt gets; the next launch
+    has a cargo of its own."""
     plan = project.plan()
     first = pack(plan, [PRICE])
     assert pack(plan, [PRICE]) == first
@@ -206,7 +209,8 @@ def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> Non
 
 @pytest.mark.cloud
 def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path) -> None:
-    """The commands of the task, in an empty HOME whose Python has the pinned libraries; the second time nothing is installed."""
+    """The commands of the task, in an empty HOME whose Python has the pinned libraries; the second
+    time nothing is installed."""
     plan = project.plan("train.steps=4")
     machine = tmp_path / "machine"
     (machine / "xrun").mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""Checkpoints in a real folder: when the copy is made, what is committed, what a bad byte or a full disk can do."""
+"""Checkpoints in a real folder: when the copy is made, what is committed, what a bad byte or a full
+disk can do."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Model(nn.Module):
 
 
 class Gate:
-    """A real store that waits until a test lets it go on, before `put` or `commit`, to hold a save at a delicate place."""
+    """A real store that waits until a test lets it go on, before `put` or `commit`, to hold a save
+    at a delicate place."""
 
     def __init__(self, store: DirectoryStore, where: str) -> None:
         self.store, self.where, self.reached, self.open = (
@@ -177,7 +179,8 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_state_may_change_once_before_step_has_returned(tmp_path: Path) -> None:
-    """While the file is still being written the next steps change everything, and the checkpoint has the old values."""
+    """While the file is still being written the next steps change everything, and the checkpoint
+    has the old values."""
     run = Run(tmp_path, gate="put")
     run.step()
     before = run.values()
@@ -212,7 +215,8 @@ def test_buffers_are_copied_at_once(tmp_path: Path) -> None:
 def test_a_change_outside_of_the_step_loses_that_save_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A parameter changed while it is copied fails that save by its name; the commit before stands and the next save works."""
+    """A parameter changed while it is copied fails that save by its name; the commit before stands
+    and the next save works."""
     run = Run(tmp_path)
     run.step()
     run.save()
@@ -241,7 +245,8 @@ def test_a_change_outside_of_the_step_loses_that_save_only(
 
 
 def test_one_save_is_in_flight_and_the_newest_request_wins(tmp_path: Path) -> None:
-    """Requests while a save is on its way wait, become one, and save the state of the first step at which none is."""
+    """Requests while a save is on its way wait, become one, and save the state of the first step at
+    which none is."""
     run = Run(tmp_path, gate="put")
     run.step()
     assert run.checkpointer.due(1)
@@ -258,7 +263,8 @@ def test_one_save_is_in_flight_and_the_newest_request_wins(tmp_path: Path) -> No
 
 
 def test_saving_takes_one_copy_of_the_state(tmp_path: Path) -> None:
-    """After many saves the memory held for them is the state's own size, in the same tensors as after the first."""
+    """After many saves the memory held for them is the state's own size, in the same tensors as
+    after the first."""
     run = Run(tmp_path, width=64)
     run.step()
     run.save()
@@ -274,7 +280,8 @@ def test_saving_takes_one_copy_of_the_state(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_any_layout_is_right() -> None:
-    """Transposed, 0-d, empty and bf16 tensors lie one after the other as they are in a file, which begins with a page."""
+    """Transposed, 0-d, empty and bf16 tensors lie one after the other as they are in a file, which
+    begins with a page."""
     sources = {
         "t": torch.randn(3, 4).t(),
         "scalar": torch.tensor(3),
@@ -299,7 +306,8 @@ def frozen(checkpoint: Checkpoint) -> StoredFile:
 
 
 def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: Path) -> None:
-    """Frozen tensors carry who wrote them first, like all others, and are not written again by a successor."""
+    """Frozen tensors carry who wrote them first, like all others, and are not written again by a
+    successor."""
     run = Run(tmp_path)
     run.step()
     run.save()
@@ -315,7 +323,8 @@ def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: P
 def test_a_run_that_an_older_xrun_began_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its files have another kind of hash, and are verified by that; the next save's files have the kind of today."""
+    """Its files have another kind of hash, and are verified by that; the next save's files have the
+    kind of today."""
     shutil.copytree(STORES / "v1", tmp_path / "v1")
     again = Run(tmp_path / "again")
     again.step()
@@ -343,7 +352,8 @@ def test_a_run_that_an_older_xrun_began_goes_on(
 
 
 def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
-    """A second checkpoint names the first one's file of frozen tensors, which then has a second copy."""
+    """A second checkpoint names the first one's file of frozen tensors, which then has a second
+    copy."""
     run = Run(tmp_path)
     for _ in range(3):
         run.step()
@@ -357,7 +367,8 @@ def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_of_frozen_tensors_is_written_again(tmp_path: Path) -> None:
-    """Frozen tensors whose only copy is damaged before the next save are written anew, and saving goes on."""
+    """Frozen tensors whose only copy is damaged before the next save are written anew, and saving
+    goes on."""
     run = Run(tmp_path)
     run.step()
     run.save()
@@ -388,7 +399,8 @@ def manifest(step: int, best: int | None = None) -> Checkpoint:
     ],
 )
 def test_what_is_kept(keep: Keep, best: int | None, stay: list[int]) -> None:
-    """The newest ones, never fewer than two, multiples of `every`, and the best; in any order they come in."""
+    """The newest ones, never fewer than two, multiples of `every`, and the best; in any order they
+    come in."""
     all_of_them = [manifest(step, best) for step in (50, 0, 20, 10, 40, 30)]
     assert [checkpoint.step for checkpoint in keep.select(all_of_them)] == stay
     assert keep.select([]) == []
@@ -437,7 +449,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 def test_a_damaged_file_falls_back_to_the_checkpoint_before(
     tmp_path: Path, damage: str, which: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever happens to a file of the newest, the one before is used, said and recorded; the step may be written again."""
+    """Whatever happens to a file of the newest, the one before is used, said and recorded; the step
+    may be written again."""
     run = Run(tmp_path)
     run.step()
     run.save()
@@ -472,7 +485,8 @@ def restored_into(run: Run) -> dict[str, Tensor]:
 
 
 def test_if_all_are_damaged_nothing_starts(tmp_path: Path) -> None:
-    """Without a whole checkpoint there is an error that names each of them, never a start from step 0."""
+    """Without a whole checkpoint there is an error that names each of them, never a start from step
+    0."""
     run = Run(tmp_path)
     for _ in range(2):
         run.step()
@@ -493,7 +507,8 @@ def test_a_run_without_a_checkpoint_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_lost_lease_ends_training(tmp_path: Path) -> None:
-    """Once another attempt has taken the run, the older one's save changes nothing and its next look raises LeaseLost."""
+    """Once another attempt has taken the run, the older one's save changes nothing and its next
+    look raises LeaseLost."""
     first = Run(tmp_path)
     first.step()
     first.save()
@@ -556,7 +571,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_one_save_and_nothing_else(
     small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without room for a save training goes on, the old checkpoint stays whole, it is said, and with room saves go on."""
+    """Without room for a save training goes on, the old checkpoint stays whole, it is said, and
+    with room saves go on."""
     run = Run(small_disk, width=100)
     run.step()
     run.save()

@@ -25,7 +25,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_the_same_command_again_does_nothing(project: Project) -> None:
-    """The same command on a finished run exits 0 and leaves the model's bytes and time as they are."""
+    """The same command on a finished run exits 0 and leaves the model's bytes and time as they
+    are."""
     file = project.run.model / "model.safetensors"
     before = file.stat().st_mtime_ns, weights(project.run)
     done = project.xrun("run", "recipes/tiny.yaml", "-s", "train.steps=10")
@@ -58,7 +59,8 @@ def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
 
 
 def test_report_tells_what_happened(project: Project) -> None:
-    """`xrun report RUN` tells attempts, what was lost and the weights' hash, and `--json` the same as JSON."""
+    """`xrun report RUN` tells attempts, what was lost and the weights' hash, and `--json` the same
+    as JSON."""
     done = project.xrun("report", project.run.run)
     assert done.code == 0
     assert "finished, step 10 committed" in done.out
@@ -68,7 +70,8 @@ def test_report_tells_what_happened(project: Project) -> None:
 
 
 def test_logs_print_what_a_rank_said(project: Project) -> None:
-    """`xrun logs RUN` prints the last attempt's log, `--attempt 1` the first one's, and another number is one clear line."""
+    """`xrun logs RUN` prints the last attempt's log, `--attempt 1` the first one's, and another
+    number is one clear line."""
     assert "Going on from step 5." in project.xrun("logs", project.run.run).out
     assert "Starting at step 0" in project.xrun("logs", project.run.run, "--attempt", "1").out
     done = project.xrun("logs", project.run.run, "--attempt", "9")
@@ -92,7 +95,8 @@ def test_schema_is_json(project: Project) -> None:
 
 
 def test_check_finds_every_problem(project: Project) -> None:
-    """`xrun check` prints every problem at its place and exits 2; `--json` the same for programs; a good recipe exits 0."""
+    """`xrun check` prints every problem at its place and exits 2; `--json` the same for programs; a
+    good recipe exits 0."""
     bad = project.write(
         "recipes/bad.yaml", project.recipe.read_text().replace("steps: 20", "stepz: 20\n  seed: x")
     )
@@ -144,7 +148,8 @@ def test_init_writes_a_recipe_that_is_fine(project: Project, tmp_path: Path) -> 
 def test_a_mistake_is_one_clear_line(
     project: Project, arguments: list[str], code: int | None, sentence: str
 ) -> None:
-    """What people type by mistake is answered by one line that names it and the way out, with the right exit code."""
+    """What people type by mistake is answered by one line that names it and the way out, with the
+    right exit code."""
     done = project.xrun(*arguments)
     assert done.code == code if code is not None else done.code in (2, 3)
     assert one_line(done.err), done.err
@@ -162,7 +167,8 @@ def test_a_mistake_is_one_clear_line(
     ],
 )
 def test_a_wrong_command_is_explained(project: Project, arguments: list[str]) -> None:
-    """Options and commands that do not exist exit 2 with click's explanation and without a traceback."""
+    """Options and commands that do not exist exit 2 with click's explanation and without a
+    traceback."""
     done = project.xrun(*arguments)
     assert done.code == 2
     assert "Error:" in done.err
@@ -170,7 +176,8 @@ def test_a_wrong_command_is_explained(project: Project, arguments: list[str]) ->
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(project: Project) -> None:
-    """--processes that cannot share the micro-batches evenly is one clear line, exit 2, before anything is written."""
+    """--processes that cannot share the micro-batches evenly is one clear line, exit 2, before
+    anything is written."""
     before = sorted(project.home.iterdir())
     done = project.xrun("recipes/tiny.yaml", "-s", "train.steps=10", "--processes", "3", "--new")
     assert (done.code, one_line(done.err)) == (2, True)
@@ -205,7 +212,8 @@ def test_help_and_version(project: Project) -> None:
 
 
 def test_the_way_on_can_be_typed(tmp_path: Path) -> None:
-    """The command that a stop prints is one that goes on, with the same overrides, quoted for a shell."""
+    """The command that a stop prints is one that goes on, with the same overrides, quoted for a
+    shell."""
     import shlex
     import signal
 

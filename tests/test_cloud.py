@@ -56,7 +56,8 @@ def same(project: Project, undisturbed: Project) -> bool:
 
 @pytest.mark.parametrize("how", ["SIGTERM to the command", "Ctrl-C", "SIGHUP to the command"])
 def test_a_stop_commits_where_it_stands(project: Project, undisturbed: Project, how: str) -> None:
-    """SIGTERM, SIGHUP or Ctrl-C: 75, the step it stopped at is committed, the way on is said, and it ends with the same bits."""
+    """SIGTERM, SIGHUP or Ctrl-C: 75, the step it stopped at is committed, the way on is said, and
+    it ends with the same bits."""
     project.trap("hold", call=8 * PER_STEP)
     command = project.start("recipes/tiny.yaml")
     held(project)
@@ -76,7 +77,8 @@ def test_a_stop_commits_where_it_stands(project: Project, undisturbed: Project, 
 
 
 def test_a_stop_during_an_evaluation_is_heard(project: Project, undisturbed: Project) -> None:
-    """SIGTERM during the last evaluation commits the step before it; the next attempt evaluates and ends with the same bits."""
+    """SIGTERM during the last evaluation commits the step before it; the next attempt evaluates and
+    ends with the same bits."""
     project.trap("hold", call=2, split="val")
     command = project.start("recipes/tiny.yaml")
     held(project)
@@ -90,7 +92,8 @@ def test_a_stop_during_an_evaluation_is_heard(project: Project, undisturbed: Pro
 
 
 def test_a_killed_rank_is_followed_by_the_next_attempt(project: Project) -> None:
-    """SIGKILL of one rank of two: the command starts the next attempt by itself and ends with the undisturbed run's bits."""
+    """SIGKILL of one rank of two: the command starts the next attempt by itself and ends with the
+    undisturbed run's bits."""
     project.trap("SIGKILL", call=8 * PER_STEP // 2, rank=1, committed=5)
     done = project.xrun("recipes/tiny.yaml", "--processes", "2")
     assert done.code == 0, done.err
@@ -103,7 +106,8 @@ def test_a_killed_rank_is_followed_by_the_next_attempt(project: Project) -> None
 
 @pytest.mark.parametrize("victim", ["command", "entrypoint"])
 def test_no_process_is_left_behind(project: Project, undisturbed: Project, victim: str) -> None:
-    """SIGKILL of the command only, or of the entrypoint only: nothing of the run lives on beside its successor, same bits."""
+    """SIGKILL of the command only, or of the entrypoint only: nothing of the run lives on beside
+    its successor, same bits."""
     project.trap("hold", call=8 * PER_STEP)
     command = project.start("recipes/tiny.yaml")
     rank = held(project)
@@ -123,7 +127,8 @@ def test_no_process_is_left_behind(project: Project, undisturbed: Project, victi
 
 
 def test_a_run_that_runs_is_refused(project: Project) -> None:
-    """A second command for a run that is being trained ends with 3 and names the process; the first one is not disturbed."""
+    """A second command for a run that is being trained ends with 3 and names the process; the first
+    one is not disturbed."""
     project.trap("hold", call=2 * PER_STEP)
     command = project.start("recipes/tiny.yaml")
     held(project)
@@ -139,7 +144,8 @@ def test_a_run_that_runs_is_refused(project: Project) -> None:
 
 
 def test_three_failures_end_the_command(project: Project) -> None:
-    """A component that always raises ends the command with 7 after three attempts; mended, the same command goes on."""
+    """A component that always raises ends the command with 7 after three attempts; mended, the same
+    command goes on."""
     project.trap("raise", call=1, stays=True)
     done = project.xrun("recipes/tiny.yaml")
     assert done.code == 7, done.err

@@ -90,7 +90,8 @@ def test_one_launcher_at_a_time(tmp_path: Path) -> None:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Project:
-    """A run of 20 steps whose second attempt, on another cloud machine, has committed steps 8 and 12 two seconds apart."""
+    """A run of 20 steps whose second attempt, on another cloud machine, has committed steps 8 and
+    12 two seconds apart."""
     project = Project(tmp_path)
     plan = project.plan()
     write_plan(RunFolder(plan.folder), plan)
@@ -133,7 +134,8 @@ def test_what_attempts_have_measured_is_known_to_the_next_plan(trained: Project)
 
 
 def test_epochs_have_an_end_once_somebody_has_counted_them(tmp_path: Path) -> None:
-    """How many steps an epoch has is known from any attempt on, also of another run with the same data."""
+    """How many steps an epoch has is known from any attempt on, also of another run with the same
+    data."""
     project, epochs = Project(tmp_path), ("train.steps=null", "train.epochs=2")
     assert known_throughput(project.plan(*epochs)).steps_left is None
     project.trap("SIGKILL", call=7 * PER_STEP, committed=5)

@@ -1,4 +1,5 @@
-"""A component is found, read and checked without importing it, and imports under one name everywhere."""
+"""A component is found, read and checked without importing it, and imports under one name
+everywhere."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def build_of(tmp_path: Path, text: str) -> Any:
 
 
 def test_project_of_a_recipe(tmp_path: Path) -> None:
-    """The nearest pyproject.toml; without one the parent of `recipes/`; else the recipe's own folder."""
+    """The nearest pyproject.toml; without one the parent of `recipes/`; else the recipe's own
+    folder."""
     recipe = tmp_path / "work" / "recipes" / "deep" / "r.yaml"
     recipe.parent.mkdir(parents=True)
     assert project_root(recipe) == tmp_path / "work"
@@ -88,7 +90,8 @@ def test_name_of_a_component_is_a_file_name(project: Path, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["models", "datasets"])
 def test_package_in_the_project_is_refused(project: Path, kind: Any) -> None:
-    """An `__init__.py` in the user's folder would hide a package of the same name, and is refused with this reason."""
+    """An `__init__.py` in the user's folder would hide a package of the same name, and is refused
+    with this reason."""
     write(project / kind / "__init__.py", "")
     with pytest.raises(ComponentError, match="which would hide") as error:
         find("models", "small", project)
@@ -102,7 +105,8 @@ def test_package_in_the_project_is_refused(project: Path, kind: Any) -> None:
     "path", [*MODELS, *DATASETS], ids=lambda path: f"{path.parent.name}/{path.name}"
 )
 def test_shipped_component_has_a_signature(path: Path) -> None:
-    """Every component that xrun brings along can be read without its libraries, and says what it does."""
+    """Every component that xrun brings along can be read without its libraries, and says what it
+    does."""
     read = signature(path)
     assert read.docstring
     assert all(parameter.annotation for parameter in read.parameters)
@@ -188,7 +192,8 @@ def test_bytes_that_are_not_python(tmp_path: Path) -> None:
 def test_arguments_fit_their_annotation(
     tmp_path: Path, annotation: str, fits: list[Any], does_not: list[Any]
 ) -> None:
-    """A value that obviously has the wrong type is refused; what cannot be told without running the file is let pass."""
+    """A value that obviously has the wrong type is refused; what cannot be told without running the
+    file is let pass."""
     read = build_of(tmp_path, f"def build(x{': ' + annotation if annotation else ''}): ...\n")
     assert [value for value in fits if check_args(read, {"x": value})] == []
     assert [value for value in does_not if not check_args(read, {"x": value})] == []
@@ -224,7 +229,8 @@ def test_any_annotation_is_survived(annotation: str, value: Any) -> None:
 
 
 def test_sources_follow_imports(project: Path) -> None:
-    """The digest of a run sees the component's file and every file of its project that it imports, and nothing else."""
+    """The digest of a run sees the component's file and every file of its project that it imports,
+    and nothing else."""
     text = (
         "import json, torch\nfrom . import a\nfrom .b import thing\nfrom ..datasets.count import build as count\n"
         "import xrun.components.models.c\n\n\ndef build():\n    from xrun.components.models import d\n"
@@ -239,7 +245,8 @@ def test_sources_follow_imports(project: Path) -> None:
 
 
 def test_sources_of_a_package(project: Path) -> None:
-    """A folder beside the component counts with its `__init__.py` and the modules that are imported."""
+    """A folder beside the component counts with its `__init__.py` and the modules that are
+    imported."""
     write(project / "models" / "m.py", "from .blocks.attention import head\n\n\ndef build(): ...\n")
     write(project / "models" / "blocks" / "__init__.py", "from .norm import norm\n")
     write(project / "models" / "blocks" / "norm.py", "")

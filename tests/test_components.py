@@ -1,4 +1,5 @@
-"""What the shipped components promise, on real data that is written here or comes with a library."""
+"""What the shipped components promise, on real data that is written here or comes with a
+library."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of parquet files: 3 shards of 8 training pictures, 2 shards of 4 to validate; the label is 8 x shard + place."""
+    """A folder of parquet files: 3 shards of 8 training pictures, 2 shards of 4 to validate; the
+    label is 8 x shard + place."""
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -210,7 +212,8 @@ def test_a_gpt_does_not_look_ahead(positions: str) -> None:
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_a_gpt_knows_positions(positions: str) -> None:
-    """Exchanging two earlier tokens changes what is predicted, so order is seen and not only the set."""
+    """Exchanging two earlier tokens changes what is predicted, so order is seen and not only the
+    set."""
     model = build(
         "models", "gpt", vocab=50, context=8, width=32, depth=1, heads=2, positions=positions
     ).eval()
@@ -270,7 +273,8 @@ def test_hub_loads_a_local_folder(tiny: Path) -> None:
 
 
 def test_hub_starts_anew_without_pretrained(tiny: Path) -> None:
-    """`pretrained: false` takes the configuration only: weights follow from the seed and differ from the folder's."""
+    """`pretrained: false` takes the configuration only: weights follow from the seed and differ
+    from the folder's."""
     fresh = [
         seeded(1, lambda: build("models", "hub", name=str(tiny), pretrained=False))
         for _ in range(2)
@@ -348,7 +352,8 @@ def test_digits_split_follows_from_its_seed() -> None:
 
 
 def test_digits_augmentation_follows_from_torchs_generator() -> None:
-    """The same seed gives the same images to the last bit, another seed others, and `val` is never changed."""
+    """The same seed gives the same images to the last bit, another seed others, and `val` is never
+    changed."""
     splits = build("datasets", "digits", augment=True)
     one, again, other = (
         seeded(seed, lambda: splits["train"].__getitems__([5, 6, 7])) for seed in (1, 1, 2)
@@ -371,7 +376,8 @@ def test_digits_move_by_one_pixel_at_most() -> None:
 
 
 def test_text_files_lose_no_byte(tmp_path: Path) -> None:
-    """Blocks hold every byte once, in the order of the files' names, with a 0 after each file; the rest has no label."""
+    """Blocks hold every byte once, in the order of the files' names, with a 0 after each file; the
+    rest has no label."""
     contents = {
         "b/two.txt": b"zwei" * 9,
         "a.txt": b"one",
@@ -436,7 +442,8 @@ def test_text_files_say_where_they_found_nothing(tmp_path: Path) -> None:
     [{"kind": "classification", "shape": [2, 3]}, {"kind": "tokens", "shape": 12, "classes": 50}],
 )
 def test_a_synthetic_sample_is_a_function_of_its_index(args: dict[str, Any]) -> None:
-    """Any of a billion samples comes at once, the same each time, and differs from its neighbour."""
+    """Any of a billion samples comes at once, the same each time, and differs from its
+    neighbour."""
     train = build("datasets", "synthetic", samples=10**9, **args)["train"]
     last = train[10**9 - 1]
     assert len(train) == 10**9
@@ -480,7 +487,8 @@ def test_synthetic_classes_can_be_learned() -> None:
 
 
 def test_hub_images_give_tensors_and_labels(pictures: Path) -> None:
-    """Map-style splits of a folder: all pictures, of the wanted size, with their labels, normalised."""
+    """Map-style splits of a folder: all pictures, of the wanted size, with their labels,
+    normalised."""
     splits = build("datasets", "hub_images", name=str(pictures), image_size=16, augment=False)
     assert [label for _, label in splits["train"].__getitems__(list(range(24)))] == list(range(24))
     assert len(splits["val"]) == 8
@@ -490,7 +498,8 @@ def test_hub_images_give_tensors_and_labels(pictures: Path) -> None:
 
 
 def test_hub_images_are_the_middle_of_the_picture(pictures: Path) -> None:
-    """Without augmentation the tensor is the resized middle square, computed here in another way."""
+    """Without augmentation the tensor is the resized middle square, computed here in another
+    way."""
     image, label = build(
         "datasets", "hub_images", name=str(pictures), image_size=35, channels=1, augment=False
     )["train"][7]
@@ -555,7 +564,8 @@ def test_streamed_images_are_validated_on_every_shard(pictures: Path) -> None:
 
 
 def test_hub_images_read_a_folder_of_image_files(tmp_path: Path) -> None:
-    """A folder of classes with picture files works as it is; labels are the folders in alphabetical order."""
+    """A folder of classes with picture files works as it is; labels are the folders in alphabetical
+    order."""
     for number, name in enumerate(["cat", "dog"]):
         path = tmp_path / "animals" / "train" / name / "0.png"
         path.parent.mkdir(parents=True)
@@ -597,7 +607,8 @@ def test_packed_documents_lose_no_byte(texts: Path) -> None:
 
 
 def test_unpacked_documents_are_cut_or_filled_up(texts: Path) -> None:
-    """Without packing item i is the start of document i, and what fills it up has no label; held and streamed alike."""
+    """Without packing item i is the start of document i, and what fills it up has no label; held
+    and streamed alike."""
     args = {"name": str(texts), "val_split": None, "context": 32, "packing": False}
     held = list(build("datasets", "hub_text", **args)["train"])
     stream = build("datasets", "hub_text", **args, streaming=True, val_documents=0)["train"]
@@ -625,7 +636,8 @@ def test_a_streamed_shard_is_packed_without_loss(texts: Path) -> None:
 
 @pytest.mark.parametrize("held_out", [0, 3])
 def test_a_packed_shard_resumes_after_any_block(texts: Path, held_out: int) -> None:
-    """From the state after each block, through JSON, exactly the rest comes: within documents, between them and at the end."""
+    """From the state after each block, through JSON, exactly the rest comes: within documents,
+    between them and at the end."""
     args = {
         "name": str(texts),
         "val_split": None,
@@ -705,7 +717,8 @@ def test_held_out_documents_are_not_trained_on(texts: Path) -> None:
 
 
 def test_text_goes_through_a_tokenizer(texts: Path, tmp_path: Path) -> None:
-    """With a tokenizer, here of a local folder, blocks hold its tokens, and its end-of-sequence token ends each document."""
+    """With a tokenizer, here of a local folder, blocks hold its tokens, and its end-of-sequence
+    token ends each document."""
     import tokenizers
     import transformers
 

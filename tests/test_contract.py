@@ -1,8 +1,9 @@
-"""The same round trips against the public services: `make contract`, with a token and a key of your own.
+"""The same round trips against the public services: `make contract`, with a token and a key of your
+own.
 
-Needs HF_TOKEN (with write access) and WANDB_API_KEY in the environment. A private repository and a W&B run of the project
-`xrun-contract` are made; the repository is deleted at the end. HF_ENDPOINT and WANDB_BASE_URL lead to other servers, for
-instance those of `python -m tests.servers`.
+Needs HF_TOKEN (with write access) and WANDB_API_KEY in the environment. A private repository and a
+W&B run of the project `xrun-contract` are made; the repository is deleted at the end. HF_ENDPOINT
+and WANDB_BASE_URL lead to other servers, for instance those of `python -m tests.servers`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def store(request: pytest.FixtureRequest, accounts: dict[str, str]) -> Iterator[
 def test_a_run_comes_back_on_a_bare_machine(
     tmp_path: Path, store: str, accounts: dict[str, str]
 ) -> None:
-    """Half of the run on one machine, the other half on a bare one, with a kill: the same weights as without, each step once."""
+    """Half of the run on one machine, the other half on a bare one, with a kill: the same weights
+    as without, each step once."""
     undisturbed = Project(tmp_path / "undisturbed")
     assert undisturbed.attempt().code == 0
     accounts = {"HF_ENDPOINT": PUBLIC, **accounts}

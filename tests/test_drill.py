@@ -11,7 +11,8 @@ from xrun.drill import Result, _compare_points
 
 
 def test_a_good_recipe_is_equal(tmp_path: Path) -> None:
-    """Three real SIGKILLs of the whole group, and every point and the final weights are the same to the last bit."""
+    """Three real SIGKILLs of the whole group, and every point and the final weights are the same to
+    the last bit."""
     project = Project(tmp_path)
     done = project.xrun(
         "drill",
@@ -35,7 +36,8 @@ def test_a_good_recipe_is_equal(tmp_path: Path) -> None:
 
 
 def test_randomness_without_a_key_is_found(tmp_path: Path) -> None:
-    """A dataset that draws from os.urandom cannot be resumed: the drill says DIFFERENT, names where, and exits 1."""
+    """A dataset that draws from os.urandom cannot be resumed: the drill says DIFFERENT, names
+    where, and exits 1."""
     project = Project(tmp_path)
     unkeyed = "self.x[i] + int.from_bytes(os.urandom(2)) / 65536"
     project.write(
@@ -48,7 +50,8 @@ def test_randomness_without_a_key_is_found(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_does_not_finish_is_no_proof(tmp_path: Path) -> None:
-    """If the undisturbed run fails, the drill is an error that says why and where its output is, and not a result."""
+    """If the undisturbed run fails, the drill is an error that says why and where its output is,
+    and not a result."""
     project = Project(tmp_path)
     project.write("models/line.py", "def build(width: int = 8):\n    return width\n")
     done = project.xrun("drill", "recipes/tiny.yaml", "--kills", "1")
@@ -59,7 +62,8 @@ def test_a_recipe_that_does_not_finish_is_no_proof(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_difference_counts() -> None:
-    """A point that only one run has, another loss and other samples are differences; rounding is one unless sizes changed."""
+    """A point that only one run has, another loss and other samples are differences; rounding is
+    one unless sizes changed."""
 
     def found(
         one: dict[str, object] | None, other: dict[str, object] | None, bitwise: bool

@@ -1,4 +1,5 @@
-"""One attempt from outside: the lease, how it ends, what is recorded, and state that is damaged or gone."""
+"""One attempt from outside: the lease, how it ends, what is recorded, and state that is damaged or
+gone."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def again(project: Project, tmp_path: Path) -> Again:
 
 
 class Again:
-    """A copy of the killed run, to be damaged and started again, as if the machine had gone: nobody recorded the end."""
+    """A copy of the killed run, to be damaged and started again, as if the machine had gone: nobody
+    recorded the end."""
 
     def __init__(self, project: Project, home: Path) -> None:
         import dataclasses
@@ -98,7 +100,8 @@ DAMAGES = [torn, empty, flipped, missing]
 def test_a_damaged_newest_checkpoint_is_skipped(
     project: Project, tmp_path: Path, expected: str, damage: Callable[[Path], None]
 ) -> None:
-    """Whatever happens to any file of the newest checkpoint: the one before is taken, loudly, with the same final weights."""
+    """Whatever happens to any file of the newest checkpoint: the one before is taken, loudly, with
+    the same final weights."""
     newest = record(project.run)["checkpoints"][-1]
     assert newest["step"] == 15
     for name, file in newest["files"].items():
@@ -117,7 +120,8 @@ def test_a_damaged_newest_checkpoint_is_skipped(
 def test_damage_to_older_checkpoints_changes_nothing(
     project: Project, tmp_path: Path, expected: str, damage: Callable[[Path], None]
 ) -> None:
-    """Whatever happens to the files of older checkpoints: the newest is taken and the weights are the same."""
+    """Whatever happens to the files of older checkpoints: the newest is taken and the weights are
+    the same."""
     again = Again(project, tmp_path / "again")
     for older in record(project.run)["checkpoints"][:-1]:
         for file in older["files"].values():
@@ -133,7 +137,8 @@ def test_damage_to_older_checkpoints_changes_nothing(
 def test_a_damaged_newest_commit_is_skipped(
     again: Again, expected: str, damage: Callable[[Path], None]
 ) -> None:
-    """A newest commit file that is torn or has other bytes: the one before counts, loudly, with the same final weights."""
+    """A newest commit file that is torn or has other bytes: the one before counts, loudly, with the
+    same final weights."""
     newest = commits(again.run)[-1]
     damage(newest)
     done = again.start()
@@ -144,7 +149,8 @@ def test_a_damaged_newest_commit_is_skipped(
 
 
 def test_a_missing_newest_commit_is_noticed(again: Again) -> None:
-    """A newest commit file that is gone leaves a store older than what the run's log knows: exit 5, nothing is trained."""
+    """A newest commit file that is gone leaves a store older than what the run's log knows: exit 5,
+    nothing is trained."""
     commits(again.run)[-1].unlink()
     before = files(again.run.state)
     done = again.start()
@@ -158,7 +164,8 @@ def test_a_missing_newest_commit_is_noticed(again: Again) -> None:
 def test_damage_to_older_commits_changes_nothing(
     again: Again, expected: str, damage: Callable[[Path], None]
 ) -> None:
-    """Whatever happens to every older commit file: the newest counts and the weights are the same."""
+    """Whatever happens to every older commit file: the newest counts and the weights are the
+    same."""
     for path in commits(again.run)[:-1]:
         damage(path)
     done = again.start()
@@ -169,7 +176,8 @@ def test_damage_to_older_commits_changes_nothing(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_all_checkpoints_damaged_is_an_error(again: Again, damage: Callable[[Path], None]) -> None:
-    """If no checkpoint is whole, the attempt ends with 5 and names each; nothing starts from step 0, not even a second time."""
+    """If no checkpoint is whole, the attempt ends with 5 and names each; nothing starts from step
+    0, not even a second time."""
     for path in (again.run.state / "objects").glob("*/*"):
         damage(path)
     for _ in range(2):
@@ -202,7 +210,8 @@ def test_objects_without_commits_are_an_error(again: Again) -> None:
 
 
 def test_a_deleted_state_is_noticed(again: Again) -> None:
-    """With the whole state deleted, the log still knows of a commit: exit 5 that names both, and nothing starts from step 0."""
+    """With the whole state deleted, the log still knows of a commit: exit 5 that names both, and
+    nothing starts from step 0."""
     shutil.rmtree(again.run.state)
     done = again.start()
     assert done.code == 5
@@ -223,7 +232,8 @@ def test_a_store_that_is_newer_than_the_log_is_normal(again: Again, expected: st
 def test_the_log_files_never_stop_a_run(
     again: Again, expected: str, name: str, damage: Callable[[Path], None]
 ) -> None:
-    """Whatever happens to the tracker's files, training goes on from the newest checkpoint to the same weights."""
+    """Whatever happens to the tracker's files, training goes on from the newest checkpoint to the
+    same weights."""
     damage(again.run.path / name)
     done = again.start()
     assert done.code == 0, done.err
@@ -266,7 +276,8 @@ def test_other_mathematics_are_refused(again: Again) -> None:
 
 
 def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path) -> None:
-    """A zombie: once another attempt has the lease, the one before ends with 4, and the successor's state stays as it is."""
+    """A zombie: once another attempt has the lease, the one before ends with 4, and the successor's
+    state stays as it is."""
     project = Project(tmp_path)
     project.trap("hold", call=7 * PER_STEP, committed=5)
     seen: dict[str, Any] = {}
@@ -297,7 +308,8 @@ def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path
 
 
 def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:
-    """A component that always fails: the third attempt without a commit ends with 7 and the reason; mended, it goes on."""
+    """A component that always fails: the third attempt without a commit ends with 7 and the reason;
+    mended, it goes on."""
     project = Project(tmp_path)
     project.trap("raise", call=2 * PER_STEP, stays=True)
     codes = [project.attempt().code for _ in range(OWN_FAILURES + 1)]
@@ -311,7 +323,8 @@ def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_a_failure_of_its_own(tmp_path: Path) -> None:
-    """A rank that ends by SIGSEGV counts as the run's own failure; one that ends by SIGKILL as ended from outside."""
+    """A rank that ends by SIGSEGV counts as the run's own failure; one that ends by SIGKILL as
+    ended from outside."""
     project = Project(tmp_path)
     for signal, kind in (("SIGSEGV", "own"), ("SIGKILL", "outside")):
         project.trap(signal, call=1)
@@ -340,7 +353,8 @@ def test_kills_are_not_failures(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_dataset_is_the_persons(tmp_path: Path, build: str, sentence: str) -> None:
-    """A dataset component that fails or returns the wrong thing ends with 2 and one sentence that names its file."""
+    """A dataset component that fails or returns the wrong thing ends with 2 and one sentence that
+    names its file."""
     project = Project(tmp_path)
     project.write("datasets/points.py", f"def build():\n    {build}\n")
     done = project.attempt()
@@ -364,7 +378,8 @@ def test_a_wrong_dataset_is_the_persons(tmp_path: Path, build: str, sentence: st
     ],
 )
 def test_a_wrong_model_is_the_persons(tmp_path: Path, text: str, sentence: str) -> None:
-    """A model component that fails or returns the wrong thing ends with 2 and one sentence that names its file."""
+    """A model component that fails or returns the wrong thing ends with 2 and one sentence that
+    names its file."""
     project = Project(tmp_path)
     project.write("models/line.py", text)
     done = project.attempt()
@@ -374,7 +389,8 @@ def test_a_wrong_model_is_the_persons(tmp_path: Path, text: str, sentence: str) 
 
 
 def test_a_killed_rank_ends_the_attempt(tmp_path: Path, expected: str) -> None:
-    """When one rank of two is killed, the attempt ends, asks to come back, and records that it was ended from outside."""
+    """When one rank of two is killed, the attempt ends, asks to come back, and records that it was
+    ended from outside."""
     project = Project(tmp_path)
     project.trap("SIGKILL", call=8 * PER_STEP // 2, rank=1)
     done = project.attempt(processes=2)
@@ -401,7 +417,8 @@ def test_the_gravest_code_counts(codes: list[int], code: int) -> None:
 
 
 def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
-    """Of several ranks' written failures the one with the attempt's code counts, else the earliest."""
+    """Of several ranks' written failures the one with the attempt's code counts, else the
+    earliest."""
     for rank, (code, time) in enumerate([(1, 2.0), (1, 1.0), (6, 3.0)]):
         facts = {"code": code, "time": time, "message": f"rank {rank}", "kind": "own"}
         (tmp_path / f"failure-{rank}.json").write_text(json.dumps(facts))
@@ -418,19 +435,22 @@ def test_attempts_sort_by_their_start() -> None:
 
 
 def test_a_failure_that_was_cut_short_is_no_failure(tmp_path: Path) -> None:
-    """What a rank could not write whole, as on a full disk, does not end the entrypoint: the exit code has to do."""
+    """What a rank could not write whole, as on a full disk, does not end the entrypoint: the exit
+    code has to do."""
     (tmp_path / "failure-0.json").write_text('{"code"')
     assert read_failure(tmp_path, {0: 1})["message"] == "the ranks ended with [1]."
 
 
 def test_rejected_steps_count_as_committed() -> None:
-    """A step that was committed and then rejected is no loss of the store, so it is not behind the log."""
+    """A step that was committed and then rejected is no loss of the store, so it is not behind the
+    log."""
     assert steps_committed({}) == -1
     assert steps_committed({"checkpoints": [{"step": 5}], "rejected": [10]}) == 10
 
 
 def test_progress_forgives_earlier_failures() -> None:
-    """Only attempts after the last one that committed a new step count as being without progress."""
+    """Only attempts after the last one that committed a new step count as being without
+    progress."""
     failed = {"from_step": 5, "committed": 5, "kind": "own", "code": 75}
     moved = {"from_step": 0, "committed": 5, "kind": "own", "code": 75}
     killed = {"from_step": 5, "committed": 5, "kind": "outside"}

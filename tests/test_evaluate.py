@@ -32,7 +32,8 @@ SAMPLES, BATCH = 37, 4
 
 
 class Classifier(nn.Module):
-    """Normalises by running statistics and a flag, which differ on every process until they are broadcast."""
+    """Normalises by running statistics and a flag, which differ on every process until they are
+    broadcast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,13 +169,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any
 def test_any_number_of_processes_finds_the_same_numbers(
     found: dict[tuple[int, int], Any], what: str
 ) -> None:
-    """On 1, 2 and 3 processes every rank has exactly the metrics of one, also where most of them have no sample."""
+    """On 1, 2 and 3 processes every rank has exactly the metrics of one, also where most of them
+    have no sample."""
     assert found[1, 0][what]
     assert all(numbers[what] == found[1, 0][what] for numbers in found.values())
 
 
 def test_every_sample_counts_once(found: dict[tuple[int, int], Any]) -> None:
-    """The mean over the samples 0..36 is 18, and the number of samples is not counted too high by a filled-up round."""
+    """The mean over the samples 0..36 is 18, and the number of samples is not counted too high by a
+    filled-up round."""
     assert all(numbers["numbers"] == {"loss": 18.0, "ones": 1.0} for numbers in found.values())
 
 
@@ -189,7 +192,8 @@ def test_a_metric_is_the_mean_over_all_samples(found: dict[tuple[int, int], Any]
 
 
 def test_a_text_is_weighed_by_its_tokens(found: dict[tuple[int, int], Any]) -> None:
-    """A language model's loss is the mean over predicted tokens of all texts, not over texts or batches."""
+    """A language model's loss is the mean over predicted tokens of all texts, not over texts or
+    batches."""
     ids = torch.stack([text["input_ids"] for text in texts()])
     labels = torch.stack([text["labels"] for text in texts()])
     logits = made(Tokens)(ids).detach()[:, :-1].flatten(0, 1)
@@ -239,7 +243,8 @@ def test_it_is_due_at_its_interval_and_at_the_end() -> None:
 def test_better_knows_the_metric_s_direction(
     metric: str, old: float, equal: float, new: float
 ) -> None:
-    """Less loss and more accuracy are better, an equal value is not, and the first value always is."""
+    """Less loss and more accuracy are better, an equal value is not, and the first value always
+    is."""
     own = evaluation(Counting(), "model", Numbers(), World(), evaluate={"metric": metric})
     best = {"step": 1, "value": old}
     assert [own.better({metric: value}, best) for value in (new, equal, 2 * old - new)] == [

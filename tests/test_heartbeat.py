@@ -111,7 +111,8 @@ def test_the_environment_sets_the_limit() -> None:
 
 
 def test_a_heartbeat_without_a_file_does_nothing(tmp_path: Path) -> None:
-    """Nobody watches, or the file cannot be made: training goes on, and who watches sees nobody move."""
+    """Nobody watches, or the file cannot be made: training goes on, and who watches sees nobody
+    move."""
     for heart in (Heartbeat(), Heartbeat(tmp_path / "no" / "such" / "folder")):
         heart.beat()
         heart.saving()
@@ -130,7 +131,8 @@ def test_a_beat_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_hang_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks that stop moving are ended: exit 75, a failure of the run's own, and each rank's log says where it was."""
+    """Ranks that stop moving are ended: exit 75, a failure of the run's own, and each rank's log
+    says where it was."""
     monkeypatch.setenv(SECONDS_NAME, "2")
     project = Project(tmp_path)
     project.trap("hold", call=7 * PER_STEP // 2 + 1, rank=1)

@@ -1,4 +1,5 @@
-"""A run that lives on the Hub and in W&B: kills, lost machines, servers that fail; nothing is lost, nothing is doubled."""
+"""A run that lives on the Hub and in W&B: kills, lost machines, servers that fail; nothing is lost,
+nothing is doubled."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[int, d
 def test_a_bare_machine_goes_on(
     tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
 ) -> None:
-    """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit, the same final weights,
-    one W&B run that has every step once; all points and what the lost machine has printed can be read on the new machine."""
+    """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit,
+    the same final weights, one W&B run that has every step once; all points and what the lost
+    machine has printed can be read on the new machine."""
     far = FarAway(tmp_path, hub, wandb, "bare")
     far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
@@ -82,7 +84,8 @@ def test_a_bare_machine_goes_on(
 def test_a_run_that_is_asked_saves_and_stops(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`xrun cancel --save`: the step at hand is committed, the exit code says that nobody starts it again; then it goes on."""
+    """`xrun cancel --save`: the step at hand is committed, the exit code says that nobody starts it
+    again; then it goes on."""
     monkeypatch.setattr(stop_request, "LOOK_SECONDS", 0.05)
     far = FarAway(tmp_path, hub, None, "asked")
     far.project.trap("hold", call=7 * PER_STEP + 1, committed=5, paced=True)
@@ -113,7 +116,8 @@ def test_a_run_that_is_asked_saves_and_stops(
 
 
 def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
-    """Where people look: weights and a model card on `main`, tagged with the run; the state's history is one commit."""
+    """Where people look: weights and a model card on `main`, tagged with the run; the state's
+    history is one commit."""
     far = FarAway(tmp_path, hub, None, "finished")
     assert far.live().code == 0
     local = (far.run.model / "model.safetensors").read_bytes()
@@ -130,7 +134,8 @@ def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
 
 
 def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
-    """Somebody has deleted the state: W&B knows of its commits, so nothing is started from step 0, and both are named."""
+    """Somebody has deleted the state: W&B knows of its commits, so nothing is started from step 0,
+    and both are named."""
     far = FarAway(tmp_path, hub, wandb, "deleted")
     far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
@@ -145,7 +150,8 @@ def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wa
 def test_a_tracker_out_of_reach_stops_a_new_run_only(
     tmp_path: Path, hub: Hub, wandb: Wandb
 ) -> None:
-    """With an empty store nobody could tell whether the run is new; with checkpoints the store's word is taken."""
+    """With an empty store nobody could tell whether the run is new; with checkpoints the store's
+    word is taken."""
     far = FarAway(tmp_path, hub, wandb, "unreachable")
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
     known = far.environ
@@ -164,8 +170,8 @@ def test_a_tracker_out_of_reach_stops_a_new_run_only(
 
 
 def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
-    """Token values are in no file of the run, in nothing that was said, and in nothing that either server got but the
-    headers that authenticate."""
+    """Token values are in no file of the run, in nothing that was said, and in nothing that either
+    server got but the headers that authenticate."""
     far = FarAway(tmp_path, hub, wandb, "secrets")
     values = [far.environ["HF_TOKEN"], far.environ["WANDB_API_KEY"], "the-third-secret-value"]
     far.environ |= {"MY_SECRET": values[2]}
@@ -191,7 +197,8 @@ def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
 def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(
     tmp_path: Path, hub: Hub, wandb: Wandb
 ) -> None:
-    """Its id cannot be used again there: a run that starts anew is refused with the way out, before it has trained for long."""
+    """Its id cannot be used again there: a run that starts anew is refused with the way out, before
+    it has trained for long."""
     far = FarAway(tmp_path, hub, wandb, "deleted-there")
     assert far.live().code == 0
     wandb.delete("alice", "deleted-there", far.run.run)
@@ -204,7 +211,8 @@ def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(
 
 
 def test_an_old_answer_is_asked_for_again(tmp_path: Path, hub: Hub) -> None:
-    """This machine knows of a commit that the Hub's answer does not show yet: that is no loss, and the run goes on."""
+    """This machine knows of a commit that the Hub's answer does not show yet: that is no loss, and
+    the run goes on."""
     far = FarAway(tmp_path, hub, None, "old-answer")
     far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
@@ -214,8 +222,8 @@ def test_an_old_answer_is_asked_for_again(tmp_path: Path, hub: Hub) -> None:
 
 
 def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub) -> None:
-    """The Hub fails while the rank restores: the attempt comes back later, and it does not count as one of the three that end a
-    run without progress."""
+    """The Hub fails while the rank restores: the attempt comes back later, and it does not count as
+    one of the three that end a run without progress."""
     far = FarAway(tmp_path, hub, None, "restoring")
     far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
     assert far.live().code == 75
@@ -240,7 +248,8 @@ def test_schedules_of_faults(
     expected: tuple[str, dict[int, dict[str, Any]]],
     seed: int,
 ) -> None:
-    """Kills, faults and lost machines in any order: the head always names whole checkpoints, and the end is the same."""
+    """Kills, faults and lost machines in any order: the head always names whole checkpoints, and
+    the end is the same."""
     result = play(FarAway(tmp_path, hub, wandb, f"schedule-{seed}"), seed, expected)
     assert not result.wrong, result
 
@@ -249,7 +258,8 @@ def test_schedules_of_faults(
 def test_many_schedules_of_faults(
     tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
 ) -> None:
-    """Five hundred of them, every tenth with W&B, whose processes take most of the time; `XRUN_SCHEDULES=100-200` chooses others.
+    """Five hundred of them, every tenth with W&B, whose processes take most of the time;
+    `XRUN_SCHEDULES=100-200` chooses others.
 
     Each one's outcome is printed as a line of JSON.
     """

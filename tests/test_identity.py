@@ -1,4 +1,5 @@
-"""Run ids are for ever: what counts for a digest and what does not, by which rule, and which runs a recipe finds."""
+"""Run ids are for ever: what counts for a digest and what does not, by which rule, and which runs a
+recipe finds."""
 
 from __future__ import annotations
 
@@ -75,8 +76,8 @@ def run_of(root: Path, recipe: str = RECIPE, *overrides: str) -> str:
 
 
 def test_digits_keeps_its_id(tmp_path: Path) -> None:
-    """A run of recipes/digits.yaml that was begun before ids had rules is found as digits-3763bb27, for ever; also after
-    somebody has put a word into a docstring of the model that it uses."""
+    """A run of recipes/digits.yaml that was begun before ids had rules is found as digits-3763bb27,
+    for ever; also after somebody has put a word into a docstring of the model that it uses."""
     for folder in ("recipes", "models", "datasets"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     recipe = tmp_path / "recipes" / "digits.yaml"
@@ -94,7 +95,8 @@ def test_digits_keeps_its_id(tmp_path: Path) -> None:
 
 
 def test_comments_docstrings_and_layout_do_not_count(tmp_path: Path) -> None:
-    """A component that is explained, laid out and written otherwise computes the same, and so the run is the same."""
+    """A component that is explained, laid out and written otherwise computes the same, and so the
+    run is the same."""
     before = run_of(tmp_path)
     project = Project(tmp_path)
     project.write("models/line.py", ALIKE)
@@ -104,8 +106,8 @@ def test_comments_docstrings_and_layout_do_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", SHIPPED)
 def test_a_formatter_changes_no_digest(place: str) -> None:
-    """What a formatter that is not ours makes of a file, in lines of any length, is the same code; so is what Python itself
-    writes of the tree."""
+    """What a formatter that is not ours makes of a file, in lines of any length, is the same code;
+    so is what Python itself writes of the tree."""
     source = (ROOT / place).read_bytes()
     tree = canonical(ast.parse(source))
     command = [
@@ -138,7 +140,8 @@ def test_a_formatter_changes_no_digest(place: str) -> None:
     ],
 )
 def test_whatever_may_compute_differently_counts(tmp_path: Path, old: str, new: str) -> None:
-    """A number, an operator, a default, an order, an argument, a type, a decorator, a statement: another run."""
+    """A number, an operator, a default, an order, an argument, a type, a decorator, a statement:
+    another run."""
     before = run_of(tmp_path)
     project = Project(tmp_path)
     assert old in MODEL
@@ -162,7 +165,8 @@ def test_whatever_may_compute_differently_counts(tmp_path: Path, old: str, new: 
     ],
 )
 def test_keys_at_their_default_do_not_count(tmp_path: Path, given: str) -> None:
-    """Whether a default is written out or not, in the recipe's own keys and in a component's arguments, the run is the same."""
+    """Whether a default is written out or not, in the recipe's own keys and in a component's
+    arguments, the run is the same."""
     assert run_of(tmp_path, RECIPE, given) == run_of(tmp_path)
 
 
@@ -183,8 +187,9 @@ def test_a_default_of_another_type_is_another_value(tmp_path: Path) -> None:
 
 
 def test_defaults_of_what_counts_never_change() -> None:
-    """A key at its default is not in the digest, so its default is part of every run that does not give it: another default would
-    be another run under the same id. What should be different by default gets a new key or a new name."""
+    """A key at its default is not in the digest, so its default is part of every run that does not
+    give it: another default would be another run under the same id. What should be different by
+    default gets a new key or a new name."""
     recipe = load_recipe(
         ROOT / "recipes" / "digits_mlp.yaml", ["train.optimizer=null", "train.schedule=null"]
     )
@@ -215,8 +220,9 @@ def test_defaults_of_what_counts_never_change() -> None:
 
 @pytest.mark.parametrize("place", SHIPPED)
 def test_what_is_shipped_computes_what_it_did(place: str) -> None:
-    """A shipped component that computes differently gets a new name or a new argument. Where this fails for a file that computes
-    what it did before, its new digest goes behind the others of its line in components/shipped.json; the first stays first."""
+    """A shipped component that computes differently gets a new name or a new argument. Where this
+    fails for a file that computes what it did before, its new digest goes behind the others of its
+    line in components/shipped.json; the first stays first."""
     register = json.loads(REGISTER.read_text())
     own = json.loads(json.dumps(register[place]))
     source = (ROOT / place).read_bytes()
@@ -228,7 +234,8 @@ def test_what_is_shipped_computes_what_it_did(place: str) -> None:
 
 
 class Later:
-    """A recipe as a later schema has it: its model may have the key `adapter`, whose default is null."""
+    """A recipe as a later schema has it: its model may have the key `adapter`, whose default is
+    null."""
 
     def __init__(self, recipe: Any, adapter: Any) -> None:
         self.recipe, self.adapter = recipe, adapter
@@ -250,8 +257,8 @@ class Later:
 
 @pytest.mark.parametrize("rule", [1, NEWEST])
 def test_keys_that_come_later_leave_runs_their_ids(tmp_path: Path, rule: int) -> None:
-    """A key that a later schema adds changes nothing while it is at its default; where it is given, the newest rule counts it, and
-    an older one, which has no name for it, makes no id."""
+    """A key that a later schema adds changes nothing while it is at its default; where it is given,
+    the newest rule counts it, and an older one, which has no name for it, makes no id."""
     recipe = load_recipe(Project(tmp_path).recipe, [])
     before = identity(recipe, tmp_path, rule)
     later: Any = Later(recipe, None)
@@ -270,7 +277,8 @@ def test_a_rule_that_only_a_newer_xrun_knows(tmp_path: Path) -> None:
 
 
 def test_canonical_text_is_the_same_for_every_python() -> None:
-    """Pinned: Python 3.11, 3.12 and 3.13 make this text of this file, and the ids of runs hang on it."""
+    """Pinned: Python 3.11, 3.12 and 3.13 make this text of this file, and the ids of runs hang on
+    it."""
     source = b'"""Docs."""\n@a.b\ndef f(x: int = 1, *, y=None, **z) -> f"{x!r:>{y}}":\n    "Docs."\n    return {**z, "k": (x, -1.5, b"b")}\n'
     tree: Any = component.parse(Path("x.py"), source)
     assert canonical(tree) == (

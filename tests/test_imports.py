@@ -1,4 +1,5 @@
-"""The two halves stay apart, imports go in the direction of the arrows, and asking for help loads nothing heavy."""
+"""The two halves stay apart, imports go in the direction of the arrows, and asking for help loads
+nothing heavy."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ HEAVY = {
     "huggingface_hub",
 }
 
-# The arrows of docs/architecture.md: each file or folder of the package, and what it may import of the others.
+# The arrows of docs/architecture.md: each file or folder of the package, and what it may import of
+# the others.
 ARROWS = {
     "errors": "",
     # what both halves read
@@ -141,7 +143,8 @@ def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """The full names of the modules that this one imports: ours to the module, the others as they are written."""
+    """The full names of the modules that this one imports: ours to the module, the others as they
+    are written."""
     known = modules()
     path = known[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -173,7 +176,8 @@ def reached(*starts: str) -> set[str]:
 
 
 def part(module: str) -> str:
-    """The file or folder of the package that a module lies in: `xrun.store.directory` -> `store`."""
+    """The file or folder of the package that a module lies in: `xrun.store.directory` ->
+    `store`."""
     return module.split(".")[1]
 
 
@@ -187,12 +191,14 @@ def importers(of: set[str], among: set[str]) -> list[str]:
 
 
 def test_every_file_has_its_place() -> None:
-    """The arrows name every file of the package and no other; a new one gets its place in docs/architecture.md and here."""
+    """The arrows name every file of the package and no other; a new one gets its place in
+    docs/architecture.md and here."""
     assert {part(module) for module in modules() if module != "xrun"} == ARROWS.keys()
 
 
 def test_arrows_have_no_circle() -> None:
-    """The table goes from what others stand on to what stands on them, so nothing imports itself in the end."""
+    """The table goes from what others stand on to what stands on them, so nothing imports itself in
+    the end."""
     rank = {name: position for position, name in enumerate(ARROWS)}
     assert not [
         f"{name} -> {other}"
@@ -227,7 +233,8 @@ def test_supervisor_has_no_torch() -> None:
 
 
 def loaded(*command: str | Path) -> set[str]:
-    """The top-level modules that a Python program has imported when it ends, which has to be with 0."""
+    """The top-level modules that a Python program has imported when it ends, which has to be with
+    0."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command],
         cwd=ROOT,
@@ -256,7 +263,8 @@ def test_asking_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_launcher_half_loads_where_nothing_heavy_is_installed() -> None:
-    """Also what our libraries import in turn: the whole half loads with every heavy module missing."""
+    """Also what our libraries import in turn: the whole half loads with every heavy module
+    missing."""
     block = "import sys; sys.modules.update(dict.fromkeys({!r})); import {}"
     needed = {
         name for name in reached("xrun.cli") if not name.startswith("xrun.store.hub")

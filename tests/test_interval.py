@@ -65,7 +65,8 @@ def test_auto_is_young_s_interval_between_its_bounds() -> None:
     ],
 )
 def test_steps_and_epochs_are_counted_not_timed(every: str, saves: list[int]) -> None:
-    """Policies by steps and epochs are functions of the step, so that every attempt saves at the same ones."""
+    """Policies by steps and epochs are functions of the step, so that every attempt saves at the
+    same ones."""
     own = schedule(every)
     assert [step for step in range(15) if own.due(step)] == [step for step in saves if step < 15]
 
@@ -84,7 +85,8 @@ def test_a_time_counts_from_the_last_save_s_start() -> None:
 
 
 def test_auto_follows_what_is_measured_and_seen() -> None:
-    """The interval moves half-way to each newly measured cost, and with the uptime as it is when it is asked."""
+    """The interval moves half-way to each newly measured cost, and with the uptime as it is when it
+    is asked."""
     uptime = [2 * HOUR]
     own = SaveSchedule(Every.parse("auto"), 7, lambda: uptime[0], Clock())
     own.measured(1.0, 1.0)
@@ -96,7 +98,8 @@ def test_auto_follows_what_is_measured_and_seen() -> None:
 
 
 def test_the_best_interval_loses_least() -> None:
-    """No other interval has a smaller expected loss per second, C / T for saving plus T / 2M for what is computed again."""
+    """No other interval has a smaller expected loss per second, C / T for saving plus T / 2M for
+    what is computed again."""
 
     def loss(interval: float) -> float:
         return 5.0 / interval + interval / (2 * 3 * HOUR)
@@ -115,7 +118,8 @@ def test_the_uptime_begins_at_a_prior_and_ends_at_what_is_seen() -> None:
 
 
 def test_the_last_save_begins_as_late_as_it_can() -> None:
-    """As long before the deadline as last saves take, with a quarter more for long ones; at once while nothing is known."""
+    """As long before the deadline as last saves take, with a quarter more for long ones; at once
+    while nothing is known."""
     assert LastSave().lead == float("inf")
     assert LastSave(beside=30).lead == 35
     assert LastSave(alone=10, beside=30).lead == 10
@@ -125,7 +129,8 @@ def test_the_last_save_begins_as_late_as_it_can() -> None:
 
 
 def test_a_last_save_is_tried_where_it_may_fit() -> None:
-    """One that was never alone may be three times as fast as beside training; what nobody knows is tried."""
+    """One that was never alone may be three times as fast as beside training; what nobody knows is
+    tried."""
     assert LastSave().least == 0
     assert LastSave(beside=30).least == 10
     assert LastSave(alone=10, beside=15).least == 10
@@ -146,7 +151,8 @@ def test_a_save_on_its_way_comes_before_the_last_one() -> None:
 
 
 def test_near_a_deadline_no_save_begins_that_the_last_one_would_wait_for() -> None:
-    """With 100 s left there is room for another one; with less than it and the last one need there is not."""
+    """With 100 s left there is room for another one; with less than it and the last one need there
+    is not."""
     clock = Clock()
     own = schedule("60s", clock)
     own.alone = 10.0

@@ -29,7 +29,8 @@ def test_the_same_recipe_goes_on(known: Project) -> None:
 
 
 def test_a_changed_recipe_is_not_started_silently(known: Project) -> None:
-    """Changed mathematics with other runs there are refused, with what is different and both ways out."""
+    """Changed mathematics with other runs there are refused, with what is different and both ways
+    out."""
     with pytest.raises(LaunchError) as refused:
         choose_run(known.plan("train.optimizer.lr=0.02"))
     said = str(refused.value)
@@ -70,7 +71,8 @@ def test_new_gives_an_id_of_its_own(known: Project, tmp_path: Path) -> None:
 
 
 def test_a_new_run_starts_from_step_0(known: Project) -> None:
-    """A run made by --new trains by itself to the same weights as the first, since its mathematics are the same."""
+    """A run made by --new trains by itself to the same weights as the first, since its mathematics
+    are the same."""
     plan = choose_run(known.plan("train.steps=10"), new=True)
     done = attempt(plan)
     assert done.code == 0
@@ -82,7 +84,8 @@ def test_a_new_run_starts_from_step_0(known: Project) -> None:
 
 
 def test_fork_starts_from_the_other_runs_newest_step(known: Project) -> None:
-    """--fork makes a new run that begins at the other's newest checkpoint, goes on after a kill, and leaves the other alone."""
+    """--fork makes a new run that begins at the other's newest checkpoint, goes on after a kill,
+    and leaves the other alone."""
     source = RunFolder(next(known.home.iterdir()))
     before = sorted((path, path.stat().st_mtime_ns) for path in source.state.rglob("*"))
     plan = choose_run(known.plan("train.optimizer.lr=0.002"), fork=source.run)
@@ -143,5 +146,6 @@ def test_a_damaged_plan_of_another_run_is_no_obstacle(known: Project, tmp_path: 
 
 
 def test_the_code_version_is_the_projects(tmp_path: Path) -> None:
-    """A project without git has no version; it is never the version of the folder where the command was typed."""
+    """A project without git has no version; it is never the version of the folder where the command
+    was typed."""
     assert code_version(tmp_path) == {}

@@ -1,4 +1,5 @@
-"""The tracker that is always on: no point lost, none doubled, on real files and under a real SIGKILL."""
+"""The tracker that is always on: no point lost, none doubled, on real files and under a real
+SIGKILL."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def test_lines_are_what_json_writes(tmp_path: Path) -> None:
 
 
 def test_going_back_drops_what_is_computed_again(tmp_path: Path) -> None:
-    """After resuming at an older step each step is there once, and what was dropped is told: its last step and its seconds."""
+    """After resuming at an older step each step is there once, and what was dropped is told: its
+    last step and its seconds."""
     clock = Clock()
     first, _ = attempt(tmp_path, 0, clock)
     for step in range(1, 8):
@@ -90,7 +92,8 @@ def test_going_back_drops_what_is_computed_again(tmp_path: Path) -> None:
 
 
 def test_seconds_lost_are_not_seconds_away(tmp_path: Path) -> None:
-    """Hours without a machine between two attempts are not counted as training that is done again."""
+    """Hours without a machine between two attempts are not counted as training that is done
+    again."""
     clock = Clock()
     first, _ = attempt(tmp_path, 0, clock)
     first.log(1, {})
@@ -147,7 +150,8 @@ def test_a_torn_last_line_counts_as_nothing(tmp_path: Path, tail: bytes) -> None
 
 
 def test_a_kill_loses_no_line_that_was_logged(tmp_path: Path) -> None:
-    """A process killed in the middle of its logging leaves every point that `log` had returned for."""
+    """A process killed in the middle of its logging leaves every point that `log` had returned
+    for."""
     code = """
 import sys
 from pathlib import Path
@@ -193,7 +197,8 @@ def test_a_damaged_witness_says_nothing(tmp_path: Path, text: str) -> None:
 def test_a_full_disk_neither_ends_training_nor_loses_a_point(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While nothing can be written points wait, one warning says so, and with room again all of them are there in order."""
+    """While nothing can be written points wait, one warning says so, and with room again all of
+    them are there in order."""
     tracker, _ = attempt(tmp_path, 0)
     room, tracker._file = tracker._file, os.open("/dev/full", os.O_WRONLY)
     tracker.log(1, {})

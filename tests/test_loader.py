@@ -78,7 +78,8 @@ def alone() -> dict[tuple[int, int], Any]:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_no_bit(alone: dict[tuple[int, int], Any], workers: int) -> None:
-    """Batches with augmentation from torch, numpy and random are bit-identical with 0, 1 and 3 workers."""
+    """Batches with augmentation from torch, numpy and random are bit-identical with 0, 1 and 3
+    workers."""
     assert same(batches(Augmented(), workers), alone)
 
 
@@ -106,7 +107,8 @@ def test_augmentation_differs_between_epochs_and_micro_batches(
 
 
 def test_dropout_is_keyed_by_place() -> None:
-    """Seeded by (seed, step, micro-batch), dropout is the same whatever was drawn before, and another at every place."""
+    """Seeded by (seed, step, micro-batch), dropout is the same whatever was drawn before, and
+    another at every place."""
 
     def dropped(*place: int) -> torch.Tensor:
         seed_generators(0, LOOP, *place)
@@ -147,7 +149,8 @@ def test_a_sample_s_own_error_is_kept(workers: int) -> None:
 
 
 def test_too_little_shared_memory_is_said_beforehand(tmp_path: Path) -> None:
-    """Batches in flight that cannot fit are refused with both sizes; without workers nothing is asked."""
+    """Batches in flight that cannot fit are refused with both sizes; without workers nothing is
+    asked."""
     batch = {"x": torch.empty(2**44, device="meta")}
     with pytest.raises(TrainError, match=r"2 workers need about \d+ MB.*--shm-size"):
         check_shared_memory(batch, 2, str(tmp_path))
@@ -165,7 +168,8 @@ def test_bytes_of_a_batch_count_every_tensor() -> None:
 
 @pytest.mark.parametrize("splits", [[1], {"val": [1]}, None])
 def test_splits_without_train_are_refused(splits: Any) -> None:
-    """A dataset component that gives no split 'train' is refused by its file and by what it gave."""
+    """A dataset component that gives no split 'train' is refused by its file and by what it
+    gave."""
     with pytest.raises(ComponentError, match=r"datasets/d\.py.*'train' \(got"):
         check_splits(splits, "d")
     check_splits({"train": [1]}, "d")

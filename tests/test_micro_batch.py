@@ -1,6 +1,7 @@
 """`micro_batch: auto` under real limits on a process's memory.
 
-The file is also the program that the processes run: `python test_micro_batch.py FOLDER RANK SIZE MEGABYTES...`.
+The file is also the program that the processes run: `python test_micro_batch.py FOLDER RANK SIZE
+MEGABYTES...`.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def find(world: World, split: Any = None, model: nn.Module | None = None) -> int
 
 
 def work(folder: Path, rank: int, size: int, megabytes: list[int]) -> None:
-    """Under a hard limit that lets this rank allocate so many more bytes, look for the micro-batch."""
+    """Under a hard limit that lets this rank allocate so many more bytes, look for the
+    micro-batch."""
     torch.set_num_threads(1)
     world = World()
     if size > 1:
@@ -137,14 +139,16 @@ def found_with(folder: Path, *megabytes: int) -> list[Any]:
 
 
 def test_only_sizes_that_cut_evenly_are_tried() -> None:
-    """They divide the global batch into micro-batches that the processes share evenly, the largest first."""
+    """They divide the global batch into micro-batches that the processes share evenly, the largest
+    first."""
     assert sizes(48, 1) == [48, 24, 16, 12, 8, 6, 4, 3, 2, 1]
     assert sizes(48, 4) == [12, 6, 4, 3, 2, 1]
     assert sizes(6, 4) == []
 
 
 def test_the_largest_that_fits_is_found(tmp_path: Path) -> None:
-    """With room for some of the samples, the largest size that can be computed at all is found, and the limit is as it was."""
+    """With room for some of the samples, the largest size that can be computed at all is found, and
+    the limit is as it was."""
     ((found, largest, limit_kept),) = found_with(tmp_path, 240)
     assert 1 < largest < GLOBAL
     assert found == largest
@@ -152,7 +156,8 @@ def test_the_largest_that_fits_is_found(tmp_path: Path) -> None:
 
 
 def test_all_processes_take_what_fits_the_smallest(tmp_path: Path) -> None:
-    """Of two processes with different memory both take the smaller one's size, though the other one had room for its all."""
+    """Of two processes with different memory both take the smaller one's size, though the other one
+    had room for its all."""
     (first, roomy, _), (second, narrow, _) = found_with(tmp_path, 1600, 120)
     assert roomy == GLOBAL // 2
     assert 1 < narrow < roomy

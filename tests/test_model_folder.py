@@ -50,7 +50,8 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def test_the_weights_load_with_the_safetensors_library(tmp_path: Path, plan: Plan) -> None:
-    """model.safetensors has every weight of an ordinary module, and the returned SHA-256 is the file's."""
+    """model.safetensors has every weight of an ordinary module, and the returned SHA-256 is the
+    file's."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     sha256 = write(tmp_path / "model", model, plan, FACTS)
     found = load_file(tmp_path / "model" / "model.safetensors")
@@ -60,7 +61,8 @@ def test_the_weights_load_with_the_safetensors_library(tmp_path: Path, plan: Pla
 
 
 def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) -> None:
-    """A weight that two layers share is one tensor in the file, and a new model gets it back in both."""
+    """A weight that two layers share is one tensor in the file, and a new model gets it back in
+    both."""
     model, fresh = Tied(), Tied()
     write(tmp_path / "model", model, plan, FACTS)
     path = tmp_path / "model" / "model.safetensors"
@@ -71,7 +73,8 @@ def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) 
 
 
 def test_the_config_and_the_card_say_what_it_is(tmp_path: Path, plan: Plan) -> None:
-    """config.json names the component and its arguments, README.md the run, the metrics, the data and the weights' hash."""
+    """config.json names the component and its arguments, README.md the run, the metrics, the data
+    and the weights' hash."""
     sha256 = write(tmp_path / "model", Tied(), plan, FACTS)
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == {
         "model_type": "xrun",
@@ -131,7 +134,8 @@ def test_an_export_that_fails_leaves_the_old_folder(tmp_path: Path, plan: Plan) 
 
 
 def test_a_transformers_model_loads_with_from_pretrained(tmp_path: Path, plan: Plan) -> None:
-    """A model of transformers, tied weights included, comes back from its folder with the same outputs, bit by bit."""
+    """A model of transformers, tied weights included, comes back from its folder with the same
+    outputs, bit by bit."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(

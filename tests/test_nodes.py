@@ -63,7 +63,8 @@ def test_the_place_is_read_and_never_stops_anybody() -> None:
 
 
 def test_all_nodes_meet_at_one_port() -> None:
-    """Every node works out the same; other runs and other jobs meet elsewhere; the environment can name it."""
+    """Every node works out the same; other runs and other jobs meet elsewhere; the environment can
+    name it."""
     ports = [meeting_port("digits-1", environ(rank, "10.0.0.4 10.0.0.5", "1")) for rank in (0, 1)]
     assert ports[0] == ports[1]
     assert meeting_port("digits-2", environ(0, "10.0.0.4 10.0.0.5", "1")) != ports[0]
@@ -72,7 +73,8 @@ def test_all_nodes_meet_at_one_port() -> None:
 
 
 def test_the_interface_is_found_by_its_address() -> None:
-    """Of loopback (all of 127) and of this machine's own address; nobody has an address from a documentation's range."""
+    """Of loopback (all of 127) and of this machine's own address; nobody has an address from a
+    documentation's range."""
     assert interface_of("127.0.0.1") == interface_of("127.0.0.2") == "lo"
     assert interface_of("192.0.2.1") == interface_of("not an address") == ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -87,7 +89,8 @@ def test_the_interface_is_found_by_its_address() -> None:
 def test_ranks_keep_freed_memory_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rank's environment has it, whoever starts xrun can set it otherwise, and the recipe has the last word."""
+    """A rank's environment has it, whoever starts xrun can set it otherwise, and the recipe has the
+    last word."""
     path = tmp_path / "recipes" / "recipe.yaml"
     path.parent.mkdir()
     (tmp_path / "pyproject.toml").touch()
@@ -107,6 +110,7 @@ def test_ranks_keep_freed_memory_unless_told_otherwise(
 
 
 def test_gloo_and_nccl_are_told_the_interface() -> None:
-    """NCCL's name is exact: without the sign it would take every interface whose name begins like this."""
+    """NCCL's name is exact: without the sign it would take every interface whose name begins like
+    this."""
     told = Nodes(1, ("127.0.0.1", "127.0.0.2"), 1).environment()
     assert told == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}

@@ -33,7 +33,8 @@ def environ(server: Metadata) -> dict[str, str]:
 
 
 def test_a_notice_sets_the_flag_with_its_deadline(server: Metadata) -> None:
-    """Until the notice nothing happens; then the flag is set, with what the cloud leaves, less what the attempt's end needs."""
+    """Until the notice nothing happens; then the flag is set, with what the cloud leaves, less what
+    the attempt's end needs."""
     stop, seconds = StopFlag(), CLOUDS[server.cloud]
     with watching(stop, server.cloud, environ(server), interval=0.01):
         until(lambda: server.times > 5, "a few questions")
@@ -45,7 +46,8 @@ def test_a_notice_sets_the_flag_with_its_deadline(server: Metadata) -> None:
 
 
 def test_the_servers_clock_counts(tmp_path: Path) -> None:
-    """A machine whose clock is wrong by an hour has the same deadline: the notice is measured by who gave it."""
+    """A machine whose clock is wrong by an hour has the same deadline: the notice is measured by
+    who gave it."""
     for cloud in ("aws", "azure"):
         stop = StopFlag()
         with (
@@ -58,7 +60,8 @@ def test_the_servers_clock_counts(tmp_path: Path) -> None:
 
 
 def test_errors_are_waited_out(server: Metadata) -> None:
-    """A server that fails is asked again, less and less often, and its notice is heard once it answers."""
+    """A server that fails is asked again, less and less often, and its notice is heard once it
+    answers."""
     stop = StopFlag()
     server.broken = True
     with watching(stop, server.cloud, environ(server), interval=0.01):
@@ -103,7 +106,8 @@ def test_proxies_are_for_the_world_outside(
 
 
 def test_nobody_is_asked_where_there_are_no_notices() -> None:
-    """A machine of one's own, or of a cloud without notices, has no thread for them; an absent server holds nobody up."""
+    """A machine of one's own, or of a cloud without notices, has no thread for them; an absent
+    server holds nobody up."""
     before = threading.active_count()
     for cloud in ("", "slurm", "lambda"):
         with watching(StopFlag(), cloud, {}):
@@ -117,9 +121,11 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
 def test_a_notice_ends_an_attempt_in_time(
     server: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s, and the reason is kept.
+    """In the middle of training: the step at hand is saved and committed, exit 75 well within 30 s,
+    and the reason is kept.
 
-    The last save before took so long that this one has to begin at once, and may still be tried some seconds later.
+    The last save before took so long that this one has to begin at once, and may still be tried
+    some seconds later.
     """
     seconds = CLOUDS[server.cloud]
     info = {
@@ -171,7 +177,8 @@ def test_a_notice_ends_an_attempt_in_time(
 
 
 def test_training_goes_on_while_there_is_time(tmp_path: Path) -> None:
-    """A notice that leaves more than a last save needs, as measured: the training uses it, here to its end."""
+    """A notice that leaves more than a last save needs, as measured: the training uses it, here to
+    its end."""
     project, stop = Project(tmp_path), StopFlag()
     project.trap("hold", call=7 * PER_STEP + 1, committed=5)
 

@@ -54,7 +54,8 @@ def test_classification_sums_over_samples() -> None:
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_a_dict_and_a_pair_are_the_same_batch(wrap: bool) -> None:
-    """A pair (inputs, labels) and a dict with `labels` give the same loss, from a tensor and from `.logits`."""
+    """A pair (inputs, labels) and a dict with `labels` give the same loss, from a tensor and from
+    `.logits`."""
     x, labels = logits(5, 3), torch.tensor([0, 1, 2, 1, 0])
     objective = Objective(Logits(wrap), "classification")
     pair, named = (x, labels), {"input_ids": x, "labels": labels}
@@ -83,7 +84,8 @@ def test_an_ignored_label_adds_nothing() -> None:
 
 
 def test_a_language_model_predicts_the_next_token() -> None:
-    """The logits at t are compared with the label at t + 1; ignored labels and the first one count nothing."""
+    """The logits at t are compared with the label at t + 1; ignored labels and the first one count
+    nothing."""
     x = logits(2, 4, 7)
     labels = torch.tensor([[3, 1, IGNORED, 2], [IGNORED, 5, 6, IGNORED]])
     objective = Objective(Logits(), "language_modeling")
@@ -116,7 +118,8 @@ def test_half_precision_logits_are_summed_in_single() -> None:
 
 @pytest.mark.parametrize("batch", [{"x": torch.ones(6, 2)}, (torch.ones(6, 2), torch.ones(6))])
 def test_a_model_s_own_mean_becomes_a_sum(batch: Any) -> None:
-    """The task `model` multiplies the model's means with the samples; what is no scalar tensor is left out."""
+    """The task `model` multiplies the model's means with the samples; what is no scalar tensor is
+    left out."""
     model = OwnLoss(
         lambda x: {"loss": x.mean() * 2, "error": x.mean(), "states": x, "note": "text"}
     )
@@ -143,7 +146,8 @@ def test_a_mean_over_something_else_is_refused() -> None:
 
 
 def test_without_a_batch_every_trainable_parameter_takes_part() -> None:
-    """The zero that a process without work computes reaches every trainable parameter with a zero gradient, and no other one."""
+    """The zero that a process without work computes reaches every trainable parameter with a zero
+    gradient, and no other one."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     model[0].bias.requires_grad_(False)
     loss = Objective(model, "classification")(None)["loss"]

@@ -1,4 +1,5 @@
-"""Offers are ranked by what the whole run costs, and priced from SkyPilot's real catalogs, never without day and source."""
+"""Offers are ranked by what the whole run costs, and priced from SkyPilot's real catalogs, never
+without day and source."""
 
 from __future__ import annotations
 
@@ -283,7 +284,8 @@ def plan_of(home: SkyHome, folder: Path, candidate: str) -> Done:
 def test_a_cloud_that_cannot_run_managed_jobs_is_left_out_and_named(
     home: SkyHome, tmp_path: Path
 ) -> None:
-    """Verda has the cheapest H100, and SkyPilot cannot stop a machine there by itself: a job there would fail."""
+    """Verda has the cheapest H100, and SkyPilot cannot stop a machine there by itself: a job there
+    would fail."""
     told = json.loads(plan_of(home, tmp_path, '{accelerators: "H100:1"}').out)
     assert {each["cloud"] for each in told["offers"]} == {"nebius"}
     assert told["ordered"]  # SkyPilot must not look elsewhere

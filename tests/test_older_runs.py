@@ -1,4 +1,5 @@
-"""Runs that older versions of xrun have begun go on: under their ids, from their last commits, to the same end.
+"""Runs that older versions of xrun have begun go on: under their ids, from their last commits, to
+the same end.
 
 tests/fixtures/runs/README.md says how they were made.
 """
@@ -35,7 +36,8 @@ pytestmark = [
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """The project as it was, on this machine, with its run of rule 1: two lives, killed after step 7 and stopped at step 13."""
+    """The project as it was, on this machine, with its run of rule 1: two lives, killed after step
+    7 and stopped at step 13."""
     shutil.copytree(RUNS / "rule-1", tmp_path / "old")
     return tmp_path / "old" / "recipes" / "small.yaml"
 
@@ -66,8 +68,9 @@ def record_of(run: RunFolder) -> dict[str, Any]:
 def test_a_run_of_rule_1_goes_on(
     old: Path, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command finds the run that an older xrun has begun, and ends it under its id and its rule: every step is there once,
-    and the weights are those of a run that nobody disturbed, but for what other processors round otherwise."""
+    """The same command finds the run that an older xrun has begun, and ends it under its id and its
+    rule: every step is there once, and the weights are those of a run that nobody disturbed, but
+    for what other processors round otherwise."""
     monkeypatch.setenv("LOGNAME", "root")
     plan = choose_run(make_plan(load_recipe(old), old, environ={}))
     assert (plan.run, plan.rule) == (RUN, 1)
@@ -95,7 +98,8 @@ def compare(run: RunFolder, other: RunFolder) -> None:
 
 
 def test_the_command_goes_on_with_it(old: Path) -> None:
-    """`xrun RECIPE` as a person types it; `--run` with its id, and without a plan.json, which one may have been told to delete."""
+    """`xrun RECIPE` as a person types it; `--run` with its id, and without a plan.json, which one
+    may have been told to delete."""
     project = Project.__new__(Project)
     project.root = old.parent.parent
     (project.root / "home").mkdir()
@@ -114,7 +118,8 @@ def test_the_command_goes_on_with_it(old: Path) -> None:
 
 
 def test_another_recipe_is_told_what_differs(old: Path) -> None:
-    """A change of what the run computes is named key by key, with the old and the new value, whichever rule has numbered it."""
+    """A change of what the run computes is named key by key, with the old and the new value,
+    whichever rule has numbered it."""
     plan = make_plan(load_recipe(old, ["train.seed=1"]), old, environ={})
     with pytest.raises(
         Exception,
@@ -126,7 +131,8 @@ def test_another_recipe_is_told_what_differs(old: Path) -> None:
 def test_a_run_on_the_hub_goes_on(
     tmp_path: Path, hub: Hub, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine that never saw the run: the recipe finds it on the Hub under the id that the older rule gave it, and ends it."""
+    """A machine that never saw the run: the recipe finds it on the Hub under the id that the older
+    rule gave it, and ends it."""
     root = tmp_path / "old"
     shutil.copytree(RUNS / "rule-1", root, ignore=shutil.ignore_patterns("runs"))
     recipe = root / "recipes" / "small.yaml"
@@ -163,8 +169,8 @@ def test_a_new_run_on_the_hub_gets_the_newest_rule(
 
 
 def test_a_changed_arithmetic_is_said(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint that another version of the arithmetic has computed: the resume says from which step on bits may differ, and the
-    next checkpoint names today's."""
+    """A checkpoint that another version of the arithmetic has computed: the resume says from which
+    step on bits may differ, and the next checkpoint names today's."""
     monkeypatch.setenv("LOGNAME", "root")
     plan = choose_run(make_plan(load_recipe(old), old, environ={}))
     run = RunFolder(plan.folder)

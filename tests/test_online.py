@@ -1,4 +1,5 @@
-"""What is asked before money is spent: each thing that is wrong is one line with the way out, and the right exit code."""
+"""What is asked before money is spent: each thing that is wrong is one line with the way out, and
+the right exit code."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def problem(online: Online) -> str:
 def test_hub_becomes_the_users_repository(
     project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shared recipe says `hub` and works for everybody: the repository is the token's user's, named like the run."""
+    """A shared recipe says `hub` and works for everybody: the repository is the token's user's,
+    named like the run."""
     online = ask(project, hub, monkeypatch, "checkpoint.store=hub")
     plan = refuse(online)
     assert (plan.store, plan.owner) == (f"hub://alice/{plan.run}", "alice")
@@ -140,7 +142,8 @@ def test_models(
     revision: str | None,
     words: list[str],
 ) -> None:
-    """A model that is not there, or not for this person, is found before a machine is paid for: the recipe's error, 2."""
+    """A model that is not there, or not for this person, is found before a machine is paid for: the
+    recipe's error, 2."""
     model = f"{{name: hub, args: {{name: {name}{f', revision: {revision}' if revision else ''}}}}}"
     online = ask(project, hub, monkeypatch, f"model={model}")
     assert all(word in problem(online) for word in words), problem(online)
@@ -185,7 +188,8 @@ def test_a_network_that_is_down_is_no_problem_of_the_recipe(
 
 
 def test_the_command(project: Project, hub: Hub, tmp_path: Path) -> None:
-    """`xrun check --online` prints each problem on a line and exits with the code of what is wrong; --json for programs."""
+    """`xrun check --online` prints each problem on a line and exits with the code of what is wrong;
+    --json for programs."""
     with Wandb(tmp_path / "wandb") as wandb:
         accounts = hub.environ("alice") | wandb.environ("alice")
         good = ["-s", "checkpoint.store=hub", "-s", "tracking.wandb={project: p}"]

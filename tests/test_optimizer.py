@@ -57,7 +57,8 @@ def names_by_decay(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[f
 
 
 def test_only_matrices_are_decayed() -> None:
-    """Norms of any class, biases, scalars and what the model names are not decayed; frozen parameters are left out."""
+    """Norms of any class, biases, scalars and what the model names are not decayed; frozen
+    parameters are left out."""
     model = Model()
     groups = names_by_decay(
         build_optimizer(recipe({"weight_decay": 0.1}), Objective(model, "classification")), model
@@ -69,7 +70,8 @@ def test_only_matrices_are_decayed() -> None:
 
 
 def test_the_order_of_parameters_is_the_model_s() -> None:
-    """Each group has its parameters in the order of `named_parameters`, so that two attempts agree."""
+    """Each group has its parameters in the order of `named_parameters`, so that two attempts
+    agree."""
     model = Model()
     order = {id(p): number for number, p in enumerate(model.parameters())}
     for group in build_optimizer(recipe(), Objective(model, "classification")).param_groups:
@@ -102,7 +104,8 @@ def test_an_unknown_optimizer_is_refused(name: str) -> None:
     ],
 )
 def test_wrong_arguments_are_one_sentence(name: str, args: dict[str, Any]) -> None:
-    """What torch says of arguments that it does not take becomes a TrainError that names the optimizer."""
+    """What torch says of arguments that it does not take becomes a TrainError that names the
+    optimizer."""
     with pytest.raises(
         TrainError, match=r"train\.optimizer: torch\.optim\.\w+ refuses its arguments"
     ):
@@ -137,7 +140,8 @@ def test_the_warmup_rises_linearly_to_the_peak() -> None:
 
 @pytest.mark.parametrize(("name", "middle"), [("linear", 1.1), ("cosine", 1.1), ("constant", 2.0)])
 def test_a_schedule_goes_from_the_peak_to_its_end(name: str, middle: float) -> None:
-    """It begins at `lr`, is half-way at half the steps, and stays at `final` once the steps are done."""
+    """It begins at `lr`, is half-way at half the steps, and stays at `final` once the steps are
+    done."""
     found = rates(name, 0, 0.1)
     end = 2.0 if name == "constant" else 0.2
     assert (found[0], found[5], found[10], found[11]) == pytest.approx((2.0, middle, end, end))
@@ -152,7 +156,8 @@ def test_a_schedule_after_a_warmup_covers_what_is_left() -> None:
 
 @pytest.mark.parametrize("total", [1, 3, 4])
 def test_a_run_no_longer_than_its_warmup_has_rates(total: int) -> None:
-    """A warmup that takes all the steps leaves nothing to divide by, and still every rate is right."""
+    """A warmup that takes all the steps leaves nothing to divide by, and still every rate is
+    right."""
     assert rates("cosine", 4, 0.0, total)[:total] == pytest.approx([0.5, 1.0, 1.5, 2.0][:total])
 
 

@@ -57,7 +57,8 @@ def test_what_is_not_mathematics_keeps_the_run(project: Project, override: str) 
     ],
 )
 def test_what_is_mathematics_changes_the_run(project: Project, override: str) -> None:
-    """Model, data, seed, batches, optimizer, schedule and precision change a run's id, and the difference names the key."""
+    """Model, data, seed, batches, optimizer, schedule and precision change a run's id, and the
+    difference names the key."""
     plan = project.plan(override)
     assert plan.run != project.plan().run
     key = override.partition("=")[0]
@@ -68,7 +69,8 @@ def test_what_is_mathematics_changes_the_run(project: Project, override: str) ->
 
 
 def test_a_components_source_changes_the_run(tmp_path: Path) -> None:
-    """One changed character in a component's file, or in a file beside it that it imports, is another run."""
+    """One changed character in a component's file, or in a file beside it that it imports, is
+    another run."""
     project = Project(tmp_path)
     before = project.plan().run
     model = tmp_path / "models" / "line.py"
@@ -133,7 +135,8 @@ def test_making_a_plan_touches_nothing(tmp_path: Path) -> None:
 def test_runs_lie_where_the_recipe_or_the_environment_says(
     project: Project, tmp_path: Path
 ) -> None:
-    """checkpoint.store names the folder of runs; `local` is $XRUN_HOME, else runs/ of the project."""
+    """checkpoint.store names the folder of runs; `local` is $XRUN_HOME, else runs/ of the
+    project."""
     recipe = load_recipe(project.recipe, [])
     assert make_plan(recipe, project.recipe, environ={}).home == str(project.root / "runs")
     assert make_plan(recipe, project.recipe, environ={"XRUN_HOME": str(tmp_path)}).home == str(
@@ -147,7 +150,8 @@ def test_runs_lie_where_the_recipe_or_the_environment_says(
 
 @pytest.mark.parametrize("store", ["hub", "hub://org/name", "hub-bucket://org/name"])
 def test_a_store_far_away_is_named_by_the_plan(project: Project, store: str) -> None:
-    """The state goes where the recipe says; logs and metrics stay in the project's runs, wherever the state is."""
+    """The state goes where the recipe says; logs and metrics stay in the project's runs, wherever
+    the state is."""
     plan = make_plan(
         load_recipe(project.recipe, [f"checkpoint.store={store}"]), project.recipe, environ={}
     )
@@ -164,6 +168,7 @@ def test_differences_name_what_came_and_went() -> None:
 
 
 def test_a_tracker_that_is_not_there_yet_is_refused(project: Project) -> None:
-    """A recipe that asks for a tracker that this version lacks is told how to switch it off, never silently ignored."""
+    """A recipe that asks for a tracker that this version lacks is told how to switch it off, never
+    silently ignored."""
     with pytest.raises(LaunchError, match="=null"):
         project.plan("tracking.trackio.project=x")

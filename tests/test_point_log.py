@@ -1,4 +1,5 @@
-"""The run's points in the store: a bare machine gets the whole log back, in few pieces, and nothing twice."""
+"""The run's points in the store: a bare machine gets the whole log back, in few pieces, and nothing
+twice."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def machine(tmp_path: Path, store: DirectoryStore) -> Machine:
 def test_a_bare_machine_gets_the_log_back(
     machine: Machine, store: DirectoryStore, tmp_path: Path
 ) -> None:
-    """Every point up to the committed step, byte for byte; the ones that were logged after it are not there yet."""
+    """Every point up to the committed step, byte for byte; the ones that were logged after it are
+    not there yet."""
     for step in range(10, 101, 10):
         machine.log(step - 9, step + 3 if step == 100 else step)
         machine.commit(step)
@@ -66,7 +68,8 @@ def test_a_bare_machine_gets_the_log_back(
 
 
 def test_points_that_came_during_the_save_wait_for_the_next_commit(machine: Machine) -> None:
-    """Training goes on while a save is written: what it logs meanwhile belongs to the next commit, once."""
+    """Training goes on while a save is written: what it logs meanwhile belongs to the next commit,
+    once."""
     machine.log(1, 25)
     machine.commit(10)
     assert [piece["last"] for piece in machine.head.record["points"]] == [10]
@@ -91,7 +94,8 @@ def test_few_pieces_however_many_commits(machine: Machine) -> None:
 
 
 def test_going_back_to_an_older_step_cuts_the_log_there(machine: Machine) -> None:
-    """The newest checkpoint was damaged: the log ends at the older one's step, and goes on from there without a gap."""
+    """The newest checkpoint was damaged: the log ends at the older one's step, and goes on from
+    there without a gap."""
     for step in (10, 20, 30):
         machine.log(step - 9, step)
         machine.commit(step)

@@ -49,7 +49,8 @@ def log(folder: Path, step: int) -> None:
 
 
 def test_whole_lines_are_passed_on_once(tmp_path: Path) -> None:
-    """What the first rank prints appears once, and a line that is still being written only when it is whole."""
+    """What the first rank prints appears once, and a line that is still being written only when it
+    is whole."""
     stream = io.StringIO()
     progress, clock = watch(tmp_path, stream)
     rank = tmp_path / "logs" / "a" / "rank0.log"
@@ -64,7 +65,8 @@ def test_whole_lines_are_passed_on_once(tmp_path: Path) -> None:
 
 
 def test_a_line_now_and_then_without_a_terminal(tmp_path: Path) -> None:
-    """Without a terminal there is a line at most every ten seconds, with step, loss, speed, time left and age of the commit."""
+    """Without a terminal there is a line at most every ten seconds, with step, loss, speed, time
+    left and age of the commit."""
     stream = io.StringIO()
     progress, clock = watch(tmp_path, stream)
     for step in range(1, 22):
@@ -99,7 +101,8 @@ def test_looking_is_rare(tmp_path: Path) -> None:
 
 
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
-    """On a terminal there is a bar, lines of the rank stand above it, and it ends at the newest step."""
+    """On a terminal there is a bar, lines of the rank stand above it, and it ends at the newest
+    step."""
     stream = Terminal()
     progress, clock = watch(tmp_path, stream)
     log(tmp_path, 1)
@@ -139,7 +142,8 @@ def test_points_without_a_configuration_are_no_error(tmp_path: Path) -> None:
 
 
 def test_an_attempt_before_has_nothing_to_show(tmp_path: Path) -> None:
-    """What an attempt before has logged is not shown until this one begins, and then with this one's number of steps."""
+    """What an attempt before has logged is not shown until this one begins, and then with this
+    one's number of steps."""
     configure(tmp_path, 12)
     os.utime(tmp_path / "config.json", ns=(1, 1))
     log(tmp_path, 12)

@@ -13,7 +13,8 @@ import xrun
 
 @pytest.mark.parametrize("name", xrun.__all__)
 def test_every_public_name_can_be_imported(name: str) -> None:
-    """What `xrun.__all__` promises is there, and importing a module of the same name would not hide it."""
+    """What `xrun.__all__` promises is there, and importing a module of the same name would not hide
+    it."""
     assert getattr(xrun, name) is getattr(xrun, name)
     assert name == "errors" or find_spec(f"xrun.{name}") is None
 

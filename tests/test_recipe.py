@@ -1,4 +1,5 @@
-"""What a recipe promises: every rule is refused with its sentence, at the key where the person can act."""
+"""What a recipe promises: every rule is refused with its sentence, at the key where the person can
+act."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def problems(folder: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_rule_has_its_sentence(tmp_path: Path, case: str) -> None:
-    """A recipe that breaks a rule is refused at the key where the person can act, with exactly this sentence."""
+    """A recipe that breaks a rule is refused at the key where the person can act, with exactly this
+    sentence."""
     assert problems(tmp_path, BROKEN[case]["recipe"]) == BROKEN[case]["problems"]
 
 
@@ -190,7 +192,8 @@ def test_stores(store: str) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "SGD", "AdamW", "rmsprop", "SomethingNewInTorch"])
 def test_optimizers_in_any_case(name: str) -> None:
-    """Case does not matter, and a name that is near no known one may be a class of a newer torch."""
+    """Case does not matter, and a name that is near no known one may be a class of a newer
+    torch."""
     assert (
         small(
             train={"steps": 8, "global_batch": 8, "optimizer": {"name": name}}

@@ -1,4 +1,5 @@
-"""Whatever a recipe file holds, the answer is a Recipe, or a list of problems at the places where they were written."""
+"""Whatever a recipe file holds, the answer is a Recipe, or a list of problems at the places where
+they were written."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def problems(folder: Path, text: str | bytes, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_text_has_its_sentence(tmp_path: Path, case: str) -> None:
-    """A text that is no recipe is refused at the place where it goes wrong, with exactly this sentence."""
+    """A text that is no recipe is refused at the place where it goes wrong, with exactly this
+    sentence."""
     assert problems(tmp_path, WRONG[case]["recipe"]) == WRONG[case]["problems"]
 
 
@@ -163,7 +165,8 @@ def train(more: str) -> str:
 
 
 def test_aliases_and_merge_keys(tmp_path: Path) -> None:
-    """`&`, `*` and `<<` work; what stands in the mapping itself is stronger than what is merged into it."""
+    """`&`, `*` and `<<` work; what stands in the mapping itself is stronger than what is merged
+    into it."""
     more = "    - &big {accelerators: 'A100:8', disk: 100}\n    - {<<: *big, disk: 200}\n    - {<<: [{nodes: 2}, *big]}\n"
     path = write(
         tmp_path,
@@ -200,7 +203,8 @@ def test_null_is_the_default(tmp_path: Path) -> None:
 
 
 def test_everything_is_found_at_once(tmp_path: Path) -> None:
-    """Wrong values, unknown keys, broken rules and wrong components are told together, from top to bottom."""
+    """Wrong values, unknown keys, broken rules and wrong components are told together, from top to
+    bottom."""
     text = """\
 name: Small
 model: {name: mlp, args: {inputs: 64, classes: ten}}
@@ -272,7 +276,8 @@ def test_both_suffixes(tmp_path: Path) -> None:
 
 
 def test_extends_merges(tmp_path: Path) -> None:
-    """Mappings are merged, lists and values replaced, `key: null` is the default, and hardware is replaced whole."""
+    """Mappings are merged, lists and values replaced, `key: null` is the default, and hardware is
+    replaced whole."""
     child = load_recipe(FIXTURES / "v1-child.yaml")
     base = load_recipe(FIXTURES / "v1-full.yaml")
     assert (child.name, child.train.steps, child.train.compile, child.extends) == (
@@ -287,7 +292,8 @@ def test_extends_merges(tmp_path: Path) -> None:
 
 
 def test_another_name_takes_no_arguments_along(tmp_path: Path) -> None:
-    """A different model, dataset or optimizer starts without the arguments of the one in the base."""
+    """A different model, dataset or optimizer starts without the arguments of the one in the
+    base."""
     write(
         tmp_path,
         HEAD
@@ -448,7 +454,8 @@ def test_schema_is_current() -> None:
 
 
 def test_schema_holds_every_field() -> None:
-    """Every field of every model is in the schema and in the docs, with its meaning, and nothing else is."""
+    """Every field of every model is in the schema and in the docs, with its meaning, and nothing
+    else is."""
     made, text = schema(), recipe_docs()
     for key, model in models_in(Recipe):
         part = made["$defs"].get(model.__name__, made)
@@ -521,7 +528,8 @@ def fits(shape: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("path", [*SHIPPED, *OLD], ids=lambda path: path.name)
 def test_schema_takes_what_loads(path: Path) -> None:
-    """An editor finds nothing wrong with a recipe that loads, and something with one that has an unknown key."""
+    """An editor finds nothing wrong with a recipe that loads, and something with one that has an
+    unknown key."""
     # PyYAML reads YAML 1.1, in which these two differ from what is meant.
     text = re.sub(r"\b(\d)e-(\d)", r"\1.0e-\2", path.read_text()).replace("compile: null, ", "")
     value = yaml.safe_load(text)
@@ -742,7 +750,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @given(seed=st.integers(0, 2**64))
 def test_any_file_is_a_recipe_or_problems(scratch: Path, seed: int) -> None:
-    """10,000 mutated recipes: each one loads, or is refused with problems that can be printed; nothing else ever happens."""
+    """10,000 mutated recipes: each one loads, or is refused with problems that can be printed;
+    nothing else ever happens."""
     dice = random.Random(seed)
     text = dice.choice([*SHIPPED, *OLD]).read_bytes()
     mutate = dice.choice([mutated_bytes, mutated_nodes])

@@ -32,7 +32,8 @@ STEPS = 6
 
 
 class Branches(nn.Module):
-    """A wide model whose gradients come in another order than its parameters were registered: more than 5 MB of them."""
+    """A wide model whose gradients come in another order than its parameters were registered: more
+    than 5 MB of them."""
 
     def __init__(self, width: int, norms: bool = False) -> None:
         super().__init__()
@@ -188,7 +189,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_have_the_gradient_of_one(found: dict[int, Any], size: int) -> None:
-    """With accumulation, and where a process owns nothing of a short batch, the summed gradient is the single process's."""
+    """With accumulation, and where a process owns nothing of a short batch, the summed gradient is
+    the single process's."""
     for one, many in zip(
         found[1]["fast"]["gradients"], found[size]["fast"]["gradients"], strict=True
     ):
@@ -198,7 +200,8 @@ def test_processes_have_the_gradient_of_one(found: dict[int, Any], size: int) ->
 
 
 def test_the_gradient_is_that_of_the_whole_batch(found: dict[int, Any]) -> None:
-    """Accumulated over micro-batches, the gradient is the one of the mean loss over the step's samples, short batch or not."""
+    """Accumulated over micro-batches, the gradient is the one of the mean loss over the step's
+    samples, short batch or not."""
     for step in (0, 2):
         model: Any = objective(16)
         model.load_state_dict(found[1]["fast"]["states"][step][0])
@@ -218,7 +221,8 @@ def test_the_gradient_is_that_of_the_whole_batch(found: dict[int, Any]) -> None:
 def test_exact_is_the_same_bits_on_any_number_of_processes(
     found: dict[int, Any], size: int, kind: str
 ) -> None:
-    """Gradients, losses, weights and running statistics of 1, 2 and 4 processes are bitwise equal, in short batches too."""
+    """Gradients, losses, weights and running statistics of 1, 2 and 4 processes are bitwise equal,
+    in short batches too."""
     one, many = found[1][kind], found[size][kind]
     assert many["losses"] == one["losses"]
     assert all(same(a, b) for a, b in zip(one["gradients"], many["gradients"], strict=True))
@@ -234,13 +238,15 @@ def test_exact_is_the_right_gradient_too(found: dict[int, Any]) -> None:
 
 
 def test_a_resumed_run_sums_in_the_same_order(found: dict[int, Any]) -> None:
-    """On 4 processes with more than 5 MB of gradients an undisturbed run and a resumed one end with the same bits."""
+    """On 4 processes with more than 5 MB of gradients an undisturbed run and a resumed one end with
+    the same bits."""
     assert 4 * sum(p.numel() for p in Branches(600).parameters()) > 5 << 20
     assert found[4]["FastReduction"]
 
 
 def test_without_the_first_pass_a_resumed_run_would_differ(found: dict[int, Any]) -> None:
-    """The same comparison fails when DDP's buckets are laid out by the first real step: the promise above is not empty."""
+    """The same comparison fails when DDP's buckets are laid out by the first real step: the promise
+    above is not empty."""
     assert not found[4]["WithoutBegin"]
 
 
@@ -269,7 +275,8 @@ class Counted(Assigned):
 
 @pytest.mark.parametrize(("model", "buffer"), [(Counted(), "calls"), (Assigned(), "calls")])
 def test_buffers_that_change_are_refused_by_name(model: nn.Module, buffer: str) -> None:
-    """What a forward pass leaves behind, in place or replaced, would depend on the number of processes, so `exact` refuses it."""
+    """What a forward pass leaves behind, in place or replaced, would depend on the number of
+    processes, so `exact` refuses it."""
     reduction = ExactReduction(Objective(model, "classification"), World(), 4, 2)
     piece = Sampler(4, 4, 2, 0).step(0, 0, 1)[0]
     with (
@@ -281,7 +288,8 @@ def test_buffers_that_change_are_refused_by_name(model: nn.Module, buffer: str) 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics_are_those_of_one_process(momentum: float | None) -> None:
-    """After a step they are what torch itself makes of the same micro-batches one after the other; evaluation changes nothing."""
+    """After a step they are what torch itself makes of the same micro-batches one after the other;
+    evaluation changes nothing."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=momentum), nn.Linear(4, 3))
     plain, objective = copy.deepcopy(model), Objective(model, "classification")

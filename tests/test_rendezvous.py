@@ -46,7 +46,8 @@ def heard(one: Leader | Follower) -> Any:
 
 
 def test_the_nodes_hear_each_other(leader: Leader) -> None:
-    """What node 0 says reaches every node, what another says reaches node 0, which knows from whom it is."""
+    """What node 0 says reaches every node, what another says reaches node 0, which knows from whom
+    it is."""
     first, second = follow(1), follow(2)
     assert leader.gather(never, 30) == []
     leader.tell("start", port=1234)
@@ -83,7 +84,8 @@ def test_a_node_that_does_not_come_is_named(leader: Leader) -> None:
 
 
 def test_a_node_that_is_started_again_takes_its_place(leader: Leader) -> None:
-    """Before the attempt begins that is no loss, whether its first life has ended or only seems to live."""
+    """Before the attempt begins that is no loss, whether its first life has ended or only seems to
+    live."""
     follow(1).close()
     abandoned, again, second = follow(1), follow(1), follow(2)
     assert leader.gather(never, 30) == []
@@ -97,7 +99,8 @@ def test_a_node_that_is_started_again_takes_its_place(leader: Leader) -> None:
 
 
 def test_a_node_that_goes_away_is_a_loss(leader: Leader) -> None:
-    """Once the attempt has begun a broken connection is told, on both sides, and nobody takes the place."""
+    """Once the attempt has begun a broken connection is told, on both sides, and nobody takes the
+    place."""
     first, second = follow(1), follow(2)
     assert leader.gather(never, 30) == []
     first.close()

@@ -25,7 +25,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_the_report_tells_what_happened(project: Project) -> None:
-    """The report has status, checkpoints, every attempt with its end, the steps computed again, metrics and the weights' hash."""
+    """The report has status, checkpoints, every attempt with its end, the steps computed again,
+    metrics and the weights' hash."""
     report = project.run.report()
     assert report["status"] == "finished"
     assert report["step"] == report["logged_step"] == 20
@@ -41,7 +42,8 @@ def test_the_report_tells_what_happened(project: Project) -> None:
 
 
 def test_a_torn_last_line_is_no_point(project: Project, tmp_path: Path) -> None:
-    """A line of metrics.jsonl that was cut short counts as nothing, for the newest point and for all of them."""
+    """A line of metrics.jsonl that was cut short counts as nothing, for the newest point and for
+    all of them."""
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(project.run.path, folder.path)
     with folder.metrics.open("ab") as file:
@@ -51,7 +53,8 @@ def test_a_torn_last_line_is_no_point(project: Project, tmp_path: Path) -> None:
 
 
 def test_the_newest_point_is_found_behind_long_lines(tmp_path: Path) -> None:
-    """The newest training point is found when points of evaluation follow it, and there is none in an empty folder."""
+    """The newest training point is found when points of evaluation follow it, and there is none in
+    an empty folder."""
     folder = RunFolder(tmp_path)
     assert folder.last_point() == {}
     lines = [{"step": step, "train/loss": 1.0} for step in range(500)] + [
@@ -62,7 +65,8 @@ def test_the_newest_point_is_found_behind_long_lines(tmp_path: Path) -> None:
 
 
 def test_the_lock_names_its_owner(project: Project) -> None:
-    """While somebody runs the run its process is known and the status is `running`; afterwards it is not."""
+    """While somebody runs the run its process is known and the status is `running`; afterwards it
+    is not."""
     assert project.run.owner_pid() is None
     with only_one(project.run):
         assert project.run.owner_pid() == os.getpid()
@@ -100,7 +104,8 @@ def test_an_unreadable_run_does_not_hide_the_others(project: Project, tmp_path: 
 
 
 def test_logs_are_found_by_attempt_and_rank(project: Project) -> None:
-    """The log of the last attempt is the default; an attempt or process that is not there is named with how many there are."""
+    """The log of the last attempt is the default; an attempt or process that is not there is named
+    with how many there are."""
     assert "Starting at step 0" in project.run.log_text(1, 0)
     assert project.run.log_text(None, 0) == project.run.log_text(2, 0)
     assert "Going on from step 5." in project.run.log_text(2, 0)

@@ -42,7 +42,8 @@ def test_a_permutation_takes_every_number_once(size: int, seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(size=st.integers(1, 2**40), seed=SEEDS, data=st.data())
 def test_any_position_can_be_asked_alone(size: int, seed: int, data: st.DataObject) -> None:
-    """A position goes to the same place alone and among others, inside range(size), in datasets far too large for a table."""
+    """A position goes to the same place alone and among others, inside range(size), in datasets far
+    too large for a table."""
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20, unique=True))
     together = permute(np.array(positions), size, seed)
     assert [int(permute(np.array([p]), size, seed)[0]) for p in positions] == together.tolist()
@@ -78,7 +79,8 @@ def test_near_seeds_are_far_apart() -> None:
 def test_a_step_has_the_same_samples_on_any_number_of_processes(
     samples: int, micro: int, slots: int, seed: int, step: int
 ) -> None:
-    """The processes' micro-batches, one after the other, are the global batch itself, slot by slot and number by number."""
+    """The processes' micro-batches, one after the other, are the global batch itself, slot by slot
+    and number by number."""
     sampler = Sampler(samples, micro * slots, micro, seed)
     alone = counted(sampler.step(step, 0, 1))
     for world in WORLDS:
@@ -98,7 +100,8 @@ def test_a_step_has_the_same_samples_on_any_number_of_processes(
     epoch=st.integers(0, 3),
 )
 def test_an_epoch_has_every_sample_once(samples: int, micro: int, slots: int, epoch: int) -> None:
-    """All steps of an epoch on 4 processes take every sample exactly once, and the last batch is as short as it must be."""
+    """All steps of an epoch on 4 processes take every sample exactly once, and the last batch is as
+    short as it must be."""
     sampler = Sampler(samples, micro * slots, micro, 7)
     first = epoch * sampler.steps_per_epoch
     pieces = [
@@ -138,7 +141,8 @@ def test_an_order_has_nothing_left_of_the_dataset_s() -> None:
 
 
 def test_any_step_can_be_asked_first() -> None:
-    """A step in the middle of the 1000th epoch is the same for a new sampler as for one that has come all the way."""
+    """A step in the middle of the 1000th epoch is the same for a new sampler as for one that has
+    come all the way."""
     steps = list(range(0, 3000, 37))
     used = Sampler(10_007, 64, 8, 5)
     walked = {step: flat(used.step(step, 0, 1)) for step in steps}
@@ -150,7 +154,8 @@ def test_any_step_can_be_asked_first() -> None:
 
 
 def test_batches_over_the_edge_of_a_block_are_whole() -> None:
-    """Samples come in order from blocks that are permuted at once, also where a batch lies in several of them."""
+    """Samples come in order from blocks that are permuted at once, also where a batch lies in
+    several of them."""
     sampler = Sampler(30_000, 10_000, 100, 0)
     whole = permute(np.arange(30_000), 30_000, key(0, 0))
     assert flat(sampler.step(1, 0, 1)) == whole[10_000:20_000].tolist()
@@ -171,12 +176,14 @@ def test_batches_over_the_edge_of_a_block_are_whole() -> None:
 def test_a_last_sample_alone_joins_the_piece_before(
     count: int, size: int, pieces: list[tuple[int, int]]
 ) -> None:
-    """A batch is cut into equal pieces, the last one shorter but never of one sample unless there is no other way."""
+    """A batch is cut into equal pieces, the last one shorter but never of one sample unless there
+    is no other way."""
     assert cut(count, size) == pieces
 
 
 def test_processes_without_samples_compute_placeholders() -> None:
-    """In a short batch every process has as many micro-batches as the first; what fills up has weight 0."""
+    """In a short batch every process has as many micro-batches as the first; what fills up has
+    weight 0."""
     sampler = Sampler(35, 32, 4, 0)
     ranks = by_rank(sampler, 1, 4)
     assert [[piece.weight for piece in rank] for rank in ranks] == [[1], [0], [0], [0]]
@@ -194,7 +201,8 @@ def test_the_last_micro_batch_of_a_step_says_so() -> None:
 
 
 def test_a_digest_depends_on_samples_and_place() -> None:
-    """The digest of a micro-batch changes with every sample, their order and the slot, and fits 40 bits."""
+    """The digest of a micro-batch changes with every sample, their order and the slot, and fits 40
+    bits."""
     indices = np.arange(4)
     base = MicroBatch(0, 0, 1, 1, indices, 8)
     others = [MicroBatch(0, 0, 2, 1, indices, 8), MicroBatch(0, 0, 1, 1, indices[::-1].copy(), 8)]
@@ -212,7 +220,8 @@ def test_weighted_samples_come_in_their_proportion() -> None:
 
 
 def test_weighted_draws_are_a_function_of_their_place() -> None:
-    """With weights too, a step has the same samples in a new sampler and on any number of processes; epochs differ."""
+    """With weights too, a step has the same samples in a new sampler and on any number of
+    processes; epochs differ."""
     weights = np.random.default_rng(0).random(500)
     first, second = Sampler(500, 16, 4, 9, weights), Sampler(500, 16, 4, 9, weights)
     assert flat(first.step(40, 0, 1)) == [
@@ -222,6 +231,7 @@ def test_weighted_draws_are_a_function_of_their_place() -> None:
 
 
 def test_a_weighted_draw_at_the_very_end_is_a_sample() -> None:
-    """The largest number that a generator can give still falls on a sample with weight, not behind the last."""
+    """The largest number that a generator can give still falls on a sample with weight, not behind
+    the last."""
     sampler = Sampler(4, 4, 4, 0, [1.0, 1.0, 1.0, 0.0])
     assert sampler.at(np.array([0, 2**64 - 1], dtype=np.uint64)).tolist() == [0, 2]

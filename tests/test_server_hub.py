@@ -1,4 +1,5 @@
-"""The loopback Hub does what the real client asks of the service, and fails on demand as the service does."""
+"""The loopback Hub does what the real client asks of the service, and fails on demand as the
+service does."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ BIG = bytes(range(256)) * 512
 PASTED = ("HF_ENDPOINT", "HF_TOKEN", "WANDB_BASE_URL", "WANDB_API_KEY")
 """What `python -m tests.servers` prints, in this order."""
 LOST = HfHubHTTPError.__bases__[0]
-"""Every error of HTTP: a status, and a connection that broke (httpx for one version of the client, httpx2 for the other)."""
+"""Every error of HTTP: a status, and a connection that broke (httpx for one version of the client,
+httpx2 for the other)."""
 
 # The client's own ways to send a large file: by LFS, and by Xet as its older version does.
 pytestmark = [
@@ -104,7 +106,8 @@ def refused(status: int) -> Iterator[None]:
 
 
 def test_files_come_back_as_they_were_sent(hub: Hub, alice: HfApi, way: str, tmp_path: Path):
-    """Large and small files, by commit, snapshot, tree and path; the large ones really went by the chosen way."""
+    """Large and small files, by commit, snapshot, tree and path; the large ones really went by the
+    chosen way."""
     oid = commit(
         alice, {"state/a.safetensors": BIG, "meta.json": b"{}", "empty": b"", "a b/ü.txt": b"text"}
     )
@@ -132,7 +135,8 @@ def test_files_come_back_as_they_were_sent(hub: Hub, alice: HfApi, way: str, tmp
 
 
 def test_no_chunk_is_offered_twice(tmp_path: Path):
-    """Stretches of one xorb do not overlap, and each term lies in one: hf_xet has panicked over many equal chunks."""
+    """Stretches of one xorb do not overlap, and each term lies in one: hf_xet has panicked over
+    many equal chunks."""
     content = ContentStore(tmp_path)
     content.put_xorb(
         "x", b"".join(bytes([0, 5, 0, 0, 0, 5, 0, 0]) + b"%05d" % number for number in range(9))
@@ -289,7 +293,8 @@ def test_an_object_that_is_deleted_here_is_still_there_elsewhere(
 
 
 def test_a_deleted_object_has_to_be_sent_again(hub: Hub, alice: HfApi, way: str):
-    """A commit that names it is refused, even if another repository has it; sent again it is kept again."""
+    """A commit that names it is refused, even if another repository has it; sent again it is kept
+    again."""
     commit(alice, {"a.safetensors": BIG})
     hub.create_repo("alice/other", files={"a.safetensors": BIG})
     alice.permanently_delete_lfs_files(REPO, alice.list_lfs_files(REPO), rewrite_history=False)
@@ -306,7 +311,8 @@ def test_a_deleted_object_has_to_be_sent_again(hub: Hub, alice: HfApi, way: str)
 
 
 def test_deleting_with_rewritten_history_moves_every_branch(alice: HfApi):
-    """Commits from the first that names the object on are made anew without it; those before it stay."""
+    """Commits from the first that names the object on are made anew without it; those before it
+    stay."""
     first = commit(alice, {"a.txt": b"a"}, message="One")
     commit(alice, {"b.safetensors": BIG, "b.txt": b"b"}, message="Two")
     old = commit(alice, {"c.txt": b"c"}, message="Three")
@@ -348,7 +354,8 @@ def test_lists_come_in_pages(hub: Hub, alice: HfApi):
 
 
 def test_a_bucket_keeps_the_last_write(hub: Hub, client: Callable[[str], HfApi], tmp_path: Path):
-    """Files are added, overwritten, copied from a repository, listed, read, deleted; there is no history."""
+    """Files are added, overwritten, copied from a repository, listed, read, deleted; there is no
+    history."""
     api = client("alice")
     api.create_bucket("alice/bulk", private=True)
     api.create_bucket("alice/bulk", exist_ok=True)
@@ -379,7 +386,8 @@ def test_a_bucket_keeps_the_last_write(hub: Hub, client: Callable[[str], HfApi],
 def test_a_private_repository_does_not_exist_for_strangers(
     hub: Hub, alice: HfApi, client: Callable[[str], HfApi]
 ):
-    """404 for another user, for nobody too; it opens when it is made public, and still nobody else may write."""
+    """404 for another user, for nobody too; it opens when it is made public, and still nobody else
+    may write."""
     bob = client("bob")
     with pytest.raises(RepositoryNotFoundError):
         bob.repo_info(REPO)
@@ -560,7 +568,8 @@ def test_answers_are_ranged_cut_and_truncated(hub: Hub, alice: HfApi):
 
 
 def test_after_an_outage_everything_is_there(hub: Hub, alice: HfApi, tmp_path: Path):
-    """The server comes back at the same address; another one in the same folder knows it all, even if the first was killed."""
+    """The server comes back at the same address; another one in the same folder knows it all, even
+    if the first was killed."""
     commit(alice, {"a.safetensors": BIG})
     hub.stop()
     with pytest.raises(ConnectionRefusedError):
@@ -662,9 +671,11 @@ for name in ("alice/nothing", "corp/secret", "corp/gated"):
 
 
 def test_the_hub_components_load_from_it(hub: Hub, tmp_path: Path):
-    """transformers and datasets push and load: a model, a parquet dataset (held and streamed), a folder of images.
+    """transformers and datasets push and load: a model, a parquet dataset (held and streamed), a
+    folder of images.
 
-    What is not there, not to be seen or not granted is a mistake in the recipe, not a network to wait for.
+    What is not there, not to be seen or not granted is a mistake in the recipe, not a network to
+    wait for.
     """
     hub.create_repo("corp/secret", files={"config.json": b"{}"})
     hub.create_repo("corp/gated", private=False, gated=True, files={"config.json": b"{}"})

@@ -1,4 +1,5 @@
-"""The loopback W&B: the real client begins, resumes, is killed, goes offline and is refused, and nothing is lost or invented."""
+"""The loopback W&B: the real client begins, resumes, is killed, goes offline and is refused, and
+nothing is lost or invented."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def steps(server: Wandb, run: str) -> list[int]:
 def stopping(
     server: Wandb, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[subprocess.Popen[str]]:
-    """A client that logs until somebody stops it: it looks every 15 s only, so it is begun before all else."""
+    """A client that logs until somebody stops it: it looks every 15 s only, so it is begun before
+    all else."""
     code = """
 import signal
 asked = []
@@ -116,7 +118,8 @@ print("true")
 def test_a_run_is_resumed_by_another_process_and_read_back(
     server: Wandb, stopping: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """What one process logged, another one finds, goes on from, and reads back through the public API."""
+    """What one process logged, another one finds, goes on from, and reads back through the public
+    API."""
     assert stopping.stdout.readline() == "begun\n"
     server.stop("alice", "p", "stopped")
     (tmp_path / "x.txt").write_text("hello")
@@ -164,7 +167,8 @@ print(json.dumps([again.config["extra"], again.summary["note"], again.state]))
 
 
 def test_a_killed_run_goes_on_where_the_server_is(server: Wandb, tmp_path: Path) -> None:
-    """SIGKILL tells the server nothing; a resume begins after the last row that has arrived, whatever was logged."""
+    """SIGKILL tells the server nothing; a resume begins after the last row that has arrived,
+    whatever was logged."""
     code = """
 run = init("killed", resume="allow")
 for i in range(10**6):
@@ -191,7 +195,8 @@ print(begun)
 
 
 def test_an_outage_loses_no_row_and_doubles_none(server: Wandb, tmp_path: Path) -> None:
-    """The client tries again after a 503, also when the rows had been stored and only the answer was lost."""
+    """The client tries again after a 503, also when the rows had been stored and only the answer
+    was lost."""
     refused = server.faults.add("outage/file_stream", status=503, skip=1)
     lost = server.faults.add("outage/file_stream", status=503, when="after")
     slow = server.faults.add("UpsertBucket", stall=0.3)
@@ -209,7 +214,8 @@ run.finish()
 def test_a_key_that_is_revoked_in_mid_run_ends_neither_the_script_nor_the_run(
     server: Wandb, tmp_path: Path
 ) -> None:
-    """The client gives up at the first 401, says nothing, and finishes at once; the server keeps what it has."""
+    """The client gives up at the first 401, says nothing, and finishes at once; the server keeps
+    what it has."""
     code = """
 run = init("revoked")
 run.log({"a": 0})
@@ -231,7 +237,8 @@ print("true")
 
 
 def test_a_preemption_that_was_announced_is_shown_as_one(server: Wandb, tmp_path: Path) -> None:
-    """preempting once it is announced, preempted with an exit code, running and finished when it came back."""
+    """preempting once it is announced, preempted with an exit code, running and finished when it
+    came back."""
     code = """
 run = init("moved", resume="allow")
 run.mark_preempting()
@@ -247,7 +254,8 @@ print(json.dumps([left, back]))
 
 
 def test_a_deleted_id_can_never_be_used_again(server: Wandb, tmp_path: Path) -> None:
-    """The public API says so at once. `init` tries again until its timeout, and its process may not end before it is ended."""
+    """The public API says so at once. `init` tries again until its timeout, and its process may not
+    end before it is ended."""
     code = """
 init("deleted").finish()
 wandb.Api().run("alice/p/deleted").delete()
@@ -268,7 +276,8 @@ os._exit(0)
 def test_keys_and_entities_are_refused_as_the_service_refuses_them(
     server: Wandb, tmp_path: Path
 ) -> None:
-    """A key of nobody is told so; a user sees the own runs and those of the teams, and nobody else's."""
+    """A key of nobody is told so; a user sees the own runs and those of the teams, and nobody
+    else's."""
     (tmp_path / "bob").mkdir()
     (tmp_path / "nobody").mkdir()
     wrong = """
@@ -315,7 +324,8 @@ assert synced.returncode == 0, synced.stderr
 
 
 def test_the_stop_button_reaches_the_script(server: Wandb, stopping: subprocess.Popen[str]) -> None:
-    """A stop that is asked for on the page is a SIGINT in the client, and the run has been killed."""
+    """A stop that is asked for on the page is a SIGINT in the client, and the run has been
+    killed."""
     assert ended(stopping) is True
     assert server.state("alice", "p", "stopped") == "killed"
 
@@ -372,7 +382,8 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
 
 
 def test_lines_replace_those_from_their_offset_on_and_a_gap_is_refused(wire: Wire) -> None:
-    """Sent again they change nothing, sent differently they win; a lost request can not go unnoticed."""
+    """Sent again they change nothing, sent differently they win; a lost request can not go
+    unnoticed."""
     for compressed in (False, True):
         assert wire.send({"a": 0}, {"a": 1}, {"a": 2}, compressed=compressed)[0] == 200
     wire.send({"a": 10}, offset=1)
@@ -382,7 +393,8 @@ def test_lines_replace_those_from_their_offset_on_and_a_gap_is_refused(wire: Wir
 
 
 def test_states_follow_what_was_told_and_how_long_ago(wire: Wire) -> None:
-    """Five silent minutes are a crash, or a preemption if one was announced; a sign of life takes that back."""
+    """Five silent minutes are a crash, or a preemption if one was announced; a sign of life takes
+    that back."""
     now = time.time()
 
     def state(later: float) -> str:
@@ -401,7 +413,8 @@ def test_states_follow_what_was_told_and_how_long_ago(wire: Wire) -> None:
 
 
 def test_what_is_not_here_or_not_allowed_is_refused_by_name(wire: Wire) -> None:
-    """An unknown operation is recorded, a read-only project takes nothing, a wrong key is nobody's."""
+    """An unknown operation is recorded, a read-only project takes nothing, a wrong key is
+    nobody's."""
     status, answer = wire.post("/graphql", {"query": "query Everything { everything { id } }"})
     assert (status, answer["errors"][0]["message"]) == (400, "UNKNOWN operation Everything")
     assert wire.server.unknown == ["Everything"]

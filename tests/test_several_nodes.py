@@ -1,4 +1,5 @@
-"""Attempts on several nodes: an entrypoint per node in a thread, real ranks, real connections on loopback."""
+"""Attempts on several nodes: an entrypoint per node in a thread, real ranks, real connections on
+loopback."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def codes(done: list[Done]) -> list[int]:
 
 
 def test_two_nodes_train_like_one(project: Project, tmp_path: Path) -> None:
-    """Two nodes with a process each end with the bits of one node with two; a finished run ends on both with 0."""
+    """Two nodes with a process each end with the bits of one node with two; a finished run ends on
+    both with 0."""
     done = Cluster(project).run(late=0.5)
     assert codes(done) == [0, 0], done
     assert record(project.run)["attempts"][-1]["nodes"] == 2
@@ -79,7 +81,8 @@ def test_two_nodes_train_like_one(project: Project, tmp_path: Path) -> None:
 
 
 def test_two_nodes_go_on(project: Project, tmp_path: Path) -> None:
-    """A killed run goes on from its newest checkpoint on both nodes, to the bits of an undisturbed one."""
+    """A killed run goes on from its newest checkpoint on both nodes, to the bits of an undisturbed
+    one."""
     project.trap("SIGKILL", call=11 * PER_STEP // 2 + 1, rank=1, committed=5)
     assert codes(Cluster(project).run()) == [75, 75]
     done = Cluster(project).run()
@@ -92,7 +95,8 @@ def test_two_nodes_go_on(project: Project, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
-    """Whichever node is asked: all save the same step and end with 75, and the record has that node's reason and no failure."""
+    """Whichever node is asked: all save the same step and end with 75, and the record has that
+    node's reason and no failure."""
     project.trap("hold", call=7 * PER_STEP // 2 + 1, committed=5)
     cluster = Cluster(project)
 
@@ -108,7 +112,8 @@ def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
 
 
 def test_a_failure_on_another_node_is_the_attempts(project: Project) -> None:
-    """A component that fails on node 1 only: both end with 75, and the record says what failed and not that a peer was lost."""
+    """A component that fails on node 1 only: both end with 75, and the record says what failed and
+    not that a peer was lost."""
     project.trap("raise", call=7 * PER_STEP // 2 + 1, rank=1)
     done = Cluster(project).run()
     assert codes(done) == [75, 75], done

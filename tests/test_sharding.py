@@ -35,7 +35,8 @@ SIZES = (4, 2, 1)
 
 
 class Model(nn.Module):
-    """Blocks whose rows no number of processes divides, a layer with fewer rows than processes, and a buffer."""
+    """Blocks whose rows no number of processes divides, a layer with fewer rows than processes, and
+    a buffer."""
 
     scale: Tensor
 
@@ -184,7 +185,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any
 def test_what_four_saved_is_what_fewer_restore(
     found: dict[tuple[int, int], Any], size: int
 ) -> None:
-    """The unsharded weights and optimizer state on 2 and 1 processes are bitwise those that 4 processes had when they saved."""
+    """The unsharded weights and optimizer state on 2 and 1 processes are bitwise those that 4
+    processes had when they saved."""
     saved, restored = found[4, 0]["values"], found[size, 0]["values"]
     assert restored.keys() == saved.keys()
     assert all(torch.equal(restored[name], tensor) for name, tensor in saved.items())
@@ -193,7 +195,8 @@ def test_what_four_saved_is_what_fewer_restore(
 
 
 def test_the_save_went_on_while_the_model_trained(found: dict[tuple[int, int], Any]) -> None:
-    """The checkpoint has the values from before the step that ran during the save: that step did change them."""
+    """The checkpoint has the values from before the step that ran during the save: that step did
+    change them."""
     saved, after = found[4, 0]["values"], found[4, 0]["now"]
     assert not torch.equal(saved["model.head.weight"], after["model.head.weight"])
 
@@ -212,7 +215,8 @@ def test_each_process_copies_its_own_part(found: dict[tuple[int, int], Any]) -> 
 
 
 def test_an_unsharded_copy_is_made_on_the_first_process(found: dict[tuple[int, int], Any]) -> None:
-    """For the export the first process has an ordinary model with all values, the others have none."""
+    """For the export the first process has an ordinary model with all values, the others have
+    none."""
     for size in (4, 2):
         copy, now = found[size, 0]["copy"], found[size, 0]["now"]
         assert all(torch.equal(copy[name], now[f"model.{name}"]) for name in model().state_dict())
@@ -227,7 +231,8 @@ def test_repeated_blocks_are_the_children_of_module_lists() -> None:
 
 
 def test_recomputed_activations_give_the_same_gradient() -> None:
-    """With activation checkpointing the loss and every gradient are bitwise the same, dropout included."""
+    """With activation checkpointing the loss and every gradient are bitwise the same, dropout
+    included."""
     grads = []
     for wrap in (False, True):
         own = model()

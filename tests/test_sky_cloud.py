@@ -1,4 +1,5 @@
-"""A launch that is repeated, or killed anywhere, ends with one job; on SkyPilot's real API server, which counts."""
+"""A launch that is repeated, or killed anywhere, ends with one job; on SkyPilot's real API server,
+which counts."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.cloud
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SkyHome]:
-    """A person with an API server. Nothing can be started on AWS from here, so a job waits for ever, and lives."""
+    """A person with an API server. Nothing can be started on AWS from here, so a job waits for
+    ever, and lives."""
     home = SkyHome(tmp_path_factory.mktemp("sky"), "jobs: {controller: {consolidation_mode: true}}")
     with ApiServer(home):
         yield home
@@ -45,7 +47,8 @@ def record_of(project: Path, run: str) -> int | None:
 
 
 def test_launching_twice_pays_once(launchers: Launchers, proxy: DeadlyProxy) -> None:
-    """The second launch finds the first one's job; the record says what was seen when it was launched."""
+    """The second launch finds the first one's job; the record says what was seen when it was
+    launched."""
     proxy.arm()
     project = launchers.project("twice")
     first = launchers.start(project, "twice")
@@ -77,7 +80,8 @@ def test_two_launchers_at_once_make_one_job(launchers: Launchers, proxy: DeadlyP
 def survives(
     launchers: Launchers, proxy: DeadlyProxy, run: str, at: int | str, *, heard: bool
 ) -> str:
-    """A launcher killed at its call `at`, then the same command again: one job, and the record knows it.
+    """A launcher killed at its call `at`, then the same command again: one job, and the record
+    knows it.
 
     Returns the call, or "" if the launcher was done before it.
     """
@@ -100,14 +104,16 @@ def survives(
 def test_a_launcher_killed_at_the_call_that_pays(
     launchers: Launchers, proxy: DeadlyProxy, heard: bool
 ) -> None:
-    """Before the server hears of the job, and when it has heard and the launcher does not know: one job in the end."""
+    """Before the server hears of the job, and when it has heard and the launcher does not know: one
+    job in the end."""
     assert survives(launchers, proxy, f"pays-{heard}".lower(), "POST /jobs/launch", heard=heard)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_launcher_killed_at_each_of_its_calls(launchers: Launchers, proxy: DeadlyProxy) -> None:
-    """50 launchers, killed at the first call, the second, ... the last, and from the first on again: no orphan, no double."""
+    """50 launchers, killed at the first call, the second, ... the last, and from the first on
+    again: no orphan, no double."""
     at, heard = 1, False
     for number in range(50):
         call = survives(launchers, proxy, f"soak-{number}", at, heard=heard)

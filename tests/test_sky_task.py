@@ -1,4 +1,5 @@
-"""The task that SkyPilot gets: valid for every recipe, one rule of recovery everywhere, secrets by name."""
+"""The task that SkyPilot gets: valid for every recipe, one rule of recovery everywhere, secrets by
+name."""
 
 from __future__ import annotations
 
@@ -242,7 +243,8 @@ def test_every_recipe_gives_a_task_that_skypilot_takes(home: SkyHome) -> None:
 
 @pytest.mark.cloud
 def test_the_printed_command_is_one_that_skypilots_command_line_takes(home: SkyHome) -> None:
-    """`xrun plan --sky`: the YAML lies where the command looks for it, with everything that it mounts."""
+    """`xrun plan --sky`: the YAML lies where the command looks for it, with everything that it
+    mounts."""
     done = home.xrun("plan", str(ROOT / "recipes" / "gpt_h100.yaml"), "--sky")
     assert done.code == 0, done.err
     text, _, command = done.out.rstrip().rpartition("\n# ")

@@ -1,4 +1,5 @@
-"""The long drills (`make soak`): what a person would run for an afternoon before trusting a change."""
+"""The long drills (`make soak`): what a person would run for an afternoon before trusting a
+change."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
 
 
 def test_kills_and_resizes_change_no_bit(tmp_path: Path) -> None:
-    """Another number of processes after every kill of the small vision transformer changes no bit either."""
+    """Another number of processes after every kill of the small vision transformer changes no bit
+    either."""
     result = drill(RECIPES / "digits.yaml", kills=5, resize=True, folder=tmp_path, say=print)
     assert (result.kills.total(), result.differences, result.largest_difference) == (5, [], 0.0)
 
 
 def test_four_processes_with_several_buckets(tmp_path: Path) -> None:
-    """Four processes with more than 5 MB of gradients, where DDP rebuilds its buckets, end in the same bits."""
+    """Four processes with more than 5 MB of gradients, where DDP rebuilds its buckets, end in the
+    same bits."""
     overrides = ["model.args.hidden=1280", "train.steps=300", "checkpoint.every=20 steps"]
     result = drill(
         RECIPES / "digits_mlp.yaml", overrides, kills=8, processes=4, folder=tmp_path, say=print

@@ -73,7 +73,8 @@ def machine(cloud: str, region: str, accelerators: int, prices: Any = PRICES) ->
     ],
 )
 def test_an_attempt_finds_its_price(where: tuple[str, str, int], usd: float) -> None:
-    """By cloud, region and number of accelerators; where that leaves several, or none, the dearest counts."""
+    """By cloud, region and number of accelerators; where that leaves several, or none, the dearest
+    counts."""
     price = price_now(machine(*where))
     assert price is not None
     assert price.usd_per_hour == usd
@@ -82,7 +83,8 @@ def test_an_attempt_finds_its_price(where: tuple[str, str, int], usd: float) -> 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
 @pytest.mark.parametrize(("spot", "usd"), [(True, 8.0), (False, 30.0)])
 def test_a_machine_says_whether_it_is_a_spot_one(cloud: str, spot: bool, usd: float) -> None:
-    """With `spot: auto` both prices fit; the cloud is asked. Where it does not answer, the dearer counts."""
+    """With `spot: auto` both prices fit; the cloud is asked. Where it does not answer, the dearer
+    counts."""
     both = [
         {"cloud": cloud, "spot": True, "usd_per_hour": 8.0},
         {"cloud": cloud, "spot": False, "usd_per_hour": 30.0},
@@ -115,7 +117,8 @@ def test_the_price_goes_into_the_attempts_entry() -> None:
 
 
 def test_a_machine_of_ones_own_costs_nothing() -> None:
-    """Without SkyPilot and prices an attempt's entry says nothing, and a budget in dollars is warned about."""
+    """Without SkyPilot and prices an attempt's entry says nothing, and a budget in dollars is
+    warned about."""
     assert spending.facts({}, [], NOW) == {}
     assert "Set budget.hours" in unknown({"usd": 5.0, "hours": None}, {})
     assert "budget.hours still counts" in unknown({"usd": 5.0, "hours": 1.0}, {})
@@ -123,7 +126,8 @@ def test_a_machine_of_ones_own_costs_nothing() -> None:
 
 
 def test_a_machine_is_paid_from_its_start_on_but_once() -> None:
-    """A cloud's machine costs from when it was switched on; a second attempt on it does not pay for the first one again."""
+    """A cloud's machine costs from when it was switched on; a second attempt on it does not pay for
+    the first one again."""
     environ = machine("GCP", "us-central1", 1)
     assert spending.facts(environ, [], NOW)["billed_from"] < NOW
     ended = [{"started": NOW - 10.0, "ended": NOW - 0.5}]
@@ -185,7 +189,8 @@ def test_the_budget_ends_before_it_is_exceeded() -> None:
 def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it is exceeded: exit 7 with the way on; the next attempt is refused before it starts; more money goes on."""
+    """Before it is exceeded: exit 7 with the way on; the next attempt is refused before it starts;
+    more money goes on."""
     for name, value in machine(
         "Slurm", "", 0, [{"cloud": "slurm", "usd_per_hour": 36.0, "date": "2026-11-01"}]
     ).items():

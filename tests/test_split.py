@@ -1,4 +1,5 @@
-"""A micro-batch that does not fit into memory is computed in parts: real attempts of a model that says that memory is lacking."""
+"""A micro-batch that does not fit into memory is computed in parts: real attempts of a model that
+says that memory is lacking."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def close(one: Project, other: Project) -> bool:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_smaller_machine_goes_on(whole: Project, tmp_path: Path, processes: int) -> None:
-    """A run goes on where only one sample fits: in parts, in the same attempt, with the same samples and sums; it is told."""
+    """A run goes on where only one sample fits: in parts, in the same attempt, with the same
+    samples and sums; it is told."""
     project = made(tmp_path)
     project.trap("SIGKILL", call=11 * (2 // processes), committed=5)
     assert project.attempt(processes=processes).code == 75
@@ -116,7 +118,8 @@ def test_all_reductions_add_the_parts(
 
 
 def test_the_next_attempt_knows(tmp_path: Path) -> None:
-    """On such a machine it computes in as many parts from the beginning; the run stays marked where all fits again."""
+    """On such a machine it computes in as many parts from the beginning; the run stays marked where
+    all fits again."""
     project = made(tmp_path)
     project.write("memory-0", "2")
     project.trap("SIGKILL", call=11 * 2, committed=5)
@@ -150,7 +153,8 @@ def piece(samples: int) -> MicroBatch:
 
 
 def test_batches_are_cut_by_samples() -> None:
-    """Dicts, pairs, lists of anything; what has no entry per sample stays; too few samples are filled up and do not count."""
+    """Dicts, pairs, lists of anything; what has no entry per sample stays; too few samples are
+    filled up and do not count."""
     x, names = torch.arange(6).reshape(3, 2), ["a", "b", "c"]
     parts = parts_of(
         piece(3), {"x": (x, [x, x]), "name": names, "scale": 2.0, "one": torch.tensor(1.0)}, 2

@@ -20,7 +20,8 @@ from xrun.training.sharding import checkpoint_activations
 
 
 class Model(nn.Module):
-    """Blocks with running statistics, a tied head, a frozen layer, one that is never used, and a counter."""
+    """Blocks with running statistics, a tied head, a frozen layer, one that is never used, and a
+    counter."""
 
     seen: Tensor
 
@@ -126,7 +127,8 @@ OPTIMIZERS = [
     "optimizer", OPTIMIZERS, ids=lambda value: "-".join([value["name"], *value.get("args", {})])
 )
 def test_any_optimizer_goes_on_bit_by_bit(tmp_path: Path, optimizer: dict[str, Any]) -> None:
-    """State of every shape that torch's optimizers keep is restored, and the steps after it are the same bits."""
+    """State of every shape that torch's optimizers keep is restored, and the steps after it are the
+    same bits."""
     first = trained(optimizer=optimizer)
     second = load(make(optimizer, seed=1), save(first, tmp_path / "t"))
     assert same(first, second)
@@ -142,7 +144,8 @@ def test_any_optimizer_goes_on_bit_by_bit(tmp_path: Path, optimizer: dict[str, A
 def test_room_for_the_state_is_made_without_a_step(
     tmp_path: Path, optimizer: dict[str, Any], small: bool
 ) -> None:
-    """Where the state is tensors like the parameters, the whole model takes no step before it is filled."""
+    """Where the state is tensors like the parameters, the whole model takes no step before it is
+    filled."""
     path = save(trained(optimizer=optimizer), tmp_path / "t")
     state = make(optimizer, seed=1)
     shapes: list[Any] = []
@@ -154,7 +157,8 @@ def test_room_for_the_state_is_made_without_a_step(
 
 
 def test_the_average_and_the_buffers_come_back(tmp_path: Path) -> None:
-    """The moving average with its counter, running statistics and integer buffers are part of the state."""
+    """The moving average with its counter, running statistics and integer buffers are part of the
+    state."""
     first = trained(ema=True)
     second = load(make(seed=1, ema=True), save(first, tmp_path / "t"))
     assert int(inside(second).seen) == 24
@@ -175,7 +179,8 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
 
 def test_only_trained_parameters_have_optimizer_state(tmp_path: Path) -> None:
-    """Frozen parameters and those that no loss reaches have none, before saving and after loading."""
+    """Frozen parameters and those that no loss reaches have none, before saving and after
+    loading."""
     first = trained()
     second = load(make(seed=1), save(first, tmp_path / "t"))
     for state in (first, second):
@@ -192,7 +197,8 @@ def test_a_state_of_step_0_loads(tmp_path: Path) -> None:
 
 
 def test_what_a_forward_pass_changes_and_what_nothing_changes_is_known() -> None:
-    """Buffers are what forward may change, frozen parameters what no step changes; both by the names that are saved."""
+    """Buffers are what forward may change, frozen parameters what no step changes; both by the
+    names that are saved."""
     state = make()
     assert {"model.seen", "model.blocks.0.1.running_mean"} <= state.changing()
     assert not any(name.endswith("weight") for name in state.changing())
@@ -200,7 +206,8 @@ def test_what_a_forward_pass_changes_and_what_nothing_changes_is_known() -> None
 
 
 def test_recomputing_activations_changes_no_name(tmp_path: Path) -> None:
-    """A run goes on with `activation_checkpointing` switched on or off: names, buffers and frozen parameters are the same."""
+    """A run goes on with `activation_checkpointing` switched on or off: names, buffers and frozen
+    parameters are the same."""
     plain, wrapped = trained(), trained(wrap=True)
     assert wrapped.tensors().keys() == plain.tensors().keys()
     assert wrapped.changing() & set(wrapped.tensors()) == plain.changing() & set(plain.tensors())

@@ -46,7 +46,8 @@ def test_nobody_has_asked() -> None:
 def test_a_signal_sets_the_flag_and_nothing_else(
     signals: tuple[signal.Signals, ...], number: int
 ) -> None:
-    """A real signal to this process sets the flag with its name as the reason, and the process goes on."""
+    """A real signal to this process sets the flag with its name as the reason, and the process goes
+    on."""
     clock = Clock()
     flag = StopFlag(clock=clock)
     flag.on_signals(*signals)
@@ -59,7 +60,8 @@ def test_a_signal_sets_the_flag_and_nothing_else(
 
 
 def test_the_first_reason_and_the_earliest_deadline_stay() -> None:
-    """Whoever asks later can bring the deadline forward, never put it off, and does not change the reason."""
+    """Whoever asks later can bring the deadline forward, never put it off, and does not change the
+    reason."""
     clock = Clock()
     flag = StopFlag(grace=25, clock=clock)
     flag.set("notice", 120)
@@ -73,7 +75,8 @@ def test_the_first_reason_and_the_earliest_deadline_stay() -> None:
 
 
 def test_a_deadline_may_be_used_until_it_comes() -> None:
-    """Who gives a deadline leaves the time until then to the loop; who gives none, as a signal, wants it to stop at once."""
+    """Who gives a deadline leaves the time until then to the loop; who gives none, as a signal,
+    wants it to stop at once."""
     clock = Clock()
     flag = StopFlag(clock=clock)
     assert not flag.is_due(1e9)
@@ -125,7 +128,8 @@ def test_a_signal_brings_what_was_written_down(
 
 
 def test_signals_interrupt_no_system_call() -> None:
-    """A process in the middle of a read gets its bytes though signals arrive, and ends as it wants to."""
+    """A process in the middle of a read gets its bytes though signals arrive, and ends as it wants
+    to."""
     code = """
 import signal, sys
 from xrun.machine.stop import StopFlag

@@ -1,4 +1,5 @@
-"""What a store promises to everybody who saves and restores, checked on real folders and real processes."""
+"""What a store promises to everybody who saves and restores, checked on real folders and real
+processes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def attempt(root: Path, name: str = "a1", run: str = "digits-1") -> DirectorySto
 
 
 def saved(store: Store, parent: Head | None, *contents: bytes) -> tuple[Head, list[StoredFile]]:
-    """Put these files and commit a record that names exactly them; without a parent, take the lease first."""
+    """Put these files and commit a record that names exactly them; without a parent, take the lease
+    first."""
     parent = parent or store.commit({}, None)
     files = [store.put([content]) for content in contents]
     return store.commit({"files": [file.to_json() for file in files]}, parent), files
@@ -82,7 +84,8 @@ def test_only_the_attempt_that_is_asked_hears_it(tmp_path: Path) -> None:
 
 
 def test_any_contiguous_buffer_is_a_chunk(tmp_path: Path) -> None:
-    """Chunks of every element type and shape, empty ones too, are written as their bytes, in order, over slice borders."""
+    """Chunks of every element type and shape, empty ones too, are written as their bytes, in order,
+    over slice borders."""
     grid = memoryview(bytes(range(12))).cast("B", (3, 4))
     chunks: list[Any] = [b"ab", b"", memoryview(b"12345678").cast("d"), grid, bytes(9 << 20)]
     store = attempt(tmp_path)
@@ -92,7 +95,8 @@ def test_any_contiguous_buffer_is_a_chunk(tmp_path: Path) -> None:
 
 
 def test_bytes_from_any_place_in_memory_are_written(tmp_path: Path) -> None:
-    """Chunks that begin with a page, and go to the disk from where they are, among others that do not, of any lengths."""
+    """Chunks that begin with a page, and go to the disk from where they are, among others that do
+    not, of any lengths."""
     store = attempt(tmp_path)
     store.commit({}, None)
     numbers = random.Random(0)
@@ -127,7 +131,8 @@ def test_stored_files_survive_json_and_newer_keys() -> None:
 
 
 def damages(content: bytes) -> Iterator[bytes]:
-    """Every truncation, one flipped bit in every byte, something appended, and zeros of the same length."""
+    """Every truncation, one flipped bit in every byte, something appended, and zeros of the same
+    length."""
     yield from (content[:length] for length in range(len(content)))
     for place, byte in enumerate(content):
         yield content[:place] + bytes([byte ^ 1 << place % 8]) + content[place + 1 :]
@@ -136,7 +141,8 @@ def damages(content: bytes) -> Iterator[bytes]:
 
 
 def test_a_damaged_commit_is_skipped_and_said(tmp_path: Path) -> None:
-    """However the newest commit file is damaged, the one before is the head, and its number is not used again."""
+    """However the newest commit file is damaged, the one before is the head, and its number is not
+    used again."""
     store = attempt(tmp_path)
     first, _ = saved(store, None, b"one")
     second, _ = saved(store, first, b"two")
@@ -164,7 +170,8 @@ def test_an_attempt_whose_commit_was_damaged_does_not_go_on(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("loss", ["damaged", "deleted", "folder deleted", "only quarantine left"])
 def test_state_without_a_valid_commit_is_never_an_empty_store(tmp_path: Path, loss: str) -> None:
-    """When there is state and no valid head, the answer is an error and not None, which would start the run again."""
+    """When there is state and no valid head, the answer is an error and not None, which would start
+    the run again."""
     saved(attempt(tmp_path), None, b"one")
     for path in (tmp_path / "commits").iterdir():
         if loss == "damaged":
@@ -192,7 +199,8 @@ def test_an_attempt_killed_before_its_first_commit_leaves_an_empty_store(tmp_pat
 
 @pytest.mark.parametrize("place", [".", "commits", "objects", "objects/a1"])
 def test_a_folder_that_cannot_be_read_is_not_an_empty_store(tmp_path: Path, place: str) -> None:
-    """A file where a folder should be (ENOTDIR stands for EIO, ESTALE and EACCES) means "cannot tell"."""
+    """A file where a folder should be (ENOTDIR stands for EIO, ESTALE and EACCES) means "cannot
+    tell"."""
     root = tmp_path / "state"
     (root / place).parent.mkdir(parents=True, exist_ok=True)
     (root / place).write_bytes(b"")
@@ -201,7 +209,8 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_store(tmp_path: Path, plac
 
 
 def test_a_link_to_a_disk_that_is_not_there_is_not_an_empty_store(tmp_path: Path) -> None:
-    """A folder that is reached through a dangling link, as when a disk is not mounted, means "cannot tell"."""
+    """A folder that is reached through a dangling link, as when a disk is not mounted, means
+    "cannot tell"."""
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     with pytest.raises(StoreUnavailable):
         attempt(tmp_path / "runs" / "digits-1" / "state").head()
@@ -230,7 +239,8 @@ def test_a_record_that_json_cannot_say_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_damage_to_a_file_is_found_and_the_file_moved_away(tmp_path: Path) -> None:
-    """A file that is cut, flipped, longer or missing is never returned; its bytes are kept in quarantine under a new name."""
+    """A file that is cut, flipped, longer or missing is never returned; its bytes are kept in
+    quarantine under a new name."""
     content = b"weights and biases"
     store = attempt(tmp_path)
     _, (file,) = saved(store, None, content)
@@ -334,7 +344,8 @@ def fill_to_the_last_page(path: Path) -> None:
 
 
 def test_a_full_disk_loses_that_save_and_nothing_else(small_disk: Path) -> None:
-    """The error says that the disk is full, the old head stays whole, nothing is left behind, and a sweep makes room again."""
+    """The error says that the disk is full, the old head stays whole, nothing is left behind, and a
+    sweep makes room again."""
     store = attempt(small_disk / "state")
     head, files = saved(store, None, b"x" * (1 << 20))
     lost = store.put([b"y" * (2 << 20)])
@@ -353,14 +364,16 @@ def test_a_full_disk_loses_that_save_and_nothing_else(small_disk: Path) -> None:
 
 
 def test_the_first_commit_comes_before_the_first_file(tmp_path: Path) -> None:
-    """A file is refused while nothing is committed: killed there, the run would look like one whose commits are gone."""
+    """A file is refused while nothing is committed: killed there, the run would look like one whose
+    commits are gone."""
     with pytest.raises(StoreError, match="first commit"):
         attempt(tmp_path).put([b"x"])
     assert attempt(tmp_path).head() is None
 
 
 def test_a_put_that_is_interrupted_leaves_no_file(tmp_path: Path) -> None:
-    """If whoever produces the chunks fails, its error comes through and the temporary file is gone."""
+    """If whoever produces the chunks fails, its error comes through and the temporary file is
+    gone."""
 
     def chunks() -> Iterator[bytes]:
         yield b"half"
@@ -380,7 +393,8 @@ def run_python(code: str, *args: str, under: tuple[str, ...] = ()) -> str:
 
 
 def test_everything_is_synced_before_the_commit_is_acknowledged(tmp_path: Path) -> None:
-    """The kernel is asked, in this order, to sync the file, its name, the commit and its name; only then commit returns."""
+    """The kernel is asked, in this order, to sync the file, its name, the commit and its name; only
+    then commit returns."""
     strace, log = shutil.which("strace"), tmp_path / "calls"
     if not strace:
         pytest.skip("strace is not installed")
@@ -437,14 +451,16 @@ print(file.size, peak() - before)
     not Path("/proc/self/status").exists(), reason="needs /proc to see a process's memory"
 )
 def test_memory_stays_flat_while_a_large_file_is_written_and_verified(tmp_path: Path) -> None:
-    """256 MB in 32 MB chunks are put, duplicated and fetched with less than 64 MB of memory of their own."""
+    """256 MB in 32 MB chunks are put, duplicated and fetched with less than 64 MB of memory of
+    their own."""
     size, growth_kb = map(int, run_python(MEMORY_OF_A_LARGE_FILE, str(tmp_path)).split())
     assert size == 256 << 20
     assert growth_kb < 64 << 10
 
 
 def test_the_protocol_is_what_the_folder_store_implements(tmp_path: Path) -> None:
-    """A DirectoryStore can stand wherever a Store is asked for (checked by mypy, and here by its methods)."""
+    """A DirectoryStore can stand wherever a Store is asked for (checked by mypy, and here by its
+    methods)."""
     store: Store = attempt(tmp_path)
     methods: list[Callable[..., object]] = [
         store.head,

@@ -1,7 +1,7 @@
 """What is left of a store when its writers are killed, race each other, or come back from the dead.
 
-Children are forked, so that one costs milliseconds; where a moment matters, an audit hook in the child stops or kills it at
-exactly that system call.
+Children are forked, so that one costs milliseconds; where a moment matters, an audit hook in the
+child stops or kills it at exactly that system call.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def whole_head(root: Path) -> Head:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Fork, do the work, and return the child's process id; what the child raises is printed and becomes exit status 1."""
+    """Fork, do the work, and return the child's process id; what the child raises is printed and
+    becomes exit status 1."""
     child = os.fork()
     if child:
         return child
@@ -78,7 +79,8 @@ def status_of(child: int) -> int:
 
 
 def test_of_two_that_replace_the_same_head_exactly_one_wins(tmp_path: Path) -> None:
-    """In each of 200 races between two processes one commit succeeds, the other is told who won, and no number is lost."""
+    """In each of 200 races between two processes one commit succeeds, the other is told who won,
+    and no number is lost."""
     rounds, barrier, wins = 200, fork.Barrier(2), fork.Array("i", 200 * 2)
     attempt(tmp_path, "a0").commit({}, None)
 
@@ -110,7 +112,8 @@ def commits(store: DirectoryStore, parent: Head | None, winner: str) -> bool:
 
 
 class Paused:
-    """A forked child that stops where its audit hook sees `event` with `text` in its first arguments, until it is let go."""
+    """A forked child that stops where its audit hook sees `event` with `text` in its first
+    arguments, until it is let go."""
 
     def __init__(self, event: str, text: str, work: Callable[[], object]) -> None:
         told, self._tell = os.pipe()
@@ -141,7 +144,8 @@ class Paused:
 def test_a_commit_that_was_asleep_loses(
     tmp_path: Path, moment: tuple[str, str], sweeps: bool
 ) -> None:
-    """An attempt that slept inside commit, while a successor made 40 commits and swept its number away, cannot commit."""
+    """An attempt that slept inside commit, while a successor made 40 commits and swept its number
+    away, cannot commit."""
     zombie = attempt(tmp_path, "z")
     parent = head = zombie.commit({}, None)
 
@@ -162,7 +166,8 @@ def test_a_commit_that_was_asleep_loses(
 
 
 def test_a_sweep_that_was_asleep_deletes_nothing_of_its_successor(tmp_path: Path) -> None:
-    """An attempt that slept inside sweep, before its first deletion, deletes nothing that the successor has committed since."""
+    """An attempt that slept inside sweep, before its first deletion, deletes nothing that the
+    successor has committed since."""
     zombie = attempt(tmp_path, "z")
     head = zombie.commit({}, None)
     kept, dropped = zombie.put([b"kept"]), zombie.put([b"dropped"])
@@ -181,7 +186,8 @@ def test_a_sweep_that_was_asleep_deletes_nothing_of_its_successor(tmp_path: Path
 
 
 def test_an_attempt_that_was_taken_over_can_hurt_nothing(tmp_path: Path) -> None:
-    """Whatever a zombie puts, duplicates, sweeps or commits, its successor's head and every file of it stay as they were."""
+    """Whatever a zombie puts, duplicates, sweeps or commits, its successor's head and every file of
+    it stay as they were."""
     zombie = attempt(tmp_path, "z")
     head = zombie.commit({}, None)
     shared = zombie.put([b"shared"])
@@ -207,7 +213,8 @@ def test_an_attempt_that_was_taken_over_can_hurt_nothing(tmp_path: Path) -> None
 
 
 def test_a_commit_that_could_not_be_confirmed_is_recognised(tmp_path: Path) -> None:
-    """If the disk fails between the link and its sync the outcome is unknown, nothing is swept, and the same parent goes on."""
+    """If the disk fails between the link and its sync the outcome is unknown, nothing is swept, and
+    the same parent goes on."""
     assert status_of(in_child(partial(commit_while_the_disk_fails, tmp_path))) == 0
     assert whole_head(tmp_path).number == 4
 
@@ -238,7 +245,8 @@ def commit_while_the_disk_fails(root: Path) -> None:
 
 
 def train(root: Path, name: str, acknowledge: Callable[[Head], object]) -> None:
-    """Do what a training does to its store, for as long as it is let: put, duplicate, commit, sweep."""
+    """Do what a training does to its store, for as long as it is let: put, duplicate, commit,
+    sweep."""
     store, chance = attempt(root, name), random.Random(name)
     head = store.commit({**(store.head() or names_nothing()).record, "attempt": name}, store.head())
     while True:
@@ -263,7 +271,8 @@ def spin_until(moment: float) -> None:
 
 
 def test_sigkill_at_any_moment_leaves_the_last_commit(tmp_path: Path) -> None:
-    """After each of 80 kills at random moments every acknowledged commit is there and every file of the head is whole."""
+    """After each of 80 kills at random moments every acknowledged commit is there and every file of
+    the head is whole."""
     chance = random.Random(0)
     for kill in range(80):
         said, say = os.pipe()
@@ -283,7 +292,8 @@ def test_sigkill_at_any_moment_leaves_the_last_commit(tmp_path: Path) -> None:
 
 
 def test_sigkill_before_every_single_call_leaves_the_last_commit(tmp_path: Path) -> None:
-    """Killed before its 1st, 2nd, 3rd ... file operation, a new run comes up with nothing or its last commit, never an error."""
+    """Killed before its 1st, 2nd, 3rd ... file operation, a new run comes up with nothing or its
+    last commit, never an error."""
     found = set()
     for count in range(1, 100):
         root = tmp_path / str(count)
@@ -317,7 +327,8 @@ def train_until(root: Path, count: int) -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """The store against a model: a dictionary of what the newest record names. Old attempts stay alive as zombies."""
+    """The store against a model: a dictionary of what the newest record names. Old attempts stay
+    alive as zombies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,7 +345,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(contents=st.lists(st.binary(max_size=3), max_size=3), keep=st.integers(0, 4))
     def save(self, contents: list[bytes], keep: int) -> None:
-        """Commit new files and the last few of the old ones; what the head has already is not put again."""
+        """Commit new files and the last few of the old ones; what the head has already is not put
+        again."""
         old = files_of(self.head)[-keep:] if keep else []
         have = {self.contents[file.hash] for file in old}
         new = []

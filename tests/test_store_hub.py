@@ -1,4 +1,5 @@
-"""What HubStore promises, on a real Hub server with the real huggingface_hub: every answer can be late, lost, old or wrong."""
+"""What HubStore promises, on a real Hub server with the real huggingface_hub: every answer can be
+late, lost, old or wrong."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def hub(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty Hub. The library reads HF_HUB_OFFLINE once, when it is imported, which was long ago."""
+    """An empty Hub. The library reads HF_HUB_OFFLINE once, when it is imported, which was long
+    ago."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with Hub(tmp_path / "hub") as hub:
         hub.clock = clock
@@ -122,7 +124,8 @@ def own(name: str, content: bytes) -> bytes:
 
 
 def saved(store: HubStore, parent: Head | None, *contents: bytes) -> tuple[Head, list[StoredFile]]:
-    """Put these files and commit a record that names exactly them; without a parent, take the lease first."""
+    """Put these files and commit a record that names exactly them; without a parent, take the lease
+    first."""
     parent = parent or store.commit({}, store.head())
     files = [store.put([content]) for content in contents]
     return store.commit({"files": [file.to_json() for file in files]}, parent), files
@@ -157,7 +160,8 @@ def seen_now(hub: Hub) -> dict[str, Any]:
 
 
 def test_only_the_attempt_that_is_asked_hears_it(attempt: Opener, hub: Hub) -> None:
-    """As for a folder; a wish that nobody has heard is removed by a later attempt, and no content is kept alive by it."""
+    """As for a folder; a wish that nobody has heard is removed by a later attempt, and no content
+    is kept alive by it."""
     first, second = attempt(), attempt("a2")
     assert attempt("reader", create=False).ask_to_stop() == ""
     head = first.commit({}, None)
@@ -207,7 +211,8 @@ def test_a_file_of_an_older_xrun_comes_back(attempt: Opener, form: str, lfs: Non
 
 
 def test_a_file_that_was_put_is_invisible_until_it_is_committed(attempt: Opener, hub: Hub) -> None:
-    """Putting changes no head, and what never got committed is gone from the server and the cache after the next sweep."""
+    """Putting changes no head, and what never got committed is gone from the server and the cache
+    after the next sweep."""
     store = attempt()
     head, kept = saved(store, None, own("a1", b"kept"))
     store.put([own("a1", b"forgotten")])
@@ -220,7 +225,8 @@ def test_a_file_that_was_put_is_invisible_until_it_is_committed(attempt: Opener,
 
 
 def test_every_checkpoint_is_one_commit_on_top_of_the_one_before(attempt: Opener, hub: Hub) -> None:
-    """Head, new files and the deletion of old ones come in one commit with its parent; nothing is committed besides."""
+    """Head, new files and the deletion of old ones come in one commit with its parent; nothing is
+    committed besides."""
     store = attempt()
     head: Head | None = None
     commits, trees = 0, []
@@ -296,7 +302,8 @@ def test_the_first_commit_comes_before_the_first_file(attempt: Opener) -> None:
 
 
 def test_the_protocol_is_what_the_store_implements(attempt: Opener) -> None:
-    """A HubStore can stand wherever a Store is asked for (checked by mypy, and here by its methods)."""
+    """A HubStore can stand wherever a Store is asked for (checked by mypy, and here by its
+    methods)."""
     store: Store = attempt()
     names = [name for name in vars(Store) if not name.startswith("_")]
     assert all(getattr(store, name).__doc__ for name in names)
@@ -338,7 +345,8 @@ def test_a_commit_whose_answer_is_lost_is_made_exactly_once(
 def test_a_commit_that_lands_after_its_author_has_given_up_is_recognised(
     attempt: Opener, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stalled connection is given up; when the server finishes that commit later, it is still this attempt's."""
+    """A stalled connection is given up; when the server finishes that commit later, it is still
+    this attempt's."""
     monkeypatch.setattr(api_module, "TIMEOUT", 0.2)
     store = attempt(patience=0.0)
     head, _ = saved(store, None, own("a1", b"one"))
@@ -358,7 +366,8 @@ def test_a_commit_that_lands_after_its_author_has_given_up_is_recognised(
 def test_when_nobody_can_tell_the_next_commit_finds_out(
     attempt: Opener, hub: Hub, landed: bool
 ) -> None:
-    """With the network gone the save is lost and nothing else; the next commit with the same parent goes through."""
+    """With the network gone the save is lost and nothing else; the next commit with the same parent
+    goes through."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
     file = store.put([own("a1", b"two")])
@@ -375,7 +384,8 @@ def test_when_nobody_can_tell_the_next_commit_finds_out(
 
 
 def test_a_successor_is_never_overwritten(attempt: Opener, hub: Hub) -> None:
-    """A commit on a head that another attempt has replaced raises, changes nothing and deletes nothing."""
+    """A commit on a head that another attempt has replaced raises, changes nothing and deletes
+    nothing."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
     successor = attempt("a2")
@@ -390,7 +400,8 @@ def test_a_successor_is_never_overwritten(attempt: Opener, hub: Hub) -> None:
 
 
 def test_a_commit_of_something_else_on_the_branch_is_no_obstacle(attempt: Opener, hub: Hub) -> None:
-    """Somebody's README on the branch moves it; the head is still ours, so the run goes on and keeps that file."""
+    """Somebody's README on the branch moves it; the head is still ours, so the run goes on and
+    keeps that file."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
     hub.write(REPO, {"README.md": b"hands off"}, branch="state")
@@ -440,7 +451,8 @@ def test_a_stalled_connection_does_not_hold_a_store_for_ever(
 def test_commits_keep_their_distance_whoever_makes_them(
     attempt: Opener, hub: Hub, clock: Clock, tmp_path: Path
 ) -> None:
-    """30 s and at most 20 an hour here, over attempts, machines, lost answers and the finished model."""
+    """30 s and at most 20 an hour here, over attempts, machines, lost answers and the finished
+    model."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     head: Head | None = None
@@ -462,7 +474,8 @@ def test_commits_keep_their_distance_whoever_makes_them(
 
 
 def test_a_wait_that_is_given_up_commits_nothing(attempt: Opener, hub: Hub) -> None:
-    """Who has no time for the distance between commits says so through its sleep, and gets an error that means: not committed."""
+    """Who has no time for the distance between commits says so through its sleep, and gets an error
+    that means: not committed."""
     store = attempt(sleep=lambda seconds: True)
     head = store.commit({}, store.head())
     assert 0 < store.commit_delay() <= 30
@@ -483,7 +496,8 @@ def sent(hub: Hub, since: int) -> int:
 def test_a_file_that_the_head_names_is_not_sent_again(
     attempt: Opener, hub: Hub, form: str, way: str
 ) -> None:
-    """Frozen weights are named again by every attempt, and equal content is recognised before it is sent."""
+    """Frozen weights are named again by every attempt, and equal content is recognised before it is
+    sent."""
     store, frozen = attempt(form=form), random.Random(1).randbytes(400_000)
     head, files = saved(store, None, frozen, own("a1", b"0"))
     since = len(hub.requests)
@@ -498,7 +512,8 @@ def test_a_file_that_the_head_names_is_not_sent_again(
 
 
 def test_a_process_commits_files_that_others_have_sent(attempt: Opener, form: str) -> None:
-    """Every process of every node sends its own part; one names them all, and need not have their content."""
+    """Every process of every node sends its own part; one names them all, and need not have their
+    content."""
     first, second = attempt(form=form), attempt(form=form, cache=attempt("b").cache)
     head = first.commit({}, first.head())
     files = [first.put([own("a1", b"rank 0")]), second.put([own("a1", b"rank 1")])]
@@ -507,7 +522,8 @@ def test_a_process_commits_files_that_others_have_sent(attempt: Opener, form: st
 
 
 def test_the_repository_stays_small_however_long_the_run(attempt: Opener, hub: Hub) -> None:
-    """Over 40 checkpoints within an hour, 4 attempts and 2 kept, it never holds more than (2 + 2) states; the cache holds 2."""
+    """Over 40 checkpoints within an hour, 4 attempts and 2 kept, it never holds more than (2 + 2)
+    states; the cache holds 2."""
     size = 20_000
     kept: list[StoredFile] = []
     rng, head = random.Random(2), None
@@ -528,7 +544,8 @@ def test_the_repository_stays_small_however_long_the_run(attempt: Opener, hub: H
 def test_content_that_others_may_write_waits_for_an_hour(
     attempt: Opener, hub: Hub, clock: Clock
 ) -> None:
-    """A dropped file without an attempt's id in it is deleted for good when it is an hour old, and not before."""
+    """A dropped file without an attempt's id in it is deleted for good when it is an hour old, and
+    not before."""
     store = attempt()
     head, (file,) = saved(store, None, b"frozen")
     head, _ = saved(store, head, own("a1", b"one"))
@@ -564,7 +581,8 @@ def test_nothing_that_a_branch_or_tag_names_is_deleted(
 def test_two_runs_with_the_same_frozen_tensors_do_not_touch_each_other(
     attempt: Opener, hub: Hub, clock: Clock
 ) -> None:
-    """One run drops and deletes what another run in another repository still names; that one restores it."""
+    """One run drops and deletes what another run in another repository still names; that one
+    restores it."""
     one, two = attempt(), attempt("b1", run="digits-2", repo="alice/other")
     head, _ = saved(one, None, b"frozen" * 1000, own("a1", b"1"))
     saved(two, None, b"frozen" * 1000, own("b1", b"1"))
@@ -607,7 +625,8 @@ def test_a_process_that_never_commits_keeps_its_cache_small(attempt: Opener, clo
 
 
 def test_bulk_lies_in_the_bucket_and_leaves_it(attempt: Opener, hub: Hub) -> None:
-    """hub-bucket: the repository has nothing but the head; the bucket is private and holds the head's files, no others long."""
+    """hub-bucket: the repository has nothing but the head; the bucket is private and holds the
+    head's files, no others long."""
     store = attempt(form="hub-bucket")
     head, (first,) = saved(store, None, own("a1", b"one"))
     head, (second,) = saved(store, head, own("a1", b"two"))
@@ -634,7 +653,8 @@ def test_bulk_lies_in_the_bucket_and_leaves_it(attempt: Opener, hub: Hub) -> Non
 def test_a_restart_on_the_same_machine_downloads_nothing(
     attempt: Opener, hub: Hub, form: str
 ) -> None:
-    """What the attempt before has sent or fetched lies in the run's cache, and is verified there."""
+    """What the attempt before has sent or fetched lies in the run's cache, and is verified
+    there."""
     store = attempt(form=form)
     head, files = saved(store, None, own("a1", b"one"), b"two")
     again = attempt("a2", form=form, cache=store.cache)
@@ -659,7 +679,8 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(
 def test_files_are_fetched_at_the_same_time_and_once_per_machine(
     attempt: Opener, hub: Hub, lfs: None
 ) -> None:
-    """Several files are under way together; of several processes of one machine one downloads, and all verify."""
+    """Several files are under way together; of several processes of one machine one downloads, and
+    all verify."""
     saved(attempt(), None, *(b"file %d" % number for number in range(4)))
     stores = [attempt("a2"), attempt("a2"), attempt("a2")]
     files = files_of(next(store.head() for store in stores))
@@ -704,7 +725,8 @@ def test_a_file_that_is_wrong_or_gone_on_the_server_is_corrupt(
 def test_a_download_that_breaks_is_tried_again(
     attempt: Opener, hub: Hub, lfs: None, fault: dict[str, Any]
 ) -> None:
-    """A transfer that goes wrong is not taken for a damaged file, and head.json not for a damaged head."""
+    """A transfer that goes wrong is not taken for a damaged file, and head.json not for a damaged
+    head."""
     saved(attempt(), None, b"long" * 1000)
     hub.faults.add("GET .*/objects/.*safetensors", **fault)
     hub.faults.add("GET .*/head.json", **fault)
@@ -717,7 +739,8 @@ def test_a_download_that_breaks_is_tried_again(
 
 
 def test_an_empty_hub_is_certain_and_private(attempt: Opener, hub: Hub) -> None:
-    """The repository is made, private, and that it could be made is the proof that nothing was there."""
+    """The repository is made, private, and that it could be made is the proof that nothing was
+    there."""
     store = attempt()
     assert store.head() is None
     assert store.head() is None
@@ -752,7 +775,8 @@ def test_an_attempt_killed_before_its_lease_leaves_an_empty_store(attempt: Opene
 
 @pytest.mark.parametrize("commits", [1, 3])
 def test_old_answers_are_not_believed(attempt: Opener, hub: Hub, commits: int) -> None:
-    """A server that still shows the branch as it was does not make a run start again, and nothing is overwritten."""
+    """A server that still shows the branch as it was does not make a run start again, and nothing
+    is overwritten."""
     store = attempt()
     head = store.commit({}, store.head())
     for number in range(commits - 1):
@@ -779,7 +803,8 @@ def test_an_old_answer_does_not_hide_the_only_commit(attempt: Opener, hub: Hub) 
 
 
 def test_a_lost_commit_and_old_answers_together(attempt: Opener, hub: Hub) -> None:
-    """After a lost answer the branch shows its old head for a while; the commit is still made once."""
+    """After a lost answer the branch shows its old head for a while; the commit is still made
+    once."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
     hub.faults.add(COMMIT, when="after")
@@ -808,7 +833,8 @@ def edited(hub: Hub, content: bytes) -> None:
 
 @pytest.mark.parametrize("edit", ["cut", "value", "garbage"])
 def test_a_damaged_head_is_skipped_and_said(attempt: Opener, hub: Hub, edit: str) -> None:
-    """However somebody has edited head.json, the commit before is the head, and its number is not used again."""
+    """However somebody has edited head.json, the commit before is the head, and its number is not
+    used again."""
     store = attempt()
     first, _ = saved(store, None, own("a1", b"one"))
     whole = hub.read(REPO, "head.json", "state")
@@ -832,7 +858,8 @@ def test_a_damaged_head_is_skipped_and_said(attempt: Opener, hub: Hub, edit: str
 
 
 def test_a_damaged_newest_commit_falls_back_to_the_one_before(attempt: Opener, hub: Hub) -> None:
-    """A commit of the run itself that cannot be read counts as damaged; files that its tree dropped are named again."""
+    """A commit of the run itself that cannot be read counts as damaged; files that its tree dropped
+    are named again."""
     store = attempt()
     first, (file,) = saved(store, None, own("a1", b"one"))
     head = {
@@ -863,7 +890,8 @@ def test_a_damaged_newest_commit_falls_back_to_the_one_before(attempt: Opener, h
 def test_state_without_a_valid_head_is_never_an_empty_store(
     attempt: Opener, hub: Hub, loss: str
 ) -> None:
-    """When there is state and no valid head, the answer is an error and not None, which would start the run again."""
+    """When there is state and no valid head, the answer is an error and not None, which would start
+    the run again."""
     store = attempt()
     saved(store, None, own("a1", b"one"))
     api = HfApi(endpoint=hub.url, token=hub.token("alice"))
@@ -959,7 +987,8 @@ def model(tmp_path: Path) -> Path:
 def test_the_model_is_published_once(
     attempt: Opener, hub: Hub, model: Path, fault: dict[str, Any] | None
 ) -> None:
-    """One commit on `main`, whatever happens to its answer, tagged with the run; again the same changes nothing."""
+    """One commit on `main`, whatever happens to its answer, tagged with the run; again the same
+    changes nothing."""
     store = attempt()
     saved(store, None, b"x")
     if fault:
@@ -989,7 +1018,8 @@ def test_a_run_that_went_on_publishes_again(attempt: Opener, hub: Hub, model: Pa
 
 
 def test_a_finished_runs_history_is_one_commit(attempt: Opener, hub: Hub) -> None:
-    """finish() squashes `state`, keeps the head and its files, does it only for who has the head, and may come twice."""
+    """finish() squashes `state`, keeps the head and its files, does it only for who has the head,
+    and may come twice."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
     attempt("a0").finish()
@@ -1015,7 +1045,8 @@ def test_a_squash_does_not_stop_an_attempt_that_lives(attempt: Opener, hub: Hub)
 
 
 class Gates(Hub):
-    """A Hub on which one attempt's next request of a kind stops, before or after its work, until somebody opens."""
+    """A Hub on which one attempt's next request of a kind stops, before or after its work, until
+    somebody opens."""
 
     where = ""
 
@@ -1069,10 +1100,12 @@ WHERE = {
 def test_a_zombie_overwrites_nothing(
     tmp_path: Path, clock: Clock, lfs: None, monkeypatch: pytest.MonkeyPatch, form: str, races: int
 ) -> None:
-    """200 times an attempt is held at some request of a save while its successor takes over and saves the same step.
+    """200 times an attempt is held at some request of a save while its successor takes over and
+    saves the same step.
 
-    Then it goes on. Whatever it was about to do: commits follow one another without a gap, none that was acknowledged is lost,
-    after the lease none is the zombie's, and what the head names is whole.
+    Then it goes on. Whatever it was about to do: commits follow one another without a gap, none
+    that was acknowledged is lost, after the lease none is the zombie's, and what the head names is
+    whole.
     """
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     rng = random.Random(3)
@@ -1106,7 +1139,8 @@ def test_a_zombie_overwrites_nothing(
             return head
 
         def save(store: HubStore, head: Head) -> Head:
-            """Two are kept. A part of each says who wrote it; the other's bytes come again every third step, within the hour."""
+            """Two are kept. A part of each says who wrote it; the other's bytes come again every
+            third step, within the hour."""
             step = head.record.get("step", 0) + 1
             pair = [store.put([own(store.attempt, b"%d" % step)]), store.put([b"%d" % (step % 3)])]
             kept = [*head.record.get("kept", []), [file.to_json() for file in pair]]
@@ -1214,7 +1248,8 @@ def test_a_process_of_its_own_with_and_without_xet(hub: Hub, tmp_path: Path, dis
     not Path("/proc/self/status").exists(), reason="needs /proc to see a process's memory"
 )
 def test_memory_stays_flat_while_a_large_file_is_sent_and_fetched(hub: Hub, tmp_path: Path) -> None:
-    """128 MB in chunks are hashed, sent, fetched and verified with less than 64 MB of memory of their own."""
+    """128 MB in chunks are hashed, sent, fetched and verified with less than 64 MB of memory of
+    their own."""
     size, growth_kb = map(
         int, run_python(MEMORY, hub, str(tmp_path), HF_HUB_DISABLE_XET="1").split()
     )

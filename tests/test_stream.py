@@ -124,7 +124,8 @@ def walk(
 
 
 def states(split: Any) -> list[dict[str, Any]]:
-    """What a checkpoint would keep at each step, asked when the step has been trained, as the loop does."""
+    """What a checkpoint would keep at each step, asked when the step has been trained, as the loop
+    does."""
     own = sampler(split)
     found = [own.state(0)]
     for piece in own.steps(0, STEPS, 0, 1):
@@ -134,7 +135,8 @@ def states(split: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", SPLITS)
 def test_resuming_at_any_step_changes_nothing(kind: str) -> None:
-    """From the JSON state of every step, over blocks, shards and epochs, the stream goes on as if it had never stopped."""
+    """From the JSON state of every step, over blocks, shards and epochs, the stream goes on as if
+    it had never stopped."""
     undisturbed = walk(SPLITS[kind]())
     assert undisturbed[-1][1] >= 2  # the third epoch is reached
     for step, state in enumerate(states(SPLITS[kind]())):
@@ -154,7 +156,8 @@ def test_resuming_again_and_again_changes_nothing(kind: str) -> None:
 
 
 def test_an_epoch_that_fills_its_last_batch_ends_cleanly() -> None:
-    """Where the global batch divides the epoch, the run resumed at the border begins the next epoch like the undisturbed one."""
+    """Where the global batch divides the epoch, the run resumed at the border begins the next epoch
+    like the undisturbed one."""
     split = Shards(6, 6)
     undisturbed = walk(split, last=6)
     assert [piece[5] for piece in undisturbed] == [GLOBAL] * 18
@@ -166,7 +169,8 @@ def test_an_epoch_that_fills_its_last_batch_ends_cleanly() -> None:
 
 
 def test_an_epoch_of_a_stream_has_every_example_once() -> None:
-    """Each epoch brings every example of every shard once, in an order of its own, the last batch being short."""
+    """Each epoch brings every example of every shard once, in an order of its own, the last batch
+    being short."""
     orders = []
     for epoch in range(3):
         pieces = [piece for piece in walk(SPLITS["shards"](), last=18) if piece[1] == epoch]
@@ -192,7 +196,8 @@ def test_examples_are_shuffled_within_blocks_and_shards_among_each_other() -> No
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_processes_share_a_stream_as_they_share_any_batch(world: int) -> None:
-    """On any number of processes the micro-batches with weight are together those of one process."""
+    """On any number of processes the micro-batches with weight are together those of one
+    process."""
     own = [walk(SPLITS["shards"](), rank=rank, world=world) for rank in range(world)]
     assert sorted(piece for rank in own for piece in rank if piece[6]) == sorted(
         walk(SPLITS["shards"]())
@@ -202,7 +207,8 @@ def test_processes_share_a_stream_as_they_share_any_batch(world: int) -> None:
 
 
 def test_the_training_process_does_not_decode() -> None:
-    """Examples are only read in the training process; `transform` runs where a micro-batch is fetched, in a worker."""
+    """Examples are only read in the training process; `transform` runs where a micro-batch is
+    fetched, in a worker."""
     split = Shards(40)
     alone = [
         batch.tolist()
@@ -231,14 +237,16 @@ def test_a_shard_with_a_state_is_not_read_from_its_beginning() -> None:
 
 
 def test_an_empty_stream_is_said() -> None:
-    """A stream without a single example ends training with an error instead of going round for ever."""
+    """A stream without a single example ends training with an error instead of going round for
+    ever."""
     for split in (Shards(), Shards(0, 0)):
         with pytest.raises(DataExhausted, match="empty in epoch 0"):
             walk(split)
 
 
 def test_a_stream_that_becomes_empty_is_said() -> None:
-    """An epoch without examples after one with examples is an error too, resumed at its border or not."""
+    """An epoch without examples after one with examples is an error too, resumed at its border or
+    not."""
     split = Shards(6)
     own = sampler(split)
     pieces = own.steps(0, 9, 0, 1)

@@ -1,4 +1,5 @@
-"""Tensors in files: what is written loads with the safetensors library, and any number of processes reads its rows back."""
+"""Tensors in files: what is written loads with the safetensors library, and any number of processes
+reads its rows back."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def test_every_kind_of_tensor_loads_with_the_library(tmp_path: Path) -> None:
-    """Every dtype, odd sizes, 0-d and empty tensors come back from safetensors' own reader bit by bit."""
+    """Every dtype, odd sizes, 0-d and empty tensors come back from safetensors' own reader bit by
+    bit."""
     tensors = {
         f"{kind}/{shape}": random_bits(kind, *shape)
         for kind in KINDS
@@ -102,7 +104,8 @@ def test_tensors_begin_with_a_page() -> None:
 
 
 def test_a_state_is_cut_into_files_in_order() -> None:
-    """A file ends once it is past the limit, no tensor is lost, and a larger one gets a file of its own."""
+    """A file ends once it is past the limit, no tensor is lost, and a larger one gets a file of its
+    own."""
     tensors = {
         name: torch.zeros(size, dtype=torch.uint8)
         for name, size in (("a", 4), ("b", 6), ("c", 50), ("d", 1))
@@ -122,7 +125,8 @@ def shares(count: int, processes: int) -> list[tuple[int, int]]:
 def test_rows_written_by_four_are_read_by_any_number(
     tmp_path: Path, readers: int, count: int
 ) -> None:
-    """Processes that hold no row included, each reader gets exactly its own rows from four writers' files."""
+    """Processes that hold no row included, each reader gets exactly its own rows from four writers'
+    files."""
     whole = random_bits(torch.bfloat16, count, 3)
     shape = (count, 3)
     paths = [
@@ -137,7 +141,8 @@ def test_rows_written_by_four_are_read_by_any_number(
 
 
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
-    """A tensor that the model now has in another shape is an error with its name, both shapes, and the way out."""
+    """A tensor that the model now has in another shape is an error with its name, both shapes, and
+    the way out."""
     reader = TensorReader([write(tmp_path / "t", {"model.w": torch.zeros(3, 2)})])
     with pytest.raises(
         CheckpointError, match=r"model\.w has the shape \[3, 2\].*\[2, 3\] in the model.*--new"

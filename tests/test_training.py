@@ -112,7 +112,8 @@ def undisturbed(make: Any) -> Project:
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, feature: str) -> None:
-    """With every feature: killed at step 8 and resumed from step 5, losses, metrics and weights are the same to the last bit."""
+    """With every feature: killed at step 8 and resumed from step 5, losses, metrics and weights are
+    the same to the last bit."""
     overrides = [*FEATURES[feature], "train.steps=12", "checkpoint.every=5 steps"]
     one, other = make(), make()
     done = one.attempt(*overrides)
@@ -166,7 +167,8 @@ def test_more_steps_continue_a_finished_run(make: Any, undisturbed: Project) -> 
 def test_samples_do_not_depend_on_processes(
     make: Any, undisturbed: Project, processes: int
 ) -> None:
-    """Every step trains on the same samples on 1, 2 and 4 processes, and its loss is the same but for the order of sums."""
+    """Every step trains on the same samples on 1, 2 and 4 processes, and its loss is the same but
+    for the order of sums."""
     project = make()
     assert project.attempt("train.steps=6", processes=processes).code == 0
     expected = {step: point for step, point in curve(undisturbed.run).items() if step <= 6}
@@ -210,7 +212,8 @@ def test_a_model_is_replicated_for_several_processes_only(tmp_path: Path, proces
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: Project) -> None:
-    """A run resumed on 4, then 2, then 1 processes trains on the same samples, and says from which step on bits may differ."""
+    """A run resumed on 4, then 2, then 1 processes trains on the same samples, and says from which
+    step on bits may differ."""
     project = make()
     assert project.attempt("train.steps=6", processes=4).code == 0
     done = project.attempt("train.steps=12", processes=2)
@@ -224,7 +227,8 @@ def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: P
 def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
     make: Any, model: str
 ) -> None:
-    """With `reduction: exact` a run that changes from 4 to 2 to 1 to 4 processes ends with the bits of one on 1 process."""
+    """With `reduction: exact` a run that changes from 4 to 2 to 1 to 4 processes ends with the bits
+    of one on 1 process."""
     overrides = ["train.reduction=exact", f"model.name={model}"]
     one, other = make(), make()
     assert one.attempt(*overrides, "train.steps=16").code == 0
@@ -236,7 +240,8 @@ def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
 
 
 def test_a_sharded_run_goes_on_with_any_number_of_processes(make: Any) -> None:
-    """FSDP on 2 processes, killed: resumed on 2 the bits are the same, resumed on 1 all but rounding."""
+    """FSDP on 2 processes, killed: resumed on 2 the bits are the same, resumed on 1 all but
+    rounding."""
     overrides = ["train.sharding=fsdp", "train.steps=10"]
     one = make()
     done = one.attempt(*overrides, processes=2)
@@ -272,7 +277,8 @@ def test_the_best_checkpoint_is_kept(make: Any) -> None:
 
 
 def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
-    """`train.evaluate.metric` that the task does not have ends with 6 and the list of those that it has."""
+    """`train.evaluate.metric` that the task does not have ends with 6 and the list of those that it
+    has."""
     project = make()
     project.write("models/own.py", OWN_LOSS)
     done = project.attempt(
@@ -287,7 +293,8 @@ def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
 
 
 def test_own_loss_logs_its_metrics(make: Any) -> None:
-    """A model with a loss of its own has every scalar that it returns as a metric of the evaluation."""
+    """A model with a loss of its own has every scalar that it returns as a metric of the
+    evaluation."""
     project = make()
     assert project.attempt("task=model", "model.name=own", "train.steps=2").code == 0
     assert {"val/loss", "val/margin"} <= set(project.run.report()["metrics"])
@@ -303,7 +310,8 @@ def test_the_average_is_what_is_evaluated_and_exported(make: Any) -> None:
 
 
 def test_a_non_finite_loss_is_not_stepped_on(make: Any) -> None:
-    """A NaN at step 8 ends with 6 and names the step; the last commit stands, and going on from it gives the undisturbed bits."""
+    """A NaN at step 8 ends with 6 and names the step; the last commit stands, and going on from it
+    gives the undisturbed bits."""
     project = make()
     project.trap("nan", call=7 * PER_STEP + 2, stays=True, paced=True)
     done = project.attempt()
@@ -336,7 +344,8 @@ def test_an_empty_stream_is_exhausted(make: Any) -> None:
 
 
 def test_the_budget_ends_a_run_that_is_committed(make: Any) -> None:
-    """budget.hours ends with 7 at the step where it was spent, which is committed; a raised budget goes on to the same bits."""
+    """budget.hours ends with 7 at the step where it was spent, which is committed; a raised budget
+    goes on to the same bits."""
     project, reference = make(), make()
     done = project.attempt("budget.hours=0.0000001")
     assert done.code == 7
@@ -350,7 +359,8 @@ def test_the_budget_ends_a_run_that_is_committed(make: Any) -> None:
 
 
 def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) -> None:
-    """Training goes on over a disk that is full, says so, keeps the old checkpoint whole, and saves again once there is room."""
+    """Training goes on over a disk that is full, says so, keeps the old checkpoint whole, and saves
+    again once there is room."""
     project = make()
     ballast, held = small_disk / "ballast", project.root / "held"
     seen: dict[str, list[int]] = {}

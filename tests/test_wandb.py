@@ -1,4 +1,5 @@
-"""Weights & Biases: the real client, a loopback server, and every step once, whatever happens to sender, server or machine."""
+"""Weights & Biases: the real client, a loopback server, and every step once, whatever happens to
+sender, server or machine."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ class Run:
         return json.loads((self.folder / "wandb.json").read_text())
 
     def check(self, last: int) -> None:
-        """Every step up to `last` is there once, in order, with the values of an undisturbed run."""
+        """Every step up to `last` is there once, in order, with the values of an undisturbed
+        run."""
         rows = self.rows()
         assert [row["train/step"] for row in rows] == list(range(1, last + 1))
         for row in rows:
@@ -159,7 +161,8 @@ def run(tmp_path: Path, wandb: Wandb, request: pytest.FixtureRequest) -> Iterato
 
 
 def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    """Rows come live, each with the axis, the attempt and the point's time; the configuration is the whole recipe.
+    """Rows come live, each with the axis, the attempt and the point's time; the configuration is
+    the whole recipe.
 
     Nobody else on this machine sends meanwhile.
     """
@@ -197,7 +200,8 @@ def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_step_once_after_kills(run: Run, seed: int) -> None:
-    """Senders and attempts that are killed at any moment, and attempts that go back: nothing is lost and nothing is doubled."""
+    """Senders and attempts that are killed at any moment, and attempts that go back: nothing is
+    lost and nothing is doubled."""
     rng = random.Random(seed)
     done = 0
     for _ in range(3):
@@ -236,7 +240,8 @@ def test_evaluation_of_a_step_that_an_attempt_ended_at(run: Run) -> None:
 
 
 def test_sent_by_hand_and_evaluated_later(run: Run) -> None:
-    """A row that was sent early is completed by another one. What is not finite is a value like another one."""
+    """A row that was sent early is completed by another one. What is not finite is a value like
+    another one."""
     run.begin(sender=False)
     run.tracker.log(1, {"train/loss": math.nan})
     assert send_all(run.folder) == 0
@@ -281,7 +286,8 @@ def test_down_in_the_middle(run: Run) -> None:
 
 
 def test_rows_that_the_library_gives_up(run: Run) -> None:
-    """The library drops rows without a word after one such answer: the sender notices it and sends them again."""
+    """The library drops rows without a word after one such answer: the sender notices it and sends
+    them again."""
     run.begin()
     run.train(1, 5)
     run.arrive(4)
@@ -361,7 +367,8 @@ def test_a_wrong_key(
 
 
 def test_offline(tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts that sent nothing: everything is sent by hand afterwards, once, and so is what comes after that.
+    """Attempts that sent nothing: everything is sent by hand afterwards, once, and so is what comes
+    after that.
 
     The key is the one that `wandb login` has kept.
     """
@@ -389,7 +396,8 @@ def test_offline(tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_deleted_run(run: Run) -> None:
-    """Its id cannot be used again, and the sender says so and ends: in the middle, and when somebody starts it anew."""
+    """Its id cannot be used again, and the sender says so and ends: in the middle, and when
+    somebody starts it anew."""
     run.begin()
     run.train(1, 10)
     run.arrive(9)
@@ -404,7 +412,8 @@ def test_a_deleted_run(run: Run) -> None:
 
 
 def test_the_last_commit(run: Run) -> None:
-    """W&B knows of it soon, without a row after it; an older commit on this machine does not replace a newer one."""
+    """W&B knows of it soon, without a row after it; an older commit on this machine does not
+    replace a newer one."""
     run.begin()
     run.train(1, 10)
     run.tracker.committed(10, "abc")
@@ -435,7 +444,8 @@ def test_a_machine_that_is_about_to_go(run: Run) -> None:
 
 
 def test_stopped_over_there(run: Run) -> None:
-    """The stop button is reported once; a Ctrl-C that reaches the sender too means nothing to it."""
+    """The stop button is reported once; a Ctrl-C that reaches the sender too means nothing to
+    it."""
     run.begin()
     run.train(1, 10)
     run.arrive(9)
@@ -452,8 +462,8 @@ def test_stopped_over_there(run: Run) -> None:
 
 
 def test_the_library_dies_and_then_the_attempt(run: Run) -> None:
-    """Its process may be ended by whoever has too little memory: another one goes on. Nobody tells the sender to finish, and
-    SIGTERM means others: it ends when whoever started it is gone."""
+    """Its process may be ended by whoever has too little memory: another one goes on. Nobody tells
+    the sender to finish, and SIGTERM means others: it ends when whoever started it is gone."""
     run.begin()
     run.train(1, 10)
     run.arrive(9)
@@ -540,7 +550,8 @@ def test_the_account(
 
 
 def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is in no file and in no request but its Authorization header; neither are this machine's name and commands.
+    """The key is in no file and in no request but its Authorization header; neither are this
+    machine's name and commands.
 
     What the environment says about other runs does not matter.
     """

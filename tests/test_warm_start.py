@@ -32,7 +32,8 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 
 @pytest.mark.parametrize("where", ["weights.safetensors", "folder", "absolute"])
 def test_all_weights_are_taken(tmp_path: Path, where: str) -> None:
-    """A file or a folder, relative to the project or absolute, gives the model all of its weights."""
+    """A file or a folder, relative to the project or absolute, gives the model all of its
+    weights."""
     source, target = model(), model()
     (tmp_path / "folder").mkdir()
     save_model(source, str(tmp_path / "weights.safetensors"))

@@ -1,4 +1,5 @@
-"""What a person installs works without this checkout: the wheel, built from the source distribution, in an empty environment."""
+"""What a person installs works without this checkout: the wheel, built from the source
+distribution, in an empty environment."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds the wheel and what the wheel says it needs, and nothing else."""
+    """The interpreter of an environment that holds the wheel and what the wheel says it needs, and
+    nothing else."""
     folder = tmp_path_factory.mktemp("empty")
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
     install = ["-m", "pip", "install", "-q", "--disable-pip-version-check"]
@@ -122,7 +124,8 @@ def test_checks_a_recipe_copied_out_of_the_wheel(
 def test_trains_from_the_wheel(wheel: Path, python: Path, tmp_path: Path) -> None:
     """A run from the recipe to the final weights; only the libraries are this environment's.
 
-    PYTHONPATH leads to them and not to this checkout: the `.pth` file of an editable installation is not read there.
+    PYTHONPATH leads to them and not to this checkout: the `.pth` file of an editable installation
+    is not read there.
     """
     (tmp_path / "digits_mlp.yaml").write_bytes(
         zipfile.ZipFile(wheel).read("xrun/components/recipes/digits_mlp.yaml")

@@ -40,7 +40,8 @@ class Backoff:
         sleep: Callable[[float], object] = time.sleep,
         before: Callable[[BaseException], None] = lambda error: None,
     ) -> Retrying:
-        """`for attempt in ...: with attempt:` tries the block again after each of these errors, until it does not raise.
+        """`for attempt in ...: with attempt:` tries the block again after each of these errors,
+        until it does not raise.
 
         The last error is raised when the next try would begin later than `seconds` after now,
         after so many `times`, or if `sleep` returns True. `before` hears of each error before the

@@ -1,6 +1,7 @@
 """A component's name -> its file, the signature of its `build`, its sources, and `build` itself.
 
-Everything but `load_build` reads files without importing them, so the launcher half needs none of their libraries.
+Everything but `load_build` reads files without importing them, so the launcher half needs none of
+their libraries.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ REQUIRED = _Required()
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of `build`. `default` is the literal, or its source text where it is an expression (`is_literal` tells)."""
+    """One parameter of `build`. `default` is the literal, or its source text where it is an
+    expression (`is_literal` tells)."""
 
     name: str
     required: bool
@@ -56,7 +58,8 @@ class Signature:
 
 
 def project_root(recipe_path: Path | str) -> Path:
-    """The project of a recipe: the nearest parent with a pyproject.toml, else the parent of its `recipes/`, else its folder."""
+    """The project of a recipe: the nearest parent with a pyproject.toml, else the parent of its
+    `recipes/`, else its folder."""
     folder = Path(recipe_path).resolve().parent
     for parent in (folder, *folder.parents):
         if (parent / "pyproject.toml").is_file():
@@ -67,7 +70,8 @@ def project_root(recipe_path: Path | str) -> Path:
 
 
 def find(kind: Kind, name: str, project: Path) -> Path:
-    """The file of a component: the recipe's project first, then this checkout, then the installed package."""
+    """The file of a component: the recipe's project first, then this checkout, then the installed
+    package."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name, re.ASCII):
         raise ComponentError(
             f"{name!r} is not a component's name.",
@@ -137,7 +141,8 @@ def signature(path: Path) -> Signature:
 
 
 def parse(path: Path, source: bytes | None = None) -> ast.Module:
-    """The file's syntax tree; `source` is what it holds, where that has been read already. Raises ComponentError."""
+    """The file's syntax tree; `source` is what it holds, where that has been read already. Raises
+    ComponentError."""
     try:
         return ast.parse(path.read_bytes() if source is None else source, str(path))
     except SyntaxError as error:
@@ -179,7 +184,8 @@ def read_literal(expression: ast.expr) -> tuple[Any, bool]:
 
 
 def check_args(signature: Signature, args: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with these arguments; `key` is the argument's name, and "" where one is missing. Problems have no place."""
+    """What is wrong with these arguments; `key` is the argument's name, and "" where one is
+    missing. Problems have no place."""
     known = {parameter.name: parameter for parameter in signature.parameters}
     problems = []
     for name, value in args.items():
@@ -315,7 +321,8 @@ def last_name(tree: ast.expr) -> str:
 
 
 def sources(kind: Kind, name: str, project: Path) -> dict[str, bytes]:
-    """The component's file and, recursively, the components that it imports, keyed like `models/vit.py` and sorted."""
+    """The component's file and, recursively, the components that it imports, keyed like
+    `models/vit.py` and sorted."""
     roots = components.roots(project)
     first = find(kind, name, project)
     found: dict[str, bytes] = {}
@@ -333,7 +340,8 @@ def sources(kind: Kind, name: str, project: Path) -> dict[str, bytes]:
 
 
 def imports(module: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Names below `xrun.components` that a file imports, anywhere in it; `from .a import b` may mean `a` or `a.b`."""
+    """Names below `xrun.components` that a file imports, anywhere in it; `from .a import b` may
+    mean `a` or `a.b`."""
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             wanted = [tuple(alias.name.split(".")) for alias in node.names]
@@ -351,7 +359,8 @@ def imports(module: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def files(module: tuple[str, ...], roots: list[Path]) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The file of a module, and the `__init__.py` of the packages around it, which run when it is imported."""
+    """The file of a module, and the `__init__.py` of the packages around it, which run when it is
+    imported."""
     for depth in range(2, len(module) + 1):
         part = module[:depth]
         for root in roots:
@@ -370,7 +379,8 @@ def files(module: tuple[str, ...], roots: list[Path]) -> Iterator[tuple[Path, tu
 
 
 def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
-    """The component's `build`, imported as `xrun.components.<kind>.<name>` so that workers can import it as well."""
+    """The component's `build`, imported as `xrun.components.<kind>.<name>` so that workers can
+    import it as well."""
     path = find(kind, name, project)
     components.use_project(project)
     importlib.invalidate_caches()

@@ -1,8 +1,10 @@
-"""The proof that people run before they spend money: an undisturbed run and one under real SIGKILLs, compared to the last bit.
+"""The proof that people run before they spend money: an undisturbed run and one under real
+SIGKILLs, compared to the last bit.
 
-Every life of the disturbed run is the command that a person would type, in a process group of its own; a kill ends the whole
-group at once, as a machine that vanishes does. Moments are chosen by seed in four places: while the command starts, while the
-attempt resumes, inside a save, and anywhere in training.
+Every life of the disturbed run is the command that a person would type, in a process group of its
+own; a kill ends the whole group at once, as a machine that vanishes does. Moments are chosen by
+seed in four places: while the command starts, while the attempt resumes, inside a save, and
+anywhere in training.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _POLL_SECONDS = 0.001
 _SHORT_SECONDS = 0.02
 """A kill in a save or in training comes up to so long after its moment."""
 TOLERANCE = 1e-5
-"""Relative difference of losses that another number of processes may make (sums in another order)."""
+"""Relative difference of losses that another number of processes may make (sums in another
+order)."""
 
 
 @dataclass
@@ -131,7 +134,8 @@ def drill(
 
 
 def _options(overrides: Sequence[str]) -> list[str]:
-    """The person's overrides; the state stays in the drill's folder whatever the recipe says, and nobody else is told."""
+    """The person's overrides; the state stays in the drill's folder whatever the recipe says, and
+    nobody else is told."""
     own = ["checkpoint.store=local", "tracking.wandb=null", "tracking.trackio=null"]
     return [part for override in [*overrides, *own] for part in ("-s", override)]
 
@@ -186,7 +190,8 @@ class _Life:
             )
 
     def to_the_end(self, say: Callable[[str], None]) -> dict[str, float]:
-        """Let it finish; when the lease, the first step and the end came (seconds), and how many steps there were.
+        """Let it finish; when the lease, the first step and the end came (seconds), and how many
+        steps there were.
 
         Raises:
             LaunchError: it does not finish.
@@ -206,7 +211,8 @@ class _Life:
     def kill(
         self, place: str, target: int, times: dict[str, float], rng: random.Random
     ) -> str | None:
-        """End the whole group at a moment in `place`; says where that was, None if the run ended before."""
+        """End the whole group at a moment in `place`; says where that was, None if the run ended
+        before."""
         if place == START:
             self._wait(rng.uniform(0, times["lease"]))
         elif place == RESUME:

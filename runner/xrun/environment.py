@@ -1,4 +1,5 @@
-"""Every environment variable of xrun's own: its name, what it says, and what holds where nobody sets it.
+"""Every environment variable of xrun's own: its name, what it says, and what holds where nobody
+sets it.
 
 A person may set those of the first part. Those of the second part are how one process of xrun tells
 another one, which it has started, what it needs to know; a recipe's `env` can set none of them.

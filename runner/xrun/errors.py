@@ -35,7 +35,8 @@ class XrunError(Exception):
 
     exit_code = 1
     kind = "own"
-    """What it says of the attempt that it ends: the run's `own` failure, one from `outside`, or `stopped` on purpose."""
+    """What it says of the attempt that it ends: the run's `own` failure, one from `outside`, or
+    `stopped` on purpose."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

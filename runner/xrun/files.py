@@ -1,4 +1,5 @@
-"""Small files that are replaced as a whole: a reader, or a kill at any moment, finds the old one or the new one."""
+"""Small files that are replaced as a whole: a reader, or a kill at any moment, finds the old one or
+the new one."""
 
 from __future__ import annotations
 

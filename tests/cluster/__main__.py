@@ -1,7 +1,9 @@
-"""`python -m cluster [FOLDER]`: set the one-machine cluster up, say where it is, and take it down when the input ends.
+"""`python -m cluster [FOLDER]`: set the one-machine cluster up, say where it is, and take it down
+when the input ends.
 
-Whoever asked for the cluster holds the other end of the standard input: however that process ends, the cluster ends with it.
-Every process of the cluster is or becomes a child of this one (PR_SET_CHILD_SUBREAPER), so none is forgotten and no other is hit.
+Whoever asked for the cluster holds the other end of the standard input: however that process ends,
+the cluster ends with it. Every process of the cluster is or becomes a child of this one
+(PR_SET_CHILD_SUBREAPER), so none is forgotten and no other is hit.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> int:
-    """One line of JSON on the standard output once the cluster is up: `{"root": ..., "environment": ...}` or `{"error": ...}`."""
+    """One line of JSON on the standard output once the cluster is up: `{"root": ..., "environment":
+    ...}` or `{"error": ...}`."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, _end)
     layout = Layout(
@@ -48,7 +51,8 @@ def main() -> int:
 
 
 def end_descendants() -> None:
-    """End every process that this one has started, directly or not; nothing of theirs is kept, so none is asked."""
+    """End every process that this one has started, directly or not; nothing of theirs is kept, so
+    none is asked."""
     while living := descendants():
         for pid in living:
             with contextlib.suppress(ProcessLookupError):

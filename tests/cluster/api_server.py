@@ -1,8 +1,10 @@
-"""A SkyPilot API server with the job controller inside, in a HOME of its own, and what its nodes need where there is no internet.
+"""A SkyPilot API server with the job controller inside, in a HOME of its own, and what its nodes
+need where there is no internet.
 
-SkyPilot fetches `uv` from its home page on every new node, asks it for Python 3.10 and installs itself with it. Here a `curl` on
-the nodes' PATH answers that one address with a `uv` from the package index, which takes this Python for 3.10 and keeps what it
-has downloaded and built for the next node. All else is SkyPilot's own doing.
+SkyPilot fetches `uv` from its home page on every new node, asks it for Python 3.10 and installs
+itself with it. Here a `curl` on the nodes' PATH answers that one address with a `uv` from the
+package index, which takes this Python for 3.10 and keeps what it has downloaded and built for the
+next node. All else is SkyPilot's own doing.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ sys.meta_path.insert(0, Patched())
 """
 
 SMALL = {"SKYPILOT_POD_MEMORY_GB_LIMIT": "4"}
-"""SkyPilot fills the memory with job controllers, which all start when the first job does; a few jobs need few."""
+"""SkyPilot fills the memory with job controllers, which all start when the first job does; a few
+jobs need few."""
 _OWN = ("SKYPILOT_", "XRUN_", "HF_", "WANDB_", "PYTEST_", "PYTHONPATH", "SLURM_")
 
 
@@ -86,7 +89,8 @@ class ApiServer:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def prepare(self, ssh_config: str) -> None:
-        """Write the HOME: which cloud there is, how it is reached, what its nodes find on their PATH."""
+        """Write the HOME: which cloud there is, how it is reached, what its nodes find on their
+        PATH."""
         home = self.layout.home
         for folder in (".sky", ".slurm", ".ssh"):
             (home / folder).mkdir(mode=0o700, exist_ok=True)
@@ -207,7 +211,8 @@ class ApiServer:
 
 
 def server_port() -> int:
-    """A free port for the server; it takes another one for its queues, at a fixed distance (sky.server.requests.queues)."""
+    """A free port for the server; it takes another one for its queues, at a fixed distance
+    (sky.server.requests.queues)."""
     while True:
         (port,) = free_ports(1)
         if is_free(50_000 + (11 + port - 46_580) % 10_000):

@@ -1,6 +1,8 @@
-"""A process that stays: for each line on its input it asks the API server for all managed jobs and answers in one line of JSON.
+"""A process that stays: for each line on its input it asks the API server for all managed jobs and
+answers in one line of JSON.
 
-`import sky` takes seconds, so a test that looks every second cannot start a program each time; its own process has another HOME.
+`import sky` takes seconds, so a test that looks every second cannot start a program each time; its
+own process has another HOME.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class Job:
 class Cluster:
     """A context manager: set up in about a minute, gone afterwards, whatever happened in between.
 
-    `environment` is what a process needs to talk to the cluster: HOME, the API server's port and SLURM_CONF.
+    `environment` is what a process needs to talk to the cluster: HOME, the API server's port and
+    SLURM_CONF.
     """
 
     def __enter__(self) -> Self:
@@ -89,12 +90,14 @@ class Cluster:
         self._owner.communicate()
 
     def export(self, variables: Mapping[str, str]) -> None:
-        """Give the nodes of jobs that are launched from now on these variables, as an image or a machine's profile would."""
+        """Give the nodes of jobs that are launched from now on these variables, as an image or a
+        machine's profile would."""
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         (self.root / "node.env").write_text("".join(lines))
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a program that sees the cluster and does not outlive this process; its errors go to logs/programs.log."""
+        """Start a program that sees the cluster and does not outlive this process; its errors go to
+        logs/programs.log."""
         options = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
@@ -161,7 +164,8 @@ class Cluster:
         """Wait for something that a job does.
 
         Raises:
-            ClusterError: the job ended before, or it did not happen in time; with what the job and its controller have said.
+            ClusterError: the job ended before, or it did not happen in time; with what the job and
+                its controller have said.
         """
         looks = itertools.count(1)
 
@@ -179,7 +183,8 @@ class Cluster:
             raise ClusterError(f"the job {job.job_name} is {job.status}: {job.failure_reason}")
 
     def _bounded(self, there: Callable[[], Any], what: str, seconds: float, every: float) -> Any:
-        """To ask for jobs costs the API server a process and seconds of a core, so it is not asked often."""
+        """To ask for jobs costs the API server a process and seconds of a core, so it is not asked
+        often."""
         try:
             return until(there, what, seconds, every=every)
         except ClusterError as error:
@@ -208,7 +213,8 @@ class Cluster:
     def preempt(self, name: str, *, notice: bool = True) -> float:
         """Take the machine of a managed job away, as its cloud would; returns when (time.time()).
 
-        With notice: SIGTERM, and SIGKILL 30 s later. Without: everything on the machine is gone at once.
+        With notice: SIGTERM, and SIGKILL 30 s later. Without: everything on the machine is gone at
+        once.
         """
         numbers = [
             number

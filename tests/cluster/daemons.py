@@ -1,7 +1,9 @@
-"""A real Slurm of two nodes and the sshd that SkyPilot reaches it by, on this machine, with every file under one folder.
+"""A real Slurm of two nodes and the sshd that SkyPilot reaches it by, on this machine, with every
+file under one folder.
 
-Nothing of the machine's own is read or written: no /etc/slurm, no /etc/munge, no account's home folder. What runs on a "node"
-sees the cluster's HOME; `libnss_wrapper` makes `~user` that folder too, because SkyPilot's node setup writes to `~user/.ssh`.
+Nothing of the machine's own is read or written: no /etc/slurm, no /etc/munge, no account's home
+folder. What runs on a "node" sees the cluster's HOME; `libnss_wrapper` makes `~user` that folder
+too, because SkyPilot's node setup writes to `~user/.ssh`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ PROGRAMS = (
     "setpriv",
 )
 NODES = ("0x7f000002", "0x7f000003")
-"""A node's name has to resolve to an address of its own; so written it is one (127.0.0.2), and /etc/hosts needs no line."""
+"""A node's name has to resolve to an address of its own; so written it is one (127.0.0.2), and
+/etc/hosts needs no line."""
 CORES = 8
 """Cores of a node as Slurm counts them, however many there are."""
 
@@ -220,7 +223,8 @@ class Daemons:
         yield "SetEnv " + " ".join(f'"{name}={value}"' for name, value in environment.items())
 
     def _accounts(self) -> dict[str, str]:
-        """Variables that make this user's home folder the cluster's, wherever an account is looked up."""
+        """Variables that make this user's home folder the cluster's, wherever an account is looked
+        up."""
         passwd = self.layout.root / "passwd"
         passwd.write_text(
             f"{getpass.getuser()}:x:{os.getuid()}:{os.getgid()}::{self.layout.home}:/bin/bash\n"

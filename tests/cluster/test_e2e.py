@@ -1,4 +1,5 @@
-"""`make e2e`: recipes/digits.yaml as managed jobs of a real SkyPilot on a real Slurm, with machines that are really taken away.
+"""`make e2e`: recipes/digits.yaml as managed jobs of a real SkyPilot on a real Slurm, with machines
+that are really taken away.
 
 The state goes to a loopback Hub and the points to a loopback W&B. Each test says what it measured.
 """
@@ -29,7 +30,8 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
 EPOCHS = "train.epochs=40"
 """920 steps: half of the recipe's, enough for two preemptions in mid-training."""
 FREQUENT = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000"}
-"""A loopback Hub has no limit of commits, so a checkpoint can be committed every 100 steps, as the recipe says."""
+"""A loopback Hub has no limit of commits, so a checkpoint can be committed every 100 steps, as the
+recipe says."""
 
 
 class Site:
@@ -107,7 +109,8 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def undisturbed(site: Site) -> Iterator[subprocess.Popen[str]]:
-    """The same training on this machine, without a cloud and without interruptions; it runs while the first machine is set up."""
+    """The same training on this machine, without a cloud and without interruptions; it runs while
+    the first machine is set up."""
     environment = site.environment | {
         "XRUN_HOME": str(site.cluster.root / "undisturbed"),
         "OMP_NUM_THREADS": "1",
@@ -133,7 +136,8 @@ def expected(site: Site, undisturbed: subprocess.Popen[str]) -> tuple[bytes, dic
 def test_a_job_that_is_preempted_twice_ends_with_the_weights_of_an_undisturbed_run(
     site: Site, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    """One machine gives notice and one is gone at once; W&B has one run with every step once, and no secret lies around."""
+    """One machine gives notice and one is gone at once; W&B has one run with every step once, and
+    no secret lies around."""
     run, killed = "preempted", []
     site.launch(run)
     for step, notice in ((150, True), (450, False)):
@@ -170,7 +174,8 @@ def test_a_job_that_is_preempted_twice_ends_with_the_weights_of_an_undisturbed_r
 def test_two_nodes_train_the_same_weights(
     site: Site, expected: tuple[bytes, dict[int, float]]
 ) -> None:
-    """One process on each of two nodes; the reduction of digits.yaml is exact, so the bits are those of one process."""
+    """One process on each of two nodes; the reduction of digits.yaml is exact, so the bits are
+    those of one process."""
     site.launch("two-nodes", nodes=2)
     site.cluster.wait_for("two-nodes", "SUCCEEDED", seconds=900)
     (attempt,) = site.record("two-nodes")["attempts"]
@@ -181,7 +186,8 @@ def test_two_nodes_train_the_same_weights(
 def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --save the run commits a step and stops by itself; launched again it goes on from there; without, it ends at once."""
+    """With --save the run commits a step and stops by itself; launched again it goes on from there;
+    without, it ends at once."""
     site.launch("cancelled")
     site.wait_for_step("cancelled", 100)
     began = time.monotonic()

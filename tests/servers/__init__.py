@@ -1,1 +1,2 @@
-"""Loopback servers that the real clients accept: a Hugging Face Hub and a W&B, with faults on demand."""
+"""Loopback servers that the real clients accept: a Hugging Face Hub and a W&B, with faults on
+demand."""

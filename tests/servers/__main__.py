@@ -1,4 +1,5 @@
-"""`python -m tests.servers [FOLDER]`: a Hub and a W&B for people, until Ctrl+C; what they are told is kept in the folder."""
+"""`python -m tests.servers [FOLDER]`: a Hub and a W&B for people, until Ctrl+C; what they are told
+is kept in the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What goes wrong with a loopback server's answers: statuses, stalls, cut connections, short bodies, stale reads."""
+"""What goes wrong with a loopback server's answers: statuses, stalls, cut connections, short
+bodies, stale reads."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from starlette.types import Message, Send
 
 @dataclass(eq=False)
 class Fault:
-    """What is to go wrong with the requests whose line matches; see `Faults.add`. `hits` counts how often it has."""
+    """What is to go wrong with the requests whose line matches; see `Faults.add`. `hits` counts how
+    often it has."""
 
     match: str
     status: int | None
@@ -73,12 +75,15 @@ class Faults:
         stale: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> Fault:
-        """Arm a fault for the next `times` requests (None: all of them) whose `METHOD /path` matches, `skip` of them later.
+        """Arm a fault for the next `times` requests (None: all of them) whose `METHOD /path`
+        matches, `skip` of them later.
 
-        `status` is answered instead; it is 503 if nothing else is asked for. `when="before"` leaves the work undone, `"after"`
-        does it and loses the answer. `stall` waits so many seconds at that moment, or until `clear`; the work is done even if the
-        client has given up. `cut` drops the connection: without an answer, or `"after"` the work in the middle of the answer.
-        `truncate` answers well, with the first so many bytes of the body only. `stale` reads the state before the last commit.
+        `status` is answered instead; it is 503 if nothing else is asked for. `when="before"` leaves
+        the work undone, `"after"` does it and loses the answer. `stall` waits so many seconds at
+        that moment, or until `clear`; the work is done even if the client has given up. `cut` drops
+        the connection: without an answer, or `"after"` the work in the middle of the answer.
+        `truncate` answers well, with the first so many bytes of the body only. `stale` reads the
+        state before the last commit.
         """
         if when not in ("before", "after"):
             raise ValueError(f"when is before or after, not {when!r}")
@@ -120,7 +125,8 @@ class Faults:
 
 
 class Spoiled:
-    """An ASGI `send` that cuts the connection in the middle of the answer, or shortens the answer's body."""
+    """An ASGI `send` that cuts the connection in the middle of the answer, or shortens the answer's
+    body."""
 
     def __init__(self, send: Send, fault: Fault, method: str) -> None:
         self.send, self.fault, self.head = send, fault, method == "HEAD"

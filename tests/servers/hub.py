@@ -1,9 +1,11 @@
-"""A loopback Hugging Face Hub: repositories as real git with LFS and Xet, buckets, permissions; the real clients accept it.
+"""A loopback Hugging Face Hub: repositories as real git with LFS and Xet, buckets, permissions; the
+real clients accept it.
 
     with Hub(tmp_path) as hub:
         environment = os.environ | hub.environ("alice")
 
-The token `hf_alice` is alice's. Everything lies under `root`, so a second Hub there knows what the first one was told.
+The token `hf_alice` is alice's. Everything lies under `root`, so a second Hub there knows what the
+first one was told.
 """
 
 from __future__ import annotations
@@ -123,7 +125,8 @@ ROUTES = Routes(
 class Hub(Accounts):
     """The server; see `Accounts` for who may do what, `Server` for requests and faults.
 
-    `clock` dates commits and large files; `page` is how many rows a list has before the client has to ask for more.
+    `clock` dates commits and large files; `page` is how many rows a list has before the client has
+    to ask for more.
     """
 
     def __init__(self, root: Path, users: Mapping[str, str] | None = None) -> None:
@@ -139,7 +142,8 @@ class Hub(Accounts):
         self.unlock()
 
     def unlock(self) -> None:
-        """Remove the locks of a git that was killed together with the server that was here before."""
+        """Remove the locks of a git that was killed together with the server that was here
+        before."""
         for pattern in ("*.lock", "refs/**/*.lock"):
             for lock in self.root.glob(f"repositories/*/*/*.git/{pattern}"):
                 lock.unlink()
@@ -201,7 +205,8 @@ class Hub(Accounts):
             shutil.rmtree(repository.folder)
 
     def uploaded(self, scope: list[str], sent: list[tuple[str, str, int]]) -> None:
-        """Large files came to the content store with a token for this scope: a kind of repository and its name."""
+        """Large files came to the content store with a token for this scope: a kind of repository
+        and its name."""
         kind, repo_id = scope
         if kind != "bucket":
             for xet_hash, sha256, size in sent:
@@ -260,5 +265,6 @@ class Hub(Accounts):
         )
 
     def stored_bytes(self, repo_id: str, kind: str = "model") -> int:
-        """Bytes of the large files that a repository keeps, once each, whether or not a commit still names them."""
+        """Bytes of the large files that a repository keeps, once each, whether or not a commit
+        still names them."""
         return sum(large.size for large in self.repository(repo_id, kind).all_large())

@@ -1,4 +1,5 @@
-"""What most of the loopback Hub's answers begin and end with: the repository that the address names, and pages of a list."""
+"""What most of the loopback Hub's answers begin and end with: the repository that the address
+names, and pages of a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Who asks the loopback Hub, and what they may do: users, organisations, tokens' roles, gated repositories."""
+"""Who asks the loopback Hub, and what they may do: users, organisations, tokens' roles, gated
+repositories."""
 
 from __future__ import annotations
 
@@ -16,10 +17,9 @@ READ, WRITE = "repo.content.read", "repo.write"
 class Accounts(Server):
     """`users`: user -> token; None takes the token `hf_NAME` for any NAME.
 
-    Everything else may be changed at any time:
-    `organisations`: name -> its members, who may read and write everything there.
-    `read_only`: users whose token has the role "read".
-    `fine_grained`: user -> what the token may do, namespace or repository -> `repo.content.read`, `repo.write`.
+    Everything else may be changed at any time: `organisations`: name -> its members, who may read
+    and write everything there. `read_only`: users whose token has the role "read". `fine_grained`:
+    user -> what the token may do, namespace or repository -> `repo.content.read`, `repo.write`.
     `granted`: gated repository -> users who were given access besides those of its namespace.
     """
 
@@ -66,7 +66,8 @@ class Accounts(Server):
         )
 
     def may_see(self, request: Request, repo_id: str, private: bool) -> None:
-        """404 unless the repository is public or the user's; without a token 401, as the service does."""
+        """404 unless the repository is public or the user's; without a token 401, as the service
+        does."""
         user = self.user_of(request)
         if private and not (
             self.belongs(user, repo_id.partition("/")[0]) and self.scoped(user, repo_id, READ)

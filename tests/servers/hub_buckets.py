@@ -129,7 +129,8 @@ def paths_info(hub: Any, request: Request, bucket: Bucket) -> Response:
 
 @writing
 def batch(hub: Any, request: Request, bucket: Bucket) -> Response:
-    """Add, copy and delete files, in this order of lines; what fails is named and the rest happens."""
+    """Add, copy and delete files, in this order of lines; what fails is named and the rest
+    happens."""
     failed, lines = [], request.json_lines
     with hub.lock:
         bucket = load(hub, bucket["id"])

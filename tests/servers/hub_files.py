@@ -1,4 +1,5 @@
-"""What the loopback Hub answers about a repository's files: listing, reading, uploading, committing, deleting for good."""
+"""What the loopback Hub answers about a repository's files: listing, reading, uploading,
+committing, deleting for good."""
 
 from __future__ import annotations
 
@@ -169,7 +170,8 @@ def preupload(hub: Any, request: Request, repository: Repository, revision: str)
 
 @writing
 def lfs_batch(hub: Any, request: Request, repository: Repository) -> Response:
-    """Where to send the large files that the repository does not have; a client that speaks Xet is asked to."""
+    """Where to send the large files that the repository does not have; a client that speaks Xet is
+    asked to."""
     base = f"{hub.url}/lfs/{repository.kind}/{repository.id}"
     rows = []
     for asked in request.json["objects"]:

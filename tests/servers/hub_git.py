@@ -1,4 +1,5 @@
-"""Git for the loopback Hub, by as few processes as possible: what a commit holds, and the language of `git fast-import`."""
+"""Git for the loopback Hub, by as few processes as possible: what a commit holds, and the language
+of `git fast-import`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class File:
-    """A file of one commit: git's `oid`, the content's `size`; for a large file its SHA-256 and the size of its pointer."""
+    """A file of one commit: git's `oid`, the content's `size`; for a large file its SHA-256 and the
+    size of its pointer."""
 
     path: str
     oid: str
@@ -66,7 +68,8 @@ def git(
 
 @functools.lru_cache(maxsize=512)
 def tree(folder: Path, commit: str) -> dict[str, File]:
-    """Every file of a commit by its path; pointers are read as what they point to. A commit never changes, so this is kept."""
+    """Every file of a commit by its path; pointers are read as what they point to. A commit never
+    changes, so this is kept."""
     rows = [
         row.split(b"\t", 1)
         for row in git(folder, "ls-tree", "-r", "-l", "-z", commit).split(b"\0")
@@ -116,6 +119,7 @@ def quoted(path: str) -> str:
 
 
 def imported(folder: Path, commands: Iterable[bytes], *options: str) -> str:
-    """Run fast-import and return the commit that is mark 1. It updates the branch only if nobody else has moved it meanwhile."""
+    """Run fast-import and return the commit that is mark 1. It updates the branch only if nobody
+    else has moved it meanwhile."""
     stdin = b"feature done\n" + b"".join(commands) + b"get-mark :1\ndone\n"
     return git(folder, "fast-import", "--quiet", *options, stdin=stdin).decode().strip()

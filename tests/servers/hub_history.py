@@ -1,4 +1,5 @@
-"""What the loopback Hub answers about one repository as a whole: its description, branches, tags, history."""
+"""What the loopback Hub answers about one repository as a whole: its description, branches, tags,
+history."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from servers.server import Refused, Request
 def repository_info(
     hub: Any, request: Request, repository: Repository, revision: str = "main"
 ) -> Response:
-    """The repository at a revision, with the names of its files; with `blobs` also their sizes, with `expand` what it stores."""
+    """The repository at a revision, with the names of its files; with `blobs` also their sizes,
+    with `expand` what it stores."""
     commit = repository.revision(revision, request.stale)
     settings, newest = repository.settings(), repository.log(commit, "-1")[0]
     files = repository.tree(commit).values()
@@ -156,7 +158,8 @@ def delete_tag(hub: Any, request: Request, repository: Repository, revision: str
 
 @writing
 def super_squash(hub: Any, request: Request, repository: Repository, branch: str) -> Response:
-    """One commit instead of a branch's history; it takes no parent, so it happens whatever was committed meanwhile."""
+    """One commit instead of a branch's history; it takes no parent, so it happens whatever was
+    committed meanwhile."""
     repository.squash(
         branch, request.json.get("message") or f"Super-squash branch '{branch}'", hub.clock()
     )

@@ -1,8 +1,10 @@
-"""A repository of the loopback Hub: a real bare git repository, and the large files that its pointers stand for.
+"""A repository of the loopback Hub: a real bare git repository, and the large files that its
+pointers stand for.
 
-What git does not know lies beside it: `hub.json` (visibility), `uploaded/SHA256` (large files that were sent and that no commit
-has named yet) and `large/SHA256` (those that the repository keeps). Both say where the content lies and belong to this repository
-alone, so an object that is deleted here is still there in other repositories.
+What git does not know lies beside it: `hub.json` (visibility), `uploaded/SHA256` (large files that
+were sent and that no commit has named yet) and `large/SHA256` (those that the repository keeps).
+Both say where the content lies and belong to this repository alone, so an object that is deleted
+here is still there in other repositories.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ LARGE = "*.safetensors *.bin *.pt *.pth *.ckpt *.npz *.npy *.h5 *.onnx *.parquet
 
 @dataclass(frozen=True)
 class Large:
-    """A large file's content: a file of the content store (`xet`: its Xet hash) or of the LFS folder (`xet` is "")."""
+    """A large file's content: a file of the content store (`xet`: its Xet hash) or of the LFS
+    folder (`xet` is "")."""
 
     sha256: str
     size: int
@@ -38,7 +41,8 @@ class Large:
 
 @dataclass(frozen=True)
 class Change:
-    """What one commit does: files written (a large one as its SHA-256), deleted files, deleted folders."""
+    """What one commit does: files written (a large one as its SHA-256), deleted files, deleted
+    folders."""
 
     title: str
     message: str = ""
@@ -67,7 +71,8 @@ class Repository:
     def create(
         cls, folder: Path, kind: str, repo_id: str, private: bool, gated: str, time: float
     ) -> Repository:
-        """Make a repository whose branch `main` has one commit, with a .gitattributes; it appears when it is complete."""
+        """Make a repository whose branch `main` has one commit, with a .gitattributes; it appears
+        when it is complete."""
         made = cls(folder.with_suffix(".new"), kind, repo_id)
         shutil.rmtree(made.folder, ignore_errors=True)
         for part in ("uploaded", "large"):
@@ -106,7 +111,8 @@ class Repository:
     # Reading.
 
     def revision(self, name: str, stale: bool = False) -> str:
-        """The commit of a branch, a tag or (the start of) a commit's id; `stale` takes where a branch was before."""
+        """The commit of a branch, a tag or (the start of) a commit's id; `stale` takes where a
+        branch was before."""
         if stale and self.head(name):
             found = [self.before(f"refs/heads/{name}")]
         else:
@@ -169,7 +175,8 @@ class Repository:
     # Writing.
 
     def commit(self, branch: str, change: Change, author: str, time: float) -> str:
-        """Commit on top of a branch and return the commit; 412 if `change.parent` is no longer its head."""
+        """Commit on top of a branch and return the commit; 412 if `change.parent` is no longer its
+        head."""
         with self.lock:
             head = self.head(branch)
             if not head and self.refs():
@@ -281,7 +288,8 @@ class Repository:
         return [large for name in names if (large := self.large(name))]
 
     def forget(self, names: Iterable[str], rewrite: bool) -> None:
-        """Delete large files for good; `rewrite` also takes their pointers out of every commit of every branch."""
+        """Delete large files for good; `rewrite` also takes their pointers out of every commit of
+        every branch."""
         with self.lock:
             for name in names:
                 (self.folder / "large" / name).unlink(missing_ok=True)
@@ -291,7 +299,8 @@ class Repository:
                     self.rewritten(ref.removeprefix("refs/heads/"), set(names))
 
     def rewritten(self, branch: str, lost: set[str]) -> None:
-        """The same history of a branch without the pointers of these files; commits before the first of them stay as they are."""
+        """The same history of a branch without the pointers of these files; commits before the
+        first of them stay as they are."""
         commands: list[bytes] = []
         parent = ""
         for commit in self.log(f"refs/heads/{branch}", "--reverse"):

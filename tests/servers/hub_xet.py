@@ -1,7 +1,9 @@
-"""The Xet content store of the loopback Hub: xorbs (packed chunks), shards (what files consist of), reconstruction.
+"""The Xet content store of the loopback Hub: xorbs (packed chunks), shards (what files consist of),
+reconstruction.
 
-Formats: huggingface.co/docs/xet. Only version 1 of the interface: hf_xet falls back to it on 404. Content is shared by all
-repositories and buckets and is never deleted here; who keeps what is said by the repositories.
+Formats: huggingface.co/docs/xet. Only version 1 of the interface: hf_xet falls back to it on 404.
+Content is shared by all repositories and buckets and is never deleted here; who keeps what is said
+by the repositories.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ HAS_VERIFICATION, HAS_SHA256 = 1 << 31, 1 << 30
 
 @dataclass(frozen=True)
 class Term:
-    """A stretch of a file: the chunks [start, end) of a xorb, and how many bytes they are when unpacked."""
+    """A stretch of a file: the chunks [start, end) of a xorb, and how many bytes they are when
+    unpacked."""
 
     xorb: str
     size: int
@@ -104,7 +107,8 @@ def unpacked(data: bytes, chunk: Chunk) -> bytes:
 
 
 class ContentStore:
-    """Xorbs and what files consist of, in a folder; also the plain content of large files, for readers that speak no Xet."""
+    """Xorbs and what files consist of, in a folder; also the plain content of large files, for
+    readers that speak no Xet."""
 
     def __init__(self, folder: Path) -> None:
         self.xorbs, self.files, self.plain = folder / "xorbs", folder / "files", folder / "plain"
@@ -120,7 +124,8 @@ class ContentStore:
         return new
 
     def put_shard(self, shard: bytes) -> list[tuple[str, str, int]]:
-        """Keep what a shard says; returns its files: Xet hash, SHA-256 or "", size. 400 if a xorb is missing."""
+        """Keep what a shard says; returns its files: Xet hash, SHA-256 or "", size. 400 if a xorb
+        is missing."""
         files = list(files_of(shard))
         for _, _, terms in files:
             if missing := [term.xorb for term in terms if not (self.xorbs / term.xorb).exists()]:
@@ -171,7 +176,8 @@ class ContentStore:
                 yield unpacked(data, chunk)
 
     def reconstruction(self, xet: str, first: int, last: int | None, url: str) -> dict[str, Any]:
-        """How to put the bytes [first, last] of a file together: its terms, and the URL and bytes of each one's chunks."""
+        """How to put the bytes [first, last] of a file together: its terms, and the URL and bytes
+        of each one's chunks."""
         needed: list[Term] = []
         terms, at, skip = self.terms(xet), 0, 0
         if terms is None:
@@ -197,7 +203,8 @@ class ContentStore:
         }
 
     def fetch_info(self, xorb: str, terms: list[Term], url: str) -> list[dict[str, Any]]:
-        """Where the chunks of a xorb that these terms need are: no chunk twice; hf_xet has panicked over that."""
+        """Where the chunks of a xorb that these terms need are: no chunk twice; hf_xet has panicked
+        over that."""
         chunks, stretches = self.chunks(xorb), list[tuple[int, int]]()
         for start, end in sorted({(term.start, term.end) for term in terms if term.xorb == xorb}):
             if stretches and start < stretches[-1][1]:
@@ -221,7 +228,8 @@ class ContentStore:
 
 
 def xet_token(hub: Any, scope: str) -> Response:
-    """Where the content store is, and a token for it: `scope` is `read` or `write`, and what for."""
+    """Where the content store is, and a token for it: `scope` is `read` or `write`, and what
+    for."""
     expires, url = int(time.time()) + 3600, f"{hub.url}/cas"
     headers = {
         "X-Xet-Cas-Url": url,

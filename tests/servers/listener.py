@@ -11,7 +11,8 @@ from starlette.types import ASGIApp
 
 
 class Listener(uvicorn.Server):
-    """A server that leaves at once when another thread tells it to; uvicorn's own way takes 0.2 s."""
+    """A server that leaves at once when another thread tells it to; uvicorn's own way takes 0.2
+    s."""
 
     def __init__(self, application: ASGIApp) -> None:
         super().__init__(
@@ -56,7 +57,8 @@ class Listener(uvicorn.Server):
 
 
 def listen(port: int) -> socket.socket:
-    """A listening socket that says TCP, so that asyncio turns Nagle's delay of 40 ms off; `socket.create_server` makes none."""
+    """A listening socket that says TCP, so that asyncio turns Nagle's delay of 40 ms off;
+    `socket.create_server` makes none."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))

@@ -1,4 +1,5 @@
-"""The metadata server of a machine on AWS, Google Cloud or Azure, as far as a notice needs it: real HTTP on 127.0.0.1."""
+"""The metadata server of a machine on AWS, Google Cloud or Azure, as far as a notice needs it: real
+HTTP on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ NAME = "vm-7"
 
 
 class Metadata:
-    """`with Metadata("aws") as server:` serves at `server.url`; `server.preempt(120)` gives the notice.
+    """`with Metadata("aws") as server:` serves at `server.url`; `server.preempt(120)` gives the
+    notice.
 
-    `requests` is everything that was asked, as `METHOD path`; `broken` answers every question with 500; `ahead` is by how many
-    seconds the server's clock is ahead of this machine's; `spot` is what kind of machine it is.
+    `requests` is everything that was asked, as `METHOD path`; `broken` answers every question with
+    500; `ahead` is by how many seconds the server's clock is ahead of this machine's; `spot` is
+    what kind of machine it is.
     """
 
     def __init__(self, cloud: str, ahead: float = 0.0, spot: bool = True) -> None:

@@ -1,6 +1,8 @@
-"""What both loopback servers share: a thread that listens on 127.0.0.1, a table of routes, recorded requests, faults on demand.
+"""What both loopback servers share: a thread that listens on 127.0.0.1, a table of routes, recorded
+requests, faults on demand.
 
-A server is a context manager. `stop()` and `start()` in between are an outage: the port stays, open connections are dropped.
+A server is a context manager. `stop()` and `start()` in between are an outage: the port stays, open
+connections are dropped.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ class Refused(Exception):
 
 @dataclass
 class Request:
-    """One request as it arrived: `path` as it was sent, with its %2F, the body unzipped. `status` is 0 until it is answered.
+    """One request as it arrived: `path` as it was sent, with its %2F, the body unzipped. `status`
+    is 0 until it is answered.
 
-    `size` is the body's length as it came over the wire. `stale`: a fault wants the state before the last commit.
+    `size` is the body's length as it came over the wire. `stale`: a fault wants the state before
+    the last commit.
     """
 
     method: str
@@ -76,8 +80,8 @@ Handler = Callable[..., Response]
 class Routes:
     """A table of (methods, pattern, handler), tried in its order.
 
-    `{name}` matches one segment of the path as it was sent, so that a branch `run%2Fr1` is one; `{name*}` matches any number of
-    segments. Handlers get them unquoted.
+    `{name}` matches one segment of the path as it was sent, so that a branch `run%2Fr1` is one;
+    `{name*}` matches any number of segments. Handlers get them unquoted.
     """
 
     def __init__(self, table: Iterable[tuple[str, str, Handler]]) -> None:
@@ -103,7 +107,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 class Server:
-    """A loopback HTTP server; subclasses say in `respond` what is answered, in several threads at once.
+    """A loopback HTTP server; subclasses say in `respond` what is answered, in several threads at
+    once.
 
     `clock` is the server's time, in seconds; a test may replace it at any time.
     """
@@ -153,7 +158,8 @@ class Server:
         self.thread.start()
 
     def stop(self) -> None:
-        """Stop listening and drop what is still open; what is being done is done, and not answered. Again it is harmless."""
+        """Stop listening and drop what is still open; what is being done is done, and not answered.
+        Again it is harmless."""
         if self.thread:
             self.faults.clear()
             self.listener.leave()
@@ -210,7 +216,8 @@ class Server:
         return fault.answer() or await run_in_threadpool(self.answer, request)
 
     def answer(self, request: Request) -> Response:
-        """What is answered when nothing goes wrong on the way; a mistake of the server itself is raised when it is left."""
+        """What is answered when nothing goes wrong on the way; a mistake of the server itself is
+        raised when it is left."""
         try:
             return self.respond(request)
         except Refused as error:

@@ -1,4 +1,5 @@
-"""A Weights & Biases that the real client accepts: GraphQL by operation name, file streams, stored files, the public API.
+"""A Weights & Biases that the real client accepts: GraphQL by operation name, file streams, stored
+files, the public API.
 
 The module has the name of the real package, which is never imported here.
 """
@@ -29,10 +30,11 @@ def key_of(user: str) -> str:
 class Wandb(Server):
     """A loopback W&B whose state lies under `root`.
 
-    `keys`: API key -> user; None takes the keys that `environ` gives and those of all members. `teams`: team -> its members.
-    An entity is a user or a team; its projects are there for the user or the members and for nobody else. Projects in
-    `read_only` (`entity/project`) refuse every write. `unknown` lists the operations that clients asked for and that are not
-    here. `clock` returns seconds since 1970: a run whose last sign of life is five minutes old has crashed.
+    `keys`: API key -> user; None takes the keys that `environ` gives and those of all members.
+    `teams`: team -> its members. An entity is a user or a team; its projects are there for the user
+    or the members and for nobody else. Projects in `read_only` (`entity/project`) refuse every
+    write. `unknown` lists the operations that clients asked for and that are not here. `clock`
+    returns seconds since 1970: a run whose last sign of life is five minutes old has crashed.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class Wandb(Server):
             found.deleted = True
 
     def stop(self, entity: str = "", project: str = "", run: str = "") -> None:
-        """Press the page's stop button: the client hears of it with its next file_stream request. Without a run: an outage."""
+        """Press the page's stop button: the client hears of it with its next file_stream request.
+        Without a run: an outage."""
         if not entity:
             super().stop()
             return
@@ -124,7 +127,8 @@ class Wandb(Server):
         )
 
     def refusal(self, request: Request, error: Refused) -> Response:
-        """Errors of GraphQL come with a status of their own and name the field that was asked for."""
+        """Errors of GraphQL come with a status of their own and name the field that was asked
+        for."""
         if request.path != "/graphql":
             return super().refusal(request, error)
         field = asked(request.json["query"])
@@ -188,7 +192,8 @@ def file_stream(server: Wandb, request: Request, entity: str, project: str, run:
 def put_file(
     server: Wandb, request: Request, entity: str, project: str, run: str, name: str
 ) -> Response:
-    """Store a file under the URL that CreateRunFiles gave out; like a signed URL, it needs no key."""
+    """Store a file under the URL that CreateRunFiles gave out; like a signed URL, it needs no
+    key."""
     path = stored(server, entity, project, run, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(request.body)
@@ -213,7 +218,8 @@ def stored(server: Wandb, entity: str, project: str, run: str, name: str) -> Pat
 
 
 def operation(sent: dict[str, Any]) -> str:
-    """The operation's name, from where the client says it or from the document; a query without one is called by its field."""
+    """The operation's name, from where the client says it or from the document; a query without one
+    is called by its field."""
     found = re.search(r"(?:query|mutation)\s+(\w+)", sent["query"])
     return sent.get("operationName") or (found[1] if found else asked(sent["query"]))
 

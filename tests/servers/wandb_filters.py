@@ -1,4 +1,5 @@
-"""Which runs a query wants and in which order: the filters of the public API, in the language of MongoDB."""
+"""Which runs a query wants and in which order: the filters of the public API, in the language of
+MongoDB."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def meets(run: dict[str, Any], key: str, wish: Any) -> bool:
 
 
 def lookup(run: dict[str, Any], key: str) -> Any:
-    """The value at `config.NAME`, `summary_metrics.NAME` or a field of the run; names may have dots, None if there is none."""
+    """The value at `config.NAME`, `summary_metrics.NAME` or a field of the run; names may have
+    dots, None if there is none."""
     top, _, rest = key.partition(".")
     if top == "config":
         entry = json.loads(run["config"]).get(rest.removesuffix(".value"))

@@ -1,4 +1,5 @@
-"""The GraphQL operations of the loopback W&B, by name. Each answers a superset of the fields that the clients ask for."""
+"""The GraphQL operations of the loopback W&B, by name. Each answers a superset of the fields that
+the clients ask for."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Query:
 
     @property
     def run(self) -> Run | None:
-        """The run that is asked for, if it exists and may be seen; a stale read sees it as it was before its last change."""
+        """The run that is asked for, if it exists and may be seen; a stale read sees it as it was
+        before its last change."""
         name = self.get("runName", "runId", "run", "name")
         seen = self.server.may_read(self.user, self.entity)
         run = self.server.store.find(self.entity, self.project, name) if seen else None
@@ -106,7 +108,8 @@ def shown_project(query: Query, entity: str, project: str) -> dict[str, Any]:
 
 
 def shown_run(query: Query, run: Run) -> dict[str, Any]:
-    """A run. The client takes it for one that has begun if `wandbConfig` has "t", the telemetry of its first request."""
+    """A run. The client takes it for one that has begun if `wandbConfig` has "t", the telemetry of
+    its first request."""
     own = run.config.get("_wandb", {}).get("value", {})
     told = run.attributes
     return {
@@ -172,7 +175,8 @@ def storage(query: Query, run: Run, name: str) -> str:
 
 
 def connection(nodes: list[Any], first: int = 0, after: str | None = None) -> dict[str, Any]:
-    """A page of a list in the form that GraphQL gives to all of them; a cursor is the number of what came before."""
+    """A page of a list in the form that GraphQL gives to all of them; a cursor is the number of
+    what came before."""
     begin = int(after or 0)
     end = begin + first if first else len(nodes)
     edges = [
@@ -230,9 +234,11 @@ def is_read_only(query: Query) -> dict[str, Any]:
 
 
 def upsert_bucket(query: Query) -> dict[str, Any]:
-    """Create or change a run. Only the mutation of a client that trains has `$commit`; its first one brings the run to life.
+    """Create or change a run. Only the mutation of a client that trains has `$commit`; its first
+    one brings the run to life.
 
-    The public API's `create_run` names a state instead, and changes nothing else of a run that exists.
+    The public API's `create_run` names a state instead, and changes nothing else of a run that
+    exists.
     """
     if query.get("id"):
         run, inserted = query.run_by_id, False

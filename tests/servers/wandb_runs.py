@@ -1,4 +1,5 @@
-"""The runs of the loopback W&B: one JSON file each, streams with W&B's offsets, the state machine, ids that are gone for good."""
+"""The runs of the loopback W&B: one JSON file each, streams with W&B's offsets, the state machine,
+ids that are gone for good."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SILENT = 300.0
 """Seconds without a heartbeat after which a run counts as dead."""
 
 STREAMS = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events", "output.log": "output"}
-"""File of a file_stream request -> where its lines are kept. `wandb-summary.json` has one line that counts."""
+"""File of a file_stream request -> where its lines are kept. `wandb-summary.json` has one line that
+counts."""
 
 UPSERTED = (
     "displayName",
@@ -40,7 +42,8 @@ UPSERTED = (
 
 @dataclass
 class Run:
-    """One run. `config` is as it came: every value in `{"value": ...}`; the lines of `streams` are JSON texts.
+    """One run. `config` is as it came: every value in `{"value": ...}`; the lines of `streams` are
+    JSON texts.
 
     `before` is the run as it was before its last change, for stale reads.
     """
@@ -75,11 +78,13 @@ class Run:
         ).decode()
 
     def rows(self, stream: str = "history") -> list[dict[str, Any]]:
-        """A stream's lines as values; NaN and Infinity are texts, as the service gives them back."""
+        """A stream's lines as values; NaN and Infinity are texts, as the service gives them
+        back."""
         return [json.loads(line, parse_constant=str) for line in self.streams[stream]]
 
     def state(self, now: float) -> str:
-        """What the service shows: a silent run has crashed, one that had announced it was preempted."""
+        """What the service shows: a silent run has crashed, one that had announced it was
+        preempted."""
         if now - self.heartbeat <= SILENT:
             return self.told
         return {"running": "crashed", "preempting": "preempted"}.get(self.told, self.told)
@@ -89,7 +94,8 @@ class Run:
         self.told, self.exit_code, self.stopped = "running", None, False
 
     def append(self, sent: dict[str, Any]) -> None:
-        """Apply one file_stream request; a heartbeat is an empty one. Any of them brings an ended run back to life."""
+        """Apply one file_stream request; a heartbeat is an empty one. Any of them brings an ended
+        run back to life."""
         for name, chunk in (sent.get("files") or {}).items():
             self.write(name, chunk["offset"], chunk["content"])
         if sent.get("preempting"):
@@ -100,7 +106,8 @@ class Run:
             self.end(sent.get("exitcode") or 0)
 
     def write(self, name: str, offset: int, lines: list[str]) -> None:
-        """Lines replace those from `offset` on. A gap before them means that something was lost, which is refused.
+        """Lines replace those from `offset` on. A gap before them means that something was lost,
+        which is refused.
 
         The console may have gaps: a client sends the lines that changed, in any order.
         """
@@ -166,7 +173,8 @@ def date(seconds: float) -> str:
 
 
 class Runs:
-    """All runs under a folder, `entity/project/id/run.json`; a second object on the same folder finds them again.
+    """All runs under a folder, `entity/project/id/run.json`; a second object on the same folder
+    finds them again.
 
     Not for several threads at once. `clock` returns seconds since 1970.
     """

@@ -1,4 +1,5 @@
-"""Samples that are their own number: as many as wanted, held or streamed in shards that resume in O(1)."""
+"""Samples that are their own number: as many as wanted, held or streamed in shards that resume in
+O(1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Random inputs and labels out of one table in memory: what a loop costs besides them is the loop's."""
+"""Random inputs and labels out of one table in memory: what a loop costs besides them is the
+loop's."""
 
 from __future__ import annotations
 

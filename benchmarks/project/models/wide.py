@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class Wide(nn.Module):
     """(N, width) -> the mean square of what comes out, as `task: model` wants it.
 
-    The first forward pass is noted down, as seconds since the epoch, in the file that $BENCHMARK_FIRST_STEP names.
+    The first forward pass is noted down, as seconds since the epoch, in the file that
+    $BENCHMARK_FIRST_STEP names.
     """
 
     def __init__(self, width: int, depth: int, zeros: bool) -> None:

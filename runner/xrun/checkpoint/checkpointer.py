@@ -1,8 +1,9 @@
 """Saving: copy -> write -> commit, beside the training.
 
-The loop is never blocked by writing. A save copies the state while the next forward and backward pass run, because parameters
-and optimizer state change in `optimizer.step()` only; the loop waits for the copy before that. Hashing, writing and the commit
-happen in a thread of their own, one save at a time. Whatever goes wrong there loses that save and nothing else.
+The loop is never blocked by writing. A save copies the state while the next forward and backward
+pass run, because parameters and optimizer state change in `optimizer.step()` only; the loop waits
+for the copy before that. Hashing, writing and the commit happen in a thread of their own, one save
+at a time. Whatever goes wrong there loses that save and nothing else.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ _FROZEN = "frozen"
 class Checkpointer:
     """Saves a run's state on this process, and on the first process commits it.
 
-    `writers` is the number of processes that write: all of them where the model is sharded, else one. `group` is a process
-    group that nothing else uses. `points` is the file of logged points that goes along with each commit, if one does, and `logs`
-    the folder with what this attempt's processes print, likewise.
+    `writers` is the number of processes that write: all of them where the model is sharded, else
+    one. `group` is a process group that nothing else uses. `points` is the file of logged points
+    that goes along with each commit, if one does, and `logs` the folder with what this attempt's
+    processes print, likewise.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class Checkpointer:
         self.rank, self.writers, self.group, self.clock = rank, writers, group, clock
         self.points, self.logs = points, logs
         self.unavailable = ""
-        """Why nobody could tell whether the last save was committed; "" if that is not what happened to it."""
+        """Why nobody could tell whether the last save was committed; "" if that is not what
+        happened to it."""
         self.committed_step = max((c.step for c in checkpoints_of(head)), default=-1)
         self._snapshot = Snapshot()
         self._copied = threading.Event()
@@ -106,7 +109,8 @@ class Checkpointer:
         return self._saving is not None and not self._saving.done()
 
     def want(self) -> bool:
-        """Ask for a save, at the next step at which none is on its way; says whether that is now."""
+        """Ask for a save, at the next step at which none is on its way; says whether that is
+        now."""
         self._wanted = self.rank == 0
         return self._wanted and not self.busy
 
@@ -118,11 +122,13 @@ class Checkpointer:
         return self.rank == 0 and (self._wanted or self.schedule.due(step, left)) and self.want()
 
     def last_save(self) -> LastSave:
-        """What a last save would take now; what is on its way comes first, and the store may not take the next one at once."""
+        """What a last save would take now; what is on its way comes first, and the store may not
+        take the next one at once."""
         return self.schedule.last_save(self.busy, self.store.commit_delay())
 
     def begin(self) -> None:
-        """Start to save the state as it is now; call `before_step` before it changes, and not while `busy`."""
+        """Start to save the state as it is now; call `before_step` before it changes, and not while
+        `busy`."""
         if self.rank >= self.writers:
             return
         self.wait()
@@ -174,7 +180,8 @@ class Checkpointer:
             self._checked = self._saving
 
     def is_current(self) -> bool:
-        """Whether the state as it is now is committed, waiting for a save on its way; only the first process can tell."""
+        """Whether the state as it is now is committed, waiting for a save on its way; only the
+        first process can tell."""
         self.wait()
         return self.committed_step == self.state.step
 
@@ -188,7 +195,8 @@ class Checkpointer:
             self.head = self.store.commit({**self._record(), **self._logs(), **finished}, self.head)
 
     def note(self, **facts: Any) -> None:
-        """Facts about this attempt that go along with the next commit, also while one is on its way."""
+        """Facts about this attempt that go along with the next commit, also while one is on its
+        way."""
         self._facts = {**self._facts, **facts}
 
     def close(self) -> None:
@@ -216,7 +224,8 @@ class Checkpointer:
             self._sweep()
 
     def _files(self, parts: Mapping[str, Tensor]) -> Files:
-        """Which file each of this process's tensors goes into: model, optimizer, ema, and what no step changes by itself."""
+        """Which file each of this process's tensors goes into: model, optimizer, ema, and what no
+        step changes by itself."""
         frozen = self.state.frozen()
         groups: dict[str, dict[str, Tensor]] = {}
         for name, part in parts.items():
@@ -246,7 +255,8 @@ class Checkpointer:
         self._copied.set()
 
     def _write(self, saving: _Saving) -> dict[str, StoredFile]:
-        """Write this process's part of the state; frozen tensors that the head already has are not written again."""
+        """Write this process's part of the state; frozen tensors that the head already has are not
+        written again."""
         known = {file.hash: file for c in checkpoints_of(self.head) for file in c.files.values()}
         files = {}
         for name, tensors in saving.files.items():
@@ -264,7 +274,8 @@ class Checkpointer:
     def _frozen(
         self, header: Callable[[str], bytes], data: memoryview, known: Mapping[str, StoredFile]
     ) -> tuple[str, StoredFile | None]:
-        """Who has written these frozen tensors first, and the file; without one that is whole, this attempt is going to."""
+        """Who has written these frozen tensors first, and the file; without one that is whole, this
+        attempt is going to."""
         names = {
             name
             for c in checkpoints_of(self.head)
@@ -277,7 +288,8 @@ class Checkpointer:
         return self.attempt, None
 
     def _again(self, file: StoredFile | None) -> StoredFile | None:
-        """A file that the head has already, with a second copy: one bad byte must not end every checkpoint that shares it."""
+        """A file that the head has already, with a second copy: one bad byte must not end every
+        checkpoint that shares it."""
         try:
             return self.store.duplicate(file) if file is not None else None
         except CheckpointCorrupt as error:
@@ -334,7 +346,8 @@ class Checkpointer:
             self._sweep()
 
     def _note_last(self, seconds: float) -> None:
-        """How long the last save of an attempt takes, with nothing beside it, is for the attempts after it."""
+        """How long the last save of an attempt takes, with nothing beside it, is for the attempts
+        after it."""
         if "ended" in self._facts:
             self.note(last_save=round(seconds, 3))
 
@@ -373,7 +386,8 @@ class Checkpointer:
             self.store.sweep()
 
     def _look_again(self) -> None:
-        """After an error nobody can tell whether the commit has landed; if the head is this attempt's, go on from it."""
+        """After an error nobody can tell whether the commit has landed; if the head is this
+        attempt's, go on from it."""
         with contextlib.suppress(XrunError):
             head = self.store.head()
             if head is not None and head.attempt == self.attempt:

@@ -1,4 +1,5 @@
-"""What is committed: a checkpoint, which ones to keep, and restoring the newest one that is whole."""
+"""What is committed: a checkpoint, which ones to keep, and restoring the newest one that is
+whole."""
 
 from __future__ import annotations
 
@@ -15,14 +16,17 @@ from .state import TrainState, local, rows
 log = logging.getLogger("xrun")
 
 ARITHMETIC = 1
-"""The version of how xrun computes: raised when the same recipe on the same machine no longer ends in the same bits."""
+"""The version of how xrun computes: raised when the same recipe on the same machine no longer ends
+in the same bits."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One committed state of a run; its JSON form is the manifest. `digest` is the recipe's, `numbers` TrainState's.
+    """One committed state of a run; its JSON form is the manifest. `digest` is the recipe's,
+    `numbers` TrainState's.
 
-    `arithmetic` is the version that computed it; manifests of before it had a number are of the first.
+    `arithmetic` is the version that computed it; manifests of before it had a number are of the
+    first.
     """
 
     step: int
@@ -36,7 +40,8 @@ class Checkpoint:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Everything that the bits depend on besides the recipe: the environment and the version of the arithmetic."""
+        """Everything that the bits depend on besides the recipe: the environment and the version of
+        the arithmetic."""
         return {**self.environment, "arithmetic": self.arithmetic}
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +58,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the newest `last` (never below two), every `every` steps, and the best one."""
+    """Which checkpoints stay: the newest `last` (never below two), every `every` steps, and the
+    best one."""
 
     last: int = 2
     every: int | None = None
@@ -78,10 +84,12 @@ def checkpoints_of(head: Head | None) -> list[Checkpoint]:
 
 
 def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Any]]:
-    """The newest checkpoint whose every file has the bytes that were committed, with the files' paths.
+    """The newest checkpoint whose every file has the bytes that were committed, with the files'
+    paths.
 
-    Damaged ones are moved away by the store; the head that names their steps as rejected is committed before the older
-    checkpoint is used, so that they may be written again. Without any commit of a checkpoint: None.
+    Damaged ones are moved away by the store; the head that names their steps as rejected is
+    committed before the older checkpoint is used, so that they may be written again. Without any
+    commit of a checkpoint: None.
 
     Raises:
         CheckpointCorrupt: there are checkpoints and none of them is whole.
@@ -128,6 +136,7 @@ def load(state: TrainState, checkpoint: Checkpoint, paths: list[Any]) -> None:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In what two environments differ, as `threads 2 -> 1, ...`; empty when results stay the same to the last bit."""
+    """In what two environments differ, as `threads 2 -> 1, ...`; empty when results stay the same
+    to the last bit."""
     names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     return ", ".join(f"{name} {saved.get(name)} -> {now.get(name)}" for name in sorted(names))

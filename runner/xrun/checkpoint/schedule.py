@@ -1,11 +1,13 @@
 """When to save.
 
-`auto` balances what a save costs against what a preemption loses: with a cost of C seconds per save and M seconds between
-preemptions the best interval is sqrt(2 * C * M) (Young 1974, Daly 2006). C is what a save takes from training (the stall,
-measured), not how long writing goes on in the background; a save never starts before the one before has ended. M starts from
-a prior and moves with what the run has seen.
+`auto` balances what a save costs against what a preemption loses: with a cost of C seconds per save
+and M seconds between preemptions the best interval is sqrt(2 * C * M) (Young 1974, Daly 2006). C is
+what a save takes from training (the stall, measured), not how long writing goes on in the
+background; a save never starts before the one before has ended. M starts from a prior and moves
+with what the run has seen.
 
-Before a known deadline, such as a cloud's notice gives, training goes on until the last save has to begin.
+Before a known deadline, such as a cloud's notice gives, training goes on until the last save has to
+begin.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from ..machine.stop import SPARE_SECONDS
 from ..recipe.interval import Every
 
 PRIOR_UPTIME = 3 * 3600.0
-"""Seconds between preemptions before a run has seen any: spot machines of the published traces last hours."""
+"""Seconds between preemptions before a run has seen any: spot machines of the published traces last
+hours."""
 MINIMUM_SECONDS = 10.0
-"""No closer than this: below it a save costs more in attention (logs, files, commits) than the seconds it could lose."""
+"""No closer than this: below it a save costs more in attention (logs, files, commits) than the
+seconds it could lose."""
 MINIMUM_STALL = 1e-3
 LONGER = 0.25
 """By how much of it a last save may take longer than those before."""
@@ -29,7 +33,8 @@ FASTER = 3.0
 
 
 def mean_uptime(seconds: float, preemptions: int, prior: float = PRIOR_UPTIME) -> float:
-    """Expected seconds between preemptions: the observed ones, and the prior counted as one more observation."""
+    """Expected seconds between preemptions: the observed ones, and the prior counted as one more
+    observation."""
     return (prior + seconds) / (1 + preemptions)
 
 
@@ -38,8 +43,8 @@ def best_interval(
 ) -> float:
     """Seconds between saves that lose least.
 
-    `stall`: seconds a save takes from training; `write`: seconds until it is committed; `uptime`: mean seconds between
-    preemptions.
+    `stall`: seconds a save takes from training; `write`: seconds until it is committed; `uptime`:
+    mean seconds between preemptions.
     """
     return max(math.sqrt(2 * max(stall, MINIMUM_STALL) * uptime), write, minimum)
 
@@ -48,8 +53,9 @@ def best_interval(
 class LastSave:
     """What the save before a deadline takes, in seconds; nothing trains beside it.
 
-    `alone`: how long such saves have taken, `beside`: how long those beside training; 0 if there was none. `ahead`: what share
-    of a save is still on its way before it. `delay`: until the store takes the next commit.
+    `alone`: how long such saves have taken, `beside`: how long those beside training; 0 if there
+    was none. `ahead`: what share of a save is still on its way before it. `delay`: until the store
+    takes the next commit.
     """
 
     alone: float = 0.0
@@ -71,7 +77,8 @@ class LastSave:
     def lead(self) -> float:
         """How long before the deadline it has to begin; infinite while nothing was measured.
 
-        What it may take longer has half of the seconds that every deadline leaves; the other half is for the attempt's end.
+        What it may take longer has half of the seconds that every deadline leaves; the other half
+        is for the attempt's end.
         """
         known = self.alone or self.beside or math.inf
         return max(
@@ -105,7 +112,8 @@ class SaveSchedule:
         self.write = 0.0
 
     def due(self, step: int, left: float = math.inf) -> bool:
-        """Whether a save should start after `step` steps are done, `left` seconds before a deadline.
+        """Whether a save should start after `step` steps are done, `left` seconds before a
+        deadline.
 
         Near the deadline none does that would still be on its way when the last save begins.
         """
@@ -123,7 +131,8 @@ class SaveSchedule:
         return self.every.seconds or best_interval(self.stall, self.write, self.uptime())
 
     def last_save(self, busy: bool = False, delay: float = 0.0) -> LastSave:
-        """What a last save would take now; `busy`: the save that has started last is still on its way."""
+        """What a last save would take now; `busy`: the save that has started last is still on its
+        way."""
         ahead = (
             max(0.0, 1 - (self.clock() - self.last_time) / self.write)
             if busy and self.write
@@ -136,6 +145,7 @@ class SaveSchedule:
         self.last_time = self.clock()
 
     def measured(self, stall: float, write: float) -> None:
-        """A save took `stall` seconds from training and `write` seconds until it was committed; the newest counts half."""
+        """A save took `stall` seconds from training and `write` seconds until it was committed; the
+        newest counts half."""
         self.stall = stall if not self.stall else (self.stall + stall) / 2
         self.write = write if not self.write else (self.write + write) / 2

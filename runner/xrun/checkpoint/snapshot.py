@@ -18,9 +18,11 @@ _PORTABLE = 1
 
 
 class Snapshot:
-    """A copy of the state in memory that is kept and used again: one copy of the state is all that saving takes.
+    """A copy of the state in memory that is kept and used again: one copy of the state is all that
+    saving takes.
 
-    A file's tensors lie one after the other, from the start of a page on, so that the disk can take them from where they are.
+    A file's tensors lie one after the other, from the start of a page on, so that the disk can take
+    them from where they are.
     """
 
     def __init__(self) -> None:
@@ -61,7 +63,8 @@ def _pages(size: int) -> Tensor:
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
-    """Copy the bytes without using the compute threads, which belong to the step that runs meanwhile."""
+    """Copy the bytes without using the compute threads, which belong to the step that runs
+    meanwhile."""
     if not source.nbytes:
         return
     if source.device.type == "cpu":

@@ -1,4 +1,5 @@
-"""TrainState: everything a run resumes from; what is saved and what is loaded stand side by side, to be compared by eye."""
+"""TrainState: everything a run resumes from; what is saved and what is loaded stand side by side,
+to be compared by eye."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ _SMALL = (2, 3)
 class TrainState:
     """The run's state between two steps: tensors in the modules, numbers here.
 
-    `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is the step of the last
-    evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is training time so far; `stream` is the position of
-    a streaming dataset; `exact` is whether every step was computed as the recipe says, no micro-batch in parts.
+    `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is
+    the step of the last evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is
+    training time so far; `stream` is the position of a streaming dataset; `exact` is whether every
+    step was computed as the recipe says, no micro-batch in parts.
     """
 
     objective: Objective
@@ -63,7 +65,8 @@ class TrainState:
         return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
 
     def load_tensors(self, names: set[str], fill: Fill) -> None:
-        """The inverse of `tensors`: `fill` is called once for each tensor that the state now has, `names` are the saved ones."""
+        """The inverse of `tensors`: `fill` is called once for each tensor that the state now has,
+        `names` are the saved ones."""
         self._make_optimizer_state(names)
         wanted = self.tensors()
         if missing := sorted(set(wanted) ^ names):
@@ -78,7 +81,8 @@ class TrainState:
             list(threads.map(fill, wanted.keys(), wanted.values()))
 
     def changing(self) -> set[str]:
-        """Names of the tensors that a forward pass may change (buffers); all others change in `optimizer.step()` only."""
+        """Names of the tensors that a forward pass may change (buffers); all others change in
+        `optimizer.step()` only."""
         buffers = {id(buffer) for buffer in self.objective.buffers()}
         return {f"model.{name}" for name, tensor in self._saved() if id(tensor) in buffers}
 
@@ -91,7 +95,8 @@ class TrainState:
         }
 
     def _saved(self) -> list[tuple[str, Any]]:
-        """The model's own tensors by the names of its state_dict, which wrappers around its blocks do not change."""
+        """The model's own tensors by the names of its state_dict, which wrappers around its blocks
+        do not change."""
         return list(self.objective.model.state_dict(keep_vars=True).items())
 
     def _parameter_names(self) -> dict[int, str]:
@@ -104,9 +109,10 @@ class TrainState:
     def _make_optimizer_state(self, names: set[str]) -> None:
         """Give a fresh optimizer the tensors that the saved one had, so that they can be filled.
 
-        Optimizers make their state in the first step. A step for one small parameter shows what that is; where it is more than
-        tensors like the parameter and scalars, a step on zero gradients makes it as the library does. What that step does to
-        the weights is overwritten by the load that follows.
+        Optimizers make their state in the first step. A step for one small parameter shows what
+        that is; where it is more than tensors like the parameter and scalars, a step on zero
+        gradients makes it as the library does. What that step does to the weights is overwritten by
+        the load that follows.
         """
         saved = {
             name.removeprefix("optimizer.").rpartition(".")[0]
@@ -173,7 +179,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Where this process's part starts in the first dimension, and the whole tensor's shape (torch.chunk's cut)."""
+    """Where this process's part starts in the first dimension, and the whole tensor's shape
+    (torch.chunk's cut)."""
     shape = tuple(tensor.shape)
     if not hasattr(tensor, "device_mesh"):
         return 0, shape

@@ -1,8 +1,9 @@
 """Tensors <-> safetensors files that a store keeps.
 
-Written by hand, though the library has a writer, because the copied state lies in memory as in the file: no second copy, and the
-store hashes while it writes. Read with the library. A process that holds a shard of a tensor
-writes its rows and says which ones they are, so that any other number of processes can read its own rows back.
+Written by hand, though the library has a writer, because the copied state lies in memory as in the
+file: no second copy, and the store hashes while it writes. Read with the library. A process that
+holds a shard of a tensor writes its rows and says which ones they are, so that any other number of
+processes can read its own rows back.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ def split_by_size(
 
 
 def header(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str = "") -> bytes:
-    """What a safetensors file begins with; the tensors' bytes follow, one after the other, from the next page on.
+    """What a safetensors file begins with; the tensors' bytes follow, one after the other, from the
+    next page on.
 
-    `attempt` is who wrote it: exact recomputation makes the same tensors again, and a store that knows files by their content
-    would take a file that one attempt is about to delete for the one that its successor has just written.
+    `attempt` is who wrote it: exact recomputation makes the same tensors again, and a store that
+    knows files by their content would take a file that one attempt is about to delete for the one
+    that its successor has just written.
     """
     by = {"attempt": attempt} if attempt else {}  # first: a store finds it without reading far
     told: dict[str, Any] = {"__metadata__": {**by, "format": "pt", "rows": json.dumps(rows)}}
@@ -105,7 +108,8 @@ class TensorReader:
 
     @torch.no_grad()
     def fill(self, name: str, target: Tensor, rows: Rows) -> None:
-        """Copy the saved rows into `target`, the part of the tensor that starts at `rows[0]`, in place.
+        """Copy the saved rows into `target`, the part of the tensor that starts at `rows[0]`, in
+        place.
 
         Raises:
             CheckpointError: the saved tensor has another shape.

@@ -1,7 +1,7 @@
 """The command line: parses and prints, no logic.
 
-`xrun RECIPE` is `xrun run RECIPE`; the other commands are named. Everything that a command needs is imported by it, so that
-`xrun --help` and `xrun check` answer at once.
+`xrun RECIPE` is `xrun run RECIPE`; the other commands are named. Everything that a command needs is
+imported by it, so that `xrun --help` and `xrun check` answer at once.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def run(
 ) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
 
-    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the log.
+    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
+    log.
     """
     from ..launcher.job import choose_run, launch
     from ..launcher.local import LocalCloud
@@ -117,7 +118,8 @@ def run(
     help="Ask the Hub and Weights & Biases too: accounts, permissions, names, revisions.",
 )
 def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, online: bool) -> None:
-    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for an account's."""
+    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for
+    an account's."""
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
 
@@ -163,7 +165,8 @@ def plan(
     as_json: bool,
     sky: bool,
 ) -> None:
-    """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this machine the plan as JSON."""
+    """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this
+    machine the plan as JSON."""
     made = _plan(recipe, overrides, "", "", processes, local)
     if not made.recipe["hardware"]["any_of"]:
         click.echo(made.to_json(), nl=False)
@@ -208,7 +211,8 @@ def drill(
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """Train RECIPE twice, once undisturbed and once under real SIGKILLs, and compare every loss and the final weights.
+    """Train RECIPE twice, once undisturbed and once under real SIGKILLs, and compare every loss and
+    the final weights.
 
     Exit code 1 on any difference.
     """
@@ -264,7 +268,8 @@ def report(run_id: str, as_json: bool) -> None:
     "--save", is_flag=True, help="Let it save and stop by itself first, for some minutes."
 )
 def cancel(run_id: str, save: bool) -> None:
-    """End RUN's job on a cloud and give its machines back. Its checkpoints stay; the same recipe goes on from them."""
+    """End RUN's job on a cloud and give its machines back. Its checkpoints stay; the same recipe
+    goes on from them."""
     from ..launcher.sky.cancel import cancel as cancel_run
     from ..run.folder import RunFolder
     from ..run.plan import check_run_id
@@ -298,7 +303,8 @@ def logs(run_id: str, attempt: int | None, rank: int, follow: bool) -> None:
 @cli.command()
 @click.argument("run_id", metavar="RUN")
 def sync(run_id: str) -> None:
-    """Send what Weights & Biases does not have yet of RUN's metrics; sending twice changes nothing."""
+    """Send what Weights & Biases does not have yet of RUN's metrics; sending twice changes
+    nothing."""
     from ..tracker.wandb.processes import send_all
 
     sys.exit(send_all(_folder(run_id).path))
@@ -369,7 +375,8 @@ def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
 
 
 def _placed(plan: Plan, *, chosen: bool) -> Plan:
-    """The plan with the addresses that only the Hub can tell, once it is certain that the run may write there.
+    """The plan with the addresses that only the Hub can tell, once it is certain that the run may
+    write there.
 
     `chosen`: the person has said that it is a new run.
     """

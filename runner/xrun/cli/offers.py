@@ -1,4 +1,5 @@
-"""Offers as a table for people and as JSON for programs. No price stands there without its day and its source."""
+"""Offers as a table for people and as JSON for programs. No price stands there without its day and
+its source."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _HEADER = (
 
 
 def offers_json(offers: Offers) -> dict[str, Any]:
-    """Everything, best first; `chosen` is what is tried first. Dollars are for all nodes together."""
+    """Everything, best first; `chosen` is what is tried first. Dollars are for all nodes
+    together."""
     return {
         "chosen": offers.best.summary(),
         "order": offers.order,

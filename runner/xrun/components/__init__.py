@@ -1,7 +1,9 @@
-"""Where components are imported from: `datasets/digits.py` of a project is `xrun.components.datasets.digits`.
+"""Where components are imported from: `datasets/digits.py` of a project is
+`xrun.components.datasets.digits`.
 
-`__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first that has a file wins.
-The project travels to child processes in `XRUN_PROJECT`, so that workers under spawn and forkserver find the same files.
+`__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first
+that has a file wins. The project travels to child processes in `XRUN_PROJECT`, so that workers
+under spawn and forkserver find the same files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Sampler + dataset -> this rank's micro-batches, step by step, with keyed randomness, in 0 or more workers."""
+"""Sampler + dataset -> this rank's micro-batches, step by step, with keyed randomness, in 0 or more
+workers."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ _PREFETCH = 2
 
 
 class Fetch(Dataset[Piece]):
-    """Turns a MicroBatch into its batch, all generators seeded by (seed, epoch, micro-batch) before.
+    """Turns a MicroBatch into its batch, all generators seeded by (seed, epoch, micro-batch)
+    before.
 
-    A map-style split is asked by index; a streaming one transforms the raw examples that came along.
+    A map-style split is asked by index; a streaming one transforms the raw examples that came
+    along.
     """
 
     def __init__(self, split: Any, seed: int, purpose: int = DATA) -> None:
@@ -116,7 +119,8 @@ def leave_signals_to_the_rank(worker: int) -> None:
 
 
 def check_shared_memory(batch: Batch, num_workers: int, path: str = "/dev/shm") -> None:  # noqa: S108  asked, not written
-    """Workers hand batches over in shared memory; say so before the kernel ends one with a bus error.
+    """Workers hand batches over in shared memory; say so before the kernel ends one with a bus
+    error.
 
     Raises:
         TrainError: the batches in flight need more than `path` has.

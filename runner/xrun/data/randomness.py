@@ -1,6 +1,8 @@
-"""Randomness is keyed, not carried: every generator is seeded from (seed, what it is for, where in the run).
+"""Randomness is keyed, not carried: every generator is seeded from (seed, what it is for, where in
+the run).
 
-So dropout and augmentation are the same whoever computes a micro-batch, and nothing about them has to be saved.
+So dropout and augmentation are the same whoever computes a micro-batch, and nothing about them has
+to be saved.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ INIT, LOOP, DATA, EVALUATION = range(4)
 def seed_generators(*parts: int) -> None:
     """Seed torch (CPU and, where it is in use, the current CUDA device), numpy and random.
 
-    The generators are seeded directly: `torch.manual_seed` walks over every backend and costs a hundred times as much.
+    The generators are seeded directly: `torch.manual_seed` walks over every backend and costs a
+    hundred times as much.
     """
     seed = key(*parts)
     torch.default_generator.manual_seed(seed)

@@ -1,8 +1,10 @@
-"""Which samples a step trains on: a pure function of (seed, epoch, step), never of processes or workers.
+"""Which samples a step trains on: a pure function of (seed, epoch, step), never of processes or
+workers.
 
-An epoch is a seeded permutation with random access, so going to any position costs nothing. It is a Feistel network
-(Luby and Rackoff, 1988) over the smallest even power of two that holds the dataset, with cycle walking (Black and Rogaway,
-2002) for the numbers outside it, computed in blocks with numpy.
+An epoch is a seeded permutation with random access, so going to any position costs nothing. It is a
+Feistel network (Luby and Rackoff, 1988) over the smallest even power of two that holds the dataset,
+with cycle walking (Black and Rogaway, 2002) for the numbers outside it, computed in blocks with
+numpy.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _MASK = (1 << 64) - 1
 
 
 def key(*parts: int) -> int:
-    """Mix integers into one 64-bit seed (splitmix64, Steele et al. 2014), so that near inputs give far seeds."""
+    """Mix integers into one 64-bit seed (splitmix64, Steele et al. 2014), so that near inputs give
+    far seeds."""
     mixed = 0
     for part in parts:
         mixed = (mixed + part + 0x9E3779B97F4A7C15) & _MASK
@@ -40,7 +43,8 @@ def key(*parts: int) -> int:
 
 
 def permute(positions: Indices, size: int, seed: int) -> Indices:
-    """Where a seeded permutation of `range(size)` sends each position; O(1) each and without a table."""
+    """Where a seeded permutation of `range(size)` sends each position; O(1) each and without a
+    table."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = [np.uint64(key(seed, number)) for number in range(_ROUNDS)]
     values = _feistel(positions.astype(np.uint64), half, keys)
@@ -67,10 +71,11 @@ def _mix(words: Words) -> Words:
 class MicroBatch:
     """One forward and backward pass: some samples of one step.
 
-    `slot` counts within the global batch and `number` within the epoch; both are the same whoever computes it. `weight` is
-    0 for a placeholder: a process that owns nothing of a short last batch computes one and adds nothing. `last` marks the
-    step's last one on this process, `total` counts the samples of the whole step. `examples` holds raw examples where the
-    dataset streams; `indices` are then their positions in the epoch's stream.
+    `slot` counts within the global batch and `number` within the epoch; both are the same whoever
+    computes it. `weight` is 0 for a placeholder: a process that owns nothing of a short last batch
+    computes one and adds nothing. `last` marks the step's last one on this process, `total` counts
+    the samples of the whole step. `examples` holds raw examples where the dataset streams;
+    `indices` are then their positions in the epoch's stream.
     """
 
     step: int
@@ -84,7 +89,8 @@ class MicroBatch:
     examples: tuple[Any, ...] | None = None
 
     def digest(self) -> int:
-        """40 bits of what is trained on and where; the sum over a step says which samples it really used."""
+        """40 bits of what is trained on and where; the sum over a step says which samples it really
+        used."""
         data = self.slot.to_bytes(8, "little") + self.indices.tobytes()
         return int.from_bytes(hashlib.blake2b(data, digest_size=5).digest(), "little")
 
@@ -92,9 +98,10 @@ class MicroBatch:
 class Sampler:
     """Cuts epochs into global batches and these into micro-batches.
 
-    Every sample of an epoch comes exactly once; the last batch of an epoch is smaller when the batch does not divide the
-    dataset, and a last micro-batch of one sample joins the one before it (a single sample breaks batch statistics). With
-    `weights`, samples are drawn with replacement in their proportion, an epoch being as many draws as there are samples.
+    Every sample of an epoch comes exactly once; the last batch of an epoch is smaller when the
+    batch does not divide the dataset, and a last micro-batch of one sample joins the one before it
+    (a single sample breaks batch statistics). With `weights`, samples are drawn with replacement in
+    their proportion, an epoch being as many draws as there are samples.
     """
 
     def __init__(
@@ -131,7 +138,8 @@ class Sampler:
         """Nothing has to be saved: the step says it all."""
 
     def steps(self, first: int, last: int, rank: int, world: int) -> Iterator[MicroBatch]:
-        """The micro-batches that a process computes from step `first` to before `last`, in order."""
+        """The micro-batches that a process computes from step `first` to before `last`, in
+        order."""
         ahead = max(1, _AHEAD // self.slots)
         for start in range(first, last, ahead):
             pieces = [
@@ -181,7 +189,8 @@ class Sampler:
 
 
 def cut(count: int, size: int) -> list[tuple[int, int]]:
-    """Cut `count` samples into pieces of `size`; a last piece of one sample joins the one before."""
+    """Cut `count` samples into pieces of `size`; a last piece of one sample joins the one
+    before."""
     bounds = [*list(range(0, count, size)), count]
     if size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
         del bounds[-2]
@@ -189,10 +198,11 @@ def cut(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def share(pieces: int, slots: int, rank: int, world: int) -> list[tuple[int, int, bool]]:
-    """What one process out of `world` computes of a step's pieces, as (slot, weight, last): [rank * M / P, (rank + 1) * M / P).
+    """What one process out of `world` computes of a step's pieces, as (slot, weight, last): [rank *
+    M / P, (rank + 1) * M / P).
 
-    Every process gets as many as the first one (in a short batch filled up with placeholders of weight 0), because
-    sharded models meet in every forward pass.
+    Every process gets as many as the first one (in a short batch filled up with placeholders of
+    weight 0), because sharded models meet in every forward pass.
     """
     per_rank = slots // world
     rounds = min(per_rank, pieces)

@@ -1,8 +1,10 @@
-"""The sampler of streaming datasets: shards in a seeded order, blocks of consecutive examples shuffled by seed.
+"""The sampler of streaming datasets: shards in a seeded order, blocks of consecutive examples
+shuffled by seed.
 
-A shuffle buffer cannot be resumed: what lay in it is lost. Here the stream is cut into blocks; the position of a step is the
-state of the stream at its block's start and an offset into the shuffled block, so resuming reads one block again and goes on
-within it. Every process reads the raw examples (cheap, not decoded); workers transform only those of their own micro-batches.
+A shuffle buffer cannot be resumed: what lay in it is lost. Here the stream is cut into blocks; the
+position of a step is the state of the stream at its block's start and an offset into the shuffled
+block, so resuming reads one block again and goes on within it. Every process reads the raw examples
+(cheap, not decoded); workers transform only those of their own micro-batches.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ def is_stream(split: Any) -> bool:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a step begins: `offset` examples into the shuffled block that starts at `shard`, `taken`, `inner`.
+    """Where a step begins: `offset` examples into the shuffled block that starts at `shard`,
+    `taken`, `inner`.
 
-    `shard` counts in the epoch's order of shards, `taken` the examples read from it before the block, `inner` is the shard's
-    own state there (None: it has none, so examples are skipped one by one), `start` the block's first position in the epoch,
-    `first_step` the epoch's first step.
+    `shard` counts in the epoch's order of shards, `taken` the examples read from it before the
+    block, `inner` is the shard's own state there (None: it has none, so examples are skipped one by
+    one), `start` the block's first position in the epoch, `first_step` the epoch's first step.
     """
 
     epoch: int = 0
@@ -98,7 +101,8 @@ class Reader:
 
 
 class StreamSampler:
-    """Cuts a stream into the same kind of steps as `Sampler` does; `state(step)` is what a checkpoint has to keep."""
+    """Cuts a stream into the same kind of steps as `Sampler` does; `state(step)` is what a
+    checkpoint has to keep."""
 
     steps_per_epoch: int | None = None
 
@@ -128,7 +132,8 @@ class StreamSampler:
         return asdict(self._positions.get(step, self._resumed))
 
     def steps(self, first: int, last: int, rank: int, world: int) -> Iterator[MicroBatch]:
-        """The micro-batches that a process computes from step `first`, where the state was taken, to before `last`."""
+        """The micro-batches that a process computes from step `first`, where the state was taken,
+        to before `last`."""
         step, at = first, self._resumed
         with ThreadPoolExecutor(1, thread_name_prefix="xrun-stream") as reading:
             while step < last:
@@ -148,7 +153,8 @@ class StreamSampler:
     def _epoch(
         self, step: int, at: Position, reading: ThreadPoolExecutor
     ) -> Iterator[list[MicroBatch]]:
-        """Batches of one epoch from a position on; the next block is read while this one is used."""
+        """Batches of one epoch from a position on; the next block is read while this one is
+        used."""
         batch: list[tuple[int, Any]] = []
         for position, block in self._blocks(at, reading):
             offset = position.offset

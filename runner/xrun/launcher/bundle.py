@@ -1,4 +1,5 @@
-"""What travels with a job, as one folder that never changes: the code, the project, the plan, the prices, the pins.
+"""What travels with a job, as one folder that never changes: the code, the project, the plan, the
+prices, the pins.
 
     runs/<run>/cargo/<key>/
       xrun-*.whl            the xrun that launched
@@ -10,7 +11,8 @@
       prices.json           what machines cost at the launch
       code.json, dirty.diff the project's git commit and what differed from it
 
-A managed job that recovers reads these files again, so they are a copy: what is edited after a launch does not change a run.
+A managed job that recovers reads these files again, so they are a copy: what is edited after a
+launch does not change a run.
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ def _goes_along(path: Path) -> bool:
 
 
 def _diff(project: Path) -> bytes:
-    """What differs from the project's commit, with the names of files that git does not know; empty without git."""
+    """What differs from the project's commit, with the names of files that git does not know; empty
+    without git."""
     commands = (["diff", "--binary", "HEAD"], ["ls-files", "--others", "--exclude-standard"])
     git = ["git", "-C", str(project)]
     try:

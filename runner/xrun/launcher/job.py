@@ -17,8 +17,9 @@ from .local import Cloud
 def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str = "") -> Plan:
     """The plan with the run that the person means.
 
-    `given`: the id was given with --run. A run that exists goes on; a recipe that has other runs but not this one is not started
-    silently, because a changed recipe usually means a typing error or a wish to start from what is there.
+    `given`: the id was given with --run. A run that exists goes on; a recipe that has other runs
+    but not this one is not started silently, because a changed recipe usually means a typing error
+    or a wish to start from what is there.
 
     Raises:
         CheckpointError: the run exists and was trained with other mathematics.
@@ -41,7 +42,8 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
 
 
 def launch(plan: Plan, cloud: Cloud) -> int:
-    """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit code."""
+    """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit
+    code."""
     return cloud.run(dataclasses.replace(plan, code=code_version(Path(plan.project))))
 
 
@@ -83,7 +85,8 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
 
 
 def _known_here(plan: Plan) -> Plan | None:
-    """The plan by the rule of the run of this id, if there is one here; its plan.json may have been deleted."""
+    """The plan by the rule of the run of this id, if there is one here; its plan.json may have been
+    deleted."""
     folder = RunFolder(plan.folder)
     if (folder.path / "plan.json").exists():
         return _same(plan, folder.plan())

@@ -30,7 +30,8 @@ class Cloud(Protocol):
 
 
 class LocalCloud:
-    """Attempts as child processes of this one: an attempt that was ended from outside is followed by the next."""
+    """Attempts as child processes of this one: an attempt that was ended from outside is followed
+    by the next."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -67,7 +68,8 @@ class LocalCloud:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Pass requests to stop on to the attempt; Ctrl-C reaches it by itself, being in the same process group."""
+        """Pass requests to stop on to the attempt; Ctrl-C reaches it by itself, being in the same
+        process group."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -83,7 +85,8 @@ class LocalCloud:
 
 
 def _alone(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what says that this machine is a node of a cluster: a local run has it to itself."""
+    """The environment without what says that this machine is a node of a cluster: a local run has
+    it to itself."""
     return {name: value for name, value in environ.items() if not name.startswith("SKYPILOT_")}
 
 

@@ -1,7 +1,7 @@
 """Offers: which machines can be had where, what they cost, and which comes first.
 
-SkyPilot's optimizer compares one hour. Here the whole run is compared where it is known or can be estimated how fast the machines
-are, because a machine twice as dear can be three times as fast.
+SkyPilot's optimizer compares one hour. Here the whole run is compared where it is known or can be
+estimated how fast the machines are, because a machine twice as dear can be three times as fast.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .throughput import Machines, Speed
 class Offer:
     """One kind of machine of one candidate in one region. Dollars are for all nodes together.
 
-    `spot` and `on_demand` are None where there is none; `hours` and `usd` (the whole run, with the price of `use_spot`) where the
-    speed or the number of steps is not known.
+    `spot` and `on_demand` are None where there is none; `hours` and `usd` (the whole run, with the
+    price of `use_spot`) where the speed or the number of steps is not known.
     """
 
     candidate: int
@@ -62,7 +62,8 @@ class Offer:
 
     @property
     def work(self) -> float | None:
-        """Dollars for a fixed amount of work: comparable among offers whose machines are known or estimated."""
+        """Dollars for a fixed amount of work: comparable among offers whose machines are known or
+        estimated."""
         if self.speed is not None:
             return self.hourly / self.speed.steps_per_second
         return self.hourly / self.machines.peak if self.machines.peak else None
@@ -102,8 +103,8 @@ class Offer:
 class Offers:
     """All offers, what is launched first at the front, and how that order came about.
 
-    `ordered`: SkyPilot is given this very order, each offer pinned to its place; else it takes the cheapest hour, which is the
-    same order, and stays right when prices change.
+    `ordered`: SkyPilot is given this very order, each offer pinned to its place; else it takes the
+    cheapest hour, which is the same order, and stays right when prices change.
     """
 
     offers: tuple[Offer, ...]
@@ -132,10 +133,11 @@ def rank(
     *,
     pinned: bool = False,
 ) -> Offers:
-    """The cheapest whole run first where all speeds are known or can be estimated, else the cheapest hour.
+    """The cheapest whole run first where all speeds are known or can be estimated, else the
+    cheapest hour.
 
-    A job of SkyPilot has one number of nodes and one setup, so those of the best offer are taken. `pinned`: SkyPilot must not
-    look elsewhere than in these places.
+    A job of SkyPilot has one number of nodes and one setup, so those of the best offer are taken.
+    `pinned`: SkyPilot must not look elsewhere than in these places.
     """
     speeds = {offer.speed is not None for offer in offers}
     by_work = len(speeds) == 1 and all(offer.work is not None for offer in offers)

@@ -1,6 +1,8 @@
-"""What only a network can tell before money is spent: accounts, permissions, names. Every problem at once.
+"""What only a network can tell before money is spent: accounts, permissions, names. Every problem
+at once.
 
-The same questions are asked by `xrun check --online`, and by a launch about what it is going to need.
+The same questions are asked by `xrun check --online`, and by a launch about what it is going to
+need.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _WANDB_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Online:
-    """The plan with the Hub's names in it, everything that is wrong, and where the run can be seen."""
+    """The plan with the Hub's names in it, everything that is wrong, and where the run can be
+    seen."""
 
     plan: Plan
     problems: tuple[Problem, ...]
@@ -41,9 +44,11 @@ class Online:
 def check_online(
     recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False
 ) -> Online:
-    """Ask the Hub and Weights & Biases about a recipe; without `everything` only about where its state and metrics go.
+    """Ask the Hub and Weights & Biases about a recipe; without `everything` only about where its
+    state and metrics go.
 
-    `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by which rule it has its id.
+    `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by
+    which rule it has its id.
 
     Raises:
         CloudUnavailable: one of them cannot be reached.
@@ -67,7 +72,8 @@ def check_online(
 
 
 def _as_begun(plan: Plan) -> Plan:
-    """The plan by the rule of the run that the store holds; as it is, if the store holds none that the recipe could mean."""
+    """The plan by the rule of the run that the store holds; as it is, if the store holds none that
+    the recipe could mean."""
     for meant in (plan, *older_rules(plan)):
         if plan.recipe["checkpoint"]["store"] == "hub":
             meant = replace(meant, store=f"hub://{plan.owner}/{meant.run}")
@@ -127,7 +133,8 @@ class _Hub:
         return f"{self.api.endpoint}/{store.partition('://')[2]}"
 
     def sources(self, recipe: Recipe) -> list[Problem]:
-        """The model and the dataset that a recipe takes from the Hub exist at their revision and may be read."""
+        """The model and the dataset that a recipe takes from the Hub exist at their revision and
+        may be read."""
         wanted = [
             ("model.args.name", "model", recipe.model.args if recipe.model.name == "hub" else {}),
             ("model.init_from", "model", _warm_start(recipe)),
@@ -226,7 +233,8 @@ class _Hub:
 
 @contextmanager
 def _reaching(whom: str) -> Iterator[None]:
-    """Translate a connection that fails into CloudUnavailable; an answer of the server stays what it is."""
+    """Translate a connection that fails into CloudUnavailable; an answer of the server stays what
+    it is."""
     from huggingface_hub.errors import HfHubHTTPError
 
     http_error: Any = HfHubHTTPError.__mro__[
@@ -243,7 +251,8 @@ def _reaching(whom: str) -> Iterator[None]:
 
 
 def _token_writes(token: dict[str, Any], owner: str) -> bool:
-    """Whether an access token, as whoami describes it, may write to this user's or organisation's repositories."""
+    """Whether an access token, as whoami describes it, may write to this user's or organisation's
+    repositories."""
     if token.get("role") != "fineGrained":
         return token.get("role") != "read"
     scopes = token.get("fineGrained", {}).get("scoped", [])
@@ -263,7 +272,8 @@ def _warm_start(recipe: Recipe) -> dict[str, Any]:
 
 
 def _wandb(plan: Plan) -> tuple[list[Problem], str]:
-    """What Weights & Biases says of the key, the entity and the project; asked by a process, which may import its library."""
+    """What Weights & Biases says of the key, the entity and the project; asked by a process, which
+    may import its library."""
     if find_spec("wandb") is None:
         return [], ""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:

@@ -1,4 +1,5 @@
-"""What machines cost an hour, as it was seen at a launch. The list travels with the job, where each attempt finds itself in it.
+"""What machines cost an hour, as it was seen at a launch. The list travels with the job, where each
+attempt finds itself in it.
 
 `spending.Price` is what reads it there; `zone`, which it does not know, is passed over.
 """
@@ -14,8 +15,8 @@ from dataclasses import asdict, dataclass
 class Price:
     """One kind of machine in one place, in US dollars per hour for all nodes together.
 
-    `zone` is "" where the whole region has one price, `accelerators` is "" on a machine without, `date` is the day on which
-    SkyPilot has fetched the catalog `source`.
+    `zone` is "" where the whole region has one price, `accelerators` is "" on a machine without,
+    `date` is the day on which SkyPilot has fetched the catalog `source`.
     """
 
     cloud: str

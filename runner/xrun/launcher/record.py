@@ -1,6 +1,8 @@
-"""What a run's folder knows of its launch: `launch.json`, written before each call that may cost money and after it.
+"""What a run's folder knows of its launch: `launch.json`, written before each call that may cost
+money and after it.
 
-A launcher can be killed anywhere. `asked` without a `request` means that nobody knows whether the API server was reached.
+A launcher can be killed anywhere. `asked` without a `request` means that nobody knows whether the
+API server was reached.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from ..tracker.jsonl import write_json
 class LaunchRecord:
     """The newest launch of a run on a cloud.
 
-    `asked` is when the API server was about to be asked (seconds since 1970), `request` the id that it gave, `job` the managed
-    job. `price` is the offer that came first at that time, `prices` all that were seen.
+    `asked` is when the API server was about to be asked (seconds since 1970), `request` the id that
+    it gave, `job` the managed job. `price` is the offer that came first at that time, `prices` all
+    that were seen.
     """
 
     run: str
@@ -58,7 +61,8 @@ def write_launch(folder: RunFolder, record: LaunchRecord) -> LaunchRecord:
 
 @contextmanager
 def one_launcher(folder: RunFolder, waiting: Callable[[str], None]) -> Iterator[None]:
-    """One launcher of a run at a time on this machine: the second waits, and then finds the first one's job."""
+    """One launcher of a run at a time on this machine: the second waits, and then finds the first
+    one's job."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with (folder.path / "launch.lock").open("a") as file:
         try:

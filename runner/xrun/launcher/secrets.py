@@ -1,4 +1,5 @@
-"""The names of the secrets that a run needs, and where their values lie on this machine. Only a launch asks for values."""
+"""The names of the secrets that a run needs, and where their values lie on this machine. Only a
+launch asks for values."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""How fast a run trains on which machines: measured in earlier attempts, else estimated from what was measured elsewhere.
+"""How fast a run trains on which machines: measured in earlier attempts, else estimated from what
+was measured elsewhere.
 
-An attempt's entry in a run's record says on which machines it ran (`accelerators`, `nodes`), and its checkpoints how fast.
-Between machines that were measured and those that were not stands an estimate, which is always called one.
+An attempt's entry in a run's record says on which machines it ran (`accelerators`, `nodes`), and
+its checkpoints how fast. Between machines that were measured and those that were not stands an
+estimate, which is always called one.
 """
 
 from __future__ import annotations
@@ -76,13 +78,15 @@ class Speed:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What is known before a launch. `steps_left` is None while nobody knows how many steps the run has."""
+    """What is known before a launch. `steps_left` is None while nobody knows how many steps the run
+    has."""
 
     steps_left: int | None = None
     measured: Mapping[Machines, Speed] = field(default_factory=dict)
 
     def on(self, machines: Machines) -> Speed | None:
-        """How fast the run is there: measured, else estimated from the most similar machines that were measured."""
+        """How fast the run is there: measured, else estimated from the most similar machines that
+        were measured."""
         if machines in self.measured:
             return self.measured[machines]
         known = [other for other in self.measured if other.peak]
@@ -108,7 +112,8 @@ class Throughput:
 
 
 def known_throughput(plan: Plan) -> Throughput:
-    """What earlier attempts of this run, or of runs that compute the same kind of step, have measured."""
+    """What earlier attempts of this run, or of runs that compute the same kind of step, have
+    measured."""
     measured: dict[Machines, Speed] = {}
     for folder in runs_in(Path(plan.home)):
         if _same_step(folder, plan):
@@ -117,13 +122,15 @@ def known_throughput(plan: Plan) -> Throughput:
 
 
 def hours_left(folder: RunFolder) -> float | None:
-    """Hours until the run is finished, at the speed of its newest attempt; None where nobody has measured it."""
+    """Hours until the run is finished, at the speed of its newest attempt; None where nobody has
+    measured it."""
     steps, speeds = _steps_left(folder.plan()), list(_speeds(folder).values())
     return steps / speeds[-1].steps_per_second / 3600 if speeds and steps is not None else None
 
 
 def _same_step(folder: RunFolder, plan: Plan) -> bool:
-    """Whether a step of that run takes as long as one of this plan: the same model on the same batch in the same precision."""
+    """Whether a step of that run takes as long as one of this plan: the same model on the same
+    batch in the same precision."""
     try:
         other = folder.plan()
     except XrunError:
@@ -137,7 +144,8 @@ def _step(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
-    """Steps per second by machines, the newest last; of two attempts on the same ones the newest counts."""
+    """Steps per second by machines, the newest last; of two attempts on the same ones the newest
+    counts."""
     record = _record(folder)
     speeds: dict[Machines, Speed] = {}
     for number, attempt in enumerate(record.get("attempts", []), 1):
@@ -152,7 +160,8 @@ def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
 
 
 def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> float:
-    """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0 where it has none."""
+    """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0
+    where it has none."""
     own = sorted(
         (manifest["step"], manifest["time"])
         for manifest in manifests
@@ -168,7 +177,8 @@ def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) ->
 
 
 def _steps_left(plan: Plan) -> int | None:
-    """Steps of the run less the newest committed one; None where the number of steps follows from data nobody has counted yet."""
+    """Steps of the run less the newest committed one; None where the number of steps follows from
+    data nobody has counted yet."""
     train, record = plan.recipe["train"], _record(RunFolder(plan.folder))
     per_epoch = None if train["steps"] else _steps_per_epoch(record) or _counted_elsewhere(plan)
     total = train["steps"] or (train["epochs"] * per_epoch if per_epoch else None)

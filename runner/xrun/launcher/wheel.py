@@ -1,7 +1,7 @@
 """The xrun that runs now -> a wheel, so that a machine elsewhere runs the very same code.
 
-It is packed from the files as they lie here, whether they are a checkout (with its uncommitted changes) or an installation, and
-needs no build tool. The same files give the same bytes.
+It is packed from the files as they lie here, whether they are a checkout (with its uncommitted
+changes) or an installation, and needs no build tool. The same files give the same bytes.
 """
 
 from __future__ import annotations

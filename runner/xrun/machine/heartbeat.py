@@ -1,7 +1,8 @@
-"""A sign of life from each rank, which costs the training nothing, and the entrypoint's judgement of a rank that gives none.
+"""A sign of life from each rank, which costs the training nothing, and the entrypoint's judgement
+of a rank that gives none.
 
-A rank counts its steps in a page of a file that is mapped into its memory. The entrypoint reads it and ends ranks that do not
-move: a hang costs as much per hour as training does.
+A rank counts its steps in a page of a file that is mapped into its memory. The entrypoint reads it
+and ends ranks that do not move: a hang costs as much per hour as training does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ HANG_SECONDS = 600.0
 STEPS = 20
 """And neither is anything shorter than so many of the slowest steps."""
 LONG_SECONDS = 3600.0
-"""The same for what has no steps: the start (data, weights, compilation, the first step), a save, the export of the model."""
+"""The same for what has no steps: the start (data, weights, compilation, the first step), a save,
+the export of the model."""
 HEARTBEAT = "XRUN_HEARTBEAT"
 """The environment variable that names a rank's file."""
 SECONDS_NAME = "XRUN_HANG_SECONDS"
@@ -66,7 +68,8 @@ class Heartbeat:
 
 
 def _page(path: Path) -> mmap.mmap:
-    """A page of a file; its room on the disk is taken now, since a write to mapped memory without room kills the process."""
+    """A page of a file; its room on the disk is taken now, since a write to mapped memory without
+    room kills the process."""
     with path.open("w+b") as file:
         os.posix_fallocate(file.fileno(), 0, mmap.PAGESIZE)
         return mmap.mmap(file.fileno(), mmap.PAGESIZE)

@@ -17,7 +17,8 @@ _SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes that train together: this one's `rank`, all their addresses, and `processes`, how many train on each."""
+    """The nodes that train together: this one's `rank`, all their addresses, and `processes`, how
+    many train on each."""
 
     rank: int = 0
     addresses: tuple[str, ...] = ("127.0.0.1",)

@@ -1,7 +1,8 @@
 """A cloud's notice that this machine will be taken away, from the machine's own metadata server.
 
-Each cloud has a server of its own kind at the same address. A thread asks it every few seconds and sets the stop flag. A server
-that is not there costs one connection now and then, and nothing that it answers can end an attempt but a notice.
+Each cloud has a server of its own kind at the same address. A thread asks it every few seconds and
+sets the stop flag. A server that is not there costs one connection now and then, and nothing that
+it answers can end an attempt but a notice.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def ask_azure(server: Metadata) -> Notice | None:
 
 
 def _is_ours(server: Metadata, resources: list[str]) -> bool:
-    """Whether an event is about this machine; one that names nobody, or a machine without a known name, counts."""
+    """Whether an event is about this machine; one that names nobody, or a machine without a known
+    name, counts."""
     if server.name is None:
         with contextlib.suppress(OSError, HTTPException):
             server.name = server.get(
@@ -92,7 +94,8 @@ def _is_ours(server: Metadata, resources: list[str]) -> bool:
 
 
 def _seconds(when: str, parse: Callable[[str], datetime], headers: Message) -> float:
-    """Seconds from now until then for the attempt, by the server's clock: the machine's own may be wrong."""
+    """Seconds from now until then for the attempt, by the server's clock: the machine's own may be
+    wrong."""
     date = headers.get("Date")
     now = parsedate_to_datetime(date) if date else datetime.now(UTC)
     try:
@@ -116,7 +119,8 @@ ASK: dict[str, tuple[Callable[[Metadata], Notice | None], float]] = {
 def watching(
     stop: StopFlag, cloud: str, environ: Mapping[str, str], interval: float | None = None
 ) -> Iterator[None]:
-    """While this lasts, a notice of the cloud sets the stop flag; a cloud without notices is not asked.
+    """While this lasts, a notice of the cloud sets the stop flag; a cloud without notices is not
+    asked.
 
     `interval`: seconds between two questions, instead of the cloud's own.
     """

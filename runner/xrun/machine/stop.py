@@ -1,4 +1,5 @@
-"""A flag and a deadline: whoever wants the attempt to end sets them, the loop asks once per step."""
+"""A flag and a deadline: whoever wants the attempt to end sets them, the loop asks once per
+step."""
 
 from __future__ import annotations
 
@@ -21,16 +22,20 @@ NOBODY_ASKED = (float("inf"), False)
 SAME_SECONDS = 1.0
 """A deadline that comes forward by less is the same: nobody is told of it."""
 GRACE_SECONDS = 25.0
-"""How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL after 30 s."""
+"""How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL
+after 30 s."""
 SPARE_SECONDS = 5.0
-"""What a deadline leaves until the machine is gone: for a save that takes longer than those before, and the attempt's own end."""
+"""What a deadline leaves until the machine is gone: for a save that takes longer than those before,
+and the attempt's own end."""
 
 
 class StopFlag:
-    """Set by signals (and by a cloud's notice); remembers the first reason and the earliest deadline.
+    """Set by signals (and by a cloud's notice); remembers the first reason and the earliest
+    deadline.
 
-    Who gives a deadline leaves it to the loop how to use the time until then; who gives none wants it to stop `at_once`. A signal
-    carries nothing: the process that sends it can write all of it into a file before (`tell`), which `told` names.
+    Who gives a deadline leaves it to the loop how to use the time until then; who gives none wants
+    it to stop `at_once`. A signal carries nothing: the process that sends it can write all of it
+    into a file before (`tell`), which `told` names.
     """
 
     def __init__(
@@ -70,7 +75,8 @@ class StopFlag:
         return self.deadline < known[0] - SAME_SECONDS or self.at_once > known[1]
 
     def tell(self, path: Path) -> None:
-        """Write everything down for a process of this machine that gets a signal next; it has the same clock."""
+        """Write everything down for a process of this machine that gets a signal next; it has the
+        same clock."""
         with contextlib.suppress(OSError):  # a full disk: then the grace period has to do
             path.write_text(json.dumps([self.reason, self.deadline, self.at_once]))
 
@@ -89,7 +95,8 @@ class StopFlag:
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no process outlives its run."""
+    """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no
+    process outlives its run."""
     ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
     if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), number)  # it died before we asked

@@ -1,8 +1,9 @@
 """`Part`: a frozen mapping with known keys, checked by pydantic-core.
 
-A class's annotations become a schema of pydantic-core, which reads, checks and writes: what pydantic's `BaseModel` does, for
-the kinds of annotations that a recipe has. `BaseModel` itself takes longer to import and to build than everything else that
-`xrun check` does (docs/decisions/0010-parts-without-basemodel.md).
+A class's annotations become a schema of pydantic-core, which reads, checks and writes: what
+pydantic's `BaseModel` does, for the kinds of annotations that a recipe has. `BaseModel` itself
+takes longer to import and to build than everything else that `xrun check` does
+(docs/decisions/0010-parts-without-basemodel.md).
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def _union(choices: tuple[Any, ...]) -> Any:
 class Part:
     """Every part of a recipe: frozen, and a key that it does not know is an error.
 
-    The names of the methods are pydantic's. A part may define `checked`, which has all keys in place and returns the part, or
-    raises PydanticCustomError.
+    The names of the methods are pydantic's. A part may define `checked`, which has all keys in
+    place and returns the part, or raises PydanticCustomError.
     """
 
     # Where pydantic-core puts what it has read.
@@ -179,7 +180,8 @@ class Part:
         return self._serializer().to_json(self).decode()
 
     def given(self) -> dict[str, Any]:
-        """The keys that are not at their defaults, as JSON; a part of which none is given is left out."""
+        """The keys that are not at their defaults, as JSON; a part of which none is given is left
+        out."""
         whole, given = self.model_dump(mode="json"), dict[str, Any]()
         for name, key in self.model_fields.items():
             value = getattr(self, name)

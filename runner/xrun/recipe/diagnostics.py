@@ -1,4 +1,5 @@
-"""A tree of nodes -> `Recipe`, or everything that is wrong with it, in plain sentences at the places where it was written."""
+"""A tree of nodes -> `Recipe`, or everything that is wrong with it, in plain sentences at the
+places where it was written."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ WAYS_OUT: dict[Loc, str] = {
     ): "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`.",
 }
 
-# What stands in for a key that is missing or wrong, so that the rules about the other keys can still be asked.
+# What stands in for a key that is missing or wrong, so that the rules about the other keys can
+# still be asked.
 STAND_INS: dict[str, Any] = {
     "name": "x",
     "project": "x",
@@ -105,7 +107,8 @@ def covered(loc: Loc, wrong: set[Loc], both_ways: bool = False) -> bool:
 
 
 def grouped(details: Iterable[Any], tree: Node) -> dict[Loc, list[Any]]:
-    """Pydantic's errors by the key that they are about: it gives one for each alternative of a union, and a longer place."""
+    """Pydantic's errors by the key that they are about: it gives one for each alternative of a
+    union, and a longer place."""
     groups: dict[Loc, list[Any]] = {}
     for detail in details:
         loc: Loc = detail["loc"]

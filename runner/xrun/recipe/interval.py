@@ -1,4 +1,5 @@
-"""`Every`: how often something happens, as a person writes it: "500 steps", "1 epochs", "10m", "auto"."""
+"""`Every`: how often something happens, as a person writes it: "500 steps", "1 epochs", "10m",
+"auto"."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Every:
-    """One of seconds, steps and epochs, or none of them: `auto`. `str()` gives back the text it was made from."""
+    """One of seconds, steps and epochs, or none of them: `auto`. `str()` gives back the text it was
+    made from."""
 
     text: str = field(compare=False)
     seconds: float | None = None

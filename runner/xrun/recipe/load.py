@@ -84,7 +84,8 @@ An interval is a number and a unit: `500 steps`, `1 epochs`, `90s`, `10m`, `2h`;
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in this file, with what it extends below it and the overrides (`train.steps=10`) on top.
+    """The recipe in this file, with what it extends below it and the overrides (`train.steps=10`)
+    on top.
 
     Raises RecipeError with everything that is wrong, and nothing else, whatever the file holds.
     """
@@ -188,7 +189,8 @@ def merge(base: Node, over: Node, loc: Loc) -> Node:
 
 
 def kept(base: Node, over: Node, loc: Loc) -> dict[str, Node]:
-    """What stays of the base's mapping: nothing of a different kind of hardware, model or dataset, no half of a switch."""
+    """What stays of the base's mapping: nothing of a different kind of hardware, model or dataset,
+    no half of a switch."""
     old, new = base.child("name"), over.child("name")
     renamed = bool(old and new and old.value != new.value)
     if loc == ("hardware",) or (renamed and loc in (("model",), ("dataset",))):
@@ -198,7 +200,8 @@ def kept(base: Node, over: Node, loc: Loc) -> dict[str, Node]:
 
 
 def without_nulls(tree: Node, loc: Loc = ()) -> Node:
-    """`key: null` is the default, wherever the keys are a recipe's own; in `args` a null is a value."""
+    """`key: null` is the default, wherever the keys are a recipe's own; in `args` a null is a
+    value."""
     if isinstance(tree.value, list):
         return replace(
             tree,
@@ -219,7 +222,8 @@ def without_nulls(tree: Node, loc: Loc = ()) -> Node:
 
 
 def by_name_first(overrides: Sequence[str]) -> list[str]:
-    """`model.name` before `model.args.x`: another name lets go of the arguments that the file has."""
+    """`model.name` before `model.args.x`: another name lets go of the arguments that the file
+    has."""
     return sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".name"))
 
 
@@ -326,7 +330,8 @@ def at_argument(key: str, problem: Problem, args: Node) -> Problem:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of what people write; the docstring under a field is its description."""
+    """The JSON Schema (draft 2020-12) of what people write; the docstring under a field is its
+    description."""
     made = Recipe.model_json_schema()
     parts = made["$defs"] | {"Recipe": made}
     for name, part in parts.items():
@@ -368,7 +373,8 @@ def demands(model: type[Part]) -> dict[str, Any]:
 
 @cache
 def field_docs() -> dict[str, dict[str, str]]:
-    """The docstring under each field. Read here and not by pydantic, which would do it at every start of the program."""
+    """The docstring under each field. Read here and not by pydantic, which would do it at every
+    start of the program."""
     module = ast.parse(
         Path(str(sys.modules[Recipe.__module__].__file__)).read_text(encoding="utf-8")
     )

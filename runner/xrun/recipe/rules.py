@@ -1,7 +1,9 @@
-"""Rules between the fields of a recipe. Each is a function named after what it refuses; each says which keys it reads.
+"""Rules between the fields of a recipe. Each is a function named after what it refuses; each says
+which keys it reads.
 
-A rule yields `Problem`s without a place: `key` is where the person can act, and `recipe_file` knows where that was
-written. A rule is not asked when one of the keys that it reads is already wrong by itself.
+A rule yields `Problem`s without a place: `key` is where the person can act, and `recipe_file` knows
+where that was written. A rule is not asked when one of the keys that it reads is already wrong by
+itself.
 """
 
 from __future__ import annotations
@@ -128,7 +130,8 @@ def micro_batch_divides_global_batch(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("train.global_batch", "train.micro_batch", "hardware")
 def processes_divide_micro_batches(recipe: Recipe) -> Iterator[Problem]:
-    """The number of processes of every candidate divides the number of micro-batches (`global_batch / micro_batch`)."""
+    """The number of processes of every candidate divides the number of micro-batches (`global_batch
+    / micro_batch`)."""
     train, worlds = recipe.train, recipe.hardware.worlds
     parts = train.micro_batches
     if train.micro_batch != "auto" and train.global_batch % train.micro_batch:
@@ -286,7 +289,8 @@ def optimizer_args_do_not_repeat(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("task", "train.evaluate.metric", "train.evaluate.mode")
 def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
-    """`train.evaluate.metric` is one that the task measures; where its name does not tell, `mode` is given."""
+    """`train.evaluate.metric` is one that the task measures; where its name does not tell, `mode`
+    is given."""
     evaluate, known = recipe.train.evaluate, METRICS.get(recipe.task)
     if known and evaluate.metric not in known:
         what = f"`task: {recipe.task}` measures {' and '.join(known)}"
@@ -307,7 +311,8 @@ def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("checkpoint.store", "hardware")
 def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
-    """A candidate that may be a spot machine needs checkpoints that outlive it: `checkpoint.store: hub`."""
+    """A candidate that may be a spot machine needs checkpoints that outlive it: `checkpoint.store:
+    hub`."""
     if recipe.checkpoint.durable:
         return
     for index, candidate in enumerate(recipe.hardware.any_of):
@@ -323,7 +328,8 @@ def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("checkpoint.store", "hardware")
 def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
-    """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub` or the whole path of a shared folder."""
+    """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub` or the
+    whole path of a shared folder."""
     if recipe.checkpoint.durable or recipe.checkpoint.store.startswith(("/", "~")):
         return
     for index, candidate in enumerate(recipe.hardware.any_of):
@@ -424,7 +430,8 @@ def remote_code_comes_from_the_hub(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("checkpoint.store")
 def store_is_known(recipe: Recipe) -> Iterator[Problem]:
-    """`checkpoint.store` is `local`, a path, `hub`, `hub://owner/name` or `hub-bucket://owner/name`."""
+    """`checkpoint.store` is `local`, a path, `hub`, `hub://owner/name` or
+    `hub-bucket://owner/name`."""
     store = recipe.checkpoint.store
     scheme, colon, rest = store.partition("://")
     if colon and scheme not in ("hub", "hub-bucket"):
@@ -457,7 +464,8 @@ def secret_is_not_also_in_env(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("env", "secrets")
 def env_holds_no_secrets(recipe: Recipe) -> Iterator[Problem]:
-    """A variable whose name ends in TOKEN, KEY, SECRET or PASSWORD, or whose value looks like a token, goes into `secrets`."""
+    """A variable whose name ends in TOKEN, KEY, SECRET or PASSWORD, or whose value looks like a
+    token, goes into `secrets`."""
     for name, value in recipe.env.items():
         if name not in recipe.secrets and (SECRET_NAME.search(name) or SECRET_VALUE.search(value)):
             yield problem(
@@ -469,7 +477,8 @@ def env_holds_no_secrets(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("env")
 def env_leaves_xruns_own_names_alone(recipe: Recipe) -> Iterator[Problem]:
-    """`env` does not set `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ... or `XRUN_...`, which xrun sets itself."""
+    """`env` does not set `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ... or `XRUN_...`, which xrun sets
+    itself."""
     for name in recipe.env:
         if name in SET_BY_XRUN or name.startswith("XRUN_"):
             yield problem(

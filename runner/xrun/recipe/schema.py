@@ -1,7 +1,9 @@
-"""`Recipe`: what a person writes, as frozen values. Fields are checked here; rules between fields are in `recipe_rules`.
+"""`Recipe`: what a person writes, as frozen values. Fields are checked here; rules between fields
+are in `recipe_rules`.
 
-Nothing here changes a value or looks at the machine: validators say yes or no, and defaults that depend on
-something else are resolved in `plan`. The docstring under a field is its documentation (`docs/recipes.md`).
+Nothing here changes a value or looks at the machine: validators say yes or no, and defaults that
+depend on something else are resolved in `plan`. The docstring under a field is its documentation
+(`docs/recipes.md`).
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ class ModelRef(Part):
     args: dict[str, Any] = default({})
     """Arguments of its `build(...)`, checked against the signature without importing the file."""
     init_from: Line | None = None
-    """Warm start from these weights: a local file or folder, or `owner/name[@revision]` on the Hugging Face Hub. Only the
-    first attempt reads them; afterwards the run's own checkpoints count. Default: the weights that `build` makes."""
+    """Warm start from these weights: a local file or folder, or `owner/name[@revision]` on the
+    Hugging Face Hub. Only the first attempt reads them; afterwards the run's own checkpoints count.
+    Default: the weights that `build` makes."""
     trust_remote_code: bool = False
     """Run the code that a Hub repository brings along. Only for the model `hub`."""
 
@@ -65,7 +68,8 @@ class Local(Part):
 
 
 class Candidate(Part):
-    """One kind of machine that would do. The cheapest of the candidates that can be had is taken."""
+    """One kind of machine that would do. The cheapest of the candidates that can be had is
+    taken."""
 
     accelerators: (
         Annotated[str, Field(pattern=r"^[^:\s]+(:[1-9][0-9]{0,3})?$", max_length=64)] | None
@@ -74,7 +78,8 @@ class Candidate(Part):
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Machines that train together."""
     clouds: Annotated[tuple[Line, ...], Field(strict=False, min_length=1)] | None = None
-    """Where to look, by SkyPilot's names: `[aws, gcp]`. Default: every cloud that you have enabled."""
+    """Where to look, by SkyPilot's names: `[aws, gcp]`. Default: every cloud that you have
+    enabled."""
     regions: Annotated[tuple[Line, ...], Field(strict=False, min_length=1)] | None = None
     """Regions of these clouds. Default: all."""
     spot: bool | Literal["auto"] = "auto"
@@ -110,12 +115,14 @@ class Candidate(Part):
 
 
 class Hardware(Part):
-    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another it replaces the base's whole."""
+    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another it
+    replaces the base's whole."""
 
     local: Local | None = None
     """Train on this machine. `hardware: local` is short for one process."""
     any_of: Annotated[tuple[Candidate, ...], Field(strict=False)] = ()
-    """Kinds of cloud machines that would do; a preempted run may continue on another one of them."""
+    """Kinds of cloud machines that would do; a preempted run may continue on another one of
+    them."""
 
     @property
     def worlds(self) -> tuple[int, ...]:
@@ -167,11 +174,13 @@ class Evaluate(Part):
     """Evaluation on the split `val`."""
 
     every: Annotated[Every, interval("steps", "epochs")] | None = None
-    """`500 steps` or `1 epochs`. Default: at the end of each epoch if `epochs` is set. Always at the last step as well."""
+    """`500 steps` or `1 epochs`. Default: at the end of each epoch if `epochs` is set. Always at
+    the last step as well."""
     metric: Line = "loss"
     """The metric that decides which checkpoint is the best one."""
     mode: Literal["min", "max"] | None = None
-    """Whether less or more of the metric is better. Default: `min` for losses, `max` for accuracies."""
+    """Whether less or more of the metric is better. Default: `min` for losses, `max` for
+    accuracies."""
     batch: Count | None = None
     """Samples per forward pass and process. Default: the micro-batch."""
 
@@ -185,14 +194,16 @@ class Train(Part):
     """What changes the mathematics, and how it is computed."""
 
     steps: Count | None = None
-    """Optimizer steps. Exactly one of `steps` and `epochs` is given; a larger number later continues the run."""
+    """Optimizer steps. Exactly one of `steps` and `epochs` is given; a larger number later
+    continues the run."""
     epochs: Count | None = None
     """Passes over the split `train`."""
     global_batch: Count
-    """Samples per optimizer step over all processes together. It stays the same on every machine."""
+    """Samples per optimizer step over all processes together. It stays the same on every
+    machine."""
     micro_batch: Count | Literal["auto"] = "auto"
-    """Samples per forward pass and process. It divides `global_batch`; gradients are accumulated. `auto` finds the largest
-    that fits the first machine's memory and is then kept."""
+    """Samples per forward pass and process. It divides `global_batch`; gradients are accumulated.
+    `auto` finds the largest that fits the first machine's memory and is then kept."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward; weights and optimizer stay in fp32."""
     optimizer: Optimizer = default({})
@@ -206,8 +217,9 @@ class Train(Part):
     deterministic: bool = True
     """Same machine, same bits: deterministic kernels only. `false` may be faster."""
     reduction: Literal["fast", "exact"] = "fast"
-    """`exact` makes the result independent of the number of processes to the last bit (powers of two), running statistics of
-    BatchNorm included, for log2(micro-batches per process) + 1 gradients of memory."""
+    """`exact` makes the result independent of the number of processes to the last bit (powers of
+    two), running statistics of BatchNorm included, for log2(micro-batches per process) + 1
+    gradients of memory."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` spreads weights, gradients and optimizer state over the processes."""
     compile: bool = False
@@ -215,7 +227,8 @@ class Train(Part):
     activation_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay per step of an exponential moving average of the weights, which is evaluated and saved as well. Default: none."""
+    """Decay per step of an exponential moving average of the weights, which is evaluated and saved
+    as well. Default: none."""
     evaluate: Evaluate = default({})
     """Evaluation on the split `val`."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -237,14 +250,16 @@ class Checkpointing(Part):
     """Where the state goes, how often, and what is kept."""
 
     store: Line = "local"
-    """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of yours), `hub://owner/name` or
-    `hub-bucket://owner/name`."""
+    """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of
+    yours), `hub://owner/name` or `hub-bucket://owner/name`."""
     every: Annotated[Every, interval("auto", "seconds", "steps")] = default("auto")
-    """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate of preemptions."""
+    """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate
+    of preemptions."""
     keep: Annotated[int, Field(ge=2, le=10_000)] = 2
     """Newest checkpoints that are kept; at least 2, so that a damaged one has a predecessor."""
     keep_every: Annotated[Every, interval("steps")] | None = None
-    """Checkpoints at multiples of this are kept for ever, for instance `10000 steps`. Default: none."""
+    """Checkpoints at multiples of this are kept for ever, for instance `10000 steps`. Default:
+    none."""
 
     @property
     def durable(self) -> bool:
@@ -296,8 +311,8 @@ class Recipe(Part):
     version: Literal[1] = 1
     """The version of this schema."""
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=28)]
-    """What the run is called: lower-case letters, digits and `-`, at most 28 characters. A run's id is this and
-    8 hex digits."""
+    """What the run is called: lower-case letters, digits and `-`, at most 28 characters. A run's id
+    is this and 8 hex digits."""
     extends: Line | None = None
     """Another recipe, relative to this file, that this one changes."""
     model: ModelRef
@@ -305,7 +320,8 @@ class Recipe(Part):
     dataset: DatasetRef
     """What it is trained on."""
     task: Literal["classification", "language_modeling", "model"]
-    """How the loss is computed: cross entropy over classes, cross entropy over next tokens, or by the model itself."""
+    """How the loss is computed: cross entropy over classes, cross entropy over next tokens, or by
+    the model itself."""
     hardware: Annotated[Hardware, Before(read_shorthand)] = default("local")
     """Where it runs. Default: here, with one process."""
     train: Train
@@ -321,7 +337,8 @@ class Recipe(Part):
     secrets: Annotated[
         tuple[Annotated[SecretName, Before(secrets_go_by_name)], ...], Field(strict=False)
     ] = ()
-    """Names of environment variables whose values go along from your machine without being written anywhere."""
+    """Names of environment variables whose values go along from your machine without being written
+    anywhere."""
     files: dict[Line, Line] = default({})
     """Files and folders that go along: path on the machine -> path here."""
 

@@ -38,7 +38,8 @@ checkpoint:
 
 
 def write_template(path: Path) -> None:
-    """Write the recipe, named after its file; a file that is there already stays as it is (RecipeError)."""
+    """Write the recipe, named after its file; a file that is there already stays as it is
+    (RecipeError)."""
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:28].rstrip("-")
     name = name if re.match("[a-z]", name) else f"my-{name}"[:28].rstrip("-")
     try:

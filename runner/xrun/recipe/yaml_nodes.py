@@ -1,7 +1,8 @@
 """Text -> a tree of nodes that know where they were written.
 
-PyYAML scans and composes; what a scalar means is decided here by the YAML 1.2 core schema. PyYAML by itself follows YAML 1.1
-and reads `3e-4` as text, `1:30` as 90, `on` as true, and takes the last of two equal keys without a word.
+PyYAML scans and composes; what a scalar means is decided here by the YAML 1.2 core schema. PyYAML
+by itself follows YAML 1.1 and reads `3e-4` as text, `1:30` as 90, `on` as true, and takes the last
+of two equal keys without a word.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ MAX_DEPTH = 40
 MAX_NODES = 20_000
 NULL = re.compile(r"|~|null|Null|NULL")
 BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
-# No leading zeros: 010 is 8 for YAML 1.1 and 10 for YAML 1.2, so it stays text and is refused where a number is due.
+# No leading zeros: 010 is 8 for YAML 1.1 and 10 for YAML 1.2, so it stays text and is refused where
+# a number is due.
 INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", re.ASCII)
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
 INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -49,7 +51,8 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """A value and where it starts. In a mapping, `keys` holds where each key starts. `text` is a scalar as it was written."""
+    """A value and where it starts. In a mapping, `keys` holds where each key starts. `text` is a
+    scalar as it was written."""
 
     value: Any
     mark: Mark
@@ -74,7 +77,8 @@ class Node:
 
 
 class Loader(yaml.SafeLoader):
-    """Composes only. A scalar's tag tells whether it was quoted; nothing is resolved and nothing is constructed."""
+    """Composes only. A scalar's tag tells whether it was quoted; nothing is resolved and nothing is
+    constructed."""
 
     depth = 0
 
@@ -94,7 +98,8 @@ class Loader(yaml.SafeLoader):
 
 
 def read_nodes(text: str | bytes, path: str, positions: bool = True) -> tuple[Node, list[Problem]]:
-    """The tree, and what is wrong in it without making it unreadable, such as a key that is given twice.
+    """The tree, and what is wrong in it without making it unreadable, such as a key that is given
+    twice.
 
     Without positions, as for an override, all marks are the path alone. Raises Unreadable.
     """

@@ -1,7 +1,9 @@
-"""A component's source -> a digest of what it computes, and the register of the components that xrun brings along.
+"""A component's source -> a digest of what it computes, and the register of the components that
+xrun brings along.
 
-A shipped component that computes differently gets a new name or a new argument, so another text of it that computes the same is
-listed in `components/shipped.json`, and counts as the first one: a run that uses it keeps its id over new versions of xrun.
+A shipped component that computes differently gets a new name or a new argument, so another text of
+it that computes the same is listed in `components/shipped.json`, and counts as the first one: a run
+that uses it keeps its id over new versions of xrun.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _UNSEEN = {"ctx", "kind", "type_comment", "type_ignores"}
 
 
 def code_digest(place: str, source: bytes) -> str:
-    """Hex BLAKE3 of what the file at `place` (`models/vit.py`) computes: comments, docstrings and layout do not count.
+    """Hex BLAKE3 of what the file at `place` (`models/vit.py`) computes: comments, docstrings and
+    layout do not count.
 
     Raises ComponentError for a file that is not Python.
     """
@@ -41,9 +44,11 @@ def bytes_digest(place: str, source: bytes) -> str:
 
 
 def canonical(tree: ast.AST) -> str:
-    """The tree as text that is the same for every version of Python and every layout: names of nodes, and fields that are set.
+    """The tree as text that is the same for every version of Python and every layout: names of
+    nodes, and fields that are set.
 
-    A text that stands alone as a statement does nothing: a docstring, of a function or of the constant above it.
+    A text that stands alone as a statement does nothing: a docstring, of a function or of the
+    constant above it.
     """
     parts: list[str] = []
     waiting: list[Any] = [tree]
@@ -78,5 +83,6 @@ def _is_text(node: Any) -> bool:
 
 @cache
 def _register() -> dict[str, Any]:
-    """By place: `bytes`, the file's BLAKE3 under rule 1, and `code`, digests of all texts of it that compute the same."""
+    """By place: `bytes`, the file's BLAKE3 under rule 1, and `code`, digests of all texts of it
+    that compute the same."""
     return dict(json.loads(REGISTER.read_text()))

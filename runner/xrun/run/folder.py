@@ -1,4 +1,5 @@
-"""A run's folder: where its files lie, and what they say for `status`, `report` and `logs`. Reads only."""
+"""A run's folder: where its files lie, and what they say for `status`, `report` and `logs`. Reads
+only."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ class RunFolder:
             ) from error
 
     def store(self) -> Store:
-        """The run's store, to read from; the folder may have been moved since the plan was written."""
+        """The run's store, to read from; the folder may have been moved since the plan was
+        written."""
         return open_store(replace(self.plan(), home=str(self.path.parent)), "reader", create=False)
 
     def head(self) -> Head | None:
@@ -86,7 +88,8 @@ class RunFolder:
         return read_points(self.metrics)
 
     def last_point(self) -> dict[str, Any]:
-        """The newest point of training, found without reading the whole file; empty if there is none."""
+        """The newest point of training, found without reading the whole file; empty if there is
+        none."""
         if not self.metrics.exists():
             return {}
         with self.metrics.open("rb") as file:
@@ -156,7 +159,8 @@ class RunFolder:
         }
 
     def status(self, record: dict[str, Any]) -> str:
-        """`running`, `finished`, `failed` (it will not go on by itself) or `stopped` (the same command goes on)."""
+        """`running`, `finished`, `failed` (it will not go on by itself) or `stopped` (the same
+        command goes on)."""
         if self.owner_pid():
             return "running"
         last = (record.get("attempts") or [{}])[-1]
@@ -199,7 +203,8 @@ def is_finished(plan: Plan, record: Mapping[str, Any]) -> bool:
 
 
 def open_store(plan: Plan, attempt: str, *, create: bool = True) -> Store:
-    """The store of a plan's run, for one attempt; without `create` nothing is made where nothing is."""
+    """The store of a plan's run, for one attempt; without `create` nothing is made where nothing
+    is."""
     folder = RunFolder(plan.folder)
     if not plan.store:
         return DirectoryStore(folder.state, plan.run, attempt, plan.owner)
@@ -219,7 +224,8 @@ def open_store(plan: Plan, attempt: str, *, create: bool = True) -> Store:
 
 
 def _pace(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Seconds between commits, commits an hour, and seconds of trying again, for a Hub of one's own with other limits."""
+    """Seconds between commits, commits an hour, and seconds of trying again, for a Hub of one's own
+    with other limits."""
     names = {
         "spacing": "XRUN_HUB_SPACING",
         "hourly": "XRUN_HUB_HOURLY",
@@ -231,7 +237,8 @@ def _pace(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def restore_soon(store: Store) -> None:
-    """Begin to verify what the attempt will probably restore; a store that cannot be read is somebody else's news."""
+    """Begin to verify what the attempt will probably restore; a store that cannot be read is
+    somebody else's news."""
     with contextlib.suppress(XrunError):
         head = store.head()
         manifests = head.record.get("checkpoints", []) if head else []

@@ -1,8 +1,10 @@
-"""What a run's id follows from: the digest of everything that changes its mathematics, made by a numbered rule.
+"""What a run's id follows from: the digest of everything that changes its mathematics, made by a
+numbered rule.
 
-A run keeps its id, and the rule that made it, for ever. A new run gets the newest rule's; a recipe finds the runs that an older rule
-has named by making that rule's digest as well. So what a rule makes of a recipe never changes: keys that are added to the schema
-count where they are given, by the newest rule, and an older one has no name for such a recipe.
+A run keeps its id, and the rule that made it, for ever. A new run gets the newest rule's; a recipe
+finds the runs that an older rule has named by making that rule's digest as well. So what a rule
+makes of a recipe never changes: keys that are added to the schema count where they are given, by
+the newest rule, and an older one has no name for such a recipe.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ _RULE_1: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Identity:
-    """`mathematics` is what the digest is made of, as JSON, with a hash for each component's file under `sources`."""
+    """`mathematics` is what the digest is made of, as JSON, with a hash for each component's file
+    under `sources`."""
 
     rule: int
     digest: str
@@ -59,7 +62,8 @@ class Identity:
 
 
 def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | None:
-    """What a rule makes of a recipe; None where it has no name for what the recipe asks for, so that no run of it can be meant.
+    """What a rule makes of a recipe; None where it has no name for what the recipe asks for, so
+    that no run of it can be meant.
 
     Never hardware, checkpoints, tracking, budget or the number of steps. Raises ComponentError.
     """
@@ -73,7 +77,8 @@ def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | No
 
 
 def in_full(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
-    """What changes the mathematics with defaults written out, for people to compare; `recipe` as a plan has it."""
+    """What changes the mathematics with defaults written out, for people to compare; `recipe` as a
+    plan has it."""
     train = {name: value for name, value in recipe["train"].items() if name in _TRAIN}
     return {
         **{name: recipe[name] for name in ("model", "dataset", "task")},
@@ -96,7 +101,8 @@ def _rule_1(recipe: Recipe, project: Path) -> dict[str, Any] | None:
 
 
 def _rule_2(recipe: Recipe, project: Path) -> dict[str, Any]:
-    """What is not at its default, and what the components compute: no comment, docstring or layout."""
+    """What is not at its default, and what the components compute: no comment, docstring or
+    layout."""
     made = _given(recipe)
     kinds: dict[str, component.Kind] = {"model": "models", "dataset": "datasets"}
     for part, kind in kinds.items():

@@ -1,7 +1,9 @@
-"""What an attempt's processes have printed, in the store: a machine that is gone tells nothing any more.
+"""What an attempt's processes have printed, in the store: a machine that is gone tells nothing any
+more.
 
-The first node's logs go along with each commit of a run whose store is far away, and with the record of the attempt's end. What
-another node's processes have printed stays there; why they failed stands in the record.
+The first node's logs go along with each commit of a run whose store is far away, and with the
+record of the attempt's end. What another node's processes have printed stays there; why they failed
+stands in the record.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ ATTEMPTS = 50
 
 
 def kept(store: Store, folder: Path, attempt: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry `logs` of the next record: by attempt and process what lies in `folder` now, put into the store.
+    """The entry `logs` of the next record: by attempt and process what lies in `folder` now, put
+    into the store.
 
     Where the store takes none, those of before stay, and nothing else fails because of it.
     """

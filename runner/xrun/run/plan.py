@@ -1,7 +1,8 @@
 """`Plan`: a recipe resolved against the facts around it, as one JSON file that both halves read.
 
-Making a plan touches nothing. What changes the mathematics goes into the digest, and the run's id follows from it, so the same
-command again finds its run and a changed recipe does not continue somebody else's weights.
+Making a plan touches nothing. What changes the mathematics goes into the digest, and the run's id
+follows from it, so the same command again finds its run and a changed recipe does not continue
+somebody else's weights.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ FORMAT = 1
 class Plan:
     """Everything an attempt needs to know, without secrets.
 
-    `mathematics` is what `digest` is made of, by the rule of this number: a recipe's part that a run cannot change, with a hash per
-    component file.
-    `home` holds the runs' folders; `processes` train on this node; `fork` is the run whose newest checkpoint starts this one.
-    `store` is the address of the state where that is not the run's folder: `hub` until a launch has asked whose token it is, then
-    `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the forked run.
+    `mathematics` is what `digest` is made of, by the rule of this number: a recipe's part that a
+    run cannot change, with a hash per component file. `home` holds the runs' folders; `processes`
+    train on this node; `fork` is the run whose newest checkpoint starts this one. `store` is the
+    address of the state where that is not the run's folder: `hub` until a launch has asked whose
+    token it is, then `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the
+    forked run.
     """
 
     run: str
@@ -97,7 +99,8 @@ def make_plan(
     """Resolve a recipe: who it is, where its state goes, how many processes train.
 
     Raises:
-        LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot do.
+        LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot
+            do.
         RecipeError: `processes` cannot share the micro-batches evenly.
     """
     check_run_id(run)
@@ -139,7 +142,8 @@ def check_processes(recipe: Recipe, processes: int) -> None:
 
 
 def check_run_id(run: str) -> None:
-    """A run's id names a folder, a branch and a W&B run, so it is short and plain; "" stands for none.
+    """A run's id names a folder, a branch and a W&B run, so it is short and plain; "" stands for
+    none.
 
     Raises:
         LaunchError: it is not.
@@ -170,7 +174,8 @@ def run_id(name: str, made: Identity) -> str:
 
 
 def under_rule(plan: Plan, rule: int) -> Plan | None:
-    """The plan with the digest that another rule makes, and with its id where that follows from the recipe.
+    """The plan with the digest that another rule makes, and with its id where that follows from the
+    recipe.
 
     None where the rule has no name for the recipe, or is one that only a newer xrun knows.
     """
@@ -195,7 +200,8 @@ def older_rules(plan: Plan) -> list[Plan]:
 
 
 def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder that holds the runs' folders: what the recipe says, else $XRUN_HOME, else `runs/` of the project."""
+    """The folder that holds the runs' folders: what the recipe says, else $XRUN_HOME, else `runs/`
+    of the project."""
     store = recipe.checkpoint.store
     if store == "local" or recipe.checkpoint.durable:
         return default_home(project, environ)

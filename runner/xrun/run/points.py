@@ -1,8 +1,9 @@
 """The run's points in the store, so that a machine that has nothing gets its metrics.jsonl back.
 
-The file goes along in pieces, each one a slice of it that ends with the points of a committed step. Every commit adds a piece;
-pieces that are not larger than twice what follows them are put together, so that there are few of them (a logarithm of their
-size) and each point is sent a few times at most.
+The file goes along in pieces, each one a slice of it that ends with the points of a committed step.
+Every commit adds a piece; pieces that are not larger than twice what follows them are put together,
+so that there are few of them (a logarithm of their size) and each point is sent a few times at
+most.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Piece = Mapping[str, Any]
 
 
 def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> list[Piece]:
-    """The pieces with the points up to `step` that the file has gained since; what is new is put into the store.
+    """The pieces with the points up to `step` that the file has gained since; what is new is put
+    into the store.
 
     Raises `StoreError`.
     """
@@ -39,10 +41,11 @@ def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> li
 
 
 def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> list[Piece]:
-    """Make the file as it was at `step`, followed by what this machine has logged after that; returns the pieces that hold on.
+    """Make the file as it was at `step`, followed by what this machine has logged after that;
+    returns the pieces that hold on.
 
-    A piece whose bytes are lost costs the points in it and in the pieces after it, and never the training.
-    Raises `StoreUnavailable`.
+    A piece whose bytes are lost costs the points in it and in the pieces after it, and never the
+    training. Raises `StoreUnavailable`.
     """
     kept: list[Piece] = []
     text = b""

@@ -1,4 +1,5 @@
-"""A run's record (the JSON that a store's head holds), read and extended: attempts, how they ended, progress."""
+"""A run's record (the JSON that a store's head holds), read and extended: attempts, how they ended,
+progress."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from .plan import Plan
 OWN_FAILURES = 3
 """So many attempts in a row that failed by themselves and committed nothing end the run."""
 OUTSIDE_ENDS = 20
-"""The same for attempts that were ended from outside: real spot machines have runs of short lives."""
+"""The same for attempts that were ended from outside: real spot machines have runs of short
+lives."""
 
 
 def new_id(now: float) -> str:
@@ -23,7 +25,8 @@ def new_id(now: float) -> str:
 
 
 def steps_committed(record: Mapping[str, Any]) -> int:
-    """The newest step that a record names, rejected ones included; -1 if nothing was ever committed."""
+    """The newest step that a record names, rejected ones included; -1 if nothing was ever
+    committed."""
     steps = [manifest["step"] for manifest in record.get("checkpoints", [])]
     return max([*steps, *record.get("rejected", [])], default=-1)
 
@@ -31,7 +34,8 @@ def steps_committed(record: Mapping[str, Any]) -> int:
 def without_progress(
     attempts: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The newest attempts in a row that committed no new step: those that failed by themselves, those ended from outside."""
+    """The newest attempts in a row that committed no new step: those that failed by themselves,
+    those ended from outside."""
     own: list[dict[str, Any]] = []
     outside: list[dict[str, Any]] = []
     for attempt in reversed(attempts):
@@ -69,7 +73,8 @@ def rule_of(record: Mapping[str, Any]) -> int:
 
 
 def leased(record: Mapping[str, Any], plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with one more attempt; the one before that said nothing of its end was ended from outside."""
+    """The record with one more attempt; the one before that said nothing of its end was ended from
+    outside."""
     attempts = [dict(attempt) for attempt in record.get("attempts", [])]
     if attempts and "ended" not in attempts[-1]:
         attempts[-1] |= {

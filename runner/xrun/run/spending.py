@@ -1,10 +1,12 @@
 """What a run has cost, over all of its attempts, and how long its budget lasts.
 
-An attempt's entry in the run's record says from when on its machines cost money, how much an hour, and when it ended. The price
-is the one that the launcher saw: it sends a list along, and the attempt finds itself in it. Where something is not known, the
-answer is the dearer one, so that a budget is never overdrawn because of it: of several prices that fit, the highest counts, and
-an attempt whose end nobody recorded counts until the next one began. What a cloud bills after an attempt has ended (a minute
-or two until the machine is gone) is not in it, nor are storage and traffic.
+An attempt's entry in the run's record says from when on its machines cost money, how much an hour,
+and when it ended. The price is the one that the launcher saw: it sends a list along, and the
+attempt finds itself in it. Where something is not known, the answer is the dearer one, so that a
+budget is never overdrawn because of it: of several prices that fit, the highest counts, and an
+attempt whose end nobody recorded counts until the next one began. What a cloud bills after an
+attempt has ended (a minute or two until the machine is gone) is not in it, nor are storage and
+traffic.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ PRICES_NAME = "XRUN_PRICES"
 """The environment variable with the prices that the launcher saw, as a JSON list of `Price`."""
 WAY_ON = "Raise the budget and start the same command again to go on."
 _SHARED = ("", "kubernetes", "slurm", "ssh")
-"""Where a machine has been running before the run came: the time since its start is not the run's."""
+"""Where a machine has been running before the run came: the time since its start is not the
+run's."""
 TIDY_SECONDS = 30.0
 """What the end of an attempt takes besides its last save."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per hour for all nodes together of one kind of machine, when and where they were seen; None fits everything."""
+    """Dollars per hour for all nodes together of one kind of machine, when and where they were
+    seen; None fits everything."""
 
     cloud: str
     usd_per_hour: float
@@ -57,7 +61,8 @@ def prices_of(environ: Mapping[str, str]) -> list[Price]:
 
 
 def price_now(environ: Mapping[str, str]) -> Price | None:
-    """What this machine costs: the dearest that fits it, else the dearest of all; None if nobody knows any price.
+    """What this machine costs: the dearest that fits it, else the dearest of all; None if nobody
+    knows any price.
 
     The cloud is asked whether it is a spot machine where that makes the difference.
     """
@@ -94,7 +99,8 @@ def facts(
 
 
 def _billed_from(place: Place, attempts: Sequence[Mapping[str, Any]], now: float) -> float:
-    """When this machine began to cost money: when it was switched on, but no attempt before this one has paid for the same."""
+    """When this machine began to cost money: when it was switched on, but no attempt before this
+    one has paid for the same."""
     if place.cloud in _SHARED:
         return now
     uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -125,14 +131,16 @@ def dollars(attempts: Sequence[Mapping[str, Any]], now: float) -> float:
 
 
 def _rates(attempts: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Dollars per second of each; one whose price nobody knows counts as the dearest one that is known, else as nothing."""
+    """Dollars per second of each; one whose price nobody knows counts as the dearest one that is
+    known, else as nothing."""
     dearest = max([float(attempt.get("usd_per_hour", 0.0)) for attempt in attempts], default=0.0)
     return [float(attempt.get("usd_per_hour", dearest)) / 3600 for attempt in attempts]
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """How long the running attempt may go on: `until` in seconds of `time.time()`, and what is limited.
+    """How long the running attempt may go on: `until` in seconds of `time.time()`, and what is
+    limited.
 
     `limit` dollars or hours are used up then, at `rate` of them per second.
     """
@@ -143,7 +151,8 @@ class Allowance:
     rate: float = 0.0
 
     def spent(self, now: float, ending: float = 0.0) -> str:
-        """The sentence that ends the run once no more is left than its end takes, `ending` seconds; "" before."""
+        """The sentence that ends the run once no more is left than its end takes, `ending` seconds;
+        "" before."""
         if now + ending < self.until:
             return ""
         used = self.limit - (self.until - now) * self.rate
@@ -154,7 +163,8 @@ class Allowance:
 def allowance(
     budget: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], now: float
 ) -> Allowance:
-    """What is left of `budget` (keys `usd` and `hours`; None: no limit) for the last one of these attempts, which runs."""
+    """What is left of `budget` (keys `usd` and `hours`; None: no limit) for the last one of these
+    attempts, which runs."""
     found = [Allowance()]
     for key, used, rate in (
         ("hours", hours(attempts, now), 1 / 3600),
@@ -168,7 +178,8 @@ def allowance(
 
 
 def unknown(budget: Mapping[str, Any], attempt: Mapping[str, Any]) -> str:
-    """The warning about a budget in dollars where nobody knows what the machine costs; "" otherwise."""
+    """The warning about a budget in dollars where nobody knows what the machine costs; ""
+    otherwise."""
     if not budget.get("usd") or attempt.get("usd_per_hour"):
         return ""
     limited = (

@@ -1,4 +1,5 @@
-"""An attempt looks for the wish that it save and stop for good, which `xrun cancel --save` leaves in its store."""
+"""An attempt looks for the wish that it save and stop for good, which `xrun cancel --save` leaves
+in its store."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from .folder import open_store
 from .plan import Plan
 
 STOP_SECONDS = 300.0
-"""How long an attempt may take to save and stop after it was asked: the store may not take the next commit at once."""
+"""How long an attempt may take to save and stop after it was asked: the store may not take the next
+commit at once."""
 LOOK_SECONDS = 15.0
-"""Seconds between two looks; half of those between two commits at a store that takes more of them."""
+"""Seconds between two looks; half of those between two commits at a store that takes more of
+them."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Bytes that are on the disk when a call returns, and what the operating system says when they are not."""
+"""Bytes that are on the disk when a call returns, and what the operating system says when they are
+not."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from xxhash import xxh3_128
 from ..errors import StoreError, StoreUnavailable
 
 SLICE = 8 << 20
-"""Bytes read and gathered at once: long enough for the GIL to be released, short enough for memory to stay flat."""
+"""Bytes read and gathered at once: long enough for the GIL to be released, short enough for memory
+to stay flat."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -40,7 +42,8 @@ class Hashed:
 def file_slices(path: Path) -> Iterator[memoryview]:
     """Yield a file's bytes in one reused buffer, each piece valid until the next is asked for.
 
-    Not by mmap: a bad sector or a stale network handle would then end the process by SIGBUS instead of raising.
+    Not by mmap: a bad sector or a stale network handle would then end the process by SIGBUS instead
+    of raising.
     """
     with path.open("rb", buffering=0) as file:
         buffer = memoryview(bytearray(min(SLICE, os.fstat(file.fileno()).st_size + 1)))
@@ -62,7 +65,8 @@ def hash_file(path: Path, like: str = "") -> str:
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Hashed:
-    """Make the new file `path` of the chunks and sync it; what is written is what was hashed. On any failure no file is left."""
+    """Make the new file `path` of the chunks and sync it; what is written is what was hashed. On
+    any failure no file is left."""
     hashed = Hashed()
     try:
         with writing(path.parent, hashed):
@@ -79,10 +83,12 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Hashed:
 
 
 def _write(file: int, chunks: Iterable[bytes | memoryview], hashed: Hashed) -> None:
-    """Hash and write chunks that begin with a page, past the page cache; what does not is gathered in such a piece first.
+    """Hash and write chunks that begin with a page, past the page cache; what does not is gathered
+    in such a piece first.
 
-    The kernel's copy into its cache costs the processors, which belong to the training, many times what the disk's own does. A
-    gigabyte at once: a thread that now hashes and now waits for the disk disturbs the training's threads more often.
+    The kernel's copy into its cache costs the processors, which belong to the training, many times
+    what the disk's own does. A gigabyte at once: a thread that now hashes and now waits for the
+    disk disturbs the training's threads more often.
     """
     gathered, filled = memoryview(mmap.mmap(-1, SLICE)), 0
     for chunk in chunks:
@@ -117,7 +123,8 @@ def _begins_with_a_page(piece: memoryview) -> bool:
 
 
 def _append(file: int, piece: memoryview, hashed: Hashed) -> None:
-    """Hash and write a piece; whole pages go past the page cache, from a place in the file where pages begin."""
+    """Hash and write a piece; whole pages go past the page cache, from a place in the file where
+    pages begin."""
     _past_the_cache(file, len(piece) % mmap.PAGESIZE == 0)
     hashed.update(piece)
     while len(piece):  # write(2) may take less than it was given
@@ -129,7 +136,8 @@ def _append(file: int, piece: memoryview, hashed: Hashed) -> None:
 
 
 def _past_the_cache(file: int, wanted: bool) -> bool:
-    """Ask for writes of whole aligned blocks past the page cache, or not; says whether it was the other way before.
+    """Ask for writes of whole aligned blocks past the page cache, or not; says whether it was the
+    other way before.
 
     Filesystems that cannot do it refuse, here or in write(2), and are written to as usual.
     """
@@ -145,7 +153,8 @@ def _past_the_cache(file: int, wanted: bool) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file that is on no head's list; that it cannot be deleted is never the news, so errors are dropped."""
+    """Delete a file that is on no head's list; that it cannot be deleted is never the news, so
+    errors are dropped."""
     with contextlib.suppress(OSError):
         path.unlink()
 
@@ -171,7 +180,8 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, hashed: Hashed | None = None) -> Iterator[None]:
-    """Translate every OSError of the block into a StoreError with a sentence; `hashed` knows how many bytes were needed."""
+    """Translate every OSError of the block into a StoreError with a sentence; `hashed` knows how
+    many bytes were needed."""
     try:
         yield
     except OSError as error:
@@ -190,7 +200,8 @@ def _refused(error: OSError, path: Path, hashed: Hashed | None) -> StoreError:
 def reading(
     path: Path, question: str, but: type[OSError] | tuple[()] = FileNotFoundError
 ) -> Iterator[None]:
-    """Translate every OSError of the block except `but` into StoreUnavailable: nobody can tell `question`."""
+    """Translate every OSError of the block except `but` into StoreUnavailable: nobody can tell
+    `question`."""
     try:
         yield
     except but:
@@ -202,7 +213,8 @@ def reading(
 
 
 def list_folder(path: Path) -> list[str]:
-    """Return the names in a folder; one that certainly is not there is empty. Raises StoreUnavailable if that is not certain."""
+    """Return the names in a folder; one that certainly is not there is empty. Raises
+    StoreUnavailable if that is not certain."""
     try:
         with reading(path, "what was committed"):
             return [entry.name for entry in path.iterdir()]

@@ -1,9 +1,10 @@
 """Where a run's committed state lives: the `Store` protocol and its values.
 
-A store keeps immutable files and one *head*, the JSON record of what is committed now. Files come first, the head last, so
-whatever is killed in between leaves the old head and nothing else. A store knows nothing of checkpoints: in a record it looks
-only for lists of strings under the key "copies" (`StoredFile.to_json` writes them), at any depth. `DirectoryStore` keeps all
-this in a folder, `HubStore` in a repository of the Hugging Face Hub.
+A store keeps immutable files and one *head*, the JSON record of what is committed now. Files come
+first, the head last, so whatever is killed in between leaves the old head and nothing else. A store
+knows nothing of checkpoints: in a record it looks only for lists of strings under the key "copies"
+(`StoredFile.to_json` writes them), at any depth. `DirectoryStore` keeps all this in a folder,
+`HubStore` in a repository of the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Chunk = bytes | memoryview
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Bytes that were written and synced: their hash (hex), size in bytes, and the places in the store that hold them.
+    """Bytes that were written and synced: their hash (hex), size in bytes, and the places in the
+    store that hold them.
 
     The hash is XXH3-128, 32 digits; files from before docs/decisions/0015 have a BLAKE3, 64 digits.
     """
@@ -29,12 +31,14 @@ class StoredFile:
     copies: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a record says of this file; the key "copies" is what keeps it from being swept."""
+        """Return what a record says of this file; the key "copies" is what keeps it from being
+        swept."""
         return asdict(self) | {"copies": list(self.copies)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredFile:
-        """Read what `to_json` wrote; unknown keys are ignored, so that an older xrun reads what a newer one wrote."""
+        """Read what `to_json` wrote; unknown keys are ignored, so that an older xrun reads what a
+        newer one wrote."""
         return cls(
             hash=value["hash" if "hash" in value else "blake3"],
             size=value["size"],
@@ -46,8 +50,9 @@ class StoredFile:
 class Head:
     """What is committed now.
 
-    `number` grows with every commit and is never used twice. `id` names exactly this commit and its whole content; `parent` is
-    the id of the head that it replaced, "" for the first. `time` is the committing machine's clock and orders nothing.
+    `number` grows with every commit and is never used twice. `id` names exactly this commit and its
+    whole content; `parent` is the id of the head that it replaced, "" for the first. `time` is the
+    committing machine's clock and orders nothing.
     """
 
     number: int
@@ -61,7 +66,8 @@ class Head:
 
 
 def copies_named(record: Any) -> Iterator[str]:
-    """Yield every stored place that a record names: the strings of each list under a key "copies", at any depth."""
+    """Yield every stored place that a record names: the strings of each list under a key "copies",
+    at any depth."""
     if isinstance(record, dict):
         copies = record.get("copies")
         if isinstance(copies, list):
@@ -73,7 +79,8 @@ def copies_named(record: Any) -> Iterator[str]:
 
 
 class Store(Protocol):
-    """Immutable files and one head, for one attempt of one run. One thread at a time puts, commits and sweeps."""
+    """Immutable files and one head, for one attempt of one run. One thread at a time puts, commits
+    and sweeps."""
 
     @property
     def damaged(self) -> list[str]:
@@ -82,32 +89,38 @@ class Store(Protocol):
     def head(self) -> Head | None:
         """Return the newest valid head; None means "certainly nothing was ever committed here".
 
-        Raises `CheckpointCorrupt` when there is state and no valid head, `StoreUnavailable` when nobody can tell, and
-        `StoreError` when the state is another run's.
+        Raises `CheckpointCorrupt` when there is state and no valid head, `StoreUnavailable` when
+        nobody can tell, and `StoreError` when the state is another run's.
         """
 
     def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
-        """Write the chunks as one durable file, hashed on the way; it is invisible until a commit names it.
+        """Write the chunks as one durable file, hashed on the way; it is invisible until a commit
+        names it.
 
         `suffix` tells people what the file holds, where a store has names that people see.
 
-        The content may have been put before; that costs space until the next sweep and hurts nothing. A file that a
-        head named and no longer names must be put again, never named again. The run's first commit, which takes the lease, comes
-        before the first file. Raises `StoreError`; then nothing is left behind.
+        The content may have been put before; that costs space until the next sweep and hurts
+        nothing. A file that a head named and no longer names must be put again, never named again.
+        The run's first commit, which takes the lease, comes before the first file. Raises
+        `StoreError`; then nothing is left behind.
         """
 
     def duplicate(self, file: StoredFile) -> StoredFile:
-        """Return the file with a second physical copy, made from a verified one, if fewer than two are there.
+        """Return the file with a second physical copy, made from a verified one, if fewer than two
+        are there.
 
-        Raises what `fetch` and `put` raise. A store that keeps copies itself may return the file as it is.
+        Raises what `fetch` and `put` raise. A store that keeps copies itself may return the file as
+        it is.
         """
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
-        """Replace the head `parent` (None: there is none yet) by `record`, or raise `LeaseLost` and change nothing.
+        """Replace the head `parent` (None: there is none yet) by `record`, or raise `LeaseLost` and
+        change nothing.
 
-        The files that the record names are durable before, the new head is durable after. `StoreError` means that nothing was
-        committed, except for `StoreUnavailable`, which means that nobody can tell; then commit again with the same parent, and
-        the store recognises its own commit if it was made after all.
+        The files that the record names are durable before, the new head is durable after.
+        `StoreError` means that nothing was committed, except for `StoreUnavailable`, which means
+        that nobody can tell; then commit again with the same parent, and the store recognises its
+        own commit if it was made after all.
         """
 
     def commit_delay(self) -> float:
@@ -116,23 +129,29 @@ class Store(Protocol):
     def fetch(self, file: StoredFile) -> Path:
         """Return a local path whose content was verified just now; read it, never write to it.
 
-        Bad copies go to quarantine. Raises `CheckpointCorrupt` if no copy is intact, `StoreUnavailable` if that cannot be told.
+        Bad copies go to quarantine. Raises `CheckpointCorrupt` if no copy is intact,
+        `StoreUnavailable` if that cannot be told.
         """
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
-        """Begin, in threads, with what `fetch` will do for these files: while torch is being imported, there is time."""
+        """Begin, in threads, with what `fetch` will do for these files: while torch is being
+        imported, there is time."""
 
     def publish(self, folder: Path, run: str, message: str) -> str:
-        """Put the finished model where people look for it, tagged with the run; returns the revision.
+        """Put the finished model where people look for it, tagged with the run; returns the
+        revision.
 
-        "" where the folder itself is that place. The same content again changes nothing. Raises `StoreError`.
+        "" where the folder itself is that place. The same content again changes nothing. Raises
+        `StoreError`.
         """
 
     def finish(self) -> None:
-        """The run is over: drop the history of its state. Raises `StoreError`; trying again is harmless."""
+        """The run is over: drop the history of its state. Raises `StoreError`; trying again is
+        harmless."""
 
     def ask_to_stop(self) -> str:
-        """Ask the attempt that has the head to save and stop for good; returns its id, or "" if there is no head.
+        """Ask the attempt that has the head to save and stop for good; returns its id, or "" if
+        there is no head.
 
         No other attempt is meant, also none that follows. Raises `StoreError`.
         """
@@ -141,7 +160,9 @@ class Store(Protocol):
         """Whether somebody has asked this attempt; says so once. Raises `StoreError`."""
 
     def sweep(self) -> None:
-        """Delete what the head does not name, of this attempt and earlier ones; never call it between `put` and `commit`.
+        """Delete what the head does not name, of this attempt and earlier ones; never call it
+        between `put` and `commit`.
 
-        Does nothing unless the head is this attempt's. After a failed save it frees what that save had written.
+        Does nothing unless the head is this attempt's. After a failed save it frees what that save
+        had written.
         """

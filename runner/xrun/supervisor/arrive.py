@@ -1,6 +1,8 @@
-"""The first thing that happens on a job's machine: the plan that travelled, with the paths of this machine, in the run's folder.
+"""The first thing that happens on a job's machine: the plan that travelled, with the paths of this
+machine, in the run's folder.
 
-python -m xrun.supervisor.arrive CARGO && python -m xrun.supervisor.entrypoint ~/xrun/runs/RUN/plan.json
+python -m xrun.supervisor.arrive CARGO && python -m xrun.supervisor.entrypoint
+~/xrun/runs/RUN/plan.json
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def arrive(cargo: Path) -> Path:
 
 
 def _placed(plan: Plan) -> Plan:
-    """The plan with its store's full address: a launch has looked it up, a task that somebody launched by hand has not."""
+    """The plan with its store's full address: a launch has looked it up, a task that somebody
+    launched by hand has not."""
     if plan.store != "hub":
         return plan
     from huggingface_hub import HfApi

@@ -1,11 +1,13 @@
-"""One attempt, from outside: take the run's lease, start the ranks, pass signals on, record how it ended, exit with its code.
+"""One attempt, from outside: take the run's lease, start the ranks, pass signals on, record how it
+ended, exit with its code.
 
-`python -m xrun.supervisor.entrypoint PLAN` is what a container (or a local run) starts. It starts the ranks itself because torchrun and
-`accelerate launch` turn a child's 75 into 1 and end children before they have saved. It never imports torch, so it is there at
-once and cannot fall with the training.
+`python -m xrun.supervisor.entrypoint PLAN` is what a container (or a local run) starts. It starts
+the ranks itself because torchrun and `accelerate launch` turn a child's 75 into 1 and end children
+before they have saved. It never imports torch, so it is there at once and cannot fall with the
+training.
 
-On several nodes every node starts it. Node 0 does all this; the others (`FollowingNode`) start their ranks when it says so, and
-all end with the same code.
+On several nodes every node starts it. Node 0 does all this; the others (`FollowingNode`) start
+their ranks when it says so, and all end with the same code.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ _SENDER_SECONDS = 60.0
 _REPORT_SECONDS = 2 * LINGER_SECONDS
 """How long another node may take to say how its ranks have ended, after those of node 0 have."""
 _GOODBYE_SECONDS = 30.0
-"""How long a node that is late is waited for to be told that the attempt has failed; one that finished waits longer."""
+"""How long a node that is late is waited for to be told that the attempt has failed; one that
+finished waits longer."""
 
 
 def main(path: str) -> int:
@@ -193,9 +196,11 @@ class Attempt(Node):
         self.stop.set(why, STOP_SECONDS, at_once=True)
 
     def _ranks(self, fresh: bool) -> tuple[int, dict[str, Any]]:
-        """The ranks of all nodes, from their start to their end; the gravest exit code and what the failed rank has said.
+        """The ranks of all nodes, from their start to their end; the gravest exit code and what the
+        failed rank has said.
 
-        Ranks that had too little memory are started again, and compute their micro-batches in smaller parts.
+        Ranks that had too little memory are started again, and compute their micro-batches in
+        smaller parts.
         """
         if missing := self.peers.gather(self._asked_to_stop):
             minutes = f"{MEETING_SECONDS / 60:.0f} minutes"
@@ -299,7 +304,8 @@ class Attempt(Node):
         return code
 
     def _record_end(self, head: Head, code: int, failure: dict[str, Any]) -> tuple[int, str]:
-        """Commit the end; the code, which is another one after too many attempts without progress, and then why."""
+        """Commit the end; the code, which is another one after too many attempts without progress,
+        and then why."""
         stopped = bool(self.stop) and code in (COME_BACK, StoppedOnPurpose.exit_code)
         kind = "finished" if code == 0 else "stopped" if stopped else failure.get("kind", "own")
         attempts = [dict(attempt) for attempt in head.record["attempts"]]
@@ -343,7 +349,8 @@ class Attempt(Node):
 
 
 def gravest_of(reports: list[Message]) -> tuple[int, dict[str, Any]]:
-    """One exit code for all nodes, and the failure that is its cause: what only noticed that another one went away comes last."""
+    """One exit code for all nodes, and the failure that is its cause: what only noticed that
+    another one went away comes last."""
     code = gravest([report["code"] for report in reports])
 
     def rank(failure: dict[str, Any]) -> int:

@@ -1,4 +1,5 @@
-"""One node's part in an attempt: its ranks, what it tells the other nodes, and what it hears from them."""
+"""One node's part in an attempt: its ranks, what it tells the other nodes, and what it hears from
+them."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ END_SECONDS = 120.0
 
 
 class Node:
-    """What every node does: start its ranks, tell the other nodes what happens here, hear what happens there."""
+    """What every node does: start its ranks, tell the other nodes what happens here, hear what
+    happens there."""
 
     peers: Leader | Follower
 
@@ -37,7 +39,8 @@ class Node:
         """Ranks that have been started ahead and wait."""
 
     def run(self) -> int:
-        """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit code."""
+        """Live, and hear meanwhile what the cloud has to say of this machine; returns the exit
+        code."""
         if not (cloud := place_of(os.environ).cloud):
             return self._live()
         from ..machine.notice import watching  # an HTTP client, which only machines of clouds need
@@ -53,7 +56,8 @@ class Node:
         print(text, file=sys.stderr, flush=True)
 
     def _start(self, attempt: str, port: int, split: int) -> Ranks:
-        """This node's ranks; each computes a micro-batch in `split` parts, or what was right before if that is 0."""
+        """This node's ranks; each computes a micro-batch in `split` parts, or what was right before
+        if that is 0."""
         logs = self.folder.logs(attempt)
         logs.mkdir(parents=True, exist_ok=True)
         start = functools.partial(self._start_rank, attempt)
@@ -150,7 +154,8 @@ class Node:
 
 
 class FollowingNode(Node):
-    """Any node but the first: its ranks start when node 0 says so, and it ends with node 0's exit code."""
+    """Any node but the first: its ranks start when node 0 says so, and it ends with node 0's exit
+    code."""
 
     peers: Follower
 
@@ -185,7 +190,8 @@ class FollowingNode(Node):
         self._known = NOBODY_ASKED  # nobody has heard of a stop that was asked for before
 
     def _message(self, seconds: float) -> Message | None:
-        """The next thing that node 0 says and that matters now; None if there is none for so long, or time is up here."""
+        """The next thing that node 0 says and that matters now; None if there is none for so long,
+        or time is up here."""
         deadline = time.monotonic() + seconds
         while not self._waiting and time.monotonic() < deadline and self.stop.seconds_left() > 0:
             if message := self.peers.wait(0.2):

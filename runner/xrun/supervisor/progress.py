@@ -1,7 +1,7 @@
 """What a person sees while an attempt trains: a bar on a terminal, a line now and then elsewhere.
 
-It reads the run's log instead of being told by the loop, so the training pays nothing for it, and a local run and a container
-show the same.
+It reads the run's log instead of being told by the loop, so the training pays nothing for it, and a
+local run and a container show the same.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Progress:
         return f", {rate * batch:.0f} samples/s, {left} left"
 
     def _plan(self) -> tuple[int, int] | None:
-        """Steps in all and samples per step, once this attempt has written them; what only shows never stops a training."""
+        """Steps in all and samples per step, once this attempt has written them; what only shows
+        never stops a training."""
         if self._config is None and self._config_time() != self._config_before:
             with contextlib.suppress(OSError, ValueError):
                 self._config = json.loads((self.folder.path / "config.json").read_text())
@@ -121,7 +122,8 @@ class Progress:
         )
 
     def _config_time(self) -> int:
-        """When config.json was written; an attempt before this one may have had other steps in all."""
+        """When config.json was written; an attempt before this one may have had other steps in
+        all."""
         try:
             return (self.folder.path / "config.json").stat().st_mtime_ns
         except OSError:

@@ -1,4 +1,5 @@
-"""The training processes of one node, from outside: started, watched, told to stop, ended; how they ended and what they said."""
+"""The training processes of one node, from outside: started, watched, told to stop, ended; how they
+ended and what they said."""
 
 from __future__ import annotations
 
@@ -24,17 +25,20 @@ LINGER_SECONDS = 5.0
 STACKS_SECONDS = 2.0
 """How long ranks that hang have to write down where."""
 ON_PROCESSORS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""What makes training on processors fast, unless somebody has set it otherwise; docs/performance.md has the numbers.
+"""What makes training on processors fast, unless somebody has set it otherwise; docs/performance.md
+has the numbers.
 
-What a step frees stays for the next one: by default glibc gives large tensors back to the kernel, which then clears their pages
-anew in each step. (Not OMP_WAIT_POLICY=PASSIVE: a small step takes a seventh longer where threads sleep while they wait.)
+What a step frees stays for the next one: by default glibc gives large tensors back to the kernel,
+which then clears their pages anew in each step. (Not OMP_WAIT_POLICY=PASSIVE: a small step takes a
+seventh longer where threads sleep while they wait.)
 """
 Start = Callable[[dict[str, str], Path], "subprocess.Popen[bytes]"]
 """Starts a rank with this environment, whose output goes into this file."""
 
 
 class Ranks:
-    """The ranks of this node in one attempt, from their start on; `meeting` is where all ranks of all nodes meet."""
+    """The ranks of this node in one attempt, from their start on; `meeting` is where all ranks of
+    all nodes meet."""
 
     def __init__(
         self,
@@ -69,7 +73,8 @@ class Ranks:
         ]
 
     def wait(self, look: Callable[[], None]) -> None:
-        """Until every rank has ended: pass a stop on, and end the others when one has failed, hangs or time is up.
+        """Until every rank has ended: pass a stop on, and end the others when one has failed, hangs
+        or time is up.
 
         `look` is called many times a second.
         """
@@ -88,7 +93,8 @@ class Ranks:
             time.sleep(POLL_SECONDS)
 
     def fail(self) -> None:
-        """A rank has failed, here or on another node: the others may end by themselves, then they are ended."""
+        """A rank has failed, here or on another node: the others may end by themselves, then they
+        are ended."""
         self.failed_at = min(self.failed_at, time.monotonic())
 
     def send(self, number: signal.Signals) -> None:
@@ -150,13 +156,15 @@ def rank_environment(
 
 
 def gravest(codes: list[int]) -> int:
-    """One exit code for all ranks: a known refusal before "come back", that before 0; 1 and signals count as "come back"."""
+    """One exit code for all ranks: a known refusal before "come back", that before 0; 1 and signals
+    count as "come back"."""
     known = [code for code in codes if 2 <= code <= 7]
     return known[0] if known else COME_BACK if any(codes) else 0
 
 
 def read_failure(logs: Path, ranks: Mapping[int, int]) -> dict[str, Any]:
-    """What the first failed rank has written down, or what its exit code tells; `ranks`: each one's exit code."""
+    """What the first failed rank has written down, or what its exit code tells; `ranks`: each one's
+    exit code."""
     codes = list(ranks.values())
     written = [failure for rank in ranks if (failure := _failure(logs / f"failure-{rank}.json"))]
     known = [
@@ -182,7 +190,8 @@ def read_failure(logs: Path, ranks: Mapping[int, int]) -> dict[str, Any]:
 
 
 def _failure(path: Path) -> dict[str, Any] | None:
-    """What a rank has written down; None if that is nothing, or was cut short, as on a full disk."""
+    """What a rank has written down; None if that is nothing, or was cut short, as on a full
+    disk."""
     try:
         return {**json.loads(path.read_text()), "rank": path.stem.removeprefix("failure-")}
     except (FileNotFoundError, ValueError):

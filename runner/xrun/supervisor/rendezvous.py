@@ -1,11 +1,13 @@
 """How the entrypoints of a run's nodes stand together: node 0 leads, the others follow.
 
-Every node is started with the same command at about the same time, some of them later. Node 0 holds the run's lease, so it says
-when the ranks start and where they meet, and how the attempt has ended; the others say when they are asked to stop, when one of
-their ranks has failed, and how theirs have ended. It is one TCP connection per node with a JSON object per line. A connection
-that breaks is a node that is gone, which the kernel notices within a minute even if that machine has lost its power.
+Every node is started with the same command at about the same time, some of them later. Node 0 holds
+the run's lease, so it says when the ranks start and where they meet, and how the attempt has ended;
+the others say when they are asked to stop, when one of their ranks has failed, and how theirs have
+ended. It is one TCP connection per node with a JSON object per line. A connection that breaks is a
+node that is gone, which the kernel notices within a minute even if that machine has lost its power.
 
-Only one's own run is let in; besides, the messages carry nothing that the training's own connections do not.
+Only one's own run is let in; besides, the messages carry nothing that the training's own
+connections do not.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from ..errors import CloudUnavailable
 from ..machine.nodes import Nodes
 
 MEETING_SECONDS = 15 * 60.0
-"""How long the nodes wait for each other: setting up a new machine takes minutes, and some take more than others."""
+"""How long the nodes wait for each other: setting up a new machine takes minutes, and some take
+more than others."""
 _RETRY_SECONDS = 0.5
 _BIND_SECONDS = 30.0
 """How long an attempt before this one on the same machine may hold the port."""
@@ -91,7 +94,8 @@ class Leader:
             in_background(self._accept, self._socket)
 
     def gather(self, asked: Callable[[], bool], seconds: float = MEETING_SECONDS) -> list[str]:
-        """Wait until every node is here, or somebody has asked to stop; the names of those that are not."""
+        """Wait until every node is here, or somebody has asked to stop; the names of those that are
+        not."""
         deadline = time.monotonic() + seconds
         with self._lock:
             while (
@@ -232,7 +236,8 @@ class Follower:
 
 
 def listen_at(address: str, port: int) -> socket.socket:
-    """A listening socket at this address, or at all where the machine does not know it (behind a translation of addresses).
+    """A listening socket at this address, or at all where the machine does not know it (behind a
+    translation of addresses).
 
     Raises:
         CloudUnavailable: somebody else holds the port.
@@ -253,7 +258,8 @@ def listen_at(address: str, port: int) -> socket.socket:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Let the kernel ask whether the other machine is still there: after 20 s of silence, three times in 30 s."""
+    """Let the kernel ask whether the other machine is still there: after 20 s of silence, three
+    times in 30 s."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (

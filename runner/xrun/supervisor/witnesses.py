@@ -1,7 +1,8 @@
 """What must be certain before a step is trained: what was committed, by whom, with which recipe.
 
-Two witnesses: the store's head, and the tracker's record of the last commit. A store that is further is normal (killed between
-the two); a tracker that is further means that something was lost, and nothing is started.
+Two witnesses: the store's head, and the tracker's record of the last commit. A store that is
+further is normal (killed between the two); a tracker that is further means that something was lost,
+and nothing is started.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Witnesses:
         self.where = plan.store or str(self.folder.state)
 
     def head(self) -> Head | None:
-        """The head; a store that cannot be read is asked again, and then it is an error, never "nothing there".
+        """The head; a store that cannot be read is asked again, and then it is an error, never
+        "nothing there".
 
         Raises:
             StoreError: nobody can tell what was committed.
@@ -47,7 +49,8 @@ class Witnesses:
         return self._up_to_date(self._ask(), known[0] if known else -1)
 
     def _up_to_date(self, head: Head | None, step: int) -> Head | None:
-        """The head, asked for again while it is older than a witness says: a store far away may answer with an old one."""
+        """The head, asked for again while it is older than a witness says: a store far away may
+        answer with an old one."""
         for delay in _RETRY_SECONDS if self.plan.store else ():
             if step <= steps_committed(head.record if head else {}):
                 break
@@ -109,7 +112,8 @@ class Witnesses:
             )
 
     def check_wandb(self, head: Head | None, asked: subprocess.Popen[str]) -> Head | None:
-        """The witness on no machine of ours; out of reach it is a warning, unless the store is empty. Returns the head.
+        """The witness on no machine of ours; out of reach it is a warning, unless the store is
+        empty. Returns the head.
 
         Raises:
             CheckpointError: it knows of a newer commit than the store.

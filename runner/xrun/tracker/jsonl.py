@@ -1,9 +1,10 @@
 """The tracker that is always on: files in the run's folder.
 
-`metrics.jsonl` has one JSON object a line, each step once (a point of training and one of evaluation may share a step);
-`config.json` the configuration; `committed.json` the newest commit. A line is one `write`, so it survives a SIGKILL of its
-process; `committed` syncs the lines before it, so that no point up to a commit is lost with the power. On a full disk points
-wait in memory until there is room again.
+`metrics.jsonl` has one JSON object a line, each step once (a point of training and one of
+evaluation may share a step); `config.json` the configuration; `committed.json` the newest commit. A
+line is one `write`, so it survives a SIGKILL of its process; `committed` syncs the lines before it,
+so that no point up to a commit is lost with the power. On a full disk points wait in memory until
+there is room again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class JsonlTracker:
     def start(self, config: Mapping[str, Any], step: int) -> Dropped | None:
         """See Tracker; `started` in config.json is when this attempt began to log.
 
-        config.json comes last: who follows the points from outside sees by it that they are this attempt's.
+        config.json comes last: who follows the points from outside sees by it that they are this
+        attempt's.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         kept, dropped = self._cut(step)
@@ -158,7 +160,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a reader, or a kill at any moment, finds the old one or the new one."""
+    """Replace a file as a whole: a reader, or a kill at any moment, finds the old one or the new
+    one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(data)

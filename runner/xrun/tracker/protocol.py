@@ -1,4 +1,5 @@
-"""Where a run's configuration and metrics go. A tracker never ends training, and no point is lost or doubled."""
+"""Where a run's configuration and metrics go. A tracker never ends training, and no point is lost
+or doubled."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from typing import Any, Protocol
 class Dropped:
     """Points of an earlier attempt after the step that a run resumed from: they are computed again.
 
-    `last` is the last step that had been logged, `seconds` the time to it from the resumed step's point, or from the start of
-    the attempt that logged it if that was later.
+    `last` is the last step that had been logged, `seconds` the time to it from the resumed step's
+    point, or from the start of the attempt that logged it if that was later.
     """
 
     last: int

@@ -56,7 +56,8 @@ log = logging.getLogger("xrun")
 def build_training(
     plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None
 ) -> Training:
-    """Everything a rank needs, with the newest checkpoint's state in it; `store` is the attempt's, if it is open already.
+    """Everything a rank needs, with the newest checkpoint's state in it; `store` is the attempt's,
+    if it is open already.
 
     Raises:
         XrunError: whatever a person can act on.
@@ -152,7 +153,8 @@ class _Builder:
     def _on_this_node(
         self, head: Head, found: checkpoint.Checkpoint | None, paths: list[Path]
     ) -> list[Path]:
-        """Where the chosen checkpoint's files lie here: each node has a disk of its own, and its first process fetches first."""
+        """Where the chosen checkpoint's files lie here: each node has a disk of its own, and its
+        first process fetches first."""
         if found is None or self.world.size == 1:
             return paths
         elsewhere, first = (
@@ -257,7 +259,8 @@ class _Builder:
         return int(settled)
 
     def _split(self) -> int:
-        """In how many parts a micro-batch is computed: as the entrypoint says, else as was right on such a machine before."""
+        """In how many parts a micro-batch is computed: as the entrypoint says, else as was right on
+        such a machine before."""
         if asked := int(os.environ.get("XRUN_SPLIT") or 0):
             return asked
         here = {"memory": self._memory(), "processes": self.world.size}
@@ -375,7 +378,8 @@ class _Builder:
         return tracker
 
     def _restore_points(self) -> None:
-        """The log of the run as the store has it: this machine may never have seen the run, or not all of it."""
+        """The log of the run as the store has it: this machine may never have seen the run, or not
+        all of it."""
         if self.plan.store:
             pieces = self.head.record.get("points", [])
             pieces = point_log.restore(self.store, self.folder.metrics, pieces, self.state.step)
@@ -474,7 +478,8 @@ class _Builder:
         }
 
     def _budget(self, checkpointer: Checkpointer) -> Callable[[], str]:
-        """The sentence that ends the run before its budget is exceeded, empty while there is some left."""
+        """The sentence that ends the run before its budget is exceeded, empty while there is some
+        left."""
         if self.world.rank or self.recipe.budget == Budget():
             return lambda: ""
         left = spending.allowance(
@@ -485,7 +490,8 @@ class _Builder:
         )
 
     def _export(self, steps_per_epoch: int | None, state: TrainState) -> dict[str, Any]:
-        """Write the final weights (the averaged ones where there are); what the record says of them."""
+        """Write the final weights (the averaged ones where there are); what the record says of
+        them."""
         model: Any = state.ema.module if state.ema is not None else self.objective.model
         if self.sharded:
             model = model_folder.full_copy(model, self._model)
@@ -512,7 +518,8 @@ class _Builder:
         }
 
     def _effort(self) -> dict[str, Any]:
-        """What the run took, for the model card: attempts, how many of them were lost, dollars where they are known."""
+        """What the run took, for the model card: attempts, how many of them were lost, dollars
+        where they are known."""
         attempts = self.head.record.get("attempts", [])
         known = any("usd_per_hour" in attempt for attempt in attempts)
         lost = sum(attempt.get("kind") == "outside" for attempt in attempts)
@@ -552,7 +559,8 @@ _FINAL = (
 
 
 def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
-    """Call a component's `build`; what it raises becomes one sentence; a failing network is left to be tried again."""
+    """Call a component's `build`; what it raises becomes one sentence; a failing network is left to
+    be tried again."""
     try:
         return build(**args)
     except XrunError:
@@ -564,7 +572,8 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
 
 
 def configure_torch(train: Train) -> None:
-    """Threads as the entrypoint has set them, and deterministic kernels where the recipe asks for them."""
+    """Threads as the entrypoint has set them, and deterministic kernels where the recipe asks for
+    them."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     if not train.deterministic:
         return

@@ -1,7 +1,7 @@
 """Evaluation: every sample of `val` exactly once, whatever the number of processes.
 
-Sums of each batch travel to every process and are added there in one order, so the result depends neither on the number of
-processes nor on which of them computed what.
+Sums of each batch travel to every process and are added there in one order, so the result depends
+neither on the number of processes nor on which of them computed what.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _ASK_EVERY = 16
 
 @dataclass
 class Evaluation:
-    """Evaluates the model (or its moving average) on a split; `every` counts in steps, None is at the last step only."""
+    """Evaluates the model (or its moving average) on a split; `every` counts in steps, None is at
+    the last step only."""
 
     split: Any
     objective: Objective
@@ -76,7 +77,8 @@ class Evaluation:
         )
 
     def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
-        """The metrics of the whole split; None if it was time to leave meanwhile, on any process."""
+        """The metrics of the whole split; None if it was time to leave meanwhile, on any
+        process."""
         if self.replicated:
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)

@@ -1,4 +1,5 @@
-"""The final weights, in the standard Hugging Face layout: model.safetensors, config.json, README.md (the model card)."""
+"""The final weights, in the standard Hugging Face layout: model.safetensors, config.json, README.md
+(the model card)."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ WEIGHTS = "model.safetensors"
 def write(folder: Path, model: nn.Module, plan: Plan, facts: Mapping[str, Any]) -> str:
     """Write the folder as a whole, replacing an older one; returns the SHA-256 of the weights.
 
-    A transformers model is saved by its own `save_pretrained`, so that `from_pretrained` loads it; any other one as safetensors
-    (tied weights once) and a config that names its component and arguments.
+    A transformers model is saved by its own `save_pretrained`, so that `from_pretrained` loads it;
+    any other one as safetensors (tied weights once) and a config that names its component and
+    arguments.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -41,7 +43,8 @@ def write(folder: Path, model: nn.Module, plan: Plan, facts: Mapping[str, Any]) 
 
 
 def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
-    """An unsharded copy of a sharded model on the first process (None on the others); every process takes part."""
+    """An unsharded copy of a sharded model on the first process (None on the others); every process
+    takes part."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     values = get_model_state_dict(
@@ -124,7 +127,8 @@ def _config(plan: Plan) -> dict[str, Any]:
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Put the finished folder in its place; a kill leaves the old one, the new one, or (for a moment) none, never a half."""
+    """Put the finished folder in its place; a kill leaves the old one, the new one, or (for a
+    moment) none, never a half."""
     for path in [*temporary.rglob("*")]:
         if path.is_file():
             with path.open("rb") as file:

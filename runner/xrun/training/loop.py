@@ -1,7 +1,8 @@
 """The training loop.
 
-One pass of the loop: evaluate if it is time, begin a save if it is time, stop if somebody asked, then one optimizer step. The
-checkpoint of a step is taken after its evaluation, so an attempt that resumes there has nothing to repeat.
+One pass of the loop: evaluate if it is time, begin a save if it is time, stop if somebody asked,
+then one optimizer step. The checkpoint of a step is taken after its evaluation, so an attempt that
+resumes there has nothing to repeat.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class Training:
             self.tracker.log(state.step, {**values, "train/lr": rate, **norm})
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
-        """Forward and backward of one micro-batch, in parts where it does not fit into memory; its loss."""
+        """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
+        loss."""
         if self.split == 1:
             return self._loss(batch, factor)
         losses, parts = [], parts_of(piece, batch, self.split)
@@ -154,13 +156,15 @@ class Training:
         return torch.stack(losses).sum()
 
     def _loss(self, batch: Batch, factor: float) -> Tensor:
-        """Forward and backward of data that is computed at once; its loss, which is 0 where it does not count."""
+        """Forward and backward of data that is computed at once; its loss, which is 0 where it does
+        not count."""
         loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"]
         self._backward(loss, factor)
         return loss.detach() if factor else torch.zeros_like(loss)
 
     def _backward(self, loss: Tensor, factor: float) -> None:
-        """The gradient of `factor * loss`, without a product in the graph, and without Accelerator's division by 1."""
+        """The gradient of `factor * loss`, without a product in the graph, and without
+        Accelerator's division by 1."""
         (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward(
             torch.full_like(loss, factor)
         )
@@ -189,7 +193,8 @@ class Training:
         return {"train/loss": loss, "train/samples": f"{int(mixed):014x}"}
 
     def _must_leave(self) -> bool:
-        """Whether somebody wants this process to stop, and there is no time for as much again as since it was asked before."""
+        """Whether somebody wants this process to stop, and there is no time for as much again as
+        since it was asked before."""
         before, self._looked = self._looked, time.perf_counter()
         return bool(self.stop) and self.stop.is_due(
             self.checkpointer.last_save().lead + self._looked - before
@@ -219,7 +224,8 @@ class Training:
     def _drop_gradients(self) -> None:
         """What `zero_grad` does, in a hundredth of its time.
 
-        Not right after the step: with nothing above them the C library gives their memory back to the kernel, to ask for it anew.
+        Not right after the step: with nothing above them the C library gives their memory back to
+        the kernel, to ask for it anew.
         """
         for p in self._trained:
             p.grad = None
@@ -248,7 +254,8 @@ class Training:
         self.state.stream = self.sampler.state(self.state.step)
 
     def _save_now(self) -> bool:
-        """Save this step, unless it is committed already, and wait; says whether it is committed."""
+        """Save this step, unless it is committed already, and wait; says whether it is
+        committed."""
         self.heartbeat.saving()
         if not self.world.from_first(self.checkpointer.is_current()):
             self._remember_stream()
@@ -256,7 +263,8 @@ class Training:
         return bool(self.world.from_first(self.checkpointer.is_current()))
 
     def _save_last(self, end: dict[str, Any]) -> bool:
-        """Save this step, again and again while the store is out of reach and there is time; `end` is how the attempt ends.
+        """Save this step, again and again while the store is out of reach and there is time; `end`
+        is how the attempt ends.
 
         Says whether it is committed.
         """
@@ -301,7 +309,8 @@ class Training:
         raise Stopped
 
     def _finish(self) -> None:
-        """The last state is committed, then the final weights are made, then the run is marked as finished."""
+        """The last state is committed, then the final weights are made, then the run is marked as
+        finished."""
         if not self._save_last({}):
             what = f"The last state, step {self.state.step}, could not be committed."
             if unavailable := self.world.from_first(self.checkpointer.unavailable):

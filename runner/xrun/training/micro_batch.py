@@ -1,9 +1,11 @@
 """How much of a batch is computed at once.
 
-`micro_batch: auto` is the largest micro-batch that fits, found once and committed with step 0. From then on it is part of the
-mathematics: the data's order and all randomness hang on it. A machine on which it does not fit computes each micro-batch in 2, 4,
-8, ... parts, whose gradients add up: the samples, their augmentation and the sums stay what they were, but the random numbers of
-the forward pass are drawn in another order, statistics of a batch are those of a part, and sums are rounded differently.
+`micro_batch: auto` is the largest micro-batch that fits, found once and committed with step 0. From
+then on it is part of the mathematics: the data's order and all randomness hang on it. A machine on
+which it does not fit computes each micro-batch in 2, 4, 8, ... parts, whose gradients add up: the
+samples, their augmentation and the sums stay what they were, but the random numbers of the forward
+pass are drawn in another order, statistics of a batch are those of a part, and sums are rounded
+differently.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _NO_MEMORY = (
     "std::bad_alloc",
 )
 _SHARE = 0.8
-"""How much of the free memory a micro-batch may take: the rest is for fragments and for what a run needs later."""
+"""How much of the free memory a micro-batch may take: the rest is for fragments and for what a run
+needs later."""
 
 
 def sizes(global_batch: int, world: int) -> list[int]:
@@ -52,7 +55,8 @@ def sizes(global_batch: int, world: int) -> list[int]:
 def find_micro_batch(
     train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World
 ) -> int:
-    """Try forward, backward and an optimizer step with ever smaller micro-batches until one fits on every process.
+    """Try forward, backward and an optimizer step with ever smaller micro-batches until one fits on
+    every process.
 
     Only a copy of the model is trained.
 
@@ -93,13 +97,15 @@ def find_micro_batch(
 
 
 def give_memory_back() -> None:
-    """Freed memory goes back to the kernel, which it does not by itself in a rank (`ranks.ON_PROCESSORS`)."""
+    """Freed memory goes back to the kernel, which it does not by itself in a rank
+    (`ranks.ON_PROCESSORS`)."""
     with contextlib.suppress(AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def parts_of(piece: MicroBatch, batch: Batch, split: int) -> list[tuple[Batch, bool]]:
-    """A micro-batch's data in `split` parts, and whether each counts: of too few samples some are computed and not counted.
+    """A micro-batch's data in `split` parts, and whether each counts: of too few samples some are
+    computed and not counted.
 
     Raises:
         TrainError: the batch is nothing that can be cut by samples.
@@ -113,7 +119,8 @@ def parts_of(piece: MicroBatch, batch: Batch, split: int) -> list[tuple[Batch, b
 
 
 def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
-    """The samples `start` to before `stop` of everything in a batch that has as many entries as the batch has samples."""
+    """The samples `start` to before `stop` of everything in a batch that has as many entries as the
+    batch has samples."""
     if isinstance(batch, Mapping):
         return {name: _cut(value, samples, start, stop) for name, value in batch.items()}
     if isinstance(batch, torch.Tensor) and batch.dim():
@@ -190,7 +197,8 @@ def _batch(fetch: Fetch, size: int) -> Any:
 
 @contextlib.contextmanager
 def limited_memory(limit: int | None = None) -> Iterator[None]:
-    """Let the allocator fail before the kernel ends the process: a limit on its data, `limit` bytes more than now."""
+    """Let the allocator fail before the kernel ends the process: a limit on its data, `limit` bytes
+    more than now."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(memory["MemAvailable"].split()[0]) << 10

@@ -1,7 +1,8 @@
 """A model and its task as one module: a batch goes in, sums come out.
 
-Sums, not means, because a step's loss is the sum over all of its micro-batches on all processes divided by the global
-batch's samples (tokens for language models); so an incomplete last batch is right, and so is any number of processes.
+Sums, not means, because a step's loss is the sum over all of its micro-batches on all processes
+divided by the global batch's samples (tokens for language models); so an incomplete last batch is
+right, and so is any number of processes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ IGNORED = -100
 
 
 class Objective(nn.Module):
-    """Wraps a user's model; `forward(batch)` gives the micro-batch's sums, metrics only in evaluation mode."""
+    """Wraps a user's model; `forward(batch)` gives the micro-batch's sums, metrics only in
+    evaluation mode."""
 
     def __init__(self, model: nn.Module, task: str) -> None:
         super().__init__()
@@ -31,7 +33,8 @@ class Objective(nn.Module):
         self.task = task
 
     def forward(self, batch: Batch | None) -> Sums:
-        """The sums of one micro-batch; without a batch, a zero that depends on every trainable parameter."""
+        """The sums of one micro-batch; without a batch, a zero that depends on every trainable
+        parameter."""
         if batch is None:
             return {
                 "loss": sum(
@@ -83,14 +86,16 @@ class Objective(nn.Module):
         }
 
     def count(self, batch: Batch) -> int:
-        """What the loss of a batch is a mean over: its samples, or its predicted tokens for language models."""
+        """What the loss of a batch is a mean over: its samples, or its predicted tokens for
+        language models."""
         if self.task == "language_modeling":
             return int((batch["labels"][:, 1:] != IGNORED).sum())
         return batch_size(batch)
 
     @property
     def counts_samples(self) -> bool:
-        """Whether `count` is the number of samples, so that every process knows the global batch's without asking."""
+        """Whether `count` is the number of samples, so that every process knows the global batch's
+        without asking."""
         return self.task != "language_modeling"
 
 

@@ -19,7 +19,8 @@ _FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
 
 
 def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters; norms, biases and other 1-D ones get no weight decay.
+    """The recipe's optimizer over the trainable parameters; norms, biases and other 1-D ones get no
+    weight decay.
 
     Raises:
         TrainError: torch has no such optimizer, or it refuses the arguments.
@@ -56,7 +57,8 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
 
 
 def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, with and without weight decay, each in the order of `named_parameters`; one if nothing is decayed."""
+    """Two groups, with and without weight decay, each in the order of `named_parameters`; one if
+    nothing is decayed."""
     exempt = undecayed_names(objective) if weight_decay else set[str]()
     named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
     if not named:
@@ -69,7 +71,8 @@ def parameter_groups(objective: nn.Module, weight_decay: float) -> list[dict[str
 
 
 def undecayed_names(objective: nn.Module) -> set[str]:
-    """Names of the parameters that are not decayed: 1-D ones, all of a norm, and those that the model names itself."""
+    """Names of the parameters that are not decayed: 1-D ones, all of a norm, and those that the
+    model names itself."""
     names = {name for name, p in objective.named_parameters() if p.dim() < 2}
     for prefix, module in objective.named_modules():
         of_norm = "norm" in type(module).__name__.lower()
@@ -84,7 +87,8 @@ def undecayed_names(objective: nn.Module) -> set[str]:
 
 
 def learning_rate(train: Train, step: int, total: int) -> float:
-    """The learning rate of the step after `step` finished ones: linear warm-up, then the schedule down to `final`."""
+    """The learning rate of the step after `step` finished ones: linear warm-up, then the schedule
+    down to `final`."""
     schedule, lr = train.schedule, train.optimizer.lr
     if step < schedule.warmup_steps:
         return lr * (step + 1) / schedule.warmup_steps
@@ -97,7 +101,8 @@ def learning_rate(train: Train, step: int, total: int) -> float:
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
-    """`optimizer.step` without the range around it that torch's profiler would show, which takes as long as a small step.
+    """`optimizer.step` without the range around it that torch's profiler would show, which takes as
+    long as a small step.
 
     With hooks, and where torch has no such range, it is `optimizer.step` itself.
     """

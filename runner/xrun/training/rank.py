@@ -1,7 +1,8 @@
 """One rank's life: plan -> parts -> restore -> train -> exit code.
 
-Started by the entrypoint as `python -m xrun.training.rank PLAN ATTEMPT`, or with `--wait` before the attempt has its lease: then torch
-is imported and the newest checkpoint is on its way by the time there is a line on standard input that says how to go on.
+Started by the entrypoint as `python -m xrun.training.rank PLAN ATTEMPT`, or with `--wait` before
+the attempt has its lease: then torch is imported and the newest checkpoint is on its way by the
+time there is a line on standard input that says how to go on.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ _PEER_LOSS = (
 
 
 def main(plan_path: str, attempt: str, wait: str = "") -> int:
-    """Run this rank; returns its exit code and leaves what went wrong in the attempt's log folder."""
+    """Run this rank; returns its exit code and leaves what went wrong in the attempt's log
+    folder."""
     end_with_parent(signal.SIGKILL)
-    gc.disable()  # until training begins: looking for garbage among all that torch imports takes a second of the start
+    # Until training begins: looking for garbage among all that torch imports takes a second of the
+    # start.
+    gc.disable()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the entrypoint asks a rank that hangs where it is
     signal.signal(
@@ -76,7 +80,8 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
 
 
 def _ready(plan: Plan, attempt: str) -> Store | None:
-    """Import, and begin to fetch, which changes nothing anywhere. The store, if it can be the attempt's as well."""
+    """Import, and begin to fetch, which changes nothing anywhere. The store, if it can be the
+    attempt's as well."""
     store = open_store(plan, attempt, create=False)
     restoring = threading.Thread(
         target=restore_soon, args=[store], name="xrun-restore", daemon=True
@@ -89,14 +94,16 @@ def _ready(plan: Plan, attempt: str) -> Store | None:
     from . import build  # noqa: F401
 
     if plan.store:
-        return None  # it may still wait for the network, and one that is to commit is opened in another way
+        # It may still wait for the network, and one that is to commit is opened in another way.
+        return None
     if restoring.ident:
         restoring.join()
     return store
 
 
 def _told_to_go() -> bool:
-    """Wait for what else is to stand in the environment. False if the attempt does not train after all."""
+    """Wait for what else is to stand in the environment. False if the attempt does not train after
+    all."""
     line = sys.stdin.readline()
     os.environ.update(json.loads(line or "{}"))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -132,7 +139,8 @@ def _is_peer_loss(error: Exception) -> bool:
 
 
 def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) -> None:
-    """Build the parts, restore the newest checkpoint, train to the end. A given `store` has begun to fetch already."""
+    """Build the parts, restore the newest checkpoint, train to the end. A given `store` has begun
+    to fetch already."""
     if store is None:
         store = open_store(plan, attempt)
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -143,7 +151,8 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
     training = build_training(plan, attempt, stop, store)
     gc.freeze()  # what is there now stays, and need not be looked at again and again
     gc.enable()
-    give_memory_back()  # what building has left; from here on a step's memory is kept for the next one
+    # What building has left; from here on a step's memory is kept for the next one.
+    give_memory_back()
     try:
         training.run()
     finally:
@@ -151,7 +160,8 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
 
 
 def main_and_exit(*arguments: str) -> NoReturn:
-    """Run this rank and end at once: threads of libraries (gloo, NCCL) must not hold back an attempt that has ended."""
+    """Run this rank and end at once: threads of libraries (gloo, NCCL) must not hold back an
+    attempt that has ended."""
     code = main(*arguments)
     logging.shutdown()
     sys.stdout.flush()

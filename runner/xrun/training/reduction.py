@@ -1,10 +1,12 @@
 """How the gradients of all micro-batches on all processes become one.
 
-`fast`: DistributedDataParallel (or FSDP) sums over processes while backward runs. Its buckets are laid out by the order in which
-gradients arrive in the first backward pass and rebuilt once after it, so an undisturbed run and a resumed one would sum in
-different orders; one backward pass over zeros, before the first step of every attempt, makes the layout final.
+`fast`: DistributedDataParallel (or FSDP) sums over processes while backward runs. Its buckets are
+laid out by the order in which gradients arrive in the first backward pass and rebuilt once after
+it, so an undisturbed run and a resumed one would sum in different orders; one backward pass over
+zeros, before the first step of every attempt, makes the layout final.
 
-`exact`: one fixed binary tree over the micro-batches of the global batch, so that the number of processes changes nothing.
+`exact`: one fixed binary tree over the micro-batches of the global batch, so that the number of
+processes changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from .world import World
 
 
 class Reduction(Protocol):
-    """`model` is what computes a micro-batch; `scale` is what its loss is multiplied with before backward."""
+    """`model` is what computes a micro-batch; `scale` is what its loss is multiplied with before
+    backward."""
 
     model: nn.Module
     scale: float
@@ -37,10 +40,12 @@ class Reduction(Protocol):
         """Around forward and backward of one micro-batch."""
 
     def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around those of one part of it, where it is computed in several; `last` of the micro-batch."""
+        """Around those of one part of it, where it is computed in several; `last` of the
+        micro-batch."""
 
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
-        """After the last one: the gradients are whole; returns this process's part of the step's loss sum."""
+        """After the last one: the gradients are whole; returns this process's part of the step's
+        loss sum."""
 
 
 class FastReduction:
@@ -73,10 +78,12 @@ class FastReduction:
 
 
 class ExactReduction:
-    """Sums gradients and losses in one fixed binary tree over the M micro-batches of the global batch, M a power of two.
+    """Sums gradients and losses in one fixed binary tree over the M micro-batches of the global
+    batch, M a power of two.
 
-    A process owns one subtree, sums it leaf by leaf (at most log2(M / P) + 1 gradients are alive) and then meets its partners
-    level by level; addition commutes to the last bit, so both get the same sum. In a short batch missing leaves count as zeros.
+    A process owns one subtree, sums it leaf by leaf (at most log2(M / P) + 1 gradients are alive)
+    and then meets its partners level by level; addition commutes to the last bit, so both get the
+    same sum. In a short batch missing leaves count as zeros.
     """
 
     scale = 1.0
@@ -124,7 +131,8 @@ class ExactReduction:
         return contextlib.nullcontext()
 
     def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
-        """See Reduction; every process has the whole sum afterwards, the first one returns the whole loss."""
+        """See Reduction; every process has the whole sum afterwards, the first one returns the
+        whole loss."""
         self._statistics.finish()
         gradient = self._own_subtree()
         level = 1

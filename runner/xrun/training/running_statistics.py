@@ -1,7 +1,9 @@
-"""BatchNorm's running statistics under `train.reduction: exact`: as if one process had computed all micro-batches in order.
+"""BatchNorm's running statistics under `train.reduction: exact`: as if one process had computed all
+micro-batches in order.
 
-A running mean is moved a little towards each micro-batch's own mean, one after the other, so it depends on who computed what.
-Here the micro-batches' own statistics are kept apart, gathered from all processes, and replayed in the order of the global batch.
+A running mean is moved a little towards each micro-batch's own mean, one after the other, so it
+depends on who computed what. Here the micro-batches' own statistics are kept apart, gathered from
+all processes, and replayed in the order of the global batch.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class RunningStatistics:
 
     @contextlib.contextmanager
     def micro_batch(self, piece: MicroBatch) -> Iterator[None]:
-        """Around forward and backward of one micro-batch: with a momentum of 1 the running statistics are its own ones."""
+        """Around forward and backward of one micro-batch: with a momentum of 1 the running
+        statistics are its own ones."""
         active = [(number, norm) for number, norm in enumerate(self.modules) if norm.training]
         if not active:
             yield
@@ -91,7 +94,8 @@ class RunningStatistics:
         self._kept, self._own = {}, []
 
     def _turn(self, forward: bool, *_: Any) -> None:
-        """Modules are called in the backward pass too, where activations are computed again; that does not count."""
+        """Modules are called in the backward pass too, where activations are computed again; that
+        does not count."""
         self._forward = forward
 
     def _look(self, number: int, norm: Any, inputs: Any, output: Any) -> None:
@@ -100,7 +104,8 @@ class RunningStatistics:
             self._found += [norm.running_mean.float().clone(), norm.running_var.float().clone()]
 
     def _gathered(self) -> list[Tensor]:
-        """Each micro-batch's own statistics, in the order of the global batch; those that are not part of it are left out."""
+        """Each micro-batch's own statistics, in the order of the global batch; those that are not
+        part of it are left out."""
         width = {len(values) for _, values in self._own}
         if len(width) > 1:
             raise TrainError(

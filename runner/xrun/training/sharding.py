@@ -1,4 +1,5 @@
-"""Memory: spreading a model over processes, and computing activations twice instead of keeping them."""
+"""Memory: spreading a model over processes, and computing activations twice instead of keeping
+them."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from torch import nn
 
 
 def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The blocks that a model repeats: the children of its ModuleLists (of transformers' layers too)."""
+    """The blocks that a model repeats: the children of its ModuleLists (of transformers' layers
+    too)."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             yield from module.children()
 
 
 def shard(objective: nn.Module, device: str) -> None:
-    """Spread parameters, gradients and optimizer state over all processes (FSDP2), a unit per repeated block.
+    """Spread parameters, gradients and optimizer state over all processes (FSDP2), a unit per
+    repeated block.
 
     Called on the torch API because Accelerate's FSDP refuses the CPU, on which it is tested.
     """

@@ -15,7 +15,8 @@ log = logging.getLogger("xrun")
 
 
 def warm_start(model: nn.Module, source: str, project: Path) -> None:
-    """Load every weight whose name and shape fit; the others keep their first values, and that is said.
+    """Load every weight whose name and shape fit; the others keep their first values, and that is
+    said.
 
     Raises:
         TrainError: there are no safetensors at `source`, or none of the weights fits.

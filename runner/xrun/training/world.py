@@ -18,12 +18,14 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it comes
 from ..errors import ProcessesApart
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: evaluation, saving and exporting on one of them must fit."""
+"""How long a process waits for the others: evaluation, saving and exporting on one of them must
+fit."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank, how many there are, and two groups on the CPU: one for the loop, one for the saving thread.
+    """This process's rank, how many there are, and two groups on the CPU: one for the loop, one for
+    the saving thread.
 
     `store` is what they have met at, which the first process serves as long as it keeps it.
     """
@@ -66,14 +68,16 @@ class World:
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds until all processes must be there (they import torch, perhaps from a slow disk), and then understand each other."""
+    """Seconds until all processes must be there (they import torch, perhaps from a slow disk), and
+    then understand each other."""
 
     meeting: float = 600.0
     talking: float = 180.0
 
 
 def join_world(sharded: bool, patience: Patience = Patience()) -> World:
-    """Meet the other processes, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say, and see that sums over all are right.
+    """Meet the other processes, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say, and see that
+    sums over all are right.
 
     A sharded model needs a process group even for one process.
 
@@ -131,7 +135,8 @@ def _absent(store: Any, what: str, size: int) -> str:
 
 
 def _in_time(task: Callable[[], World], seconds: float) -> World:
-    """What the task gives; it waits inside of libraries that cannot be interrupted, so it gets a thread of its own.
+    """What the task gives; it waits inside of libraries that cannot be interrupted, so it gets a
+    thread of its own.
 
     Raises:
         TimeoutError: it is not done yet; it is left behind.

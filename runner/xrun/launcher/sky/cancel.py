@@ -1,7 +1,8 @@
 """`xrun cancel`: a run's job ends and its machines go back, at once or when it has saved.
 
-SkyPilot ends a job's processes and takes the machine in the same moment, so it saves nothing. An attempt that is to save first is
-asked by way of the run's store, which both sides know, and ends by itself.
+SkyPilot ends a job's processes and takes the machine in the same moment, so it saves nothing. An
+attempt that is to save first is asked by way of the run's store, which both sides know, and ends by
+itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def cancel(
     say: Callable[[str], None],
     seconds: float = STOP_SECONDS + 2 * LOOK_SECONDS,
 ) -> None:
-    """End a run's jobs and give their machines back; with `save` the attempt that runs is asked first, and has `seconds`.
+    """End a run's jobs and give their machines back; with `save` the attempt that runs is asked
+    first, and has `seconds`.
 
     Raises:
         LaunchError: there is no job.

@@ -1,7 +1,7 @@
 """SkyPilot, imported when it is needed (it takes seconds), and its exceptions in xrun's words.
 
-What it prints goes to standard error, since standard output is for answers. A remote API server is used as the person's SkyPilot
-is configured.
+What it prints goes to standard error, since standard output is for answers. A remote API server is
+used as the person's SkyPilot is configured.
 """
 
 from __future__ import annotations

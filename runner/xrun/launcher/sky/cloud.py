@@ -1,7 +1,9 @@
-"""`SkyCloud`: a plan runs as a managed job of SkyPilot, which starts it again after each preemption.
+"""`SkyCloud`: a plan runs as a managed job of SkyPilot, which starts it again after each
+preemption.
 
-Launching is safe to repeat. The job's name is the run's id, what is about to happen is written down before it does, and a
-launcher looks for a job of that name, and for a request that the API server still works on, before it asks for one.
+Launching is safe to repeat. The job's name is the run's id, what is about to happen is written down
+before it does, and a launcher looks for a job of that name, and for a request that the API server
+still works on, before it asks for one.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ from .offers import find_offers
 from .task import launch_command, task_config, task_yaml
 
 SETTLE = 10.0
-"""Seconds in which a request of a launcher that was killed while it sent it must show up at the API server."""
+"""Seconds in which a request of a launcher that was killed while it sent it must show up at the API
+server."""
 _ENDS = {"CANCELLED": StoppedOnPurpose.exit_code, "FAILED_NO_RESOURCE": CloudUnavailable.exit_code}
 
 
 class SkyCloud:
     """Launches managed jobs, or finds them launched.
 
-    `confirm` is asked with the offers before anything is paid for; what it raises ends the launch. `say` takes lines for people.
+    `confirm` is asked with the offers before anything is paid for; what it raises ends the launch.
+    `say` takes lines for people.
     """
 
     def __init__(
@@ -92,7 +96,8 @@ class SkyCloud:
         return job.id
 
     def find(self, folder: RunFolder) -> Job | None:
-        """The job that runs this run now, whoever has launched it and however far that launcher came."""
+        """The job that runs this run now, whoever has launched it and however far that launcher
+        came."""
         record, end = read_launch(folder), time.monotonic() + self.settle
         while True:
             for request in sky_jobs.requests_for(folder.run):
@@ -137,7 +142,8 @@ class SkyCloud:
         return only_one_job(plan.run) or ended_job(plan.run, own)
 
     def _await(self, request: str) -> None:
-        """Wait for a request of another launcher; if it is refused, that was that launcher's news."""
+        """Wait for a request of another launcher; if it is refused, that was that launcher's
+        news."""
         self.say("The API server still works on an earlier launch of this run; waiting for it.")
         try:
             sky_jobs.job_of(request)
@@ -156,7 +162,8 @@ def last_code(folder: RunFolder) -> int:
 
 
 def only_one_job(run: str) -> Job | None:
-    """The job that runs a run now. Launchers on two machines may have asked at the same moment: then the oldest job stays."""
+    """The job that runs a run now. Launchers on two machines may have asked at the same moment:
+    then the oldest job stays."""
     live = sky_jobs.jobs(run, live=True)
     for job in live[:-1]:
         sky_jobs.cancel_job(job.id)
@@ -183,7 +190,8 @@ def pack_job(
 
 
 def job_text(plan: Plan, offers: Offers) -> str:
-    """The task as YAML, also written to the run's folder, and the command that launches it from there."""
+    """The task as YAML, also written to the run's folder, and the command that launches it from
+    there."""
     _, config = pack_job(plan, offers)
     path = plan.folder / "job.yaml"
     path.write_text(task_yaml(config))
@@ -197,7 +205,8 @@ def sky_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
 
 
 def finished(folder: RunFolder, plan: Plan) -> bool:
-    """Whether the run has nothing left to do; where that cannot be told now, the attempt will tell."""
+    """Whether the run has nothing left to do; where that cannot be told now, the attempt will
+    tell."""
     try:
         head = folder.head() if (folder.path / "plan.json").exists() else None
     except XrunError:

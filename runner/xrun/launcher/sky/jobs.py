@@ -1,4 +1,5 @@
-"""SkyPilot's managed jobs in xrun's words: which there are, their logs, their end. A run's job has the run's id as its name."""
+"""SkyPilot's managed jobs in xrun's words: which there are, their logs, their end. A run's job has
+the run's id as its name."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LAUNCH = "jobs.launch"
 
 @dataclass(frozen=True)
 class Job:
-    """A managed job. `live`: it has not ended; `spot` None where it does not run now. Times are seconds since 1970."""
+    """A managed job. `live`: it has not ended; `spot` None where it does not run now. Times are
+    seconds since 1970."""
 
     id: int
     run: str
@@ -37,7 +39,8 @@ class Job:
 
 
 def jobs(run: str = "", *, live: bool = False) -> list[Job]:
-    """The person's managed jobs, the newest first; of one run, or all; only those that have not ended, or all.
+    """The person's managed jobs, the newest first; of one run, or all; only those that have not
+    ended, or all.
 
     Raises:
         CloudUnavailable: the API server does not answer.
@@ -49,7 +52,9 @@ def jobs(run: str = "", *, live: bool = False) -> list[Job]:
             )
             records = sky.get(request)[0]
         except sky.exceptions.ClusterNotUpError:
-            return []  # no job controller: nothing was ever launched, or all has ended and it has stopped itself
+            # No job controller: nothing was ever launched, or all has ended and it has stopped
+            # itself.
+            return []
     found = [_job(record) for record in records if not record.task_id]
     return sorted((job for job in found if not run or job.run == run), key=lambda job: -job.id)
 
@@ -88,19 +93,22 @@ def requests_for(run: str) -> list[str]:
 
 
 def _name_in(body: str) -> str:
-    """The job's name in a request's body; another user's request has none. The rest of it, secrets among it, is not looked at."""
+    """The job's name in a request's body; another user's request has none. The rest of it, secrets
+    among it, is not looked at."""
     values = json.loads(body) or {}
     return str(values.get("name") or "")
 
 
 def submit(task: Any, run: str) -> str:
-    """Ask the API server to launch a task as the job of a run; returns the id of the request. This call may cost money."""
+    """Ask the API server to launch a task as the job of a run; returns the id of the request. This
+    call may cost money."""
     with skypilot() as sky:
         return str(sky.jobs.launch(task, name=run))
 
 
 def job_of(request: str) -> int | None:
-    """Wait until the API server has worked on a request to launch; the job's id, or None if it made none.
+    """Wait until the API server has worked on a request to launch; the job's id, or None if it made
+    none.
 
     Raises:
         LaunchError: SkyPilot refused the launch.
@@ -117,7 +125,8 @@ def cancel_job(job: int) -> None:
 
 
 def print_log(job: int, *, follow: bool, out: TextIO | None = None) -> None:
-    """What a job's newest attempt has printed; with `follow` until the job has ended, through recoveries."""
+    """What a job's newest attempt has printed; with `follow` until the job has ended, through
+    recoveries."""
     out = out or sys.stdout
     with skypilot() as sky:
         sky.jobs.tail_logs(job_id=job, follow=follow, output_stream=out)

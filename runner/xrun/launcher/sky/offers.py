@@ -1,6 +1,8 @@
-"""A recipe's candidates -> offers, from SkyPilot's catalogs over the clouds that the person has enabled.
+"""A recipe's candidates -> offers, from SkyPilot's catalogs over the clouds that the person has
+enabled.
 
-The machines and prices are those that SkyPilot's optimizer ranks, found with the very calls that it makes.
+The machines and prices are those that SkyPilot's optimizer ranks, found with the very calls that it
+makes.
 """
 
 from __future__ import annotations
@@ -53,14 +55,16 @@ def find_offers(plan: Plan, throughput: Throughput) -> Offers:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one cloud offers for a candidate, and why it cannot give what it offers to a managed job."""
+    """What one cloud offers for a candidate, and why it cannot give what it offers to a managed
+    job."""
 
     prices: tuple[Price, ...] = ()
     unable: tuple[str, ...] = ()
 
 
 def _ask(candidate: Candidate, clouds: Sequence[Any]) -> list[_Answer]:
-    """Ask every cloud that the candidate allows, all at once: the first question fetches its catalog."""
+    """Ask every cloud that the candidate allows, all at once: the first question fetches its
+    catalog."""
     wanted = [
         cloud for cloud in clouds if candidate.clouds is None or name_of(cloud) in candidate.clouds
     ]
@@ -117,7 +121,8 @@ def _wishes(candidate: Candidate, cloud: Any) -> Iterator[Any]:
 
 
 def _inability(cloud: Any, machine: Any, nodes: int) -> str:
-    """Why a managed job cannot run there; "" if it can. SkyPilot itself asks when the job starts, and then the job fails."""
+    """Why a managed job cannot run there; "" if it can. SkyPilot itself asks when the job starts,
+    and then the job fails."""
     from sky.clouds import CloudImplementationFeatures as Feature
     from sky.exceptions import NotSupportedError
 
@@ -153,8 +158,8 @@ def _price(machine: Any, candidate: Candidate, cloud: Any) -> Price:
 def _catalog(cloud: str) -> tuple[str, str]:
     """The day on which a cloud's price list was fetched, and its name.
 
-    SkyPilot touches the list itself also when it could not fetch it, so the day is that of the checksum beside it where there is
-    one: that is written after a fetch only.
+    SkyPilot touches the list itself also when it could not fetch it, so the day is that of the
+    checksum beside it where there is one: that is written after a fetch only.
     """
     from sky.catalog.common import get_catalog_path
 

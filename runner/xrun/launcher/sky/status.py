@@ -1,4 +1,5 @@
-"""What `xrun status` says of runs on clouds besides what their stores know: job, dollars an hour, dollars so far, time left."""
+"""What `xrun status` says of runs on clouds besides what their stores know: job, dollars an hour,
+dollars so far, time left."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from .jobs import Job
 def with_jobs(
     folders: Sequence[RunFolder], reports: Sequence[dict[str, Any]], now: float | None = None
 ) -> list[dict[str, Any]]:
-    """The reports, those of cloud runs with `job`, `job_status`, `place`, `usd_per_hour`, `usd` and `hours_left`.
+    """The reports, those of cloud runs with `job`, `job_status`, `place`, `usd_per_hour`, `usd` and
+    `hours_left`.
 
     SkyPilot is asked once, and only if there is such a run that has not finished.
     """
@@ -70,7 +72,8 @@ def _facts(
 
 
 def hourly(job: Job, record: LaunchRecord) -> float | None:
-    """What the job's machines cost now, by the prices seen at its launch; the dearest zone if SkyPilot does not name one."""
+    """What the job's machines cost now, by the prices seen at its launch; the dearest zone if
+    SkyPilot does not name one."""
     here = [
         price
         for price in record.prices

@@ -1,7 +1,8 @@
 """Plan + offers -> SkyPilot's task, its YAML, and the command that launches it.
 
-One task with one set of rules for recovery in every candidate. Where offers are ranked by the whole run, the task has them
-`ordered`, each pinned to its place; else `any_of`, and SkyPilot takes the cheapest hour.
+One task with one set of rules for recovery in every candidate. Where offers are ranked by the whole
+run, the task has them `ordered`, each pinned to its place; else `any_of`, and SkyPilot takes the
+cheapest hour.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ RECOVERY = {
     "max_restarts_on_errors": 0,
     "recover_on_exit_codes": [COME_BACK, 143, 137],
 }
-"""143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives as the other's 143."""
+"""143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives
+as the other's 143."""
 _TRAVEL = (
     "HF_ENDPOINT",
     "WANDB_BASE_URL",
@@ -68,7 +70,8 @@ def task_yaml(config: Mapping[str, Any]) -> str:
 
 
 def launch_command(config: Mapping[str, Any], path: str) -> str:
-    """The command that launches the YAML at `path`; the values of the secrets are in the environment."""
+    """The command that launches the YAML at `path`; the values of the secrets are in the
+    environment."""
     secrets = [part for name in config.get("secrets", {}) for part in ("--secret", name)]
     return shlex.join(["sky", "jobs", "launch", "--name", config["name"], *secrets, path])
 
@@ -99,7 +102,8 @@ def _of(number: int, offers: Offers) -> list[Offer]:
 
 
 def _unpinned(candidate: Candidate, offers: Sequence[Offer]) -> list[dict[str, Any]]:
-    """As wide as the recipe leaves it: SkyPilot looks for the best place, now and at each recovery."""
+    """As wide as the recipe leaves it: SkyPilot looks for the best place, now and at each
+    recovery."""
     places = [
         offer.infra if candidate.regions else offer.cloud if candidate.clouds else ""
         for offer in offers
@@ -114,7 +118,8 @@ def _unpinned(candidate: Candidate, offers: Sequence[Offer]) -> list[dict[str, A
 
 
 def _pins(offer: Offer, candidate: Candidate) -> list[str]:
-    """The offer's region; its single zones where some of them are dearer than the candidate may be."""
+    """The offer's region; its single zones where some of them are dearer than the candidate may
+    be."""
     prices = [price for price in offer.prices if price.spot == offer.use_spot]
     cheap = [price for price in prices if affordable(price, candidate)]
     if len(cheap) == len(prices):
@@ -126,7 +131,8 @@ def _pins(offer: Offer, candidate: Candidate) -> list[str]:
 
 
 def _entry(candidate: Candidate, spot: bool, infra: str) -> dict[str, Any]:
-    """One candidate in SkyPilot's words. SkyPilot limits the price of a node, a recipe that of all nodes."""
+    """One candidate in SkyPilot's words. SkyPilot limits the price of a node, a recipe that of all
+    nodes."""
     limit = candidate.max_hourly_cost
     entry = {
         "infra": infra or None,

@@ -1,7 +1,8 @@
-"""The numbered commit files of a `DirectoryStore`: one line of canonical JSON, then the BLAKE3 of that line.
+"""The numbered commit files of a `DirectoryStore`: one line of canonical JSON, then the BLAKE3 of
+that line.
 
-A file is written aside and linked into place, so it appears with all of its text, and of two attempts that want a number one
-gets it. A file that was cut short or changed fails its hash.
+A file is written aside and linked into place, so it appears with all of its text, and of two
+attempts that want a number one gets it. A file that was cut short or changed fails its hash.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class NumberTakenError(Exception):
-    """The number is taken, or somebody else sweeps here: the attempt that wanted to commit has a successor."""
+    """The number is taken, or somebody else sweeps here: the attempt that wanted to commit has a
+    successor."""
 
 
 class CommitFolder:
@@ -65,7 +67,8 @@ class CommitFolder:
     def add(self, number: int, line: bytes, attempt: str) -> None:
         """Make a commit file appear with all of its text and be durable.
 
-        Raises `NumberTakenError`, `StoreError` if nothing was added, and `StoreUnavailable` if nobody can tell.
+        Raises `NumberTakenError`, `StoreError` if nothing was added, and `StoreUnavailable` if
+        nobody can tell.
         """
         with writing(self.path):
             make_folder(self.path)
@@ -80,7 +83,8 @@ class CommitFolder:
             sync_folder(self.path)
 
     def prune(self, numbers: list[int], attempts: set[str]) -> None:
-        """Delete all but the newest of these commit files, and what these attempts left half-written."""
+        """Delete all but the newest of these commit files, and what these attempts left
+        half-written."""
         for number in numbers[KEPT:]:
             (self.path / file_name(number)).unlink(missing_ok=True)
         for name in list_folder(self.path):
@@ -113,7 +117,8 @@ def file_name(number: int) -> str:
 
 
 def line_of(head: dict[str, Any]) -> bytes:
-    """Return the canonical line of a commit; raises `StoreError` for what JSON cannot say, such as NaN."""
+    """Return the canonical line of a commit; raises `StoreError` for what JSON cannot say, such as
+    NaN."""
     try:
         return json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:

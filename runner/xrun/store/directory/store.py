@@ -4,8 +4,9 @@
     objects/<attempt>/<hash>    a file as that attempt wrote it; a second copy made by the same attempt ends in "-2"
     quarantine/                 copies that did not have the bytes that were committed
 
-Why a machine that was believed dead can do no harm: its commit needs a number that is free and the highest, it writes under its
-own name only, and it deletes only what its last head had already dropped, which no later head names again.
+Why a machine that was believed dead can do no harm: its commit needs a number that is free and the
+highest, it writes under its own name only, and it deletes only what its last head had already
+dropped, which no later head names again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ OBJECT = re.compile(rf"objects/({NAME})/{NAME}")
 
 
 class DirectoryStore:
-    """The `Store` of one attempt of one run in the folder `root`, which the first put or commit makes.
+    """The `Store` of one attempt of one run in the folder `root`, which the first put or commit
+    makes.
 
     Whoever only wants to read may give "" as the run: then any run's head is right.
     """
@@ -65,7 +67,8 @@ class DirectoryStore:
     def put(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
         """See `Store.put`; a file's name is its hash alone.
 
-        Files without any commit would make a new run look like one whose commits are gone, so it refuses.
+        Files without any commit would make a new run look like one whose commits are gone, so it
+        refuses.
         """
         if not self._commits.numbers():
             raise StoreError(
@@ -74,7 +77,8 @@ class DirectoryStore:
         return self._write_object(chunks)
 
     def duplicate(self, file: StoredFile) -> StoredFile:
-        """See `Store.duplicate`; a copy counts if it is there with its size, and the one copied from is verified."""
+        """See `Store.duplicate`; a copy counts if it is there with its size, and the one copied
+        from is verified."""
         if sum(self._has(copy, file.size) for copy in file.copies) >= 2:
             return file
         source = self.fetch(file)
@@ -86,7 +90,8 @@ class DirectoryStore:
         return StoredFile(file.hash, file.size, (kept, *second.copies))
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
-        """See `Store.commit`; link(2) is the compare-and-swap, since it fails if the number is taken."""
+        """See `Store.commit`; link(2) is the compare-and-swap, since it fails if the number is
+        taken."""
         highest, head = self._scan()
         line = self._line(highest + 1, self._confirmed(head, parent), record)
         try:
@@ -102,7 +107,8 @@ class DirectoryStore:
         return 0.0
 
     def fetch(self, file: StoredFile) -> Path:
-        """See `Store.fetch`; every call reads and hashes the whole file, whatever an earlier call found.
+        """See `Store.fetch`; every call reads and hashes the whole file, whatever an earlier call
+        found.
 
         Only what `fetch_soon` has begun to hash is not hashed once more.
         """
@@ -131,7 +137,8 @@ class DirectoryStore:
         return ""
 
     def finish(self) -> None:
-        """See `Store.finish`; commits are few and small, and the newest ones stand by for a damaged head."""
+        """See `Store.finish`; commits are few and small, and the newest ones stand by for a damaged
+        head."""
 
     def ask_to_stop(self) -> str:
         """See `Store.ask_to_stop`; the wish is an empty file with the attempt's name."""
@@ -149,10 +156,11 @@ class DirectoryStore:
         return asked
 
     def sweep(self) -> None:
-        """See `Store.sweep`; also deletes what killed attempts left half-written, and all but the newest commit files.
+        """See `Store.sweep`; also deletes what killed attempts left half-written, and all but the
+        newest commit files.
 
-        It deletes in the folders of attempts that the commits up to this attempt's head mention. Any other folder may be a
-        successor's, who is writing.
+        It deletes in the folders of attempts that the commits up to this attempt's head mention.
+        Any other folder may be a successor's, who is writing.
         """
         highest, head = self._scan()
         if (
@@ -171,7 +179,8 @@ class DirectoryStore:
             self._commits.prune(numbers, self._attempts - {self.attempt})
 
     def _scan(self) -> tuple[int, Head | None]:
-        """Return the highest number seen, valid or not, and the newest valid head; both from one listing."""
+        """Return the highest number seen, valid or not, and the newest valid head; both from one
+        listing."""
         for _ in range(3):
             numbers = self._commits.numbers()
             self.damaged = []
@@ -191,7 +200,8 @@ class DirectoryStore:
             raise CheckpointCorrupt(
                 f"Every commit in {self.root} is damaged: {', '.join(self.damaged)}."
             )
-        # The first commit precedes the first object, so commits are listed once more after an object was seen.
+        # The first commit precedes the first object, so commits are listed once more after an
+        # object was seen.
         if self._has_files():
             if self._commits.numbers():
                 raise FileNotFoundError
@@ -217,7 +227,8 @@ class DirectoryStore:
         return head
 
     def _confirmed(self, head: Head | None, parent: Head | None) -> str:
-        """Return the id of the head to replace, which is `parent` or this store's own commit that it could not confirm."""
+        """Return the id of the head to replace, which is `parent` or this store's own commit that
+        it could not confirm."""
         now, expected = head.id if head else "", parent.id if parent else ""
         if now != expected and not (head and head == self._unsure and head.parent == expected):
             raise self._lost(head)
@@ -228,7 +239,8 @@ class DirectoryStore:
         return line_of({"number": number, "parent": parent, **who, "record": record})
 
     def _add(self, number: int, line: bytes) -> int:
-        """Add a commit file and return the highest number then; what cannot be confirmed now is recognised later."""
+        """Add a commit file and return the highest number then; what cannot be confirmed now is
+        recognised later."""
         try:
             self._commits.add(number, line, self.attempt)
             newest = max(self._commits.numbers(), default=0)
@@ -275,7 +287,8 @@ class DirectoryStore:
             return False
 
     def _fault(self, copy: str, file: StoredFile) -> str:
-        """Return what is wrong with one copy, "" if nothing is; a bad one is in quarantine then. Raises OSError."""
+        """Return what is wrong with one copy, "" if nothing is; a bad one is in quarantine then.
+        Raises OSError."""
         path = self.root / copy
         if not OBJECT.fullmatch(copy):
             return "is not a place in this store"
@@ -294,7 +307,8 @@ class DirectoryStore:
             return "is missing"
 
     def _quarantine(self, copy: str, file: StoredFile) -> str:
-        """Move a bad copy aside, because exact recomputation finds the same name again, and say where it is."""
+        """Move a bad copy aside, because exact recomputation finds the same name again, and say
+        where it is."""
         folder, count = self.root / "quarantine", 0
         try:
             make_folder(folder)
@@ -307,7 +321,8 @@ class DirectoryStore:
         return f"was moved to quarantine/{place.name}"
 
     def _learn_attempts(self, numbers: list[int]) -> None:
-        """Remember the attempts that made these commits or that they name: earlier ones, since the newest is this one's."""
+        """Remember the attempts that made these commits or that they name: earlier ones, since the
+        newest is this one's."""
         for number in numbers:
             with contextlib.suppress(FileNotFoundError):
                 if head := self._commits.read(number):

@@ -1,7 +1,9 @@
-"""The calls of huggingface_hub that the store makes: its exceptions become ours here, and nowhere else.
+"""The calls of huggingface_hub that the store makes: its exceptions become ours here, and nowhere
+else.
 
-Every call but a commit is harmless to repeat and is repeated: after a 429, a 5xx or a broken connection, as late as the server
-asks for or twice as late each time, until the patience is over. Whoever commits has to look first (`hub_branch.py`).
+Every call but a commit is harmless to repeat and is repeated: after a 429, a 5xx or a broken
+connection, as late as the server asks for or twice as late each time, until the patience is over.
+Whoever commits has to look first (`hub_branch.py`).
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ LONGEST_PAUSE = 60.0
 
 
 class MissingError(Exception):
-    """The Hub says that there is no such repository, bucket, revision or file: `what` is one of these words."""
+    """The Hub says that there is no such repository, bucket, revision or file: `what` is one of
+    these words."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"there is no such {what}")
@@ -66,7 +69,8 @@ class ConflictError(Exception):
 
 
 class NoAnswerError(StoreUnavailable):
-    """Nobody can tell whether it was done. `refused`: the server has said that it was not, but may be later."""
+    """Nobody can tell whether it was done. `refused`: the server has said that it was not, but may
+    be later."""
 
     def __init__(self, message: str, pause: float = 0.0, refused: bool = False) -> None:
         super().__init__(message)
@@ -74,7 +78,8 @@ class NoAnswerError(StoreUnavailable):
 
 
 class Patience:
-    """The waits between the tries of one piece of work; `sleep` may return True for "give up now"."""
+    """The waits between the tries of one piece of work; `sleep` may return True for "give up
+    now"."""
 
     def __init__(
         self, seconds: float, clock: Callable[[], float], sleep: Callable[[float], object]
@@ -92,7 +97,8 @@ class Patience:
 
 
 class HubApi:
-    """One repository `name` ("owner/name") of models on the Hub, and the bucket of the same name."""
+    """One repository `name` ("owner/name") of models on the Hub, and the bucket of the same
+    name."""
 
     def __init__(self, name: str, token: str | None, patience: Callable[[], Patience]) -> None:
         try:
@@ -136,7 +142,8 @@ class HubApi:
         return {ref.name: ref.target_commit for ref in refs.branches}
 
     def all_refs(self) -> dict[str, str]:
-        """The commit of everything that keeps a commit alive, by its full name (refs/heads/main)."""
+        """The commit of everything that keeps a commit alive, by its full name
+        (refs/heads/main)."""
         refs = self._call(
             "list the refs", lambda: self._api.list_repo_refs(self.name, include_pull_requests=True)
         )
@@ -151,7 +158,8 @@ class HubApi:
         return [(commit.commit_id, f"{commit.title}\n{commit.message}") for commit in commits]
 
     def read(self, path: str, revision: str) -> bytes:
-        """The content of a small file at a commit; what was cut or changed on the way is asked for again."""
+        """The content of a small file at a commit; what was cut or changed on the way is asked for
+        again."""
         url = hf_hub_url(self.name, path, revision=revision, endpoint=self._api.endpoint)
         headers = {**build_hf_headers(token=self._api.token), "Accept-Encoding": "identity"}
 
@@ -166,7 +174,8 @@ class HubApi:
         return self._call(f"read {path}", get)
 
     def large_files(self, revision: str, folder: str | None = None) -> dict[str, str]:
-        """The files at a commit that are kept beside git: path -> SHA-256. Others are there as path -> ""."""
+        """The files at a commit that are kept beside git: path -> SHA-256. Others are there as path
+        -> ""."""
 
         def listing() -> dict[str, str]:
             entries = self._api.list_repo_tree(self.name, folder, recursive=True, revision=revision)
@@ -245,7 +254,8 @@ class HubApi:
     # Files
 
     def download(self, place: str, revision: str, folder: Path) -> None:
-        """Download a file at a commit to `folder/place`, in one move that replaces what is there."""
+        """Download a file at a commit to `folder/place`, in one move that replaces what is
+        there."""
         self._call(
             f"download {place}",
             lambda: self._api.hf_hub_download(
@@ -258,7 +268,8 @@ class HubApi:
         return self._once("list the large files", lambda: list(self._api.list_lfs_files(self.name)))
 
     def delete_lfs_objects(self, objects: Sequence[LFSFileInfo]) -> None:
-        """Delete the content of large files for good; the history goes on naming them. Not repeated."""
+        """Delete the content of large files for good; the history goes on naming them. Not
+        repeated."""
         self._once(
             "delete large files",
             lambda: self._api.permanently_delete_lfs_files(
@@ -319,7 +330,8 @@ class HubApi:
 
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
-        """Whatever the library raises becomes one of ours; what it does not mean to raise is a bug and stays what it is."""
+        """Whatever the library raises becomes one of ours; what it does not mean to raise is a bug
+        and stays what it is."""
         try:
             yield
         except OfflineModeIsEnabled as error:
@@ -372,7 +384,8 @@ def blob_id(content: bytes) -> str:
 
 
 def uploaded(place: str, sha256: str, size: int) -> CommitOperationAdd:
-    """The addition of a file whose content any process has uploaded; what the library's own upload makes of its argument."""
+    """The addition of a file whose content any process has uploaded; what the library's own upload
+    makes of its argument."""
     addition = CommitOperationAdd(place, b"")
     if not size:
         addition._upload_mode, addition._should_ignore = (
@@ -386,14 +399,16 @@ def uploaded(place: str, sha256: str, size: int) -> CommitOperationAdd:
 
 
 def small(path: str, content: bytes) -> CommitOperationAdd:
-    """The addition of a file that git itself keeps; no question to the server about how to send it."""
+    """The addition of a file that git itself keeps; no question to the server about how to send
+    it."""
     addition = CommitOperationAdd(path, content)
     addition._upload_mode, addition._should_ignore = "regular", False
     return addition
 
 
 def _by_lfs(addition: CommitOperationAdd) -> CommitOperationAdd:
-    """State never goes into git itself, however small it is; the server would choose by size and name."""
+    """State never goes into git itself, however small it is; the server would choose by size and
+    name."""
     addition._upload_mode, addition._should_ignore = "lfs", False
     return addition
 
@@ -411,7 +426,8 @@ def _prepare_library() -> None:
 
 
 def _client() -> Any:
-    """The library's client waits for ever, and some calls ask for that; one stalled connection would end all saving."""
+    """The library's client waits for ever, and some calls ask for that; one stalled connection
+    would end all saving."""
     client = default_client_factory()
     client.event_hooks["request"].append(_limit_waiting)
     return client
@@ -425,7 +441,8 @@ def _limit_waiting(request: Any) -> None:
 
 
 def _library_errors() -> tuple[type[Exception], ...]:
-    """HTTP errors of whichever httpx the library uses, broken JSON (ValueError, KeyError), and what hf_xet raises."""
+    """HTTP errors of whichever httpx the library uses, broken JSON (ValueError, KeyError), and what
+    hf_xet raises."""
     http_error = HfHubHTTPError.__mro__[1]
     assert issubclass(http_error, Exception)
     return (http_error, OSError, RuntimeError, ValueError, KeyError)

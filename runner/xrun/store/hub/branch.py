@@ -1,9 +1,10 @@
 """The head of a run as commits on the branch `state` of a repository on the Hub.
 
-The file head.json is one line of canonical JSON (`commits.py`) with its own BLAKE3 in it, so that an edited one is not believed.
-The server's `parent_commit` is the compare-and-swap. Its answer can be lost after the commit has landed, and what is read can be
-old; so after any error the branch is read, and only what it shows decides: this attempt's own commit, another attempt's, or
-still the one before, and then the same commit is sent again. An old answer costs a try more and nothing else.
+The file head.json is one line of canonical JSON (`commits.py`) with its own BLAKE3 in it, so that
+an edited one is not believed. The server's `parent_commit` is the compare-and-swap. Its answer can
+be lost after the commit has landed, and what is read can be old; so after any error the branch is
+read, and only what it shows decides: this attempt's own commit, another attempt's, or still the one
+before, and then the same commit is sent again. An old answer costs a try more and nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from .api import ConflictError, HubApi, MissingError, NoAnswerError, Operation, 
 BRANCH = "state"
 HEAD = "head.json"
 CLAIM = "claim.json"
-"""Written by who finds the branch without any commit of a run: if that succeeds, nothing was overlooked."""
+"""Written by who finds the branch without any commit of a run: if that succeeds, nothing was
+overlooked."""
 TITLE = re.compile(r"Commit (\d+) of ")
 LOOKED_BACK = 32
 """Commits that are read when the newest one is damaged."""
@@ -34,7 +36,8 @@ LOOKED_BACK = 32
 
 @dataclass(frozen=True)
 class Tip:
-    """The branch as it was read: its commit, the newest valid head, and the commit that was found in.
+    """The branch as it was read: its commit, the newest valid head, and the commit that was found
+    in.
 
     `highest` is the highest number seen, valid or not.
     """
@@ -59,7 +62,8 @@ class TakenError(Exception):
 
 
 class Pace:
-    """At most one commit per `spacing` seconds and `hourly` an hour, over all attempts of the run and their machines."""
+    """At most one commit per `spacing` seconds and `hourly` an hour, over all attempts of the run
+    and their machines."""
 
     def __init__(
         self,
@@ -72,7 +76,8 @@ class Pace:
         self._times: set[float] = set()
 
     def learn(self, times: Sequence[float]) -> None:
-        """Others have committed at these times; a clock that is ahead of ours does not make us wait longer."""
+        """Others have committed at these times; a clock that is ahead of ours does not make us wait
+        longer."""
         self._times |= {min(time, self.clock()) for time in times}
 
     def note(self) -> None:
@@ -112,7 +117,8 @@ class StateBranch:
         self._made_here = False
 
     def look(self) -> Tip:
-        """Read the branch, made where it is not there; no head in it is certain. Raises what `Store.head` raises."""
+        """Read the branch, made where it is not there; no head in it is certain. Raises what
+        `Store.head` raises."""
         patience = self.api.patience()
         while True:
             try:
@@ -122,7 +128,8 @@ class StateBranch:
                 patience.wait(self._unsure(error))
 
     def look_if_there(self) -> Tip | None:
-        """Read the branch and make nothing; None if there is no repository, no branch, or no head."""
+        """Read the branch and make nothing; None if there is no repository, no branch, or no
+        head."""
         try:
             commit = self.api.branches().get(BRANCH)
             tip = self._read(commit) if commit else None
@@ -180,7 +187,8 @@ class StateBranch:
         return tip
 
     def look_again(self, patience: Patience | None = None) -> Tip:
-        """Read the branch in the middle of a run: nothing is made, and that it is gone is not believed at once."""
+        """Read the branch in the middle of a run: nothing is made, and that it is gone is not
+        believed at once."""
         patience = patience or self.api.patience()
         while True:
             try:
@@ -221,7 +229,8 @@ class StateBranch:
             raise ConflictError("the new repository is not to be seen yet") from error
 
     def _create_repository(self) -> None:
-        """Only the server can say that there was none: what cannot be seen may belong to somebody else."""
+        """Only the server can say that there was none: what cannot be seen may belong to somebody
+        else."""
         try:
             self.api.create()
         except ConflictError as error:
@@ -297,7 +306,8 @@ class StateBranch:
             raise ConflictError(f"commit {commit[:12]} is not to be seen") from error
 
     def _proven(self, tip: Tip) -> Tip:
-        """A branch without a head is certain if this store has made it, or if a commit on top of what was read succeeds."""
+        """A branch without a head is certain if this store has made it, or if a commit on top of
+        what was read succeeds."""
         if not self._made_here:
             claim = json.dumps({"run": self.run, "claim": uuid.uuid4().hex}).encode()
             self.pace.note()

@@ -1,21 +1,26 @@
-"""Where a run's bulk files lie on the Hub: in its repository, beside git (LFS or Xet), or in a bucket.
+"""Where a run's bulk files lie on the Hub: in its repository, beside git (LFS or Xet), or in a
+bucket.
 
-When may a file's content be deleted for good, on a machine that may have been believed dead and have a successor? A delete
-cannot be fenced: it may arrive at any later moment, after the successor has committed. So it must be harmless whenever it
-arrives, which it is if nobody names that content, ever again.
+When may a file's content be deleted for good, on a machine that may have been believed dead and
+have a successor? A delete cannot be fenced: it may arrive at any later moment, after the successor
+has committed. So it must be harmless whenever it arrives, which it is if nobody names that content,
+ever again.
 
-* A file in the folder of an attempt is one whose bytes that attempt alone can write (its id stands in them; in a bucket: whose
-  place it alone uses). Once a commit has dropped it, no later one names it: heads name what the head before named, and
-  what their own attempt has put. So it goes at once, whoever had written it. That is what bounds the repository.
-* The server keeps one object for equal content, so a file of bytes that several attempts can write (frozen weights, points) lies
-  in the folder `shared`, and goes when it is older than an hour. So do objects that no commit has ever named, which a killed
-  attempt has left: their place is not known. An attempt lists them first and makes sure that it still has the head after that, so
+* A file in the folder of an attempt is one whose bytes that attempt alone can write (its id stands
+  in them; in a bucket: whose place it alone uses). Once a commit has dropped it, no later one names
+  it: heads name what the head before named, and what their own attempt has put. So it goes at once,
+  whoever had written it. That is what bounds the repository.
+* The server keeps one object for equal content, so a file of bytes that several attempts can write
+  (frozen weights, points) lies in the folder `shared`, and goes when it is older than an hour. So
+  do objects that no commit has ever named, which a killed attempt has left: their place is not
+  known. An attempt lists them first and makes sure that it still has the head after that, so
   whatever it has listed is of its own time or before.
-* Nothing goes that any branch, tag or pull request names. If the answer to a delete was lost, it may still come, so this attempt
-  does not put that content again.
+* Nothing goes that any branch, tag or pull request names. If the answer to a delete was lost, it
+  may still come, so this attempt does not put that content again.
 
-What is left is an attempt that is paused for minutes between its last look and its delete of something `shared` and old, while
-its successor puts just that content again. So whatever training cannot do without should carry the id of who wrote it.
+What is left is an attempt that is paused for minutes between its last look and its delete of
+something `shared` and old, while its successor puts just that content again. So whatever training
+cannot do without should carry the id of who wrote it.
 """
 
 from __future__ import annotations
@@ -43,7 +48,8 @@ ORPHAN_SECONDS = 3600.0
 LOOK_FOR_ORPHANS = 600.0
 """Seconds between looks at what killed attempts have left."""
 FIRST_BYTES = 1 << 20
-"""Where a file's bytes name the attempt that wrote them: a safetensors header begins with its metadata."""
+"""Where a file's bytes name the attempt that wrote them: a safetensors header begins with its
+metadata."""
 
 Named = Mapping[str, int]
 """The places that a record names, and their sizes."""
@@ -79,7 +85,8 @@ class RepositoryObjects:
     def __init__(self, api: HubApi, attempt: str, clock: Callable[[], float]) -> None:
         self.api, self.attempt, self.clock = api, attempt, clock
         self._own: set[str] = set()
-        """Hashes of content that nobody writes again, and that a sweep may delete as soon as nobody names it."""
+        """Hashes of content that nobody writes again, and that a sweep may delete as soon as nobody
+        names it."""
         self._doubtful: set[str] = set()
         self._tree: tuple[str, frozenset[str]] = ("", frozenset())
         self._others: dict[str, set[str]] = {}
@@ -102,7 +109,8 @@ class RepositoryObjects:
         return f"objects/{folder}/{sha256}{suffix}"
 
     def changes(self, tip: Tip, named: Named) -> list[Operation]:
-        """See `Objects.changes`; the content of what is added was uploaded before, maybe by another process."""
+        """See `Objects.changes`; the content of what is added was uploaded before, maybe by another
+        process."""
         there = self._files(tip)
         added = [
             uploaded(place, self._sha256(place), size)
@@ -175,9 +183,11 @@ class RepositoryObjects:
 
 
 class BucketObjects:
-    """`<run>/objects/<attempt>/<hash>-<random>.safetensors` in the bucket; the branch has the head alone.
+    """`<run>/objects/<attempt>/<hash>-<random>.safetensors` in the bucket; the branch has the head
+    alone.
 
-    Buckets overwrite in place and know no versions, so no place is ever used twice, not even by the same attempt.
+    Buckets overwrite in place and know no versions, so no place is ever used twice, not even by the
+    same attempt.
     """
 
     def __init__(self, api: HubApi, run: str, attempt: str) -> None:
@@ -214,7 +224,8 @@ class BucketObjects:
             remove(aside)
 
     def sweep(self, tip: Tip, named: Named) -> None:
-        """See `Objects.sweep`; nobody else uses a place that was listed while this attempt had the head, so it goes at once."""
+        """See `Objects.sweep`; nobody else uses a place that was listed while this attempt had the
+        head, so it goes at once."""
         if not self._pending:
             return
         listed = self.api.bucket_files(f"{self.run}/objects") if self._created or named else []
@@ -226,6 +237,7 @@ class BucketObjects:
 
 
 def names_attempt(path: Path, attempt: str) -> bool:
-    """Whether a file's first bytes hold the attempt's id in quotes, so that no other attempt writes a file like it."""
+    """Whether a file's first bytes hold the attempt's id in quotes, so that no other attempt writes
+    a file like it."""
     with path.open("rb") as file:
         return json.dumps(attempt).encode() in file.read(FIRST_BYTES)

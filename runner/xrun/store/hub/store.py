@@ -1,12 +1,14 @@
-"""A store on the Hugging Face Hub: `hub://owner/name`, or `hub-bucket://owner/name` with the bulk in a bucket.
+"""A store on the Hugging Face Hub: `hub://owner/name`, or `hub-bucket://owner/name` with the bulk
+in a bucket.
 
     branch state   head.json                           what is committed now, see `hub_branch.py`
                    objects/<attempt>/<sha256>.safetensors   the files it names, see `hub_objects.py`
     branch main    the finished model, tagged with the run
 
-A commit is one commit of the branch: the head, the files that it names for the first time, and the deletion of those it drops.
-Everything that was sent or fetched also lies in the folder `cache` under the same places, where a restart on the same machine
-finds it; nothing depends on it, and what it holds is verified before it is used.
+A commit is one commit of the branch: the head, the files that it names for the first time, and the
+deletion of those it drops. Everything that was sent or fetched also lies in the folder `cache`
+under the same places, where a restart on the same machine finds it; nothing depends on it, and what
+it holds is verified before it is used.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ DOWNLOADS = 4
 
 
 class HubStore:
-    """The `Store` of one attempt of one run at `address`; `cache` is a folder of the run on this machine.
+    """The `Store` of one attempt of one run at `address`; `cache` is a folder of the run on this
+    machine.
 
     Whoever only wants to read may give "" as the run: then any run's head is right.
 
-    `create`: make the private repository if it is not there. `spacing` seconds lie between two commits, at most `hourly` are made
-    in an hour, and what the Hub refuses is tried again for `patience` seconds. `sleep` may return True for "give up now".
+    `create`: make the private repository if it is not there. `spacing` seconds lie between two
+    commits, at most `hourly` are made in an hour, and what the Hub refuses is tried again for
+    `patience` seconds. `sleep` may return True for "give up now".
     """
 
     def __init__(
@@ -108,7 +112,8 @@ class HubStore:
         return self._tip.head if self._tip else None
 
     def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
-        """See `Store.put`; by way of a file in the cache, so that memory stays flat; what the head names is not sent again."""
+        """See `Store.put`; by way of a file in the cache, so that memory stays flat; what the head
+        names is not sent again."""
         self._look_now_and_then()
         spool = self.cache / f".{self.attempt}.{uuid.uuid4().hex}"
         with writing(self.cache):
@@ -131,7 +136,8 @@ class HubStore:
         return file
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
-        """See `Store.commit`; waits until the Hub takes the next commit, and tries again while nobody can tell."""
+        """See `Store.commit`; waits until the Hub takes the next commit, and tries again while
+        nobody can tell."""
         named = files_named(record)
         tip = self._confirmed(parent)
         try:
@@ -200,7 +206,8 @@ class HubStore:
         return revision
 
     def finish(self) -> None:
-        """See `Store.finish`; squashes `state`, which takes no parent and would make a living run's next commit fail once.
+        """See `Store.finish`; squashes `state`, which takes no parent and would make a living run's
+        next commit fail once.
 
         It is no commit, and nothing follows it, so nobody pays for a machine that waits for it.
         """
@@ -211,7 +218,8 @@ class HubStore:
         self._tip = None
 
     def ask_to_stop(self) -> str:
-        """See `Store.ask_to_stop`; the wish is a branch with the attempt's name, which takes no commit."""
+        """See `Store.ask_to_stop`; the wish is a branch with the attempt's name, which takes no
+        commit."""
         head = self.head()
         if head is not None:
             with contextlib.suppress(ConflictError):  # asked before
@@ -219,7 +227,8 @@ class HubStore:
         return head.attempt if head else ""
 
     def asked_to_stop(self) -> bool:
-        """See `Store.asked_to_stop`; wishes that came too late for an earlier attempt are removed too."""
+        """See `Store.asked_to_stop`; wishes that came too late for an earlier attempt are removed
+        too."""
         wishes = [branch for branch in self._api.branches() if branch.startswith(WISH)]
         for wish in wishes:
             if wish <= f"{WISH}{self.attempt}":
@@ -228,7 +237,8 @@ class HubStore:
         return f"{WISH}{self.attempt}" in wishes
 
     def sweep(self) -> None:
-        """See `Store.sweep`; on the Hub and in the cache. What cannot be deleted now can be later, and is no reason to fail."""
+        """See `Store.sweep`; on the Hub and in the cache. What cannot be deleted now can be later,
+        and is no reason to fail."""
         tip = self._tip
         if tip is None or tip.head is None or tip.head.attempt != self.attempt or self._branch.sent:
             return
@@ -243,7 +253,8 @@ class HubStore:
     # Commits
 
     def _confirmed(self, parent: Head | None) -> Tip:
-        """The branch with `parent` as its head, or with this store's own commit that it could not confirm."""
+        """The branch with `parent` as its head, or with this store's own commit that it could not
+        confirm."""
         expected = parent.id if parent else ""
         tip = self._tip
         if tip is None or self._branch.sent or tip.id != expected:
@@ -275,7 +286,8 @@ class HubStore:
     # Files
 
     def _look_now_and_then(self) -> None:
-        """A process that never commits learns from the branch what its cache need not hold any more."""
+        """A process that never commits learns from the branch what its cache need not hold any
+        more."""
         if self._tip is None or (
             not self._commits_here and self._clock() - self._looked >= max(60.0, self._spacing)
         ):
@@ -302,7 +314,8 @@ class HubStore:
         return next((file for file in same if self._objects.place.fullmatch(file.copies[0])), None)
 
     def _fetched(self, file: StoredFile, place: str) -> Path:
-        """The file at one place, whole, in the cache; downloaded at most twice, since a transfer can go wrong."""
+        """The file at one place, whole, in the cache; downloaded at most twice, since a transfer
+        can go wrong."""
         if not self._objects.place.fullmatch(place) or "/.." in place:
             raise CheckpointCorrupt(f"{place} is not a place in this store")
         path = self.cache / place
@@ -342,7 +355,8 @@ class HubStore:
             yield
 
     def _prune_cache(self, head: Head) -> None:
-        """Delete what the head does not name, of this process and of attempts before; the rest belongs to processes beside it."""
+        """Delete what the head does not name, of this process and of attempts before; the rest
+        belongs to processes beside it."""
         named = files_named(head.record)
         before = head.attempt == self.attempt
         for path in [*self.cache.glob("objects/*/*"), *self.cache.glob("*/objects/*/*")]:

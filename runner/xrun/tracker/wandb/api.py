@@ -1,8 +1,9 @@
 """What the W&B server itself says of a run and of an account, in four questions over plain HTTPS.
 
-The wandb library is for sending. It takes a second to import, its questions wait for days when nobody answers, and it tells
-nobody that rows were refused; these come back at once, with an answer or with the reason why there is none. The queries are the
-library's own, so every server that it talks to knows them.
+The wandb library is for sending. It takes a second to import, its questions wait for days when
+nobody answers, and it tells nobody that rows were refused; these come back at once, with an answer
+or with the reason why there is none. The queries are the library's own, so every server that it
+talks to knows them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Address:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What the server has of a run: how many rows, the last one, the summary, whether somebody has pressed its stop button."""
+    """What the server has of a run: how many rows, the last one, the summary, whether somebody has
+    pressed its stop button."""
 
     rows: int
     last: Mapping[str, Any]
@@ -103,7 +105,8 @@ class Viewer:
 
 
 def base_url(environ: Mapping[str, str] = os.environ) -> str:
-    """The server that this machine uses: from the environment, else what `wandb login --host` has written down."""
+    """The server that this machine uses: from the environment, else what `wandb login --host` has
+    written down."""
     config = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"
     written = configparser.ConfigParser(interpolation=None)
     try:
@@ -119,7 +122,8 @@ def base_url(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str:
-    """The key for that server, from the environment or from where `wandb login` keeps it; "" if there is none."""
+    """The key for that server, from the environment or from where `wandb login` keeps it; "" if
+    there is none."""
     if key := environ.get("WANDB_API_KEY", "").strip():
         return key
     path = Path(environ.get("NETRC") or "~/.netrc").expanduser()
@@ -181,7 +185,8 @@ def viewer() -> Viewer:
 
 
 def is_read_only(entity: str, project: str) -> bool:
-    """Whether a project is there and takes nothing; one that is not there yet is made by its first run."""
+    """Whether a project is there and takes nothing; one that is not there yet is made by its first
+    run."""
     found = ask(_READ_ONLY, {"entity": entity, "project": project}).get("project")
     return bool(found and found.get("readOnly"))
 

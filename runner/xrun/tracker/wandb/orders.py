@@ -1,4 +1,5 @@
-"""What the sender of points is told, and what it tells: orders on its stdin, sentences on its stdout, its state in a file."""
+"""What the sender of points is told, and what it tells: orders on its stdin, sentences on its
+stdout, its state in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ KINDS = ("train", "val")
 
 
 class Orders:
-    """What whoever started the sender wants: `preempting`, `exit CODE`, and an end of the lines when it is to finish.
+    """What whoever started the sender wants: `preempting`, `exit CODE`, and an end of the lines
+    when it is to finish.
 
     `ended` from the beginning: nobody is there to say anything.
     """
@@ -28,7 +30,8 @@ class Orders:
         self._text = b""
 
     def on_signals(self) -> None:
-        """Outlive what ends the training: the last commit must still be told. The end of the lines is what ends this process.
+        """Outlive what ends the training: the last commit must still be told. The end of the lines
+        is what ends this process.
 
         SIGINT may also be the library's, when the run was stopped over there.
         """
@@ -58,7 +61,8 @@ class Orders:
 
 
 class Standing:
-    """How the sending stands: `wandb.json` for `xrun status`, and a sentence for people whenever that changes."""
+    """How the sending stands: `wandb.json` for `xrun status`, and a sentence for people whenever
+    that changes."""
 
     def __init__(self, folder: Path, attempt: str, said: str) -> None:
         self.path, self.attempt = folder / "wandb.json", attempt
@@ -68,7 +72,8 @@ class Standing:
         self._written: Any = None
 
     def tell(self, state: str, sentence: str = "") -> None:
-        """`sending`, `sent` (all of it), `waiting` (for W&B), `refused` (by it) or `deleted` (there)."""
+        """`sending`, `sent` (all of it), `waiting` (for W&B), `refused` (by it) or `deleted`
+        (there)."""
         self.state = state
         step, kind = self.seen
         now = {

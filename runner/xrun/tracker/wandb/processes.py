@@ -1,7 +1,8 @@
 """The processes that talk to Weights & Biases, as the entrypoint sees them.
 
-Training never waits for a tracker and never falls with one, so both are processes of their own: the witness answers one question
-before an attempt starts, the sender follows the run's log while it trains.
+Training never waits for a tracker and never falls with one, so both are processes of their own: the
+witness answers one question before an attempt starts, the sender follows the run's log while it
+trains.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 from ...machine.stop import PARENT
 
 DELETED = 3
-"""The sender's exit code when the run's id was used once, deleted there, and cannot be used again."""
+"""The sender's exit code when the run's id was used once, deleted there, and cannot be used
+again."""
 _WITNESS_SECONDS = 60.0
 
 
@@ -30,7 +32,8 @@ def is_told(recipe: Mapping[str, Any]) -> bool:
 
 
 def start_witness(plan: Path) -> subprocess.Popen[str]:
-    """Ask what Weights & Biases knows of the run's last commit; `answer_of` waits for the answer."""
+    """Ask what Weights & Biases knows of the run's last commit; `answer_of` waits for the
+    answer."""
     return subprocess.Popen(
         [sys.executable, "-m", "xrun.tracker.wandb.witness", str(plan)],
         stdin=subprocess.DEVNULL,
@@ -42,7 +45,8 @@ def start_witness(plan: Path) -> subprocess.Popen[str]:
 
 
 def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
-    """`{"answer": "commit", "step", "head"}`, `{"answer": "none"}` or `{"answer": "unknown", "why"}`."""
+    """`{"answer": "commit", "step", "head"}`, `{"answer": "none"}` or `{"answer": "unknown",
+    "why"}`."""
     try:
         lines = witness.communicate(timeout=_WITNESS_SECONDS)[0].splitlines()
         answer: dict[str, Any] = json.loads(lines[-1])
@@ -56,7 +60,8 @@ def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def send_all(folder: Path) -> int:
-    """Send everything that waits in a run's folder; returns the sender's exit code, and what it says goes to the terminal."""
+    """Send everything that waits in a run's folder; returns the sender's exit code, and what it
+    says goes to the terminal."""
     command = [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), "--once"]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, env=_environment(), check=False
@@ -71,7 +76,8 @@ def dismiss(witness: subprocess.Popen[str]) -> None:
 
 
 class Sender:
-    """The sender of one attempt; `say` gets its lines for people, `on_stop` is called when somebody stops the run over there."""
+    """The sender of one attempt; `say` gets its lines for people, `on_stop` is called when somebody
+    stops the run over there."""
 
     def __init__(
         self, folder: Path, attempt: str, say: Callable[[str], None], on_stop: Callable[[], None]
@@ -96,7 +102,8 @@ class Sender:
         self._tell("preempting\n")
 
     def finish(self, code: int, seconds: float) -> None:
-        """Let it send what is left, for `seconds` at most, and end; what is not sent then waits in the run's folder."""
+        """Let it send what is left, for `seconds` at most, and end; what is not sent then waits in
+        the run's folder."""
         self._tell(f"exit {code}\n")
         with contextlib.suppress(OSError, ValueError):
             self.process.stdin.close()  # type: ignore[union-attr]  # opened as a pipe above

@@ -1,7 +1,9 @@
-"""From the points in a run's folder to the rows of W&B's history: one row per step, in order, each one a function of the files.
+"""From the points in a run's folder to the rows of W&B's history: one row per step, in order, each
+one a function of the files.
 
-A row is complete when a later point is there: the points of training and of evaluation may share a step. Whoever sends the rows,
-and however often they begin again, they are the same ones, so the last row that W&B has tells what comes next.
+A row is complete when a later point is there: the points of training and of evaluation may share a
+step. Whoever sends the rows, and however often they begin again, they are the same ones, so the
+last row that W&B has tells what comes next.
 """
 
 from __future__ import annotations
@@ -101,7 +103,8 @@ def preemptions(attempts: Sequence[Mapping[str, Any]]) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file that others replace as a whole; None if it is not there, or not whole after a full disk."""
+    """A JSON file that others replace as a whole; None if it is not there, or not whole after a
+    full disk."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

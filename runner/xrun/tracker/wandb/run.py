@@ -1,7 +1,9 @@
-"""One run in the hands of the wandb library: opened, written, closed. The only module that imports it.
+"""One run in the hands of the wandb library: opened, written, closed. The only module that imports
+it.
 
-The library sends through a process of its own, `wandb-core`. It gives up on rows that the server refuses and says so to nobody,
-and it cannot be stopped while it tries; therefore whoever writes here asks the server what has arrived, and ends that process.
+The library sends through a process of its own, `wandb-core`. It gives up on rows that the server
+refuses and says so to nobody, and it cannot be stopped while it tries; therefore whoever writes
+here asks the server what has arrived, and ends that process.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ _RETRY_SECONDS = 20.0  # its own minute is long after an outage
 _RETRIES = 100_000
 _GONE_SECONDS = 15.0
 _OTHER_RUNS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")
-"""Say which run is written and how. They are meant for others, and the library, which lays our settings over them one by one, in
-another order in every process, refuses some pairs on the way."""
+"""Say which run is written and how. They are meant for others, and the library, which lays our
+settings over them one by one, in another order in every process, refuses some pairs on the way."""
 
 
 def open_run(
@@ -32,7 +34,8 @@ def open_run(
 ) -> Any:
     """Begin or resume the run; rows are sent every so many seconds, at least one.
 
-    Nothing is collected from this machine: no command line, environment, host name, git remote, package list or output.
+    Nothing is collected from this machine: no command line, environment, host name, git remote,
+    package list or output.
 
     Raises:
         Unreachable: it did not work, now.
@@ -90,7 +93,8 @@ def cores() -> list[int]:
 
 
 def await_cores(pids: Sequence[int]) -> None:
-    """Wait until these, of a sender that was killed, have noticed that and are gone: nobody else must write to the run."""
+    """Wait until these, of a sender that was killed, have noticed that and are gone: nobody else
+    must write to the run."""
     deadline = time.monotonic() + _GONE_SECONDS
     while any(_is_core(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)

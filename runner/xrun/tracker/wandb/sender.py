@@ -1,13 +1,16 @@
-"""Sends a run's points to Weights & Biases: a process of its own, so that it can never hold up or hurt the training.
+"""Sends a run's points to Weights & Biases: a process of its own, so that it can never hold up or
+hurt the training.
 
-`python -m xrun.tracker.wandb.sender FOLDER ATTEMPT` follows `FOLDER/metrics.jsonl` while an attempt lives. On its stdin come the
-lines `preempting` and `exit CODE`, and its end when the attempt ends; on its stdout go sentences for people, and the line `stop`
-when somebody has pressed the stop button over there. `python -m xrun.tracker.wandb.sender FOLDER --once` sends what is missing
-and ends. The exit code is 0 if everything is there, 3 if the run was deleted there, 1 if points still wait in the folder (for
-`--once`: 3 if W&B refuses them, 75 if it cannot be reached).
+`python -m xrun.tracker.wandb.sender FOLDER ATTEMPT` follows `FOLDER/metrics.jsonl` while an attempt
+lives. On its stdin come the lines `preempting` and `exit CODE`, and its end when the attempt ends;
+on its stdout go sentences for people, and the line `stop` when somebody has pressed the stop button
+over there. `python -m xrun.tracker.wandb.sender FOLDER --once` sends what is missing and ends. The
+exit code is 0 if everything is there, 3 if the run was deleted there, 1 if points still wait in the
+folder (for `--once`: 3 if W&B refuses them, 75 if it cannot be reached).
 
-What W&B has decides what is sent: everything after its last row. Nothing else is remembered, so kills, outages, lost machines
-and going back to an older step neither lose nor double a row. `FOLDER/wandb.json` tells how it stands.
+What W&B has decides what is sent: everything after its last row. Nothing else is remembered, so
+kills, outages, lost machines and going back to an older step neither lose nor double a row.
+`FOLDER/wandb.json` tells how it stands.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from .run import await_cores
 from .sending import POLL_SECONDS, Sending, Wish
 
 _LAST_SECONDS = 60.0
-"""How long the end of an attempt's sending may take; whoever has started this process may want less."""
+"""How long the end of an attempt's sending may take; whoever has started this process may want
+less."""
 _PERSON_SECONDS = 600.0
 """The same for `xrun sync`, which a person can stop."""
 
@@ -65,7 +69,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; what is not in the module's docstring, a sender passes on when it begins anew."""
+    """The command line; what is not in the module's docstring, a sender passes on when it begins
+    anew."""
     parser = argparse.ArgumentParser(prog="xrun.tracker.wandb.sender")
     parser.add_argument("folder", type=Path)
     parser.add_argument("attempt", nargs="?", default="")
@@ -79,7 +84,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _alone(lock: Any, orders: Orders, *, wait: bool) -> bool:
-    """Whether this is now the only sender of this machine; an older one may still be sending its last points."""
+    """Whether this is now the only sender of this machine; an older one may still be sending its
+    last points."""
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,13 +100,15 @@ def _alone(lock: Any, orders: Orders, *, wait: bool) -> bool:
 
 
 def _how_it_stands(folder: Path) -> int:
-    """The exit code that tells W&B how a run has ended that nobody trains now: 0 if it has reached its last step."""
+    """The exit code that tells W&B how a run has ended that nobody trains now: 0 if it has reached
+    its last step."""
     last = max((point["step"] for point in PointFile(folder / "metrics.jsonl").read()), default=-1)
     return 0 if last >= (read_json(folder / "config.json") or {}).get("steps", 0) else 1
 
 
 def main_and_exit(arguments: list[str]) -> NoReturn:
-    """Send, below the training's priority, and end at once: the library would try once more to finish its run."""
+    """Send, below the training's priority, and end at once: the library would try once more to
+    finish its run."""
     os.setpriority(os.PRIO_PROCESS, 0, 10)
     code = main(arguments)
     sys.stdout.flush()

@@ -1,4 +1,5 @@
-"""One run's points on their way to Weights & Biases: begin after its last row, follow the log, look what arrives, finish."""
+"""One run's points on their way to Weights & Biases: begin after its last row, follow the log, look
+what arrives, finish."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _ENVIRONMENT = dict(os.environ)
 class Wish:
     """What is to be sent: for an attempt, or (`attempt` is "") because a person asks.
 
-    `seconds` is how long the end may take; `said` and `tries` are what a sender before this one, under the same id, left off at.
+    `seconds` is how long the end may take; `said` and `tries` are what a sender before this one,
+    under the same id, left off at.
     """
 
     folder: Path
@@ -89,7 +91,8 @@ class Sending:
             return self._given_up()
 
     def _await_config(self) -> None:
-        """Until the attempt has cut the points that it computes again and has written config.json; or has ended before."""
+        """Until the attempt has cut the points that it computes again and has written config.json;
+        or has ended before."""
         while (
             not self.orders.ended
             and (read_json(self.folder / "config.json") or {}).get("attempt") != self.wish.attempt
@@ -97,7 +100,8 @@ class Sending:
             self.orders.listen(POLL_SECONDS)
 
     def _is_over(self) -> bool:
-        """Whether it is too late to wait for W&B; the time for the end runs from the first time that this is asked after it."""
+        """Whether it is too late to wait for W&B; the time for the end runs from the first time
+        that this is asked after it."""
         if self.orders.ended and self.deadline == float("inf"):
             self.deadline = time.monotonic() + self.wish.seconds
             self.patience = time.monotonic() + min(self.wish.seconds, _OUTAGE_SECONDS)
@@ -121,7 +125,8 @@ class Sending:
             self._retry(error)
 
     def _retry(self, error: Exception) -> None:
-        """Wait before another try, longer from time to time; the library needs a fresh process for that."""
+        """Wait before another try, longer from time to time; the library needs a fresh process for
+        that."""
         self._trouble(error)
         self.tries += 1
         self._pause(_RETRY_SECONDS[min(self.tries, len(_RETRY_SECONDS)) - 1])
@@ -144,7 +149,8 @@ class Sending:
         self._sending()
 
     def _older_commit(self, status: RunStatus | None) -> Any:
-        """The commit that is in the folder, if W&B knows of a newer one: another machine has made that, and it stays."""
+        """The commit that is in the folder, if W&B knows of a newer one: another machine has made
+        that, and it stays."""
         known = status.summary.get(COMMIT_STEP, -1) if status else -1
         here = read_json(self.folder / "committed.json")
         return here if here and here["step"] < known else None
@@ -206,7 +212,8 @@ class Sending:
         return there
 
     def _finish(self) -> int:
-        """Send the rest and close the run, while there is time; a run that will come back keeps its last row open."""
+        """Send the rest and close the run, while there is time; a run that will come back keeps its
+        last row open."""
         self._tell()
         if self.orders.code not in (COME_BACK, None):
             for row in self.rows.rest():
@@ -234,7 +241,8 @@ class Sending:
         return self._given_up()
 
     def _close(self) -> None:
-        """End the run there; the library waits for its server as long as it takes, so we go when the time is up."""
+        """End the run there; the library waits for its server as long as it takes, so we go when
+        the time is up."""
         watch = threading.Timer(max(0.0, self.deadline - time.monotonic()), self._leave)
         watch.daemon = True
         watch.start()
@@ -256,7 +264,8 @@ class Sending:
         os._exit(self._given_up())
 
     def _again(self) -> NoReturn:
-        """Begin anew in a fresh process under the same id: the library's state cannot be trusted after it has failed."""
+        """Begin anew in a fresh process under the same id: the library's state cannot be trusted
+        after it has failed."""
         end_cores()
         arguments = ["-m", "xrun.tracker.wandb.sender", str(self.folder), self.wish.attempt]
         arguments += ["--said", self.standing.said, "--tries", str(self.tries)]
@@ -294,7 +303,8 @@ class Sending:
             )
 
     def _config(self) -> dict[str, Any]:
-        """What W&B shows of the run: the whole recipe, versions of code and data, and what the plan adds to that."""
+        """What W&B shows of the run: the whole recipe, versions of code and data, and what the plan
+        adds to that."""
         config = read_json(self.folder / "config.json") or {
             "run": self.plan.run,
             "recipe": self.plan.recipe,

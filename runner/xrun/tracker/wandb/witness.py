@@ -1,8 +1,9 @@
 """What W&B knows, asked before a step is trained or a cent is spent.
 
-`python -m xrun.tracker.wandb.witness PLAN` prints one line of JSON: `{"answer": "commit", "step", "head"}`, `{"answer": "none"}`
-(no such run, or nothing committed) or `{"answer": "unknown", "why"}`. With `--account` it prints what is wrong with the key, the
-entity and the project, and where the run can be seen: `{"problems": [{"what", "hint"}], "url"}`. It never imports wandb.
+`python -m xrun.tracker.wandb.witness PLAN` prints one line of JSON: `{"answer": "commit", "step",
+"head"}`, `{"answer": "none"}` (no such run, or nothing committed) or `{"answer": "unknown",
+"why"}`. With `--account` it prints what is wrong with the key, the entity and the project, and
+where the run can be seen: `{"problems": [{"what", "hint"}], "url"}`. It never imports wandb.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def account(plan: Plan) -> dict[str, Any]:
 
 
 def run_url(address: Address) -> str:
-    """Where people see a run: the public service shows its pages at another host than it is asked at."""
+    """Where people see a run: the public service shows its pages at another host than it is asked
+    at."""
     host = "https://wandb.ai" if base_url() in PUBLIC else base_url()
     return f"{host}/{address.entity}/{address.project}/runs/{address.run}"
 
