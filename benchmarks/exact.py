@@ -27,7 +27,8 @@ def measure(quick: bool) -> Iterator[Row]:
     ratios = [exact / fast for exact, fast in zip(seen["exact"], seen["fast"], strict=True)]
     yield Row(
         11,
-        "seconds per step with train.reduction: exact, over fast, on 2 processes (text_gpt, 8 micro-batches)",
+        "seconds per step with train.reduction: exact, over fast, on 2 processes (text_gpt, 8"
+        " micro-batches)",
         median(ratios),
         1.15,
         "lower",

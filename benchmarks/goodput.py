@@ -188,7 +188,10 @@ def measure(quick: bool) -> Iterator[Row]:
         "committed_share_oracle": oracle,
         "traces": len(each),
     }
-    name = f"goodput on 34 spot traces without notice, over an oracle's (with a notice: {warned / oracle:.4f}, target 0.999)"
+    name = (
+        "goodput on 34 spot traces without notice, over an oracle's (with a notice:"
+        f" {warned / oracle:.4f}, target 0.999)"
+    )
     yield Row(
         9,
         name,

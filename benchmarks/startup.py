@@ -62,7 +62,8 @@ def _measure(folder: Path, rounds: int) -> Row:
     )
     return Row(
         6,
-        "start-up over bare programs: the nearer to its target of --help (1.3) and check (1.5), as a share of it",
+        "start-up over bare programs: the nearer to its target of --help (1.3) and check (1.5), as"
+        " a share of it",
         worst,
         1.0,
         "lower",

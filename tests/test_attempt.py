@@ -71,7 +71,10 @@ def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
     [
         "Connection closed by peer [127.0.0.1]:1",
         "Connection reset by peer",
-        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        (
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process"
+            " exiting prematurely."
+        ),
     ],
 )
 def test_a_lost_peer_is_not_the_cause(sentence: str) -> None:

@@ -78,7 +78,10 @@ def test_the_wheel_installs(tmp_path: Path) -> None:
         "there",
     ]
     subprocess.run([*install, tmp_path / name], cwd=tmp_path, check=True)
-    show = "import xrun, importlib.metadata as m; print(xrun.__file__, m.version('xrun'), m.entry_points(name='xrun'))"
+    show = (
+        "import xrun, importlib.metadata as m; print(xrun.__file__, m.version('xrun'),"
+        " m.entry_points(name='xrun'))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", show],
         cwd=tmp_path,
@@ -242,8 +245,9 @@ def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path
     assert time.monotonic() - began < 5
     assert (tmp_path / "setup.log").read_text() == "once\n"
     shell(
-        f'set -e; export XRUN_PRICES="$(cat {there(plan.run)}/prices.json)"; ~/xrun/python -m xrun.supervisor.arrive {there(plan.run)}; '
-        f"exec ~/xrun/python -m xrun.supervisor.entrypoint ~/xrun/runs/{plan.run}/plan.json"
+        f'set -e; export XRUN_PRICES="$(cat {there(plan.run)}/prices.json)"; ~/xrun/python -m'
+        f" xrun.supervisor.arrive {there(plan.run)}; exec ~/xrun/python -m"
+        f" xrun.supervisor.entrypoint ~/xrun/runs/{plan.run}/plan.json"
     )
     points = (machine / "xrun/runs" / plan.run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(points[-1])["step"] == 4

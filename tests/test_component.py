@@ -35,7 +35,8 @@ def project(tmp_path: Path) -> Path:
     """A project with two models, one of which takes part of the other."""
     write(
         tmp_path / "models" / "small.py",
-        "from .parts import width\n\n\ndef build(n: int, deep: bool = False):\n    return width(n)\n",
+        "from .parts import width\n\n\ndef build(n: int, deep: bool = False):\n    return"
+        " width(n)\n",
     )
     write(tmp_path / "models" / "parts.py", "def width(n):\n    return 2 * n\n")
     write(
@@ -114,7 +115,10 @@ def test_shipped_component_has_a_signature(path: Path) -> None:
 
 def test_signature(tmp_path: Path) -> None:
     """Names, defaults, annotations, `**kwargs`, the docstring and the line, with nothing run."""
-    text = "raise SystemExit\n\n\ndef build(a, b: int = 3, *, c: 'list[int]' = (1, 2), d=len('x'), **more):\n    'Says.'\n"
+    text = (
+        "raise SystemExit\n\n\ndef build(a, b: int = 3, *, c: 'list[int]' = (1, 2), d=len('x'),"
+        " **more):\n    'Says.'\n"
+    )
     read = build_of(tmp_path, text)
     told = [(one.name, one.required, one.annotation) for one in read.parameters]
     assert told == [
@@ -232,8 +236,9 @@ def test_sources_follow_imports(project: Path) -> None:
     """The digest of a run sees the component's file and every file of its project that it imports,
     and nothing else."""
     text = (
-        "import json, torch\nfrom . import a\nfrom .b import thing\nfrom ..datasets.count import build as count\n"
-        "import xrun.components.models.c\n\n\ndef build():\n    from xrun.components.models import d\n"
+        "import json, torch\nfrom . import a\nfrom .b import thing\nfrom ..datasets.count import"
+        " build as count\nimport xrun.components.models.c\n\n\ndef build():\n    from"
+        " xrun.components.models import d\n"
     )
     write(project / "models" / "m.py", text)
     for name in "abcd":

@@ -279,13 +279,20 @@ def test_a_rule_that_only_a_newer_xrun_knows(tmp_path: Path) -> None:
 def test_canonical_text_is_the_same_for_every_python() -> None:
     """Pinned: Python 3.11, 3.12 and 3.13 make this text of this file, and the ids of runs hang on
     it."""
-    source = b'"""Docs."""\n@a.b\ndef f(x: int = 1, *, y=None, **z) -> f"{x!r:>{y}}":\n    "Docs."\n    return {**z, "k": (x, -1.5, b"b")}\n'
+    source = (
+        b'"""Docs."""\n@a.b\ndef f(x: int = 1, *, y=None, **z) -> f"{x!r:>{y}}":\n    "Docs."\n   '
+        b' return {**z, "k": (x, -1.5, b"b")}\n'
+    )
     tree: Any = component.parse(Path("x.py"), source)
-    assert canonical(tree) == (
-        "(Module body= [ (FunctionDef args= (arguments args= [ (arg annotation= (Name id= int ) arg= x ) ] defaults= [ (Constant int:1 ) "
-        "] kw_defaults= [ (Constant NoneType:None ) ] kwarg= (arg arg= z ) kwonlyargs= [ (arg arg= y ) ] ) body= [ (Return value= (Dict "
-        "keys= [ None (Constant str:'k' ) ] values= [ (Name id= z ) (Tuple elts= [ (Name id= x ) (UnaryOp op= (USub ) operand= (Constant "
-        "float:1.5 ) ) (Constant bytes:b'b' ) ] ) ] ) ) ] decorator_list= [ (Attribute attr= b value= (Name id= a ) ) ] name= f returns= "
-        "(JoinedStr values= [ (FormattedValue conversion= 114 format_spec= (JoinedStr values= [ (Constant str:'>' ) (FormattedValue "
-        "conversion= -1 value= (Name id= y ) ) ] ) value= (Name id= x ) ) ] ) ) ] )"
+    assert (
+        canonical(tree)
+        == "(Module body= [ (FunctionDef args= (arguments args= [ (arg annotation= (Name id= int )"
+        " arg= x ) ] defaults= [ (Constant int:1 ) ] kw_defaults= [ (Constant NoneType:None ) ]"
+        " kwarg= (arg arg= z ) kwonlyargs= [ (arg arg= y ) ] ) body= [ (Return value= (Dict"
+        " keys= [ None (Constant str:'k' ) ] values= [ (Name id= z ) (Tuple elts= [ (Name id= x"
+        " ) (UnaryOp op= (USub ) operand= (Constant float:1.5 ) ) (Constant bytes:b'b' ) ] ) ] )"
+        " ) ] decorator_list= [ (Attribute attr= b value= (Name id= a ) ) ] name= f returns="
+        " (JoinedStr values= [ (FormattedValue conversion= 114 format_spec= (JoinedStr values= ["
+        " (Constant str:'>' ) (FormattedValue conversion= -1 value= (Name id= y ) ) ] ) value="
+        " (Name id= x ) ) ] ) ) ] )"
     )

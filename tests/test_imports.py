@@ -52,7 +52,9 @@ ARROWS = {
     # the launcher half
     "yaml_nodes": "errors",
     "recipe_problems": "errors part recipe recipe_rules yaml_nodes",
-    "recipe_file": "errors part recipe recipe_rules recipe_problems every yaml_nodes component components",
+    "recipe_file": (
+        "errors part recipe recipe_rules recipe_problems every yaml_nodes component components"
+    ),
     "cloud": "errors plan run_folder stop",
     "job": "errors plan run_folder cloud",
     "online": "errors plan recipe",
@@ -68,15 +70,20 @@ ARROWS = {
     "sky_task": "errors plan recipe offers cargo secret_values",
     "sky_jobs": "errors skypilot",
     "launch_record": "run_folder tracker",
-    "sky_cloud": "errors plan run_folder throughput offers sky_offers cargo secret_values sky_task skypilot sky_jobs "
-    "launch_record",
+    "sky_cloud": (
+        "errors plan run_folder throughput offers sky_offers cargo secret_values sky_task skypilot"
+        " sky_jobs launch_record"
+    ),
     "cancel": "errors run_folder sky_jobs stop_request",
     "cloud_status": "errors run_folder spending throughput sky_jobs launch_record",
     "status_text": "cloud_status",
     "drill": "errors recipe_file recipe plan store tracker run_folder progress cloud job",
     "template": "errors recipe component components",
-    "cli": "errors recipe_file recipe component plan run_folder tracker online progress cloud job drill template throughput "
-    "cancel offer_table sky_offers sky_jobs launch_record sky_cloud cloud_status status_text",
+    "cli": (
+        "errors recipe_file recipe component plan run_folder tracker online progress cloud job"
+        " drill template throughput cancel offer_table sky_offers sky_jobs launch_record sky_cloud"
+        " cloud_status status_text"
+    ),
     "__main__": "cli",
     # the container half
     "world": "errors",
@@ -98,21 +105,30 @@ ARROWS = {
     "checkpoint": "errors tensor_file state store",
     "point_log": "errors store",
     "snapshot": "tensor_file",
-    "checkpointer": "errors tensor_file snapshot state store checkpoint attempt_logs point_log tracker interval",
+    "checkpointer": (
+        "errors tensor_file snapshot state store checkpoint attempt_logs point_log tracker interval"
+    ),
     "model_folder": "errors plan store tensor_file state",
-    "training": "errors recipe sampler randomness loader stream objective optimizer reduction evaluate state interval "
-    "checkpointer tracker world stop heartbeat spending micro_batch",
-    "parts": "errors recipe plan component components store tracker run_folder sampler randomness loader stream objective "
-    "optimizer micro_batch sharding warm_start reduction evaluate state interval checkpoint point_log checkpointer "
-    "world stop model_folder heartbeat spending training",
+    "training": (
+        "errors recipe sampler randomness loader stream objective optimizer reduction evaluate"
+        " state interval checkpointer tracker world stop heartbeat spending micro_batch"
+    ),
+    "parts": (
+        "errors recipe plan component components store tracker run_folder sampler randomness loader"
+        " stream objective optimizer micro_batch sharding warm_start reduction evaluate state"
+        " interval checkpoint point_log checkpointer world stop model_folder heartbeat spending"
+        " training"
+    ),
     "record": "errors",
     "ranks": "errors plan stop nodes heartbeat",
     "witnesses": "errors plan store tracker run_folder stop record",
     "notice": "stop metadata",
     "rendezvous": "errors nodes",
     "node": "errors plan run_folder stop nodes ranks notice rendezvous",
-    "entrypoint": "errors plan store tracker run_folder progress stop record ranks witnesses nodes notice rendezvous spending "
-    "node attempt_logs stop_request",
+    "entrypoint": (
+        "errors plan store tracker run_folder progress stop record ranks witnesses nodes notice"
+        " rendezvous spending node attempt_logs stop_request"
+    ),
     "attempt": "errors plan run_folder store stop entrypoint micro_batch parts",
     # on a new machine, before anything is installed
     "has_pins": "",

@@ -204,7 +204,8 @@ def test_a_full_disk_neither_ends_training_nor_loses_a_point(
     tracker.log(1, {})
     tracker.log(2, {})
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/metrics.jsonl cannot be written (No space left on device); points wait in memory."
+        f"{tmp_path}/metrics.jsonl cannot be written (No space left on device); points wait in"
+        " memory."
     ]
     tracker.committed(2, "head")  # cannot be synced, which ends nothing either
     tracker._file = room

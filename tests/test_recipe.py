@@ -225,7 +225,10 @@ def test_tokens_are_not_shown(secret: str) -> None:
 def test_import_is_light() -> None:
     """Reading recipes needs click, pydantic and PyYAML, and nothing that trains."""
     heavy = "torch numpy accelerate wandb sky transformers datasets huggingface_hub"
-    code = f"import sys, xrun.recipe.load, xrun.component; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    code = (
+        f"import sys, xrun.recipe.load, xrun.component; print([m for m in '{heavy}'.split() if m in"
+        " sys.modules])"
+    )
     folder = Path(xrun.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True

@@ -167,10 +167,14 @@ def train(more: str) -> str:
 def test_aliases_and_merge_keys(tmp_path: Path) -> None:
     """`&`, `*` and `<<` work; what stands in the mapping itself is stronger than what is merged
     into it."""
-    more = "    - &big {accelerators: 'A100:8', disk: 100}\n    - {<<: *big, disk: 200}\n    - {<<: [{nodes: 2}, *big]}\n"
+    more = (
+        "    - &big {accelerators: 'A100:8', disk: 100}\n    - {<<: *big, disk: 200}\n    - {<<:"
+        " [{nodes: 2}, *big]}\n"
+    )
     path = write(
         tmp_path,
-        f"{HEAD}train: {{steps: 1, global_batch: 16}}\ncheckpoint: {{store: hub}}\nhardware:\n  any_of:\n{more}",
+        f"{HEAD}train: {{steps: 1, global_batch: 16}}\ncheckpoint: {{store: hub}}\nhardware:\n "
+        f" any_of:\n{more}",
     )
     first, second, third = load_recipe(path).hardware.any_of
     assert (first.accelerators, first.disk, second.accelerators, second.disk) == (
@@ -246,7 +250,8 @@ def test_secrets_are_never_printed(tmp_path: Path) -> None:
     token = "hf_" + "abcdefgh" * 4
     text = (
         SMALL
-        + f"secrets: [{token}]\nenv: {{HF_TOKEN: {token}, X: {token}}}\nbudget: {token}\nchekpoint: {token}\n"
+        + f"secrets: [{token}]\nenv: {{HF_TOKEN: {token}, X: {token}}}\nbudget: {token}\nchekpoint:"
+        f" {token}\n"
     )
     assert token not in "\n".join(
         problems(tmp_path, text, f"secrets.0={token}", f"name={token}", f"task.{token}=1")
@@ -296,8 +301,8 @@ def test_another_name_takes_no_arguments_along(tmp_path: Path) -> None:
     base."""
     write(
         tmp_path,
-        HEAD
-        + "train: {steps: 1, global_batch: 1, optimizer: {name: adamw, lr: 2e-3, args: {betas: [0.9, 0.95]}}}\n",
+        HEAD + "train: {steps: 1, global_batch: 1, optimizer: {name: adamw, lr: 2e-3, args: {betas:"
+        " [0.9, 0.95]}}}\n",
         "base.yaml",
     )
     (tmp_path / "models").mkdir()

@@ -682,7 +682,10 @@ def test_the_hub_components_load_from_it(hub: Hub, tmp_path: Path):
     environment = (
         os.environ
         | hub.environ("alice")
-        | {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+        | {
+            "HF_HOME": str(tmp_path / "hf"),
+            "OMP_NUM_THREADS": "1",
+        }
     )
     command = [sys.executable, "-c", LOADS, str(ROOT), str(tmp_path)]
     done = subprocess.run(

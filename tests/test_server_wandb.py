@@ -352,7 +352,10 @@ class Wire:
             return answer.status, json.load(answer)
 
     def upsert(self, run: str, project: str = "p") -> tuple[int, Any]:
-        document = "mutation UpsertBucket($name: String, $commit: String) { upsertBucket(input: {name: $name}) { inserted } }"
+        document = (
+            "mutation UpsertBucket($name: String, $commit: String) { upsertBucket(input: {name:"
+            " $name}) { inserted } }"
+        )
         return self.post(
             "/graphql",
             {"query": document, "variables": {"name": run, "project": project, "program": "x"}},

@@ -235,7 +235,8 @@ def test_every_recipe_gives_a_task_that_skypilot_takes(home: SkyHome) -> None:
     assert len(told) == len(RECIPES)
     for task in told.values():
         assert {json.dumps(recovery, sort_keys=True) for recovery in task["recovery"]} == {
-            '{"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 143, 137], "strategy": "EAGER_NEXT_REGION"}'
+            '{"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 143, 137], "strategy":'
+            ' "EAGER_NEXT_REGION"}'
         }
         assert set(task["spot"]) == {True, False}
     assert told["vit-a100"]["secrets"] == ["HF_TOKEN", "WANDB_API_KEY"]
@@ -254,8 +255,9 @@ def test_the_printed_command_is_one_that_skypilots_command_line_takes(home: SkyH
     cargo = next(iter(yaml.safe_load(text)["file_mounts"].values()))
     assert (Path(cargo) / "plan.json").is_file()
     parse = (
-        "import sys; from sky.client.cli import command as sky; jobs = sky.cli.commands['jobs'].commands['launch'];"
-        "print(jobs.make_context('launch', sys.argv[3:]).params['secret'])"
+        "import sys; from sky.client.cli import command as sky; jobs ="
+        " sky.cli.commands['jobs'].commands['launch'];print(jobs.make_context('launch',"
+        " sys.argv[3:]).params['secret'])"
     )
     home.environment |= {"HF_TOKEN": "one", "WANDB_API_KEY": "two"}
     parsed = home.python(parse, *arguments)

@@ -586,7 +586,10 @@ def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_asking_imports_nothing_heavy() -> None:
     """The witness is there at once: wandb is for sending."""
-    code = "import sys, xrun.tracker.wandb.witness; print([n for n in ('wandb', 'torch', 'requests') if n in sys.modules])"
+    code = (
+        "import sys, xrun.tracker.wandb.witness; print([n for n in ('wandb', 'torch', 'requests')"
+        " if n in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

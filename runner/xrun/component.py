@@ -124,7 +124,8 @@ def signature(path: Path) -> Signature:
         )
     if not isinstance(build, ast.FunctionDef):
         raise ComponentError(
-            f"{path}:{build.lineno}: `build` is not a plain `def` here, so its arguments can only be read by running the file.",
+            f"{path}:{build.lineno}: `build` is not a plain `def` here, so its arguments can only"
+            " be read by running the file.",
             "Write `def build(...)` in this file and call the other one from it.",
         )
     if build.args.posonlyargs or build.args.vararg:

@@ -77,17 +77,20 @@ class Result:
         if self.resized and self.equal:
             same += f", losses within {self.largest_difference:.1e} relative"
         verdict = (
-            f"{'EQUAL' if self.equal else 'DIFFERENT'}: {self.kills.total()} kills ({places or 'none'}), "
-            f"{self.attempts} attempts, {self.points} points compared, {same}."
+            f"{'EQUAL' if self.equal else 'DIFFERENT'}: {self.kills.total()} kills"
+            f" ({places or 'none'}), {self.attempts} attempts, {self.points} points compared,"
+            f" {same}."
         )
         cost = (
-            f"Lost: {self.steps_recomputed} steps computed again, {self.seconds_lost:.1f} s of training; "
-            f"{self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f} s with the kills and restarts."
+            f"Lost: {self.steps_recomputed} steps computed again, {self.seconds_lost:.1f} s of"
+            f" training; {self.undisturbed_seconds:.0f} s undisturbed, {self.disturbed_seconds:.0f}"
+            " s with the kills and restarts."
         )
         lines = [verdict, cost]
         if self.kills.total() < self.asked:
             lines.append(
-                f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended before."
+                f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended"
+                " before."
             )
         return "\n".join([*lines, *self.differences[:10], f"Both runs are in {self.folder}"])
 
@@ -226,7 +229,8 @@ class _Life:
         if self.process.poll() is not None:
             if self.process.returncode != 0:
                 raise LaunchError(
-                    f"The disturbed run ended with {self.process.returncode} by itself: {self._last_line()}",
+                    f"The disturbed run ended with {self.process.returncode} by itself:"
+                    f" {self._last_line()}",
                     f"Its output is in {self.log}",
                 )
             return None

@@ -142,7 +142,8 @@ class ApiServer:
         """
         if self.child.poll() is not None:
             raise ClusterError(
-                f"the API server ended with {self.child.returncode}: {tail(self.layout.logs / 'api_server.log')}"
+                f"the API server ended with {self.child.returncode}:"
+                f" {tail(self.layout.logs / 'api_server.log')}"
             )
 
     def environment(self) -> dict[str, str]:

@@ -78,11 +78,17 @@ def missing() -> str:
     absent = [name for name in PROGRAMS if not _program(name)]
     if absent or not _nss_wrapper():
         packages = " ".join(PACKAGES.read_text().split())
-        return f"A one-machine cluster needs {', '.join(absent) or 'libnss_wrapper'}: apt-get install {packages}"
+        return (
+            f"A one-machine cluster needs {', '.join(absent) or 'libnss_wrapper'}: apt-get install"
+            f" {packages}"
+        )
     try:
         socket.gethostbyname(socket.gethostname())
     except OSError:
-        return f"A one-machine cluster needs this machine's name, {socket.gethostname()}, to resolve: add it to /etc/hosts"
+        return (
+            f"A one-machine cluster needs this machine's name, {socket.gethostname()}, to resolve:"
+            " add it to /etc/hosts"
+        )
     return ""
 
 
@@ -115,15 +121,16 @@ class Daemons:
         for name, child in self.children.items():
             if child.poll() is not None:
                 raise ClusterError(
-                    f"{name} ended with {child.returncode}: {tail(self.layout.logs / f'{name}.log')}"
+                    f"{name} ended with {child.returncode}:"
+                    f" {tail(self.layout.logs / f'{name}.log')}"
                 )
 
     def ssh_config(self) -> str:
         """How the login node is reached, as `~/.slurm/config` has it."""
         return (
-            f"Host local\n  HostName 127.0.0.1\n  Port {self.ssh_port}\n  User {getpass.getuser()}\n"
-            f"  IdentityFile {self.layout.root}/ssh/id\n  IdentitiesOnly yes\n"
-            "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
+            f"Host local\n  HostName 127.0.0.1\n  Port {self.ssh_port}\n  User"
+            f" {getpass.getuser()}\n  IdentityFile {self.layout.root}/ssh/id\n  IdentitiesOnly"
+            " yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
         )
 
     def slurm(self, *command: str) -> str:
@@ -215,9 +222,18 @@ class Daemons:
         until(lambda: _answers(self.ssh_port), "sshd's answer", 20, alive=self.check)
 
     def _sshd_config(self, folder: Path) -> Iterator[str]:
-        yield f"Port {self.ssh_port}\nListenAddress 127.0.0.1\nPidFile {folder}/pid\nHostKey {folder}/host"
-        yield f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no"
-        yield "PermitRootLogin prohibit-password\nMaxSessions 200\nMaxStartups 200\nPrintMotd no\nPrintLastLog no"
+        yield (
+            f"Port {self.ssh_port}\nListenAddress 127.0.0.1\nPidFile {folder}/pid\nHostKey"
+            f" {folder}/host"
+        )
+        yield (
+            f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM"
+            " no\nPasswordAuthentication no"
+        )
+        yield (
+            "PermitRootLogin prohibit-password\nMaxSessions 200\nMaxStartups 200\nPrintMotd"
+            " no\nPrintLastLog no"
+        )
         accounts = self._accounts()
         environment = self.node_environment | accounts | {"SLURM_CONF": str(self.layout.slurm_conf)}
         yield "SetEnv " + " ".join(f'"{name}={value}"' for name, value in environment.items())

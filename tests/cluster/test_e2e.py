@@ -203,7 +203,8 @@ def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(
     eventually(lambda: not site.cluster.slurm_jobs(), "the machine being given back")
     with capsys.disabled():
         print(
-            f"\nsaved at step {saved['committed']}, stopped and given back after {time.monotonic() - began:.0f} s"
+            f"\nsaved at step {saved['committed']}, stopped and given back after"
+            f" {time.monotonic() - began:.0f} s"
         )
     site.launch("cancelled")
     site.wait_for_step("cancelled", saved["committed"] + 1)

@@ -81,7 +81,10 @@ class Accounts(Server):
         user = self.user_of(request)
         free = not repository.settings()["gated"] or self.belongs(user, repository.owner)
         if not free and user not in self.granted.get(repository.id, ()):
-            message = f"Access to {repository.kind} {repository.id} is restricted and you are not in the authorized list."
+            message = (
+                f"Access to {repository.kind} {repository.id} is restricted and you are not in the"
+                " authorized list."
+            )
             raise Refused(403 if user else 401, message, {"X-Error-Code": "GatedRepo"})
 
     def may_write(self, request: Request, repo_id: str) -> None:

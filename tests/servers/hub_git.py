@@ -103,7 +103,8 @@ def resolved(file: File, pointed: tuple[str, int] | None) -> File:
 def entry(branch: str, message: str, author: str, time: int, parent: str) -> list[bytes]:
     """The beginning of a commit in fast-import's language; it is mark 1."""
     start = [
-        f"commit refs/heads/{branch}\nmark :1\ncommitter {author} <{author}@localhost> {time} +0000\n".encode()
+        f"commit refs/heads/{branch}\nmark :1\ncommitter {author} <{author}@localhost> {time}"
+        " +0000\n".encode()
     ]
     return [*start, *data_of(message.encode()), *([f"from {parent}\n".encode()] if parent else [])]
 

@@ -22,7 +22,10 @@ from typing import Any
 from servers.hub_git import POINTER, Commit, File, data_of, entry, git, imported, quoted, tree
 from servers.server import Refused, replace_file
 
-LARGE = "*.safetensors *.bin *.pt *.pth *.ckpt *.npz *.npy *.h5 *.onnx *.parquet *.arrow *.zip *.gz *.tar *.pkl *.model".split()
+LARGE = (
+    "*.safetensors *.bin *.pt *.pth *.ckpt *.npz *.npy *.h5 *.onnx *.parquet *.arrow *.zip *.gz"
+    " *.tar *.pkl *.model".split()
+)
 """What a new repository's .gitattributes says goes by LFS, whatever its size."""
 
 

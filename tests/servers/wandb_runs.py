@@ -211,7 +211,8 @@ class Runs:
         if (entity, project, name) in self.all:
             raise Refused(
                 409,
-                f"run {entity}/{project}/{name} was previously created and deleted; try a new run id",
+                f"run {entity}/{project}/{name} was previously created and deleted; try a new"
+                " run id",
             )
         run = self.all[entity, project, name] = Run(
             entity, project, name, self.clock(), self.clock()

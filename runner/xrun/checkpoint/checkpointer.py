@@ -250,7 +250,8 @@ class Checkpointer:
         moved = [name for name, part in parts.items() if part._version != saving.versions[name]]
         if moved:
             raise CheckpointError(
-                f"{moved[0]} changed while it was copied: it is changed outside of optimizer.step()."
+                f"{moved[0]} changed while it was copied: it is changed outside of"
+                " optimizer.step()."
             )
         self._copied.set()
 

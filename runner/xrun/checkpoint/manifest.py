@@ -111,7 +111,8 @@ def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Any]
     if rejected:
         raise CheckpointCorrupt(
             "Every checkpoint of this run is damaged: " + " ".join(reasons),
-            "Nothing was started from step 0. Start a new run with --new, or restore the run's state folder from a backup.",
+            "Nothing was started from step 0. Start a new run with --new, or restore the run's"
+            " state folder from a backup.",
         )
     return head, None, []
 

@@ -194,7 +194,8 @@ def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tenso
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise TrainError(
-                f"{prefix}.{name}: a module keeps state that is not a tensor ({type(tensor).__name__})."
+                f"{prefix}.{name}: a module keeps state that is not a tensor"
+                f" ({type(tensor).__name__})."
             )
         part = local(tensor.detach())
         identity = (
@@ -220,7 +221,8 @@ def _optimizer_tensors(
                     found[f"optimizer.{names[id(p)]}.{field_name}"] = value.detach()
                 elif value is not None:
                     raise TrainError(
-                        f"The optimizer keeps {field_name!r} as {type(value).__name__}, which cannot be saved as a tensor.",
+                        f"The optimizer keeps {field_name!r} as {type(value).__name__}, which"
+                        " cannot be saved as a tensor.",
                         "Use an optimizer whose state is tensors, such as adamw.",
                     )
     return found

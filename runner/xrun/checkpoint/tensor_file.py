@@ -118,7 +118,8 @@ class TensorReader:
         for file, (begin, whole) in self._pieces[name]:
             if whole != shape:
                 raise CheckpointError(
-                    f"{name} has the shape {list(whole)} in the checkpoint and {list(shape)} in the model.",
+                    f"{name} has the shape {list(whole)} in the checkpoint and {list(shape)} in the"
+                    " model.",
                     "The model's code or arguments have changed; start a new run with --new.",
                 )
             if not shape:

@@ -101,7 +101,8 @@ def run(
     if plan.recipe["hardware"]["any_of"]:
         sys.exit(_launch_on_clouds(plan, yes, detach))
     click.echo(
-        f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this machine, in {plan.folder}"
+        f"Run {plan.run}: {plan.processes} process{'es' if plan.processes > 1 else ''} on this"
+        f" machine, in {plan.folder}"
     )
     code = launch(plan, LocalCloud())
     _say_outcome(plan, code, _command(recipe, overrides, local, plan))
@@ -413,7 +414,8 @@ def _say_outcome(plan: Plan, code: int, command: str) -> None:
         )
         click.echo(f"Finished {plan.run}{': ' + told if told else ''}")
         click.echo(
-            f"  model    {folder.model}\n  metrics  {folder.metrics}\n  report   xrun report {plan.run}"
+            f"  model    {folder.model}\n  metrics  {folder.metrics}\n  report   xrun report"
+            f" {plan.run}"
         )
     elif code == 75:
         click.echo(f"Stopped; the state is safe. Go on with: {command}", err=True)

@@ -47,8 +47,9 @@ def report_text(facts: Mapping[str, Any]) -> str:
     for number, attempt in enumerate(facts["attempts"], 1):
         ended = attempt.get("kind", "running")
         lines.append(
-            f"  attempt {number}: from step {max(0, attempt.get('resumed_step', attempt['from_step']))}, "
-            f"{attempt['processes']} processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
+            f"  attempt {number}: from step"
+            f" {max(0, attempt.get('resumed_step', attempt['from_step']))}, {attempt['processes']}"
+            f" processes, {ended}{' (' + attempt['reason'] + ')' if attempt.get('reason') else ''}"
         )
     lines += [f"  {name} {value:.6g}" for name, value in sorted(facts["metrics"].items())]
     lost = [
@@ -58,7 +59,8 @@ def report_text(facts: Mapping[str, Any]) -> str:
     ]
     least = "at least " if any(lost) else ""  # on a machine that has gone
     lines.append(
-        f"  recomputed {least}{facts['steps_recomputed']} steps, {least}{facts['seconds_lost']:.1f} s lost"
+        f"  recomputed {least}{facts['steps_recomputed']} steps, {least}{facts['seconds_lost']:.1f}"
+        " s lost"
     )
     if not facts["exact"]:
         lines.append(

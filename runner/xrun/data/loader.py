@@ -131,7 +131,8 @@ def check_shared_memory(batch: Batch, num_workers: int, path: str = "/dev/shm") 
     status = os.statvfs(path)
     if need > (free := status.f_bavail * status.f_frsize):
         raise TrainError(
-            f"train.num_workers: {num_workers} workers need about {need >> 20} MB of shared memory, {path} has {free >> 20} MB.",
+            f"train.num_workers: {num_workers} workers need about {need >> 20} MB of shared memory,"
+            f" {path} has {free >> 20} MB.",
             "Start the container with more (docker: --shm-size=8g) or set train.num_workers: 0.",
         )
 

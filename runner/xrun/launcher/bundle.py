@@ -97,8 +97,10 @@ def _project(plan: Plan) -> Iterator[tuple[str, bytes]]:
     if size > _LIMIT:
         largest = max(paths, key=lambda path: path.stat().st_size)
         raise LaunchError(
-            f"models/ and datasets/ of {project} hold {size / 2**20:.0f} MiB (the largest file is {largest}).",
-            f"At most {_LIMIT / 2**20:.0f} MiB travel with a job: name data under `files:`, or take them from the Hub.",
+            f"models/ and datasets/ of {project} hold {size / 2**20:.0f} MiB (the largest file is"
+            f" {largest}).",
+            f"At most {_LIMIT / 2**20:.0f} MiB travel with a job: name data under `files:`, or take"
+            " them from the Hub.",
         )
     for path in paths:
         yield f"project/{path.relative_to(project).as_posix()}", path.read_bytes()

@@ -78,8 +78,10 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
     made = under_rule(plan, rule)
     if made is None:
         raise CheckpointError(
-            f"The run {plan.run} has its id by rule {rule}, which cannot tell whether the recipe is the one it was begun with.",
-            "Start a new run with --new, or take its weights along with --fork; or use the version of xrun that began it.",
+            f"The run {plan.run} has its id by rule {rule}, which cannot tell whether the recipe is"
+            " the one it was begun with.",
+            "Start a new run with --new, or take its weights along with --fork; or use the version"
+            " of xrun that began it.",
         )
     return dataclasses.replace(made, run=plan.run)
 
@@ -123,8 +125,8 @@ def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
     known = others[0]
     compared = under_rule(plan, known.rule) or plan
     raise LaunchError(
-        f"The recipe {plan.recipe['name']} has {len(others)} other run{'s' if len(others) > 1 else ''} here, "
-        f"the newest is {known.run}. What is different: "
+        f"The recipe {plan.recipe['name']} has {len(others)} other"
+        f" run{'s' if len(others) > 1 else ''} here, the newest is {known.run}. What is different: "
         + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id")
         + ".",
         f"Start a new run with --new, or go on from its weights with --fork {known.run}.",

@@ -102,7 +102,8 @@ def only_one(folder: RunFolder) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LaunchError(
-                f"The run {folder.run} is running already (process {folder.owner_pid() or 'unknown'}).",
+                f"The run {folder.run} is running already (process"
+                f" {folder.owner_pid() or 'unknown'}).",
                 f"Follow it with `xrun logs {folder.run}`, or stop that process first.",
             ) from error
         file.truncate(0)

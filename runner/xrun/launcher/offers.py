@@ -172,7 +172,10 @@ def _order(offers: Sequence[Offer], by_work: bool) -> str:
     )
 
 
-ESTIMATED = "estimate that speed follows the data sheets' peak dense 16-bit TFLOP/s; it is measured in the first attempt."
+ESTIMATED = (
+    "estimate that speed follows the data sheets' peak dense 16-bit TFLOP/s; it is measured in the"
+    " first attempt."
+)
 
 
 def _shape(offer: Offer, candidates: Sequence[Candidate]) -> tuple[int, str | None]:

@@ -178,7 +178,10 @@ class _Hub:
         owner = repo.partition("/")[0]
         organisations = {organisation["name"] for organisation in who.get("orgs", [])}
         if owner not in {who["name"], *organisations}:
-            hint = f"Your token is {who['name']}'s: use `hub`, or one of {', '.join(sorted({who['name'], *organisations}))}."
+            hint = (
+                f"Your token is {who['name']}'s: use `hub`, or one of"
+                f" {', '.join(sorted({who['name'], *organisations}))}."
+            )
             yield self._problem(
                 "checkpoint.store", "it is neither yours nor an organisation's of yours", repo, hint
             )

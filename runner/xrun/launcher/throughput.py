@@ -43,7 +43,10 @@ PEAK = {
     "MI300X": 1307,
 }
 """Peak dense 16-bit tensor TFLOP/s of one accelerator, from its maker's data sheet."""
-ESTIMATE = "estimate by the data sheets' peak dense 16-bit TFLOP/s, as if more accelerators were proportionally faster"
+ESTIMATE = (
+    "estimate by the data sheets' peak dense 16-bit TFLOP/s, as if more accelerators were"
+    " proportionally faster"
+)
 
 
 @dataclass(frozen=True)

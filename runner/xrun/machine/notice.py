@@ -75,7 +75,8 @@ def ask_azure(server: Metadata) -> Notice | None:
             when = event.get("NotBefore")
             seconds = _seconds(when, parsedate_to_datetime, headers) if when else GRACE_SECONDS
             return Notice(
-                f"Azure announces {event['EventType']} of this machine{f', {when}' if when else ''}",
+                f"Azure announces {event['EventType']} of this"
+                f" machine{f', {when}' if when else ''}",
                 seconds,
             )
     return None

@@ -231,7 +231,10 @@ def hint(group: list[Any], node: Node, loc: Loc) -> str:
         "y",
         "n",
     ):
-        return f"YAML 1.2 reads `{text}` as text. Write {'true' if text.lower() in ('yes', 'on', 'y') else 'false'}."
+        return (
+            f"YAML 1.2 reads `{text}` as text. Write"
+            f" {'true' if text.lower() in ('yes', 'on', 'y') else 'false'}."
+        )
     if "literal_error" in kinds and isinstance(value, str):
         return did_you_mean(
             value,

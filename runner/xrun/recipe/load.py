@@ -422,7 +422,8 @@ def section(model: type[Part], key: str) -> str:
             else written(shape["default"])
         )
         rows.append(
-            f"| `{name}` | {type_of(shape)} | {default} | {shape['description'].replace('|', chr(92) + '|')} |"
+            f"| `{name}` | {type_of(shape)} | {default} |"
+            f" {shape['description'].replace('|', chr(92) + '|')} |"
         )
     return "\n".join([*rows, ""])
 

@@ -23,17 +23,20 @@ Rule = Callable[["Recipe"], Iterator[Problem]]
 RULES: list[tuple[tuple[str, ...], Rule]] = []
 
 ACCELERATORS = (
-    "A10 A10G A100 A100-80GB A100-80GB-SXM A16 A40 A4000 A5000 A6000 B200 B300 GB200 GB300 GH200 H100 H100-MEGA-80GB "
-    "H100-NVL H100-SXM H200 H200-NVL H200-SXM K80 L4 L40 L40S M4000 M60 MI100 MI210 MI250 MI300X MI325X MI355X P100 P4 P4000 "
-    "P5000 P6000 RTX2000-Ada RTX3060 RTX3070 RTX3080 RTX3090 RTX4000 RTX4000-Ada RTX4060 RTX4070 RTX4080 RTX4090 RTX5000 "
-    "RTX5000-Ada RTX5060 RTX5070 RTX5080 RTX5090 RTX6000 RTX6000-Ada RTXPRO4500 RTXPRO6000 T4 T4g V100 V100-32GB"
+    "A10 A10G A100 A100-80GB A100-80GB-SXM A16 A40 A4000 A5000 A6000 B200 B300 GB200 GB300 GH200"
+    " H100 H100-MEGA-80GB H100-NVL H100-SXM H200 H200-NVL H200-SXM K80 L4 L40 L40S M4000 M60 MI100"
+    " MI210 MI250 MI300X MI325X MI355X P100 P4 P4000 P5000 P6000 RTX2000-Ada RTX3060 RTX3070"
+    " RTX3080 RTX3090 RTX4000 RTX4000-Ada RTX4060 RTX4070 RTX4080 RTX4090 RTX5000 RTX5000-Ada"
+    " RTX5060 RTX5070 RTX5080 RTX5090 RTX6000 RTX6000-Ada RTXPRO4500 RTXPRO6000 T4 T4g V100"
+    " V100-32GB"
 ).split()
 CLOUDS = (
-    "aws azure cudo do fluidstack gcp hyperbolic ibm kubernetes lambda mithril nebius oci paperspace primeintellect runpod scp "
-    "seeweb shadeform slurm ssh vast verda vsphere yotta"
+    "aws azure cudo do fluidstack gcp hyperbolic ibm kubernetes lambda mithril nebius oci"
+    " paperspace primeintellect runpod scp seeweb shadeform slurm ssh vast verda vsphere yotta"
 ).split()
 OPTIMIZERS = (
-    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD SparseAdam"
+    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD"
+    " SparseAdam"
 ).split()
 METRICS = {"classification": ("loss", "accuracy"), "language_modeling": ("loss", "perplexity")}
 MORE_IS_BETTER = re.compile(
@@ -152,7 +155,10 @@ def processes_divide_micro_batches(recipe: Recipe) -> Iterator[Problem]:
         )
     elif wrong and len(wrong) == len(worlds):
         numbers = ", ".join(map(str, sorted(set(worlds))))
-        hint = f"Take a multiple of {worlds[0] * (1 if train.micro_batch == 'auto' else train.micro_batch)}."
+        hint = (
+            "Take a multiple of"
+            f" {worlds[0] * (1 if train.micro_batch == 'auto' else train.micro_batch)}."
+        )
         yield problem(
             "train.global_batch",
             f"no candidate can share {cut} equally among its processes ({numbers})",
@@ -161,7 +167,10 @@ def processes_divide_micro_batches(recipe: Recipe) -> Iterator[Problem]:
         )
     else:
         for index in wrong:
-            hint = f"Take a number of accelerators and nodes that divides {parts}, or remove this candidate."
+            hint = (
+                f"Take a number of accelerators and nodes that divides {parts}, or remove this"
+                " candidate."
+            )
             what = f"{worlds[index]} processes cannot share {cut} equally"
             yield problem(
                 candidate_key(recipe, index),
@@ -204,7 +213,8 @@ def exact_reduction_takes_powers_of_two(recipe: Recipe) -> Iterator[Problem]:
             )
             yield problem(
                 key,
-                "`train.reduction: exact` sums in a binary tree, so the number of processes is a power of two",
+                "`train.reduction: exact` sums in a binary tree, so the number of processes is a"
+                " power of two",
                 world,
             )
 

@@ -177,7 +177,10 @@ class _Reader:
 
     def hint(self, what: str) -> str:
         if "cannot start any token" in what:
-            return "YAML indents with spaces; text that starts with a special character goes in quotes."
+            return (
+                "YAML indents with spaces; text that starts with a special character goes in"
+                " quotes."
+            )
         return (
             "Text with `: ` in it goes in quotes."
             if "mapping values are not allowed" in what

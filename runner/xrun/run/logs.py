@@ -35,7 +35,10 @@ def kept(store: Store, folder: Path, attempt: str, record: Mapping[str, Any]) ->
         for path in sorted(folder.glob("rank*.log")):
             rank = path.stem.removeprefix("rank")
             if text := _end_of(path):  # with the id in quotes no other attempt writes the same file
-                title = f"Attempt {json.dumps(attempt)}, process {rank}{', the end' if len(text) == LARGEST else ''}:\n"
+                title = (
+                    f"Attempt {json.dumps(attempt)}, process"
+                    f" {rank}{', the end' if len(text) == LARGEST else ''}:\n"
+                )
                 own[rank] = store.put([title.encode(), text], suffix=".log").to_json()
     attempts = {**before, attempt: own} if own else before
     return {"logs": {name: attempts[name] for name in sorted(attempts)[-ATTEMPTS:]}}

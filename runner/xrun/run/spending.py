@@ -187,4 +187,7 @@ def unknown(budget: Mapping[str, Any], attempt: Mapping[str, Any]) -> str:
         if budget.get("hours")
         else "Set budget.hours to limit the run."
     )
-    return f"budget.usd: nobody has said what this machine costs, so its dollars are not counted. {limited}"
+    return (
+        "budget.usd: nobody has said what this machine costs, so its dollars are not counted."
+        f" {limited}"
+    )

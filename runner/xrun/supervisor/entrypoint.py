@@ -221,7 +221,8 @@ class Attempt(Node):
             if not split or self.stop:
                 return code, failure
             self.say(
-                f"{failure['message']} Starting again: each micro-batch is computed in {split} parts."
+                f"{failure['message']} Starting again: each micro-batch is computed in {split}"
+                " parts."
             )
 
     def _round(self, fresh: bool, split: int) -> tuple[int, dict[str, Any]]:
@@ -242,7 +243,10 @@ class Attempt(Node):
     def _watch(self, ranks: Ranks, fresh: bool) -> None:
         """While the ranks train."""
         if fresh and not self.stop and self.sender is not None and self.sender.is_deleted():
-            self.refused = f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be used again there."
+            self.refused = (
+                f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be"
+                " used again there."
+            )
             self.stop.set(self.refused)
         self._look(ranks)
         self.progress.update()

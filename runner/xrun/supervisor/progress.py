@@ -131,7 +131,10 @@ class Progress:
 
     def _commit_age(self) -> str:
         try:
-            return f"committed {time.time() - (self.folder.path / 'committed.json').stat().st_mtime:.0f} s ago"
+            return (
+                "committed"
+                f" {time.time() - (self.folder.path / 'committed.json').stat().st_mtime:.0f} s ago"
+            )
         except FileNotFoundError:
             return "nothing committed yet"
 

@@ -99,8 +99,9 @@ class Witnesses:
             )
         if record.get("digest", self.plan.digest) != self.plan.digest:
             raise CheckpointError(
-                f"The run {self.plan.run} was trained with another recipe (its digest is {record['digest'][:8]} by rule "
-                f"{rule_of(record)}, the recipe's {self.plan.digest[:8]} by rule {self.plan.rule}).",
+                f"The run {self.plan.run} was trained with another recipe (its digest is"
+                f" {record['digest'][:8]} by rule {rule_of(record)}, the recipe's"
+                f" {self.plan.digest[:8]} by rule {self.plan.rule}).",
                 "Start a new run with --new, or take its weights along with --fork.",
             )
         if (known := JsonlTracker(self.folder.path).last_commit()) is not None:
@@ -135,9 +136,11 @@ class Witnesses:
             )
         elif answer["answer"] == "unknown":
             raise LaunchError(
-                f"Weights & Biases does not answer ({answer['why']}) and the store {self.where} holds no checkpoint, so nobody "
-                "can tell whether this run has been trained before.",
-                "Nothing was started. Start the same command again later, or without it: -s tracking.wandb=null.",
+                f"Weights & Biases does not answer ({answer['why']}) and the store {self.where}"
+                " holds no checkpoint, so nobody can tell whether this run has been trained"
+                " before.",
+                "Nothing was started. Start the same command again later, or without it: -s"
+                " tracking.wandb=null.",
             )
         return head
 
@@ -147,5 +150,6 @@ class Witnesses:
             raise CheckpointError(
                 f"{witness} knows of a commit of step {step} of the run {self.plan.run}, "
                 f"the store {self.where} has {'none' if head is None else f'step {known}'}.",
-                "Bring the store's files back, or start a new run with --new. Nothing was started from step 0.",
+                "Bring the store's files back, or start a new run with --new. Nothing was started"
+                " from step 0.",
             )

@@ -172,7 +172,8 @@ class _Builder:
         head = self.store.head()
         if head is None or head.attempt != self.attempt:
             raise LeaseLost(
-                f"The run {self.plan.run} was taken over by the attempt {head.attempt if head else '(none)'}."
+                f"The run {self.plan.run} was taken over by the attempt"
+                f" {head.attempt if head else '(none)'}."
             )
         head, found, paths = checkpoint.newest(self.store, head)
         if found is None and self.plan.fork:
@@ -215,7 +216,8 @@ class _Builder:
         model = call_build(f"models/{ref.name}.py", build, args)
         if not isinstance(model, nn.Module):
             raise ComponentError(
-                f"models/{ref.name}.py: build() must return a torch.nn.Module (got {type(model).__name__})."
+                f"models/{ref.name}.py: build() must return a torch.nn.Module (got"
+                f" {type(model).__name__})."
             )
         if ref.init_from and not self.head.record.get("checkpoints"):
             warm_start(model, ref.init_from, self.project)
@@ -252,8 +254,8 @@ class _Builder:
         slots, rest = divmod(self.train.global_batch, settled)
         if rest or slots % self.world.size:
             raise TrainError(
-                f"The global batch of {self.train.global_batch} is cut into {slots} micro-batches of {settled}, "
-                f"which {self.world.size} processes cannot share evenly.",
+                f"The global batch of {self.train.global_batch} is cut into {slots} micro-batches"
+                f" of {settled}, which {self.world.size} processes cannot share evenly.",
                 "Use a number of processes that divides it, or set train.micro_batch.",
             )
         return int(settled)
@@ -274,7 +276,10 @@ class _Builder:
     def _memory(self) -> str:
         """What kind of memory a micro-batch has to fit into."""
         if self.accelerator.device.type != "cuda":
-            return f"{platform.machine()} {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"
+            return (
+                f"{platform.machine()}"
+                f" {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"
+            )
         device = torch.cuda.get_device_properties(self.accelerator.device)
         return f"{device.name} {device.total_memory >> 30} GiB"
 
@@ -294,7 +299,8 @@ class _Builder:
             and not isinstance(model, nn.parallel.DistributedDataParallel)
         ):
             raise TrainError(
-                f"Accelerate does not see the {self.world.size} processes; nothing would sum their gradients."
+                f"Accelerate does not see the {self.world.size} processes; nothing would sum their"
+                " gradients."
             )
         return model
 
@@ -344,9 +350,11 @@ class _Builder:
         averaged: Any = self.state.ema
         return Evaluation(
             split=self.splits.get("val"),
-            objective=Objective(averaged.module, self.recipe.task)
-            if averaged is not None
-            else self.objective,
+            objective=(
+                Objective(averaged.module, self.recipe.task)
+                if averaged is not None
+                else self.objective
+            ),
             train=self.train,
             every=steps,
             last=last,
@@ -457,8 +465,9 @@ class _Builder:
             for module in self.objective.modules()
         )
         log.warning(
-            "From step %d on each micro-batch of %d is computed in %d parts: the run is no longer exact. Samples, their order "
-            "and sums are the same; the forward pass's random numbers%s and the last bits are not.",
+            "From step %d on each micro-batch of %d is computed in %d parts: the run is no longer"
+            " exact. Samples, their order and sums are the same; the forward pass's random"
+            " numbers%s and the last bits are not.",
             self.state.step,
             self.state.micro_batch,
             self.split,

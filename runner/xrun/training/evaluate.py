@@ -149,9 +149,11 @@ def check_validation(split: Any, name: str) -> None:
     """
     if split is not None and is_stream(split):
         raise ComponentError(
-            f"datasets/{name}.py: the split 'val' is streamed; evaluation needs one with a length and indices."
+            f"datasets/{name}.py: the split 'val' is streamed; evaluation needs one with a length"
+            " and indices."
         )
     if split is not None and not len(split):
         raise ComponentError(
-            f"datasets/{name}.py: the split 'val' is empty; leave it out where there is nothing to evaluate on."
+            f"datasets/{name}.py: the split 'val' is empty; leave it out where there is nothing to"
+            " evaluate on."
         )

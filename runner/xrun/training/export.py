@@ -99,7 +99,10 @@ Weights: `{WEIGHTS}`, SHA-256 `{sha256}`. Data revision: {facts.get("data_revisi
 
 def _effort(facts: Mapping[str, Any]) -> str:
     cost = f" They cost ${facts['usd']:.2f}." if "usd" in facts else ""
-    return f"Attempts: {facts.get('attempts', 1)}, {facts.get('lost', 0)} of them ended from outside.{cost}"
+    return (
+        f"Attempts: {facts.get('attempts', 1)}, {facts.get('lost', 0)} of them ended from"
+        f" outside.{cost}"
+    )
 
 
 def _code(plan: Plan) -> str:

@@ -187,8 +187,10 @@ class Training:
         loss = total / count
         if not math.isfinite(loss):
             raise NonFiniteLoss(
-                f"The loss of step {self.state.step + 1} is {loss}; the optimizer has not stepped on it.",
-                "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's samples.",
+                f"The loss of step {self.state.step + 1} is {loss}; the optimizer has not stepped"
+                " on it.",
+                "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's"
+                " samples.",
             )
         return {"train/loss": loss, "train/samples": f"{int(mixed):014x}"}
 

@@ -88,7 +88,8 @@ def find_micro_batch(
     state = {"at": 0}
     if not allowed:
         raise TrainError(
-            f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples evenly."
+            f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples"
+            " evenly."
         )
     find = find_executable_batch_size(
         attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller
@@ -126,9 +127,10 @@ def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
     if isinstance(batch, torch.Tensor) and batch.dim():
         if len(batch) != samples:
             raise TrainError(
-                f"A micro-batch does not fit into memory, and it cannot be cut: a tensor in it has {len(batch)} entries for "
-                f"{samples} samples.",
-                "Use a machine with more memory, or start a new run with a smaller train.micro_batch.",
+                "A micro-batch does not fit into memory, and it cannot be cut: a tensor in it has"
+                f" {len(batch)} entries for {samples} samples.",
+                "Use a machine with more memory, or start a new run with a smaller"
+                " train.micro_batch.",
             )
         return batch[start:stop]
     if isinstance(batch, list | tuple):

@@ -75,7 +75,8 @@ class Objective(nn.Module):
             values = {"loss": getattr(output, "loss", output)}
         if "count" in values:
             raise TrainError(
-                "task: model: the model returns `count`, but its loss must be a mean over the micro-batch's samples.",
+                "task: model: the model returns `count`, but its loss must be a mean over the"
+                " micro-batch's samples.",
                 "Return the mean over samples and no `count`.",
             )
         samples = batch_size(batch)

@@ -116,9 +116,11 @@ class ExactReduction:
             if now[name] is not old or old._version != version
         ]:
             raise TrainError(
-                f"train.reduction: exact: the model's buffer {changed[0].removeprefix('model.')} changes in the forward pass, "
-                "so the result would depend on the number of processes.",
-                "Use BatchNorm, whose statistics are replayed in order, a normalisation without any, or train.reduction: fast.",
+                f"train.reduction: exact: the model's buffer {changed[0].removeprefix('model.')}"
+                " changes in the forward pass, so the result would depend on the number of"
+                " processes.",
+                "Use BatchNorm, whose statistics are replayed in order, a normalisation without"
+                " any, or train.reduction: fast.",
             )
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         for p in self._parameters:
@@ -204,6 +206,8 @@ def check_powers_of_two(processes: int, slots: int) -> None:
     for what, number in (("processes", processes), ("micro-batches in the global batch", slots)):
         if number & (number - 1):
             raise TrainError(
-                f"train.reduction: exact sums in a binary tree, and {number} {what} are not a power of two.",
-                "Change train.micro_batch or the number of processes, or use train.reduction: fast.",
+                f"train.reduction: exact sums in a binary tree, and {number} {what} are not a power"
+                " of two.",
+                "Change train.micro_batch or the number of processes, or use train.reduction:"
+                " fast.",
             )

@@ -109,7 +109,8 @@ class RunningStatistics:
         width = {len(values) for _, values in self._own}
         if len(width) > 1:
             raise TrainError(
-                "train.reduction: exact: the model does not call the same BatchNorm modules in every micro-batch."
+                "train.reduction: exact: the model does not call the same BatchNorm modules in"
+                " every micro-batch."
             )
         rows = [torch.cat([values.new_tensor([weight]), values]) for weight, values in self._own]
         rows += [torch.zeros_like(rows[0])] * (self.rows - len(rows))

@@ -37,8 +37,10 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
     }
     if not fitting:
         raise TrainError(
-            f"model.init_from: none of the {len(found)} weights in {source} has a name and shape of this model.",
-            f"The model has {', '.join(list(own)[:3])} ..., the file {', '.join(list(found)[:3])} ...",
+            f"model.init_from: none of the {len(found)} weights in {source} has a name and shape of"
+            " this model.",
+            f"The model has {', '.join(list(own)[:3])} ..., the file"
+            f" {', '.join(list(found)[:3])} ...",
         )
     model.load_state_dict(fitting, strict=False)
     left = sorted(set(own) - set(fitting))
@@ -73,6 +75,7 @@ def _download(source: str) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TrainError(
-            f"model.init_from: {source} is neither a local path nor a repository that can be read: {error}",
+            f"model.init_from: {source} is neither a local path nor a repository that can be read:"
+            f" {error}",
             "Give a file, a folder, or owner/name[@revision].",
         ) from error

@@ -102,7 +102,10 @@ def join_world(sharded: bool, patience: Patience = Patience()) -> World:
         return replace(world, store=store)
     except TimeoutError:
         absent = _absent(store, "joined", size)
-        what = f"The processes do not understand each other after {patience.talking:.0f} s. Not through: {absent}."
+        what = (
+            f"The processes do not understand each other after {patience.talking:.0f} s. Not"
+            f" through: {absent}."
+        )
         raise ProcessesApart(
             what, "NCCL_DEBUG: INFO under `env` in the recipe shows more."
         ) from None
@@ -185,6 +188,7 @@ def check_sum(values: Sequence[int], size: int, device: str) -> None:
     expected = size * (size + 1) // 2
     if wrong := [value for value in values if value != expected]:
         raise ProcessesApart(
-            f"A sum over {size} processes on {device} of {socket.gethostname()} is {wrong[0]} instead of {expected}.",
+            f"A sum over {size} processes on {device} of {socket.gethostname()} is {wrong[0]}"
+            f" instead of {expected}.",
             "A device or the network between the nodes changes numbers; another machine may not.",
         )

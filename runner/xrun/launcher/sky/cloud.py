@@ -67,7 +67,8 @@ class SkyCloud:
             return 0
         job = self.launch(plan)
         self.say(
-            f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}\n  end it   xrun cancel {plan.run}"
+            f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}\n  end it  "
+            f" xrun cancel {plan.run}"
         )
         return 0 if self.detach else self.follow(folder, job)
 
@@ -114,7 +115,8 @@ class SkyCloud:
             sky_jobs.print_log(job, follow=True)
         except KeyboardInterrupt:
             self.say(
-                f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it: xrun cancel {run}."
+                f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it:"
+                f" xrun cancel {run}."
             )
             return 0
         ended = sky_jobs.wait_until_ended(run, job)

@@ -13,8 +13,8 @@ from ...errors import LaunchError
 from .client import skypilot
 
 _FIELDS = (
-    "job_id task_id job_name status resources cluster_resources cloud region zone recovery_count submitted_at start_at end_at "
-    "failure_reason"
+    "job_id task_id job_name status resources cluster_resources cloud region zone recovery_count"
+    " submitted_at start_at end_at failure_reason"
 ).split()
 _LAUNCH = "jobs.launch"
 

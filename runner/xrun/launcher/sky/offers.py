@@ -136,7 +136,10 @@ def _inability(cloud: Any, machine: Any, nodes: int) -> str:
             cloud.check_features_are_supported(machine, {feature})
         except NotSupportedError:
             spot = " on spot machines" if machine.use_spot else ""
-            return f"{name_of(cloud)} cannot run a managed job{spot}, SkyPilot says: no {feature.value}"
+            return (
+                f"{name_of(cloud)} cannot run a managed job{spot}, SkyPilot says: no"
+                f" {feature.value}"
+            )
     return ""
 
 
@@ -168,9 +171,10 @@ def _catalog(cloud: str) -> tuple[str, str]:
         for folder, end in (("", ""), (".meta/", ".md5"))
     )
     if not prices.exists():
-        return time.strftime(
-            "%Y-%m-%d", time.gmtime()
-        ), f"SkyPilot has no price list for {cloud}: machines of your own"
+        return (
+            time.strftime("%Y-%m-%d", time.gmtime()),
+            f"SkyPilot has no price list for {cloud}: machines of your own",
+        )
     when = (fetched if fetched.exists() else prices).stat().st_mtime
     return time.strftime("%Y-%m-%d", time.gmtime(when)), f"SkyPilot's catalog {cloud}/vms.csv"
 
@@ -203,7 +207,8 @@ def _not_enabled(candidates: Sequence[Candidate], clouds: Sequence[Any]) -> list
     )
     return (
         [
-            f"Left out, because SkyPilot has not enabled it: {', '.join(missing)} (`sky check {missing[0]}`)."
+            f"Left out, because SkyPilot has not enabled it: {', '.join(missing)} (`sky check"
+            f" {missing[0]}`)."
         ]
         if missing
         else []

@@ -72,7 +72,8 @@ class DirectoryStore:
         """
         if not self._commits.numbers():
             raise StoreError(
-                f"Nothing was committed in {self.root} yet: the run's first commit comes before its first file."
+                f"Nothing was committed in {self.root} yet: the run's first commit comes before its"
+                " first file."
             )
         return self._write_object(chunks)
 
@@ -121,7 +122,10 @@ class DirectoryStore:
             if not fault:
                 return self.root / copy
             wrong.append(f"{copy} {fault}")
-        what = f"No copy of file {file.hash} in {self.root} is intact: {'; '.join(wrong) or 'it has no copies'}."
+        what = (
+            f"No copy of file {file.hash} in {self.root} is intact:"
+            f" {'; '.join(wrong) or 'it has no copies'}."
+        )
         raise StoreUnavailable(what) if unreadable else CheckpointCorrupt(what)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
@@ -206,7 +210,8 @@ class DirectoryStore:
             if self._commits.numbers():
                 raise FileNotFoundError
             raise CheckpointCorrupt(
-                f"{self.root} holds files, but its commits are gone: cannot tell what was committed."
+                f"{self.root} holds files, but its commits are gone: cannot tell what was"
+                " committed."
             )
         return 0, None
 
@@ -258,11 +263,13 @@ class DirectoryStore:
         if head.attempt == self.attempt:
             damaged = f" Damaged: {', '.join(self.damaged)}." if self.damaged else ""
             return LeaseLost(
-                f"The head in {self.root} is now commit {head.number} of this attempt, {self.attempt}.{damaged}"
+                f"The head in {self.root} is now commit {head.number} of this attempt,"
+                f" {self.attempt}.{damaged}"
             )
         who = f"attempt {head.attempt} of {head.owner}"
         return LeaseLost(
-            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt} stops."
+            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt}"
+            " stops."
         )
 
     def _write_object(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:

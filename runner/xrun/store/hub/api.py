@@ -477,4 +477,7 @@ def _credentials_hint(status: int, name: str) -> str:
     if status == 401:
         return "Log in with `hf auth login` or set HF_TOKEN."
     owner = name.split("/")[0]
-    return f"Use a token that may write to {owner} and has room there, or another place: -s checkpoint.store=hub."
+    return (
+        f"Use a token that may write to {owner} and has room there, or another place: -s"
+        " checkpoint.store=hub."
+    )

@@ -102,7 +102,8 @@ class Pace:
         while (delay := self.delay()) > 0:
             if self.sleep(delay):
                 raise StoreError(
-                    f"Not committed: the Hub takes the next commit in {delay:.0f} s, which is too late."
+                    f"Not committed: the Hub takes the next commit in {delay:.0f} s, which is too"
+                    " late."
                 )
 
 
@@ -269,7 +270,8 @@ class StateBranch:
         if HEAD in there or any(path.startswith("objects/") for path in there):
             what = "an unreadable head.json" if HEAD in there else "files, but no head.json"
             raise CheckpointCorrupt(
-                f"The branch {BRANCH} at {self.api.where} holds {what}: cannot tell what was committed."
+                f"The branch {BRANCH} at {self.api.where} holds {what}: cannot tell what was"
+                " committed."
             )
         self.damaged = []
         return Tip(commit)

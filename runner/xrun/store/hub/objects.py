@@ -102,7 +102,8 @@ class RepositoryObjects:
         )
         if sha256 in self._doubtful:
             raise StoreError(
-                f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is still to come."
+                f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is"
+                " still to come."
             )
         if folder == self.attempt:
             self._own.add(sha256)

@@ -276,11 +276,13 @@ class HubStore:
             )
         if head.attempt == self.attempt:
             return LeaseLost(
-                f"The head at {self._api.where} is now commit {head.number} of this attempt, {self.attempt}."
+                f"The head at {self._api.where} is now commit {head.number} of this attempt,"
+                f" {self.attempt}."
             )
         who = f"attempt {head.attempt} of {head.owner}"
         return LeaseLost(
-            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt} stops."
+            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt}"
+            " stops."
         )
 
     # Files
@@ -299,7 +301,8 @@ class HubStore:
                 self._prune_cache(self._tip.head)
         if self._tip.head is None:
             raise StoreError(
-                f"Nothing was committed at {self._api.where} yet: the run's first commit comes before its first file."
+                f"Nothing was committed at {self._api.where} yet: the run's first commit comes"
+                " before its first file."
             )
 
     def _again(self, hashed: Hashed) -> StoredFile | None:

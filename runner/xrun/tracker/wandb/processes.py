@@ -116,7 +116,8 @@ class Sender:
         self.process.stdout.close()  # type: ignore[union-attr]  # opened as a pipe above
         if self.process.returncode not in (0, DELETED):
             self.say(
-                f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends the rest."
+                f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends"
+                " the rest."
             )
 
     def is_deleted(self) -> bool:

@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> int:
     plan = Plan.from_json((given.folder / "plan.json").read_text())
     if not plan.recipe["tracking"]["wandb"]:
         print(
-            f"The recipe of {plan.run} has no tracking.wandb, so there is nowhere to send its points to.",
+            f"The recipe of {plan.run} has no tracking.wandb, so there is nowhere to send its"
+            " points to.",
             flush=True,
         )
         return LaunchError.exit_code

@@ -82,7 +82,10 @@ class Sending:
             self._follow()
             return self._finish()
         except Deleted:
-            sentence = f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be used again; take --new."
+            sentence = (
+                f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be"
+                " used again; take --new."
+            )
             self.standing.tell("deleted", sentence)
             return DELETED
         except Exception as error:  # the library's, whose process may have died

@@ -92,7 +92,10 @@ def _problems(address: Address, who: Viewer) -> Iterator[dict[str, str]]:
     if entity not in own:
         yield {
             "what": f"the entity {entity} is neither yours nor a team's of yours",
-            "hint": f"Your W&B key is {who.entity}'s: set tracking.wandb.entity to one of {', '.join(own)}.",
+            "hint": (
+                f"Your W&B key is {who.entity}'s: set tracking.wandb.entity to one of"
+                f" {', '.join(own)}."
+            ),
         }
     elif is_read_only(entity, address.project):
         yield {
