@@ -33,7 +33,8 @@ if paths[0].startswith("hub://"):
     from huggingface_hub import hf_hub_download
     _, name, folder, *files = paths
     with ThreadPoolExecutor(4) as threads:
-        paths = list(threads.map(lambda file: hf_hub_download(name, file, revision="state", local_dir=folder), files))
+        get = lambda file: hf_hub_download(name, file, revision="state", local_dir=folder)
+        paths = list(threads.map(get, files))
 for path in paths:
     hasher, size = xxh3_128(), os.path.getsize(path)
     target = torch.empty(size, dtype=torch.uint8)

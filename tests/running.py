@@ -66,7 +66,9 @@ from torch import nn
 
 
 def build(width: int = 8):
-    return nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 3))
+    return nn.Sequential(
+        nn.Linear(4, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 3)
+    )
 """
 
 DATASET = """\
@@ -106,12 +108,16 @@ def spring(name, calls):
         trap = json.loads((PROJECT / "trap.json").read_text())
     except FileNotFoundError:
         return ""
-    patience = time.monotonic() + 10  # a save that was due while another one was on its way begins at a later step
-    while trap["paced"] and name == "train" and committed() < (calls - 1) // 4 // 5 * 5 and time.monotonic() < patience:
+    # A save that was due while another one was on its way begins at a later step.
+    patience = time.monotonic() + 10
+    paced = trap["paced"] and name == "train"
+    while paced and committed() < (calls - 1) // 4 // 5 * 5 and time.monotonic() < patience:
         time.sleep(0.002)
+    # Once the save of step 0 is committed later ones begin when due, however slow the disk.
     while trap["committed"] > 0 and calls >= trap["call"] // 2 and committed() < 0:
-        time.sleep(0.002)  # the save of step 0 is on its way; later ones then begin when they are due, however slow the disk is
-    here = trap["split"] == name and trap["call"] <= calls and os.environ.get("RANK", "0") == str(trap["rank"])
+        time.sleep(0.002)
+    rank = os.environ.get("RANK", "0")
+    here = trap["split"] == name and trap["call"] <= calls and rank == str(trap["rank"])
     if not here:
         return ""
     if not trap["stays"]:

@@ -27,7 +27,8 @@ WANDB = ["-s", "tracking.wandb={project: xrun-contract}"]
 HISTORY = """
 import json, sys, wandb
 run = wandb.Api().run(sys.argv[1])
-print(json.dumps([[row["train/step"], row["train/loss"]] for row in run.scan_history(keys=["train/step", "train/loss"])]))
+rows = run.scan_history(keys=["train/step", "train/loss"])
+print(json.dumps([[row["train/step"], row["train/loss"]] for row in rows]))
 """
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(1800)]

@@ -40,7 +40,8 @@ class Noise(nn.Module):
 
 
 def build(width: int = 8, dropout: float = 0.1):
-    return nn.Sequential(nn.Linear(4, width), nn.GELU(), nn.Dropout(dropout), Noise(), nn.Linear(width, 3))
+    layers = nn.Linear(4, width), nn.GELU(), nn.Dropout(dropout), Noise(), nn.Linear(width, 3)
+    return nn.Sequential(*layers)
 '''
 ALIKE = '''"""A model."""
 import torch  # for its noise
@@ -61,10 +62,12 @@ class Noise(nn.Module):
 
 def build(width: int=8, dropout: float=0.10):
     "Two layers."
-    return nn.Sequential(
+    layers = (
         nn.Linear(4, width),
-        nn.GELU(), nn.Dropout(dropout), Noise(), nn.Linear(width, 3),
+        nn.GELU(), nn.Dropout(dropout), Noise(), nn.Linear(width, 3)
     )
+
+    return nn.Sequential(*layers)
 '''
 
 

@@ -203,10 +203,9 @@ def test_a_full_disk_neither_ends_training_nor_loses_a_point(
     room, tracker._file = tracker._file, os.open("/dev/full", os.O_WRONLY)
     tracker.log(1, {})
     tracker.log(2, {})
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/metrics.jsonl cannot be written (No space left on device); points wait in"
-        " memory."
-    ]
+    reason = "No space left on device"
+    said = f"{tmp_path}/metrics.jsonl cannot be written ({reason}); points wait in memory."
+    assert [record.getMessage() for record in caplog.records] == [said]
     tracker.committed(2, "head")  # cannot be synced, which ends nothing either
     tracker._file = room
     tracker.log(3, {})

@@ -235,7 +235,10 @@ def theirs(candidate, offers):
     with sky.Dag() as dag:
         wanted = [(place, kind) for place in places for kind in kinds]
         sky.Task(run="true").set_resources(
-            {sky.Resources(infra=place, accelerators=candidate.accelerators, use_spot=kind) for place, kind in wanted}
+            {
+                sky.Resources(infra=place, accelerators=candidate.accelerators, use_spot=kind)
+                for place, kind in wanted
+            }
         )
     return sky.Optimizer.optimize(dag, quiet=True).tasks[0].best_resources
 

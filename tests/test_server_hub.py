@@ -633,30 +633,37 @@ root, work = map(Path, sys.argv[1:])
 build = lambda kind, component, **args: load_build(kind, component, root)(**args)
 
 config = transformers.ViTConfig(
-    hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4, num_labels=2
+    hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8,
+    patch_size=4, num_labels=2
 )
 sent = transformers.ViTForImageClassification(config)
 sent.push_to_hub("alice/tiny", private=True)
 model = build("models", "hub", name="alice/tiny", auto_class="AutoModelForImageClassification")
-assert all(torch.equal(value, model.state_dict()[name]) for name, value in sent.state_dict().items())
+own = model.state_dict()
+assert all(torch.equal(value, own[name]) for name, value in sent.state_dict().items())
 
 pictures = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(10)]
 columns = {"image": pictures, "label": [i % 2 for i in range(10)]}
-features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
-datasets.Dataset.from_dict(columns, features=features).push_to_hub("alice/parquet", private=True, num_shards=2)
+label = datasets.ClassLabel(names=["even", "odd"])
+features = datasets.Features({"image": datasets.Image(), "label": label})
+table = datasets.Dataset.from_dict(columns, features=features)
+table.push_to_hub("alice/parquet", private=True, num_shards=2)
 for i, picture in enumerate(pictures):
     folder = work / "folder" / "train" / ("even", "odd")[i % 2]
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / f"{i}.png")
 api = huggingface_hub.HfApi()
 api.create_repo("alice/folder", repo_type="dataset", private=True)
-revision = api.upload_folder(repo_id="alice/folder", repo_type="dataset", folder_path=work / "folder").oid
+sent = api.upload_folder(repo_id="alice/folder", repo_type="dataset", folder_path=work / "folder")
+revision = sent.oid
 
 parquet, folder = {"name": "alice/parquet"}, {"name": "alice/folder", "revision": revision}
 for args in (parquet, {**parquet, "streaming": True}, folder):
-    train = build("datasets", "hub_images", **args, val_split=None, image_size=8, augment=False)["train"]
+    args |= dict(val_split=None, image_size=8, augment=False)
+    train = build("datasets", "hub_images", **args)["train"]
     shards = range(train.num_shards if args.get("streaming") else 0)
-    items = [train.transform(raw) for i in shards for raw in train.shard(i)] or [train[i] for i in range(len(train))]
+    streamed = [train.transform(raw) for i in shards for raw in train.shard(i)]
+    items = streamed or [train[i] for i in range(len(train))]
     reds = sorted((round((pixels[0, 0, 0].item() + 1) / 2 * 255), label) for pixels, label in items)
     assert reds == [(20 * i, i % 2) for i in range(10)], (args, reds)
 

@@ -1199,7 +1199,8 @@ SMOKE = """
 import os, pathlib, sys
 from xrun.store.hub.store import HubStore, stored_files
 folder, expected = sys.argv[1:]
-store = HubStore("hub://alice/digits", "digits-1", "a1", "me", pathlib.Path(folder) / "cache", spacing=0)
+cache = pathlib.Path(folder) / "cache"
+store = HubStore("hub://alice/digits", "digits-1", "a1", "me", cache, spacing=0)
 head = store.commit({}, store.head())
 file = store.put([b"weights" * 10000])
 store.commit({"file": file.to_json()}, head)

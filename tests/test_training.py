@@ -25,7 +25,8 @@ class Own(nn.Module):
     def forward(self, x, y):
         logits = self.line(x)
         loss = nn.functional.cross_entropy(logits, y)
-        return {"loss": loss, "margin": (logits[:, 1] - logits[:, 0]).abs().mean().detach(), "logits": logits}
+        margin = (logits[:, 1] - logits[:, 0]).abs().mean().detach()
+        return {"loss": loss, "margin": margin, "logits": logits}
 
 
 def build():
@@ -62,14 +63,16 @@ from torch import nn
 
 
 def build():
-    return nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.1)) for _ in range(3)], nn.Linear(4, 2))
+    block = lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.1))
+    return nn.Sequential(*[block() for _ in range(3)], nn.Linear(4, 2))
 """
 NORMS = """\
 from torch import nn
 
 
 def build():
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3), nn.BatchNorm1d(3))
+    norms = nn.BatchNorm1d(8), nn.BatchNorm1d(3)
+    return nn.Sequential(nn.Linear(4, 8), norms[0], nn.GELU(), nn.Linear(8, 3), norms[1])
 """
 
 FEATURES = {

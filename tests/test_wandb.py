@@ -544,8 +544,8 @@ def test_the_account(
     assert all(what in problem["what"] and problem["hint"] for problem in answer["problems"])
     if not environ:
         assert (
-            answer["url"]
-            == f"{wandb.url}/{tracking.get('entity') or 'alice'}/{tracking.get('project', PROJECT)}/runs/{RUN}"
+            answer["url"] == f"{wandb.url}/{tracking.get('entity') or 'alice'}/"
+            f"{tracking.get('project', PROJECT)}/runs/{RUN}"
         )
 
 

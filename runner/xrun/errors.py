@@ -9,14 +9,14 @@
     │   ├── LeaseLost              4   another attempt has taken the run over
     │   └── StoreUnavailable      75   cannot tell; try again
     ├── CheckpointError            5   checkpoint and recipe disagree, or nothing usable is left
-    │   └── CheckpointCorrupt      5   one checkpoint is damaged; restore falls back to the one before
+    │   └── CheckpointCorrupt      5   one is damaged; restore falls back to the one before
     ├── TrainError                 6   training cannot go on
     │   ├── NonFiniteLoss          6
     │   └── DataExhausted          6
     ├── ProcessesApart            75   the training processes cannot reach each other
-    ├── OutOfMemory               75   a micro-batch does not fit; started again, it is computed in smaller parts
+    ├── OutOfMemory               75   a micro-batch does not fit; the next try computes it in parts
     └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
-    Stopped(BaseException)        75   state is committed; not an error, so `except Exception` lets it pass
+    Stopped(BaseException)        75   state is committed; no error: `except Exception` lets it pass
 
 Exit 0 is a finished run, and 1 means that xrun itself has a bug.
 """

@@ -33,7 +33,8 @@ slurm:
 CURL = """\
 #!/bin/sh
 case "$*" in
-  *https://astral.sh/uv/install.sh*) echo 'mkdir -p "$UV_INSTALL_DIR" && ln -sf {uv} "$UV_INSTALL_DIR/uv"' ;;
+  *https://astral.sh/uv/install.sh*)
+    echo 'mkdir -p "$UV_INSTALL_DIR" && ln -sf {uv} "$UV_INSTALL_DIR/uv"' ;;
   *) exec {curl} "$@" ;;
 esac
 """
@@ -55,7 +56,8 @@ import sys
 
 
 class Patched:
-    # The controller asks two public addresses whether there is a network before it looks after a job.
+    # The controller asks two public addresses whether there is a network, before it looks after
+    # a job.
     def find_spec(self, name, path=None, target=None):
         if name != "sky.backends.backend_utils":
             return None

@@ -4,7 +4,7 @@ prices, the pins.
     runs/<run>/cargo/<key>/
       xrun-*.whl            the xrun that launched
       container.txt         the pinned libraries of the container half
-      machine_setup.sh      makes ~/xrun/python out of the two; has_pins.py tells it whether there is anything to install
+      machine_setup.sh      makes ~/xrun/python of the two; has_pins.py says what is there
       recipe_setup.sh       what the recipe adds (only where it does)
       project/              models/, datasets/ and the recipe's file
       plan.json             with paths under `~`, which `arrive` resolves there

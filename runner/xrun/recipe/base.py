@@ -229,4 +229,5 @@ class Part:
         return hash(tuple(self.__dict__.values()))  # raises TypeError where a part holds a dict
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+        values = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({values})"

@@ -21,7 +21,8 @@ lives."""
 
 def new_id(now: float) -> str:
     """An attempt's name: ids sort in the order of their starts, also two within one second."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}{int(now % 1 * 1000):03}-{uuid.uuid4().hex[:6]}"
+    second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
+    return f"{second}{int(now % 1 * 1000):03}-{uuid.uuid4().hex[:6]}"
 
 
 def steps_committed(record: Mapping[str, Any]) -> int:

@@ -75,14 +75,15 @@ tags: [xrun]
 ---
 # {plan.run}
 
-`{recipe["model"]["name"]}` trained on `{recipe["dataset"]["name"]}` ({recipe["task"]}) for {facts["step"]} steps,
-{facts["samples"]} samples, by xrun {plan.version}.
+`{recipe["model"]["name"]}` trained on `{recipe["dataset"]["name"]}` ({recipe["task"]}) for
+{facts["step"]} steps, {facts["samples"]} samples, by xrun {plan.version}.
 
 | metric | value |
 |---|---|
 {metrics}
 
-Weights: `{WEIGHTS}`, SHA-256 `{sha256}`. Data revision: {facts.get("data_revision") or "not named by the dataset"}.
+Weights: `{WEIGHTS}`, SHA-256 `{sha256}`.
+Data revision: {facts.get("data_revision") or "not named by the dataset"}.
 {_effort(facts)}
 
 ## Recipe

@@ -205,14 +205,10 @@ def _not_enabled(candidates: Sequence[Candidate], clouds: Sequence[Any]) -> list
     missing = sorted(
         {cloud for candidate in candidates for cloud in candidate.clouds or ()} - enabled
     )
-    return (
-        [
-            f"Left out, because SkyPilot has not enabled it: {', '.join(missing)} (`sky check"
-            f" {missing[0]}`)."
-        ]
-        if missing
-        else []
-    )
+    if not missing:
+        return []
+    names = ", ".join(missing)
+    return [f"Left out, because SkyPilot has not enabled it: {names} (`sky check {missing[0]}`)."]
 
 
 def kinds(candidate: Candidate) -> tuple[bool, ...]:

@@ -1,7 +1,7 @@
 """A store in a folder on any filesystem with hard links and rename.
 
     commits/00000012.json       see `commits.py`
-    objects/<attempt>/<hash>    a file as that attempt wrote it; a second copy made by the same attempt ends in "-2"
+    objects/<attempt>/<hash>    a file as that attempt wrote it; its own second copy ends in "-2"
     quarantine/                 copies that did not have the bytes that were committed
 
 Why a machine that was believed dead can do no harm: its commit needs a number that is free and the

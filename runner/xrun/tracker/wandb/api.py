@@ -28,13 +28,17 @@ query RunResumeStatus($project: String, $entity: String, $name: String!) {
     model(name: $project, entityName: $entity) {
         name
         entity { name }
-        bucket(name: $name, missingOk: true) { name historyLineCount historyTail summaryMetrics stopped }
+        bucket(name: $name, missingOk: true) {
+            name historyLineCount historyTail summaryMetrics stopped
+        }
     }
 }
 """
 _UPSERT_BUCKET = """
 mutation UpsertBucket($project: String, $entity: String, $name: String!) {
-    upsertBucket(input: {modelName: $project, entityName: $entity, name: $name}) { bucket { name } inserted }
+    upsertBucket(input: {modelName: $project, entityName: $entity, name: $name}) {
+        bucket { name } inserted
+    }
 }
 """
 _VIEWER = "query Viewer { viewer { entity username teams { edges { node { name } } } } }"
