@@ -73,7 +73,7 @@ contract: install
 docs: install
 	$(BIN)/xrun schema > recipes/recipe.schema.json.new
 	mv recipes/recipe.schema.json.new recipes/recipe.schema.json
-	$(BIN)/python -c "from xrun.recipe.load import recipe_docs; print(recipe_docs(), end='')" > docs/recipes.md.new
+	$(BIN)/python -c "from xrun.recipe.docs import recipe_docs; print(recipe_docs(), end='')" > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
 
 # Runs are kept: they are yours.

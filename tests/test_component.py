@@ -82,7 +82,7 @@ def test_unknown_component_says_where_it_was_looked_for(project: Path) -> None:
     assert str(project / "models") in error.value.hint
 
 
-@pytest.mark.parametrize("name", ["../x", "a.b", "A", "", "é", "x\n", "1a", "a/b"])
+@pytest.mark.parametrize("name", ["../x", "a.b", "A", "", "é", "x\n", "1a", "a/b", "x" * 101])
 def test_name_of_a_component_is_a_file_name(project: Path, name: str) -> None:
     """A name cannot lead out of the folder."""
     with pytest.raises(ComponentError, match="is not a component's name"):

@@ -19,8 +19,9 @@ import xrun.recipe.schema
 from xrun.errors import RecipeError
 from xrun.recipe.interval import Every
 from xrun.recipe.load import load_recipe
-from xrun.recipe.rules import ACCELERATORS, CLOUDS, RULES, without_secrets
+from xrun.recipe.rules import ACCELERATORS, CLOUDS, RULES
 from xrun.recipe.schema import Recipe
+from xrun.recipe.secret_text import without_secrets
 
 FIXTURES = Path(__file__).with_name("fixtures") / "recipes"
 BROKEN = {

@@ -7,18 +7,17 @@ their libraries.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from . import components
-from .errors import ComponentError, Problem
+from .errors import ComponentError, Problem, did_you_mean
 
 Kind = Literal["models", "datasets"]
 PACKAGE = ("xrun", "components")
@@ -56,6 +55,11 @@ class Signature:
     has_kwargs: bool
     docstring: str
 
+    def takes_number(self, argument: str) -> bool:
+        """Whether the argument's annotation names a kind of number."""
+        found = (p for p in self.parameters if p.name == argument)
+        return any(Expected(parameter.annotation).names & {"int", "float"} for parameter in found)
+
 
 def project_root(recipe_path: Path | str) -> Path:
     """The project of a recipe: the nearest parent with a pyproject.toml, else the parent of its
@@ -72,10 +76,10 @@ def project_root(recipe_path: Path | str) -> Path:
 def find(kind: Kind, name: str, project: Path) -> Path:
     """The file of a component: the recipe's project first, then this checkout, then the installed
     package."""
-    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name, re.ASCII):
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,99}", name, re.ASCII):
         raise ComponentError(
-            f"{name!r} is not a component's name.",
-            "Lower-case letters, digits and `_`: it is the name of a file.",
+            f"{shown(name)} is not a component's name.",
+            "At most 100 lower-case letters, digits and `_`: it is the name of a file.",
         )
     folders = [root / kind for root in components.roots(project)]
     refuse_packages(folders[0].parent)
@@ -106,11 +110,6 @@ def refuse_packages(project: Path) -> None:
                 f"{marker} turns {kind}/ into a Python package, which would hide {other}.",
                 "Delete this file.",
             )
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1, 0.6)
-    return f"Did you mean `{near[0]}`?" if near else ""
 
 
 def signature(path: Path) -> Signature:
@@ -239,6 +238,12 @@ class Expected:
     def __str__(self) -> str:
         return f"`{self.text}`"
 
+    @property
+    def names(self) -> set[str]:
+        """The names of the types in it."""
+        nodes = ast.walk(self.tree) if self.tree is not None else ()
+        return {node.id for node in nodes if isinstance(node, ast.Name)}
+
     def accepts(self, value: Any) -> bool:
         return self.tree is None or accepts(self.tree, value)
 
@@ -252,19 +257,10 @@ def expression(text: str) -> ast.expr | None:
 
 
 SIMPLE: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "bool": (bool,),
-    "dict": (dict,),
-    "Mapping": (dict,),
-    "list": (list,),
-    "tuple": (list,),
-    "Sequence": (list,),
-    "Iterable": (list,),
-    "set": (list,),
-    "None": (type(None),),
-}
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "dict": (dict,),
+    "Mapping": (dict,), "list": (list,), "tuple": (list,), "Sequence": (list,),
+    "Iterable": (list,), "set": (list,), "None": (type(None),),
+}  # fmt: skip
 
 
 def accepts(tree: ast.expr, value: Any) -> bool:

@@ -23,7 +23,8 @@ Exit 0 is a finished run, and 1 means that xrun itself has a bug.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 COME_BACK = 75
@@ -69,6 +70,19 @@ class Problem:
         got = f" (got {self.got})" if self.got else ""
         end = "" if self.what.endswith((".", "?", "!")) else "."
         return f"{place}:{key} {self.what}{got}{end} {self.hint}".rstrip()
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant, in any case; None if none is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower()[:100], by_lower, 1, 0.6)
+    return by_lower[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`Did you mean X?`, or nothing if no known word is near."""
+    near = nearest(word, known)
+    return f"Did you mean `{near}`?" if near else ""
 
 
 class RecipeError(XrunError):

@@ -314,7 +314,7 @@ def sync(run_id: str) -> None:
 @cli.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from ..recipe.load import schema as recipe_schema
+    from ..recipe.docs import schema as recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=1))
 

@@ -52,6 +52,22 @@ class Before:
         return core_schema.no_info_before_validator_function(self.function, schema)
 
 
+class Parsed:
+    """In `Annotated[Type, Parsed(Type.parse, max_length=64)]`: a text within these limits that is
+    read into a value, which `str()` turns back into the text. The function raises
+    PydanticCustomError, or ValueError, for a text that it cannot read."""
+
+    def __init__(self, function: Any, **limits: Any) -> None:
+        self.function, self.limits = function, limits
+
+    def over(self, schema: Any) -> Any:
+        """The schema of pydantic-core, whatever the type's own is."""
+        text = core_schema.str_schema(**self.limits)
+        return core_schema.no_info_after_validator_function(
+            self.function, text, serialization=core_schema.to_string_ser_schema()
+        )
+
+
 def default(written: Any) -> Any:
     """A default as a person would write it; it is read like what a person has written."""
     return written
@@ -209,9 +225,8 @@ class Part:
         return Schemas().generate(cls.core_schema)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._validator().validate_assignment(
-            self, name, value
-        )  # raises ValidationError: it is frozen
+        # Raises ValidationError: it is frozen.
+        self._validator().validate_assignment(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)

@@ -6,57 +6,48 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic_core import ValidationError
 
-from ..errors import Problem
+from ..errors import Problem, did_you_mean, nearest
+from .accelerators import PATTERN as ACCELERATORS
 from .base import Part
-from .rules import did_you_mean, looks_like_a_secret, without_secrets
+from .rules import broken
 from .schema import Recipe
+from .secret_text import looks_like_a_secret, without_secrets
 from .yaml_nodes import FLOAT, Mark, Node
 
 Loc = tuple[str | int, ...]
 LONGEST_SHOWN = 60
 MOST_PASSES = 10
+HARDWARE = "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`."
 WAYS_OUT: dict[Loc, str] = {
     ("version",): "A recipe of a later version needs a later xrun.",
-    (
-        "hardware",
-    ): "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`.",
+    ("hardware",): HARDWARE,
 }
 
 # What stands in for a key that is missing or wrong, so that the rules about the other keys can
 # still be asked.
 STAND_INS: dict[str, Any] = {
-    "name": "x",
-    "project": "x",
-    "task": "model",
-    "model": {"name": "x"},
-    "dataset": {"name": "x"},
-    "global_batch": 1,
-    "train": {"global_batch": 1, "steps": 1},
-}
+    "name": "x", "project": "x", "task": "model", "model": {"name": "x"}, "dataset": {"name": "x"},
+    "global_batch": 1, "train": {"global_batch": 1, "steps": 1},
+}  # fmt: skip
 PHRASES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_unicode": "text",
-    "finite_number": "a finite number",
+    "int_type": "a whole number", "int_from_float": "a whole number",
+    "int_parsing": "a whole number", "float_type": "a number", "bool_type": "true or false",
+    "string_type": "text", "string_unicode": "text", "finite_number": "a finite number",
     "model_type": "a mapping",
-    "dict_type": "a mapping",
-    "tuple_type": "a list",
-    "too_short": "a list that is not empty",
-    "greater_than": "greater than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le}",
+    "dict_type": "a mapping", "tuple_type": "a list", "too_short": "a list that is not empty",
+    "greater_than": "greater than {gt:g}", "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}", "less_than_equal": "at most {le}",
     "string_too_short": "text that is not empty",
     "string_too_long": "at most {max_length} characters long",
-}
+}  # fmt: skip
+YAML_1_1_BOOLS = {
+    "yes": True, "Yes": True, "y": True, "on": True, "On": True,
+    "no": False, "No": False, "n": False, "off": False, "Off": False,
+}  # fmt: skip
 PATTERNS = {
     r"^[a-z][a-z0-9-]*$": "lower-case letters, digits and `-`, and start with a letter",
     r"^[a-z_][a-z0-9_]*$": "the name of a file: lower-case letters, digits and `_`",
@@ -64,7 +55,7 @@ PATTERNS = {
     r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of an environment variable: letters, digits and `_`",
     r"^[A-Za-z][A-Za-z0-9_]*$": "the name of a class",
     r"^[^\x00-\x1f]+$": "one line of text",
-    r"^[^:\s]+(:[1-9][0-9]{0,3})?$": "a name and a count, like `A100:8`",
+    ACCELERATORS: "a name and a count, like `A100:8`",
 }
 
 
@@ -78,9 +69,8 @@ def validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
         except ValidationError as error:
             details = error.errors(include_url=False)
         else:
+            problems += rule_problems(broken(recipe), tree, wrong)
             return (None if problems else recipe), problems
-        if details[0]["type"] == "rules":
-            return None, problems + list(rule_problems(details[0]["ctx"]["broken"], tree, wrong))
         for loc, group in grouped(details, tree).items():
             if not covered(loc, wrong, both_ways=True):
                 problems.append(translate(loc, group, tree))
@@ -157,13 +147,10 @@ def step_over(data: Any, loc: Loc) -> None:
     """Take a wrong value out of the data, or put a stand-in where one must be."""
     *path, name = loc
     for part in path:
-        data = (
-            data.get(part)
-            if isinstance(data, dict)
-            else data[int(part)]
-            if isinstance(data, list) and data
-            else None
-        )
+        if isinstance(data, dict):
+            data = data.get(part)
+        else:
+            data = data[int(part)] if isinstance(data, list) and data else None
     if isinstance(data, list):
         data[:] = []
     elif isinstance(data, dict) and name not in data:
@@ -199,11 +186,7 @@ def phrase(detail: Any) -> str:
         return str(context["expected"]).replace("'", "`")
     if kind == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], f"like {context['pattern']}")
-    return (
-        PHRASES.get(kind, detail["msg"]).format(**context)
-        if kind in PHRASES
-        else str(detail["msg"])
-    )
+    return PHRASES[kind].format(**context) if kind in PHRASES else str(detail["msg"])
 
 
 def shown(node: Node) -> str:
@@ -219,30 +202,14 @@ def shown(node: Node) -> str:
 def hint(group: list[Any], node: Node, loc: Loc) -> str:
     """The way out, where it can be told."""
     kinds, value, text = {detail["type"] for detail in group}, node.value, node.text
-    if "bool_type" in kinds and text in (
-        "yes",
-        "no",
-        "on",
-        "off",
-        "Yes",
-        "No",
-        "On",
-        "Off",
-        "y",
-        "n",
-    ):
-        return (
-            f"YAML 1.2 reads `{text}` as text. Write"
-            f" {'true' if text.lower() in ('yes', 'on', 'y') else 'false'}."
-        )
+    if given := group[0].get("ctx", {}).get("hint"):
+        return str(given)
+    if "bool_type" in kinds and text in YAML_1_1_BOOLS:
+        truth = "true" if YAML_1_1_BOOLS[text] else "false"
+        return f"YAML 1.2 reads `{text}` as text. Write {truth}."
     if "literal_error" in kinds and isinstance(value, str):
-        return did_you_mean(
-            value,
-            re.findall(
-                r"'([^']+)'",
-                " ".join(str(detail.get("ctx", {}).get("expected")) for detail in group),
-            ),
-        )
+        expected = " ".join(str(detail.get("ctx", {}).get("expected")) for detail in group)
+        return did_you_mean(value, re.findall(r"'([^']+)'", expected))
     if "string_type" in kinds and text and not isinstance(value, dict | list | None):
         return (
             f"Write '{text}' in quotes." if not looks_like_a_secret(text) else "Put it in quotes."
@@ -276,22 +243,17 @@ def number_hint(text: str) -> str:
 
 
 def unknown_hint(loc: Loc) -> str:
-    meant = meant_key(loc)
+    if meant := meant_key(loc):
+        return f"Did you mean `{meant}`?"
     model = model_at(loc[:-1])
-    return (
-        f"Did you mean `{meant}`?"
-        if meant
-        else f"Known here: {', '.join(model.model_fields)}."
-        if model
-        else ""
-    )
+    return f"Known here: {', '.join(model.model_fields)}." if model else ""
 
 
 def meant_key(loc: Loc) -> str:
     """The key that was probably meant: a similar one here, or one of the same name elsewhere."""
     name, model = str(loc[-1]), model_at(loc[:-1])
-    near = did_you_mean(name, model.model_fields)[14:-2] if model else ""
-    if near:
+    near = nearest(name, model.model_fields) if model else None
+    if near is not None:
         return ".".join(map(str, (*loc[:-1], near)))
     elsewhere = [key for key in all_keys(Recipe) if key.rpartition(".")[2] == name]
     return elsewhere[0] if len(elsewhere) == 1 else ""
@@ -302,7 +264,7 @@ def all_keys(model: type[Part], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
         inner = model_in(field.annotation)
-        if inner and "tuple" not in str(field.annotation):
+        if inner and not is_list(field.annotation):
             yield from all_keys(inner, f"{prefix}{name}.")
 
 
@@ -315,6 +277,11 @@ def model_at(loc: Loc) -> type[Part] | None:
         field = model.model_fields.get(name) if model else None
         model = model_in(field.annotation) if field else None
     return model
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether an annotation such as `tuple[Candidate, ...] | None` may hold several."""
+    return get_origin(annotation) is tuple or any(map(is_list, get_args(annotation)))
 
 
 def model_in(annotation: Any) -> type[Part] | None:

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError, core_schema
 TIME = r"[1-9][0-9]{0,8}(\.[0-9]{1,3})?\s?[smh]"
 STEPS = r"[1-9][0-9]{0,14}\s?steps?"
 EPOCHS = r"[1-9][0-9]{0,8}\s?epochs?"
+NUMBER = re.compile(r"[0-9.]+")
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 PATTERNS = {"auto": "auto", "seconds": TIME, "steps": STEPS, "epochs": EPOCHS}
 EXAMPLES = {
@@ -51,17 +52,15 @@ class Every:
     @classmethod
     def parse(cls, text: str) -> Every:
         """Raises ValueError if the text is none of the four kinds."""
-        unit = next(
-            (unit for unit, pattern in PATTERNS.items() if re.fullmatch(pattern, text, re.ASCII)),
-            None,
-        )
-        if unit is None:
-            raise ValueError(f"{text!r} is not an interval")
+        kinds = (kind for kind, like in PATTERNS.items() if re.fullmatch(like, text, re.ASCII))
+        unit, number = next(kinds, None), NUMBER.match(text)
         if unit == "auto":
             return cls(text)
+        if unit is None or number is None:
+            raise ValueError(f"{text!r} is not an interval")
         if unit == "seconds":
-            return cls(text, seconds=float(text[:-1]) * SECONDS[text[-1]])
-        return cls(text, **{unit: int(text.rstrip("stepocha "))})
+            return cls(text, seconds=float(number[0]) * SECONDS[text[-1]])
+        return cls(text, **{unit: int(number[0])})
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,24 @@
 """Rules between the fields of a recipe. Each is a function named after what it refuses; each says
 which keys it reads.
 
-A rule yields `Problem`s without a place: `key` is where the person can act, and `recipe_file` knows
+A rule yields `Problem`s without a place: `key` is where the person can act, and `diagnostics` knows
 where that was written. A rule is not asked when one of the keys that it reads is already wrong by
 itself.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from ..errors import Problem
+from .. import environment
+from ..errors import Problem, did_you_mean
+from . import secret_text
+from .metrics import METRICS, better
+from .schema import Recipe
 
-if TYPE_CHECKING:
-    from .schema import Recipe
-
-Rule = Callable[["Recipe"], Iterator[Problem]]
+Rule = Callable[[Recipe], Iterator[Problem]]
 RULES: list[tuple[tuple[str, ...], Rule]] = []
 
 ACCELERATORS = (
@@ -38,17 +37,6 @@ OPTIMIZERS = (
     "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD"
     " SparseAdam"
 ).split()
-METRICS = {"classification": ("loss", "accuracy"), "language_modeling": ("loss", "perplexity")}
-MORE_IS_BETTER = re.compile(
-    r"(^|[_/-])(acc|accuracy|f1|auc|auroc|precision|recall|bleu|rouge\w*|iou|miou|map|psnr|ssim|top\d+|score|r2)($|[_/-])"
-)
-LESS_IS_BETTER = re.compile(
-    r"(^|[_/-])(loss|perplexity|ppl|error|err|mse|rmse|mae|nll|wer|cer|fid|bpb|bpc)($|[_/-])"
-)
-SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(
-    r"hf_\w{8,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{12,}|wandb_v1_\w{8,}|\b[0-9a-fA-F]{40}\b|eyJ[\w-]{20,}"
-)
 SET_BY_XRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -67,30 +55,6 @@ def broken(recipe: Recipe) -> list[tuple[tuple[str, ...], Problem]]:
 
 def problem(key: str, what: str, got: object = "", hint: str = "") -> Problem:
     return Problem("", 0, 0, key, what, str(got), hint)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`Did you mean X?`, or nothing if no known word is near."""
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower()[:100], by_lower, 1, 0.6)
-    return f"Did you mean `{by_lower[near[0]]}`?" if near else ""
-
-
-def looks_like_a_secret(value: str) -> bool:
-    """Whether the text is a token, or an assignment of one, and not a variable's name."""
-    return "=" in value or SECRET_VALUE.search(value) is not None
-
-
-def without_secrets(text: str) -> str:
-    """The text as it may be shown."""
-    return SECRET_VALUE.sub("***", text)
-
-
-def better(metric: str) -> Literal["min", "max"] | None:
-    """Whether less or more of a metric is better, as far as its name tells."""
-    if LESS_IS_BETTER.search(metric.lower()):
-        return "min"
-    return "max" if MORE_IS_BETTER.search(metric.lower()) else None
 
 
 def power_of_two(number: int) -> bool:
@@ -340,7 +304,7 @@ def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
 def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
     """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub` or the
     whole path of a shared folder."""
-    if recipe.checkpoint.durable or recipe.checkpoint.store.startswith(("/", "~")):
+    if recipe.checkpoint.store.shared:
         return
     for index, candidate in enumerate(recipe.hardware.any_of):
         if candidate.nodes > 1:
@@ -438,26 +402,6 @@ def remote_code_comes_from_the_hub(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-@rule("checkpoint.store")
-def store_is_known(recipe: Recipe) -> Iterator[Problem]:
-    """`checkpoint.store` is `local`, a path, `hub`, `hub://owner/name` or
-    `hub-bucket://owner/name`."""
-    store = recipe.checkpoint.store
-    scheme, colon, rest = store.partition("://")
-    if colon and scheme not in ("hub", "hub-bucket"):
-        yield problem(
-            "checkpoint.store",
-            "there is no such kind of store",
-            store,
-            "Use a path, `hub`, `hub://owner/name` or `hub-bucket://owner/name`.",
-        )
-    elif colon and not re.fullmatch(r"[\w.-]+/[\w.-]+", rest, re.ASCII):
-        yield problem("checkpoint.store", f"a repository there is `{scheme}://owner/name`", store)
-    elif not colon and store not in ("local", "hub") and not re.match(r"[./~$]|\w+/", store):
-        hint = did_you_mean(store, ("local", "hub")) or f"A folder is written `./{store}`."
-        yield problem("checkpoint.store", "it is neither `local`, `hub` nor a path", store, hint)
-
-
 @rule("env", "secrets")
 def secret_is_not_also_in_env(recipe: Recipe) -> Iterator[Problem]:
     """A name stands in `secrets` or in `env`, not in both, and once."""
@@ -477,7 +421,9 @@ def env_holds_no_secrets(recipe: Recipe) -> Iterator[Problem]:
     """A variable whose name ends in TOKEN, KEY, SECRET or PASSWORD, or whose value looks like a
     token, goes into `secrets`."""
     for name, value in recipe.env.items():
-        if name not in recipe.secrets and (SECRET_NAME.search(name) or SECRET_VALUE.search(value)):
+        if name not in recipe.secrets and (
+            secret_text.NAME.search(name) or secret_text.VALUE.search(value)
+        ):
             yield problem(
                 f"env.{name}",
                 "this looks like a secret, whose value must not stand in a recipe",
@@ -490,7 +436,7 @@ def env_leaves_xruns_own_names_alone(recipe: Recipe) -> Iterator[Problem]:
     """`env` does not set `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ... or `XRUN_...`, which xrun sets
     itself."""
     for name in recipe.env:
-        if name in SET_BY_XRUN or name.startswith("XRUN_"):
+        if name in SET_BY_XRUN or name.startswith(environment.PREFIX):
             yield problem(
                 f"env.{name}", "xrun sets this variable itself", recipe.env[name], "Remove it."
             )

@@ -1,8 +1,8 @@
 """`Recipe`: what a person writes, as frozen values. Fields are checked here; rules between fields
-are in `recipe_rules`.
+are in `rules`.
 
 Nothing here changes a value or looks at the machine: validators say yes or no, and defaults that
-depend on something else are resolved in `plan`. The docstring under a field is its documentation
+depend on something else are resolved in the plan. The docstring under a field is its documentation
 (`docs/recipes.md`).
 """
 
@@ -12,28 +12,42 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic_core import PydanticCustomError
 
-from . import rules as recipe_rules
-from .base import Before, Field, Part, default
+from ..errors import did_you_mean
+from ..store.address import Address, NoAddressError
+from .accelerators import PATTERN, Accelerators
+from .base import Before, Field, Parsed, Part, default
 from .interval import Every, interval
-
-__all__ = ["Candidate", "Every", "Hardware", "Local", "Recipe", "Train"]
+from .metrics import better
+from .secret_text import looks_like_a_secret
 
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Natural = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Line = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
+LINE: dict[str, Any] = {"min_length": 1, "max_length": 1024, "pattern": r"^[^\x00-\x1f]+$"}
+Line = Annotated[str, Field(**LINE)]
 ComponentName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$", max_length=100)]
 SecretName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=100)]
+ACCELERATORS: dict[str, Any] = {"pattern": PATTERN, "max_length": 64}
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 
 
 def secrets_go_by_name(value: Any) -> Any:
-    if isinstance(value, str) and recipe_rules.looks_like_a_secret(value):
+    if isinstance(value, str) and looks_like_a_secret(value):
         raise PydanticCustomError(
             "secret", "a secret goes by name: its value never stands in a recipe"
         )
     return value
+
+
+def read_address(text: str) -> Address:
+    """Where the state goes, or what is wrong with it and the way out."""
+    try:
+        return Address.parse(text)
+    except NoAddressError as error:
+        near = did_you_mean(text, ("local", "hub")) if "://" not in text else ""
+        context = {"what": error.what, "hint": near or error.hint}
+        raise PydanticCustomError("sentence", "{what}", context) from None
 
 
 class ModelRef(Part):
@@ -71,9 +85,7 @@ class Candidate(Part):
     """One kind of machine that would do. The cheapest of the candidates that can be had is
     taken."""
 
-    accelerators: (
-        Annotated[str, Field(pattern=r"^[^:\s]+(:[1-9][0-9]{0,3})?$", max_length=64)] | None
-    ) = None
+    accelerators: Annotated[Accelerators, Parsed(Accelerators.parse, **ACCELERATORS)] | None = None
     """Accelerators of each node: `A100:8`, or `A100` for one. Default: a machine without."""
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Machines that train together."""
@@ -96,12 +108,12 @@ class Candidate(Part):
     @property
     def accelerator(self) -> str | None:
         """The accelerator's name without the count."""
-        return self.accelerators.partition(":")[0] if self.accelerators else None
+        return self.accelerators.name if self.accelerators else None
 
     @property
     def count(self) -> int:
         """Accelerators per node; 0 on a machine without."""
-        return int(self.accelerators.partition(":")[2] or 1) if self.accelerators else 0
+        return self.accelerators.count if self.accelerators else 0
 
     @property
     def processes(self) -> int:
@@ -187,7 +199,7 @@ class Evaluate(Part):
     @property
     def better(self) -> Literal["min", "max"]:
         """`mode`, or what the metric's name tells."""
-        return self.mode or recipe_rules.better(self.metric) or "min"
+        return self.mode or better(self.metric) or "min"
 
 
 class Train(Part):
@@ -249,7 +261,7 @@ class Train(Part):
 class Checkpointing(Part):
     """Where the state goes, how often, and what is kept."""
 
-    store: Line = "local"
+    store: Annotated[Address, Parsed(read_address, **LINE)] = default("local")
     """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of
     yours), `hub://owner/name` or `hub-bucket://owner/name`."""
     every: Annotated[Every, interval("auto", "seconds", "steps")] = default("auto")
@@ -264,7 +276,7 @@ class Checkpointing(Part):
     @property
     def durable(self) -> bool:
         """Whether checkpoints outlive the machine."""
-        return self.store == "hub" or self.store.startswith(("hub://", "hub-bucket://"))
+        return self.store.durable
 
 
 class WandbTracking(Part):
@@ -341,12 +353,3 @@ class Recipe(Part):
     anywhere."""
     files: dict[Line, Line] = default({})
     """Files and folders that go along: path on the machine -> path here."""
-
-    def checked(self) -> Self:
-        broken = recipe_rules.broken(self)
-        if broken:
-            sentences = "; ".join(f"{problem.key}: {problem.what}" for _, problem in broken)
-            raise PydanticCustomError(
-                "rules", "{sentences}", {"sentences": sentences, "broken": broken}
-            )
-        return self

@@ -1,0 +1,203 @@
+"""What editors and readers see of a recipe: its JSON Schema, and docs/recipes.md, made from the
+schema's classes and the rules."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .base import Part
+from .diagnostics import is_list, model_in
+from .rules import RULES
+from .schema import Recipe
+from .yaml_nodes import join
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+RECIPES_MD = """\
+# Recipes
+
+This file is made from `runner/xrun/recipe/schema.py`: `make docs`.
+
+```yaml
+# yaml-language-server: $schema=recipe.schema.json
+name: digits-vit
+model:
+  name: vit                       # models/vit.py
+  args: {{image_size: 8, patch_size: 2, channels: 1, classes: 10}}
+dataset:
+  name: digits                    # datasets/digits.py
+task: classification
+hardware:
+  any_of:                         # any one of these, spot or not
+    - {{accelerators: "A100:8", clouds: [gcp, aws]}}
+    - {{accelerators: "H100:4"}}
+train:
+  epochs: 50
+  global_batch: 64                # the same on every machine
+  micro_batch: 8
+  precision: bf16
+  optimizer: {{name: adamw, lr: 4e-3, weight_decay: 0.05}}
+  schedule: {{name: cosine, warmup_steps: 100}}
+  evaluate: {{every: 1 epochs, metric: accuracy}}
+checkpoint: {{store: hub, every: 10m}}
+secrets: [HF_TOKEN]
+budget: {{usd: 20}}
+```
+
+`xrun check RECIPE` says everything that is wrong, each at `file:line:column`. The first line of the
+example gives editors with a YAML language server completion and the same texts as below; `xrun
+schema` prints that schema.
+
+A recipe is YAML 1.2: `3e-4` is a number, `yes` and `on` are text, `1:30` and dates are text, and a
+number with leading zeros or underscores is none. Keys are given once; anchors, aliases and `<<`
+work; tags do not. `key: null` means the default.
+
+## Overrides
+
+`xrun RECIPE -s train.optimizer.lr=1e-3 -s hardware.any_of.0.nodes=2` puts values on top of the
+file's, parsed by the same rules; items of a list go by number from 0. A mapping is merged, as in
+`extends`; a list is replaced.
+
+## Recipes on top of others
+
+`extends: base.yaml`, relative to the file it stands in, starts from another recipe. Mappings are
+merged key by key, lists and single values are replaced, and `key: null` goes back to the default.
+Nothing is left half merged: `hardware` is replaced whole, `model` and `dataset` are if their `name`
+differs, and so are an optimizer's `args`.
+
+## Keys
+
+{sections}
+An interval is a number and a unit: `500 steps`, `1 epochs`, `90s`, `10m`, `2h`; the table says
+which of them a key takes.
+
+## Rules
+
+{rules}
+"""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what people write; the docstring under a field is its
+    description."""
+    made = Recipe.model_json_schema()
+    parts = made["$defs"] | {"Recipe": made}
+    for name, part in parts.items():
+        part.pop("title", None)
+        part.pop("required", None)
+        part["description"] = " ".join(part["description"].split())
+        for key, field in part["properties"].items():
+            field.pop("title", None)
+            field["description"] = field_docs()[name][key]
+    hardware = parts["Hardware"]
+    hardware["properties"]["local"] = {
+        "$ref": "#/$defs/Local",
+        "description": field_docs()["Hardware"]["local"],
+    }
+    hardware["properties"]["any_of"] |= {"minItems": 1}
+    hardware["oneOf"] = [{"required": ["local"]}, {"required": ["any_of"]}]
+    made["properties"]["hardware"] |= {"anyOf": [{"const": "local"}, {"$ref": "#/$defs/Hardware"}]}
+    made["properties"]["hardware"].pop("$ref")
+    # What must be there may also come from the recipe that this one extends.
+    return {
+        "$schema": DRAFT,
+        "title": "An xrun recipe",
+        **made,
+        "if": {"required": ["extends"]},
+        "else": demands(Recipe),
+    }
+
+
+def demands(model: type[Part]) -> dict[str, Any]:
+    """The keys without a default, of this model and of those in it."""
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    inner = {
+        name: demands(part)
+        for name, field in model.model_fields.items()
+        if (part := model_in(field.annotation))
+    }
+    inner = {name: part for name, part in inner.items() if part}
+    return ({"required": required} if required else {}) | ({"properties": inner} if inner else {})
+
+
+@cache
+def field_docs() -> dict[str, dict[str, str]]:
+    """The docstring under each field. Read here and not by pydantic, which would do it at every
+    start of the program."""
+    module = ast.parse(
+        Path(str(sys.modules[Recipe.__module__].__file__)).read_text(encoding="utf-8")
+    )
+    docs: dict[str, dict[str, str]] = {}
+    for part in (node for node in module.body if isinstance(node, ast.ClassDef)):
+        for field, text in pairwise(part.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                name, value = ast.unparse(field.target), ast.literal_eval(text.value)
+                docs.setdefault(part.name, {})[name] = " ".join(value.split())
+    return docs
+
+
+def recipe_docs() -> str:
+    """The text of docs/recipes.md, made from the models and the rules."""
+    rules = "\n".join(f"* {' '.join((check.__doc__ or '').split())}" for _, check in RULES)
+    sections = "\n".join(section(model, key) for key, model in models_in(Recipe))
+    return RECIPES_MD.format(sections=sections, rules=rules)
+
+
+def models_in(model: type[Part], key: str = "") -> Iterator[tuple[str, type[Part]]]:
+    """Every model of a recipe with its dotted key, from the outside in."""
+    yield key, model
+    for name, field in model.model_fields.items():
+        if inner := model_in(field.annotation):
+            item = ".N" if is_list(field.annotation) else ""
+            yield from models_in(inner, join(key, name) + item)
+
+
+def section(model: type[Part], key: str) -> str:
+    """A heading and a table: one row per key."""
+    rows = [
+        f"### `{key}`" if key else "### The recipe",
+        "",
+        *([" ".join((model.__doc__ or "").split()), ""] if key else []),
+    ]
+    rows += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    part = schema()["$defs"].get(model.__name__) or schema()
+    for name, field in model.model_fields.items():
+        shape = part["properties"][name]
+        default = "required" if field.is_required() else written(shape.get("default"))
+        meaning = shape["description"].replace("|", r"\|")
+        rows.append(f"| `{name}` | {type_of(shape)} | {default} | {meaning} |")
+    return "\n".join([*rows, ""])
+
+
+def written(default: Any) -> str:
+    """A default as a person would write it; nothing where the meaning tells it."""
+    if default in (None, {}, []):
+        return ""
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+
+
+def type_of(shape: dict[str, Any]) -> str:
+    """A JSON Schema in a word or two."""
+    if "anyOf" in shape:
+        return " or ".join(
+            dict.fromkeys(type_of(part) for part in shape["anyOf"] if part != {"type": "null"})
+        )
+    if "const" in shape or "enum" in shape:
+        return ", ".join(f"`{value}`" for value in shape.get("enum", [shape.get("const")]))
+    if shape.get("type") == "array":
+        return f"list of {type_of(shape['items'])}"
+    if "step" in shape.get("pattern", ""):
+        return "interval"
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "`true`, `false`",
+        "string": "text",
+    }
+    return names.get(shape.get("type", ""), "mapping")
