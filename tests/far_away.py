@@ -27,7 +27,7 @@ from xxhash import xxh3_128
 from xrun.run.folder import RunFolder
 from xrun.store.hub.store import stored_files
 
-FINISHED, COME_BACK = 0, 75
+FINISHED, EX_TEMPFAIL = 0, 75
 FAST = {
     "XRUN_HUB_SPACING": "0",
     "XRUN_HUB_HOURLY": "1000000",
@@ -160,7 +160,7 @@ def play(far: FarAway, seed: int, expected: tuple[str, dict[int, dict[str, Any]]
             (far.project.root / "trap.json").unlink(missing_ok=True)
         code = far.live().code
         result.lives += 1
-        result.kills += not (far.project.root / "trap.json").exists() and code == COME_BACK
+        result.kills += not (far.project.root / "trap.json").exists() and code == EX_TEMPFAIL
         far.hub.faults.clear()
         if far.wandb:
             far.wandb.faults.clear()
@@ -183,7 +183,7 @@ def play(far: FarAway, seed: int, expected: tuple[str, dict[int, dict[str, Any]]
             result.wrong.append(f"life {life}: {again} started before what was committed")
         if code == FINISHED:
             break
-        if code not in (COME_BACK, 3, 4) or (code == 3 and step_of(record) >= 0):
+        if code not in (EX_TEMPFAIL, 3, 4) or (code == 3 and step_of(record) >= 0):
             result.wrong.append(f"life {life}: ended with {code}")
         if rng.random() < 0.4:
             result.bare += 1

@@ -505,7 +505,7 @@ def test_a_file_that_the_head_names_is_not_sent_again(
     assert again[0] == files[0]
     other = attempt("a2", form=form)
     file = other.put([own("a2", b"2")])
-    other.commit({"files": [other.duplicate(files[0]).to_json(), file.to_json()]}, other.head())
+    other.commit({"files": [files[0].to_json(), file.to_json()]}, other.head())
     other.sweep()
     assert sent(hub, since) < 20_000
     assert contents(attempt("a3", form=form))[0] == frozen
@@ -1022,10 +1022,10 @@ def test_a_finished_runs_history_is_one_commit(attempt: Opener, hub: Hub) -> Non
     and may come twice."""
     store = attempt()
     head, _ = saved(store, None, own("a1", b"one"))
-    attempt("a0").finish()
+    attempt("a0").drop_history()
     assert len(ours(hub)) == 2
-    store.finish()
-    store.finish()
+    store.drop_history()
+    store.drop_history()
     assert ours(hub) == ["Commit 2 of digits-1"]
     assert attempt("a2").head() == head
     assert contents(attempt("a2")) == [own("a1", b"one")]

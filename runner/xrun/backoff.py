@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
+Errors = type[Exception] | tuple[type[Exception], ...]
+
 
 @dataclass(frozen=True)
 class Backoff:
@@ -32,9 +34,9 @@ class Backoff:
 
     def tries(
         self,
-        on: type[Exception] | tuple[type[Exception], ...],
+        on: Errors,
         *,
-        seconds: float | None = None,
+        end: float | None = None,
         times: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
@@ -43,11 +45,10 @@ class Backoff:
         """`for attempt in ...: with attempt:` tries the block again after each of these errors,
         until it does not raise.
 
-        The last error is raised when the next try would begin later than `seconds` after now,
-        after so many `times`, or if `sleep` returns True. `before` hears of each error before the
+        The last error is raised when the next try would begin after `end`, by this clock, after so
+        many `times`, or if `sleep` returns True. `before` hears of each error before the
         wait.
         """
-        end = None if seconds is None else clock() + seconds
         errors: list[BaseException] = []
 
         def wait(state: RetryCallState) -> float:

@@ -27,8 +27,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-COME_BACK = 75
-"""The exit code that asks whoever started the attempt to start it again."""
+EX_TEMPFAIL = 75
+"""The exit code that asks whoever started the attempt to start it again (sysexits.h)."""
 
 
 class XrunError(Exception):
@@ -110,7 +110,7 @@ class LaunchError(XrunError):
 class CloudUnavailable(LaunchError):
     """A cloud did not answer."""
 
-    exit_code = COME_BACK
+    exit_code = EX_TEMPFAIL
 
 
 class StoreError(XrunError):
@@ -126,7 +126,7 @@ class LeaseLost(StoreError):
 class StoreUnavailable(StoreError):
     """The store cannot be read now, so nobody can tell what it holds."""
 
-    exit_code = COME_BACK
+    exit_code = EX_TEMPFAIL
     kind = "outside"
 
 
@@ -157,13 +157,13 @@ class DataExhausted(TrainError):
 class ProcessesApart(XrunError):
     """The training processes do not meet, or what one says reaches another one changed."""
 
-    exit_code = COME_BACK
+    exit_code = EX_TEMPFAIL
 
 
 class OutOfMemory(XrunError):
     """A micro-batch does not fit into memory; computed in `split` parts it may."""
 
-    exit_code = COME_BACK
+    exit_code = EX_TEMPFAIL
 
     def __init__(self, message: str, split: int) -> None:
         super().__init__(message)
@@ -180,4 +180,4 @@ class StoppedOnPurpose(XrunError):
 class Stopped(BaseException):
     """Asked to stop; the state is committed. Control flow, so it is no `Exception`."""
 
-    exit_code = COME_BACK
+    exit_code = EX_TEMPFAIL

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from ..errors import COME_BACK, LaunchError
+from ..errors import EX_TEMPFAIL, LaunchError
 from ..machine.stop import PARENT
 from ..run.folder import RunFolder, write_plan
 from ..run.plan import Plan
@@ -49,7 +49,7 @@ class LocalCloud:
         with only_one(folder), self._signals():
             while True:
                 code = self._attempt(path)
-                if code != COME_BACK or self._asked:
+                if code != EX_TEMPFAIL or self._asked:
                     return code
 
     def _attempt(self, path: Path) -> int:
@@ -64,7 +64,7 @@ class LocalCloud:
         if code >= 0:
             return code
         self._crashes += 1
-        return COME_BACK if self._crashes < _CRASHES else 1
+        return EX_TEMPFAIL if self._crashes < _CRASHES else 1
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

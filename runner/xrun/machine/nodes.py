@@ -81,11 +81,15 @@ def nodes_of(environ: Mapping[str, str], processes: int = 1) -> Nodes:
     addresses = tuple(environ.get("SKYPILOT_NODE_IPS", "").split())
     if not addresses:
         return Nodes(processes=processes)
-    accelerators = int(float(environ.get("SKYPILOT_NUM_GPUS_PER_NODE") or 0))
     rank = int(environ.get("SKYPILOT_NODE_RANK") or 0)
     if len(addresses) == 1:
         addresses = Nodes.addresses
-    return Nodes(rank, addresses, accelerators or 1)
+    return Nodes(rank, addresses, accelerators_of(environ) or 1)
+
+
+def accelerators_of(environ: Mapping[str, str]) -> int:
+    """How many accelerators this node has, as far as SkyPilot says."""
+    return int(float(environ.get("SKYPILOT_NUM_GPUS_PER_NODE") or 0))
 
 
 def place_of(environ: Mapping[str, str]) -> Place:

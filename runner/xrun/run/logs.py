@@ -12,7 +12,6 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError
 from ..store.protocol import Store, StoredFile
@@ -21,36 +20,38 @@ LARGEST = 256 * 1024
 """Bytes: so much of the end of a process's log is kept."""
 ATTEMPTS = 50
 """The newest attempts' logs are kept."""
+Logs = Mapping[str, Mapping[str, StoredFile]]
+"""By attempt and rank."""
 
 
-def kept(store: Store, folder: Path, attempt: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry `logs` of the next record: by attempt and process what lies in `folder` now, put
-    into the store.
+def kept(store: Store, folder: Path, attempt: str, before: Logs) -> Logs:
+    """The logs of the next record: what lies in `folder` now is put into the store.
 
     Where the store takes none, those of before stay, and nothing else fails because of it.
     """
-    before: dict[str, dict[str, Any]] = dict(record.get("logs", {}))
     own = dict(before.get(attempt, {}))
     with contextlib.suppress(OSError, StoreError):
         for path in sorted(folder.glob("rank*.log")):
             rank = path.stem.removeprefix("rank")
-            if text := _end_of(path):  # with the id in quotes no other attempt writes the same file
-                title = (
-                    f"Attempt {json.dumps(attempt)}, process"
-                    f" {rank}{', the end' if len(text) == LARGEST else ''}:\n"
-                )
-                own[rank] = store.put([title.encode(), text], suffix=".log").to_json()
+            if text := _end_of(path):
+                own[rank] = store.put([_title(attempt, rank, text), text], suffix=".log")
     attempts = {**before, attempt: own} if own else before
-    return {"logs": {name: attempts[name] for name in sorted(attempts)[-ATTEMPTS:]}}
+    return {name: attempts[name] for name in sorted(attempts)[-ATTEMPTS:]}
 
 
-def read(store: Store, record: Mapping[str, Any], attempt: str, rank: int) -> str | None:
+def read(store: Store, logs: Logs, attempt: str, rank: int) -> str | None:
     """What a process of an attempt has printed, as far as the store has it; None if it has nothing.
 
     Raises `CheckpointCorrupt` and `StoreUnavailable`.
     """
-    found = record.get("logs", {}).get(attempt, {}).get(str(rank))
-    return store.fetch(StoredFile.from_json(found)).read_text(errors="replace") if found else None
+    found = logs.get(attempt, {}).get(str(rank))
+    return store.fetch(found).read_text(errors="replace") if found else None
+
+
+def _title(attempt: str, rank: str, text: bytes) -> bytes:
+    """The first line; with the id in quotes no other attempt writes the same file."""
+    end = ", the end" if len(text) == LARGEST else ""
+    return f"Attempt {json.dumps(attempt)}, process {rank}{end}:\n".encode()
 
 
 def _end_of(path: Path) -> bytes:

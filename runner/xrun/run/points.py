@@ -1,4 +1,5 @@
-"""The run's points in the store, so that a machine that has nothing gets its metrics.jsonl back.
+"""The log of a run's points: a line of JSON each, and in the store a copy of it in pieces, so that
+a machine that has nothing gets its metrics.jsonl back.
 
 The file goes along in pieces, each one a slice of it that ends with the points of a committed step.
 Every commit adds a piece; pieces that are not larger than twice what follows them are put together,
@@ -10,37 +11,66 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorrupt
-from ..store.protocol import Store, StoredFile
+from ..store.protocol import Store
+from .record import Piece
 
 log = logging.getLogger("xrun")
 
-Piece = Mapping[str, Any]
-"""A `StoredFile`'s JSON, and `last`: the step of its last point."""
+_TAIL_BYTES = 4096
 
 
-def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> list[Piece]:
+def parse(line: bytes) -> dict[str, Any] | None:
+    """One line's point; None for a torn one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        point = json.loads(line)
+    except ValueError:
+        return None
+    return point if isinstance(point, dict) and isinstance(point.get("step"), int) else None
+
+
+def read_points(path: Path) -> list[dict[str, Any]]:
+    """All whole points of a metrics.jsonl, in order."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [point for line in lines if (point := parse(line)) is not None]
+
+
+def last_point(path: Path) -> dict[str, Any]:
+    """The newest point of training, found without reading the whole file; empty if there is
+    none."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+        lines = file.read().splitlines(keepends=True)
+    points = (parse(line) for line in reversed(lines))
+    return next((point for point in points if point and "train/loss" in point), {})
+
+
+def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tuple[Piece, ...]:
     """The pieces with the points up to `step` that the file has gained since; what is new is put
     into the store.
 
     Raises `StoreError`.
     """
     before = list(pieces)
-    start = sum(piece["size"] for piece in before)
-    new = _lines_until(path, start, step)
+    start = sum(piece.file.size for piece in before)
+    new = b"".join(_lines_until(path, start, step))
     if not new:
-        return before
-    while before and before[-1]["size"] <= 2 * len(new):
-        start -= before.pop()["size"]
-        new = _lines_until(path, start, step)
-    return [*before, {**store.put([new], suffix=".jsonl").to_json(), "last": step}]
+        return tuple(before)
+    while before and before[-1].file.size <= 2 * len(new):
+        start -= before.pop().file.size
+        new = b"".join(_lines_until(path, start, step))
+    return (*before, Piece(store.put([new], suffix=".jsonl"), step))
 
 
-def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> list[Piece]:
+def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tuple[Piece, ...]:
     """Make the file as it was at `step`, followed by what this machine has logged after that;
     returns the pieces that hold on.
 
@@ -51,43 +81,36 @@ def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> lis
     text = b""
     for piece in pieces:
         try:
-            content = store.fetch(StoredFile.from_json(dict(piece))).read_bytes()
+            content = store.fetch(piece.file).read_bytes()
         except CheckpointCorrupt as error:
-            log.warning(
-                "Points after step %d are lost: %s", kept[-1]["last"] if kept else 0, error.message
-            )
+            last = kept[-1].last if kept else 0
+            log.warning("Points after step %d are lost: %s", last, error.message)
             break
-        if piece["last"] <= step:
-            kept.append(piece)
-            text += content
-        else:
-            text += b"".join(
-                line for line in content.splitlines(keepends=True) if _step(line) <= step
-            )
+        if piece.last > step:
+            lines = content.splitlines(keepends=True)
+            text += b"".join(line for line in lines if _step(line) <= step)
             break
+        kept.append(piece)
+        text += content
     own = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text + b"".join(line for line in own if _step(line) > step))
-    return kept
+    return tuple(kept)
 
 
-def _lines_until(path: Path, start: int, step: int) -> bytes:
+def _lines_until(path: Path, start: int, step: int) -> Iterator[bytes]:
     """The whole lines from byte `start` on whose points are not after `step`."""
     if not path.exists():
-        return b""
+        return
     with path.open("rb") as file:
         file.seek(start)
-        lines = []
         for line in file:
             if _step(line) > step:
-                break
-            lines.append(line)
-    return b"".join(lines)
+                return
+            yield line
 
 
 def _step(line: bytes) -> float:
     """A line's step; infinity for a torn one, which nobody keeps."""
-    try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    point = parse(line)
+    return float("inf") if point is None else int(point["step"])

@@ -1,22 +1,351 @@
-"""A run's record (the JSON that a store's head holds), read and extended: attempts, how they ended,
-progress."""
+"""A run's record: what the head of its store says, typed.
+
+Every older format is read, and keys that a newer xrun has added stay where they are. Rules about
+attempts (whether one made progress, may be followed by another, was preempted) stand here and
+nowhere else; what attempts cost is in `spending`.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..errors import StoppedOnPurpose
+from ..errors import EX_TEMPFAIL, StoppedOnPurpose
+from ..store.protocol import Head, StoredFile
+from .checkpoint import Checkpoint
 from .plan import Plan
 
+FORMAT = 2
 OWN_FAILURES = 3
 """So many attempts in a row that failed by themselves and committed nothing end the run."""
 OUTSIDE_ENDS = 20
 """The same for attempts that were ended from outside: real spot machines have runs of short
 lives."""
+_PEOPLE = ("SIGINT", "SIGHUP")
+"""Reasons of a stop that somebody at a terminal wanted."""
+Typed = TypeVar("Typed", bound="AttemptRecord | Finished")
+
+
+class AttemptEnd(StrEnum):
+    """How an attempt ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """Somebody or something asked it to, and its state was committed if there was time."""
+    OUTSIDE = "outside"
+    """Its machine, a process of it, or what it needs from outside was taken away."""
+    OWN = "own"
+    """It failed by itself."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> AttemptEnd:
+        """An end that only a newer xrun knows is no failure of the run."""
+        return cls.OUTSIDE
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One life of the container; what is not known is None. Times are seconds since 1970.
+
+    `from_step` is the newest step that was committed before, `resumed_step` the one that it went on
+    from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
+    `memory` names the kind of memory that a micro-batch had to fit into, in so many `parts`.
+    `last_save` is the seconds that its last save took. Where and at which price it ran:
+    `cluster` to `billed_from`. `committed` is the newest committed step when it `ended`, with which
+    exit `code`, how and why (`end`, `reason`).
+    """
+
+    id: str
+    started: float = 0.0
+    host: str = ""
+    processes: int = 1
+    nodes: int = 1
+    from_step: int = -1
+    resumed_step: int | None = None
+    steps_recomputed: int | None = None
+    seconds_lost: float | None = None
+    steps_per_epoch: int | None = None
+    memory: str | None = None
+    parts: int | None = None
+    last_save: float | None = None
+    cluster: str | None = None
+    cloud: str | None = None
+    region: str | None = None
+    zone: str | None = None
+    instance: str | None = None
+    accelerators: str | None = None
+    spot: bool | None = None
+    usd_per_hour: float | None = None
+    source: str | None = None
+    price_date: str | None = None
+    billed_from: float | None = None
+    committed: int | None = None
+    ended: float | None = None
+    code: int | None = None
+    end: AttemptEnd | None = None
+    reason: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def first_step(self) -> int:
+        """The step that it began at."""
+        return max(0, self.from_step if self.resumed_step is None else self.resumed_step)
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether it has committed a step that was not committed before."""
+        return self.committed is not None and self.committed > self.from_step
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether the same command goes on, or has nothing left to do: it ended with no refusal."""
+        return self.code in (None, 0, EX_TEMPFAIL)
+
+    @property
+    def was_preempted(self) -> bool:
+        """Whether a cloud has ended it, and no person and no mistake of its own."""
+        asked = self.end == AttemptEnd.STOPPED and self.code == EX_TEMPFAIL
+        return self.end == AttemptEnd.OUTSIDE or (asked and self.reason not in _PEOPLE)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the record has it; what is not known is left out."""
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> AttemptRecord:
+        """Read an attempt of any format."""
+        values = {_OLDER.get(name, name): each for name, each in value.items()}
+        if values.get("end") is not None:
+            values["end"] = AttemptEnd(values["end"])
+        return _from_json(cls, values)
+
+
+_WIRE = {"end": "kind"}
+"""Names that a record has had from the beginning for what is called otherwise here."""
+_OLDER = {"kind": "end", "split": "parts"}
+"""What keys of records are called here; `split` is format 1's."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run has come to: its last step, its metrics then, the final weights' SHA-256, and the
+    revision of the published model where there is one."""
+
+    step: int
+    steps_per_epoch: int | None = None
+    samples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    weights_sha256: str | None = None
+    data_revision: str | None = None
+    model_revision: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the record has it."""
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Finished:
+        """Read it from a record of any format."""
+        return _from_json(cls, value)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a rank, as it says itself or as its exit code tells.
+
+    `end` is OWN, OUTSIDE or STOPPED; `parts` is set where smaller parts of a micro-batch may fit;
+    `traceback` says that the rank's log has one. `code` is None where nobody knows it.
+    """
+
+    message: str
+    end: AttemptEnd = AttemptEnd.OWN
+    code: int | None = None
+    hint: str = ""
+    time: float = 0.0
+    traceback: bool = False
+    parts: int = 0
+    rank: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a rank writes it down, and as nodes tell each other."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Failure:
+        """Read what `to_json` wrote."""
+        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        return cls(**{**known, "end": AttemptEnd(value.get("end", AttemptEnd.OWN))})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the log of points in the store: the file, and the step of its last point."""
+
+    file: StoredFile
+    last: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As the record has it."""
+        return {**self.file.to_json(), "last": self.last}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Piece:
+        """Read it from a record."""
+        return cls(StoredFile.from_json(dict(value)), int(value["last"]))
+
+
+@dataclass(frozen=True)
+class NoProgress:
+    """The newest attempts in a row that committed no new step, newest first: those that failed by
+    themselves, and those that were ended from outside."""
+
+    own: tuple[AttemptRecord, ...]
+    outside: tuple[AttemptRecord, ...]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether they are so many that the next one would make none either."""
+        return len(self.own) >= OWN_FAILURES or len(self.outside) >= OUTSIDE_ENDS
+
+    def why(self, logs: Path) -> tuple[str, str]:
+        """The sentence that ends the run, and the way on."""
+        count = len(self.own) if len(self.own) >= OWN_FAILURES else len(self.outside)
+        reason = (self.own or self.outside)[0].reason or ""
+        return (
+            f"{count} attempts in a row committed no step; the last one: {reason}",
+            f"Mend the cause (logs: {logs}) and start the same command again.",
+        )
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that is committed of a run.
+
+    `checkpoints` are the kept ones by step, `rejected` the steps of damaged ones, `points` and
+    `logs` (by attempt and rank) what a store far away holds of the run's files, `recipe` the
+    resolved recipe.
+    """
+
+    digest: str = ""
+    rule: int = 1
+    attempts: tuple[AttemptRecord, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    rejected: tuple[int, ...] = ()
+    finished: Finished | None = None
+    points: tuple[Piece, ...] = ()
+    logs: Mapping[str, Mapping[str, StoredFile]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, head: Head | None) -> RunRecord:
+        """What a head says; without one, nothing is committed."""
+        return cls.from_json(head.record) if head else cls()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
+        """Read a record of any format."""
+        checkpoints = [Checkpoint.from_json(each) for each in value.get("checkpoints", ())]
+        finished = value.get("finished")
+        return cls(
+            digest=value.get("digest", ""),
+            rule=int(value.get("rule", 1)),
+            attempts=tuple(map(AttemptRecord.from_json, value.get("attempts", ()))),
+            checkpoints=tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.step)),
+            rejected=tuple(value.get("rejected", ())),
+            finished=Finished.from_json(finished) if finished else None,
+            points=tuple(map(Piece.from_json, value.get("points", ()))),
+            logs={
+                attempt: {rank: StoredFile.from_json(file) for rank, file in ranks.items()}
+                for attempt, ranks in value.get("logs", {}).items()
+            },
+            recipe=value.get("recipe"),
+            more={name: each for name, each in value.items() if name not in _RECORD_KEYS},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What is committed."""
+        told: dict[str, Any] = {
+            "format": FORMAT,
+            "digest": self.digest,
+            "rule": self.rule,
+            "attempts": [attempt.to_json() for attempt in self.attempts],
+            "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints],
+            "rejected": list(self.rejected),
+            "recipe": self.recipe,
+            "finished": self.finished.to_json() if self.finished else None,
+            "points": [piece.to_json() for piece in self.points] or None,
+            "logs": {
+                attempt: {rank: file.to_json() for rank, file in ranks.items()}
+                for attempt, ranks in self.logs.items()
+            }
+            or None,
+        }
+        return {**{name: each for name, each in told.items() if each is not None}, **self.more}
+
+    @cached_property
+    def newest(self) -> Checkpoint | None:
+        """The newest committed checkpoint."""
+        return self.checkpoints[-1] if self.checkpoints else None
+
+    @property
+    def newest_step(self) -> int:
+        """The newest step that was committed, rejected ones included; -1 if none ever was."""
+        return max([self.newest.step if self.newest else -1, *self.rejected])
+
+    @property
+    def no_progress(self) -> NoProgress:
+        """The newest attempts in a row that committed no new step."""
+        own: list[AttemptRecord] = []
+        outside: list[AttemptRecord] = []
+        for attempt in reversed(self.attempts):
+            if attempt.made_progress or attempt.code == StoppedOnPurpose.exit_code:
+                break
+            if attempt.end == AttemptEnd.OWN:
+                own.append(attempt)
+            elif attempt.end == AttemptEnd.OUTSIDE:
+                outside.append(attempt)
+        return NoProgress(tuple(own), tuple(outside))
+
+    def has_reached_the_end(self, plan: Plan) -> bool:
+        """Whether the run has finished the step that this plan asks for."""
+        finished = self.finished
+        return finished is not None and finished.step >= plan.last_step(finished.steps_per_epoch)
+
+    def begun(self, plan: Plan, attempt: AttemptRecord) -> RunRecord:
+        """The record with one more attempt; the one before that said nothing of its end was ended
+        from outside."""
+        before = self.attempts
+        if before and before[-1].ended is None:
+            lost = replace(
+                before[-1],
+                end=AttemptEnd.OUTSIDE,
+                reason="ended from outside",
+                committed=self.newest_step,
+            )
+            before = (*before[:-1], lost)
+        now = replace(attempt, from_step=self.newest_step)
+        return replace(
+            self,
+            digest=plan.digest,
+            rule=plan.rule,
+            recipe=plan.recipe,
+            attempts=(*before, now),
+        )
+
+    def with_last(self, **facts: Any) -> RunRecord:
+        """The record with more facts about its last attempt."""
+        return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **facts)))
+
+
+_RECORD_KEYS = {"format", *(each.name for each in fields(RunRecord) if each.name != "more")}
 
 
 def new_id(now: float) -> str:
@@ -25,64 +354,13 @@ def new_id(now: float) -> str:
     return f"{second}{int(now % 1 * 1000):03}-{uuid.uuid4().hex[:6]}"
 
 
-def steps_committed(record: Mapping[str, Any]) -> int:
-    """The newest step that a record names, rejected ones included; -1 if nothing was ever
-    committed."""
-    steps = [manifest["step"] for manifest in record.get("checkpoints", [])]
-    return max([*steps, *record.get("rejected", [])], default=-1)
+def _to_json(value: AttemptRecord | Finished) -> dict[str, Any]:
+    known = {name: each for name, each in vars(value).items() if name != "more"}
+    told = {_WIRE.get(name, name): each for name, each in known.items() if each is not None}
+    return {**told, **value.more}
 
 
-def without_progress(
-    attempts: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The newest attempts in a row that committed no new step: those that failed by themselves,
-    those ended from outside."""
-    own: list[dict[str, Any]] = []
-    outside: list[dict[str, Any]] = []
-    for attempt in reversed(attempts):
-        if (
-            attempt.get("committed", -1) > attempt["from_step"]
-            or attempt.get("code") == StoppedOnPurpose.exit_code
-        ):
-            break
-        if attempt.get("kind") in ("own", "outside"):
-            (own if attempt["kind"] == "own" else outside).append(attempt)
-    return own, outside
-
-
-def no_progress(
-    own: list[dict[str, Any]], outside: list[dict[str, Any]], logs: Path
-) -> tuple[str, str]:
-    """The sentence that ends a run without progress, and the way on."""
-    reasons = (own or outside)[0].get("reason", "")
-    count = len(own) if len(own) >= OWN_FAILURES else len(outside)
-    return (
-        f"{count} attempts in a row committed no step; the last one: {reasons}",
-        f"Mend the cause (logs: {logs}) and start the same command again.",
-    )
-
-
-def given_up(attempts: list[dict[str, Any]]) -> bool:
-    """Whether so many attempts in a row made no progress that the next one would not either."""
-    own, outside = without_progress(attempts)
-    return len(own) >= OWN_FAILURES or len(outside) >= OUTSIDE_ENDS
-
-
-def rule_of(record: Mapping[str, Any]) -> int:
-    """The number of the rule that made the run's digest; the first rule had none."""
-    return int(record.get("rule", 1))
-
-
-def leased(record: Mapping[str, Any], plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with one more attempt; the one before that said nothing of its end was ended from
-    outside."""
-    attempts = [dict(attempt) for attempt in record.get("attempts", [])]
-    if attempts and "ended" not in attempts[-1]:
-        attempts[-1] |= {
-            "kind": "outside",
-            "reason": "ended from outside",
-            "committed": steps_committed(record),
-        }
-    attempts.append({**entry, "from_step": steps_committed(record)})
-    begun = {"format": 1, "digest": plan.digest, "checkpoints": []}
-    return {**begun, **record, "rule": plan.rule, "attempts": attempts}
+def _from_json(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
+    names = {each.name for each in fields(kind)} - {"more"}
+    known = {name: values[name] for name in names if name in values}
+    return kind(**known, more={name: each for name, each in values.items() if name not in names})

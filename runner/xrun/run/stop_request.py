@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ..errors import XrunError
-from ..store.protocol import Store
-from .folder import open_store
+from ..store.protocol import StopRequests
 from .plan import Plan
+from .stores import open_store
 
 STOP_SECONDS = 300.0
 """How long an attempt may take to save and stop after it was asked: the store may not take the next
@@ -25,18 +25,17 @@ def listening(plan: Plan, attempt: str, stop: Callable[[], None]) -> Iterator[No
     """While this lasts, `stop` is called once somebody has asked this attempt to."""
     store = open_store(plan, attempt, create=False)  # of its own: a store belongs to one thread
     ended = threading.Event()
-    threading.Thread(
-        target=_listen, args=(store, stop, ended), name="xrun-stop-request", daemon=True
-    ).start()
+    arguments = store, stop, ended
+    threading.Thread(target=_listen, args=arguments, name="xrun-stop-request", daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _listen(store: Store, stop: Callable[[], None], ended: threading.Event) -> None:
+def _listen(requests: StopRequests, stop: Callable[[], None], ended: threading.Event) -> None:
     while not ended.wait(LOOK_SECONDS):
         with contextlib.suppress(XrunError):  # it is asked again
-            if store.asked_to_stop():
+            if requests.asked_to_stop():
                 stop()
                 return

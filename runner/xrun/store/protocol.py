@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Chunk = bytes | memoryview
 """A piece of a file: anything with the buffer protocol that is C-contiguous."""
@@ -105,14 +105,6 @@ class Store(Protocol):
         `StoreError`; then nothing is left behind.
         """
 
-    def duplicate(self, file: StoredFile) -> StoredFile:
-        """Return the file with a second physical copy, made from a verified one, if fewer than two
-        are there.
-
-        Raises what `fetch` and `put` raise. A store that keeps copies itself may return the file as
-        it is.
-        """
-
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         """Replace the head `parent` (None: there is none yet) by `record`, or raise `LeaseLost` and
         change nothing.
@@ -122,9 +114,6 @@ class Store(Protocol):
         that nobody can tell; then commit again with the same parent, and the store recognises its
         own commit if it was made after all.
         """
-
-    def commit_delay(self) -> float:
-        """Seconds until the store takes a commit at all; a commit before that waits."""
 
     def fetch(self, file: StoredFile) -> Path:
         """Return a local path whose content was verified just now; read it, never write to it.
@@ -137,28 +126,6 @@ class Store(Protocol):
         """Begin, in threads, with what `fetch` will do for these files: while torch is being
         imported, there is time."""
 
-    def publish(self, folder: Path, run: str, message: str) -> str:
-        """Put the finished model where people look for it, tagged with the run; returns the
-        revision.
-
-        "" where the folder itself is that place. The same content again changes nothing. Raises
-        `StoreError`.
-        """
-
-    def finish(self) -> None:
-        """The run is over: drop the history of its state. Raises `StoreError`; trying again is
-        harmless."""
-
-    def ask_to_stop(self) -> str:
-        """Ask the attempt that has the head to save and stop for good; returns its id, or "" if
-        there is no head.
-
-        No other attempt is meant, also none that follows. Raises `StoreError`.
-        """
-
-    def asked_to_stop(self) -> bool:
-        """Whether somebody has asked this attempt; says so once. Raises `StoreError`."""
-
     def sweep(self) -> None:
         """Delete what the head does not name, of this attempt and earlier ones; never call it
         between `put` and `commit`.
@@ -166,3 +133,51 @@ class Store(Protocol):
         Does nothing unless the head is this attempt's. After a failed save it frees what that save
         had written.
         """
+
+
+@runtime_checkable
+class Duplicating(Protocol):
+    """A store on disks of one's own, which has one copy of a file until it is asked for another."""
+
+    def duplicate(self, file: StoredFile) -> StoredFile:
+        """Return the file with a second physical copy, made from a verified one, if fewer than two
+        are there. Raises what `fetch` and `put` raise."""
+
+
+@runtime_checkable
+class RateLimited(Protocol):
+    """A store that takes a commit only now and then."""
+
+    def commit_delay(self) -> float:
+        """Seconds until it takes a commit at all; a commit before that waits."""
+
+
+@runtime_checkable
+class Publisher(Protocol):
+    """Where others see a run: the place for its finished model, beside the state."""
+
+    def publish(self, folder: Path, run: str, message: str) -> str:
+        """Put the finished model where people look for it, tagged with the run; returns the
+        revision. The same content again changes nothing. Raises `StoreError`."""
+
+    def drop_history(self) -> None:
+        """The run is over: drop the history of its state. Raises `StoreError`; trying again is
+        harmless."""
+
+
+class StopRequests(Protocol):
+    """How somebody elsewhere asks an attempt to save and to stop for good."""
+
+    def ask_to_stop(self) -> str:
+        """Ask the attempt that has the head; returns its id, or "" if there is no head.
+
+        No other attempt is meant, also none that follows. Raises `StoreError`.
+        """
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody has asked this attempt; says so once. Raises `StoreError`."""
+
+
+def commit_delay(store: Store) -> float:
+    """Seconds until a store takes a commit."""
+    return store.commit_delay() if isinstance(store, RateLimited) else 0.0

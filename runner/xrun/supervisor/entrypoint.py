@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import COME_BACK, LaunchError, LeaseLost, StoppedOnPurpose, StoreError, XrunError
+from ..errors import EX_TEMPFAIL, LaunchError, LeaseLost, StoppedOnPurpose, StoreError, XrunError
 from ..machine.nodes import Nodes, meeting_port, nodes_of
 from ..machine.stop import StopFlag, end_with_parent
 from ..run import logs as attempt_logs
@@ -89,7 +89,7 @@ class Attempt(Node):
 
     def _live(self) -> int:
         """Lead; then the other nodes end with the same code."""
-        code = COME_BACK
+        code = EX_TEMPFAIL
         try:
             self._warm_up(self.id)
             code = self._lead()
@@ -173,7 +173,7 @@ class Attempt(Node):
                 self.progress.say,
                 lambda: self._give_up("stopped in Weights & Biases"),
             )
-        code = COME_BACK
+        code = EX_TEMPFAIL
         try:
             with listening(
                 self.plan, self.id, lambda: self._give_up("stopped by xrun cancel --save")
@@ -204,7 +204,7 @@ class Attempt(Node):
         """
         if missing := self.peers.gather(self._asked_to_stop):
             minutes = f"{MEETING_SECONDS / 60:.0f} minutes"
-            return COME_BACK, {
+            return EX_TEMPFAIL, {
                 "kind": "outside",
                 "message": f"Not here after {minutes}: {', '.join(missing)}.",
             }
@@ -264,7 +264,7 @@ class Attempt(Node):
     def _hear(self, message: Message, ranks: Ranks | None) -> None:
         if message["kind"] == "lost" and message["node"] not in self._reports:
             message |= {
-                "code": COME_BACK,
+                "code": EX_TEMPFAIL,
                 "failure": {"kind": "outside", "message": f"{self._name(message)} is gone."},
             }
         if message["kind"] in ("lost", "ended"):
@@ -279,7 +279,7 @@ class Attempt(Node):
     def _all_reports(self) -> list[Message]:
         """How the ranks of the other nodes have ended."""
         silent = {
-            "code": COME_BACK,
+            "code": EX_TEMPFAIL,
             "failure": {
                 "kind": "outside",
                 "message": "Another node did not say how its ranks ended.",
@@ -289,7 +289,7 @@ class Attempt(Node):
 
     def _end(self, code: int, failure: dict[str, Any]) -> int:
         """Record how the attempt ended; returns the exit code."""
-        if code == COME_BACK and self.purpose:
+        if code == EX_TEMPFAIL and self.purpose:
             code = StoppedOnPurpose.exit_code
         why = ""
         try:
@@ -310,7 +310,7 @@ class Attempt(Node):
     def _record_end(self, head: Head, code: int, failure: dict[str, Any]) -> tuple[int, str]:
         """Commit the end; the code, which is another one after too many attempts without progress,
         and then why."""
-        stopped = bool(self.stop) and code in (COME_BACK, StoppedOnPurpose.exit_code)
+        stopped = bool(self.stop) and code in (EX_TEMPFAIL, StoppedOnPurpose.exit_code)
         kind = "finished" if code == 0 else "stopped" if stopped else failure.get("kind", "own")
         attempts = [dict(attempt) for attempt in head.record["attempts"]]
         attempts[-1] |= {
@@ -321,7 +321,7 @@ class Attempt(Node):
             "reason": self.stop.reason if stopped else failure.get("message", ""),
         }
         ends, why = without_progress(attempts), ""
-        if code == COME_BACK and not stopped and given_up(attempts):
+        if code == EX_TEMPFAIL and not stopped and given_up(attempts):
             attempts[-1]["code"] = code = StoppedOnPurpose.exit_code
             why = " ".join(no_progress(*ends, self.folder.path / "logs"))
         if not stopped or self.store.commit_delay() < self.stop.seconds_left():
@@ -358,7 +358,7 @@ def gravest_of(reports: list[Message]) -> tuple[int, dict[str, Any]]:
     code = gravest([report["code"] for report in reports])
 
     def rank(failure: dict[str, Any]) -> int:
-        known = failure.get("split") or (code != COME_BACK and failure.get("code") == code)
+        known = failure.get("split") or (code != EX_TEMPFAIL and failure.get("code") == code)
         return (
             0 if known else 1 if failure["kind"] != "outside" else 2 if "code" not in failure else 3
         )

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..errors import COME_BACK
+from ..errors import EX_TEMPFAIL
 from ..machine.nodes import Nodes, meeting_port, place_of
 from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.folder import RunFolder
@@ -162,7 +162,7 @@ class FollowingNode(Node):
     def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
         super().__init__(plan, stop, nodes)
         self.peers = Follower(nodes, plan.run, meeting_port(plan.run, os.environ))
-        self._code = COME_BACK
+        self._code = EX_TEMPFAIL
         self._waiting: list[Message] = []
 
     def _live(self) -> int:
@@ -203,7 +203,7 @@ class FollowingNode(Node):
         if message["kind"] in ("start", "end", "lost"):
             self._waiting.append(message)
         if message["kind"] == "lost":
-            message = {**message, "code": COME_BACK}
+            message = {**message, "code": EX_TEMPFAIL}
         super()._hear(message, ranks)
 
     def _train(self, start: Message) -> None:

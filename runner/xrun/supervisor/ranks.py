@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import COME_BACK
+from ..errors import EX_TEMPFAIL
 from ..machine.heartbeat import HEARTBEAT, Limits, Watch
 from ..machine.nodes import Nodes
 from ..machine.stop import NOBODY_ASKED, PARENT, TOLD, StopFlag
@@ -111,7 +111,7 @@ class Ranks:
         }
         code = gravest(list(codes.values()))
         if self.hung:
-            return COME_BACK, {"code": COME_BACK, "kind": "own", "message": self.hung}
+            return EX_TEMPFAIL, {"code": EX_TEMPFAIL, "kind": "own", "message": self.hung}
         return code, {} if code == 0 else read_failure(self.logs, codes)
 
     def _pass_on(self) -> None:
@@ -159,7 +159,7 @@ def gravest(codes: list[int]) -> int:
     """One exit code for all ranks: a known refusal before "come back", that before 0; 1 and signals
     count as "come back"."""
     known = [code for code in codes if 2 <= code <= 7]
-    return known[0] if known else COME_BACK if any(codes) else 0
+    return known[0] if known else EX_TEMPFAIL if any(codes) else 0
 
 
 def read_failure(logs: Path, ranks: Mapping[int, int]) -> dict[str, Any]:
@@ -181,7 +181,9 @@ def read_failure(logs: Path, ranks: Mapping[int, int]) -> dict[str, Any]:
     if known or (written and not killed):
         return (known or sorted(written, key=lambda failure: failure["time"]))[0]
     kind = "outside" if killed else "own"
-    asked = all(code in (0, COME_BACK) for code in codes)  # they stopped because they were told to
+    asked = all(
+        code in (0, EX_TEMPFAIL) for code in codes
+    )  # they stopped because they were told to
     return (
         {}
         if asked

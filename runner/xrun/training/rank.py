@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import COME_BACK, OutOfMemory, Stopped, XrunError
+from ..errors import EX_TEMPFAIL, OutOfMemory, Stopped, XrunError
 from ..machine.stop import TOLD, StopFlag, end_with_parent
 from ..run.folder import RunFolder, open_store, restore_soon
 from ..run.plan import Plan
@@ -61,7 +61,7 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     try:
         train(plan, attempt, stop, store)
     except Stopped:
-        return COME_BACK
+        return EX_TEMPFAIL
     except XrunError as error:
         return _leave(plan, attempt, error, error.message, error.hint, error.exit_code)
     except Exception as error:

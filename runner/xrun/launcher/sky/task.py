@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ...errors import COME_BACK, LaunchError
+from ...errors import EX_TEMPFAIL, LaunchError
 from ...recipe.schema import Candidate
 from ...run.plan import Plan
 from ..bundle import there
@@ -25,7 +25,7 @@ from ..secrets import secret_names
 RECOVERY = {
     "strategy": "EAGER_NEXT_REGION",
     "max_restarts_on_errors": 0,
-    "recover_on_exit_codes": [COME_BACK, 143, 137],
+    "recover_on_exit_codes": [EX_TEMPFAIL, 143, 137],
 }
 """143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives
 as the other's 143."""

@@ -1,6 +1,6 @@
 """A store in a folder on any filesystem with hard links and rename.
 
-    commits/00000012.json       see `commits.py`
+    commits/00000012.json       see `commits`
     objects/<attempt>/<hash>    a file as that attempt wrote it; its own second copy ends in "-2"
     quarantine/                 copies that did not have the bytes that were committed
 
@@ -78,7 +78,7 @@ class DirectoryStore:
         return self._write_object(chunks)
 
     def duplicate(self, file: StoredFile) -> StoredFile:
-        """See `Store.duplicate`; a copy counts if it is there with its size, and the one copied
+        """See `Duplicating`; a copy counts if it is there with its size, and the one copied
         from is verified."""
         if sum(self._has(copy, file.size) for copy in file.copies) >= 2:
             return file
@@ -102,10 +102,6 @@ class DirectoryStore:
         if newest != highest + 1:  # ours was an old number that a successor's sweep had freed
             raise self._lost(self.head())
         return head_of(line)
-
-    def commit_delay(self) -> float:
-        """See `Store.commit_delay`."""
-        return 0.0
 
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; every call reads and hashes the whole file, whatever an earlier call
@@ -136,16 +132,8 @@ class DirectoryStore:
                 self._hashing[copy] = thread.submit(hash_file, self.root / copy, file.hash)
         thread.shutdown(wait=False)
 
-    def publish(self, folder: Path, run: str, message: str) -> str:
-        """See `Store.publish`; the folder is where the run's files are."""
-        return ""
-
-    def finish(self) -> None:
-        """See `Store.finish`; commits are few and small, and the newest ones stand by for a damaged
-        head."""
-
     def ask_to_stop(self) -> str:
-        """See `Store.ask_to_stop`; the wish is an empty file with the attempt's name."""
+        """See `StopRequests`; the wish is an empty file with the attempt's name."""
         head = self.head()
         if head is not None:
             with writing(self.root):
@@ -153,7 +141,7 @@ class DirectoryStore:
         return head.attempt if head else ""
 
     def asked_to_stop(self) -> bool:
-        """See `Store.asked_to_stop`."""
+        """See `StopRequests`."""
         wish = self.root / f"stop-{self.attempt}"
         asked = wish.exists()
         remove(wish)

@@ -12,8 +12,9 @@ import contextlib
 import functools
 import hashlib
 import os
-import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +44,9 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 from huggingface_hub.utils._http import default_client_factory
+from tenacity import Retrying
 
+from ...backoff import Backoff, Errors
 from ...errors import LaunchError, StoreError, StoreUnavailable
 from ..durable import FULL
 
@@ -52,7 +55,7 @@ Operation = CommitOperationAdd | CommitOperationDelete
 
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as broken."""
-LONGEST_PAUSE = 60.0
+BACKOFF = Backoff(first=0.25, longest=60.0, spread=1.0)
 
 
 class MissingError(Exception):
@@ -77,30 +80,32 @@ class NoAnswerError(StoreUnavailable):
         self.pause, self.refused = pause, refused
 
 
+@dataclass(frozen=True)
 class Patience:
-    """The waits between the tries of one piece of work; `sleep` may return True for "give up
+    """For how long what the Hub does not do is tried again; `sleep` may return True for "give up
     now"."""
 
-    def __init__(
-        self, seconds: float, clock: Callable[[], float], sleep: Callable[[float], object]
-    ) -> None:
-        self.end, self.clock, self.sleep = clock() + seconds, clock, sleep
-        self.tries = 0
+    seconds: float
+    clock: Callable[[], float]
+    sleep: Callable[[float], object]
 
-    def wait(self, error: NoAnswerError) -> None:
-        """Wait before the next try, or raise `error` because there is none."""
-        backoff = min(LONGEST_PAUSE, 0.25 * 2.0**self.tries) * random.uniform(1, 2)
-        pause = max(error.pause, backoff)
-        self.tries += 1
-        if self.clock() + pause > self.end or self.sleep(pause):
-            raise error
+    def end(self) -> float:
+        """When a piece of work that begins now is given up."""
+        return self.clock() + self.seconds
+
+    def tries(
+        self, end: float | None = None, on: Errors = NoAnswerError, times: int | None = None
+    ) -> Retrying:
+        """Tries until `end`, by default that of work that begins now, and at most so many."""
+        until = self.end() if end is None else end
+        return BACKOFF.tries(on, end=until, times=times, clock=self.clock, sleep=self.sleep)
 
 
 class HubApi:
     """One repository `name` ("owner/name") of models on the Hub, and the bucket of the same
     name."""
 
-    def __init__(self, name: str, token: str | None, patience: Callable[[], Patience]) -> None:
+    def __init__(self, name: str, token: str | None, patience: Patience) -> None:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
@@ -317,12 +322,7 @@ class HubApi:
     # Errors
 
     def _call(self, what: str, call: Callable[[], Result]) -> Result:
-        patience = self.patience()
-        while True:
-            try:
-                return self._once(what, call)
-            except NoAnswerError as error:
-                patience.wait(error)
+        return self.patience.tries()(self._once, what, call)
 
     def _once(self, what: str, call: Callable[[], Result]) -> Result:
         with self._translated(what):
@@ -443,9 +443,14 @@ def _limit_waiting(request: Any) -> None:
 def _library_errors() -> tuple[type[Exception], ...]:
     """HTTP errors of whichever httpx the library uses, broken JSON (ValueError, KeyError), and what
     hf_xet raises."""
-    http_error = HfHubHTTPError.__mro__[1]
-    assert issubclass(http_error, Exception)
-    return (http_error, OSError, RuntimeError, ValueError, KeyError)
+    return (*http_errors(), OSError, RuntimeError, ValueError, KeyError)
+
+
+def http_errors() -> tuple[type[Exception], ...]:
+    """What the HTTP library raises: huggingface_hub 2 has imported httpx2, the versions before
+    httpx."""
+    loaded = (sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules)
+    return tuple(library.HTTPError for library in loaded)
 
 
 def _answer(error: BaseException | None) -> HfHubHTTPError | None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,8 @@ from blake3 import blake3
 from ...errors import CheckpointCorrupt, StoreError
 from ..directory.commits import head_of, line_of
 from ..protocol import Head
-from .api import ConflictError, HubApi, MissingError, NoAnswerError, Operation, Patience, small
+from .api import ConflictError, HubApi, MissingError, NoAnswerError, Operation, small
+from .rate_limiter import RateLimiter
 
 BRANCH = "state"
 HEAD = "head.json"
@@ -61,57 +61,11 @@ class TakenError(Exception):
         self.head = head
 
 
-class Pace:
-    """At most one commit per `spacing` seconds and `hourly` an hour, over all attempts of the run
-    and their machines."""
-
-    def __init__(
-        self,
-        spacing: float,
-        hourly: int,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
-        self.spacing, self.hourly, self.clock, self.sleep = spacing, max(1, hourly), clock, sleep
-        self._times: set[float] = set()
-
-    def learn(self, times: Sequence[float]) -> None:
-        """Others have committed at these times; a clock that is ahead of ours does not make us wait
-        longer."""
-        self._times |= {min(time, self.clock()) for time in times}
-
-    def note(self) -> None:
-        """A commit was made, or may have been."""
-        self._times.add(self.clock())
-
-    def recent(self) -> tuple[float, ...]:
-        """The times that still count, oldest first."""
-        hour_ago = self.clock() - 3600
-        self._times = {time for time in self._times if time > hour_ago}
-        return tuple(sorted(self._times))[-self.hourly :]
-
-    def delay(self) -> float:
-        """Seconds until the next commit."""
-        times, now = self.recent(), self.clock()
-        after_last = times[-1] + self.spacing - now if times else 0.0
-        after_hour = times[0] + 3600 - now if len(times) >= self.hourly else 0.0
-        return max(0.0, after_last, after_hour)
-
-    def wait(self) -> None:
-        """Wait until the next commit may be made; raises `StoreError` if the sleep gives up."""
-        while (delay := self.delay()) > 0:
-            if self.sleep(delay):
-                raise StoreError(
-                    f"Not committed: the Hub takes the next commit in {delay:.0f} s, which is too"
-                    " late."
-                )
-
-
 class StateBranch:
     """The branch `state`, read and advanced for one run."""
 
-    def __init__(self, api: HubApi, run: str, pace: Pace) -> None:
-        self.api, self.run, self.pace = api, run, pace
+    def __init__(self, api: HubApi, run: str, limiter: RateLimiter) -> None:
+        self.api, self.run, self.limiter = api, run, limiter
         self.damaged: list[str] = []
         self.sent: set[str] = set()
         """Ids of own commits that may have landed, since the last one that certainly has."""
@@ -120,13 +74,14 @@ class StateBranch:
     def look(self) -> Tip:
         """Read the branch, made where it is not there; no head in it is certain. Raises what
         `Store.head` raises."""
-        patience = self.api.patience()
-        while True:
-            try:
-                tip = self._read(self._commit())
-                return tip if tip.head else self._proven(tip)
-            except (ConflictError, NoAnswerError) as error:
-                patience.wait(self._unsure(error))
+        return self.api.patience.tries()(self._look)
+
+    def _look(self) -> Tip:
+        try:
+            tip = self._read(self._commit())
+            return tip if tip.head else self._proven(tip)
+        except ConflictError as error:
+            raise self._unsure(error) from error
 
     def look_if_there(self) -> Tip | None:
         """Read the branch and make nothing; None if there is no repository, no branch, or no
@@ -150,21 +105,24 @@ class StateBranch:
             StoreUnavailable: nobody can tell; the commit may land later.
             StoreError: nothing was committed.
         """
-        self.pace.wait()
-        patience, text = self.api.patience(), line(tip)
-        while True:
-            try:
-                return self._send(tip, text, changes(tip))
-            except (ConflictError, NoAnswerError) as error:
-                failure = self._unsure(error)
-            if not failure.refused:
-                now = self.look_again(patience)
+        self.limiter.wait()
+        text, end = line(tip), self.api.patience.end()
+        for attempt in self.api.patience.tries(end):
+            with attempt:
+                try:
+                    return self._send(tip, text, changes(tip))
+                except (ConflictError, NoAnswerError) as error:
+                    failure = self._unsure(error)
+                if failure.refused:
+                    raise failure
+                now = self.look_again(end)
                 if now.id == head_of(text).id:
                     return self._landed(now)
                 if now.id != tip.id and now.id not in self.sent:
                     raise TakenError(now.head)
                 text, tip = (text if now.id == tip.id else line(now)), now
-            patience.wait(failure)
+                raise failure
+        raise AssertionError("the last try returns or raises")
 
     def _send(self, tip: Tip, text: bytes, changes: list[Operation]) -> Tip:
         head = head_of(text)
@@ -174,7 +132,7 @@ class StateBranch:
         )
         operations = [*changes, small(HEAD, text + b"\n")]
         self.sent.add(head.id)
-        self.pace.note()
+        self.limiter.note()
         try:
             commit = self.api.commit(BRANCH, operations, title, who, tip.commit)
         except MissingError as error:
@@ -187,19 +145,19 @@ class StateBranch:
         self.sent.clear()
         return tip
 
-    def look_again(self, patience: Patience | None = None) -> Tip:
-        """Read the branch in the middle of a run: nothing is made, and that it is gone is not
-        believed at once."""
-        patience = patience or self.api.patience()
-        while True:
-            try:
-                commit = self.api.branches().get(BRANCH)
-                if commit is not None:
-                    return self._read(commit)
-                failure = NoAnswerError(f"The branch {BRANCH} at {self.api.where} is gone.")
-            except (MissingError, ConflictError) as error:
-                failure = self._unsure(error)
-            patience.wait(failure)
+    def look_again(self, end: float | None = None) -> Tip:
+        """Read the branch in the middle of a run, until `end`: nothing is made, and that it is gone
+        is not believed at once."""
+        return self.api.patience.tries(end)(self._look_again)
+
+    def _look_again(self) -> Tip:
+        try:
+            commit = self.api.branches().get(BRANCH)
+            if commit is not None:
+                return self._read(commit)
+        except (MissingError, ConflictError) as error:
+            raise self._unsure(error) from error
+        raise NoAnswerError(f"The branch {BRANCH} at {self.api.where} is gone.")
 
     def _unsure(self, error: Exception) -> NoAnswerError:
         if isinstance(error, NoAnswerError):
@@ -235,17 +193,19 @@ class StateBranch:
         try:
             self.api.create()
         except ConflictError as error:
-            patience = self.api.patience()
-            for _ in range(4):
-                try:
-                    self.api.branches()
-                    return
-                except MissingError:
-                    patience.wait(NoAnswerError(str(error)))
-            raise StoreError(
-                f"The repository {self.api.name} exists, and this token cannot see it.",
-                "Use a token of its owner, or another place: -s checkpoint.store=hub.",
-            ) from error
+            if not self._can_be_seen():
+                raise StoreError(
+                    f"The repository {self.api.name} exists, and this token cannot see it.",
+                    "Use a token of its owner, or another place: -s checkpoint.store=hub.",
+                ) from error
+
+    def _can_be_seen(self) -> bool:
+        """Whether a repository that exists is there for this token; a new one may take a moment."""
+        try:
+            self.api.patience.tries(on=MissingError, times=5)(self.api.branches)
+        except MissingError:
+            return False
+        return True
 
     def _read(self, commit: str) -> Tip:
         """The head at a commit of the branch, or the newest valid one before it."""
@@ -292,7 +252,7 @@ class StateBranch:
                 f"{self.api.where} belongs to run {head.run}, not to {self.run}.",
                 "Use another repository.",
             )
-        self.pace.learn(value["recent"])
+        self.limiter.learn(value["recent"])
         return Tip(tip, head, found_in, head.number)
 
     def _titles(self, commit: str) -> list[tuple[str, str]]:
@@ -312,7 +272,7 @@ class StateBranch:
         what was read succeeds."""
         if not self._made_here:
             claim = json.dumps({"run": self.run, "claim": uuid.uuid4().hex}).encode()
-            self.pace.note()
+            self.limiter.note()
             commit = self.api.commit(
                 BRANCH, [small(CLAIM, claim)], f"Claim for {self.run}", "", tip.commit
             )

@@ -1,26 +1,24 @@
 """A store on the Hugging Face Hub: `hub://owner/name`, or `hub-bucket://owner/name` with the bulk
 in a bucket.
 
-    branch state   head.json                           what is committed now, see `hub_branch.py`
-                   objects/<attempt>/<sha256>.safetensors   the files it names, see `hub_objects.py`
+    branch state   head.json                                what is committed now: `branch`
+                   objects/<attempt>/<sha256>.safetensors   the files it names: `objects`
     branch main    the finished model, tagged with the run
 
 A commit is one commit of the branch: the head, the files that it names for the first time, and the
-deletion of those it drops. Everything that was sent or fetched also lies in the folder `cache`
-under the same places, where a restart on the same machine finds it; nothing depends on it, and what
-it holds is verified before it is used.
+deletion of those it drops. Everything that was sent or fetched also lies in a folder of this
+machine, under the same places (`cache`), where a restart finds it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,15 +26,17 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, XrunError
-from ..durable import Hashed, hash_file, make_folder, remove, write_file, writing
+from ..address import Address, NoAddressError
+from ..durable import Hashed
 from ..protocol import Chunk, Head, StoredFile
 from .api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
-from .branch import BRANCH, Pace, StateBranch, TakenError, Tip, checked_line
+from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line
+from .cache import Cache
 from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
+from .rate_limiter import RateLimiter
 
 log = logging.getLogger("xrun")
 
-ADDRESS = re.compile(r"(hub|hub-bucket)://([^/\s]+/[^/\s]+)")
 WISH = "stop-"
 """What the name of a branch begins with that asks the attempt in the rest of it to stop."""
 READERS_PATIENCE = 10.0
@@ -46,8 +46,8 @@ DOWNLOADS = 4
 
 
 class HubStore:
-    """The `Store` of one attempt of one run at `address`; `cache` is a folder of the run on this
-    machine.
+    """The `Store` of one attempt of one run at `address`, and its `RateLimited`, `Publisher` and
+    `StopRequests`; `cache` is a folder of the run on this machine.
 
     Whoever only wants to read may give "" as the run: then any run's head is right.
 
@@ -58,7 +58,7 @@ class HubStore:
 
     def __init__(
         self,
-        address: str,
+        address: str | Address,
         run: str,
         attempt: str,
         owner: str,
@@ -72,32 +72,26 @@ class HubStore:
         hourly: float = 100,
         patience: float = 300.0,
     ) -> None:
-        match = ADDRESS.fullmatch(address)
-        if match is None:
-            raise StoreError(
-                f"{address!r} is no place on the Hub.",
-                "Write hub://owner/name or hub-bucket://owner/name.",
-            )
+        address = _on_the_hub(address)
         if not re.fullmatch(NAME, attempt) or attempt == SHARED:
-            raise StoreError(
-                f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
-            )
+            what = f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
+            raise StoreError(what)
         self.run, self.attempt, self.owner, self.cache = run, attempt, owner, Path(cache)
         self._clock, self._create, self._spacing = clock, create, spacing
         sleep = sleep or threading.Event().wait
         patience = patience if create else min(patience, READERS_PATIENCE)
-        self._api = HubApi(match[2], token, lambda: Patience(patience, clock, sleep))
-        self._pace = Pace(spacing, int(hourly), clock, sleep)
-        self._branch = StateBranch(self._api, run, self._pace)
+        self._api = HubApi(address.name, token, Patience(patience, clock, sleep))
+        self._limiter = RateLimiter(spacing, int(hourly), clock, sleep)
+        self._branch = StateBranch(self._api, run, self._limiter)
         self._objects: Objects = (
             RepositoryObjects(self._api, attempt, clock)
-            if match[1] == "hub"
+            if address.kind == "hub"
             else BucketObjects(self._api, run, attempt)
         )
+        self._kept_here = Cache(self.cache, attempt)
         self._tip: Tip | None = None
         self._looked = self._warned = 0.0
         self._commits_here = False
-        self._put: set[str] = set()
         self._fetching: dict[str, Future[Path]] = {}
 
     @property
@@ -115,24 +109,9 @@ class HubStore:
         """See `Store.put`; by way of a file in the cache, so that memory stays flat; what the head
         names is not sent again."""
         self._look_now_and_then()
-        spool = self.cache / f".{self.attempt}.{uuid.uuid4().hex}"
-        with writing(self.cache):
-            make_folder(self.cache)
-        hashed = write_file(spool, chunks)
-        try:
-            file = self._again(hashed) or StoredFile(
-                hashed.hex, hashed.size, (self._objects.upload(spool, hashed, suffix),)
-            )
-            self._put |= set(file.copies)
-            with writing(self.cache):
-                make_folder((self.cache / file.copies[0]).parent)
-                spool.replace(self.cache / file.copies[0])
-        finally:
-            remove(spool)
-        return file
-
-    def duplicate(self, file: StoredFile) -> StoredFile:
-        """See `Store.duplicate`; the Hub keeps copies of its own."""
+        with self._kept_here.spooled(chunks) as (spool, hashed):
+            file = self._again(hashed) or self._sent(spool, hashed, suffix)
+            self._kept_here.keep(spool, file)
         return file
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
@@ -155,8 +134,8 @@ class HubStore:
         return tip.head
 
     def commit_delay(self) -> float:
-        """See `Store.commit_delay`."""
-        return self._pace.delay()
+        """See `RateLimited`."""
+        return self._limiter.delay()
 
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; what the cache has wrong is downloaded again."""
@@ -178,64 +157,6 @@ class HubStore:
                 self._fetching[place] = threads.submit(self._fetched, file, place)
         threads.shutdown(wait=False)
 
-    def publish(self, folder: Path, run: str, message: str) -> str:
-        """See `Store.publish`; one commit of these files on `main`, whatever else lies there."""
-        self._pace.wait()
-        mark, patience = (
-            f"Published by attempt {self.attempt}, {uuid.uuid4().hex}",
-            self._api.patience(),
-        )
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        additions = [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
-        self._api.upload_all(additions, "main")
-        while True:
-            self._pace.note()
-            try:
-                revision = self._api.commit(
-                    "main", additions, message, mark, self._api.branches()["main"]
-                )
-                break
-            except (ConflictError, NoAnswerError) as error:
-                failure = error if isinstance(error, NoAnswerError) else NoAnswerError(str(error))
-            landed = [commit for commit, title in self._api.titles("main") if mark in title]
-            if landed:
-                revision = landed[0]
-                break
-            patience.wait(failure)
-        self._api.tag(run, revision)
-        return revision
-
-    def finish(self) -> None:
-        """See `Store.finish`; squashes `state`, which takes no parent and would make a living run's
-        next commit fail once.
-
-        It is no commit, and nothing follows it, so nobody pays for a machine that waits for it.
-        """
-        head = self.head()
-        if head is None or head.attempt != self.attempt:
-            return
-        self._api.squash(BRANCH, f"Commit {head.number} of {self.run}")
-        self._tip = None
-
-    def ask_to_stop(self) -> str:
-        """See `Store.ask_to_stop`; the wish is a branch with the attempt's name, which takes no
-        commit."""
-        head = self.head()
-        if head is not None:
-            with contextlib.suppress(ConflictError):  # asked before
-                self._api.create_branch(f"{WISH}{head.attempt}")
-        return head.attempt if head else ""
-
-    def asked_to_stop(self) -> bool:
-        """See `Store.asked_to_stop`; wishes that came too late for an earlier attempt are removed
-        too."""
-        wishes = [branch for branch in self._api.branches() if branch.startswith(WISH)]
-        for wish in wishes:
-            if wish <= f"{WISH}{self.attempt}":
-                with contextlib.suppress(XrunError):  # it has been heard, which is what counts
-                    self._api.delete_branch(wish)
-        return f"{WISH}{self.attempt}" in wishes
-
     def sweep(self) -> None:
         """See `Store.sweep`; on the Hub and in the cache. What cannot be deleted now can be later,
         and is no reason to fail."""
@@ -249,6 +170,61 @@ class HubStore:
             if self._clock() - self._warned > 3600:
                 log.warning("Old state could not be deleted: %s Trying again later.", error)
                 self._warned = self._clock()
+
+    # What others see, and what others ask
+
+    def publish(self, folder: Path, run: str, message: str) -> str:
+        """See `Publisher`; one commit of these files on `main`, whatever else lies there."""
+        self._limiter.wait()
+        mark = f"Published by attempt {self.attempt}, {uuid.uuid4().hex}"
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        additions = [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
+        self._api.upload_all(additions, "main")
+        revision: str = self._api.patience.tries()(self._publish_once, additions, message, mark)
+        self._api.tag(run, revision)
+        return revision
+
+    def _publish_once(self, additions: Sequence[CommitOperationAdd], title: str, mark: str) -> str:
+        """One commit on `main`, or the one that landed although its answer was lost."""
+        self._limiter.note()
+        try:
+            return self._api.commit("main", additions, title, mark, self._api.branches()["main"])
+        except (ConflictError, NoAnswerError) as error:
+            failure = error if isinstance(error, NoAnswerError) else NoAnswerError(str(error))
+        landed = [commit for commit, said in self._api.titles("main") if mark in said]
+        if not landed:
+            raise failure
+        return landed[0]
+
+    def drop_history(self) -> None:
+        """See `Publisher`; squashes `state`, which takes no parent and would make a living run's
+        next commit fail once.
+
+        It is no commit, and nothing follows it, so nobody pays for a machine that waits for it.
+        """
+        head = self.head()
+        if head is None or head.attempt != self.attempt:
+            return
+        self._api.squash(BRANCH, f"Commit {head.number} of {self.run}")
+        self._tip = None
+
+    def ask_to_stop(self) -> str:
+        """See `StopRequests`; the wish is a branch with the attempt's name, which takes no
+        commit."""
+        head = self.head()
+        if head is not None:
+            with contextlib.suppress(ConflictError):  # asked before
+                self._api.create_branch(f"{WISH}{head.attempt}")
+        return head.attempt if head else ""
+
+    def asked_to_stop(self) -> bool:
+        """See `StopRequests`; wishes that came too late for an earlier attempt are removed too."""
+        wishes = [branch for branch in self._api.branches() if branch.startswith(WISH)]
+        for wish in wishes:
+            if wish <= f"{WISH}{self.attempt}":
+                with contextlib.suppress(XrunError):  # it has been heard, which is what counts
+                    self._api.delete_branch(wish)
+        return f"{WISH}{self.attempt}" in wishes
 
     # Commits
 
@@ -265,19 +241,20 @@ class HubStore:
 
     def _line(self, tip: Tip, record: dict[str, Any]) -> bytes:
         now = self._clock()
+        recent = [*self._limiter.recent(), now]
         who = {"run": self.run, "attempt": self.attempt, "owner": self.owner, "time": now}
-        place = {"number": tip.highest + 1, "parent": tip.id, "recent": [*self._pace.recent(), now]}
+        place = {"number": tip.highest + 1, "parent": tip.id, "recent": recent}
         return checked_line({**place, **who, "record": record})
 
     def _lost(self, head: Head | None) -> LeaseLost:
+        where = self._api.where
         if head is None:
             return LeaseLost(
-                f"The commits at {self._api.where} are gone: somebody has deleted the run's state."
+                f"The commits at {where} are gone: somebody has deleted the run's state."
             )
         if head.attempt == self.attempt:
             return LeaseLost(
-                f"The head at {self._api.where} is now commit {head.number} of this attempt,"
-                f" {self.attempt}."
+                f"The head at {where} is now commit {head.number} of this attempt, {self.attempt}."
             )
         who = f"attempt {head.attempt} of {head.owner}"
         return LeaseLost(
@@ -290,13 +267,10 @@ class HubStore:
     def _look_now_and_then(self) -> None:
         """A process that never commits learns from the branch what its cache need not hold any
         more."""
-        if self._tip is None or (
-            not self._commits_here and self._clock() - self._looked >= max(60.0, self._spacing)
-        ):
-            self._tip, self._looked = (
-                self._branch.look_again() if self._tip else self._branch.look(),
-                self._clock(),
-            )
+        old = self._clock() - self._looked >= max(60.0, self._spacing)
+        if self._tip is None or (not self._commits_here and old):
+            self._tip = self._branch.look_again() if self._tip else self._branch.look()
+            self._looked = self._clock()
             if self._tip.head:
                 self._prune_cache(self._tip.head)
         if self._tip.head is None:
@@ -309,79 +283,54 @@ class HubStore:
         """The same content if the head names it; only who commits knows what the head is now."""
         if not self._commits_here or self._tip is None or self._tip.head is None:
             return None
-        same = (
-            file
-            for file in stored_files(self._tip.head.record)
-            if (file.hash, file.size) == (hashed.hex, hashed.size)
-        )
+        content = hashed.hex, hashed.size
+        named = stored_files(self._tip.head.record)
+        same = (file for file in named if (file.hash, file.size) == content)
         return next((file for file in same if self._objects.place.fullmatch(file.copies[0])), None)
 
+    def _sent(self, spool: Path, hashed: Hashed, suffix: str) -> StoredFile:
+        place = self._objects.upload(spool, hashed, suffix)
+        return StoredFile(hashed.hex, hashed.size, (place,))
+
     def _fetched(self, file: StoredFile, place: str) -> Path:
-        """The file at one place, whole, in the cache; downloaded at most twice, since a transfer
-        can go wrong."""
         if not self._objects.place.fullmatch(place) or "/.." in place:
             raise CheckpointCorrupt(f"{place} is not a place in this store")
-        path = self.cache / place
-        for last in (False, False, True):
-            seen = identity(path)
-            if seen is not None and is_intact(path, file):
-                return path
-            if not last:
-                self._download(place, seen)
-        raise CheckpointCorrupt(f"{place} has other content")
+        return self._kept_here.fetch(file, place, lambda: self._download(place))
 
-    def _download(self, place: str, seen: object) -> None:
-        """Download unless another process of this machine has done it since the file was `seen`."""
-        with self._locked(place):
-            if identity(self.cache / place) != seen:
-                return
-            if self._tip is None:
-                self.head()
-            if self._tip is None:
-                raise CheckpointCorrupt(f"{place} is missing")
-            try:
-                self._objects.download(place, self._tip, self.cache)
-            except MissingError as error:
-                if error.what not in ("file", "place"):
-                    raise NoAnswerError(
-                        f"Cannot download {place} from {self._api.where}: {error}."
-                    ) from error
-                raise CheckpointCorrupt(f"{place} is missing") from error
-
-    @contextlib.contextmanager
-    def _locked(self, place: str) -> Iterator[None]:
-        with writing(self.cache):
-            make_folder((self.cache / place).parent)
-            lock = (self.cache / f"{place}.lock").open("w")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _download(self, place: str) -> None:
+        if self._tip is None:
+            self.head()
+        if self._tip is None:
+            raise CheckpointCorrupt(f"{place} is missing")
+        try:
+            self._objects.download(place, self._tip, self.cache)
+        except MissingError as error:
+            if error.what not in ("file", "place"):
+                what = f"Cannot download {place} from {self._api.where}: {error}."
+                raise NoAnswerError(what) from error
+            raise CheckpointCorrupt(f"{place} is missing") from error
 
     def _prune_cache(self, head: Head) -> None:
-        """Delete what the head does not name, of this process and of attempts before; the rest
-        belongs to processes beside it."""
-        named = files_named(head.record)
-        before = head.attempt == self.attempt
-        for path in [*self.cache.glob("objects/*/*"), *self.cache.glob("*/objects/*/*")]:
-            place = str(path.relative_to(self.cache)).removesuffix(".lock")
-            if place not in named and (
-                place in self._put or (before and path.parent.name != self.attempt)
-            ):
-                remove(path)
-        for path in self.cache.glob(".*.*") if before else ():
-            if path.name[1:].rpartition(".")[0] != self.attempt:
-                remove(path)
-        self._put &= named.keys()
+        self._kept_here.prune(files_named(head.record), ours=head.attempt == self.attempt)
+
+
+def _on_the_hub(address: str | Address) -> Address:
+    """The address of a repository or a bucket; raises `StoreError` for any other."""
+    with contextlib.suppress(NoAddressError):
+        found = Address.parse(address) if isinstance(address, str) else address
+        if found.durable and found.name:
+            return found
+    raise StoreError(
+        f"{str(address)!r} is no place on the Hub.",
+        "Write hub://owner/name or hub-bucket://owner/name.",
+    )
 
 
 def stored_files(record: Any) -> Iterator[StoredFile]:
     """Every file that a record names, at any depth."""
     if isinstance(record, dict):
-        if (
-            isinstance(record.get("copies"), list)
-            and record.keys() & {"hash", "blake3"}
-            and record["copies"]
-        ):
+        hashed = record.keys() & {"hash", "blake3"}
+        if isinstance(record.get("copies"), list) and hashed and record["copies"]:
             yield StoredFile.from_json(record)
         record = list(record.values())
     if isinstance(record, list):
@@ -392,20 +341,3 @@ def stored_files(record: Any) -> Iterator[StoredFile]:
 def files_named(record: Any) -> dict[str, int]:
     """The places that a record names, and the sizes of the files there."""
     return {place: file.size for file in stored_files(record) for place in file.copies}
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced; None if it is not there."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def is_intact(path: Path, file: StoredFile) -> bool:
-    """Whether a file has the bytes that were committed, read now."""
-    try:
-        return path.stat().st_size == file.size and hash_file(path, file.hash) == file.hash
-    except OSError:
-        return False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...errors import COME_BACK, LaunchError
+from ...errors import EX_TEMPFAIL, LaunchError
 from ...run.plan import Plan
 from .api import Address, Deleted, Refused, RunStatus, Unreachable, create_run, run_status
 from .orders import Orders, Standing
@@ -218,7 +218,7 @@ class Sending:
         """Send the rest and close the run, while there is time; a run that will come back keeps its
         last row open."""
         self._tell()
-        if self.orders.code not in (COME_BACK, None):
+        if self.orders.code not in (EX_TEMPFAIL, None):
             for row in self.rows.rest():
                 self.run.log(row)
                 self.told_attempts = (
@@ -256,7 +256,7 @@ class Sending:
         """The exit code when points still wait."""
         if self.wish.attempt:
             return 1
-        return LaunchError.exit_code if self.standing.state == "refused" else COME_BACK
+        return LaunchError.exit_code if self.standing.state == "refused" else EX_TEMPFAIL
 
     def _leave(self) -> NoReturn:
         """There is no more time, and the library cannot be told so."""
@@ -281,7 +281,7 @@ class Sending:
             ]
             arguments += [
                 "--exit",
-                str(COME_BACK if self.orders.code is None else self.orders.code),
+                str(EX_TEMPFAIL if self.orders.code is None else self.orders.code),
             ]
         os.execve(sys.executable, [sys.executable, *arguments], _ENVIRONMENT)  # noqa: S606  no shell is wanted
 

@@ -1,0 +1,59 @@
+"""`Checkpoint`: one committed state of a run, as its record names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store.protocol import StoredFile
+
+ARITHMETIC = 1
+"""The version of how xrun computes: raised when the same recipe on the same machine no longer ends
+in the same bits."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One committed state; its JSON form is the manifest. `digest` is the recipe's, `numbers`
+    TrainState's, `time` seconds since 1970.
+
+    `arithmetic` is the version that computed it; manifests of before it had a number are of the
+    first.
+    """
+
+    step: int
+    attempt: str
+    digest: str
+    time: float
+    numbers: Mapping[str, Any]
+    files: Mapping[str, StoredFile]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    arithmetic: int = 1
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Everything that the bits depend on besides the recipe."""
+        return {**self.environment, "arithmetic": self.arithmetic}
+
+    @property
+    def exact(self) -> bool:
+        """Whether every step up to it was computed as the recipe says."""
+        return bool(self.numbers.get("exact", True))
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best state that had been evaluated by then."""
+        best = self.numbers.get("best")
+        return int(best["step"]) if best else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest."""
+        return {**vars(self), "files": {name: file.to_json() for name, file in self.files.items()}}
+
+    @classmethod
+    def from_json(cls, manifest: Mapping[str, Any]) -> Checkpoint:
+        """Read a manifest; keys that a newer xrun has added are ignored."""
+        files = {name: StoredFile.from_json(file) for name, file in manifest["files"].items()}
+        known = {name: manifest[name] for name in cls.__dataclass_fields__ if name in manifest}
+        return cls(**{**known, "files": files})

@@ -1,0 +1,46 @@
+"""What is known of a run, for `status` and `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .record import AttemptRecord
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything that is known of a run; of an `unreadable` one only the `error`.
+
+    `status` is `running`, `finished`, `failed` (it will not go on by itself), `stopped` (the same
+    command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
+    `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
+    `logged_step` the newest logged point's.
+    """
+
+    run: str
+    folder: str
+    status: str
+    step: int | None = None
+    logged_step: int | None = None
+    checkpoints: tuple[int, ...] = ()
+    committed: float | None = None
+    rejected: tuple[int, ...] = ()
+    exact: bool = True
+    attempts: tuple[AttemptRecord, ...] = ()
+    steps_recomputed: int = 0
+    seconds_lost: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    weights_sha256: str | None = None
+    model: str | None = None
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        if self.error:
+            told = {"run": self.run, "status": self.status, "error": self.error}
+            return {**told, "folder": self.folder}
+        told = {name: value for name, value in asdict(self).items() if name != "error"}
+        lists = {"checkpoints": list(self.checkpoints), "rejected": list(self.rejected)}
+        return {**told, **lists, "attempts": [attempt.to_json() for attempt in self.attempts]}

@@ -1,0 +1,48 @@
+"""A plan's run -> its store, opened for one attempt: the one place that opens any."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .. import environment
+from ..errors import XrunError
+from ..store.directory.store import DirectoryStore
+from ..store.protocol import Store
+from .plan import Plan
+from .record import RunRecord
+
+if TYPE_CHECKING:
+    from ..store.hub.store import HubStore
+
+
+def open_store(
+    plan: Plan, attempt: str, *, create: bool = True, environ: Mapping[str, str] = os.environ
+) -> DirectoryStore | HubStore:
+    """The store of a plan's run; without `create` nothing is made where nothing is."""
+    if not plan.address.durable:
+        return DirectoryStore(plan.folder / "state", plan.run, attempt, plan.owner)
+    # Its library takes a second to import, which a run without it does not pay.
+    from ..store.hub.store import HubStore
+
+    return HubStore(
+        plan.address,
+        plan.run,
+        attempt,
+        plan.owner,
+        plan.folder / "cache",
+        create=create,
+        spacing=float(environment.HUB_SPACING.of(environ)),
+        hourly=int(environment.HUB_HOURLY.of(environ)),
+        patience=float(environment.HUB_PATIENCE.of(environ)),
+    )
+
+
+def restore_soon(store: Store) -> None:
+    """Begin to verify what the attempt will probably restore; a store that cannot be read is
+    somebody else's news."""
+    with contextlib.suppress(XrunError):
+        newest = RunRecord.of(store.head()).newest
+        store.fetch_soon(newest.files.values() if newest else ())

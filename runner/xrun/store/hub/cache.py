@@ -1,0 +1,101 @@
+"""What was sent to a Hub or fetched from it, on this machine: nothing depends on it, and what it
+holds is verified before it is used.
+
+Several processes of a run share it, and each may be killed anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from ...errors import CheckpointCorrupt
+from ...lock import locked
+from ..durable import Hashed, hash_file, make_folder, remove, write_file, writing
+from ..protocol import Chunk, StoredFile
+
+Download = Callable[[], None]
+"""Puts a place's file into the cache's folder, in one move that replaces what is there."""
+
+
+class Cache:
+    """The folder, for one attempt; a file lies at its place in the store."""
+
+    def __init__(self, folder: Path, attempt: str) -> None:
+        self.folder, self.attempt = folder, attempt
+        self._put: set[str] = set()
+
+    @contextlib.contextmanager
+    def spooled(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Path, Hashed]]:
+        """The chunks as a file without a place, which is gone afterwards unless it was kept."""
+        spool = self.folder / f".{self.attempt}.{uuid.uuid4().hex}"
+        with writing(self.folder):
+            make_folder(self.folder)
+        hashed = write_file(spool, chunks)
+        try:
+            yield spool, hashed
+        finally:
+            remove(spool)
+
+    def keep(self, spool: Path, file: StoredFile) -> None:
+        """Move a spooled file to its place."""
+        place = file.copies[0]
+        self._put |= set(file.copies)
+        with writing(self.folder):
+            make_folder((self.folder / place).parent)
+            spool.replace(self.folder / place)
+
+    def fetch(self, file: StoredFile, place: str, download: Download) -> Path:
+        """The file at one place, whole; downloaded at most twice, since a transfer can go wrong.
+
+        Raises `CheckpointCorrupt`.
+        """
+        path = self.folder / place
+        for last in (False, False, True):
+            seen = identity(path)
+            if seen is not None and is_intact(path, file):
+                return path
+            if not last:
+                self._download_unless_changed(place, seen, download)
+        raise CheckpointCorrupt(f"{place} has other content")
+
+    def _download_unless_changed(self, place: str, seen: object, download: Download) -> None:
+        """Download, unless another process of this machine has done it since the file was
+        `seen`."""
+        with writing(self.folder):
+            make_folder((self.folder / place).parent)
+        with locked(self.folder / f"{place}.lock"):
+            if identity(self.folder / place) == seen:
+                download()
+
+    def prune(self, named: Mapping[str, int], *, ours: bool) -> None:
+        """Delete what a head does not name, of this process and, if the head is `ours`, of attempts
+        before; the rest belongs to processes beside it."""
+        for path in [*self.folder.glob("objects/*/*"), *self.folder.glob("*/objects/*/*")]:
+            place = str(path.relative_to(self.folder)).removesuffix(".lock")
+            older = ours and path.parent.name != self.attempt
+            if place not in named and (place in self._put or older):
+                remove(path)
+        for path in self.folder.glob(".*.*") if ours else ():
+            if path.name[1:].rpartition(".")[0] != self.attempt:
+                remove(path)
+        self._put &= named.keys()
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None if it is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def is_intact(path: Path, file: StoredFile) -> bool:
+    """Whether a file has the bytes that were committed, read now."""
+    try:
+        return path.stat().st_size == file.size and hash_file(path, file.hash) == file.hash
+    except OSError:
+        return False

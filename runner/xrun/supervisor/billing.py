@@ -1,0 +1,67 @@
+"""What this machine costs: the launcher sends along the prices that it saw, and the attempt finds
+itself in them. Of several that fit, the highest counts, so that a budget is never overdrawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import environment
+from ..machine.nodes import Place, accelerators_of, place_of
+from ..run.prices import Price, read_prices
+from ..run.record import AttemptRecord
+
+_SHARED = ("", "kubernetes", "slurm", "ssh")
+"""Where a machine has been running before the run came: the time since its start is not the
+run's."""
+
+
+def price_now(environ: Mapping[str, str]) -> Price | None:
+    """What this machine costs: the dearest that fits it, else the dearest of all; None if nobody
+    knows any price.
+
+    The cloud is asked whether it is a spot machine where that makes the difference.
+    """
+    prices, place = read_prices(environment.PRICES.of(environ)), place_of(environ)
+    count = accelerators_of(environ)
+    fitting = [price for price in prices if price.fits(place.cloud, place.region, count)]
+    if {True, False} <= {price.spot for price in fitting}:
+        from ..machine.metadata import is_spot  # an HTTP client, which only machines of clouds need
+
+        spot = is_spot(place.cloud, environ)
+        fitting = [price for price in fitting if None in (price.spot, spot) or price.spot == spot]
+    return max(fitting or prices, key=lambda price: price.usd_per_hour, default=None)
+
+
+def facts(
+    environ: Mapping[str, str], attempts: Sequence[AttemptRecord], now: float
+) -> dict[str, Any]:
+    """What a new attempt's record says of its machine and its price; `attempts` came before."""
+    price, place = price_now(environ), place_of(environ)
+    where = {name: value for name, value in asdict(place).items() if value}
+    if price is None:
+        return where
+    told = {
+        "cloud": price.cloud,
+        "region": price.region,
+        "instance": price.instance,
+        "accelerators": str(price.accelerators or ""),
+        "spot": price.spot,
+        "usd_per_hour": price.usd_per_hour,
+        "source": price.source,
+    }
+    known = {name: value for name, value in told.items() if value not in (None, "")}
+    billed_from = _billed_from(place, attempts, now)
+    return {**known, **where, "price_date": price.date, "billed_from": billed_from}
+
+
+def _billed_from(place: Place, attempts: Sequence[AttemptRecord], now: float) -> float:
+    """When this machine began to cost money: when it was switched on, but no attempt before this
+    one has paid for the same."""
+    if place.cloud in _SHARED:
+        return now
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    before = [attempt.started if attempt.ended is None else attempt.ended for attempt in attempts]
+    return min(now, max([now - uptime, *before[-1:]]))
