@@ -16,17 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HANG_SECONDS = 600.0
-"""No step for so long is a hang, unless steps take long here."""
+from .. import environment
+
 STEPS = 20
 """And neither is anything shorter than so many of the slowest steps."""
 LONG_SECONDS = 3600.0
 """The same for what has no steps: the start (data, weights, compilation, the first step), a save,
 the export of the model."""
-HEARTBEAT = "XRUN_HEARTBEAT"
-"""The environment variable that names a rank's file."""
-SECONDS_NAME = "XRUN_HANG_SECONDS"
-"""The environment variable that replaces HANG_SECONDS; six times its value raises LONG_SECONDS."""
 STARTING, STEPPING, SAVING = range(3)
 """What a rank is doing. Evaluation is made of steps too."""
 _DOING = ("starting", "training", "saving")
@@ -79,13 +75,13 @@ def _page(path: Path) -> mmap.mmap:
 class Limits:
     """Seconds without a sign of life that count as a hang."""
 
-    step: float = HANG_SECONDS
+    step: float = float(environment.HANG_SECONDS.default)
     long: float = LONG_SECONDS
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Limits:
         """As the environment says."""
-        step = float(environ.get(SECONDS_NAME) or HANG_SECONDS)
+        step = float(environment.HANG_SECONDS.of(environ))
         return cls(step, max(LONG_SECONDS, 6 * step))
 
     def seconds(self, doing: int, slowest: float) -> float:

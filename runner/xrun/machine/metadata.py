@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from email.message import Message
 from http.client import HTTPException
 
-ADDRESS = "http://169.254.169.254"
-"""Where a machine of any of these clouds finds its metadata server."""
-ADDRESS_NAME = "XRUN_METADATA_ADDRESS"
-"""The environment variable that names another address."""
+from .. import environment
+
 _TIMEOUT = 2.0
 
 
@@ -37,7 +35,7 @@ class Metadata:
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Metadata:
         """This machine's."""
-        return cls(environ.get(ADDRESS_NAME) or ADDRESS)
+        return cls(environment.METADATA_ADDRESS.of(environ))
 
 
 def aws(server: Metadata, name: str) -> tuple[str, Message]:

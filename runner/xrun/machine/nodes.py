@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .. import environment
+
 _PORTS = range(15_000, 30_000)
 """Where the nodes of a run meet: below the ports that the kernel gives to anybody."""
 _SIOCGIFADDR = 0x8915
@@ -109,7 +111,8 @@ def meeting_port(run: str, environ: Mapping[str, str]) -> int:
     Two runs on one machine meet at different ones, and so do two jobs of one run.
     """
     name = f"{run} {environ.get('SKYPILOT_TASK_ID', '')}"
-    return int(environ.get("XRUN_PORT") or _PORTS[zlib.crc32(name.encode()) % len(_PORTS)])
+    by_name = _PORTS[zlib.crc32(name.encode()) % len(_PORTS)]
+    return int(environment.PORT.of(environ) or by_name)
 
 
 def interface_of(address: str) -> str:

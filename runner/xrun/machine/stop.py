@@ -13,10 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-PARENT = "XRUN_PARENT"
-"""The environment variable that names the process whose death ends this one."""
-TOLD = "XRUN_STOP"
-"""The one that names the file in which the reason and the deadline of a stop are told."""
+from .. import environment
+
 NOBODY_ASKED = (float("inf"), False)
 """The deadline of no stop at all, and that it is not at once."""
 SAME_SECONDS = 1.0
@@ -98,5 +96,5 @@ def end_with_parent(number: signal.Signals) -> None:
     """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no
     process outlives its run."""
     ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
-    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+    if (environment.PARENT.of() or str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), number)  # it died before we asked

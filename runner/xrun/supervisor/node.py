@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from .. import environment
 from ..errors import EX_TEMPFAIL
 from ..machine.nodes import Nodes, meeting_port, place_of
 from ..machine.stop import NOBODY_ASKED, StopFlag
@@ -55,32 +56,22 @@ class Node:
         """A line for people."""
         print(text, file=sys.stderr, flush=True)
 
-    def _start(self, attempt: str, port: int, split: int) -> Ranks:
-        """This node's ranks; each computes a micro-batch in `split` parts, or what was right before
-        if that is 0."""
+    def _start(self, attempt: str, port: int, parts: int) -> Ranks:
+        """This node's ranks, which meet at this port of the first node; each computes a micro-batch
+        in so many parts, or what was right before if that is 0."""
         logs = self.folder.logs(attempt)
         logs.mkdir(parents=True, exist_ok=True)
         start = functools.partial(self._start_rank, attempt)
-        meeting = (self.nodes.first, port)
-        return Ranks(
-            self.plan,
-            self.nodes,
-            logs,
-            self.stop,
-            meeting,
-            start,
-            **({"XRUN_SPLIT": str(split)} if split else {}),
-        )
+        more = {environment.PARTS.name: str(parts)} if parts else {}
+        return Ranks(self.plan, self.nodes, logs, self.stop, port, start, more)
 
     def _warm_up(self, attempt: str) -> None:
         """Start the ranks of an attempt that has no lease yet: importing torch takes seconds."""
         logs = self.folder.logs(attempt)
         logs.mkdir(parents=True, exist_ok=True)
         for local, rank in enumerate(self.nodes.ranks):
-            environment = rank_environment(self.plan, self.nodes, local, self.nodes.first, 0)
-            self._warm.append(
-                self._new_rank(attempt, environment, logs / f"rank{rank}.log", "--wait")
-            )
+            own = rank_environment(self.plan, self.nodes, local, 0)
+            self._warm.append(self._new_rank(attempt, own, logs / f"rank{rank}.log", "--wait"))
 
     def _cool_down(self, attempt: str) -> None:
         """End the ranks that nobody needs."""
@@ -93,33 +84,26 @@ class Node:
         shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
 
     def _start_rank(
-        self, attempt: str, environment: dict[str, str], log: Path
+        self, attempt: str, own: dict[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
         if not self._warm:
-            return self._new_rank(attempt, environment, log)
+            return self._new_rank(attempt, own, log)
         rank = self._warm.pop(0)
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # it has ended already, which its exit code will tell
+        # A pipe that is broken is that of a rank that has ended, which its exit code will tell.
+        with contextlib.suppress(BrokenPipeError):
             assert rank.stdin is not None
-            rank.stdin.write(json.dumps(environment).encode() + b"\n")
+            rank.stdin.write(json.dumps(own).encode() + b"\n")
             rank.stdin.close()
         return rank
 
     def _new_rank(
-        self, attempt: str, environment: dict[str, str], log: Path, *how: str
+        self, attempt: str, own: dict[str, str], log: Path, *how: str
     ) -> subprocess.Popen[bytes]:
+        arguments = [str(self.folder.plan_file), attempt, *how]
         with log.open("ab") as output:
             return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "xrun.training.rank",
-                    str(self.folder.path / "plan.json"),
-                    attempt,
-                    *how,
-                ],
-                env={**os.environ, **environment},
+                [sys.executable, "-m", "xrun.training.rank", *arguments],
+                env={**os.environ, **own},
                 stdin=subprocess.PIPE if how else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -130,16 +114,10 @@ class Node:
         for message in self.peers.heard():
             self._hear(message, ranks)
         if self.stop.is_news(self._known):
-            first, self._known = (
-                self._known == NOBODY_ASKED,
-                (self.stop.deadline, self.stop.at_once),
-            )
-            self.peers.tell(
-                "stop",
-                reason=self.stop.reason,
-                seconds=self.stop.seconds_left(),
-                at_once=self.stop.at_once,
-            )
+            first = self._known == NOBODY_ASKED
+            self._known = self.stop.deadline, self.stop.at_once
+            left, at_once = self.stop.seconds_left(), self.stop.at_once
+            self.peers.tell("stop", reason=self.stop.reason, seconds=left, at_once=at_once)
             if first:
                 self._announce()
 
@@ -207,7 +185,8 @@ class FollowingNode(Node):
         super()._hear(message, ranks)
 
     def _train(self, start: Message) -> None:
-        ranks = self._start(start["attempt"], start["port"], start["split"])
+        ranks = self._start(start["attempt"], start["port"], start["parts"])
         ranks.wait(functools.partial(self._look, ranks))
-        self._code, failure = ranks.outcome()
-        self.peers.tell("ended", code=self._code, failure=failure)
+        outcome = ranks.outcome()
+        self._code = outcome.code
+        self.peers.tell("ended", **outcome.to_json())

@@ -3,21 +3,24 @@ ended and what they said."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import environment
 from ..errors import EX_TEMPFAIL
-from ..machine.heartbeat import HEARTBEAT, Limits, Watch
+from ..files import read_json
+from ..machine.heartbeat import Limits, Watch
 from ..machine.nodes import Nodes
-from ..machine.stop import NOBODY_ASKED, PARENT, TOLD, StopFlag
+from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.plan import Plan
+from ..run.record import AttemptEnd, Failure
 
 POLL_SECONDS = 0.1
 LINGER_SECONDS = 5.0
@@ -36,9 +39,27 @@ Start = Callable[[dict[str, str], Path], "subprocess.Popen[bytes]"]
 """Starts a rank with this environment, whose output goes into this file."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How ranks have ended: one exit code for all of them, and what the failed one says."""
+
+    code: int
+    failure: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As nodes tell each other."""
+        return {"code": self.code, "failure": self.failure.to_json() if self.failure else None}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Outcome:
+        """Read what `to_json` wrote."""
+        failure = told.get("failure")
+        return cls(told["code"], Failure.from_json(failure) if failure else None)
+
+
 class Ranks:
-    """The ranks of this node in one attempt, from their start on; `meeting` is where all ranks of
-    all nodes meet."""
+    """The ranks of this node in one attempt, from their start on. All ranks of all nodes meet at
+    `port` of the first node; `more` goes into their environment."""
 
     def __init__(
         self,
@@ -46,9 +67,9 @@ class Ranks:
         nodes: Nodes,
         logs: Path,
         stop: StopFlag,
-        meeting: tuple[str, int],
+        port: int,
         start: Start,
-        **more: str,
+        more: Mapping[str, str],
     ) -> None:
         self.nodes, self.logs, self.stop = nodes, logs, stop
         self.failed_at = float("inf")
@@ -59,18 +80,15 @@ class Ranks:
         for path in [self._told, *hearts, *(logs / f"failure-{rank}.json" for rank in nodes.ranks)]:
             path.unlink(missing_ok=True)
         self._watch = Watch(hearts, Limits.of(os.environ))
-        self.processes = [
-            start(
-                {
-                    **rank_environment(plan, nodes, local, *meeting),
-                    **more,
-                    TOLD: str(self._told),
-                    HEARTBEAT: str(hearts[local]),
-                },
-                logs / f"rank{rank}.log",
-            )
-            for local, rank in enumerate(nodes.ranks)
-        ]
+        self.processes = []
+        for local, rank in enumerate(nodes.ranks):
+            own = {
+                **rank_environment(plan, nodes, local, port),
+                **more,
+                environment.STOP.name: str(self._told),
+                environment.HEARTBEAT.name: str(hearts[local]),
+            }
+            self.processes.append(start(own, logs / f"rank{rank}.log"))
 
     def wait(self, look: Callable[[], None]) -> None:
         """Until every rank has ended: pass a stop on, and end the others when one has failed, hangs
@@ -85,10 +103,8 @@ class Ranks:
             if any(rank.returncode for rank in self.processes):
                 self.fail()
             self._end_hanging()
-            if (
-                self.stop.seconds_left() < -LINGER_SECONDS
-                or time.monotonic() - self.failed_at > LINGER_SECONDS
-            ):
+            lingers = time.monotonic() - self.failed_at > LINGER_SECONDS
+            if lingers or self.stop.seconds_left() < -LINGER_SECONDS:
                 self.send(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
 
@@ -103,16 +119,16 @@ class Ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    def outcome(self) -> tuple[int, dict[str, Any]]:
-        """The gravest exit code and what the failed rank has said."""
+    def outcome(self) -> Outcome:
+        """How they have ended."""
         codes = {
             rank: process.returncode
             for rank, process in zip(self.nodes.ranks, self.processes, strict=True)
         }
-        code = gravest(list(codes.values()))
         if self.hung:
-            return EX_TEMPFAIL, {"code": EX_TEMPFAIL, "kind": "own", "message": self.hung}
-        return code, {} if code == 0 else read_failure(self.logs, codes)
+            return Outcome(EX_TEMPFAIL, Failure(self.hung, code=EX_TEMPFAIL))
+        code = gravest(list(codes.values()))
+        return Outcome(code, read_failure(self.logs, codes) if code else None)
 
     def _pass_on(self) -> None:
         self._known = self.stop.deadline, self.stop.at_once
@@ -128,13 +144,10 @@ class Ranks:
         self.failed_at = time.monotonic() - LINGER_SECONDS + STACKS_SECONDS
 
 
-def rank_environment(
-    plan: Plan, nodes: Nodes, local: int, address: str, port: int
-) -> dict[str, str]:
+def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[str, str]:
     """What one rank finds in its environment: the names that torch and Accelerate read."""
     processors = len(os.sched_getaffinity(0))
-    exact = plan.recipe["train"]["reduction"] == "exact"
-    threads = 1 if exact else max(1, processors // nodes.processes)
+    threads = 1 if plan.is_exact else max(1, processors // nodes.processes)
     ways = {name: os.environ.get(name, value) for name, value in nodes.environment().items()}
     return {
         "RANK": str(nodes.ranks[local]),
@@ -142,16 +155,16 @@ def rank_environment(
         "GROUP_RANK": str(nodes.rank),
         "WORLD_SIZE": str(nodes.world),
         "LOCAL_WORLD_SIZE": str(nodes.processes),
-        "MASTER_ADDR": address,
+        "MASTER_ADDR": nodes.first,
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads),
         **ways,
-        "XRUN_PROJECT": plan.project,
-        PARENT: str(os.getpid()),
+        environment.PROJECT.name: plan.project,
+        environment.PARENT.name: str(os.getpid()),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONUNBUFFERED": "1",
         **{name: os.environ.get(name, value) for name, value in ON_PROCESSORS.items()},
-        **plan.recipe["env"],
+        **plan.env,
     }
 
 
@@ -162,42 +175,44 @@ def gravest(codes: list[int]) -> int:
     return known[0] if known else EX_TEMPFAIL if any(codes) else 0
 
 
-def read_failure(logs: Path, ranks: Mapping[int, int]) -> dict[str, Any]:
-    """What the first failed rank has written down, or what its exit code tells; `ranks`: each one's
-    exit code."""
+def gravest_of(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome for all nodes: the failure that is its cause, and what only noticed that another
+    one went away comes last."""
+    code = gravest([outcome.code for outcome in outcomes])
+
+    def rank(failure: Failure) -> int:
+        if failure.parts or (code != EX_TEMPFAIL and failure.code == code):
+            return 0
+        if failure.end != AttemptEnd.OUTSIDE:
+            return 1
+        return 2 if failure.code is None else 3
+
+    failures = (outcome.failure for outcome in outcomes if outcome.failure is not None)
+    return Outcome(code, min(failures, key=rank, default=None))
+
+
+def read_failure(logs: Path, ranks: Mapping[int, int]) -> Failure | None:
+    """What the first failed rank has written down, or what its exit code tells; None if all stopped
+    because they were told to. `ranks`: each one's exit code."""
     codes = list(ranks.values())
-    written = [failure for rank in ranks if (failure := _failure(logs / f"failure-{rank}.json"))]
-    known = [
-        failure
-        for failure in written
-        if failure["code"] in codes and failure["code"] == gravest(codes)
-    ]
-    ended = [
-        f"rank {rank} was ended by {signal.Signals(-code).name}"
-        for rank, code in ranks.items()
-        if code < 0
-    ]
+    written = [failure for rank in ranks if (failure := _failure(logs, rank)) is not None]
+    known = [each for each in written if each.code in codes and each.code == gravest(codes)]
     killed = any(code in (-signal.SIGKILL, -signal.SIGTERM) for code in codes)
     if known or (written and not killed):
-        return (known or sorted(written, key=lambda failure: failure["time"]))[0]
-    kind = "outside" if killed else "own"
-    asked = all(
-        code in (0, EX_TEMPFAIL) for code in codes
-    )  # they stopped because they were told to
-    return (
-        {}
-        if asked
-        else {"kind": kind, "message": (ended or [f"the ranks ended with {codes}"])[0] + "."}
-    )
+        return (known or sorted(written, key=lambda failure: failure.time))[0]
+    if all(code in (0, EX_TEMPFAIL) for code in codes):
+        return None
+    by_signal = [(rank, signal.Signals(-code).name) for rank, code in ranks.items() if code < 0]
+    ended = [f"rank {rank} was ended by {name}." for rank, name in by_signal]
+    end = AttemptEnd.OUTSIDE if killed else AttemptEnd.OWN
+    return Failure((ended or [f"the ranks ended with {codes}."])[0], end)
 
 
-def _failure(path: Path) -> dict[str, Any] | None:
+def _failure(logs: Path, rank: int) -> Failure | None:
     """What a rank has written down; None if that is nothing, or was cut short, as on a full
     disk."""
-    try:
-        return {**json.loads(path.read_text()), "rank": path.stem.removeprefix("failure-")}
-    except (FileNotFoundError, ValueError):
-        return None
+    written = read_json(logs / f"failure-{rank}.json")
+    return replace(Failure.from_json(written), rank=rank) if written else None
 
 
 def free_port() -> int:

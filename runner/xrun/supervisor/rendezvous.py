@@ -36,10 +36,10 @@ Message = dict[str, Any]
 
 
 class Line:
-    """A connection to `node` that carries messages."""
+    """A connection to the `life`th life of `node` that carries messages."""
 
-    def __init__(self, connection: socket.socket, node: int) -> None:
-        self.connection, self.node = connection, node
+    def __init__(self, connection: socket.socket, node: int, life: int = 0) -> None:
+        self.connection, self.node, self.life = connection, node, life
         self._file = connection.makefile("rb")
         self._listening = False
 

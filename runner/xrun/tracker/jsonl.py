@@ -19,6 +19,8 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
+from ..files import write_bytes, write_json
+from ..run.points import parse
 from .protocol import Dropped
 
 log = logging.getLogger("xrun")
@@ -135,36 +137,3 @@ def _value(value: Any) -> str:
     if kind is int or (kind is float and math.isfinite(value)):
         return repr(value)
     return _quoted(value) if kind is str else json.dumps(value)
-
-
-def read_points(path: Path) -> list[dict[str, Any]]:
-    """All whole points of a metrics.jsonl, in order."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [point for line in lines if (point := parse(line)) is not None]
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """One line's point; None for a torn one."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        point = json.loads(line)
-    except ValueError:
-        return None
-    return point if isinstance(point, dict) and isinstance(point.get("step"), int) else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole."""
-    write_bytes(path, json.dumps(value, indent=1).encode() + b"\n")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a reader, or a kill at any moment, finds the old one or the new
-    one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

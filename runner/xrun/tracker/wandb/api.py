@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...run.plan import Plan
+
 PUBLIC = ("https://api.wandb.ai", "https://api.forge.coreweave.com")
 """Two names of the public service; which one `wandb login` writes down depends on its version."""
 KEY_LENGTH = 40
@@ -49,6 +51,13 @@ query IsProjectReadOnly($entity: String!, $project: String!) {
 """
 
 
+def run_url(address: Address) -> str:
+    """Where people see a run: the public service shows its pages at another host than it is asked
+    at."""
+    host = "https://wandb.ai" if base_url() in PUBLIC else base_url()
+    return f"{host}/{address.entity}/{address.project}/runs/{address.run}"
+
+
 class Unreachable(Exception):
     """The server does not answer, or not now."""
 
@@ -70,13 +79,11 @@ class Address:
     run: str
 
     @classmethod
-    def of(
-        cls, run: str, tracking: Mapping[str, Any], environ: Mapping[str, str] = os.environ
-    ) -> Address:
-        """The address of a run whose recipe has this `tracking.wandb`."""
-        return cls(
-            tracking.get("entity") or environ.get("WANDB_ENTITY") or "", tracking["project"], run
-        )
+    def of(cls, plan: Plan, environ: Mapping[str, str] = os.environ) -> Address:
+        """The address of a plan's run, whose recipe has `tracking.wandb`."""
+        told = plan.wandb
+        assert told is not None
+        return cls(told.entity or environ.get("WANDB_ENTITY") or "", told.project, plan.run)
 
     @property
     def variables(self) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..jsonl import write_json
+from ...files import write_json
 from .rows import BEFORE_ALL, Key
 
 KINDS = ("train", "val")

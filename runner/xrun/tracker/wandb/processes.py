@@ -13,22 +13,17 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ...machine.stop import PARENT
+from ... import environment
+from ...run.folder import RunFolder
 
 DELETED = 3
 """The sender's exit code when the run's id was used once, deleted there, and cannot be used
 again."""
 _WITNESS_SECONDS = 60.0
-
-
-def is_told(recipe: Mapping[str, Any]) -> bool:
-    """Whether a plan's recipe sends its points to Weights & Biases while it trains."""
-    wandb = recipe["tracking"]["wandb"]
-    return wandb is not None and wandb["mode"] == "online"
 
 
 def start_witness(plan: Path) -> subprocess.Popen[str]:
@@ -44,19 +39,27 @@ def start_witness(plan: Path) -> subprocess.Popen[str]:
     )
 
 
-def answer_of(witness: subprocess.Popen[str]) -> dict[str, Any]:
-    """`{"answer": "commit", "step", "head"}`, `{"answer": "none"}` or `{"answer": "unknown",
-    "why"}`."""
+@dataclass(frozen=True)
+class Answer:
+    """What the witness knows: the newest commit (`step`, `head`), that there is none (neither), or
+    `why` it cannot tell."""
+
+    step: int | None = None
+    head: str = ""
+    why: str = ""
+
+
+def answer_of(witness: subprocess.Popen[str]) -> Answer:
+    """Wait for the witness."""
     try:
         lines = witness.communicate(timeout=_WITNESS_SECONDS)[0].splitlines()
-        answer: dict[str, Any] = json.loads(lines[-1])
+        told = json.loads(lines[-1])
+        return Answer(told.get("step"), told.get("head", ""), told.get("why", ""))
     except subprocess.TimeoutExpired:
-        witness.kill()
-        witness.communicate()
-        return {"answer": "unknown", "why": f"no answer within {_WITNESS_SECONDS:.0f} s"}
+        dismiss(witness)
+        return Answer(why=f"no answer within {_WITNESS_SECONDS:.0f} s")
     except (IndexError, ValueError):
-        return {"answer": "unknown", "why": f"asking ended with exit code {witness.returncode}"}
-    return answer
+        return Answer(why=f"asking ended with exit code {witness.returncode}")
 
 
 def send_all(folder: Path) -> int:
@@ -138,4 +141,5 @@ class Sender:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    own = {environment.PARENT.name: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **own}

@@ -8,20 +8,18 @@ last row that W&B has tells what comes next.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..jsonl import parse
+from ...run.points import parse
+from ...run.record import AttemptRecord
 
 STEP = "train/step"
 """The axis of every chart."""
 Key = tuple[int, int]
 """The place of a point: its step, then training (0) before evaluation (1)."""
 BEFORE_ALL: Key = (-1, 0)
-_PEOPLE = ("SIGINT", "SIGHUP")
-"""Why an attempt stopped because somebody wanted it to."""
 
 
 def key_of(values: Mapping[str, Any], step: int) -> Key:
@@ -58,7 +56,7 @@ class PointFile:
 class Rows:
     """Puts the points after `after` together into rows."""
 
-    def __init__(self, after: Key, attempts: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, after: Key, attempts: Sequence[AttemptRecord]) -> None:
         self.after, self.attempts = after, attempts
         self._open: dict[str, Any] = {}
 
@@ -81,31 +79,7 @@ class Rows:
     def _row(self, point: Mapping[str, Any]) -> dict[str, Any]:
         values = {name: value for name, value in point.items() if name not in ("step", "time")}
         when = point.get("time", 0.0)
-        number = max(1, sum(attempt["started"] <= when for attempt in self.attempts))
-        marks = {
-            "xrun/attempt": number,
-            "xrun/preemptions": preemptions(self.attempts[: number - 1]),
-        }
+        number = max(1, sum(attempt.started <= when for attempt in self.attempts))
+        preempted = sum(attempt.was_preempted for attempt in self.attempts[: number - 1])
+        marks = {"xrun/attempt": number, "xrun/preemptions": preempted}
         return {STEP: point["step"], **values, **marks, "_timestamp": when}
-
-
-def preemptions(attempts: Sequence[Mapping[str, Any]]) -> int:
-    """How many of these attempts a cloud, and no person and no mistake of their own, has ended."""
-    return sum(
-        attempt.get("kind") == "outside"
-        or (
-            attempt.get("kind") == "stopped"
-            and attempt.get("code") == 75
-            and attempt.get("reason") not in _PEOPLE
-        )
-        for attempt in attempts
-    )
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file that others replace as a whole; None if it is not there, or not whole after a
-    full disk."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

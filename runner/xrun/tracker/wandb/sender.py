@@ -16,19 +16,20 @@ kills, outages, lost machines and going back to an older step neither lose nor d
 from __future__ import annotations
 
 import argparse
-import fcntl
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ...errors import LaunchError
 from ...machine.stop import end_with_parent
-from ...run.plan import Plan
+from ...files import read_json
+from ...lock import Held, locked
+from ...run.folder import RunFolder
+from .library import await_cores
 from .orders import Orders
-from .rows import PointFile, read_json
-from .run import await_cores
 from .sending import POLL_SECONDS, Sending, Wish
 
 _LAST_SECONDS = 60.0
@@ -46,27 +47,27 @@ def main(arguments: list[str]) -> int:
     end_with_parent(signal.SIGTERM)
     if person:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        orders.code = _how_it_stands(given.folder)
+        orders.code = _how_it_stands(RunFolder(given.folder))
     else:
         orders.on_signals()
-    plan = Plan.from_json((given.folder / "plan.json").read_text())
-    if not plan.recipe["tracking"]["wandb"]:
+    folder = RunFolder(given.folder)
+    plan = folder.plan()
+    if plan.wandb is None:
         print(
             f"The recipe of {plan.run} has no tracking.wandb, so there is nowhere to send its"
             " points to.",
             flush=True,
         )
         return LaunchError.exit_code
-    seconds = (
-        (_PERSON_SECONDS if person else _LAST_SECONDS) if given.seconds is None else given.seconds
-    )
-    with (given.folder / "wandb.lock").open("a+") as lock:
-        if not _alone(lock, orders, wait=not person):
+    seconds = given.seconds
+    if seconds is None:
+        seconds = _PERSON_SECONDS if person else _LAST_SECONDS
+    with contextlib.ExitStack() as stack:
+        if not _alone(stack, given.folder / "wandb.lock", orders, wait=not person):
             print(f"{plan.run} is being trained now, and its points are on their way.", flush=True)
             return 0
-        return Sending(
-            plan, orders, Wish(given.folder, given.attempt, seconds, given.said, given.tries)
-        ).live()
+        wish = Wish(given.folder, given.attempt, seconds, given.said, given.tries)
+        return Sending(plan, orders, wish).live()
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -84,27 +85,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _alone(lock: Any, orders: Orders, *, wait: bool) -> bool:
-    """Whether this is now the only sender of this machine; an older one may still be sending its
-    last points."""
+def _alone(stack: contextlib.ExitStack, lock: Path, orders: Orders, *, wait: bool) -> bool:
+    """Whether this is now the only sender of this machine, until the stack is left; an older one
+    may still be sending its last points."""
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            file = stack.enter_context(locked(lock, wait=False))
+        except Held:
             if not wait:
                 return False
             orders.listen(POLL_SECONDS)
             continue
-        lock.seek(0)
-        await_cores([int(pid) for pid in lock.read().split()])
+        file.seek(0)
+        await_cores([int(pid) for pid in file.read().split()])
         return True
 
 
-def _how_it_stands(folder: Path) -> int:
+def _how_it_stands(folder: RunFolder) -> int:
     """The exit code that tells W&B how a run has ended that nobody trains now: 0 if it has reached
     its last step."""
-    last = max((point["step"] for point in PointFile(folder / "metrics.jsonl").read()), default=-1)
-    return 0 if last >= (read_json(folder / "config.json") or {}).get("steps", 0) else 1
+    last = max((point["step"] for point in folder.points()), default=-1)
+    return 0 if last >= (read_json(folder.config) or {}).get("steps", 0) else 1
 
 
 def main_and_exit(arguments: list[str]) -> NoReturn:

@@ -9,30 +9,34 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ... import environment
+from ...backoff import Backoff
 from ...errors import EX_TEMPFAIL, LaunchError
+from ...files import read_json
+from ...run.folder import RunFolder
 from ...run.plan import Plan
-from .api import Address, Deleted, Refused, RunStatus, Unreachable, create_run, run_status
+from ...run.record import AttemptRecord
+from .api import Address, Deleted, Refused, Unreachable, run_status, run_url
+from .library import cores, end_cores
 from .orders import Orders, Standing
 from .processes import DELETED
-from .rows import BEFORE_ALL, PointFile, Rows, last_key, preemptions, read_json
-from .run import cores, end_cores, open_run
-from .witness import COMMIT_HEAD, COMMIT_STEP, COMMIT_STORE, run_url
+from .rows import PointFile, last_key
+from .tracker import WandbTracker, commit_of
 
 POLL_SECONDS = 0.2
-_CHECK_SECONDS = float(os.environ.get("XRUN_WANDB_CHECK", "30"))
+_CHECK_SECONDS = float(environment.WANDB_CHECK.of())
 """Between two looks at what has arrived; rows that have not after three of them are sent again."""
 _SEND_SECONDS = min(5.0, _CHECK_SECONDS)
 _SETTLE_SECONDS = _CHECK_SECONDS / 3
 """How long rows that were taken may take to be seen."""
 _OUTAGE_SECONDS = min(8.0, 3 * _CHECK_SECONDS)
 """How long W&B is waited for at the end while it does not answer."""
-_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_ATTEMPTS = 100
-"""So many of the newest attempts are told of."""
+_BACKOFF = Backoff(first=1.0, longest=30.0)
 _ENVIRONMENT = dict(os.environ)
 """As it was before the library wrote into it where its process listens."""
 
@@ -56,15 +60,21 @@ class Sending:
     """One life of the process that sends."""
 
     def __init__(self, plan: Plan, orders: Orders, wish: Wish) -> None:
-        self.plan, self.orders, self.wish, self.folder = plan, orders, wish, wish.folder
-        self.tracking = plan.recipe["tracking"]["wandb"]
-        self.address = Address.of(plan.run, self.tracking)
+        self.plan, self.orders, self.wish = plan, orders, wish
+        self.folder = RunFolder(wish.folder)
+        told = plan.wandb
+        self.tracker = WandbTracker(
+            Address.of(plan),
+            wish.folder,
+            tags=told.tags if told else (),
+            store=plan.store,
+            seconds=_SEND_SECONDS,
+        )
         self.standing = Standing(wish.folder, wish.attempt, wish.said)
-        self.points = PointFile(wish.folder / "metrics.jsonl")
-        self.rows = Rows(BEFORE_ALL, [])
-        self.run: Any = None
+        self.points = PointFile(self.folder.metrics)
+        self.began = False
         self.commit: Any = None
-        self.told_commit: Any = None
+        self.told_commit: tuple[int, str] | None = None
         self.told_attempts: Any = None
         self.marked = self.said_stop = False
         self.tries, self.missing = wish.tries, 0
@@ -75,9 +85,9 @@ class Sending:
         """Everything; returns the exit code."""
         try:
             self._await_config()
-            while self.run is None and not self._is_over():
+            while not self.began and not self._is_over():
                 self._open()
-            if self.run is None:
+            if not self.began:
                 return self._given_up()
             self._follow()
             return self._finish()
@@ -96,11 +106,11 @@ class Sending:
     def _await_config(self) -> None:
         """Until the attempt has cut the points that it computes again and has written config.json;
         or has ended before."""
-        while (
-            not self.orders.ended
-            and (read_json(self.folder / "config.json") or {}).get("attempt") != self.wish.attempt
-        ):
+        while not self.orders.ended and self._config_attempt() != self.wish.attempt:
             self.orders.listen(POLL_SECONDS)
+
+    def _config_attempt(self) -> Any:
+        return (read_json(self.folder.config) or {}).get("attempt")
 
     def _is_over(self) -> bool:
         """Whether it is too late to wait for W&B; the time for the end runs from the first time
@@ -113,50 +123,36 @@ class Sending:
     def _open(self) -> None:
         """Begin where W&B's last row ends, if that works now."""
         try:
-            status = run_status(self.address)
-            if status is None:
-                create_run(self.address)
-            run = open_run(
-                self.address,
-                self.folder,
-                self._config(),
-                self.tracking.get("tags") or (),
-                _SEND_SECONDS,
-            )
-            self._begin(run, status)
+            self.tracker.start(self._config(), 0, self._attempts())
         except (Unreachable, Refused) as error:
             self._retry(error)
+            return
+        with contextlib.suppress(OSError):
+            (self.wish.folder / "wandb.lock").write_text(" ".join(map(str, cores())))
+        self.began = True
+        self.standing.url = run_url(self.tracker.address)
+        self.standing.seen = self.tracker.rows.after
+        self.commit = self._older_commit(commit_of(self.tracker.status))
+        self.progress = time.monotonic()
+        self._sending()
+
+    def _attempts(self) -> Sequence[AttemptRecord]:
+        return [AttemptRecord.from_json(each) for each in read_json(self.folder.attempts) or ()]
+
+    def _older_commit(self, known: tuple[int, str] | None) -> Any:
+        """The commit that is in the folder, if W&B knows of a newer one: another machine has made
+        that, and it stays."""
+        here = read_json(self.folder.witness)
+        return here if here and known and here["step"] < known[0] else None
 
     def _retry(self, error: Exception) -> None:
         """Wait before another try, longer from time to time; the library needs a fresh process for
         that."""
         self._trouble(error)
         self.tries += 1
-        self._pause(_RETRY_SECONDS[min(self.tries, len(_RETRY_SECONDS)) - 1])
+        self._pause(_BACKOFF.seconds(self.tries))
         if "wandb" in sys.modules and not self._is_over():
             self._again()
-
-    def _begin(self, run: Any, status: RunStatus | None) -> None:
-        """Cross-check: the library resumes at the same row that we have seen."""
-        if run.starting_step != (status.next_step if status else 0):
-            raise Unreachable("somebody else writes to this run")
-        with contextlib.suppress(OSError):
-            (self.folder / "wandb.lock").write_text(" ".join(map(str, cores())))
-        self.run = run
-        self.address = Address(run.entity, self.address.project, self.address.run)
-        self.standing.url = run_url(self.address)
-        self.standing.seen = last_key(status.last) if status else BEFORE_ALL
-        self.rows = Rows(self.standing.seen, read_json(self.folder / "attempts.json") or [])
-        self.commit = self._older_commit(status)
-        self.progress = time.monotonic()
-        self._sending()
-
-    def _older_commit(self, status: RunStatus | None) -> Any:
-        """The commit that is in the folder, if W&B knows of a newer one: another machine has made
-        that, and it stays."""
-        known = status.summary.get(COMMIT_STEP, -1) if status else -1
-        here = read_json(self.folder / "committed.json")
-        return here if here and here["step"] < known else None
 
     def _follow(self) -> None:
         checked = time.monotonic()
@@ -171,29 +167,23 @@ class Sending:
 
     def _tell(self) -> None:
         """Hand over what is new."""
-        for row in self.rows.add(self.points.read()):
-            self.run.log(row)
-        commit, attempts = (
-            read_json(self.folder / "committed.json"),
-            read_json(self.folder / "attempts.json"),
-        )
+        for point in self.points.read():
+            self.tracker.log(point["step"], point)
+        commit, attempts = read_json(self.folder.witness), read_json(self.folder.attempts)
         if commit and commit != self.commit:
-            self.commit = self.told_commit = commit
-            store = self.plan.store or "local"
-            self.run.summary.update(
-                {COMMIT_STEP: commit["step"], COMMIT_HEAD: commit["head"], COMMIT_STORE: store}
-            )
+            self.commit, self.told_commit = commit, (commit["step"], commit["head"])
+            self.tracker.committed(*self.told_commit)
         if attempts and attempts != self.told_attempts:
             self.told_attempts = attempts
-            self.run.summary.update(_told(attempts))
+            self.tracker.tell_attempts(self._attempts())
         if self.orders.preempting and not self.marked:
             self.marked = True
-            self.run.mark_preempting()
+            self.tracker.preempting()
 
     def _check(self) -> bool:
         """Ask W&B what has arrived; returns whether all of it has."""
         try:
-            status = run_status(self.address)
+            status = run_status(self.tracker.address)
         except (Unreachable, Refused) as error:
             self._trouble(error)
             self.progress = time.monotonic()
@@ -207,9 +197,9 @@ class Sending:
             self.said_stop = True
             print("stop", flush=True)
         before, self.standing.seen = self.standing.seen, last_key(status.last)
-        known = {"step": status.summary.get(COMMIT_STEP), "head": status.summary.get(COMMIT_HEAD)}
-        there = self.standing.seen >= self.rows.after and self.told_commit in (None, known)
-        if there or self.standing.seen > before:
+        seen, told = self.standing.seen, self.told_commit
+        there = seen >= self.tracker.rows.after and told in (None, commit_of(status))
+        if there or seen > before:
             self.tries, self.progress = 0, time.monotonic()
         self._sending()
         return there
@@ -218,12 +208,9 @@ class Sending:
         """Send the rest and close the run, while there is time; a run that will come back keeps its
         last row open."""
         self._tell()
-        if self.orders.code not in (EX_TEMPFAIL, None):
-            for row in self.rows.rest():
-                self.run.log(row)
-                self.told_attempts = (
-                    None  # the row may be an older attempt's, and its marks are in the summary now
-                )
+        if self.orders.code not in (EX_TEMPFAIL, None) and self.tracker.complete():
+            # The row may be an older attempt's, and its marks are in the summary now.
+            self.told_attempts = None
         self._tell()
         while not self._check() and self.standing.state != "sending":
             if self._is_over():
@@ -235,9 +222,8 @@ class Sending:
         while not (there := self._check()) and time.monotonic() < min(settled, self.deadline):
             time.sleep(POLL_SECONDS)
         if there:
-            self.standing.tell(
-                "sent", "" if self.wish.attempt else f"Everything is at {self.standing.url}"
-            )
+            for_people = "" if self.wish.attempt else f"Everything is at {self.standing.url}"
+            self.standing.tell("sent", for_people)
             return 0
         if self.standing.state == "sending" and time.monotonic() + 1 < self.deadline:
             self._again()  # the library has given up on rows without a word
@@ -249,7 +235,7 @@ class Sending:
         watch = threading.Timer(max(0.0, self.deadline - time.monotonic()), self._leave)
         watch.daemon = True
         watch.start()
-        self.run.finish(exit_code=0 if self.orders.code == 0 else 1)
+        self.tracker.close(1 if self.orders.code is None else self.orders.code)
         watch.cancel()
 
     def _given_up(self) -> int:
@@ -260,9 +246,8 @@ class Sending:
 
     def _leave(self) -> NoReturn:
         """There is no more time, and the library cannot be told so."""
-        self.standing.tell(
-            "waiting", "Weights & Biases was too slow; the last points wait in the run's folder."
-        )
+        sentence = "Weights & Biases was too slow; the last points wait in the run's folder."
+        self.standing.tell("waiting", sentence)
         end_cores()
         os._exit(self._given_up())
 
@@ -270,20 +255,14 @@ class Sending:
         """Begin anew in a fresh process under the same id: the library's state cannot be trusted
         after it has failed."""
         end_cores()
-        arguments = ["-m", "xrun.tracker.wandb.sender", str(self.folder), self.wish.attempt]
+        arguments = ["-m", "xrun.tracker.wandb.sender", str(self.wish.folder), self.wish.attempt]
         arguments += ["--said", self.standing.said, "--tries", str(self.tries)]
         arguments += ["--preempting"] * self.orders.preempting
         if self.orders.ended:
-            arguments += [
-                "--once",
-                "--seconds",
-                f"{min(max(0.0, self.deadline - time.monotonic()), self.wish.seconds):.1f}",
-            ]
-            arguments += [
-                "--exit",
-                str(EX_TEMPFAIL if self.orders.code is None else self.orders.code),
-            ]
-        os.execve(sys.executable, [sys.executable, *arguments], _ENVIRONMENT)  # noqa: S606  no shell is wanted
+            left = min(max(0.0, self.deadline - time.monotonic()), self.wish.seconds)
+            code = EX_TEMPFAIL if self.orders.code is None else self.orders.code
+            arguments += ["--once", "--seconds", f"{left:.1f}", "--exit", str(code)]
+        os.execve(sys.executable, [sys.executable, *arguments], _ENVIRONMENT)  # noqa: S606  no shell
 
     def _pause(self, seconds: float) -> None:
         """Wait; the end of the attempt cuts it short once, for a last try."""
@@ -295,35 +274,15 @@ class Sending:
         self.standing.tell("sending", f"Weights & Biases: {self.standing.url}")
 
     def _trouble(self, error: Exception) -> None:
-        if isinstance(error, Refused):
-            self.standing.tell(
-                "refused",
-                f"Weights & Biases refuses: {error}. The points wait in the run's folder.",
-            )
-        else:
-            self.standing.tell(
-                "waiting", f"Weights & Biases: {error}. The points wait in the run's folder."
-            )
+        state = "refused" if isinstance(error, Refused) else "waiting"
+        said = f"Weights & Biases{' refuses' if state == 'refused' else ''}: {error}"
+        self.standing.tell(state, f"{said}. The points wait in the run's folder.")
 
     def _config(self) -> dict[str, Any]:
         """What W&B shows of the run: the whole recipe, versions of code and data, and what the plan
         adds to that."""
-        config = read_json(self.folder / "config.json") or {
-            "run": self.plan.run,
-            "recipe": self.plan.recipe,
-        }
-        plan = {
-            name: getattr(self.plan, name)
-            for name in ("store", "fork", "processes", "owner", "overrides")
-        }
+        unknown = {"run": self.plan.run, "recipe": self.plan.recipe}
+        config = read_json(self.folder.config) or unknown
+        names = ("store", "fork", "processes", "owner", "overrides")
+        plan = {name: getattr(self.plan, name) for name in names}
         return {**config, "plan": {**plan, "sources": self.plan.mathematics.get("sources", {})}}
-
-
-def _told(attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the summary has of a run's attempts."""
-    recomputed = sum(attempt.get("steps_recomputed", 0) for attempt in attempts)
-    return {
-        "xrun/attempts": attempts[-_ATTEMPTS:],
-        "xrun/preemptions": preemptions(attempts),
-        "xrun/steps_recomputed": recomputed,
-    }

@@ -27,11 +27,12 @@ from .api import (
     base_url,
     is_read_only,
     run_status,
+    run_url,
     viewer,
 )
+from .tracker import commit_of
 
-COMMIT_STEP, COMMIT_HEAD, COMMIT_STORE = "xrun/commit_step", "xrun/commit_head", "xrun/commit_store"
-"""Where a run's summary has its last commit."""
+
 _LOGIN = "Run `wandb login`, or set WANDB_API_KEY (https://wandb.ai/authorize)."
 
 
@@ -46,21 +47,15 @@ def main(path: str, *options: str) -> int:
 def last_commit(plan: Plan) -> dict[str, Any]:
     """The run's last commit as W&B's summary has it."""
     try:
-        status = run_status(Address.of(plan.run, plan.recipe["tracking"]["wandb"]))
+        known = commit_of(run_status(Address.of(plan)))
     except (Unreachable, Refused, Deleted) as error:
         return {"answer": "unknown", "why": str(error)}
-    if status is None or COMMIT_STEP not in status.summary:
-        return {"answer": "none"}
-    return {
-        "answer": "commit",
-        "step": int(status.summary[COMMIT_STEP]),
-        "head": str(status.summary.get(COMMIT_HEAD, "")),
-    }
+    return {"answer": "commit", "step": known[0], "head": known[1]} if known else {"answer": "none"}
 
 
 def account(plan: Plan) -> dict[str, Any]:
     """Everything that would keep the run from being written."""
-    address = Address.of(plan.run, plan.recipe["tracking"]["wandb"])
+    address = Address.of(plan)
     try:
         who = viewer()
         problems = list(_problems(address, who))
@@ -68,23 +63,10 @@ def account(plan: Plan) -> dict[str, Any]:
     except Refused as error:
         problems, url = [_wrong_key(error)], ""
     except Unreachable as error:
-        problems, url = (
-            [
-                {
-                    "what": f"Weights & Biases cannot be reached: {error}",
-                    "hint": "Look at the network, then try again.",
-                }
-            ],
-            "",
-        )
+        hint = "Look at the network, then try again."
+        problems = [{"what": f"Weights & Biases cannot be reached: {error}", "hint": hint}]
+        url = ""
     return {"problems": problems, "url": url}
-
-
-def run_url(address: Address) -> str:
-    """Where people see a run: the public service shows its pages at another host than it is asked
-    at."""
-    host = "https://wandb.ai" if base_url() in PUBLIC else base_url()
-    return f"{host}/{address.entity}/{address.project}/runs/{address.run}"
 
 
 def _problems(address: Address, who: Viewer) -> Iterator[dict[str, str]]:

@@ -1,0 +1,318 @@
+"""`LeadingNode`: one life of the container, on node 0: certainty, lease, ranks, end."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import EX_TEMPFAIL, LaunchError, LeaseLost, StoppedOnPurpose, StoreError, XrunError
+from ..files import write_json
+from ..machine.nodes import Nodes, meeting_port
+from ..machine.stop import StopFlag
+from ..run import logs, spending
+from ..run.plan import Plan
+from ..run.record import AttemptEnd, AttemptRecord, Failure, RunRecord, new_id
+from ..run.stop_request import STOP_SECONDS, listening
+from ..run.stores import open_store
+from ..store.protocol import Head, Publisher, commit_delay
+from ..tracker.wandb.processes import Sender, dismiss, start_witness
+from . import billing
+from .node import Node
+from .progress import Progress
+from .ranks import LINGER_SECONDS, Outcome, Ranks, free_port, gravest_of
+from .rendezvous import MEETING_SECONDS, Leader, Message
+from .witnesses import Witnesses
+
+_SENDER_SECONDS = 60.0
+"""How long the last points may take to reach Weights & Biases after the training has ended."""
+_REPORT_SECONDS = 2 * LINGER_SECONDS
+"""How long another node may take to say how its ranks have ended, after those of node 0 have."""
+_GOODBYE_SECONDS = 30.0
+"""How long a node that is late is waited for to be told that the attempt has failed; one that
+finished waits longer."""
+
+
+class LeadingNode(Node):
+    """One life of the container, on node 0: lease, ranks, end."""
+
+    peers: Leader
+
+    def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes | None = None) -> None:
+        super().__init__(plan, stop, nodes or Nodes(processes=plan.processes))
+        self.id = new_id(time.time())
+        self.store = open_store(plan, self.id)
+        self.progress = Progress(self.folder, self.id)
+        self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
+        self.told = plan.wandb is not None and plan.wandb.online
+        self.sender: Sender | None = None
+        self.purpose = ""
+        """Why somebody has ended the run for good; "" if nobody has."""
+        self._reports: dict[int, Outcome] = {}
+        self.refused = ""
+        """Why Weights & Biases does not take this run; "" while it does."""
+
+    def say(self, text: str) -> None:
+        """See Node."""
+        self.progress.say(text)
+
+    def _live(self) -> int:
+        """Lead; then the other nodes end with the same code."""
+        code = EX_TEMPFAIL
+        try:
+            self._warm_up(self.id)
+            code = self._lead()
+        except XrunError as error:
+            code = error.exit_code
+            raise
+        finally:
+            self._cool_down(self.id)
+            seconds = _GOODBYE_SECONDS if code else MEETING_SECONDS
+            self.peers.gather(self._asked_to_stop, seconds)
+            self.peers.close(code)
+        return code
+
+    def _lead(self) -> int:
+        """Certainty, lease, ranks, end."""
+        asked = start_witness(self.folder.plan_file) if self.told else None
+        try:
+            head = self._certain(asked)
+        finally:
+            if asked is not None:
+                dismiss(asked)
+        for last in (False, False, True):
+            if RunRecord.of(head).has_reached_the_end(self.plan):
+                here = self.folder.model
+                where = f"in {here}" if here.exists() else f"at {self.plan.store}"
+                self.say(f"{self.plan.run} is finished; its model is {where}.")
+                return 0
+            try:
+                self._lease(head)
+                break
+            except LeaseLost:
+                if last or not self.plan.address.durable:
+                    raise
+                head = self._certain(None)  # a store far away may have answered with an old head
+        return self._train(fresh=head is None)
+
+    def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
+        """What the store has, once both witnesses agree with it; W&B was asked meanwhile."""
+        witnesses = Witnesses(self.plan, self.store, self.stop, self.say)
+        head = witnesses.head()
+        for damaged in self.store.damaged:
+            self.say(f"The commit {damaged} is damaged; the one before it counts.")
+        record = RunRecord.of(head)
+        witnesses.check(head, record)
+        if asked is not None and not record.has_reached_the_end(self.plan):
+            return witnesses.check_wandb(head, asked)
+        return head
+
+    def _lease(self, head: Head | None) -> None:
+        """Take the run over: from now on nobody else's commit succeeds."""
+        before, now = RunRecord.of(head), time.time()
+        attempt = AttemptRecord(
+            id=self.id,
+            started=now,
+            host=socket.gethostname(),
+            processes=self.nodes.world,
+            nodes=self.nodes.count,
+            **billing.facts(os.environ, before.attempts, now),
+        )
+        self._check_budget([*before.attempts, attempt], now)
+        record = before.begun(self.plan, attempt)
+        if (delay := commit_delay(self.store)) > 1:
+            self.say(f"The store takes its next commit in {delay:.0f} s.")
+        self.store.commit(record.to_json(), head)
+        self._tell_attempts(record)
+
+    def _check_budget(self, attempts: Sequence[AttemptRecord], now: float) -> None:
+        limits = self.plan.limits
+        if spent := spending.allowance(limits, attempts, now).spent(now):
+            raise StoppedOnPurpose(spent, spending.WAY_ON)
+        if warning := spending.unknown(limits, attempts[-1]):
+            self.say(warning)
+
+    def _train(self, fresh: bool) -> int:
+        """Train, record the end; Weights & Biases is told meanwhile."""
+        if self.told:
+            stopped = functools.partial(self._give_up, "stopped in Weights & Biases")
+            self.sender = Sender(self.folder.path, self.id, self.say, stopped)
+        code = EX_TEMPFAIL
+        try:
+            asked = functools.partial(self._give_up, "stopped by xrun cancel --save")
+            with listening(self.plan, self.id, asked):
+                outcome = self._ranks(fresh)
+            code = self._end(outcome)
+        finally:
+            if self.sender is not None:
+                self.sender.finish(code, min(_SENDER_SECONDS, self.stop.seconds_left()))
+        return code
+
+    def _tell_attempts(self, record: RunRecord) -> None:
+        """For the sender, which never asks the store."""
+        if self.plan.wandb is not None:
+            write_json(self.folder.attempts, [attempt.to_json() for attempt in record.attempts])
+
+    def _give_up(self, why: str) -> None:
+        """Somebody wants the run to end for good; the machine stays, so there is time to save."""
+        self.purpose = why
+        self.stop.set(why, STOP_SECONDS, at_once=True)
+
+    def _ranks(self, fresh: bool) -> Outcome:
+        """The ranks of all nodes, from their start to their end.
+
+        Ranks that had too little memory are started again, and compute their micro-batches in
+        smaller parts.
+        """
+        if missing := self.peers.gather(self._asked_to_stop):
+            minutes = f"{MEETING_SECONDS / 60:.0f} minutes"
+            what = f"Not here after {minutes}: {', '.join(missing)}."
+            return Outcome(EX_TEMPFAIL, Failure(what, AttemptEnd.OUTSIDE))
+        parts = 0
+        while True:
+            outcome = self._round(fresh, parts)
+            if self.refused:
+                failure = Failure(self.refused, hint="Start a new one with --new.")
+                return Outcome(LaunchError.exit_code, failure)
+            if outcome.failure is None or not outcome.failure.parts or self.stop:
+                return outcome
+            parts = outcome.failure.parts
+            how = f"Starting again: each micro-batch is computed in {parts} parts."
+            self.say(f"{outcome.failure.message} {how}")
+
+    def _round(self, fresh: bool, parts: int) -> Outcome:
+        port, self._reports = free_port(), {}
+        self.peers.tell("start", attempt=self.id, port=port, parts=parts)
+        ranks = self._start(self.id, port, parts)
+        ranks.wait(functools.partial(self._watch, ranks, fresh))
+        own = ranks.outcome()
+        if own.code:
+            self.peers.tell("failed", code=own.code)
+        deadline = time.monotonic() + _REPORT_SECONDS
+        while len(self._reports) < self.nodes.count - 1 and time.monotonic() < deadline:
+            if message := self.peers.wait(deadline - time.monotonic()):
+                self._hear(message, ranks)
+        self.progress.close()
+        return gravest_of([own, *self._all_reports()])
+
+    def _watch(self, ranks: Ranks, fresh: bool) -> None:
+        """While the ranks train."""
+        if fresh and not self.stop and self.sender is not None and self.sender.is_deleted():
+            self.refused = (
+                f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be"
+                " used again there."
+            )
+            self.stop.set(self.refused)
+        self._look(ranks)
+        self.progress.update()
+
+    def _announce(self) -> None:
+        super()._announce()
+        if self.sender is not None:
+            self.sender.preempting()
+
+    def _asked_to_stop(self) -> bool:
+        """While the nodes wait for each other."""
+        self._look()
+        return bool(self.stop)
+
+    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+        node = message["node"]
+        if message["kind"] == "lost" and node not in self._reports:
+            gone = f"{self.nodes.name(node).capitalize()} is gone."
+            self._report(node, Outcome(EX_TEMPFAIL, Failure(gone, AttemptEnd.OUTSIDE)))
+            message = {**message, "code": EX_TEMPFAIL}
+        elif message["kind"] == "ended":
+            self._report(node, Outcome.from_json(message))
+        super()._hear(message, ranks)
+
+    def _report(self, node: int, outcome: Outcome) -> None:
+        self._reports.setdefault(node, outcome)
+        if outcome.code:
+            self.peers.tell("failed", code=outcome.code)
+
+    def _all_reports(self) -> list[Outcome]:
+        """How the ranks of the other nodes have ended."""
+        what = "Another node did not say how its ranks ended."
+        silent = Outcome(EX_TEMPFAIL, Failure(what, AttemptEnd.OUTSIDE))
+        return [self._reports.get(node, silent) for node in range(1, self.nodes.count)]
+
+    def _end(self, outcome: Outcome) -> int:
+        """Record how the attempt ended; returns the exit code."""
+        code, why = outcome.code, ""
+        if code == EX_TEMPFAIL and self.purpose:
+            code = StoppedOnPurpose.exit_code
+        try:
+            head = self.store.head()
+            if head is None or head.attempt != self.id:
+                code = code or StoreError.exit_code  # another attempt has taken over
+            else:
+                code, why = self._record_end(head, code, outcome.failure)
+        except StoreError as error:
+            self.say(f"How this attempt ended could not be recorded. {error}")
+        self._say_end(outcome.failure, why)
+        if code == 0:
+            self._drop_history()
+        return code
+
+    def _record_end(self, head: Head, code: int, failure: Failure | None) -> tuple[int, str]:
+        """Commit the end, unless a rank has; the code, which is another one after too many attempts
+        without progress, and then why."""
+        record = RunRecord.of(head)
+        if record.attempts[-1].code == code:
+            self._tell_attempts(record)
+            return code, ""
+        stopped = bool(self.stop) and code in (EX_TEMPFAIL, StoppedOnPurpose.exit_code)
+        record = record.with_last(
+            ended=time.time(),
+            code=code,
+            committed=record.newest_step,
+            end=_end_of(code, stopped, failure),
+            reason=self.stop.reason if stopped else failure.message if failure else "",
+        )
+        ends, why = record.no_progress, ""
+        if code == EX_TEMPFAIL and not stopped and ends.given_up:
+            code = StoppedOnPurpose.exit_code
+            record = record.with_last(code=code)
+            why = " ".join(ends.why(self.folder.path / "logs"))
+        if not stopped or commit_delay(self.store) < self.stop.seconds_left():
+            self._commit_end(record, head)
+        self._tell_attempts(record)
+        return code, why
+
+    def _commit_end(self, record: RunRecord, head: Head) -> None:
+        """The record with the end in it, and with what the attempt has printed where the machine
+        may be gone."""
+        if self.plan.address.durable:
+            kept = logs.kept(self.store, self.folder.logs(self.id), self.id, record.logs)
+            record = replace(record, logs=kept)
+        self.store.commit(record.to_json(), head)
+
+    def _drop_history(self) -> None:
+        """Nothing of a finished run depends on this."""
+        try:
+            if isinstance(self.store, Publisher):
+                self.store.drop_history()
+        except StoreError as error:
+            self.say(f"The history of the run's state could not be dropped. {error}")
+
+    def _say_end(self, failure: Failure | None, why: str) -> None:
+        if failure is not None and failure.message:
+            self.say(f"{failure.message} {failure.hint}".strip())
+        if failure is not None and failure.traceback:
+            log = self.folder.logs(self.id) / f"rank{failure.rank}.log"
+            self.say(f"The whole story is in {log}")
+        if why:
+            self.say(why)
+
+
+def _end_of(code: int, stopped: bool, failure: Failure | None) -> AttemptEnd:
+    if code == 0:
+        return AttemptEnd.FINISHED
+    if stopped:
+        return AttemptEnd.STOPPED
+    return failure.end if failure else AttemptEnd.OWN
