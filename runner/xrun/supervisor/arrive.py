@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..run.folder import RunFolder, write_plan
+from ..run.folder import RunFolder
 from ..run.plan import Plan
 
 
@@ -23,18 +23,17 @@ def arrive(cargo: Path) -> Path:
         str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path)
     )
     plan = _placed(dataclasses.replace(plan, home=home, project=project, recipe_path=recipe))
-    return write_plan(RunFolder(plan.folder), plan)
+    return RunFolder(plan.folder).write_plan(plan)
 
 
 def _placed(plan: Plan) -> Plan:
     """The plan with its store's full address: a launch has looked it up, a task that somebody
     launched by hand has not."""
-    if plan.store != "hub":
+    if not plan.address.durable or plan.address.name:
         return plan
     from huggingface_hub import HfApi
 
-    name = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"]
-    return dataclasses.replace(plan, store=f"hub://{name}/{plan.run}", owner=name)
+    return plan.placed(HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"])
 
 
 if __name__ == "__main__":

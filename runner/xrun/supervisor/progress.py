@@ -6,13 +6,13 @@ local run and a container show the same.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
+from ..files import read_json
 from ..run.folder import RunFolder
 
 _REFRESH_SECONDS = 0.2
@@ -38,7 +38,8 @@ class Progress:
         self._seen: list[tuple[float, int]] = []
         self._bar: Any = None
         self._config: Any = None
-        self._config_before = self._config_time()
+        # An attempt before this one may have had other steps in all.
+        self._config_before = _written(folder.config)
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
@@ -81,9 +82,8 @@ class Progress:
             self.say(line)
 
     def _show(self, point: dict[str, Any], now: float, total: int, batch: int) -> None:
-        self._seen = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS] + [
-            (now, point["step"])
-        ]
+        recent = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS]
+        self._seen = [*recent, (now, point["step"])]
         text = f"loss {point['train/loss']:.4g}{self._speed(total, batch)}, {self._commit_age()}"
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:
@@ -112,31 +112,23 @@ class Progress:
     def _plan(self) -> tuple[int, int] | None:
         """Steps in all and samples per step, once this attempt has written them; what only shows
         never stops a training."""
-        if self._config is None and self._config_time() != self._config_before:
-            with contextlib.suppress(OSError, ValueError):
-                self._config = json.loads((self.folder.path / "config.json").read_text())
-        return (
-            (self._config["steps"], self._config["recipe"]["train"]["global_batch"])
-            if self._config
-            else None
-        )
-
-    def _config_time(self) -> int:
-        """When config.json was written; an attempt before this one may have had other steps in
-        all."""
-        try:
-            return (self.folder.path / "config.json").stat().st_mtime_ns
-        except OSError:
-            return 0
+        if self._config is None and _written(self.folder.config) != self._config_before:
+            self._config = read_json(self.folder.config)
+        if not self._config:
+            return None
+        return self._config["steps"], self._config["recipe"]["train"]["global_batch"]
 
     def _commit_age(self) -> str:
-        try:
-            return (
-                "committed"
-                f" {time.time() - (self.folder.path / 'committed.json').stat().st_mtime:.0f} s ago"
-            )
-        except FileNotFoundError:
-            return "nothing committed yet"
+        when = _written(self.folder.witness)
+        return f"committed {time.time() - when:.0f} s ago" if when else "nothing committed yet"
+
+
+def _written(path: Path) -> float:
+    """When a file was written; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _tqdm() -> Any:

@@ -5,6 +5,8 @@ the run's lease, so it says when the ranks start and where they meet, and how th
 the others say when they are asked to stop, when one of their ranks has failed, and how theirs have
 ended. It is one TCP connection per node with a JSON object per line. A connection that breaks is a
 node that is gone, which the kernel notices within a minute even if that machine has lost its power.
+A node that is started again connects again; its connections may arrive in any order, so each one
+tells the number of the life that made it, and a later life is never replaced by an earlier one.
 
 Only one's own run is let in; besides, the messages carry nothing that the training's own
 connections do not.
@@ -21,13 +23,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .. import environment
+from ..backoff import Backoff
 from ..errors import CloudUnavailable
 from ..machine.nodes import Nodes
 
 MEETING_SECONDS = 15 * 60.0
 """How long the nodes wait for each other: setting up a new machine takes minutes, and some take
 more than others."""
-_RETRY_SECONDS = 0.5
+_LOOK_SECONDS = 0.5
+"""Two looks whether somebody has asked to stop, while the nodes wait for each other."""
+_BACKOFF = Backoff(first=0.5, longest=0.5)
 _BIND_SECONDS = 30.0
 """How long an attempt before this one on the same machine may hold the port."""
 _HELLO_SECONDS = 10.0
@@ -103,7 +109,7 @@ class Leader:
                 and time.monotonic() < deadline
                 and not asked()
             ):
-                self._lock.wait(_RETRY_SECONDS)
+                self._lock.wait(_LOOK_SECONDS)
             self._began = True
             return [
                 self.nodes.name(node)
@@ -150,15 +156,10 @@ class Leader:
         connection.settimeout(_HELLO_SECONDS)
         line = Line(connection, 0)
         hello = line.read() or {}
-        node = hello.get("node")
-        if (
-            hello.get("key") != self.key
-            or not isinstance(node, int)
-            or not 0 < node < self.nodes.count
-        ):
+        line.node, line.life = _whole(hello.get("node")), _whole(hello.get("life"))
+        if hello.get("key") != self.key or not 0 < line.node < self.nodes.count:
             line.close()
             return
-        line.node = node
         self._seat(line)
 
     def _seat(self, line: Line) -> None:
@@ -168,7 +169,11 @@ class Leader:
                 line.send(self._end or {"kind": "end", "code": CloudUnavailable.exit_code})
                 line.close()
                 return
-            if (before := self.lines.pop(line.node, None)) is not None:
+            before = self.lines.get(line.node)
+            if before is not None and before.life > line.life:
+                line.close()  # of a life before the one that is here: it arrives late
+                return
+            if before is not None:
                 before.close()  # the node was started again before the attempt began
             self.lines[line.node] = line
             self._lock.notify_all()
@@ -198,23 +203,23 @@ class Follower:
         Raises:
             CloudUnavailable: it did not come.
         """
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                connection = socket.create_connection(
-                    (self.nodes.first, self.port), timeout=_HELLO_SECONDS
-                )
-                break
-            except OSError as error:
-                if asked() or time.monotonic() > deadline:
-                    raise CloudUnavailable(
-                        f"{self.nodes.name(0)} cannot be reached: {error}."
-                    ) from error
-                time.sleep(_RETRY_SECONDS)
+        life = time.time_ns()  # grows from one life of a machine to the next
+        try:
+            connection = self._connected(asked, time.monotonic() + seconds)
+        except OSError as error:
+            raise CloudUnavailable(f"{self.nodes.name(0)} cannot be reached: {error}.") from error
         keep_alive(connection)
-        self._line = Line(connection, 0)
-        self._line.send({"kind": "hello", "key": self.key, "node": self.nodes.rank})
+        self._line = Line(connection, 0, life)
+        self._line.send({"kind": "hello", "key": self.key, "node": self.nodes.rank, "life": life})
         self._line.listen(lambda line, message: self._received.put(message))
+
+    def _connected(self, asked: Callable[[], bool], end: float) -> socket.socket:
+        def rest(seconds: float) -> bool:
+            time.sleep(seconds)
+            return asked()
+
+        tries = _BACKOFF.tries(OSError, end=end, sleep=rest)
+        return tries(socket.create_connection, (self.nodes.first, self.port), _HELLO_SECONDS)
 
     def tell(self, kind: str, **facts: Any) -> None:
         """Say something to node 0."""
@@ -242,19 +247,21 @@ def listen_at(address: str, port: int) -> socket.socket:
     Raises:
         CloudUnavailable: somebody else holds the port.
     """
-    deadline = time.monotonic() + _BIND_SECONDS
-    while True:
-        for host in (address, ""):
-            try:
-                return socket.create_server((host, port))
-            except OSError as error:
-                problem = error
-        if time.monotonic() > deadline:
-            raise CloudUnavailable(
-                f"The nodes cannot meet at port {port} of {address}: {problem.strerror}.",
-                "XRUN_PORT names another port.",
-            )
-        time.sleep(_RETRY_SECONDS)
+    try:
+        tries = _BACKOFF.tries(OSError, end=time.monotonic() + _BIND_SECONDS)
+        return tries(_listening, address, port)
+    except OSError as error:
+        raise CloudUnavailable(
+            f"The nodes cannot meet at port {port} of {address}: {error.strerror}.",
+            f"{environment.PORT.name} names another port.",
+        ) from error
+
+
+def _listening(address: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((address, port))
+    except OSError:
+        return socket.create_server(("", port))
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -274,6 +281,11 @@ def keep_alive(connection: socket.socket) -> None:
 def in_background(target: Callable[..., None], *arguments: Any) -> None:
     """Run it in a thread that holds nothing back."""
     threading.Thread(target=target, args=arguments, name="xrun-rendezvous", daemon=True).start()
+
+
+def _whole(told: Any) -> int:
+    """A number that somebody has said; 0 for anything else."""
+    return told if isinstance(told, int) else 0
 
 
 def drained(received: queue.Queue[Message]) -> list[Message]:

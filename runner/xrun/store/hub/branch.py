@@ -107,22 +107,24 @@ class StateBranch:
         """
         self.limiter.wait()
         text, end = line(tip), self.api.patience.end()
-        for attempt in self.api.patience.tries(end):
-            with attempt:
-                try:
-                    return self._send(tip, text, changes(tip))
-                except (ConflictError, NoAnswerError) as error:
-                    failure = self._unsure(error)
-                if failure.refused:
-                    raise failure
-                now = self.look_again(end)
-                if now.id == head_of(text).id:
-                    return self._landed(now)
-                if now.id != tip.id and now.id not in self.sent:
-                    raise TakenError(now.head)
-                text, tip = (text if now.id == tip.id else line(now)), now
+
+        def once() -> Tip:
+            nonlocal tip, text
+            try:
+                return self._send(tip, text, changes(tip))
+            except (ConflictError, NoAnswerError) as error:
+                failure = self._unsure(error)
+            if failure.refused:
                 raise failure
-        raise AssertionError("the last try returns or raises")
+            now = self.look_again(end)
+            if now.id == head_of(text).id:
+                return self._landed(now)
+            if now.id != tip.id and now.id not in self.sent:
+                raise TakenError(now.head)
+            text, tip = (text if now.id == tip.id else line(now)), now
+            raise failure
+
+        return self.api.patience.tries(end)(once)
 
     def _send(self, tip: Tip, text: bytes, changes: list[Operation]) -> Tip:
         head = head_of(text)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import environment
-from ...run.folder import RunFolder
 
 DELETED = 3
 """The sender's exit code when the run's id was used once, deleted there, and cannot be used

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import LaunchError
-from ...machine.stop import end_with_parent
 from ...files import read_json
 from ...lock import Held, locked
+from ...machine.stop import end_with_parent
 from ...run.folder import RunFolder
 from .library import await_cores
 from .orders import Orders

@@ -17,21 +17,18 @@ from typing import Any
 from ...run.plan import Plan
 from .api import (
     KEY_LENGTH,
-    PUBLIC,
     Address,
     Deleted,
     Refused,
     Unreachable,
     Viewer,
     api_key,
-    base_url,
     is_read_only,
     run_status,
     run_url,
     viewer,
 )
 from .tracker import commit_of
-
 
 _LOGIN = "Run `wandb login`, or set WANDB_API_KEY (https://wandb.ai/authorize)."
 
@@ -49,7 +46,7 @@ def last_commit(plan: Plan) -> dict[str, Any]:
     try:
         known = commit_of(run_status(Address.of(plan)))
     except (Unreachable, Refused, Deleted) as error:
-        return {"answer": "unknown", "why": str(error)}
+        return {"answer": "unknown", "why": str(error) or type(error).__name__}
     return {"answer": "commit", "step": known[0], "head": known[1]} if known else {"answer": "none"}
 
 
