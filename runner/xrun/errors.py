@@ -161,13 +161,13 @@ class ProcessesApart(XrunError):
 
 
 class OutOfMemory(XrunError):
-    """A micro-batch does not fit into memory; computed in `split` parts it may."""
+    """A micro-batch does not fit into memory; computed in so many `parts` it may."""
 
     exit_code = EX_TEMPFAIL
 
-    def __init__(self, message: str, split: int) -> None:
+    def __init__(self, message: str, parts: int) -> None:
         super().__init__(message)
-        self.split = split
+        self.parts = parts
 
 
 class StoppedOnPurpose(XrunError):

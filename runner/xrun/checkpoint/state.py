@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, TrainError
-from ..training.objective import Objective
 
 Fill = Callable[[str, Tensor], None]
 """Writes the saved values of the named tensor into the one given, in place."""
@@ -30,7 +29,7 @@ class TrainState:
     step was computed as the recipe says, no micro-batch in parts.
     """
 
-    objective: Objective
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: nn.Module | None = None
     scaler: Any = None
@@ -60,7 +59,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the checkpoint; tied ones once, under their first name."""
-        named = dict(_module_tensors("model", self.objective.model))
+        named = dict(_module_tensors("model", self.model))
         named |= _optimizer_tensors(self.optimizer, self._parameter_names())
         return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
 
@@ -83,7 +82,7 @@ class TrainState:
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in
         `optimizer.step()` only."""
-        buffers = {id(buffer) for buffer in self.objective.buffers()}
+        buffers = {id(buffer) for buffer in self.model.buffers()}
         return {f"model.{name}" for name, tensor in self._saved() if id(tensor) in buffers}
 
     def frozen(self) -> set[str]:
@@ -97,7 +96,7 @@ class TrainState:
     def _saved(self) -> list[tuple[str, Any]]:
         """The model's own tensors by the names of its state_dict, which wrappers around its blocks
         do not change."""
-        return list(self.objective.model.state_dict(keep_vars=True).items())
+        return list(self.model.state_dict(keep_vars=True).items())
 
     def _parameter_names(self) -> dict[int, str]:
         if not self._names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 class TensorReader:
     """Reads tensors, or rows of them, out of the files of one checkpoint."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
         self._pieces: dict[str, list[tuple[Any, Rows]]] = {}
         for file in self._files:

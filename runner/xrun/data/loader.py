@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import ComponentError, TrainError
-from ..training.objective import Batch
+from .batch import Batch, batch_bytes
 from .randomness import DATA, seed_generators
 from .sampler import MicroBatch
 
@@ -73,9 +73,8 @@ class Loader:
     def _loader(self) -> Iterator[Piece]:
         fetch = Fetch(self.split, self.seed, self.purpose)
         if not self.num_workers and not self.pin_memory:
-            return map(
-                fetch.__getitem__, self.pieces
-            )  # what a DataLoader adds to that takes a tenth of a small step
+            # What a DataLoader adds to that takes a tenth of a small step.
+            return map(fetch.__getitem__, self.pieces)
         return self._with_data_loader(fetch)
 
     def _with_data_loader(self, fetch: Fetch) -> Iterator[Piece]:
@@ -135,24 +134,6 @@ def check_shared_memory(batch: Batch, num_workers: int, path: str = "/dev/shm") 
             f" {path} has {free >> 20} MB.",
             "Start the container with more (docker: --shm-size=8g) or set train.num_workers: 0.",
         )
-
-
-def batch_bytes(batch: Batch) -> int:
-    """Bytes of all tensors in a batch."""
-    if isinstance(batch, torch.Tensor):
-        return batch.numel() * batch.element_size()
-    if isinstance(batch, dict):
-        return sum(batch_bytes(value) for value in batch.values())
-    return sum(batch_bytes(value) for value in batch) if isinstance(batch, list | tuple) else 0
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; pinned memory is copied without waiting."""
-    if device.type == "cpu":
-        return batch
-    from accelerate.utils import send_to_device
-
-    return send_to_device(batch, device, non_blocking=True)
 
 
 def check_splits(splits: Any, name: str) -> None:

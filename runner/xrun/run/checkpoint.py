@@ -23,11 +23,11 @@ class Checkpoint:
     """
 
     step: int
-    attempt: str
-    digest: str
-    time: float
-    numbers: Mapping[str, Any]
-    files: Mapping[str, StoredFile]
+    attempt: str = ""
+    digest: str = ""
+    time: float = 0.0
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: int = 1
 
@@ -35,6 +35,18 @@ class Checkpoint:
     def conditions(self) -> dict[str, Any]:
         """Everything that the bits depend on besides the recipe."""
         return {**self.environment, "arithmetic": self.arithmetic}
+
+    @property
+    def micro_batch(self) -> int:
+        """The micro-batch that the run has settled on; 0 if that is not said."""
+        return int(self.numbers.get("micro_batch") or 0)
+
+    def differences(self, environment: Mapping[str, Any]) -> str:
+        """In what the conditions differ from those of steps that are computed in this environment
+        now, as `threads 2 -> 1, ...`; "" when results stay the same to the last bit."""
+        before, now = self.conditions, {**environment, "arithmetic": ARITHMETIC}
+        names = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
 
     @property
     def exact(self) -> bool:
@@ -54,6 +66,7 @@ class Checkpoint:
     @classmethod
     def from_json(cls, manifest: Mapping[str, Any]) -> Checkpoint:
         """Read a manifest; keys that a newer xrun has added are ignored."""
-        files = {name: StoredFile.from_json(file) for name, file in manifest["files"].items()}
+        stored = manifest.get("files", {})
+        files = {name: StoredFile.from_json(file) for name, file in stored.items()}
         known = {name: manifest[name] for name in cls.__dataclass_fields__ if name in manifest}
         return cls(**{**known, "files": files})

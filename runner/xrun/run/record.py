@@ -301,6 +301,30 @@ class RunRecord:
         return max([self.newest.step if self.newest else -1, *self.rejected])
 
     @property
+    def losses(self) -> int:
+        """How many attempts were ended from outside."""
+        return sum(attempt.end == AttemptEnd.OUTSIDE for attempt in self.attempts)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds that the attempts before the last one have lived, as far as their ends are
+        known."""
+        known = (each for each in self.attempts[:-1] if each.ended is not None)
+        return sum((each.ended or 0.0) - each.started for each in known)
+
+    @property
+    def last_save(self) -> float:
+        """Seconds that an attempt's last save takes: the longest of the newest three."""
+        known = [each.last_save for each in self.attempts if each.last_save is not None]
+        return max(known[-3:], default=0.0)
+
+    def parts_on(self, memory: str, processes: int) -> int:
+        """In how many parts a micro-batch was computed last on such a machine; 1 on a new kind."""
+        of_kind = [each for each in self.attempts if each.memory == memory]
+        here = [each.parts or 1 for each in of_kind if each.processes == processes]
+        return here[-1] if here else 1
+
+    @property
     def no_progress(self) -> NoProgress:
         """The newest attempts in a row that committed no new step."""
         own: list[AttemptRecord] = []

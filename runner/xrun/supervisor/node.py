@@ -83,9 +83,7 @@ class Node:
             rank.communicate()
         shutil.rmtree(self.folder.logs(attempt), ignore_errors=True)
 
-    def _start_rank(
-        self, attempt: str, own: dict[str, str], log: Path
-    ) -> subprocess.Popen[bytes]:
+    def _start_rank(self, attempt: str, own: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         if not self._warm:
             return self._new_rank(attempt, own, log)
         rank = self._warm.pop(0)

@@ -128,9 +128,7 @@ class Witnesses:
             head = self._up_to_date(head, answer.step)
             self._compare("Weights & Biases", answer.step, head)
         elif answer.why and known >= 0:
-            self.say(
-                f"Weights & Biases does not answer ({answer.why}); the store's word is taken."
-            )
+            self.say(f"Weights & Biases does not answer ({answer.why}); the store's word is taken.")
         elif answer.why:
             raise LaunchError(
                 f"Weights & Biases does not answer ({answer.why}) and the store"

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..data.loader import Loader, Piece, to_device
+from ..data.batch import to_device
+from ..data.loader import Loader, Piece
 from ..data.randomness import EVALUATION
 from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
@@ -52,11 +53,9 @@ class Evaluation:
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after `step` steps."""
-        return (
-            self.split is not None
-            and step > 0
-            and (step == self.last or (bool(self.every) and step % self.every == 0))
-        )  # type: ignore[operator]  # every is tested
+        if self.split is None or step == 0:
+            return False
+        return step == self.last or bool(self.every and step % self.every == 0)
 
     def better(self, metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> bool:
         """Whether these metrics beat the best ones so far.
@@ -94,7 +93,7 @@ class Evaluation:
         batches = -(-len(self.split) // self.batch)
         columns: dict[str, list[float]] = {}
         for number, pieces in enumerate(self._loader()):
-            if number % _ASK_EVERY == 0 and self.world.total([leave()])[0]:
+            if number % _ASK_EVERY == 0 and self.world.all_reduce_sum([leave()])[0]:
                 return None
             for piece in pieces:
                 self._add(columns, piece, batches)
@@ -102,7 +101,7 @@ class Evaluation:
         if not columns:
             return {}
         names = sorted(columns)
-        flat = self.world.total([value for name in names for value in columns[name]])
+        flat = self.world.all_reduce_sum([value for name in names for value in columns[name]])
         sums = {
             name: math.fsum(flat[i * batches : (i + 1) * batches]) for i, name in enumerate(names)
         }

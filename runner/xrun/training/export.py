@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,42 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from ..run import spending
+from ..run.folder import RunFolder
 from ..run.plan import Plan
+from ..run.record import AttemptEnd, AttemptRecord, Finished
 from ..store.durable import sync_folder
+from ..store.protocol import Publisher, Store
 
 WEIGHTS = "model.safetensors"
+_DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
+"""What the digests of a plan's sources are, by the rule that made them."""
 
 
-def write(folder: Path, model: nn.Module, plan: Plan, facts: Mapping[str, Any]) -> str:
+def export(
+    plan: Plan,
+    store: Store,
+    model: nn.Module,
+    finished: Finished,
+    attempts: Sequence[AttemptRecord],
+) -> Finished:
+    """Write the final weights into the run's folder, and publish them where the store is a place
+    for that; what the record says of them."""
+    folder = RunFolder(plan.folder).model
+    sha256 = write(folder, model, plan, finished, attempts)
+    revision = ""
+    if isinstance(store, Publisher):
+        revision = store.publish(folder, plan.run, f"{plan.run}: {finished.step} steps")
+    return replace(finished, weights_sha256=sha256, model_revision=revision or None)
+
+
+def write(
+    folder: Path,
+    model: nn.Module,
+    plan: Plan,
+    finished: Finished,
+    attempts: Sequence[AttemptRecord] = (),
+) -> str:
     """Write the folder as a whole, replacing an older one; returns the SHA-256 of the weights.
 
     A transformers model is saved by its own `save_pretrained`, so that `from_pretrained` loads it;
@@ -37,7 +68,7 @@ def write(folder: Path, model: nn.Module, plan: Plan, facts: Mapping[str, Any]) 
         save_model(model, str(temporary / WEIGHTS))
         (temporary / "config.json").write_text(json.dumps(_config(plan), indent=1) + "\n")
     sha256 = sha256_of(temporary / WEIGHTS)
-    (temporary / "README.md").write_text(model_card(plan, facts, sha256))
+    (temporary / "README.md").write_text(model_card(plan, finished, attempts, sha256))
     _replace(temporary, folder)
     return sha256
 
@@ -63,11 +94,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_card(plan: Plan, facts: Mapping[str, Any], sha256: str) -> str:
+def model_card(
+    plan: Plan, finished: Finished, attempts: Sequence[AttemptRecord], sha256: str
+) -> str:
     """What was trained, on what, how well, and by which code."""
     recipe = plan.recipe
     metrics = "\n".join(
-        f"| {name} | {value:.6g} |" for name, value in sorted(facts.get("metrics", {}).items())
+        f"| {name} | {value:.6g} |" for name, value in sorted(finished.metrics.items())
     )
     return f"""---
 library_name: {"transformers" if recipe["model"]["name"] == "hub" else "pytorch"}
@@ -76,15 +109,15 @@ tags: [xrun]
 # {plan.run}
 
 `{recipe["model"]["name"]}` trained on `{recipe["dataset"]["name"]}` ({recipe["task"]}) for
-{facts["step"]} steps, {facts["samples"]} samples, by xrun {plan.version}.
+{finished.step} steps, {finished.samples} samples, by xrun {plan.version}.
 
 | metric | value |
 |---|---|
 {metrics}
 
 Weights: `{WEIGHTS}`, SHA-256 `{sha256}`.
-Data revision: {facts.get("data_revision") or "not named by the dataset"}.
-{_effort(facts)}
+Data revision: {finished.data_revision or "not named by the dataset"}.
+{_effort(attempts)}
 
 ## Recipe
 
@@ -98,12 +131,11 @@ Data revision: {facts.get("data_revision") or "not named by the dataset"}.
 """
 
 
-def _effort(facts: Mapping[str, Any]) -> str:
-    cost = f" They cost ${facts['usd']:.2f}." if "usd" in facts else ""
-    return (
-        f"Attempts: {facts.get('attempts', 1)}, {facts.get('lost', 0)} of them ended from"
-        f" outside.{cost}"
-    )
+def _effort(attempts: Sequence[AttemptRecord]) -> str:
+    usd = spending.dollars(attempts, time.time())
+    cost = "" if usd is None else f" They cost ${usd:.2f}."
+    lost = sum(attempt.end == AttemptEnd.OUTSIDE for attempt in attempts)
+    return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"
 
 
 def _code(plan: Plan) -> str:
@@ -114,7 +146,7 @@ def _code(plan: Plan) -> str:
         else "not under git"
     )
     files = "\n".join(
-        f"* `{path}`, BLAKE3 `{digest}`"
+        f"* `{path}`, {_DIGESTS.get(plan.rule, 'digest')} `{digest}`"
         for path, digest in plan.mathematics.get("sources", {}).items()
     )
     return f"The project is {state}.\n\n{files}"

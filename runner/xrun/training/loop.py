@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..backoff import Backoff
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.state import TrainState
-from ..data.loader import Loader, Piece, to_device
+from ..data.batch import Batch, to_device
+from ..data.loader import Loader, Piece
 from ..data.randomness import LOOP, seed_generators
 from ..data.sampler import MicroBatch
 from ..errors import (
@@ -34,10 +36,11 @@ from ..machine.heartbeat import Heartbeat
 from ..machine.stop import SPARE_SECONDS, StopFlag
 from ..recipe.schema import Train
 from ..run import spending
+from ..run.record import AttemptEnd, Finished
 from ..tracker.protocol import Tracker
 from .evaluate import Evaluation
 from .micro_batch import enough_memory, parts_of
-from .objective import Batch, Objective
+from .objective import Objective
 from .optimizer import learning_rate, plain_step, set_learning_rate
 from .reduction import Reduction
 from .world import World
@@ -46,12 +49,17 @@ log = logging.getLogger("xrun")
 
 LAST_SAVE_SECONDS = 3600.0
 """How long a finished training tries to commit its last state while the store is out of reach."""
-LAST_SAVE_PAUSE = 1.0
+LAST_SAVE_BACKOFF = Backoff(first=1.0, longest=1.0)
 
 
 @dataclass
 class Training:
-    """The parts of one rank's training, and what it does with them."""
+    """The parts of one rank's training, and what it does with them.
+
+    `tracker` is the first process's; `fresh` says that nothing is committed yet; each micro-batch
+    is computed in so many `parts`. `budget` gives the sentence that ends the run once its budget is
+    spent, `export` makes the final weights on the first process.
+    """
 
     train: Train
     steps: int
@@ -63,17 +71,15 @@ class Training:
     sampler: Any
     evaluation: Evaluation
     checkpointer: Checkpointer
-    tracker: Tracker
+    tracker: Tracker | None
     stop: StopFlag
     world: World
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     fresh: bool = False
-    split: int = 1
+    parts: int = 1
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
-    export: Callable[[TrainState], dict[str, Any]] = lambda state: {}
-    _begin: bool = False
-    _asked: bool = False
+    export: Callable[[TrainState], Finished | None] = lambda state: Finished(state.step)
     _looked: float = 0.0
     _trained: list[nn.Parameter] = field(default_factory=list)
     _optimizer_step: Callable[[], Any] = lambda: None
@@ -87,27 +93,43 @@ class Training:
             TrainError: it cannot go on.
             StoreError: the last state could not be committed.
         """
-        with enough_memory(self.state.micro_batch, self.split):
+        with enough_memory(self.state.micro_batch, self.parts):
             self._train()
 
     def _train(self) -> None:
         state, batches, began = self.state, iter(self.loader), self.clock()
-        self._begin, self._looked = self.fresh, time.perf_counter()
+        self._looked = time.perf_counter()
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
         self._trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+        save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
-                self._evaluate()
-            if self._begin and not self._asked:
-                self._begin = False
+                metrics = self.evaluation.run(self._must_stop)
+                if metrics is None:
+                    stop = 1.0
+                elif self._is_best(metrics):
+                    save = save or self.world.broadcast(self.checkpointer.want())
+            if save and not stop:
                 self._remember_stream()
                 self.checkpointer.begin()
-            if self._asked:
+            if stop:
                 self._leave()
             if state.step >= self.steps:
                 break
-            self._step(self._next(batches))
+            pieces = self._next(batches)
+            own_loss, count = self._gradients(pieces)
+            # What each process has and wants; all of them then do what any of them wants.
+            loss, samples, save, stop = self.world.all_reduce_sum(
+                [
+                    own_loss,
+                    sum(piece.digest() for piece, _ in pieces if piece.weight),
+                    self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
+                    self._must_stop() or bool(self.budget()),
+                ]
+            )
+            self.checkpointer.check()
+            self._update(pieces[0][0].total, loss / count, int(samples))
             self.heartbeat.beat()
             now = self.clock()
             state.seconds, began = state.seconds + now - began, now
@@ -121,35 +143,46 @@ class Training:
             )
         return pieces
 
-    def _step(self, pieces: list[Piece]) -> None:
-        """One optimizer step over the global batch."""
-        state, train = self.state, self.train
-        rate = learning_rate(train, state.step, self.steps)
+    def _gradients(self, pieces: list[Piece]) -> tuple[float, int]:
+        """The gradients of the global batch; this process's part of the loss's sum, and what that
+        is a mean over."""
         count = self._count(pieces)
         self._drop_gradients()
         losses = []
         for piece, batch in pieces:
-            seed_generators(train.seed, LOOP, state.step, piece.slot)
+            seed_generators(self.train.seed, LOOP, self.state.step, piece.slot)
+            factor = piece.weight * self.reduction.scale / count
             with self.reduction.micro_batch(piece):
-                losses.append(
-                    self._compute(piece, batch, piece.weight * self.reduction.scale / count)
-                )
-        values = self._agree(pieces, self.reduction.finish(pieces, losses), count)
+                losses.append(self._compute(piece, batch, factor))
+        return self.reduction.finish(pieces, losses), count
+
+    def _update(self, total: int, loss: float, samples: int) -> None:
+        """One optimizer step after a global batch of `total` samples, whose digest is `samples`."""
+        state, train = self.state, self.train
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"The loss of step {state.step + 1} is {loss}; the optimizer has not stepped on"
+                " it.",
+                "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's"
+                " samples.",
+            )
+        rate = learning_rate(train, state.step, self.steps)
         norm = self._clip()
         self.checkpointer.before_step()
         set_learning_rate(state.optimizer, rate)
         self._optimize()
         state.step += 1
-        state.samples += pieces[0][0].total
+        state.samples += total
         if state.step % train.log_every == 0 or state.step == self.steps:
-            self.tracker.log(state.step, {**values, "train/lr": rate, **norm})
+            values = {"train/loss": loss, "train/samples": f"{samples:014x}", "train/lr": rate}
+            self._log({**values, **norm})
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
         loss."""
-        if self.split == 1:
+        if self.parts == 1:
             return self._loss(batch, factor)
-        losses, parts = [], parts_of(piece, batch, self.split)
+        losses, parts = [], parts_of(piece, batch, self.parts)
         for number, (part, counts) in enumerate(parts, 1):
             with self.reduction.part(last=number == len(parts)):
                 losses.append(self._loss(part, factor * counts))
@@ -165,36 +198,17 @@ class Training:
     def _backward(self, loss: Tensor, factor: float) -> None:
         """The gradient of `factor * loss`, without a product in the graph, and without
         Accelerator's division by 1."""
-        (loss if self.state.scaler is None else self.state.scaler.scale(loss)).backward(
-            torch.full_like(loss, factor)
-        )
+        scaled = loss if self.state.scaler is None else self.state.scaler.scale(loss)
+        scaled.backward(torch.full_like(loss, factor))
 
     def _count(self, pieces: list[Piece]) -> int:
         """What the step's loss is a mean over, on all processes together."""
         if self.objective.counts_samples:
             return pieces[0][0].total
         own = sum(self.objective.count(batch) * piece.weight for piece, batch in pieces)
-        return int(self.world.total([own])[0]) or 1
+        return int(self.world.all_reduce_sum([own])[0]) or 1
 
-    def _agree(self, pieces: list[Piece], loss: float, count: int) -> dict[str, Any]:
-        """The step's loss over all processes; and what all of them do after it: save, stop."""
-        samples = sum(piece.digest() for piece, _ in pieces if piece.weight)
-        save = self.checkpointer.due(self.state.step + 1, self.stop.seconds_left())
-        leave = self._must_leave() or bool(self.budget())
-        total, mixed, saves, asks = self.world.total([loss, samples, save, leave])
-        self._begin, self._asked = bool(saves), bool(asks)
-        self.checkpointer.check()
-        loss = total / count
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"The loss of step {self.state.step + 1} is {loss}; the optimizer has not stepped"
-                " on it.",
-                "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's"
-                " samples.",
-            )
-        return {"train/loss": loss, "train/samples": f"{int(mixed):014x}"}
-
-    def _must_leave(self) -> bool:
+    def _must_stop(self) -> bool:
         """Whether somebody wants this process to stop, and there is no time for as much again as
         since it was asked before."""
         before, self._looked = self._looked, time.perf_counter()
@@ -209,9 +223,8 @@ class Training:
         if self.train.clip_grad_norm is None:
             return {}
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.train.clip_grad_norm)
-        return {
-            "train/grad_norm": float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        }
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return {"train/grad_norm": float(whole)}
 
     def _optimize(self) -> None:
         state = self.state
@@ -232,25 +245,21 @@ class Training:
         for p in self._trained:
             p.grad = None
 
-    def _evaluate(self) -> None:
-        """Evaluate, log it, and ask for a save of the best state so far."""
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Log an evaluation's metrics; says whether they are the best so far."""
         state = self.state
-        metrics = self.evaluation.run(self._must_leave)
-        if metrics is None:
-            self._asked = True
-            return
         state.evaluated = state.step
         better = self.evaluation.better(metrics, state.best)
         if better:
             state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}
-        self.tracker.log(state.step, {f"val/{name}": value for name, value in metrics.items()})
-        log.info(
-            "step %d: %s",
-            state.step,
-            ", ".join(f"val/{name} {value:.4g}" for name, value in metrics.items()),
-        )
-        if better and self.world.from_first(self.checkpointer.want()):
-            self._begin = True
+        self._log({f"val/{name}": value for name, value in metrics.items()})
+        values = (f"val/{name} {value:.4g}" for name, value in metrics.items())
+        log.info("step %d: %s", state.step, ", ".join(values))
+        return better
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        if self.tracker is not None:
+            self.tracker.log(self.state.step, values)
 
     def _remember_stream(self) -> None:
         self.state.stream = self.sampler.state(self.state.step)
@@ -259,76 +268,76 @@ class Training:
         """Save this step, unless it is committed already, and wait; says whether it is
         committed."""
         self.heartbeat.saving()
-        if not self.world.from_first(self.checkpointer.is_current()):
+        if not self.world.broadcast(self.checkpointer.is_current()):
             self._remember_stream()
             self.checkpointer.begin()
-        return bool(self.world.from_first(self.checkpointer.is_current()))
+        return bool(self.world.broadcast(self.checkpointer.is_current()))
 
-    def _save_last(self, end: dict[str, Any]) -> bool:
-        """Save this step, again and again while the store is out of reach and there is time; `end`
-        is how the attempt ends.
-
-        Says whether it is committed.
-        """
-        if end and self.world.rank == 0:
-            self.checkpointer.note(**end, ended=time.time(), committed=self.state.step)
-        began = self.clock()
+    def _save_last(self) -> bool:
+        """Save this step, again and again while the store is out of reach and there is time; says
+        whether it is committed."""
+        began, tries = self.clock(), 0
         while not self._save_now():
+            tries += 1
             left = min(self.stop.seconds_left(), LAST_SAVE_SECONDS - (self.clock() - began))
-            if not self.world.from_first(bool(self.checkpointer.unavailable) and left > 0):
+            if not self.world.broadcast(bool(self.checkpointer.unavailable) and left > 0):
                 return False
-            log.warning(
-                "Not safe yet: steps %d to %d.",
-                max(self.checkpointer.committed_step, 0) + 1,
-                self.state.step,
-            )
-            time.sleep(LAST_SAVE_PAUSE)
+            log.warning("Not safe yet: steps %d to %d.", self._committed() + 1, self.state.step)
+            time.sleep(LAST_SAVE_BACKOFF.seconds(tries))
         return True
+
+    def _committed(self) -> int:
+        return max(self.checkpointer.lease.committed_step, 0)
 
     def _leave(self) -> None:
         """Somebody asked to stop: save if that can be done before the machine goes, and go."""
-        budget = self.world.from_first(self.budget())
-        left, need = (
-            self.world.least(self.stop.seconds_left()),
-            self.world.from_first(self.checkpointer.last_save().least),
-        )
+        budget = self.world.broadcast(self.budget())
+        left = self.world.all_reduce_min(self.stop.seconds_left())
+        need = self.world.broadcast(self.checkpointer.last_save().least)
         if need >= left + SPARE_SECONDS:
             log.warning(
                 "A save takes %.0f s and %.0f s are left: the last commit stands.", need, left
             )
-        elif not self._save_last(_ending(budget, self.stop)):
-            log.warning(
-                "The state of step %d could not be saved: the last commit stands.", self.state.step
-            )
+        else:
+            self._note_end(budget)
+            if not self._save_last():
+                log.warning(
+                    "The state of step %d could not be saved: the last commit stands.",
+                    self.state.step,
+                )
         log.info(
             "Stopped at step %d, step %d is committed.",
             self.state.step,
-            self.checkpointer.committed_step,
+            self.checkpointer.lease.committed_step,
         )
-        self.tracker.finish()
+        if self.tracker is not None:
+            self.tracker.finish()
         if budget:
             raise StoppedOnPurpose(budget, spending.WAY_ON)
         raise Stopped
 
+    def _note_end(self, budget: str) -> None:
+        """What the attempt's record says of an end that was asked for; it goes along with the last
+        save."""
+        self.checkpointer.lease.note(
+            end=AttemptEnd.STOPPED,
+            code=StoppedOnPurpose.exit_code if budget else Stopped.exit_code,
+            reason=budget or self.stop.reason or "another node was asked to stop",
+            ended=time.time(),
+            committed=self.state.step,
+        )
+
     def _finish(self) -> None:
         """The last state is committed, then the final weights are made, then the run is marked as
         finished."""
-        if not self._save_last({}):
+        if not self._save_last():
             what = f"The last state, step {self.state.step}, could not be committed."
-            if unavailable := self.world.from_first(self.checkpointer.unavailable):
+            if unavailable := self.world.broadcast(self.checkpointer.unavailable):
                 raise StoreUnavailable(f"{what} {unavailable}")
             raise StoreError(what, "Start the same command again.")
-        self.checkpointer.finish(self.export(self.state))
-        self.tracker.finish()
-        self.world.wait()
-
-
-def _ending(budget: str, stop: StopFlag) -> dict[str, Any]:
-    """What the attempt's record says of an end that was asked for."""
-    if budget:
-        return {"kind": "stopped", "code": StoppedOnPurpose.exit_code, "reason": budget}
-    return {
-        "kind": "stopped",
-        "code": Stopped.exit_code,
-        "reason": stop.reason or "another node was asked to stop",
-    }
+        finished = self.export(self.state)
+        if self.world.rank == 0 and finished is not None:
+            self.checkpointer.lease.finish(finished)
+        if self.tracker is not None:
+            self.tracker.finish()
+        self.world.barrier()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import logging
 import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,14 +24,19 @@ import torch
 from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 
-from ..data.loader import Fetch, to_device
+from .. import environment
+from ..data.batch import Batch, to_device
+from ..data.loader import Fetch
 from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
 from ..errors import OutOfMemory, TrainError
 from ..recipe.schema import Train
-from .objective import Batch, Objective
+from ..run.record import RunRecord
+from .objective import Objective
 from .optimizer import build_optimizer
 from .world import World
+
+log = logging.getLogger("xrun")
 
 _NO_MEMORY = (
     "out of memory",
@@ -50,6 +56,36 @@ def sizes(global_batch: int, world: int) -> list[int]:
         for size in range(global_batch // world, 0, -1)
         if global_batch % size == 0 and global_batch // size % world == 0
     ]
+
+
+def settled_micro_batch(
+    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World, before: int
+) -> int:
+    """What the run has settled on `before` (0: on nothing), else what the recipe says, else the
+    largest that fits.
+
+    Raises:
+        TrainError: the processes cannot share such micro-batches evenly, or not even one sample
+            fits.
+    """
+    settled = before or (0 if train.micro_batch == "auto" else train.micro_batch)
+    if not settled:
+        settled = find_micro_batch(train, objective, fetch, accelerator, world)
+        log.info("micro_batch: auto found %d.", settled)
+    slots, rest = divmod(train.global_batch, settled)
+    if rest or slots % world.size:
+        raise TrainError(
+            f"The global batch of {train.global_batch} is cut into {slots} micro-batches of"
+            f" {settled}, which {world.size} processes cannot share evenly.",
+            "Use a number of processes that divides it, or set train.micro_batch.",
+        )
+    return settled
+
+
+def settled_parts(record: RunRecord, memory: str, processes: int) -> int:
+    """In how many parts a micro-batch is computed: as the entrypoint says, else as was right on
+    such a machine before."""
+    return int(environment.PARTS.of() or record.parts_on(memory, processes))
 
 
 def find_micro_batch(
@@ -79,9 +115,7 @@ def find_micro_batch(
         try:
             with limited_memory():
                 _train_once(train, objective, fetch, accelerator, size)
-        except (
-            MemoryError
-        ) as error:  # numpy's and Python's own: said in the words that are searched for
+        except MemoryError as error:  # numpy's and Python's own, in the words that are searched for
             raise RuntimeError("CPU out of memory.") from error
         return size
 
@@ -94,7 +128,7 @@ def find_micro_batch(
     find = find_executable_batch_size(
         attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller
     )
-    return int(world.least(find()))
+    return int(world.all_reduce_min(find()))
 
 
 def give_memory_back() -> None:
@@ -104,19 +138,19 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def parts_of(piece: MicroBatch, batch: Batch, split: int) -> list[tuple[Batch, bool]]:
-    """A micro-batch's data in `split` parts, and whether each counts: of too few samples some are
+def parts_of(piece: MicroBatch, batch: Batch, parts: int) -> list[tuple[Batch, bool]]:
+    """A micro-batch's data in so many parts, and whether each counts: of too few samples some are
     computed and not counted.
 
     Raises:
         TrainError: the batch is nothing that can be cut by samples.
     """
-    if split == 1:
+    if parts == 1:
         return [(batch, True)]
-    samples, size = len(piece.indices), -(-len(piece.indices) // split)
+    samples, size = len(piece.indices), -(-len(piece.indices) // parts)
     bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
-    parts = [(_cut(batch, samples, start, stop), True) for start, stop in bounds]
-    return parts + [(_cut(batch, samples, 0, 1), False)] * (split - len(parts))
+    counted = [(_cut(batch, samples, start, stop), True) for start, stop in bounds]
+    return counted + [(_cut(batch, samples, 0, 1), False)] * (parts - len(counted))
 
 
 def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
@@ -143,7 +177,7 @@ def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
 
 
 @contextlib.contextmanager
-def enough_memory(micro_batch: int, split: int) -> Iterator[None]:
+def enough_memory(micro_batch: int, parts: int) -> Iterator[None]:
     """What is computed here lacks memory in our words.
 
     Raises:
@@ -155,16 +189,14 @@ def enough_memory(micro_batch: int, split: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
-        what = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
-        if split * 2 > micro_batch:
+        what = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
+        if parts * 2 > micro_batch:
             raise TrainError(
                 f"Not even one sample fits into memory: {what}", "Use a larger machine."
             ) from error
         raise OutOfMemory(
-            f"A micro-batch of {micro_batch} in {split} parts does not fit into memory: {what}",
-            split * 2,
+            f"A micro-batch of {micro_batch} in {parts} parts does not fit into memory: {what}",
+            parts * 2,
         ) from error
 
 
@@ -206,10 +238,8 @@ def limited_memory(limit: int | None = None) -> Iterator[None]:
     free = int(memory["MemAvailable"].split()[0]) << 10
     used = int(status["VmData"].split()[0]) << 10
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [
-        used + (limit or int(free * _SHARE)),
-        *before,
-    ]  # one that is set already (`ulimit -d`) may be the smallest
+    # One that is set already (`ulimit -d`) may be the smallest.
+    limits = [used + (limit or int(free * _SHARE)), *before]
     resource.setrlimit(
         resource.RLIMIT_DATA,
         (min(number for number in limits if number != resource.RLIM_INFINITY), before[1]),

@@ -8,16 +8,14 @@ right, and so is any number of processes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..data.batch import Batch, batch_size
 from ..errors import TrainError
 
-Batch = Any
-"""A dict of tensors, or a pair (inputs, labels)."""
 Sums = dict[str, Tensor]
 """`loss` and metrics summed over `count` samples or tokens."""
 IGNORED = -100
@@ -98,12 +96,6 @@ class Objective(nn.Module):
         """Whether `count` is the number of samples, so that every process knows the global batch's
         without asking."""
         return self.task != "language_modeling"
-
-
-def batch_size(batch: Batch) -> int:
-    """Samples in a batch: the first dimension of its first tensor."""
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    return int(next(len(value) for value in values if isinstance(value, Tensor) and value.dim()))
 
 
 def means(sums: Mapping[str, float], count: float, task: str) -> dict[str, float]:

@@ -17,13 +17,17 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import EX_TEMPFAIL, OutOfMemory, Stopped, XrunError
-from ..machine.stop import TOLD, StopFlag, end_with_parent
-from ..run.folder import RunFolder, open_store, restore_soon
+from .. import environment
+from ..errors import EX_TEMPFAIL, OutOfMemory, Stopped, TrainError, XrunError
+from ..machine.stop import StopFlag, end_with_parent
+from ..run.folder import RunFolder
 from ..run.plan import Plan
+from ..run.record import AttemptEnd, Failure
+from ..run.stores import open_store, restore_soon
 from ..store.protocol import Store
 
 log = logging.getLogger("xrun")
@@ -53,7 +57,8 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     store = _ready(plan, attempt) if wait else None
     if wait and not _told_to_go():
         return 0
-    stop = StopFlag(told=Path(os.environ[TOLD]) if TOLD in os.environ else None)
+    told = environment.STOP.of()
+    stop = StopFlag(told=Path(told) if told else None)
     stop.on_signals(signal.SIGTERM)
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -62,20 +67,11 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
         train(plan, attempt, stop, store)
     except Stopped:
         return EX_TEMPFAIL
-    except XrunError as error:
-        return _leave(plan, attempt, error, error.message, error.hint, error.exit_code)
     except Exception as error:
-        if "does not have a deterministic implementation" in str(error):
-            return _leave(
-                plan,
-                attempt,
-                error,
-                str(error).partition(".")[0] + ".",
-                "Set train.deterministic: false.",
-                6,
-            )
-        traceback.print_exc()
-        return _leave(plan, attempt, error, f"{type(error).__name__}: {error}", "", 1)
+        failure = _failure_of(error)
+        if failure.traceback:
+            traceback.print_exc()
+        return _leave(plan, attempt, error, failure)
     return 0
 
 
@@ -93,7 +89,7 @@ def _ready(plan: Plan, attempt: str) -> Store | None:
 
     from . import build  # noqa: F401
 
-    if plan.store:
+    if plan.address.durable:
         # It may still wait for the network, and one that is to commit is opened in another way.
         return None
     if restoring.ident:
@@ -110,27 +106,29 @@ def _told_to_go() -> bool:
     return bool(line)
 
 
-def _leave(plan: Plan, attempt: str, error: Exception, message: str, hint: str, code: int) -> int:
-    """Write down what ended this rank, for the entrypoint to tell and to keep."""
-    kind = (
-        "outside" if _is_peer_loss(error) else error.kind if isinstance(error, XrunError) else "own"
-    )
-    failure = {
-        "code": code,
-        "message": message,
-        "hint": hint,
-        "kind": kind,
-        "time": time.time(),
-        "traceback": code == 1,
-    }
-    if isinstance(error, OutOfMemory):
-        failure["split"] = error.split
+def _leave(plan: Plan, attempt: str, error: Exception, failure: Failure) -> int:
+    """Write down what ended this rank, for the entrypoint to tell and to keep; its exit code."""
+    if _is_peer_loss(error):
+        failure = replace(failure, end=AttemptEnd.OUTSIDE)
     path = RunFolder(plan.folder).logs(attempt) / f"failure-{os.environ.get('RANK', '0')}.json"
     try:
-        path.write_text(json.dumps(failure))
+        path.write_text(json.dumps(failure.to_json()))
     except OSError as problem:  # a full disk: then the exit code and the log have to do
-        log.error("%s %s (%s)", message, hint, problem.strerror)
-    return code
+        log.error("%s %s (%s)", failure.message, failure.hint, problem.strerror)
+    return failure.code or 1
+
+
+def _failure_of(error: Exception) -> Failure:
+    """What an error says of the attempt that it ends."""
+    now = time.time()
+    if isinstance(error, XrunError):
+        parts = error.parts if isinstance(error, OutOfMemory) else 0
+        end, code = AttemptEnd(error.kind), error.exit_code
+        return Failure(error.message, end, code, error.hint, now, traceback=code == 1, parts=parts)
+    if "does not have a deterministic implementation" in str(error):
+        what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."
+        return Failure(what, AttemptEnd.OWN, TrainError.exit_code, hint, now)
+    return Failure(f"{type(error).__name__}: {error}", code=1, time=now, traceback=True)
 
 
 def _is_peer_loss(error: Exception) -> bool:

@@ -191,7 +191,7 @@ class ExactReduction:
 
     def _loss(self, own: dict[int, float]) -> float:
         """The tree's sum over all leaves, on the first process; 0 on the others."""
-        leaves = self.world.total([own.get(slot, 0.0) for slot in range(self.slots)])
+        leaves = self.world.all_reduce_sum([own.get(slot, 0.0) for slot in range(self.slots)])
         while len(leaves) > 1:
             leaves = [left + right for left, right in zip(leaves[::2], leaves[1::2], strict=True)]
         return leaves[0] if self.world.rank == 0 else 0.0

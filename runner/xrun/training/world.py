@@ -36,7 +36,7 @@ class World:
     saving: Any = None
     store: Any = None
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sums of these numbers over all processes, the same bits on each."""
         if self.size == 1:
             return list(values)
@@ -44,7 +44,7 @@ class World:
         dist.all_reduce(tensor, group=self.loop)
         return tensor.tolist()
 
-    def least(self, value: float) -> float:
+    def all_reduce_min(self, value: float) -> float:
         """The least of all processes' numbers."""
         if self.size == 1:
             return value
@@ -52,7 +52,7 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.loop)
         return float(tensor)
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process has."""
         if self.size == 1:
             return value
@@ -60,14 +60,14 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.loop)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         if self.size > 1:
             dist.barrier(group=self.loop)
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Seconds until all processes must be there (they import torch, perhaps from a slow disk), and
     then understand each other."""
 
@@ -75,7 +75,7 @@ class Patience:
     talking: float = 180.0
 
 
-def join_world(sharded: bool, patience: Patience = Patience()) -> World:
+def join_world(sharded: bool, timeouts: Timeouts = Timeouts()) -> World:
     """Meet the other processes, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say, and see that
     sums over all are right.
 
@@ -93,17 +93,17 @@ def join_world(sharded: bool, patience: Patience = Patience()) -> World:
             int(os.environ.get("MASTER_PORT", "0")),
             size,
             rank == 0,
-            timedelta(seconds=patience.meeting),
+            timedelta(seconds=timeouts.meeting),
             wait_for_workers=False,
         )
-        _arrive(store, rank, size, patience.meeting)
+        _arrive(store, rank, size, timeouts.meeting)
         own = store.clone()  # a store lets in one thread at a time
-        world = _in_time(lambda: _join(own, rank, size), patience.talking)
+        world = _in_time(lambda: _join(own, rank, size), timeouts.talking)
         return replace(world, store=store)
     except TimeoutError:
         absent = _absent(store, "joined", size)
         what = (
-            f"The processes do not understand each other after {patience.talking:.0f} s. Not"
+            f"The processes do not understand each other after {timeouts.talking:.0f} s. Not"
             f" through: {absent}."
         )
         raise ProcessesApart(

@@ -118,4 +118,3 @@ def commit_of(status: RunStatus | None) -> tuple[int, str] | None:
     if status is None or COMMIT_STEP not in status.summary:
         return None
     return int(status.summary[COMMIT_STEP]), str(status.summary.get(COMMIT_HEAD, ""))
-

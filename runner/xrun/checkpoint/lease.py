@@ -1,0 +1,142 @@
+"""`Lease`: an attempt's hold on its run. Each commit replaces the head that the one before it made,
+so whoever takes the run over makes every later commit of this attempt fail."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import XrunError
+from ..run import logs, points
+from ..run.checkpoint import ARITHMETIC, Checkpoint
+from ..run.folder import RunFolder
+from ..run.record import AttemptEnd, Finished, RunRecord
+from ..store.protocol import Head, Store, StoredFile
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest `last` (never below two), every `every` steps, and the
+    best one."""
+
+    last: int = 2
+    every: int | None = None
+
+    def select(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """The ones to keep, by step."""
+        ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+        stay = {checkpoint.step for checkpoint in ordered[-max(2, self.last) :]}
+        stay |= {c.step for c in ordered if self.every and c.step and c.step % self.every == 0}
+        best = ordered[-1].best_step if ordered else None
+        stay |= set() if best is None else {best}
+        return [checkpoint for checkpoint in ordered if checkpoint.step in stay]
+
+
+class Lease:
+    """What is committed of a run that this attempt has taken, and what is committed next.
+
+    `environment` is what the bits of this attempt's steps depend on besides the recipe. `folder` is
+    the run's folder where its points and logs go along with each commit; None where the store is
+    that folder's own. One thread at a time commits; facts may be noted meanwhile.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        head: Head,
+        *,
+        environment: Mapping[str, Any],
+        keep: Keep = Keep(),
+        folder: RunFolder | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store, self.head, self.record = store, head, RunRecord.of(head)
+        self.environment, self.keep, self.folder, self.clock = environment, keep, folder, clock
+        self._facts: dict[str, Any] = {}
+
+    @property
+    def attempt(self) -> str:
+        """The id of the attempt that has taken the run."""
+        return self.head.attempt
+
+    @property
+    def committed_step(self) -> int:
+        """The step of the newest checkpoint; -1 if there is none."""
+        return self.record.newest.step if self.record.newest else -1
+
+    def note(self, **facts: Any) -> None:
+        """Facts of an `AttemptRecord` that go along with the next commit."""
+        self._facts = {**self._facts, **facts}
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the next commit is to be the attempt's last one."""
+        return "ended" in self._facts
+
+    def commit(
+        self, step: int, numbers: Mapping[str, Any], files: Mapping[str, StoredFile]
+    ) -> None:
+        """Commit a checkpoint of these files. Raises what `Store.commit` raises."""
+        record = self.record.with_last(**self._facts)
+        now = Checkpoint(
+            step=step,
+            attempt=self.attempt,
+            digest=record.digest,
+            time=self.clock(),
+            numbers=numbers,
+            files=files,
+            environment=dict(self.environment),
+            arithmetic=ARITHMETIC,
+        )
+        others = [each for each in record.checkpoints if each.step != step]
+        record = replace(
+            record,
+            checkpoints=tuple(_same_files(self.keep.select([*others, now]), now)),
+            rejected=tuple(each for each in record.rejected if each != step),
+        )
+        if self.folder is not None:
+            path = self.folder.metrics
+            record = replace(record, points=points.extended(self.store, path, record.points, step))
+        self._replace_head(record)
+
+    def restore_points(self, step: int) -> None:
+        """The log of points up to `step` as the store has it: this machine may never have seen the
+        run, or not all of it. Raises `StoreUnavailable`."""
+        if self.folder is not None:
+            path = self.folder.metrics
+            whole = points.restore(self.store, path, self.record.points, step)
+            self.record = replace(self.record, points=whole)
+
+    def finish(self, finished: Finished) -> None:
+        """Commit that the run has finished. Raises what `Store.commit` raises."""
+        end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": ""}
+        self.note(**end, ended=self.clock(), committed=finished.step)
+        self._replace_head(replace(self.record.with_last(**self._facts), finished=finished))
+
+    def look_again(self) -> None:
+        """After an error nobody can tell whether a commit has landed; if the head is this
+        attempt's, go on from it."""
+        with contextlib.suppress(XrunError):
+            head = self.store.head()
+            if head is not None and head.attempt == self.attempt:
+                self.head, self.record = head, RunRecord.of(head)
+
+    def _replace_head(self, record: RunRecord) -> None:
+        if self.folder is not None:
+            folder = self.folder.logs(self.attempt)
+            record = replace(record, logs=logs.kept(self.store, folder, self.attempt, record.logs))
+        self.head = self.store.commit(record.to_json(), self.head)
+        self.record = record
+
+
+def _same_files(kept: Sequence[Checkpoint], now: Checkpoint) -> list[Checkpoint]:
+    """Older checkpoints name the same copies of a file that the newest one names."""
+    newest = {file.hash: file for file in now.files.values()}
+
+    def named(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
+        return {name: newest.get(file.hash, file) for name, file in files.items()}
+
+    return [replace(each, files=named(each.files)) for each in kept]

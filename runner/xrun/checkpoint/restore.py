@@ -1,0 +1,71 @@
+"""Restoring the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import CheckpointCorrupt
+from ..run.checkpoint import Checkpoint
+from ..run.record import RunRecord
+from ..store.protocol import Head, Store
+from . import tensor_file
+from .state import TrainState, local, rows
+
+log = logging.getLogger("xrun")
+
+
+def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Path]]:
+    """The newest checkpoint whose every file has the bytes that were committed, with the files'
+    paths.
+
+    Damaged ones are moved away by the store; the head that names their steps as rejected is
+    committed before the older checkpoint is used, so that they may be written again. Without any
+    commit of a checkpoint: None.
+
+    Raises:
+        CheckpointCorrupt: there are checkpoints and none of them is whole.
+    """
+    rejected, reasons = [], []
+    for checkpoint in reversed(RunRecord.of(head).checkpoints):
+        try:
+            paths = [store.fetch(file) for file in checkpoint.files.values()]
+        except CheckpointCorrupt as error:
+            rejected.append(checkpoint.step)
+            reasons.append(f"step {checkpoint.step}: {error.message}")
+            log.warning(
+                "The checkpoint of step %d is damaged: %s Taking the one before.",
+                checkpoint.step,
+                error.message,
+            )
+            continue
+        return (_reject(store, head, rejected) if rejected else head), checkpoint, paths
+    if rejected:
+        raise CheckpointCorrupt(
+            "Every checkpoint of this run is damaged: " + " ".join(reasons),
+            "Nothing was started from step 0. Start a new run with --new, or restore the run's"
+            " state folder from a backup.",
+        )
+    return head, None, []
+
+
+def _reject(store: Store, head: Head, steps: Sequence[int]) -> Head:
+    record = RunRecord.of(head)
+    left = tuple(each for each in record.checkpoints if each.step not in steps)
+    known = tuple(sorted({*record.rejected, *steps}))
+    return store.commit(replace(record, checkpoints=left, rejected=known).to_json(), head)
+
+
+def load(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
+    """Put a checkpoint's state into the modules, on any number of processes.
+
+    Raises:
+        CheckpointError: the model does not have the tensors that were saved.
+    """
+    reader = tensor_file.TensorReader(paths)
+    state.load_tensors(
+        reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))
+    )
+    state.load_numbers(dict(checkpoint.numbers))

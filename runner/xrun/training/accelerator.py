@@ -1,0 +1,80 @@
+"""How torch and Accelerate compute: threads, determinism, device, precision, replication or
+sharding."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from ..errors import TrainError
+from ..recipe.schema import Train
+from .objective import Objective
+from .sharding import checkpoint_activations, shard
+from .world import World
+
+
+def configure_torch(train: Train) -> None:
+    """Threads as the entrypoint has set them, and deterministic kernels where the recipe asks for
+    them."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    if not train.deterministic:
+        return
+    # `use_deterministic_algorithms` would import torch.compile's half second first.
+    torch.set_deterministic_debug_mode("error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module of properties
+    torch.backends.cudnn.benchmark = False
+    if train.compile:
+        import torch._inductor.config as inductor
+
+        inductor.deterministic = True
+
+
+def build_accelerator(train: Train, world: World) -> Accelerator:
+    """Accelerate for placement, precision and replication.
+
+    Raises:
+        TrainError: the recipe's precision needs a GPU, and there is none.
+    """
+    cpu = not torch.cuda.is_available()
+    if train.precision == "fp16" and cpu:
+        raise TrainError("train.precision: fp16 needs a GPU.", "Use bf16 or fp32 here.")
+    if world.size == 1 and train.sharding != "fsdp":
+        # By this Accelerate takes one process for several, and replicates its model.
+        os.environ.pop("LOCAL_RANK", None)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if train.precision == "fp32" else train.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def prepare(
+    objective: Objective, train: Train, accelerator: Accelerator, world: World
+) -> nn.Module:
+    """The module that a step calls: on its device, in its precision, with activation checkpointing,
+    compilation, replication or sharding as the recipe says.
+
+    Raises:
+        TrainError: nothing would sum the processes' gradients.
+    """
+    if train.activation_checkpointing:
+        checkpoint_activations(objective.model)
+    if train.compile:
+        objective.model.compile()
+    sharded = train.sharding == "fsdp"
+    alone = sharded or train.reduction == "exact"
+    model: nn.Module = accelerator.prepare_model(objective, evaluation_mode=alone)
+    if sharded:
+        shard(objective, accelerator.device.type)
+    replicated = isinstance(model, nn.parallel.DistributedDataParallel)
+    if world.size > 1 and not alone and not replicated:
+        raise TrainError(
+            f"Accelerate does not see the {world.size} processes; nothing would sum their"
+            " gradients."
+        )
+    return model

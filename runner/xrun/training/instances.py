@@ -1,0 +1,78 @@
+"""The model and the dataset that a recipe names, built by their components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import component
+from ..data.loader import check_splits
+from ..data.randomness import INIT, seed_generators
+from ..data.stream import check_stream
+from ..errors import ComponentError, XrunError
+from ..recipe.schema import Recipe
+from .evaluate import check_validation
+
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
+    """The dataset's splits by their names, `train` among them.
+
+    Raises:
+        ComponentError: the component does not give them.
+    """
+    dataset, train = recipe.dataset, recipe.train
+    build = component.load_build("datasets", dataset.name, project)
+    seed_generators(train.seed, INIT, 1)
+    splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
+    check_splits(splits, dataset.name)
+    check_stream(dataset.name, splits["train"], train.epochs)
+    check_validation(splits.get("val"), dataset.name)
+    return dict(splits)
+
+
+def build_model(recipe: Recipe, project: Path) -> nn.Module:
+    """The model as built from the recipe's seed, the same on every process.
+
+    Raises:
+        ComponentError: the component does not give one.
+    """
+    ref = recipe.model
+    build = component.load_build("models", ref.name, project)
+    seed_generators(recipe.train.seed, INIT, 0)
+    args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
+    model = call_build(f"models/{ref.name}.py", build, args)
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        raise ComponentError(
+            f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
+        )
+    return model.train()
+
+
+def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
+    """Call a component's `build`; what it raises becomes one sentence; a failing network is left to
+    be tried again."""
+    try:
+        return build(**args)
+    except XrunError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, _FINAL):
+            raise  # a network that fails now may not fail in the next attempt
+        raise ComponentError(f"{what}: build() failed: {type(error).__name__}: {error}.") from error
+
+
+def revision_of(split: Any) -> str | None:
+    """Which version of the data a split has, if its dataset says so."""
+    return getattr(split, "revision", None)
