@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors
-    from .checkpoint.manifest import Checkpoint
     from .launcher.job import launch
     from .launcher.local import Cloud
     from .recipe.load import load_recipe
     from .recipe.schema import Recipe
+    from .run.checkpoint import Checkpoint
     from .run.plan import Plan, make_plan
     from .store.protocol import Store
     from .tracker.protocol import Tracker
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Checkpoint": "checkpoint.manifest",
+    "Checkpoint": "run.checkpoint",
     "Cloud": "launcher.local",
     "Plan": "run.plan",
     "Recipe": "recipe.schema",

@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import environment
 from .errors import LaunchError, XrunError
 from .recipe.load import load_recipe
 from .recipe.schema import Recipe
 from .run.folder import RunFolder, runs_in
+from .run.record import AttemptEnd
 
 START, RESUME, SAVE, TRAIN = "start-up", "resume", "save", "training"
 _SHARES = {START: 2, RESUME: 2, SAVE: 3, TRAIN: 3}
@@ -185,7 +187,7 @@ class _Life:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--processes", str(size)],
-                env={**os.environ, "XRUN_HOME": str(home)},
+                env={**os.environ, environment.HOME.name: str(home)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -289,27 +291,25 @@ def _only_run(home: Path) -> RunFolder:
 
 def _compare(recipe: Recipe, one: RunFolder, other: RunFolder, result: Result) -> None:
     """Every logged point and the final weights."""
-    facts = one.report(), other.report()
-    result.attempts = len(facts[1]["attempts"])
-    result.steps_recomputed, result.seconds_lost = (
-        facts[1]["steps_recomputed"],
-        facts[1]["seconds_lost"],
-    )
-    result.weights_sha256 = facts[0]["weights_sha256"], facts[1]["weights_sha256"]
+    reports = one.report(), other.report()
+    disturbed = reports[1]
+    result.attempts = len(disturbed.attempts)
+    result.steps_recomputed = disturbed.steps_recomputed
+    result.seconds_lost = disturbed.seconds_lost
+    weights = reports[0].weights_sha256 or "", disturbed.weights_sha256 or ""
+    result.weights_sha256 = weights
     bitwise = not result.resized or recipe.train.reduction == "exact"
     result.differences += [
-        f"attempt {number} failed by itself: {attempt['reason']}"
-        for number, attempt in enumerate(facts[1]["attempts"], 1)
-        if attempt.get("kind") == "own"
+        f"attempt {number} failed by itself: {attempt.reason}"
+        for number, attempt in enumerate(disturbed.attempts, 1)
+        if attempt.end == AttemptEnd.OWN
     ]
     points = _by_place(one), _by_place(other)
     result.points = len(points[0])
     for place in sorted({*points[0], *points[1]}):
         _compare_points(place, points[0].get(place), points[1].get(place), bitwise, result)
-    if bitwise and facts[0]["weights_sha256"] != facts[1]["weights_sha256"]:
-        result.differences.append(
-            f"final weights: SHA-256 {facts[0]['weights_sha256']} and {facts[1]['weights_sha256']}"
-        )
+    if bitwise and weights[0] != weights[1]:
+        result.differences.append(f"final weights: SHA-256 {weights[0]} and {weights[1]}")
 
 
 def _by_place(run: RunFolder) -> dict[tuple[int, str], dict[str, Any]]:

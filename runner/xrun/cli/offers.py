@@ -65,7 +65,7 @@ def _row(offer: Offer, offers: Offers, *, relative: bool) -> tuple[str, ...]:
         run = _dollars(offer.usd) + _mark(offer)
     saving = "-" if offer.saving is None else f"{offer.saving:.0%}"
     hours = "-" if offer.hours is None else f"{offer.hours:.1f}{_mark(offer)}"
-    machines = (offer.machines.accelerators or "-", str(offer.machines.nodes))
+    machines = (str(offer.machines.accelerators or "-"), str(offer.machines.nodes))
     prices = (_dollars(offer.spot), _dollars(offer.on_demand), saving)
     return (
         ">" if place else "",

@@ -2,7 +2,7 @@
 `xrun.components.datasets.digits`.
 
 `__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first
-that has a file wins. The project travels to child processes in `XRUN_PROJECT`, so that workers
+that has a file wins. The project travels to child processes in a variable of the environment, so that workers
 under spawn and forkserver find the same files.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+
+from ..environment import PROJECT
 
 HERE = Path(__file__).resolve().parent
 
@@ -31,11 +33,9 @@ def use_project(root: Path | str) -> None:
         for name in [name for name in sys.modules if name.startswith(__name__ + ".")]:
             del sys.modules[name]
             vars(sys.modules[__name__]).pop(name.split(".")[2], None)
-    os.environ["XRUN_PROJECT"] = path[0]
+    os.environ[PROJECT.name] = path[0]
     __path__[:] = path
 
 
-__path__ = [
-    str(root)
-    for root in roots(Path(os.environ["XRUN_PROJECT"]) if os.environ.get("XRUN_PROJECT") else None)
-]
+_project = PROJECT.of()
+__path__ = [str(root) for root in roots(Path(_project) if _project else None)]

@@ -22,13 +22,14 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from ..errors import LaunchError
 from ..run.plan import Plan
-from .prices import Price, prices_json
+from ..run.prices import Price, prices_json
 from .wheel import pack_wheel
 
 _ARRIVAL = Path(__file__).resolve().parent / "arrival"
@@ -42,22 +43,36 @@ def there(run: str) -> str:
     return f"~/xrun/{run}/cargo"
 
 
-def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Path:
-    """Write a run's cargo, or find it written; returns its folder.
+@dataclass(frozen=True)
+class Cargo:
+    """The files of a run's cargo, in memory, and the folder that they belong in."""
+
+    folder: Path
+    files: Mapping[str, bytes]
+
+    def write(self) -> None:
+        """Write the folder, as a whole or not at all, unless it is there."""
+        if self.folder.exists():
+            return
+        new = self.folder.with_name(f".{self.folder.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        for name, data in self.files.items():
+            path = new / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        new.rename(self.folder)
+
+
+def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Cargo:
+    """A run's cargo; nothing is written yet.
 
     Raises:
         LaunchError: the project's folders are too large to go along.
     """
     files = dict(_files(plan, prices_json(prices), setup))
-    key = blake3(
-        json.dumps(
-            {name: blake3(data).hexdigest() for name, data in sorted(files.items())}
-        ).encode()
-    ).hexdigest()[:16]
-    folder = plan.folder / "cargo" / key
-    if not folder.exists():
-        _write(folder, files)
-    return folder
+    digests = {name: blake3(data).hexdigest() for name, data in sorted(files.items())}
+    key = blake3(json.dumps(digests).encode()).hexdigest()[:16]
+    return Cargo(plan.folder / "cargo" / key, files)
 
 
 def _files(plan: Plan, prices: str, setup: str | None) -> Iterator[tuple[str, bytes]]:
@@ -129,14 +144,3 @@ def _diff(project: Path) -> bytes:
         return b""
     unknown = b"".join(b"# not in git: " + line + b"\n" for line in done[1].stdout.splitlines())
     return unknown + done[0].stdout
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder that is there as a whole or not at all."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    for name, data in files.items():
-        path = new / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    new.rename(folder)

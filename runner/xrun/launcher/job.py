@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 
 from ..errors import CheckpointError, LaunchError, XrunError
-from ..run.folder import RunFolder, open_store, runs_in
+from ..run.folder import RunFolder, runs_in
 from ..run.plan import Plan, differences, older_rules, under_rule
-from ..run.record import rule_of
+from ..run.record import RunRecord
+from ..run.stores import open_store
 from .local import Cloud
 
 
@@ -33,9 +34,7 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
     for meant in [plan] if given else [plan, *older_rules(plan)]:
         if (found := _known_here(meant)) is not None:
             return found
-    others = [
-        other for other in _plans_in(plan.home) if other.recipe["name"] == plan.recipe["name"]
-    ]
+    others = [other for other in _plans_in(plan.home) if other.name == plan.name]
     if others and not given:
         _refuse_silent_start(plan, others)
     return plan
@@ -90,13 +89,13 @@ def _known_here(plan: Plan) -> Plan | None:
     """The plan by the rule of the run of this id, if there is one here; its plan.json may have been
     deleted."""
     folder = RunFolder(plan.folder)
-    if (folder.path / "plan.json").exists():
+    if folder.plan_file.exists():
         return _same(plan, folder.plan())
-    if plan.store or not folder.state.exists():
+    if plan.address.durable or not folder.state.exists():
         return None
     with contextlib.suppress(XrunError):  # what cannot be read now is the attempt's news
         head = open_store(plan, "reader", create=False).head()
-        return by_the_rule_of(plan, rule_of(head.record)) if head else None
+        return by_the_rule_of(plan, RunRecord.of(head).rule) if head else None
     return plan
 
 
@@ -109,7 +108,7 @@ def _same(plan: Plan, known: Plan) -> Plan:
             + ".",
             f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
         )
-    return dataclasses.replace(plan, fork=known.fork)
+    return dataclasses.replace(plan, fork=known.fork, fork_store=known.fork_store)
 
 
 def _plans_in(home: str) -> list[Plan]:
@@ -125,7 +124,7 @@ def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
     known = others[0]
     compared = under_rule(plan, known.rule) or plan
     raise LaunchError(
-        f"The recipe {plan.recipe['name']} has {len(others)} other"
+        f"The recipe {plan.name} has {len(others)} other"
         f" run{'s' if len(others) > 1 else ''} here, the newest is {known.run}. What is different: "
         + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id")
         + ".",
@@ -134,19 +133,17 @@ def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
 
 
 def _forked(plan: Plan, fork: str) -> Plan:
-    source = RunFolder(Path(plan.home) / fork)
-    source.plan()
+    """The run that starts from this one: the one that does so already, else a new one."""
+    source = RunFolder(Path(plan.home) / fork).plan()
     for known in _plans_in(plan.home):
-        if (
-            known.fork == fork
-            and (made := under_rule(plan, known.rule))
-            and known.digest == made.digest
-        ):
-            return dataclasses.replace(made, run=known.run, fork=fork)
-    run = (
-        plan.run if plan.run != fork and not RunFolder(plan.folder).path.exists() else _unused(plan)
-    )
-    return dataclasses.replace(plan, run=run, fork=fork)
+        made = under_rule(plan, known.rule) if known.fork == fork else None
+        if made and known.digest == made.digest:
+            return dataclasses.replace(
+                made, run=known.run, fork=fork, fork_store=known.fork_store or source.store
+            )
+    free = plan.run != fork and not RunFolder(plan.folder).path.exists()
+    run = plan.run if free else _unused(plan)
+    return dataclasses.replace(plan, run=run, fork=fork, fork_store=source.store)
 
 
 def _unused(plan: Plan) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from .. import environment
 from ..errors import EX_TEMPFAIL, LaunchError
-from ..machine.stop import PARENT
-from ..run.folder import RunFolder, write_plan
+from ..lock import Held, locked
+from ..run.folder import RunFolder
 from ..run.plan import Plan
 
 _CRASHES = 20
@@ -42,10 +43,15 @@ class LocalCloud:
         """See Cloud; 75 means that somebody here asked to stop and the same command goes on.
 
         Raises:
-            LaunchError: another process runs this run now.
+            LaunchError: another process runs this run now, or this is no Linux.
         """
+        if sys.platform != "linux":
+            raise LaunchError(
+                f"Training needs Linux, and this machine runs {platform.system()}.",
+                "Name cloud machines under `hardware.any_of` in the recipe, or train it on Linux.",
+            )
         folder = RunFolder(plan.folder)
-        path = write_plan(folder, plan)
+        path = folder.write_plan(plan)
         with only_one(folder), self._signals():
             while True:
                 code = self._attempt(path)
@@ -56,7 +62,7 @@ class LocalCloud:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "xrun.supervisor.entrypoint", str(path)],
             stdin=subprocess.DEVNULL,
-            env={**_alone(os.environ), PARENT: str(os.getpid())},
+            env={**_alone(os.environ), environment.PARENT.name: str(os.getpid())},
         )
         if self._asked:
             self._child.send_signal(signal.SIGTERM)
@@ -97,16 +103,14 @@ def only_one(folder: RunFolder) -> Iterator[None]:
     Raises:
         LaunchError: somebody holds it.
     """
-    with folder.lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LaunchError(
-                f"The run {folder.run} is running already (process"
-                f" {folder.owner_pid() or 'unknown'}).",
-                f"Follow it with `xrun logs {folder.run}`, or stop that process first.",
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    try:
+        with locked(folder.lock, wait=False) as file:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+    except Held as error:
+        raise LaunchError(
+            f"The run {folder.run} is running already (process {folder.owner_pid() or 'unknown'}).",
+            f"Follow it with `xrun logs {folder.run}`, or stop that process first.",
+        ) from error

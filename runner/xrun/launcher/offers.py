@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..recipe.schema import Candidate
-from .prices import Price
+from ..run.prices import Price
 from .throughput import Machines, Speed
 
 
@@ -79,7 +79,7 @@ class Offer:
             "cloud": self.cloud,
             "region": self.region,
             "instance": self.instance,
-            "accelerators": self.machines.accelerators,
+            "accelerators": str(self.machines.accelerators or ""),
             "nodes": self.machines.nodes,
             "use_spot": self.use_spot,
             "usd_per_hour": self.hourly,

@@ -22,9 +22,11 @@ from typing import Any
 
 from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
 from ..recipe.schema import Recipe
-from ..run.folder import open_store
+from ..run.folder import RunFolder
 from ..run.plan import Plan, older_rules
-from ..run.record import rule_of
+from ..run.record import RunRecord
+from ..run.stores import open_store
+from ..store.address import Address
 from .job import by_the_rule_of
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
@@ -54,32 +56,51 @@ def check_online(
         CloudUnavailable: one of them cannot be reached.
         StoreUnavailable: nobody can tell which run the store holds.
     """
-    hub = _Hub(plan.recipe_path) if plan.store or everything else None
+    far_away = plan.address.durable
+    hub = _Hub(plan.recipe_path) if far_away or everything else None
     problems: list[Problem] = []
     links: list[str] = []
-    if plan.store and hub is not None:
+    if far_away and hub is not None:
         plan, wrong = hub.place(plan)
         plan = _as_begun(plan) if unknown_here and not wrong else plan
         problems += wrong
-        links.append(hub.link(plan.store))
+        links.append(hub.link(plan.address))
     if everything and hub is not None:
         problems += hub.sources(recipe)
-    if recipe.tracking.wandb is not None and recipe.tracking.wandb.mode == "online":
+    if plan.wandb is not None and plan.wandb.online:
         wrong, url = _wandb(plan)
         problems += wrong
         links += [url] if url else []
     return Online(plan, tuple(problems), tuple(links))
 
 
+def place(plan: Plan, *, chosen: bool) -> Online:
+    """The plan with the addresses that only the Hub can tell, once it is certain that the run may
+    write there. `chosen`: the person has said that it is a new run.
+
+    Raises:
+        RecipeError: what the recipe names is not there.
+        LaunchError: an account may not do what the recipe asks for.
+    """
+    if not plan.on_clouds and not plan.address.durable and plan.wandb is None:
+        return Online(plan, (), ())
+    unknown = not chosen and not RunFolder(plan.folder).plan_file.exists()
+    recipe = plan.load_recipe()
+    online = check_online(recipe, plan, everything=plan.on_clouds, unknown_here=unknown)
+    refuse(online)
+    return online
+
+
 def _as_begun(plan: Plan) -> Plan:
     """The plan by the rule of the run that the store holds; as it is, if the store holds none that
     the recipe could mean."""
+    by_run = not plan.load_recipe().checkpoint.store.name
     for meant in (plan, *older_rules(plan)):
-        if plan.recipe["checkpoint"]["store"] == "hub":
-            meant = replace(meant, store=f"hub://{plan.owner}/{meant.run}")
+        if by_run:
+            meant = replace(meant, store=str(Address("hub"))).placed(plan.owner)
         head = open_store(replace(meant, run=""), "reader", create=False).head()
         if head is not None and head.run == meant.run:
-            return by_the_rule_of(meant, rule_of(head.record))
+            return by_the_rule_of(meant, RunRecord.of(head).rule)
     return plan
 
 
@@ -109,28 +130,21 @@ class _Hub:
 
     def place(self, plan: Plan) -> tuple[Plan, list[Problem]]:
         """The plan with its store's full address and the Hub's user as the owner of the lease."""
+        key = "checkpoint.store"
         if not self.token:
             hint = f"{TOKEN_HINT}, or keep the state here with -s checkpoint.store=local."
-            return plan, [
-                self._problem(
-                    "checkpoint.store", "there is no Hugging Face token here", plan.store, hint
-                )
-            ]
+            what = "there is no Hugging Face token here"
+            return plan, [self._problem(key, what, plan.store, hint)]
         who = self._whoami()
         if who is None:
-            hint = f"{TOKEN_HINT}."
-            return plan, [
-                self._problem(
-                    "checkpoint.store", "the Hugging Face token is not valid", plan.store, hint
-                )
-            ]
-        store = f"hub://{who['name']}/{plan.run}" if plan.store == "hub" else plan.store
-        repo = store.partition("://")[2]
-        return replace(plan, store=store, owner=who["name"]), list(self._may_write(repo, who))
+            what = "the Hugging Face token is not valid"
+            return plan, [self._problem(key, what, plan.store, f"{TOKEN_HINT}.")]
+        plan = plan.placed(who["name"])
+        return plan, list(self._may_write(plan.address, who))
 
-    def link(self, store: str) -> str:
+    def link(self, address: Address) -> str:
         """Where people see it."""
-        return f"{self.api.endpoint}/{store.partition('://')[2]}"
+        return f"{self.api.endpoint}/{address.name}"
 
     def sources(self, recipe: Recipe) -> list[Problem]:
         """The model and the dataset that a recipe takes from the Hub exist at their revision and
@@ -164,32 +178,25 @@ class _Hub:
                 f"The Hugging Face Hub does not answer: {error}.", "Try again."
             ) from error
 
-    def _may_write(self, repo: str, who: dict[str, Any]) -> Iterator[Problem]:
+    def _may_write(self, address: Address, who: dict[str, Any]) -> Iterator[Problem]:
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils._validators import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id
 
+        key, repo = "checkpoint.store", address.name
         try:
             validate_repo_id(repo)
         except HFValidationError as error:
-            yield self._problem(
-                "checkpoint.store", "this is no name of a repository", repo, str(error)
-            )
+            yield self._problem(key, "this is no name of a repository", repo, str(error))
             return
-        owner = repo.partition("/")[0]
-        organisations = {organisation["name"] for organisation in who.get("orgs", [])}
-        if owner not in {who["name"], *organisations}:
-            hint = (
-                f"Your token is {who['name']}'s: use `hub`, or one of"
-                f" {', '.join(sorted({who['name'], *organisations}))}."
-            )
-            yield self._problem(
-                "checkpoint.store", "it is neither yours nor an organisation's of yours", repo, hint
-            )
-        elif not _token_writes(who.get("auth", {}).get("accessToken", {}), owner):
+        own = {who["name"], *(organisation["name"] for organisation in who.get("orgs", []))}
+        if address.owner not in own:
+            hint = f"Your token is {who['name']}'s: use `hub`, or one of {', '.join(sorted(own))}."
+            what = "it is neither yours nor an organisation's of yours"
+            yield self._problem(key, what, repo, hint)
+        elif not _token_writes(who.get("auth", {}).get("accessToken", {}), address.owner):
             hint = "Make a token with write access: https://huggingface.co/settings/tokens."
-            yield self._problem(
-                "checkpoint.store", "the Hugging Face token may not write there", repo, hint
-            )
+            what = "the Hugging Face token may not write there"
+            yield self._problem(key, what, repo, hint)
 
     def _may_read(self, key: str, kind: str, name: str, revision: str | None) -> Iterator[Problem]:
         from huggingface_hub.errors import (
@@ -240,14 +247,14 @@ def _reaching(whom: str) -> Iterator[None]:
     it is."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    http_error: Any = HfHubHTTPError.__mro__[
-        1
-    ]  # of the HTTP library that this version of huggingface_hub uses
+    from ..store.hub.api import http_errors
+
+    broken: tuple[type[Exception], ...] = (*http_errors(), ConnectionError, TimeoutError)
     try:
         yield
     except HfHubHTTPError:
         raise
-    except (http_error, ConnectionError, TimeoutError) as error:
+    except broken as error:
         raise CloudUnavailable(
             f"{whom} cannot be reached: {error}.", "Look at the network, then try again."
         ) from error

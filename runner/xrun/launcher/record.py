@@ -7,16 +7,16 @@ API server was reached.
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..files import write_json
+from ..lock import Held, locked
 from ..run.folder import RunFolder
-from ..tracker.jsonl import write_json
+from ..run.prices import Price
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,37 @@ class LaunchRecord:
     job: int | None = None
     cargo: str = ""
     price: Mapping[str, Any] = field(default_factory=dict)
-    prices: tuple[Mapping[str, Any], ...] = ()
+    prices: tuple[Price, ...] = ()
 
     @property
     def uncertain(self) -> bool:
         """Whether a launcher was killed while it asked."""
         return bool(self.asked) and not self.request
 
+    def to_json(self) -> dict[str, Any]:
+        """As it is written down."""
+        return {**vars(self), "prices": [price.to_json() for price in self.prices]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LaunchRecord:
+        """Read it; keys that a newer xrun has added are ignored."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        prices = tuple(map(Price.from_json, known.pop("prices", ())))
+        return cls(**known, prices=prices)
+
 
 def read_launch(folder: RunFolder) -> LaunchRecord | None:
     """The run's launch record; None for a run that was never launched on a cloud."""
     try:
-        values = json.loads((folder.path / "launch.json").read_text())
+        return LaunchRecord.from_json(json.loads((folder.path / "launch.json").read_text()))
     except FileNotFoundError:
         return None
-    known = {name: values[name] for name in LaunchRecord.__dataclass_fields__ if name in values}
-    return LaunchRecord(**{**known, "prices": tuple(known.get("prices", ()))})
 
 
-def write_launch(folder: RunFolder, record: LaunchRecord) -> LaunchRecord:
+def write_launch(folder: RunFolder, record: LaunchRecord) -> None:
     """Keep the record; afterwards it survives a kill and a power cut."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.path / "launch.json", dataclasses.asdict(record))
-    return record
+    write_json(folder.path / "launch.json", record.to_json())
 
 
 @contextmanager
@@ -64,10 +72,11 @@ def one_launcher(folder: RunFolder, waiting: Callable[[str], None]) -> Iterator[
     """One launcher of a run at a time on this machine: the second waits, and then finds the first
     one's job."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    with (folder.path / "launch.lock").open("a") as file:
+    path = folder.path / "launch.lock"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(path, wait=False))
+        except Held:
             waiting(f"Another process launches {folder.run} now; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(locked(path))
         yield

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import XrunError
+from ..recipe.accelerators import Accelerators
 from ..recipe.schema import Recipe
+from ..run.checkpoint import Checkpoint
 from ..run.folder import RunFolder, runs_in
 from ..run.plan import Plan
+from ..run.record import AttemptRecord, RunRecord
 
 PEAK = {
     "V100": 125,
@@ -51,23 +54,23 @@ ESTIMATE = (
 
 @dataclass(frozen=True)
 class Machines:
-    """What decides how fast a run is: accelerators per node, such as `A100:8`, and nodes."""
+    """What decides how fast a run is: accelerators per node, None on machines without, and
+    nodes."""
 
-    accelerators: str
+    accelerators: Accelerators | None = None
     nodes: int = 1
 
     @property
     def peak(self) -> float | None:
         """TFLOP/s of all of them together; None for what has no data sheet here."""
-        name, _, count = self.accelerators.partition(":")
-        return PEAK[name] * int(count or 1) * self.nodes if name in PEAK else None
+        each = self.accelerators
+        known = each is not None and each.name in PEAK
+        return PEAK[each.name] * each.count * self.nodes if each and known else None
 
     def __str__(self) -> str:
-        return (
-            f"{self.nodes} x {self.accelerators}"
-            if self.nodes > 1
-            else self.accelerators or "machines without accelerators"
-        )
+        if self.accelerators is None:
+            return "machines without accelerators"
+        return f"{self.nodes} x {self.accelerators}" if self.nodes > 1 else str(self.accelerators)
 
 
 @dataclass(frozen=True)
@@ -151,54 +154,45 @@ def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
     counts."""
     record = _record(folder)
     speeds: dict[Machines, Speed] = {}
-    for number, attempt in enumerate(record.get("attempts", []), 1):
-        rate = _rate(attempt, record.get("checkpoints", []))
-        if rate > 0 and "cloud" in attempt:
-            machines = Machines(attempt.get("accelerators", ""), attempt.get("nodes", 1))
+    for number, attempt in enumerate(record.attempts, 1):
+        rate = _rate(attempt, record.checkpoints)
+        if rate > 0 and attempt.cloud is not None:
+            machines = Machines(_accelerators(attempt), attempt.nodes)
+            source = f"measured in attempt {number} of {folder.run}"
             speeds.pop(machines, None)
-            speeds[machines] = Speed(
-                rate, f"measured in attempt {number} of {folder.run}", measured=True
-            )
+            speeds[machines] = Speed(rate, source, measured=True)
     return speeds
 
 
-def _rate(attempt: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> float:
+def _accelerators(attempt: AttemptRecord) -> Accelerators | None:
+    return Accelerators.parse(attempt.accelerators) if attempt.accelerators else None
+
+
+def _rate(attempt: AttemptRecord, checkpoints: Sequence[Checkpoint]) -> float:
     """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0
     where it has none."""
-    own = sorted(
-        (manifest["step"], manifest["time"])
-        for manifest in manifests
-        if manifest["attempt"] == attempt["id"]
-    )
+    own = [(each.step, each.time) for each in checkpoints if each.attempt == attempt.id]
     if len(own) < 2:
-        own = [
-            (max(0, attempt.get("resumed_step", attempt["from_step"])), attempt["started"]),
-            (attempt.get("committed", 0), attempt.get("ended", attempt["started"])),
-        ]
-    (first, began), (last, ended) = own[0], own[-1]
-    return (last - first) / (ended - began) if ended > began else 0.0
+        ended = attempt.started if attempt.ended is None else attempt.ended
+        own = [(attempt.first_step, attempt.started), (attempt.committed or 0, ended)]
+    (first, began), (last, end) = own[0], own[-1]
+    return (last - first) / (end - began) if end > began else 0.0
 
 
 def _steps_left(plan: Plan) -> int | None:
     """Steps of the run less the newest committed one; None where the number of steps follows from
     data nobody has counted yet."""
-    train, record = plan.recipe["train"], _record(RunFolder(plan.folder))
-    per_epoch = None if train["steps"] else _steps_per_epoch(record) or _counted_elsewhere(plan)
-    total = train["steps"] or (train["epochs"] * per_epoch if per_epoch else None)
-    committed = max((manifest["step"] for manifest in record.get("checkpoints", [])), default=0)
+    train, record = plan.load_recipe().train, _record(RunFolder(plan.folder))
+    per_epoch = None if train.steps else _steps_per_epoch(record) or _counted_elsewhere(plan)
+    total = train.steps or (train.epochs * per_epoch if train.epochs and per_epoch else None)
+    committed = record.newest.step if record.newest else 0
     return None if total is None else max(0, total - committed)
 
 
-def _steps_per_epoch(record: Mapping[str, Any]) -> int | None:
+def _steps_per_epoch(record: RunRecord) -> int | None:
     """What an attempt of a run has counted."""
-    return next(
-        (
-            entry["steps_per_epoch"]
-            for entry in record.get("attempts", [])
-            if entry.get("steps_per_epoch")
-        ),
-        None,
-    )
+    counted = (each.steps_per_epoch for each in record.attempts if each.steps_per_epoch)
+    return next(counted, None)
 
 
 def _counted_elsewhere(plan: Plan) -> int | None:
@@ -206,9 +200,8 @@ def _counted_elsewhere(plan: Plan) -> int | None:
     own = _epoch(plan.load_recipe())
     for folder in runs_in(Path(plan.home)):
         with contextlib.suppress(XrunError):
-            if _epoch(folder.plan().load_recipe()) == own and (
-                found := _steps_per_epoch(_record(folder))
-            ):
+            same = _epoch(folder.plan().load_recipe()) == own
+            if same and (found := _steps_per_epoch(_record(folder))):
                 return found
     return None
 
@@ -217,10 +210,10 @@ def _epoch(recipe: Recipe) -> tuple[Any, ...]:
     return recipe.dataset, recipe.train.global_batch
 
 
-def _record(folder: RunFolder) -> Mapping[str, Any]:
-    """A run's record; a store that cannot be read now has nothing to say about speed."""
+def _record(folder: RunFolder) -> RunRecord:
+    """What is committed of a run; a store that cannot be read now has nothing to say about
+    speed."""
     try:
-        head = folder.head() if (folder.path / "plan.json").exists() else None
+        return folder.record() if folder.plan_file.exists() else RunRecord()
     except XrunError:
-        return {}
-    return head.record if head else {}
+        return RunRecord()

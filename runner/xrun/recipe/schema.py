@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic_core import PydanticCustomError
 
-from ..errors import did_you_mean
 from ..store.address import Address, NoAddressError
 from .accelerators import PATTERN, Accelerators
 from .base import Before, Field, Parsed, Part, default
@@ -45,8 +44,7 @@ def read_address(text: str) -> Address:
     try:
         return Address.parse(text)
     except NoAddressError as error:
-        near = did_you_mean(text, ("local", "hub")) if "://" not in text else ""
-        context = {"what": error.what, "hint": near or error.hint}
+        context = {"what": error.what, "hint": error.hint}
         raise PydanticCustomError("sentence", "{what}", context) from None
 
 

@@ -3,17 +3,20 @@ only, but for the plan."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..component import project_root
 from ..errors import LaunchError, XrunError
 from ..files import write_bytes
 from ..lock import held_by
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Head
 from . import logs, points
-from .plan import Plan
+from .plan import Plan, check_run_id, default_home
 from .record import RunRecord
 from .report import RunReport
 from .stores import open_store
@@ -204,6 +207,24 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_bytes(self.plan_file, plan.to_json().encode())
         return self.plan_file
+
+
+def home_here(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder that holds the runs' folders of the project that the person stands in."""
+    return default_home(project_root(Path.cwd() / "recipes" / "any.yaml"), environ)
+
+
+def find_run(run: str, *, known: bool = True) -> RunFolder:
+    """The folder of a run of this project; without `known` one that may not be there.
+
+    Raises:
+        LaunchError: that is no run's id, or there is no such run.
+    """
+    check_run_id(run)
+    folder = RunFolder(home_here() / run)
+    if known:
+        folder.plan()
+    return folder
 
 
 def runs_in(home: Path) -> list[RunFolder]:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..errors import did_you_mean
+
 Kind = Literal["local", "folder", "hub", "hub-bucket"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _PATH = re.compile(r"[./~$]|\w+/")
@@ -44,7 +46,7 @@ class Address:
         if text in ("local", "hub"):
             return cls("local") if text == "local" else cls("hub")
         if not _PATH.match(text):
-            hint = f"A folder is written `./{text}`."
+            hint = did_you_mean(text, ("local", "hub")) or f"A folder is written `./{text}`."
             raise NoAddressError("it is neither `local`, `hub` nor a path", hint)
         return cls("folder", text)
 

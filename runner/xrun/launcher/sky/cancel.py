@@ -7,13 +7,12 @@ itself.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from ...errors import LaunchError, XrunError
 from ...run.folder import RunFolder
 from ...run.stop_request import LOOK_SECONDS, STOP_SECONDS
-from . import jobs as sky_jobs
+from .jobs import Job, cancel_job, comes_true, jobs
 
 
 def cancel(
@@ -30,18 +29,18 @@ def cancel(
         LaunchError: there is no job.
     """
     run = folder.run
-    jobs = sky_jobs.jobs(run, live=True)
-    if not jobs:
+    live = jobs(run, live=True)
+    if not live:
         raise LaunchError(f"{run} has no job on a cloud now.", "`xrun status` tells how it ended.")
-    if save and _asked(folder, jobs[0], say) and _ended(run, seconds):
+    if save and _asked(folder, live[0], say) and _ended(run, seconds):
         say(f"{run} has stopped. The same recipe goes on from there.")
         return
-    for job in jobs:
-        sky_jobs.cancel_job(job.id)
-    say(f"The job {jobs[-1].id} of {run} is being cancelled; its last commit stands.")
+    for job in live:
+        cancel_job(job.id)
+    say(f"The job {live[-1].id} of {run} is being cancelled; its last commit stands.")
 
 
-def _asked(folder: RunFolder, job: sky_jobs.Job, say: Callable[[str], None]) -> bool:
+def _asked(folder: RunFolder, job: Job, say: Callable[[str], None]) -> bool:
     if job.status != "RUNNING":
         say(f"The job {job.id} is {job.status.lower()}: nothing runs that could save.")
         return False
@@ -59,10 +58,5 @@ def _asked(folder: RunFolder, job: sky_jobs.Job, say: Callable[[str], None]) -> 
 
 
 def _ended(run: str, seconds: float) -> bool:
-    """Whether the run's job ends by itself in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not sky_jobs.jobs(run, live=True):
-            return True
-        time.sleep(2)
-    return False
+    """Whether the run's jobs end by themselves in time."""
+    return comes_true(lambda: not jobs(run, live=True), seconds)

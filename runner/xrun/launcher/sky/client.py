@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -16,6 +17,8 @@ from typing import Any
 from ...errors import CloudUnavailable, LaunchError
 
 LOCAL = "`--local` trains on this machine now."
+PROGRAMS = {"rsync": "rsync", "ssh": "openssh-client"}
+"""The programs that SkyPilot calls, with the packages of Debian that hold them."""
 
 
 @contextlib.contextmanager
@@ -52,6 +55,28 @@ def skypilot() -> Iterator[ModuleType]:
                 f"SkyPilot refuses: {first_line(error)}.",
                 "`sky check` tells what your accounts allow.",
             ) from error
+
+
+def check_system() -> None:
+    """What SkyPilot needs of this machine besides its Python packages, where its API server runs
+    here.
+
+    Raises:
+        LaunchError: a program is not installed; by the name of its package.
+    """
+    with skypilot():
+        from sky.server.common import is_api_server_local
+
+        local = is_api_server_local()
+    missing = [name for name in PROGRAMS if shutil.which(name) is None] if local else []
+    if missing:
+        packages = " ".join(PROGRAMS[name] for name in missing)
+        raise LaunchError(
+            f"SkyPilot sends files to the machines with {' and '.join(missing)}, which this machine"
+            " does not have.",
+            f"Install it (on Debian and Ubuntu: apt install {packages}), then run the same command"
+            " again.",
+        )
 
 
 def refusals(exceptions: Any) -> Iterator[type[Exception]]:

@@ -8,56 +8,48 @@ still works on, before it asks for one.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from ...backoff import Backoff
 from ...errors import CloudUnavailable, LaunchError, StoppedOnPurpose, XrunError
-from ...run.folder import RunFolder, is_finished, write_plan
+from ...run.folder import RunFolder
 from ...run.plan import Plan
-from .. import bundle as cargo
-from ..offers import Offers
 from ..record import LaunchRecord, one_launcher, read_launch, write_launch
 from ..secrets import secret_names, secret_values
-from ..throughput import known_throughput
-from . import jobs as sky_jobs
-from .client import skypilot
-from .jobs import Job
-from .offers import find_offers
-from .task import launch_command, task_config, task_yaml
+from .client import check_system, skypilot
+from .jobs import Job, cancel_job, job_of, jobs, print_log, requests_for, submit, wait_until_ended
+from .launch import Launch, prepare
 
 SETTLE = 10.0
 """Seconds in which a request of a launcher that was killed while it sent it must show up at the API
 server."""
+_BACKOFF = Backoff(first=0.5, longest=0.5)
 _ENDS = {"CANCELLED": StoppedOnPurpose.exit_code, "FAILED_NO_RESOURCE": CloudUnavailable.exit_code}
 
 
 class SkyCloud:
     """Launches managed jobs, or finds them launched.
 
-    `confirm` is asked with the offers before anything is paid for; what it raises ends the launch.
+    `confirm` is asked about the very launch that follows, before anything is paid for; what it
+    raises ends it.
     `say` takes lines for people.
     """
 
     def __init__(
         self,
         *,
-        confirm: Callable[[Offers], None] = lambda offers: None,
+        confirm: Callable[[Launch], None] = lambda launch: None,
         detach: bool = False,
         say: Callable[[str], None] = print,
         environ: Mapping[str, str] = os.environ,
         settle: float = SETTLE,
     ) -> None:
-        self.confirm, self.detach, self.say, self.environ, self.settle = (
-            confirm,
-            detach,
-            say,
-            environ,
-            settle,
-        )
+        self.confirm, self.detach, self.say = confirm, detach, say
+        self.environ, self.settle = environ, settle
 
     def run(self, plan: Plan) -> int:
         """See Cloud. Follows the log until the job has ended, unless `detach`."""
@@ -91,56 +83,61 @@ class SkyCloud:
             else:
                 self.say(f"{plan.run} is launched already.")
             known = read_launch(folder) or LaunchRecord(plan.run, asked=time.time())
-            write_launch(
-                folder, dataclasses.replace(known, request=known.request or "unknown", job=job.id)
-            )
+            write_launch(folder, replace(known, request=known.request or "unknown", job=job.id))
         return job.id
 
     def find(self, folder: RunFolder) -> Job | None:
         """The job that runs this run now, whoever has launched it and however far that launcher
         came."""
         record, end = read_launch(folder), time.monotonic() + self.settle
+        tries = 0
         while True:
-            for request in sky_jobs.requests_for(folder.run):
+            for request in requests_for(folder.run):
                 self._await(request)
             job = only_one_job(folder.run)
             if job is not None or record is None or not record.uncertain or time.monotonic() > end:
                 return job
-            time.sleep(0.5)
+            tries += 1
+            time.sleep(_BACKOFF.seconds(tries))
 
     def follow(self, folder: RunFolder, job: int) -> int:
         """Print the job's log until it has ended; the exit code of the run."""
         run = folder.run
         try:
-            sky_jobs.print_log(job, follow=True)
+            print_log(job, follow=True)
         except KeyboardInterrupt:
             self.say(
                 f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it:"
                 f" xrun cancel {run}."
             )
             return 0
-        ended = sky_jobs.wait_until_ended(run, job)
+        ended = wait_until_ended(run, job)
         if ended.status == "SUCCEEDED":
             return 0
         self.say(f"The job {job} has ended: {ended.status}. {ended.reason}".strip())
         return _ENDS.get(ended.status) or last_code(folder)
 
     def _submit(self, plan: Plan, folder: RunFolder) -> Job:
-        """Write down what is about to be asked, ask, write down what was answered."""
+        """Settle what is launched and ask about it; then write down what is about to be asked, ask,
+        and write down what was answered."""
+        check_system()
         secrets = secret_values(secret_names(plan.load_recipe()), self.environ)
-        offers = find_offers(plan, known_throughput(plan))
-        self.confirm(offers)
-        write_plan(folder, plan)
-        packed, config = pack_job(plan, offers, self.environ)
-        task = sky_task(config, secrets)
-        prices = tuple(dataclasses.asdict(price) for price in offers.prices)
+        launch = prepare(plan, self.environ)
+        self.confirm(launch)
+        folder.write_plan(launch.plan)
+        launch.write()
+        task, offers = sky_task(launch.task, secrets), launch.offers
         record = LaunchRecord(
-            plan.run, time.time(), cargo=str(packed), price=offers.best.summary(), prices=prices
+            plan.run,
+            time.time(),
+            cargo=str(launch.cargo.folder),
+            price=offers.best.summary(),
+            prices=tuple(offers.prices),
         )
         write_launch(folder, record)
-        request = sky_jobs.submit(task, plan.run)
-        write_launch(folder, dataclasses.replace(record, request=request))
-        own = sky_jobs.job_of(request)
+        request = submit(task, plan.run)
+        write_launch(folder, replace(record, request=request))
+        own = job_of(request)
         return only_one_job(plan.run) or ended_job(plan.run, own)
 
     def _await(self, request: str) -> None:
@@ -148,7 +145,7 @@ class SkyCloud:
         news."""
         self.say("The API server still works on an earlier launch of this run; waiting for it.")
         try:
-            sky_jobs.job_of(request)
+            job_of(request)
         except LaunchError:
             return
 
@@ -156,48 +153,29 @@ class SkyCloud:
 def last_code(folder: RunFolder) -> int:
     """The code that a failed run's last attempt has recorded; 1 where it could record none."""
     try:
-        head = folder.head()
+        attempts = folder.record().attempts
     except XrunError:
         return 1
-    attempts = head.record.get("attempts", []) if head else []
-    return (attempts[-1].get("code") if attempts else None) or 1
+    return (attempts[-1].code if attempts else None) or 1
 
 
 def only_one_job(run: str) -> Job | None:
     """The job that runs a run now. Launchers on two machines may have asked at the same moment:
     then the oldest job stays."""
-    live = sky_jobs.jobs(run, live=True)
+    live = jobs(run, live=True)
     for job in live[:-1]:
-        sky_jobs.cancel_job(job.id)
+        cancel_job(job.id)
     return live[-1] if live else None
 
 
 def ended_job(run: str, number: int | None) -> Job:
     """A job that has ended before anybody could look."""
-    job = next((each for each in sky_jobs.jobs(run) if each.id == number), None)
+    job = next((each for each in jobs(run) if each.id == number), None)
     if job is None:
         raise LaunchError(
             f"SkyPilot launched no job for {run}.", "`sky api logs` tells what it did."
         )
     return job
-
-
-def pack_job(
-    plan: Plan, offers: Offers, environ: Mapping[str, str] = os.environ
-) -> tuple[Path, dict[str, Any]]:
-    """The run's cargo, and the task that takes it along; secrets are names without values."""
-    candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
-    packed = cargo.pack(plan, offers.prices, candidate.setup)
-    return packed, task_config(plan, offers, packed, environ)
-
-
-def job_text(plan: Plan, offers: Offers) -> str:
-    """The task as YAML, also written to the run's folder, and the command that launches it from
-    there."""
-    _, config = pack_job(plan, offers)
-    path = plan.folder / "job.yaml"
-    path.write_text(task_yaml(config))
-    return f"{task_yaml(config)}\n# {launch_command(config, str(path))}"
 
 
 def sky_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
@@ -210,7 +188,6 @@ def finished(folder: RunFolder, plan: Plan) -> bool:
     """Whether the run has nothing left to do; where that cannot be told now, the attempt will
     tell."""
     try:
-        head = folder.head() if (folder.path / "plan.json").exists() else None
+        return folder.plan_file.exists() and folder.record().has_reached_the_end(plan)
     except XrunError:
         return False
-    return head is not None and is_finished(plan, head.record)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from ...backoff import Backoff
 from ...errors import LaunchError
 from .client import skypilot
 
@@ -17,6 +19,8 @@ _FIELDS = (
     " submitted_at start_at end_at failure_reason"
 ).split()
 _LAUNCH = "jobs.launch"
+_BACKOFF = Backoff(first=2.0, longest=2.0)
+"""Between two looks at the API server."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +136,29 @@ def print_log(job: int, *, follow: bool, out: TextIO | None = None) -> None:
         sky.jobs.tail_logs(job_id=job, follow=follow, output_stream=out)
 
 
+def comes_true(what: Callable[[], bool], seconds: float) -> bool:
+    """Whether something about jobs comes true within so many seconds."""
+    end, tries = time.monotonic() + seconds, 0
+    while not (true := what()) and time.monotonic() < end:
+        tries += 1
+        time.sleep(_BACKOFF.seconds(tries))
+    return true
+
+
 def wait_until_ended(run: str, job: int, seconds: float = 120.0) -> Job:
     """The job as it ended: its log ends a moment before it does.
 
     Raises:
         LaunchError: it is still there after that time.
     """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = next((each for each in jobs(run) if each.id == job), None)
-        if found is not None and not found.live:
-            return found
-        time.sleep(2)
+    ended: list[Job] = []
+
+    def has_ended() -> bool:
+        ended[:] = [each for each in jobs(run) if each.id == job and not each.live]
+        return bool(ended)
+
+    if comes_true(has_ended, seconds):
+        return ended[0]
     raise LaunchError(
         f"The log of {run} has ended, its job {job} has not.",
         f"Look with `xrun status`, follow with `xrun logs -f {run}`.",

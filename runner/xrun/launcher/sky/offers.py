@@ -18,8 +18,8 @@ from typing import Any
 from ...errors import LaunchError
 from ...recipe.schema import Candidate
 from ...run.plan import Plan
+from ...run.prices import Price
 from ..offers import Offer, Offers, affordable, rank
-from ..prices import Price
 from ..throughput import Machines, Throughput
 from .client import LOCAL, enabled_clouds, name_of, skypilot
 
@@ -75,7 +75,7 @@ def _ask(candidate: Candidate, clouds: Sequence[Any]) -> list[_Answer]:
 def _offers(number: int, candidate: Candidate, catalog: Sequence[_Answer]) -> list[Offer]:
     """One candidate's offers: a place each, twice where both spot and on-demand may be taken."""
     prices = [price for answer in catalog for price in answer.prices]
-    machines = Machines(candidate.accelerators or "", candidate.nodes)
+    machines = Machines(candidate.accelerators, candidate.nodes)
     offers = []
     for place in dict.fromkeys((price.cloud, price.region, price.instance) for price in prices):
         here = tuple(
@@ -114,7 +114,7 @@ def _wishes(candidate: Candidate, cloud: Any) -> Iterator[Any]:
                 yield sky.Resources(
                     cloud=cloud,
                     region=region,
-                    accelerators=candidate.accelerators,
+                    accelerators=str(candidate.accelerators) if candidate.accelerators else None,
                     use_spot=spot,
                     image_id=candidate.image,
                 )
@@ -146,15 +146,15 @@ def _inability(cloud: Any, machine: Any, nodes: int) -> str:
 def _price(machine: Any, candidate: Candidate, cloud: Any) -> Price:
     date, source = _catalog(name_of(cloud))
     return Price(
-        name_of(cloud),
-        machine.region,
-        machine.zone or "",
-        machine.instance_type,
-        candidate.accelerators or "",
-        machine.use_spot,
-        round(machine.get_cost(3600) * candidate.nodes, 4),
-        date,
-        source,
+        cloud=name_of(cloud),
+        usd_per_hour=round(machine.get_cost(3600) * candidate.nodes, 4),
+        region=machine.region,
+        zone=machine.zone or "",
+        instance=machine.instance_type,
+        accelerators=candidate.accelerators,
+        spot=machine.use_spot,
+        date=date,
+        source=source,
     )
 
 
@@ -192,7 +192,7 @@ def _nothing(
 
 
 def _wish(candidate: Candidate) -> str:
-    machines = str(Machines(candidate.accelerators or "", candidate.nodes))
+    machines = str(Machines(candidate.accelerators, candidate.nodes))
     spot = {True: " on spot", False: " on demand", "auto": ""}[candidate.spot]
     limit = (
         f" for at most ${candidate.max_hourly_cost:g} an hour" if candidate.max_hourly_cost else ""

@@ -4,107 +4,131 @@ dollars so far, time left."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import XrunError
 from ...run import spending
 from ...run.folder import RunFolder
+from ...run.report import RunReport
 from ..record import LaunchRecord, read_launch
 from ..throughput import hours_left
-from . import jobs as sky_jobs
-from .jobs import Job
+from .jobs import Job, jobs
+
+
+@dataclass(frozen=True)
+class OnCloud:
+    """What is known of a run's job: its number, SkyPilot's word for how it is, and dollars so far.
+
+    While it lives: `status`, `recoveries`; while it has machines: their `place`, dollars an hour,
+    hours left. What is not known is None. `problem` says why SkyPilot could not be asked.
+    """
+
+    job: int | None
+    job_status: str | None
+    usd: float | None = None
+    status: str | None = None
+    recoveries: int | None = None
+    place: str | None = None
+    usd_per_hour: float | None = None
+    hours_left: float | None = None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: what a run here has no place for is left out."""
+        always = (
+            "job",
+            "job_status",
+            "problem",
+            *(("usd_per_hour", "hours_left") if self.place else ()),
+        )
+        return {
+            name: value for name, value in vars(self).items() if name in always or value is not None
+        }
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run's report, and of a cloud run what its job is doing."""
+
+    report: RunReport
+    cloud: OnCloud | None = None
+
+    @property
+    def status(self) -> str:
+        """SkyPilot's word while the job lives, else the report's."""
+        return (self.cloud and self.cloud.status) or self.report.status
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**self.report.to_json(), **(self.cloud.to_json() if self.cloud else {})}
 
 
 def with_jobs(
-    folders: Sequence[RunFolder], reports: Sequence[dict[str, Any]], now: float | None = None
-) -> list[dict[str, Any]]:
-    """The reports, those of cloud runs with `job`, `job_status`, `place`, `usd_per_hour`, `usd` and
-    `hours_left`.
+    folders: Sequence[RunFolder], reports: Sequence[RunReport], now: float | None = None
+) -> list[RunStatus]:
+    """The reports, those of cloud runs with what their jobs are doing.
 
     SkyPilot is asked once, and only if there is such a run that has not finished.
     """
     records = [read_launch(folder) for folder in folders]
     unfinished = any(
-        record and report["status"] != "finished"
+        record and report.status != "finished"
         for record, report in zip(records, reports, strict=True)
     )
-    jobs, problem = _jobs() if unfinished else ([], "")
+    live, problem = _jobs() if unfinished else ([], "")
     when = time.time() if now is None else now
     return [
-        {**report, **_facts(folder, report, record, jobs, when), "problem": problem}
-        if record
-        else report
+        RunStatus(
+            report, _on_cloud(folder, report, record, live, problem, when) if record else None
+        )
         for folder, report, record in zip(folders, reports, records, strict=True)
     ]
 
 
 def _jobs() -> tuple[list[Job], str]:
     try:
-        return sky_jobs.jobs(), ""
+        return jobs(), ""
     except XrunError as error:
         return [], str(error)
 
 
-def _facts(
+def _on_cloud(
     folder: RunFolder,
-    report: Mapping[str, Any],
+    report: RunReport,
     record: LaunchRecord,
-    jobs: Sequence[Job],
+    known: Sequence[Job],
+    problem: str,
     now: float,
-) -> dict[str, Any]:
-    job = next((job for job in jobs if job.id == record.job and job.run == record.run), None)
-    attempts, end = report.get("attempts", []), job.ended if job and job.ended else now
-    facts: dict[str, Any] = {"job": record.job, "job_status": job.status if job else None}
-    if any("usd_per_hour" in attempt for attempt in attempts):
-        facts["usd"] = round(spending.dollars(attempts, end), 2)
-    if job and job.live:
-        facts |= {"status": job.status.lower(), "recoveries": job.recoveries}
-    if job and job.live and job.cloud:
-        kind = "" if job.spot is None else "spot" if job.spot else "on demand"
-        place = " ".join(filter(None, [job.cloud, job.region, kind]))
-        facts |= {
-            "place": place,
-            "usd_per_hour": hourly(job, record),
-            "hours_left": hours_left(folder),
-        }
-    return facts
+) -> OnCloud:
+    job = next((job for job in known if job.id == record.job and job.run == record.run), None)
+    usd = spending.dollars(report.attempts, job.ended if job and job.ended else now)
+    spent = None if usd is None else round(usd, 2)
+    if job is None or not job.live:
+        return OnCloud(record.job, job.status if job else None, spent, problem=problem)
+    kind = "" if job.spot is None else "spot" if job.spot else "on demand"
+    return OnCloud(
+        record.job,
+        job.status,
+        spent,
+        job.status.lower(),
+        job.recoveries,
+        place=" ".join(filter(None, [job.cloud, job.region, kind])) if job.cloud else None,
+        usd_per_hour=hourly(job, record) if job.cloud else None,
+        hours_left=hours_left(folder) if job.cloud else None,
+        problem=problem,
+    )
 
 
 def hourly(job: Job, record: LaunchRecord) -> float | None:
     """What the job's machines cost now, by the prices seen at its launch; the dearest zone if
     SkyPilot does not name one."""
+    place = job.cloud, job.region
     here = [
         price
         for price in record.prices
-        if (price["cloud"], price["region"]) == (job.cloud, job.region)
+        if (price.cloud, price.region) == place and job.spot in (None, price.spot)
     ]
-    kind = [
-        price["usd_per_hour"]
-        for price in here
-        if job.spot in (None, price["spot"]) and price["zone"] in ("", job.zone)
-    ]
-    return max(
-        kind or [price["usd_per_hour"] for price in here if job.spot in (None, price["spot"])],
-        default=None,
-    )
-
-
-def cloud_words(report: Mapping[str, Any]) -> list[str]:
-    """The parts of a status line that only a cloud run has."""
-    how = (report.get("job_status") or "").lower()
-    words = (
-        [f"job {report['job']}" + (f" {how}" if how not in ("", report.get("status")) else "")]
-        if report.get("job")
-        else []
-    )
-    if report.get("place"):
-        price = (
-            f" at ${report['usd_per_hour']:.2f}/h" if report.get("usd_per_hour") is not None else ""
-        )
-        words.append(f"on {report['place']}{price}")
-    if report.get("usd") is not None:
-        words.append(f"${report['usd']:.2f} so far")
-    if report.get("hours_left") is not None:
-        words.append(f"{report['hours_left']:.1f} h left")
-    return [*words, report["problem"]] if report.get("problem") else words
+    zone = [price.usd_per_hour for price in here if price.zone in ("", job.zone)]
+    return max(zone or [price.usd_per_hour for price in here], default=None)

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ... import environment
 from ...errors import EX_TEMPFAIL, LaunchError
 from ...recipe.schema import Candidate
 from ...run.plan import Plan
@@ -33,9 +34,9 @@ _TRAVEL = (
     "HF_ENDPOINT",
     "WANDB_BASE_URL",
     "WANDB_ENTITY",
-    "XRUN_HUB_SPACING",
-    "XRUN_HUB_HOURLY",
-    "XRUN_HUB_PATIENCE",
+    environment.HUB_SPACING.name,
+    environment.HUB_HOURLY.name,
+    environment.HUB_PATIENCE.name,
 )
 """Where the Hub and W&B are and what they take, for people who have their own."""
 
@@ -136,7 +137,7 @@ def _entry(candidate: Candidate, spot: bool, infra: str) -> dict[str, Any]:
     limit = candidate.max_hourly_cost
     entry = {
         "infra": infra or None,
-        "accelerators": candidate.accelerators,
+        "accelerators": str(candidate.accelerators) if candidate.accelerators else None,
         "use_spot": spot,
         "disk_size": candidate.disk,
         "image_id": candidate.image,
@@ -160,7 +161,7 @@ def _run(run: str) -> str:
     """A run's id is plain, so nothing needs quotes but what `cat` prints."""
     return (
         "set -e\n"
-        f'export XRUN_PRICES="$(cat {there(run)}/prices.json)"\n'
+        f'export {environment.PRICES.name}="$(cat {there(run)}/prices.json)"\n'
         f"~/xrun/python -m xrun.supervisor.arrive {there(run)}\n"
         f"exec ~/xrun/python -m xrun.supervisor.entrypoint ~/xrun/runs/{run}/plan.json\n"
     )

@@ -1,0 +1,81 @@
+"""The commands about recipes: check, init, schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..errors import Problem
+    from ..recipe.schema import Recipe
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options.overrides
+@options.as_json
+@click.option(
+    "--online",
+    is_flag=True,
+    help="Ask the Hub and Weights & Biases too: accounts, permissions, names, revisions.",
+)
+def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, online: bool) -> None:
+    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for
+    an account's."""
+    from ..errors import LaunchError, RecipeError
+    from ..recipe.load import load_recipe
+
+    wrong: list[Problem] = []
+    refused: list[Problem] = []
+    for path in recipes:
+        try:
+            recipe = load_recipe(path, overrides)
+            of_account = _online_problems(recipe, path) if online else ()
+            refused += of_account
+            if not as_json and not of_account:
+                click.echo(f"{path}: {recipe.name} is fine.")
+        except RecipeError as error:
+            wrong += error.problems
+    problems = [*wrong, *refused]
+    if as_json:
+        click.echo(json.dumps([vars(problem) for problem in problems], indent=1))
+    else:
+        for problem in problems:
+            click.echo(str(problem), err=True)
+    if problems:
+        sys.exit(RecipeError.exit_code if wrong else LaunchError.exit_code)
+
+
+def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:
+    from ..launcher.preflight import check_online
+    from ..run.plan import make_plan
+
+    return check_online(recipe, make_plan(recipe, path)).problems
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), default=Path("recipes/my_first.yaml"))
+def init(path: Path) -> None:
+    """Write a commented recipe to start from."""
+    from ..recipe.template import write_template
+
+    write_template(path)
+    click.echo(f"Wrote {path}. Next: xrun check {path}, then xrun {path}")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from ..recipe.docs import schema as recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=1))
+
+
+COMMANDS = (check, init, schema)

@@ -1,0 +1,120 @@
+"""Runs for people: what a start and an end say, a line each for `xrun status`, all of it for
+`xrun report`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..errors import EX_TEMPFAIL
+from ..run.record import AttemptEnd, AttemptRecord
+from ..run.report import RunReport
+
+if TYPE_CHECKING:
+    from ..launcher.sky.status import OnCloud, RunStatus
+    from ..run.folder import RunFolder
+    from ..run.plan import Plan
+
+
+def start_text(plan: Plan) -> str:
+    """What `xrun RECIPE` says before it trains here."""
+    processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
+    return f"Run {plan.run}: {processes} on this machine, in {plan.folder}"
+
+
+def outcome_text(folder: RunFolder, code: int, command: str) -> str:
+    """What it says after it, `command` being what goes on; "" where the attempt has said it."""
+    if code == EX_TEMPFAIL:
+        return f"Stopped; the state is safe. Go on with: {command}"
+    if code:
+        return ""
+    metrics = sorted(folder.report().metrics.items())
+    told = ", ".join(f"{name} {value:.4g}" for name, value in metrics if name.startswith("val/"))
+    lines = [
+        f"Finished {folder.run}{': ' + told if told else ''}",
+        f"  model    {folder.model}",
+        f"  metrics  {folder.metrics}",
+        f"  report   xrun report {folder.run}",
+    ]
+    return "\n".join(lines)
+
+
+def status_line(status: RunStatus) -> str:
+    """What `xrun status` says of a run."""
+    report = status.report
+    if report.error:
+        return f"{report.run:<40} unreadable  {report.error}"
+    kills = sum(attempt.end == AttemptEnd.OUTSIDE for attempt in report.attempts)
+    parts = [
+        _committed(report, status.status),
+        f"{len(report.attempts)} attempts",
+        f"{kills} ended from outside",
+        *(cloud_words(status.cloud, status.status) if status.cloud else ()),
+    ]
+    return f"{report.run:<40} {status.status:<9} {', '.join(parts)}"
+
+
+def _committed(report: RunReport, status: str) -> str:
+    if report.step is None:
+        return "nothing committed"
+    known = report.committed and status != "finished"
+    age = f" {_age(time.time() - (report.committed or 0))} ago" if known else ""
+    return f"step {report.step} committed{age}"
+
+
+def _age(seconds: float) -> str:
+    """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
+    for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{max(0.0, seconds) / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:
+    """The parts of a status line that only a cloud run has."""
+    how = (cloud.job_status or "").lower()
+    if cloud.job:
+        yield f"job {cloud.job}" + (f" {how}" if how not in ("", status) else "")
+    if cloud.place:
+        price = f" at ${cloud.usd_per_hour:.2f}/h" if cloud.usd_per_hour is not None else ""
+        yield f"on {cloud.place}{price}"
+    if cloud.usd is not None:
+        yield f"${cloud.usd:.2f} so far"
+    if cloud.hours_left is not None:
+        yield f"{cloud.hours_left:.1f} h left"
+    if cloud.problem:
+        yield cloud.problem
+
+
+def report_text(report: RunReport) -> str:
+    """What `xrun report` says of a run."""
+    lines = [f"{report.run}: {report.status}, step {report.step} committed"]
+    lines += [_attempt(number, each) for number, each in enumerate(report.attempts, 1)]
+    lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
+    lost = [
+        after.steps_recomputed is None
+        for before, after in pairwise(report.attempts)
+        if before.end == AttemptEnd.OUTSIDE
+    ]
+    least = "at least " if any(lost) else ""  # on a machine that has gone
+    lines.append(
+        f"  recomputed {least}{report.steps_recomputed} steps, {least}{report.seconds_lost:.1f} s"
+        " lost"
+    )
+    if not report.exact:
+        lines.append(
+            "  not exact: micro-batches that did not fit into memory were computed in parts"
+        )
+    if report.model:
+        lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
+    return "\n".join(lines)
+
+
+def _attempt(number: int, attempt: AttemptRecord) -> str:
+    reason = f" ({attempt.reason})" if attempt.reason else ""
+    return (
+        f"  attempt {number}: from step {attempt.first_step}, {attempt.processes} processes,"
+        f" {attempt.end or 'running'}{reason}"
+    )

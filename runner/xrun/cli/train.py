@@ -1,0 +1,202 @@
+"""The commands that train a recipe, or say what training it would be: run, plan, drill."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..launcher.sky.launch import Launch
+    from ..run.plan import Plan
+
+
+@click.command(short_help="Train a recipe (also: xrun RECIPE).")
+@options.recipe
+@options.overrides
+@options.local
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--run",
+    "run_id",
+    metavar="ID",
+    default="",
+    help="The run to start or go on with. Default: follows from the recipe.",
+)
+@click.option(
+    "--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's."
+)
+@click.option("--new", is_flag=True, help="A new run, even if the recipe has runs already.")
+@click.option(
+    "--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint."
+)
+@click.option("--detach", is_flag=True, help="On clouds: do not follow the log.")
+def run(
+    recipe: Path,
+    overrides: Sequence[str],
+    local: bool,
+    yes: bool,
+    run_id: str,
+    processes: int | None,
+    new: bool,
+    fork: str,
+    detach: bool,
+) -> None:
+    """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
+
+    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
+    log.
+    """
+    from ..launcher.job import choose_run, launch
+    from ..launcher.local import LocalCloud
+    from ..launcher.preflight import place
+    from ..run.folder import RunFolder
+    from .texts import outcome_text, start_text
+
+    made = _plan(recipe, overrides, run_id, fork, processes, local)
+    meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
+    online = place(meant, chosen=new or bool(fork))
+    for link in online.links:
+        click.echo(f"  see      {link}")
+    if online.plan.on_clouds:
+        sys.exit(_launch_on_clouds(online.plan, yes, detach))
+    click.echo(start_text(online.plan))
+    code = launch(online.plan, LocalCloud())
+    command = _command(recipe, overrides, local, online.plan)
+    if text := outcome_text(RunFolder(online.plan.folder), code, command):
+        click.echo(text, err=code != 0)
+    sys.exit(code)
+
+
+def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
+    from ..launcher.job import launch
+    from ..launcher.sky.cloud import SkyCloud
+    from .offers import offers_text
+
+    def confirm(about: Launch) -> None:
+        click.echo(offers_text(about.offers))
+        if not yes:
+            click.confirm("Launch?", abort=True)
+
+    return launch(plan, SkyCloud(confirm=confirm, detach=detach, say=click.echo))
+
+
+@click.command()
+@options.recipe
+@options.overrides
+@options.local
+@click.option("--processes", type=click.IntRange(1))
+@options.as_json
+@click.option(
+    "--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it."
+)
+def plan(
+    recipe: Path,
+    overrides: Sequence[str],
+    local: bool,
+    processes: int | None,
+    as_json: bool,
+    sky: bool,
+) -> None:
+    """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this
+    machine the plan as JSON."""
+    made = _plan(recipe, overrides, "", "", processes, local)
+    if not made.on_clouds:
+        click.echo(made.to_json(), nl=False)
+        return
+    from ..launcher.sky.launch import prepare
+    from .offers import offers_json, offers_text
+
+    launch = prepare(made)
+    if sky:
+        launch.write()
+        click.echo(launch.text())
+    elif as_json:
+        told = {"run": made.run, **offers_json(launch.offers), "plan": json.loads(made.to_json())}
+        click.echo(json.dumps(told, indent=1))
+    else:
+        click.echo(offers_text(launch.offers))
+
+
+@click.command()
+@options.recipe
+@options.overrides
+@click.option(
+    "--kills", type=click.IntRange(0), default=20, show_default=True, help="How many real SIGKILLs."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the moments.")
+@click.option("--resize", is_flag=True, help="Another number of processes after each kill.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Training processes of the undisturbed run."
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where the two runs go. Default: a temporary folder.",
+)
+@options.as_json
+def drill(
+    recipe: Path,
+    overrides: Sequence[str],
+    kills: int,
+    seed: int,
+    resize: bool,
+    processes: int | None,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Train RECIPE twice, once undisturbed and once under real SIGKILLs, and compare every loss and
+    the final weights.
+
+    Exit code 1 on any difference.
+    """
+    from .. import drill as drills
+
+    result = drills.drill(
+        recipe,
+        overrides,
+        kills=kills,
+        seed=seed,
+        resize=resize,
+        processes=processes,
+        folder=folder,
+        say=lambda text: click.echo(text, err=True),
+    )
+    click.echo(json.dumps(result.to_json(), indent=1) if as_json else result.text())
+    sys.exit(0 if result.equal else 1)
+
+
+COMMANDS = (run, plan, drill)
+
+
+def _plan(
+    recipe: Path,
+    overrides: Sequence[str],
+    run_id: str,
+    fork: str,
+    processes: int | None,
+    local: bool,
+) -> Plan:
+    from ..recipe.load import load_recipe
+    from ..run.plan import make_plan
+
+    loaded = load_recipe(recipe, [*overrides, "hardware=local"] if local else overrides)
+    return make_plan(
+        loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes
+    )
+
+
+def _command(recipe: Path, overrides: Sequence[str], local: bool, plan: Plan) -> str:
+    """What goes on with this very run, whatever flags it was started with."""
+    import shlex
+
+    settings = [part for override in overrides for part in ("-s", override)]
+    where = ["--local"] if local else []
+    size = ["--processes", str(plan.processes)] if plan.processes > 1 else []
+    return shlex.join(["xrun", str(recipe), *settings, *where, "--run", plan.run, *size])

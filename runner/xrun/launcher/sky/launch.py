@@ -1,0 +1,54 @@
+"""`Launch`: everything about one launch in one value, which is printed, asked about, and submitted
+as it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...run.plan import Plan
+from ..bundle import Cargo, pack
+from ..offers import Offers
+from ..throughput import known_throughput
+from .offers import find_offers
+from .task import launch_command, task_config, task_yaml
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A plan, the machines that would do at the prices of now, what travels with the job, and
+    SkyPilot's task, in which secrets are names without values."""
+
+    plan: Plan
+    offers: Offers
+    cargo: Cargo
+    task: Mapping[str, Any]
+
+    def write(self) -> Path:
+        """Put the cargo and the task's YAML into the run's folder, where a launch finds them;
+        returns the YAML's path."""
+        self.cargo.write()
+        path = self.plan.folder / "job.yaml"
+        path.write_text(task_yaml(self.task))
+        return path
+
+    def text(self) -> str:
+        """The task as YAML, and the command that launches it from where `write` has put it."""
+        command = launch_command(self.task, str(self.plan.folder / "job.yaml"))
+        return f"{task_yaml(self.task)}\n# {command}"
+
+
+def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
+    """Ask for prices, and settle what would be launched. Nothing is written.
+
+    Raises:
+        LaunchError: no cloud is enabled, none offers what the recipe asks for, or a file that
+            should go along is not there or too large.
+    """
+    offers = find_offers(plan, known_throughput(plan))
+    candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
+    cargo = pack(plan, offers.prices, candidate.setup)
+    return Launch(plan, offers, cargo, task_config(plan, offers, cargo.folder, environ))
