@@ -98,13 +98,12 @@ def _hub() -> Iterator[str]:
     """A loopback Hub in a process of its own, as the service is somewhere else; the address of a
     store there."""
     code = (
-        "import sys, tempfile, time; from pathlib import Path; sys.path.append(sys.argv[1]); from"
-        " servers.hub import Hub\nwith tempfile.TemporaryDirectory() as folder, Hub(Path(folder))"
-        " as hub:\n    print(hub.url, hub.token('alice'), flush=True); sys.stdin.read()"
+        "import sys, tempfile; from pathlib import Path; from loopback.hub import Hub\n"
+        "with tempfile.TemporaryDirectory() as folder, Hub(Path(folder)) as hub:\n"
+        "    print(hub.url, hub.token('alice'), flush=True); sys.stdin.read()"
     )
-    tests = str(Path(__file__).parents[1] / "tests")
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code, tests], **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         url, token = process.stdout.readline().split()  # type: ignore[union-attr]  # it is a pipe
         os.environ.update(
             {

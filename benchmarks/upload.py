@@ -8,7 +8,6 @@ everything trained; by LFS and by Xet.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -52,8 +51,7 @@ def measure(quick: bool) -> Iterator[Row]:
 def _ratios(override: str, saves: int) -> tuple[list[float], float]:
     """Of each save of a real attempt but the first, which sends everything; and of the same state
     as one file, sent again."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from servers.hub import Hub
+    from loopback.hub import Hub
 
     with tempfile.TemporaryDirectory() as folder, Hub(Path(folder)) as hub, lab() as own:
         os.environ.update({**hub.environ("alice"), "XRUN_HUB_SPACING": "0.1"})

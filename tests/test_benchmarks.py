@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import xrun
-
-CHECKOUT = Path(__file__).parent.parent
-SOURCES = str(Path(xrun.__file__).parent.parent)
+from support.paths import ROOT, SOURCES
 
 
 @pytest.mark.once
@@ -24,7 +21,7 @@ def test_a_row_is_measured_and_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "6", "--quick", "--results", str(tmp_path)]
     done = subprocess.run(
         command,
-        cwd=CHECKOUT,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -52,8 +49,8 @@ def test_without_a_choice_all_rows_are_measured() -> None:
         " print(arguments(sys.argv[1:]).rows == list(FILES))"
     )
     ask = [sys.executable, "-c", code]
-    everything = subprocess.run(ask, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    everything = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True)
     assert everything.stdout == "True\n"
-    wrong = subprocess.run([*ask, "99"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*ask, "99"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "there is no row 99: 1, 2, 3" in wrong.stderr

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xrun.component
+from support.paths import ROOT
 from xrun import components
 from xrun.component import check_args, find, load_build, project_root, signature, sources
 from xrun.errors import ComponentError
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted((ROOT / "models").glob("*.py"))
 DATASETS = sorted((ROOT / "datasets").glob("*.py"))
 

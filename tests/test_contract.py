@@ -3,7 +3,7 @@ own.
 
 Needs HF_TOKEN (with write access) and WANDB_API_KEY in the environment. A private repository and a
 W&B run of the project `xrun-contract` are made; the repository is deleted at the end. HF_ENDPOINT
-and WANDB_BASE_URL lead to other servers, for instance those of `python -m tests.servers`.
+and WANDB_BASE_URL lead to other servers, for instance those of `python -m loopback`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from far_away import environment
 from huggingface_hub import HfApi
-from running import PER_STEP, STEPS, Project, curve, weights
 
+from support.far_away import environment
+from support.running import PER_STEP, STEPS, Project, curve, weights
 from xrun.run.folder import RunFolder
 
 PUBLIC = "https://huggingface.co"

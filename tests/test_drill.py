@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from running import DATASET, Project
-
+from support.running import DATASET, Project
 from xrun.drill import Result, _compare_points
 
 

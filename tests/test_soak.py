@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import RECIPES
 from xrun.drill import drill
 
 pytestmark = pytest.mark.soak
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:

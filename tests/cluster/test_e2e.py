@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import until as eventually
-from servers.hub import Hub
-from servers.server import Refused
-from servers.wandb import Wandb
 
 from cluster.cluster import Cluster
 from cluster.daemons import missing
+from loopback.hub import Hub
+from loopback.server import Refused
+from loopback.wandb import Wandb
+from support.running import until as eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

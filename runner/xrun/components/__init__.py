@@ -2,7 +2,7 @@
 `xrun.components.datasets.digits`.
 
 `__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first
-that has a file wins. The project travels to child processes in a variable of the environment, so that workers
+that has a file wins. The project travels to child processes in the environment, so that workers
 under spawn and forkserver find the same files.
 """
 

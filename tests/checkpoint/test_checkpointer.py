@@ -1,0 +1,610 @@
+"""Checkpoints in a real folder: when the copy is made, what is committed, what a bad byte or a full
+disk can do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from support.paths import FIXTURES
+from xrun.checkpoint import tensor_file
+from xrun.checkpoint.checkpointer import Checkpointer
+from xrun.checkpoint.manifest import Checkpoint, Keep, checkpoints_of, differences, load, newest
+from xrun.checkpoint.schedule import SaveSchedule
+from xrun.checkpoint.snapshot import Snapshot
+from xrun.checkpoint.state import TrainState
+from xrun.errors import CheckpointCorrupt, LeaseLost
+from xrun.recipe.interval import Every
+from xrun.recipe.schema import Train
+from xrun.store.directory.store import DirectoryStore
+from xrun.store.protocol import Chunk, Head, StoredFile
+from xrun.tracker.jsonl import JsonlTracker
+from xrun.training.objective import Objective
+from xrun.training.optimizer import build_optimizer
+
+STORES = FIXTURES / "stores"
+
+
+class Model(nn.Module):
+    """A trained layer, a frozen one, and a buffer that forward changes."""
+
+    seen: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 3)
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self.linear(self.frozen(x))
+
+
+class Gate:
+    """A real store that waits until a test lets it go on, before `put` or `commit`, to hold a save
+    at a delicate place."""
+
+    def __init__(self, store: DirectoryStore, where: str) -> None:
+        self.store, self.where, self.reached, self.open = (
+            store,
+            where,
+            threading.Event(),
+            threading.Event(),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def _pass(self, where: str) -> None:
+        if where == self.where:
+            self.reached.set()
+            assert self.open.wait(60)
+
+    def put(self, chunks: Iterable[Chunk]) -> StoredFile:
+        self._pass("put")
+        return self.store.put(chunks)
+
+    def commit(self, record: dict[str, Any], expected: Head | None) -> Head:
+        self._pass("commit")
+        return self.store.commit(record, expected)
+
+
+class Run:
+    """A run's state with its checkpointer in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        attempt: str = "a1",
+        width: int = 5,
+        gate: str = "",
+        keep: Keep | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        self.model = Model(width)
+        objective = Objective(self.model, "classification")
+        self.width = width
+        self.state = TrainState(
+            objective, build_optimizer(Train(steps=99, global_batch=4), objective), micro_batch=4
+        )
+        self.store: Any = DirectoryStore(folder / "state", "run", attempt, "me")
+        found = self.store.head()
+        record = (
+            dict(found.record) if found else {"checkpoints": [], "rejected": [], "attempts": []}
+        )
+        record["attempts"] = [*record["attempts"], {"id": attempt}]
+        head = self.store.commit(record, found)
+        if gate:
+            self.store = Gate(self.store, gate)
+        tracker = JsonlTracker(folder)
+        tracker.start({}, 0)
+        self.checkpointer = Checkpointer(
+            self.state,
+            self.store,
+            head=head,
+            digest="d",
+            attempt=attempt,
+            keep=keep or Keep(),
+            schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0),
+            tracker=tracker,
+            environment={"threads": 1},
+        )
+
+    def forward(self) -> None:
+        x = torch.randn(4, self.width, generator=torch.Generator().manual_seed(self.state.step))
+        self.state.objective((x, torch.tensor([0, 1, 2, 0])))["loss"].backward()
+
+    def step(self) -> None:
+        self.forward()
+        self.checkpointer.before_step()
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+
+    def save(self) -> None:
+        self.checkpointer.begin()
+        self.checkpointer.wait()
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.state.tensors().items()}
+
+    def steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in checkpoints_of(self.store.head())]
+
+    def files(self, step: int) -> list[Path]:
+        (found,) = [c for c in checkpoints_of(self.store.head()) if c.step == step]
+        return [self.store.root / copy for file in found.files.values() for copy in file.copies]
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
+
+
+def restored(folder: Path, width: int = 5) -> dict[str, Tensor]:
+    """What a new attempt finds."""
+    run = Run(folder, f"a{len(list((folder / 'state' / 'commits').iterdir())) + 10}", width)
+    head = run.store.head()
+    assert head is not None
+    _, found, paths = newest(run.store, head)
+    assert found is not None
+    load(run.state, found, paths)
+    assert run.state.step == found.step
+    return run.values()
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    """A new attempt has the state of the last commit bit by bit, optimizer and buffers included."""
+    run = Run(tmp_path)
+    run.step()
+    run.step()
+    run.save()
+    assert run.checkpointer.is_current()
+    assert equal(restored(tmp_path), run.values())
+    assert JsonlTracker(tmp_path).last_commit() == (2, run.checkpointer.head.id)
+
+
+def test_the_state_may_change_once_before_step_has_returned(tmp_path: Path) -> None:
+    """While the file is still being written the next steps change everything, and the checkpoint
+    has the old values."""
+    run = Run(tmp_path, gate="put")
+    run.step()
+    before = run.values()
+    run.checkpointer.begin()
+    run.forward()  # changes the buffer at once, while the copy may be going on
+    run.checkpointer.before_step()
+    run.state.optimizer.step()
+    run.step()
+    assert run.store.reached.wait(60)
+    assert run.checkpointer.busy
+    run.store.open.set()
+    run.checkpointer.wait()
+    assert not equal(run.values(), before)
+    assert equal(restored(tmp_path), before)
+
+
+def test_buffers_are_copied_at_once(tmp_path: Path) -> None:
+    """What a forward pass does to buffers after `begin` has returned is not saved."""
+    run = Run(tmp_path)
+    run.step()
+    forward = threading.Event()
+    run.checkpointer._thread.submit(
+        forward.wait
+    )  # the rest is copied after the buffers have changed
+    run.checkpointer.begin()
+    run.model.seen.fill_(99)
+    forward.set()
+    run.checkpointer.wait()
+    assert torch.equal(restored(tmp_path)["model.seen"], torch.ones(4))
+
+
+def test_a_change_outside_of_the_step_loses_that_save_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A parameter changed while it is copied fails that save by its name; the commit before stands
+    and the next save works."""
+    run = Run(tmp_path)
+    run.step()
+    run.save()
+    run.step()
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go.wait(60)
+
+    run.checkpointer._thread.submit(hold)  # the copying thread is busy, so the copy comes later
+    assert held.wait(60)
+    run.checkpointer.begin()
+    with torch.no_grad():
+        run.model.linear.weight.mul_(2)
+    go.set()
+    run.checkpointer.before_step()
+    run.checkpointer.wait()
+    assert (
+        "The save of step 2 failed: model.linear.weight changed while it was copied" in caplog.text
+    )
+    assert run.steps() == [1]
+    run.step()
+    run.save()
+    assert run.steps() == [1, 3]
+
+
+def test_one_save_is_in_flight_and_the_newest_request_wins(tmp_path: Path) -> None:
+    """Requests while a save is on its way wait, become one, and save the state of the first step at
+    which none is."""
+    run = Run(tmp_path, gate="put")
+    run.step()
+    assert run.checkpointer.due(1)
+    run.checkpointer.begin()
+    assert run.store.reached.wait(60)
+    for _ in range(3):
+        run.step()
+        assert not run.checkpointer.due(run.state.step)
+    run.store.open.set()
+    run.checkpointer.wait()
+    assert run.checkpointer.due(run.state.step)
+    run.save()
+    assert run.steps() == [1, 4]
+
+
+def test_saving_takes_one_copy_of_the_state(tmp_path: Path) -> None:
+    """After many saves the memory held for them is the state's own size, in the same tensors as
+    after the first."""
+    run = Run(tmp_path, width=64)
+    run.step()
+    run.save()
+    rooms = {name: room.data_ptr() for name, room in run.checkpointer._snapshot.rooms.items()}
+    for _ in range(3):
+        run.step()
+        run.save()
+    held = run.checkpointer._snapshot.rooms
+    assert {name: room.data_ptr() for name, room in held.items()} == rooms
+    assert sum(t.nbytes for t in held.values()) == sum(
+        t.nbytes for t in run.state.tensors().values()
+    )
+
+
+def test_a_snapshot_of_any_layout_is_right() -> None:
+    """Transposed, 0-d, empty and bf16 tensors lie one after the other as they are in a file, which
+    begins with a page."""
+    sources = {
+        "t": torch.randn(3, 4).t(),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 2),
+        "half": torch.randn(5).bfloat16(),
+    }
+    snapshot = Snapshot()
+    snapshot.copy({"file": sources, "nothing": {"empty": torch.zeros(0)}})
+    room = snapshot.rooms["file"]
+    assert room.data_ptr() % mmap.PAGESIZE == 0
+    assert equal(
+        safetensors.torch.load(tensor_file.header(sources, {}) + bytes(tensor_file.bytes_of(room))),
+        sources,
+    )
+    assert snapshot.rooms["nothing"].nbytes == 0
+
+
+def frozen(checkpoint: Checkpoint) -> StoredFile:
+    """The file of the first process's frozen tensors; its name ends with who wrote it."""
+    (file,) = (file for name, file in checkpoint.files.items() if name.startswith("frozen-0-0-"))
+    return file
+
+
+def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: Path) -> None:
+    """Frozen tensors carry who wrote them first, like all others, and are not written again by a
+    successor."""
+    run = Run(tmp_path)
+    run.step()
+    run.save()
+    before = frozen(checkpoints_of(run.store.head())[-1])
+    successor = Run(tmp_path, attempt="a2")
+    successor.step()
+    successor.save()
+    now = checkpoints_of(successor.store.head())[-1]
+    assert frozen(now).hash == before.hash
+    assert next(name for name in now.files if name.startswith("frozen")).endswith("-a1")
+
+
+def test_a_run_that_an_older_xrun_began_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its files have another kind of hash, and are verified by that; the next save's files have the
+    kind of today."""
+    shutil.copytree(STORES / "v1", tmp_path / "v1")
+    again = Run(tmp_path / "again")
+    again.step()
+    again.step()
+    values = restored(tmp_path / "v1")
+    torch.testing.assert_close(values, again.values())
+    successor = Run(tmp_path / "v1", attempt="a2")
+    load(successor.state, *newest(successor.store, successor.checkpointer.head)[1:])
+    successor.step()
+    successor.save()
+    assert successor.steps() == [2, 3]
+    assert [
+        {len(file.hash) for file in c.files.values()}
+        for c in checkpoints_of(successor.store.head())
+    ] == [{64}, {32}]
+    assert equal(restored(tmp_path / "v1"), successor.values())
+    for path in successor.files(3):
+        path.unlink()
+    assert equal(restored(tmp_path / "v1"), values)
+    assert "step 3" in caplog.text
+    for path in successor.files(2):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointCorrupt):
+        restored(tmp_path / "v1")
+
+
+def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
+    """A second checkpoint names the first one's file of frozen tensors, which then has a second
+    copy."""
+    run = Run(tmp_path)
+    for _ in range(3):
+        run.step()
+        run.save()
+    first, second = checkpoints_of(run.store.head())
+    assert frozen(first) == frozen(second)
+    assert len(frozen(second).copies) == 2
+    assert first.files["model-0-0"] != second.files["model-0-0"]
+    (run.store.root / frozen(second).copies[0]).unlink()
+    assert equal(restored(tmp_path), run.values())
+
+
+def test_a_damaged_file_of_frozen_tensors_is_written_again(tmp_path: Path) -> None:
+    """Frozen tensors whose only copy is damaged before the next save are written anew, and saving
+    goes on."""
+    run = Run(tmp_path)
+    run.step()
+    run.save()
+    (file,) = {frozen(c) for c in checkpoints_of(run.store.head())}
+    path = run.store.root / file.copies[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for _ in range(2):
+        run.step()
+        run.save()
+    assert equal(restored(tmp_path), run.values())
+
+
+def manifest(step: int, best: int | None = None) -> Checkpoint:
+    return Checkpoint(
+        step, "a", "d", 0.0, {"best": None if best is None else {"step": best, "value": 0.0}}, {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "stay"),
+    [
+        (Keep(2), None, [40, 50]),
+        (Keep(3), None, [30, 40, 50]),
+        (Keep(0), None, [40, 50]),
+        (Keep(2, every=20), None, [20, 40, 50]),
+        (Keep(2), 10, [10, 40, 50]),
+        (Keep(2), 11, [40, 50]),
+    ],
+)
+def test_what_is_kept(keep: Keep, best: int | None, stay: list[int]) -> None:
+    """The newest ones, never fewer than two, multiples of `every`, and the best; in any order they
+    come in."""
+    all_of_them = [manifest(step, best) for step in (50, 0, 20, 10, 40, 30)]
+    assert [checkpoint.step for checkpoint in keep.select(all_of_them)] == stay
+    assert keep.select([]) == []
+
+
+def test_a_note_beside_a_commit_is_not_lost(tmp_path: Path) -> None:
+    """How an attempt ends is noted while a save is on its way; the next commit has it."""
+    run = Run(tmp_path, gate="commit")
+    run.checkpointer.begin()
+    assert run.store.reached.wait(60)
+    run.checkpointer.note(code=7, kind="stopped")
+    run.store.open.set()
+    assert run.checkpointer.is_current()
+    run.step()
+    run.save()
+    assert run.store.head().record["attempts"][-1] == {"id": "a1", "code": 7, "kind": "stopped"}
+
+
+def test_old_checkpoints_leave_the_disk(tmp_path: Path) -> None:
+    """After many saves there are the files of two checkpoints and no others."""
+    run = Run(tmp_path)
+    for _ in range(6):
+        run.step()
+        run.save()
+    named = {path for step in (5, 6) for path in run.files(step)}
+    assert run.steps() == [5, 6]
+    assert {path for path in (run.store.root / "objects").rglob("*") if path.is_file()} == named
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "truncated": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: os.truncate(path, 0),
+    "flipped": flip,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("which", ["model-0-0", "optimizer-0-0"])
+def test_a_damaged_file_falls_back_to_the_checkpoint_before(
+    tmp_path: Path, damage: str, which: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever happens to a file of the newest, the one before is used, said and recorded; the step
+    may be written again."""
+    run = Run(tmp_path)
+    run.step()
+    run.save()
+    before = run.values()
+    run.step()
+    run.save()
+    newest_one = checkpoints_of(run.store.head())[-1]
+    DAMAGE[damage](run.store.root / newest_one.files[which].copies[0])
+    second = Run(tmp_path, "a2")
+    head, found, paths = newest(second.store, second.checkpointer.head)
+    assert found is not None
+    load(second.state, found, paths)
+    assert equal(second.values(), before)
+    assert head.record["rejected"] == [2]
+    assert second.store.head() == head
+    assert "The checkpoint of step 2 is damaged" in caplog.text
+    third = Run(tmp_path, "a3")
+    assert equal(restored_into(third), before)
+    third.step()
+    third.save()
+    assert third.steps() == [1, 2]
+    assert third.store.head().record["rejected"] == []
+    assert equal(restored(tmp_path), run.values())
+
+
+def restored_into(run: Run) -> dict[str, Tensor]:
+    head, found, paths = newest(run.store, run.checkpointer.head)
+    assert found is not None
+    run.checkpointer.head = head
+    load(run.state, found, paths)
+    return run.values()
+
+
+def test_if_all_are_damaged_nothing_starts(tmp_path: Path) -> None:
+    """Without a whole checkpoint there is an error that names each of them, never a start from step
+    0."""
+    run = Run(tmp_path)
+    for _ in range(2):
+        run.step()
+        run.save()
+        flip(run.store.root / checkpoints_of(run.store.head())[-1].files["model-0-0"].copies[0])
+    with pytest.raises(
+        CheckpointCorrupt,
+        match=r"Every checkpoint.*step 2: .*step 1: .*Nothing was started from step 0",
+    ):
+        newest(run.store, run.store.head())
+
+
+def test_a_run_without_a_checkpoint_is_told_apart(tmp_path: Path) -> None:
+    """No checkpoint was ever committed: that is an answer, not an error."""
+    run = Run(tmp_path)
+    head = run.checkpointer.head
+    assert newest(run.store, head) == (head, None, [])
+
+
+def test_a_lost_lease_ends_training(tmp_path: Path) -> None:
+    """Once another attempt has taken the run, the older one's save changes nothing and its next
+    look raises LeaseLost."""
+    first = Run(tmp_path)
+    first.step()
+    first.save()
+    second = Run(tmp_path, "a2")
+    first.step()
+    first.checkpointer.begin()
+    with pytest.raises(LeaseLost):
+        first.checkpointer.wait()
+    with pytest.raises(LeaseLost):
+        first.checkpointer.check()
+    assert second.steps() == [1]
+
+
+def test_a_manifest_of_a_newer_xrun_is_read() -> None:
+    """Keys that this version does not know are ignored, and its own come back."""
+    one = Checkpoint(
+        3,
+        "a",
+        "d",
+        1.5,
+        {"step": 3},
+        {"model-0-0": StoredFile("ab", 7, ("objects/a/ab",))},
+        {"threads": 2},
+    )
+    assert Checkpoint.from_json({**one.to_json(), "later": {"x": 1}}) == one
+    head = Head(
+        1, "", "", "", "", "", 0.0, {"checkpoints": [manifest(5).to_json(), manifest(3).to_json()]}
+    )
+    assert [checkpoint.step for checkpoint in checkpoints_of(head)] == [3, 5]
+    assert checkpoints_of(None) == []
+
+
+def test_differences_name_what_changed() -> None:
+    """Only what differs is said, missing values included."""
+    assert (
+        differences({"threads": 2, "torch": "2", "cuda": None}, {"threads": 1, "torch": "2"})
+        == "threads 2 -> 1"
+    )
+    assert differences({"a": 1}, {"a": 1}) == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("mounting a small filesystem needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_loses_one_save_and_nothing_else(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without room for a save training goes on, the old checkpoint stays whole, it is said, and
+    with room saves go on."""
+    run = Run(small_disk, width=100)
+    run.step()
+    run.save()
+    before = run.values()
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    os.truncate(filler, filler.stat().st_size - 3 * 4096)  # room for a head, not for a checkpoint
+    run.step()
+    with caplog.at_level(logging.WARNING):
+        run.save()
+    assert "of step 2 failed: Disk full" in caplog.text
+    assert "Training goes on." in caplog.text
+    assert run.steps() == [1]
+    left = {path for path in (run.store.root / "objects").rglob("*") if path.is_file()}
+    assert left == set(run.files(1))  # what the failed save has written takes no room
+    run.step()
+    filler.unlink()
+    assert equal(restored(small_disk, width=100), before)
+
+
+def test_saves_go_on_when_the_disk_has_room_again(small_disk: Path) -> None:
+    """The same checkpointer that failed on a full disk commits its next save."""
+    run = Run(small_disk, width=100)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1000 << 10))
+    run.step()
+    run.save()
+    assert run.steps() == []
+    filler.unlink()
+    run.step()
+    run.save()
+    assert run.steps() == [2]

@@ -1,0 +1,246 @@
+"""The command line: texts, JSON, exit codes, and mistakes that people make."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.running import PER_STEP, Project, ended, one_line, weights
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A finished run of 10 steps that was killed once, trained by the command itself."""
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.trap("SIGKILL", call=7 * PER_STEP, committed=5)
+    done = made.xrun("recipes/tiny.yaml", "-s", "train.steps=10")
+    assert done.code == 0, done.err
+    assert f"Finished {made.run.run}: val/accuracy" in done.out
+    assert str(made.run.model) in done.out
+    return made
+
+
+def test_the_same_command_again_does_nothing(project: Project) -> None:
+    """The same command on a finished run exits 0 and leaves the model's bytes and time as they
+    are."""
+    file = project.run.model / "model.safetensors"
+    before = file.stat().st_mtime_ns, weights(project.run)
+    done = project.xrun("run", "recipes/tiny.yaml", "-s", "train.steps=10")
+    assert done.code == 0, done.err
+    assert "is finished" in done.err
+    assert (file.stat().st_mtime_ns, weights(project.run)) == before
+    assert len(list((project.run.path / "logs").iterdir())) == 2, (
+        "the ranks that were started ahead have left nothing"
+    )
+
+
+def test_status_lists_runs(project: Project) -> None:
+    """`xrun status` has one line per run, and `--json` the same as JSON."""
+    done = project.xrun("status")
+    assert done.code == 0
+    assert done.out.split()[:2] == [project.run.run, "finished"]
+    assert "1 ended from outside" in done.out
+    (report,) = json.loads(project.xrun("status", "--json").out)
+    assert report == project.run.report()
+
+
+def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
+    """Of a run that has not finished: so much would be computed again."""
+    project = Project(tmp_path)
+    project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
+    assert project.attempt().code == 75
+    assert re.search(
+        r" stopped +step \d+ committed \d+ s ago, 1 attempts", project.xrun("status").out
+    )
+
+
+def test_report_tells_what_happened(project: Project) -> None:
+    """`xrun report RUN` tells attempts, what was lost and the weights' hash, and `--json` the same
+    as JSON."""
+    done = project.xrun("report", project.run.run)
+    assert done.code == 0
+    assert "finished, step 10 committed" in done.out
+    assert "attempt 2: from step 5" in done.out
+    assert weights(project.run) in done.out
+    assert json.loads(project.xrun("report", project.run.run, "--json").out) == project.run.report()
+
+
+def test_logs_print_what_a_rank_said(project: Project) -> None:
+    """`xrun logs RUN` prints the last attempt's log, `--attempt 1` the first one's, and another
+    number is one clear line."""
+    assert "Going on from step 5." in project.xrun("logs", project.run.run).out
+    assert "Starting at step 0" in project.xrun("logs", project.run.run, "--attempt", "1").out
+    done = project.xrun("logs", project.run.run, "--attempt", "9")
+    assert (done.code, one_line(done.err)) == (3, True)
+
+
+def test_plan_prints_json_and_does_nothing(project: Project) -> None:
+    """`xrun plan` prints the plan as JSON and makes no folder."""
+    before = sorted(project.home.iterdir())
+    done = project.xrun("plan", "recipes/tiny.yaml", "-s", "train.seed=3", "--processes", "2")
+    assert done.code == 0, done.err
+    plan = json.loads(done.out)
+    assert plan["recipe"]["train"]["seed"] == 3
+    assert plan["processes"] == 2
+    assert sorted(project.home.iterdir()) == before
+
+
+def test_schema_is_json(project: Project) -> None:
+    """`xrun schema` prints a JSON Schema of recipes."""
+    assert "properties" in json.loads(project.xrun("schema").out)
+
+
+def test_check_finds_every_problem(project: Project) -> None:
+    """`xrun check` prints every problem at its place and exits 2; `--json` the same for programs; a
+    good recipe exits 0."""
+    bad = project.write(
+        "recipes/bad.yaml", project.recipe.read_text().replace("steps: 20", "stepz: 20\n  seed: x")
+    )
+    done = project.xrun("check", str(bad), "recipes/tiny.yaml")
+    assert done.code == 2
+    assert f"{bad}:6:3: train.stepz" in done.err
+    assert f"{bad}:7:9: train.seed" in done.err
+    assert "recipes/tiny.yaml: tiny is fine." in done.out
+    problems = json.loads(project.xrun("check", str(bad), "--json").out)
+    assert {problem["key"] for problem in problems} >= {"train.stepz", "train.seed"}
+    bad.unlink()
+    assert project.xrun("check", "recipes/tiny.yaml").code == 0
+    assert json.loads(project.xrun("check", "recipes/tiny.yaml", "--json").out) == []
+
+
+def test_init_writes_a_recipe_that_is_fine(project: Project, tmp_path: Path) -> None:
+    """`xrun init` writes a recipe that passes `xrun check`, and refuses to overwrite a file."""
+    path = tmp_path / "recipes" / "first.yaml"
+    assert project.xrun("init", str(path)).code == 0
+    done = project.xrun("check", str(path))
+    assert done.code == 0, done.err
+    before = path.read_bytes()
+    done = project.xrun("init", str(path))
+    assert (done.code, one_line(done.err)) == (2, True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["report", "nothing-here"], 3, "`xrun status` lists the runs"),
+        (["logs", "nothing-here"], 3, "`xrun status` lists the runs"),
+        (["recipes/absent.yaml"], 2, "recipes/absent.yaml"),
+        (["run", "recipes"], 2, "recipes"),
+        (["check", "recipes"], 2, "recipes"),
+        (["check", "recipes/absent.yaml"], 2, "recipes/absent.yaml"),
+        (["recipes/tiny.yaml", "-s", "train.steps"], 2, "train.steps"),
+        (["recipes/tiny.yaml", "-s", "=3"], 2, "=3"),
+        (["recipes/tiny.yaml", "-s", "train.stepz=3"], 2, "steps"),
+        (["recipes/tiny.yaml", "-s", "model.args={widht: 3}"], 2, "width"),
+        (["recipes/tiny.yaml", "-s", "model.name=lime"], 2, "line"),
+        (["recipes/tiny.yaml", "-s", "train.optimizer.lr=0.5"], 3, "--new"),
+        (["recipes/tiny.yaml", "--fork", "nothing-here"], 3, "nothing-here"),
+        (["recipes/tiny.yaml", "-s", "checkpoint.store=hub"], 3, "checkpoint.store=local"),
+        (["recipes/tiny.yaml", "--run", "../elsewhere"], None, "elsewhere"),
+        (["report", "../elsewhere"], None, "elsewhere"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    project: Project, arguments: list[str], code: int | None, sentence: str
+) -> None:
+    """What people type by mistake is answered by one line that names it and the way out, with the
+    right exit code."""
+    done = project.xrun(*arguments)
+    assert done.code == code if code is not None else done.code in (2, 3)
+    assert one_line(done.err), done.err
+    assert sentence in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recipes/tiny.yaml", "--no-such-option"],
+        ["nonsense"],
+        ["run"],
+        ["recipes/tiny.yaml", "--processes", "0"],
+        ["recipes/tiny.yaml", "--processes", "x"],
+    ],
+)
+def test_a_wrong_command_is_explained(project: Project, arguments: list[str]) -> None:
+    """Options and commands that do not exist exit 2 with click's explanation and without a
+    traceback."""
+    done = project.xrun(*arguments)
+    assert done.code == 2
+    assert "Error:" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused(project: Project) -> None:
+    """--processes that cannot share the micro-batches evenly is one clear line, exit 2, before
+    anything is written."""
+    before = sorted(project.home.iterdir())
+    done = project.xrun("recipes/tiny.yaml", "-s", "train.steps=10", "--processes", "3", "--new")
+    assert (done.code, one_line(done.err)) == (2, True)
+    assert "3 processes cannot share the 4 micro-batches" in done.err
+    assert sorted(project.home.iterdir()) == before
+
+
+def test_changed_mathematics_under_an_id_are_refused(project: Project) -> None:
+    """--run with a changed recipe exits 5 with the differing keys in one line."""
+    done = project.xrun("recipes/tiny.yaml", "--run", project.run.run, "-s", "train.seed=7")
+    assert (done.code, one_line(done.err)) == (5, True)
+    assert "train.seed: 0 -> 7" in done.err
+
+
+def test_a_reader_that_leaves_is_no_error(project: Project) -> None:
+    """`xrun ... | head -1` ends without a traceback."""
+    for arguments in (["--help"], ["schema"], ["status"], ["plan", "recipes/tiny.yaml"]):
+        command = project.start(*arguments)
+        assert command.stdout is not None
+        command.stdout.close()
+        command.stdout = None
+        done = ended(command)
+        assert done.err == "", arguments
+
+
+def test_help_and_version(project: Project) -> None:
+    """`xrun --help` names every command."""
+    done = project.xrun("--help")
+    assert done.code == 0
+    for command in ("run", "check", "plan", "drill", "status", "report", "logs", "schema", "init"):
+        assert f"\n  {command} " in done.out
+
+
+def test_the_way_on_can_be_typed(tmp_path: Path) -> None:
+    """The command that a stop prints is one that goes on, with the same overrides, quoted for a
+    shell."""
+    import shlex
+    import signal
+
+    from support.running import until
+
+    project = Project(tmp_path)
+    project.trap("hold", call=2 * PER_STEP)
+    command = project.start(
+        "recipes/tiny.yaml", "-s", "model.args={width: 9}", "-s", "train.steps=4"
+    )
+    until(lambda: (tmp_path / "held").exists(), "the hold")
+    os.kill(command.pid, signal.SIGTERM)
+    done = ended(command)
+    assert done.code == 75, done.err
+    said = done.err.partition("Go on with: ")[2].strip()
+    first, *arguments = shlex.split(said)
+    assert first == "xrun"
+    done = project.xrun(*arguments)
+    assert done.code == 0, done.err
+    assert "Going on from step 2." in done.err
+
+
+def test_an_error_of_xrun_itself_is_not_hidden(tmp_path: Path) -> None:
+    """A standard output that cannot be written (a full disk) does not look like success."""
+    project = Project(tmp_path)
+    with open("/dev/full", "w") as full:
+        process = project.start("schema", stdout=full, stderr=subprocess.PIPE)
+        done = ended(process)
+    assert done.code != 0

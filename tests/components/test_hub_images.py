@@ -1,0 +1,121 @@
+"""What datasets/hub_images.py promises, on pictures that are written here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from support.components import build, finish, picture, same, seeded
+from xrun.errors import ComponentError
+
+
+def test_hub_images_give_tensors_and_labels(pictures: Path) -> None:
+    """Map-style splits of a folder: all pictures, of the wanted size, with their labels,
+    normalised."""
+    splits = build("datasets", "hub_images", name=str(pictures), image_size=16, augment=False)
+    assert [label for _, label in splits["train"].__getitems__(list(range(24)))] == list(range(24))
+    assert len(splits["val"]) == 8
+    image, _ = splits["train"][5]
+    assert (image.shape, image.dtype) == ((3, 16, 16), torch.float32)
+    assert -1 <= image.min() < image.max() <= 1
+
+
+def test_hub_images_are_the_middle_of_the_picture(pictures: Path) -> None:
+    """Without augmentation the tensor is the resized middle square, computed here in another
+    way."""
+    image, label = build(
+        "datasets", "hub_images", name=str(pictures), image_size=35, channels=1, augment=False
+    )["train"][7]
+    grey = Image.fromarray(picture(label)).convert("L")
+    side = 40 / 1.143
+    box = (25 - side / 2, 20 - side / 2, 25 + side / 2, 20 + side / 2)
+    expected = (
+        np.asarray(grey.resize((35, 35), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
+        / 127.5
+        - 1
+    )
+    assert np.allclose(image[0].numpy(), expected, atol=1e-6)
+
+
+def test_hub_images_augmentation_follows_from_torchs_generator(pictures: Path) -> None:
+    """The same seed gives the same crop, another seed another, and `val` is never changed."""
+    splits = build("datasets", "hub_images", name=str(pictures), image_size=16)
+    one, again, other = (seeded(seed, lambda: splits["train"][0]) for seed in (1, 1, 2))
+    assert same(one, again)
+    assert not same(one, other)
+    assert same(splits["val"][0], splits["val"][0])
+
+
+def test_streamed_images_are_the_same_as_held_ones(pictures: Path) -> None:
+    """All shards together give every item of the map-style split, and iterating decodes nothing."""
+    args = {"name": str(pictures), "image_size": 16, "augment": False}
+    held, stream = (
+        build("datasets", "hub_images", **args, streaming=streaming)["train"]
+        for streaming in (False, True)
+    )
+    raw = [example for i in range(stream.num_shards) for example in stream.shard(i)]
+    assert stream.num_shards == 3
+    assert set(raw[0]["image"]) == {"bytes", "path"}
+    assert same([stream.transform(example) for example in raw], held.__getitems__(list(range(24))))
+    assert stream.revision == held.revision
+
+
+@pytest.mark.parametrize("taken", [1, 5, 8])
+def test_an_image_shard_resumes_in_the_middle(pictures: Path, taken: int) -> None:
+    """After `load_state_dict` exactly the rest of the shard comes, in the same order."""
+    stream = build("datasets", "hub_images", name=str(pictures), image_size=16, streaming=True)[
+        "train"
+    ]
+    whole = finish(stream.shard(1))
+    shard = stream.shard(1)
+    iterator = iter(shard)
+    for _ in range(taken):
+        next(iterator)
+    state = json.loads(json.dumps(shard.state_dict()))
+    finish(iterator)
+    resumed = stream.shard(1)
+    resumed.load_state_dict(state)
+    assert finish(resumed) == whole[taken:]
+
+
+def test_streamed_images_are_validated_on_every_shard(pictures: Path) -> None:
+    """`val` of a stream is map-style and takes its samples evenly from all files."""
+    splits = build(
+        "datasets", "hub_images", name=str(pictures), image_size=16, streaming=True, val_samples=4
+    )
+    assert [label for _, label in splits["val"]] == [0, 1, 8, 9]
+
+
+def test_hub_images_read_a_folder_of_image_files(tmp_path: Path) -> None:
+    """A folder of classes with picture files works as it is; labels are the folders in alphabetical
+    order."""
+    for number, name in enumerate(["cat", "dog"]):
+        path = tmp_path / "animals" / "train" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(picture(number)).save(path)
+    for streaming in (False, True):
+        args = {
+            "name": str(tmp_path / "animals"),
+            "val_split": None,
+            "image_size": 8,
+            "augment": False,
+            "streaming": streaming,
+        }
+        train = build("datasets", "hub_images", **args)["train"]
+        items = (
+            [train.transform(e) for i in range(train.num_shards) for e in train.shard(i)]
+            if streaming
+            else list(train)
+        )
+        assert sorted(label for _, label in items) == [0, 1]
+
+
+def test_hub_images_name_the_columns_there_are(pictures: Path) -> None:
+    """A column that does not exist is an error that lists those that do."""
+    with pytest.raises(ComponentError, match=r"no column class.*image, label, note"):
+        build("datasets", "hub_images", name=str(pictures), label_column="class")

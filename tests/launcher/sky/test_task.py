@@ -1,0 +1,272 @@
+"""The task that SkyPilot gets: valid for every recipe, one rule of recovery everywhere, secrets by
+name."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.paths import ROOT
+from support.sky_home import CLOUDS, SkyHome
+from xrun.errors import LaunchError
+from xrun.launcher.offers import Offer, rank
+from xrun.launcher.prices import Price
+from xrun.launcher.secrets import secret_names, secret_values
+from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
+from xrun.launcher.throughput import Machines
+from xrun.recipe.load import load_recipe
+from xrun.recipe.schema import Candidate
+from xrun.run.plan import Plan, make_plan
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+H100 = "H100:8"
+
+
+def offer(
+    candidate: int = 0,
+    accelerators: str = H100,
+    *,
+    cloud: str = "aws",
+    spot: bool = True,
+    nodes: int = 1,
+    **prices: float,
+) -> Offer:
+    """An offer with a price per zone."""
+    machines = Machines(accelerators, nodes)
+    seen = tuple(
+        Price(cloud, "r1", zone, "machine", accelerators, spot, price, "2026-11-21", "a")
+        for zone, price in prices.items()
+    )
+    return Offer(candidate, cloud, "r1", "machine", machines, seen, spot)
+
+
+def plan_of(
+    tmp_path: Path, *overrides: str, candidates: str = f"[{{accelerators: '{H100}'}}]"
+) -> Plan:
+    path = ROOT / "recipes" / "digits.yaml"
+    wanted = [
+        "train.micro_batch=1",
+        f"hardware={{any_of: {candidates}}}",
+        "checkpoint.store=hub",
+        *overrides,
+    ]
+    return make_plan(load_recipe(path, wanted), path, environ={"XRUN_HOME": str(tmp_path / "runs")})
+
+
+def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dict[str, Any]:
+    candidates = plan.load_recipe().hardware.any_of
+    return task_config(
+        plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", environ
+    )
+
+
+def test_every_candidate_recovers_by_the_same_rule(tmp_path: Path) -> None:
+    """Exit 75 is "come back", 143 and 137 are ends from outside; anything else is an end."""
+    config = config_of(plan_of(tmp_path), tmp_path)
+    assert config["resources"]["job_recovery"] == {
+        "strategy": "EAGER_NEXT_REGION",
+        "max_restarts_on_errors": 0,
+        "recover_on_exit_codes": [75, 143, 137],
+    }
+    assert not [entry for entry in config["resources"]["any_of"] if "job_recovery" in entry]
+
+
+def test_auto_means_spot_and_then_on_demand() -> None:
+    both = [offer(z1=20), offer(spot=False, z1=60)]
+    assert resources(
+        [Candidate(accelerators=H100)], rank(both, [Candidate(accelerators=H100)])
+    ) == {
+        "any_of": [
+            {"accelerators": H100, "use_spot": True},
+            {"accelerators": H100, "use_spot": False},
+        ]
+    }
+
+
+def test_where_speeds_differ_candidates_are_ordered_and_pinned() -> None:
+    candidates = [Candidate(accelerators="A100:8", disk=100), Candidate(accelerators=H100)]
+    offers = rank([offer(0, "A100:8", z1=10), offer(1, cloud="nebius", z1=20)], candidates)
+    assert resources(candidates, offers) == {
+        "ordered": [
+            {"infra": "nebius/r1", "accelerators": H100, "use_spot": True},
+            {"infra": "aws/r1", "accelerators": "A100:8", "use_spot": True, "disk_size": 100},
+        ]
+    }
+
+
+def test_the_highest_price_is_given_per_node_and_dear_zones_are_left_out() -> None:
+    """SkyPilot compares a node's cheapest zone with the limit, and would then take a dearer one."""
+    candidate = Candidate(accelerators=H100, nodes=2, max_hourly_cost=50)
+    offers = rank([offer(nodes=2, z1=60, z2=40, z3=30)], [candidate])
+    assert resources([candidate], offers) == {
+        "ordered": [
+            {
+                "infra": f"aws/r1/{zone}",
+                "accelerators": H100,
+                "use_spot": True,
+                "max_hourly_cost": 25,
+            }
+            for zone in ("z3", "z2")
+        ]
+    }
+
+
+def test_clouds_and_regions_of_the_recipe_stay() -> None:
+    candidate = Candidate(accelerators=H100, clouds=["aws", "gcp"], regions=["r1"], spot=True)
+    assert (
+        resources([candidate], rank([offer(z1=20)], [candidate]))["any_of"][0]["infra"] == "aws/r1"
+    )
+    anywhere = Candidate(accelerators=H100, clouds=["aws", "gcp"], spot=True)
+    assert resources([anywhere], rank([offer(z1=20)], [anywhere]))["any_of"][0]["infra"] == "aws"
+
+
+def test_secrets_go_by_name(tmp_path: Path) -> None:
+    """No value is in the YAML or in the command, although this process has them."""
+    environ = {
+        "HF_TOKEN": "hf_secretsecret",
+        "WANDB_API_KEY": "k" * 40,
+        "MINE": "s3cret",
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+    }
+    plan = plan_of(tmp_path, "tracking.wandb={project: p}", "secrets=[MINE]")
+    config = config_of(plan, tmp_path, **environ)
+    text, command = task_yaml(config), launch_command(config, "job.yaml")
+    assert config["secrets"] == {"MINE": None, "HF_TOKEN": None, "WANDB_API_KEY": None}
+    assert config["envs"] == {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+    assert shlex.split(command)[5:] == [
+        "--secret",
+        "MINE",
+        "--secret",
+        "HF_TOKEN",
+        "--secret",
+        "WANDB_API_KEY",
+        "job.yaml",
+    ]
+    assert not [
+        value
+        for name, value in environ.items()
+        if name in config["secrets"] and value in text + command
+    ]
+
+
+def test_secrets_are_found_where_the_logins_keep_them(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_from_login\n")
+    (tmp_path / "netrc").write_text(
+        "machine api.wandb.ai\n  login user\n  password key-from-login\n"
+    )
+    (tmp_path / "netrc").chmod(0o600)
+    names = secret_names(plan_of(tmp_path, "tracking.wandb={project: p}").load_recipe())
+    environ = {"HF_TOKEN_PATH": str(tmp_path / "token"), "NETRC": str(tmp_path / "netrc")}
+    assert secret_values(names, environ) == {
+        "HF_TOKEN": "hf_from_login",
+        "WANDB_API_KEY": "key-from-login",
+    }
+    assert secret_values(["HF_TOKEN"], {**environ, "HF_TOKEN": "hf_from_environment"}) == {
+        "HF_TOKEN": "hf_from_environment"
+    }
+    with pytest.raises(LaunchError, match="needs MINE, WANDB_API_KEY") as caught:
+        secret_values(
+            ["MINE", "WANDB_API_KEY"],
+            {"WANDB_BASE_URL": "https://elsewhere", "NETRC": str(tmp_path / "netrc")},
+        )
+    assert "`wandb login`" in caught.value.hint
+
+
+def test_files_of_the_recipe_go_along(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "files={data: ./README.md, '~/there': ./docs}")
+    mounts = config_of(plan, tmp_path)["file_mounts"]
+    assert mounts["~/data"] == str(ROOT / "README.md")
+    assert mounts["~/there"] == str(ROOT / "docs")
+    assert mounts[f"~/xrun/{plan.run}/cargo"] == str(tmp_path / "cargo")
+    with pytest.raises(LaunchError, match=r"files: data: .+/nothing is not there"):
+        config_of(plan_of(tmp_path, "files={data: ./nothing}"), tmp_path)
+
+
+def test_the_yaml_is_what_was_made(tmp_path: Path) -> None:
+    config = config_of(plan_of(tmp_path), tmp_path)
+    assert yaml.safe_load(task_yaml(config)) == config
+
+
+VALIDATED = """
+import json, sys
+import sky
+from pathlib import Path
+from typing import Any
+from xrun.run.plan import make_plan
+from xrun.recipe.load import load_recipe
+from xrun.launcher.sky.cloud import pack_job, sky_task
+from xrun.launcher.sky.offers import find_offers
+from xrun.launcher.throughput import Throughput
+
+told = {}
+for name in sys.argv[1:]:
+    recipe = load_recipe(Path(name))
+    if recipe.hardware.local:
+        hardware = "hardware={any_of: [{accelerators: 'H100:1', disk: 100}]}"
+        recipe = load_recipe(Path(name), [hardware, "checkpoint.store=hub"])
+    plan = make_plan(recipe, Path(name))
+    _, config = pack_job(plan, find_offers(plan, Throughput()), {})
+    task = sky_task(config, dict.fromkeys(config["secrets"], "value"))
+    task.validate()
+    recovery = [resource.job_recovery for resource in task.resources]
+    spot = [resource.use_spot for resource in task.resources]
+    secrets = sorted(task.secrets)
+    told[plan.recipe["name"]] = {"secrets": secrets, "recovery": recovery, "spot": spot}
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> SkyHome:
+    home = SkyHome(tmp_path_factory.mktemp("sky"))
+    home.enable(*CLOUDS)
+    home.environment["XRUN_HOME"] = str(home.folder / "runs")
+    return home
+
+
+@pytest.mark.cloud
+def test_every_recipe_gives_a_task_that_skypilot_takes(home: SkyHome) -> None:
+    """Its own schema and checks; those that train here get a candidate."""
+    done = home.python(VALIDATED, *map(str, RECIPES))
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert len(told) == len(RECIPES)
+    for task in told.values():
+        assert all(
+            recovery
+            == {
+                "max_restarts_on_errors": 0,
+                "recover_on_exit_codes": [75, 143, 137],
+                "strategy": "EAGER_NEXT_REGION",
+            }
+            for recovery in task["recovery"]
+        )
+        assert set(task["spot"]) == {True, False}
+    assert told["vit-a100"]["secrets"] == ["HF_TOKEN", "WANDB_API_KEY"]
+
+
+@pytest.mark.cloud
+def test_the_printed_command_is_one_that_skypilots_command_line_takes(home: SkyHome) -> None:
+    """`xrun plan --sky`: the YAML lies where the command looks for it, with everything that it
+    mounts."""
+    done = home.xrun("plan", str(ROOT / "recipes" / "gpt_h100.yaml"), "--sky")
+    assert done.code == 0, done.err
+    text, _, command = done.out.rstrip().rpartition("\n# ")
+    first, *arguments = shlex.split(command)
+    assert first == "sky"
+    assert Path(arguments[-1]).read_text() == text
+    cargo = next(iter(yaml.safe_load(text)["file_mounts"].values()))
+    assert (Path(cargo) / "plan.json").is_file()
+    parse = (
+        "import sys; from sky.client.cli import command as sky; jobs ="
+        " sky.cli.commands['jobs'].commands['launch'];print(jobs.make_context('launch',"
+        " sys.argv[3:]).params['secret'])"
+    )
+    home.environment |= {"HF_TOKEN": "one", "WANDB_API_KEY": "two"}
+    parsed = home.python(parse, *arguments)
+    assert parsed.out.strip() == "(('HF_TOKEN', 'one'), ('WANDB_API_KEY', 'two'))", parsed.err

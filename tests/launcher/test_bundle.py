@@ -1,0 +1,255 @@
+"""What travels with a job is the very code that launched it, whole, frozen, and enough for a bare
+machine to train."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from support.paths import ROOT
+from support.running import Project
+from xrun.errors import LaunchError
+from xrun.launcher.arrival.has_pins import missing
+from xrun.launcher.bundle import pack, there
+from xrun.launcher.prices import Price
+from xrun.launcher.wheel import pack_wheel
+from xrun.run.plan import Plan
+from xrun.run.spending import prices_of
+from xrun.supervisor.arrive import arrive
+
+PACKAGE = ROOT / "runner" / "xrun"
+PRICE = Price(
+    "aws", "us-east-1", "", "p4d.24xlarge", "A100:8", True, 2.4655, "2026-11-21", "a catalog"
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_wheel_is_the_running_code(tmp_path: Path) -> None:
+    """Every file of the package and of the folders that the wheel carries, byte by byte."""
+    name, data = pack_wheel()
+    (tmp_path / name).write_bytes(data)
+    archive = zipfile.ZipFile(tmp_path / name)
+    here = {
+        f"xrun/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*") if path.is_file()
+    }
+    for folder in ("models", "datasets", "recipes"):
+        here |= {
+            f"xrun/components/{folder}/{path.name}": path
+            for path in (ROOT / folder).iterdir()
+            if path.is_file()
+        }
+    here = {name: path for name, path in here.items() if "__pycache__" not in name}
+    assert {name for name in archive.namelist() if ".dist-info/" not in name} == set(here)
+    assert not [name for name, path in here.items() if archive.read(name) != path.read_bytes()]
+    assert pack_wheel() == (name, data)
+
+
+def test_the_wheel_installs(tmp_path: Path) -> None:
+    """pip takes it, and its commands and metadata are there."""
+    name, data = pack_wheel()
+    (tmp_path / name).write_bytes(data)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--target",
+        "there",
+    ]
+    subprocess.run([*install, tmp_path / name], cwd=tmp_path, check=True)
+    show = (
+        "import xrun, importlib.metadata as m; print(xrun.__file__, m.version('xrun'),"
+        " m.entry_points(name='xrun'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", show],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": "there"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(tmp_path / "there" / "xrun"))
+    assert "xrun.cli:main" in done.stdout
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = [
+        line.split("==")
+        for line in path.read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    ]
+    return {canonical(name): version for name, version in lines}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
+    """Every distribution that this one needs here, with itself."""
+    found.add(canonical(name))
+    for wanted in map(Requirement, distribution(name).requires or []):
+        applies = wanted.marker is None or any(
+            wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+        )
+        if applies and (canonical(wanted.name) not in found or wanted.extras):
+            needed(wanted.name, tuple(wanted.extras), found)
+    return found
+
+
+@pytest.mark.cloud
+def test_the_containers_pins_are_those_of_the_tested_environment() -> None:
+    """container.txt is the part of constraints/cloud.txt that the container half needs: nothing
+    missing, nothing else."""
+    tested, carried = (
+        pins(ROOT / "constraints" / "cloud.txt"),
+        pins(PACKAGE / "launcher" / "arrival" / "container.txt"),
+    )
+    assert carried == {
+        name: tested[name] for name in needed("xrun", ("train",), set()) if name in tested
+    }
+    assert {"torch", "accelerate", "safetensors", "huggingface-hub", "wandb"} <= carried.keys()
+    assert not {"skypilot", "pytest"} & carried.keys()
+
+
+def test_an_image_that_has_the_pins_is_known() -> None:
+    version = distribution("numpy").version
+    assert missing(f"# numpy==0\nnumpy=={version}\n") == []
+    assert missing("numpy==0.1\nno-such-library==1\n") == ["numpy", "no-such-library"]
+
+
+def test_cargo_is_frozen(project: Project) -> None:
+    """What is edited after a launch does not change what a recovered attempt gets; the next launch
+    has a cargo of its own."""
+    plan = project.plan()
+    first = pack(plan, [PRICE])
+    assert pack(plan, [PRICE]) == first
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    project.write("models/line.py", "def build(): ...\n")
+    second = pack(plan, [PRICE])
+    assert second != first
+    assert (second / "project/models/line.py").read_text() == "def build(): ...\n"
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    assert {path.name for path in first.parent.iterdir()} == {first.name, second.name}
+
+
+def test_cargo_holds_the_project_the_prices_and_no_caches(project: Project) -> None:
+    project.write("models/__pycache__/line.pyc", "x")
+    project.write("datasets/words.txt", "a list that a component reads")
+    cargo = pack(project.plan(), [PRICE], setup="pip install einops")
+    assert {name for name in names(cargo) if name.startswith("project/")} == {
+        "project/models/line.py",
+        "project/datasets/points.py",
+        "project/datasets/words.txt",
+        "project/recipes/tiny.yaml",
+    }
+    assert (cargo / "recipe_setup.sh").read_text() == "pip install einops"
+    (price,) = prices_of({"XRUN_PRICES": (cargo / "prices.json").read_text()})
+    assert (price.cloud, price.region, price.usd_per_hour, price.spot, price.date) == (
+        "aws",
+        "us-east-1",
+        2.4655,
+        True,
+        "2026-11-21",
+    )
+
+
+def test_data_does_not_travel_as_code(project: Project) -> None:
+    with (project.root / "datasets" / "big.bin").open("wb") as file:
+        file.truncate(201 * 2**20)
+    with pytest.raises(LaunchError, match=r"the largest file is .+/big\.bin"):
+        pack(project.plan(), [])
+
+
+def test_commit_and_changes_are_kept(project: Project) -> None:
+    """The diff against the commit, and the names of files that git does not know."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(project.root)]
+    for command in (["init", "-q"], ["add", "models", "datasets"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    project.write("models/line.py", (project.root / "models/line.py").read_text() + "# changed\n")
+    diff = (pack(project.plan(), []) / "dirty.diff").read_text()
+    assert "+# changed" in diff
+    assert "# not in git: recipes/tiny.yaml" in diff
+
+
+def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> None:
+    plan = project.plan()
+    cargo = pack(plan, [])
+    travelling = Plan.from_json((cargo / "plan.json").read_text())
+    assert travelling.home == "~/xrun/runs"
+    assert travelling.project == f"{there(plan.run)}/project"
+    machine = Path(os.environ["HOME"])
+    assert arrive(cargo) == machine / "xrun" / "runs" / plan.run / "plan.json"
+    arrived = Plan.from_json(arrive(cargo).read_text())
+    assert (arrived.home, arrived.project) == (
+        str(machine / "xrun/runs"),
+        str(machine / "xrun" / plan.run / "cargo/project"),
+    )
+    assert arrived.digest == plan.digest
+
+
+@pytest.mark.cloud
+def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path) -> None:
+    """The commands of the task, in an empty HOME whose Python has the pinned libraries; the second
+    time nothing is installed."""
+    plan = project.plan("train.steps=4")
+    machine = tmp_path / "machine"
+    (machine / "xrun").mkdir(parents=True)
+    (machine / "xrun" / plan.run).mkdir()
+    cargo = machine / "xrun" / plan.run / "cargo"
+    pack(plan, [PRICE], setup=f"echo once >> {tmp_path}/setup.log").rename(cargo)
+    environ = {
+        "HOME": str(machine),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def shell(command: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=machine,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    setup = f"bash {there(plan.run)}/machine_setup.sh {there(plan.run)}"
+    assert re.search(r"xrun is ready after \d+ s", shell(setup).stdout)
+    began = time.monotonic()
+    assert shell(setup).stdout == ""
+    assert time.monotonic() - began < 5
+    assert (tmp_path / "setup.log").read_text() == "once\n"
+    shell(
+        f'set -e; export XRUN_PRICES="$(cat {there(plan.run)}/prices.json)"; ~/xrun/python -m'
+        f" xrun.supervisor.arrive {there(plan.run)}; exec ~/xrun/python -m"
+        f" xrun.supervisor.entrypoint ~/xrun/runs/{plan.run}/plan.json"
+    )
+    points = (machine / "xrun/runs" / plan.run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(points[-1])["step"] == 4
+    code = shell("~/xrun/python -c 'import xrun; print(xrun.__file__)'").stdout
+    assert code.startswith(str(machine / "xrun" / "environments"))

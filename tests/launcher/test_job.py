@@ -1,0 +1,151 @@
+"""Which run a recipe means."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support.running import PER_STEP, Project, attempt, curve, steps_of, weights
+from xrun.errors import CheckpointError, LaunchError
+from xrun.launcher.job import choose_run, code_version
+from xrun.run.folder import RunFolder, write_plan
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with a run of 10 steps."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    assert project.attempt("train.steps=10").code == 0
+    return project
+
+
+def test_the_same_recipe_goes_on(known: Project) -> None:
+    """The same mathematics find their run, with more steps or another place, too."""
+    plan = known.plan("train.steps=99", "train.num_workers=2", processes=2)
+    assert choose_run(plan).run == known.run.run
+
+
+def test_a_changed_recipe_is_not_started_silently(known: Project) -> None:
+    """Changed mathematics with other runs there are refused, with what is different and both ways
+    out."""
+    with pytest.raises(LaunchError) as refused:
+        choose_run(known.plan("train.optimizer.lr=0.02"))
+    said = str(refused.value)
+    assert "train.optimizer.lr: 0.01 -> 0.02" in said
+    assert "--new" in said
+    assert f"--fork {known.run.run}" in said
+
+
+def test_changed_mathematics_under_the_same_id_are_refused(known: Project) -> None:
+    """--run with other mathematics ends with 5 and a list of the keys that differ, old and new."""
+    plan = known.plan("train.optimizer.lr=0.02", "train.seed=7", run=known.run.run)
+    with pytest.raises(CheckpointError) as refused:
+        choose_run(plan, given=True)
+    assert refused.value.exit_code == 5
+    assert "train.optimizer.lr: 0.01 -> 0.02; train.seed: 0 -> 7." in str(refused.value)
+
+
+def test_a_changed_component_is_another_mathematics(known: Project, tmp_path: Path) -> None:
+    """A changed line in a model's file is named as the difference."""
+    project = Project(tmp_path)
+    shutil.copytree(known.home, project.home)
+    model = project.root / "models" / "line.py"
+    model.write_text(model.read_text().replace("GELU", "ReLU"))
+    with pytest.raises(LaunchError, match=r"sources\.models/line\.py: [0-9a-f]{8} -> [0-9a-f]{8}"):
+        choose_run(project.plan())
+
+
+def test_new_gives_an_id_of_its_own(known: Project, tmp_path: Path) -> None:
+    """--new counts ids up past every run that is there, and never touches one."""
+    project = Project(tmp_path)
+    shutil.copytree(known.home, project.home)
+    first = choose_run(project.plan(), new=True)
+    assert first.run == f"{known.run.run}-2"
+    write_plan(RunFolder(first.folder), first)
+    assert choose_run(project.plan(), new=True).run == f"{known.run.run}-3"
+    changed = project.plan("train.seed=1")
+    assert choose_run(changed, new=True).run == changed.run
+
+
+def test_a_new_run_starts_from_step_0(known: Project) -> None:
+    """A run made by --new trains by itself to the same weights as the first, since its mathematics
+    are the same."""
+    plan = choose_run(known.plan("train.steps=10"), new=True)
+    done = attempt(plan)
+    assert done.code == 0
+    assert "Starting at step 0" in done.err
+    assert weights(RunFolder(plan.folder)) == weights(
+        RunFolder(known.home / plan.run.removesuffix("-2"))
+    )
+    shutil.rmtree(plan.folder)
+
+
+def test_fork_starts_from_the_other_runs_newest_step(known: Project) -> None:
+    """--fork makes a new run that begins at the other's newest checkpoint, goes on after a kill,
+    and leaves the other alone."""
+    source = RunFolder(next(known.home.iterdir()))
+    before = sorted((path, path.stat().st_mtime_ns) for path in source.state.rglob("*"))
+    plan = choose_run(known.plan("train.optimizer.lr=0.002"), fork=source.run)
+    assert plan.run != source.run
+    known.trap("SIGKILL", call=7 * PER_STEP, committed=15)
+    done = attempt(plan)
+    assert done.code == 75
+    assert f"Forked from {source.run} at step 10." in done.err
+    forked = RunFolder(plan.folder)
+    assert min(curve(forked)) == 11
+    again = choose_run(known.plan("train.optimizer.lr=0.002"))
+    assert (again.run, again.fork) == (plan.run, source.run)
+    done = attempt(again)
+    assert done.code == 0, done.err
+    assert "Going on from step 15." in done.err
+    assert sorted(curve(forked)) == list(range(11, 21))
+    assert steps_of(forked)[-1] == 20
+    assert sorted((path, path.stat().st_mtime_ns) for path in source.state.rglob("*")) == before
+    shutil.rmtree(plan.folder)
+
+
+def test_a_fork_of_nothing_is_refused(known: Project) -> None:
+    """--fork of a run that does not exist is one sentence that names it."""
+    with pytest.raises(LaunchError, match="There is no run nothing-here"):
+        choose_run(known.plan(), fork="nothing-here")
+
+
+def test_a_fork_of_a_run_without_a_checkpoint_is_refused(known: Project, tmp_path: Path) -> None:
+    """--fork of a run that never committed a state ends with 5."""
+    project = Project(tmp_path)
+    empty = project.plan(run="empty")
+    write_plan(RunFolder(empty.folder), empty)
+    done = attempt(choose_run(project.plan(), fork="empty"))
+    assert done.code == 5, done.err
+    assert "--fork empty: that run has no checkpoint." in done.err
+
+
+def test_a_fork_needs_the_same_tensors(known: Project) -> None:
+    """--fork with a model of another shape ends with 5 and starts nothing."""
+    source = RunFolder(next(known.home.iterdir()))
+    plan = choose_run(known.plan("model.args={width: 16}"), fork=source.run)
+    done = attempt(plan)
+    assert done.code == 5, done.err
+    assert "Traceback" not in done.err
+    shutil.rmtree(plan.folder)
+
+
+def test_a_damaged_plan_of_another_run_is_no_obstacle(known: Project, tmp_path: Path) -> None:
+    """The run that is meant goes on although another run's plan.json is damaged."""
+    project = Project(tmp_path)
+    shutil.copytree(known.home, project.home)
+    project.write("runs/other/plan.json", "{")
+    plan = dataclasses.replace(project.plan(), recipe={**project.plan().recipe, "name": "tiny"})
+    assert choose_run(plan).run == plan.run
+    assert choose_run(project.plan("train.seed=1"), new=True).run != plan.run
+    with pytest.raises(LaunchError, match="--new"):
+        choose_run(project.plan("train.seed=1"))
+
+
+def test_the_code_version_is_the_projects(tmp_path: Path) -> None:
+    """A project without git has no version; it is never the version of the folder where the command
+    was typed."""
+    assert code_version(tmp_path) == {}

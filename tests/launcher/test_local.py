@@ -1,0 +1,162 @@
+"""The command and its processes: stops, kills of every part, and one run in one place."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.running import (
+    PER_STEP,
+    Project,
+    children,
+    curve,
+    ended,
+    processes_of,
+    record,
+    steps_of,
+    until,
+    weights,
+)
+from xrun.launcher.local import _alone
+from xrun.run.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One run without anything happening."""
+    project = Project(tmp_path_factory.mktemp("undisturbed"))
+    assert project.attempt().code == 0
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Any:
+    """A project of which no process is left behind, whatever a test has done."""
+    yield Project(tmp_path)
+    for pid in processes_of(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def held(project: Project) -> int:
+    """Wait until a rank is held by a trap; its process."""
+    path = project.root / "held"
+    return int(until(lambda: path.exists() and path.read_text(), "the hold"))
+
+
+def same(project: Project, undisturbed: Project) -> bool:
+    """Whether the run has every point and the weights of the undisturbed one."""
+    return curve(project.run) == curve(undisturbed.run) and weights(project.run) == weights(
+        undisturbed.run
+    )
+
+
+@pytest.mark.parametrize("how", ["SIGTERM to the command", "Ctrl-C", "SIGHUP to the command"])
+def test_a_stop_commits_where_it_stands(project: Project, undisturbed: Project, how: str) -> None:
+    """SIGTERM, SIGHUP or Ctrl-C: 75, the step it stopped at is committed, the way on is said, and
+    it ends with the same bits."""
+    project.trap("hold", call=8 * PER_STEP)
+    command = project.start("recipes/tiny.yaml")
+    held(project)
+    if how == "Ctrl-C":
+        os.killpg(command.pid, signal.SIGINT)
+    else:
+        os.kill(command.pid, getattr(signal, how.split()[0]))
+    done = ended(command)
+    assert done.code == 75, done.err
+    assert steps_of(project.run)[-1] == max(curve(project.run)) == 8
+    assert "Stopped; the state is safe. Go on with: xrun recipes/tiny.yaml" in done.err
+    assert "Traceback" not in done.err
+    assert record(project.run)["attempts"][-1]["kind"] == "stopped"
+    assert not processes_of(project.root)
+    assert project.attempt().code == 0
+    assert same(project, undisturbed)
+
+
+def test_a_stop_during_an_evaluation_is_heard(project: Project, undisturbed: Project) -> None:
+    """SIGTERM during the last evaluation commits the step before it; the next attempt evaluates and
+    ends with the same bits."""
+    project.trap("hold", call=2, split="val")
+    command = project.start("recipes/tiny.yaml")
+    held(project)
+    os.kill(command.pid, signal.SIGTERM)
+    done = ended(command)
+    assert done.code == 75, done.err
+    assert steps_of(project.run)[-1] == 20
+    assert project.attempt().code == 0
+    assert same(project, undisturbed)
+    assert len([point for point in project.run.points() if "val/loss" in point]) == 1
+
+
+def test_a_killed_rank_is_followed_by_the_next_attempt(project: Project) -> None:
+    """SIGKILL of one rank of two: the command starts the next attempt by itself and ends with the
+    undisturbed run's bits."""
+    project.trap("SIGKILL", call=8 * PER_STEP // 2, rank=1, committed=5)
+    done = project.xrun("recipes/tiny.yaml", "--processes", "2")
+    assert done.code == 0, done.err
+    attempts = record(project.run)["attempts"]
+    assert [attempt["kind"] for attempt in attempts] == ["outside", "finished"]
+    other = Project(project.root / "other")
+    assert other.attempt(processes=2).code == 0
+    assert same(project, other)
+
+
+@pytest.mark.parametrize("victim", ["command", "entrypoint"])
+def test_no_process_is_left_behind(project: Project, undisturbed: Project, victim: str) -> None:
+    """SIGKILL of the command only, or of the entrypoint only: nothing of the run lives on beside
+    its successor, same bits."""
+    project.trap("hold", call=8 * PER_STEP)
+    command = project.start("recipes/tiny.yaml")
+    rank = held(project)
+    (entrypoint,) = children(command.pid)
+    assert rank in children(entrypoint)
+    os.kill(command.pid if victim == "command" else entrypoint, signal.SIGKILL)
+    if victim == "command":
+        assert ended(command).code == -signal.SIGKILL
+        until(lambda: not processes_of(project.root), "the end of every process")
+        assert project.attempt().code == 0
+    else:
+        done = ended(command)
+        assert done.code == 0, done.err
+    assert not Path(f"/proc/{rank}").exists()
+    assert not processes_of(project.root)
+    assert same(project, undisturbed)
+
+
+def test_a_run_that_runs_is_refused(project: Project) -> None:
+    """A second command for a run that is being trained ends with 3 and names the process; the first
+    one is not disturbed."""
+    project.trap("hold", call=2 * PER_STEP)
+    command = project.start("recipes/tiny.yaml")
+    held(project)
+    plan = (project.run.path / "plan.json").read_bytes()
+    second = project.xrun("recipes/tiny.yaml")
+    assert second.code == 3, second.err
+    assert f"is running already (process {command.pid})" in second.err
+    assert "Traceback" not in second.err
+    assert (project.run.path / "plan.json").read_bytes() == plan
+    assert RunFolder(project.run.path).report()["status"] == "running"
+    (project.root / "go").touch()
+    assert ended(command).code == 0
+
+
+def test_three_failures_end_the_command(project: Project) -> None:
+    """A component that always raises ends the command with 7 after three attempts; mended, the same
+    command goes on."""
+    project.trap("raise", call=1, stays=True)
+    done = project.xrun("recipes/tiny.yaml")
+    assert done.code == 7, done.err
+    assert "3 attempts in a row committed no step" in done.err
+    assert "RuntimeError: the component is broken" in done.err
+    (project.root / "trap.json").unlink()
+    assert project.attempt().code == 0
+
+
+def test_a_local_run_is_no_node_of_a_cluster() -> None:
+    """On a cluster's machine a local run has the machine to itself."""
+    assert _alone(
+        {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2", "PATH": "/bin"}
+    ) == {"PATH": "/bin"}

@@ -1,0 +1,327 @@
+"""Offers are ranked by what the whole run costs, and priced from SkyPilot's real catalogs, never
+without day and source."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+from support.running import Done
+from support.sky_home import CLOUDS, SkyHome
+from xrun.cli.offers import offers_json, offers_text
+from xrun.launcher.offers import Offer, rank
+from xrun.launcher.prices import Price
+from xrun.launcher.throughput import Machines, Speed, Throughput
+from xrun.recipe.schema import Candidate
+
+A100, H100 = Machines("A100:8"), Machines("H100:8")
+DAY = 1_790_000_000
+
+
+def offer(
+    machines: Machines,
+    hourly: float,
+    *,
+    throughput: Throughput | None = None,
+    candidate: int = 0,
+    spot: bool = True,
+) -> Offer:
+    """An offer of one zone, twice as dear on demand."""
+    prices = tuple(
+        Price(
+            "aws",
+            "us-east-1",
+            "",
+            machines.accelerators,
+            machines.accelerators,
+            kind,
+            price,
+            "2026-11-21",
+            "a catalog",
+        )
+        for kind, price in ((True, hourly), (False, 2 * hourly))
+    )
+    known = throughput or Throughput()
+    return Offer(
+        candidate,
+        "aws",
+        "us-east-1",
+        machines.accelerators,
+        machines,
+        prices,
+        spot,
+        known.on(machines),
+        known.hours_on(machines),
+    )
+
+
+def measured(steps: int = 36_000, **speeds: float) -> Throughput:
+    return Throughput(
+        steps,
+        {
+            Machines(f"{name}:8"): Speed(speed, "measured", measured=True)
+            for name, speed in speeds.items()
+        },
+    )
+
+
+CANDIDATES = [
+    Candidate(accelerators="A100:8"),
+    Candidate(accelerators="H100:8"),
+    Candidate(accelerators="H100:8", nodes=2),
+]
+
+
+def test_a_machine_twice_as_dear_and_three_times_as_fast_comes_first() -> None:
+    speeds = measured(A100=1.0, H100=3.0)
+    offers = rank(
+        [offer(A100, 10, throughput=speeds), offer(H100, 20, throughput=speeds, candidate=1)],
+        CANDIDATES,
+    )
+    assert offers.best.machines == H100
+    assert offers.best.hours == pytest.approx(36_000 / 3 / 3600)
+    assert offers.best.usd == pytest.approx(20 * 36_000 / 3 / 3600)
+    assert offers.ordered  # SkyPilot would take the cheaper hour
+    assert "measured" in offers.order
+
+
+def test_what_was_measured_elsewhere_is_an_estimate_and_called_one() -> None:
+    speeds = measured(A100=1.0)
+    offers = rank(
+        [offer(A100, 10, throughput=speeds), offer(H100, 20, throughput=speeds, candidate=1)],
+        CANDIDATES,
+    )
+    assert offers.best.machines == H100
+    assert offers.best.hours == pytest.approx(10 * 312 / 989)
+    assert "data sheets" in offers.order
+    lines = offers_text(offers).splitlines()
+    assert "est." in lines[1]
+    assert "est." not in lines[2]
+
+
+def test_one_kind_of_machine_is_left_to_skypilots_own_order() -> None:
+    """The cheapest hour is the cheapest run then, and stays so when prices change."""
+    offers = rank([offer(H100, 20, candidate=1), offer(H100, 15, candidate=1)], CANDIDATES)
+    assert not offers.ordered
+    assert offers.best.hourly == 15
+
+
+def test_unknown_accelerators_are_compared_by_the_hour() -> None:
+    unknown = Machines("TPU-X:8")
+    offers = rank([offer(H100, 20, candidate=1), offer(unknown, 19)], CANDIDATES)
+    assert offers.best.machines == unknown
+    assert not offers.ordered
+    assert offers.order == "The cheapest hour first."
+
+
+def test_spot_comes_before_on_demand_at_the_same_price() -> None:
+    same = Price("aws", "r", "", "i", "H100:8", False, 20, "2026-11-21", "a catalog")
+    dear = Offer(1, "aws", "r", "i", H100, (same, Price(**{**vars(same), "spot": True})), False)
+    spot = Offer(**{**vars(dear), "use_spot": True})
+    assert [each.use_spot for each in rank([dear, spot], CANDIDATES).offers] == [True, False]
+
+
+def test_a_job_has_one_number_of_nodes() -> None:
+    """The best offer's; what is left out is said."""
+    two = Machines("H100:8", nodes=2)
+    offers = rank([offer(H100, 20, candidate=1), offer(two, 50, candidate=2)], CANDIDATES)
+    assert [each.machines for each in offers.offers] == [H100]
+    assert "2 x H100:8" in offers.notes[0]
+
+
+def test_no_price_without_its_day_and_its_source() -> None:
+    offers = rank([offer(H100, 20, candidate=1)], CANDIDATES)
+    assert "a catalog of 2026-11-21" in offers_text(offers)
+    assert {(each["date"], each["source"]) for each in offers_json(offers)["offers"]} == {
+        ("2026-11-21", "a catalog")
+    }
+
+
+def test_the_table_is_short_and_the_json_whole() -> None:
+    offers = rank(
+        [
+            Offer(**{**vars(offer(H100, price, candidate=1)), "region": f"r{price}"})
+            for price in range(1, 31)
+        ],
+        CANDIDATES,
+    )
+    assert "and 18 dearer places" in offers_text(offers)
+    assert len(offers_json(offers)["offers"]) == 30
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> SkyHome:
+    """A person with three clouds, whose catalogs are of one known day."""
+    home = SkyHome(tmp_path_factory.mktemp("sky"))
+    home.enable(*CLOUDS)
+    for path in (home.folder / ".sky" / "catalogs").rglob("*.csv"):
+        os.utime(path, (DAY, DAY))
+    return home
+
+
+@pytest.fixture(scope="module")
+def planned(home: SkyHome) -> Done:
+    """`xrun plan recipes/vit_a100.yaml --json`."""
+    return home.xrun("plan", str(ROOT / "recipes" / "vit_a100.yaml"), "--json")
+
+
+@pytest.mark.cloud
+def test_three_clouds_are_compared_and_the_cheapest_is_chosen(planned: Done) -> None:
+    assert planned.code == 0, planned.err
+    told = json.loads(planned.out)
+    chosen = told["chosen"]
+    assert (chosen["cloud"], chosen["instance"], chosen["use_spot"]) == (
+        "aws",
+        "p4d.24xlarge",
+        True,
+    )
+    assert chosen["usd_per_hour"] == 2.4655  # as published
+    assert chosen["saving"] == pytest.approx(1 - 2.4655 / 21.957642, abs=1e-4)
+    assert {each["cloud"] for each in told["offers"]} == {"aws", "nebius"}
+    assert {each["accelerators"] for each in told["offers"]} == {"A100:8", "A100-80GB:8", "H100:8"}
+    assert {each["date"] for each in told["offers"]} == {"2026-09-21"}
+    assert told["plan"]["run"] == told["run"]
+
+
+@pytest.mark.cloud
+def test_the_table_says_the_same(home: SkyHome, planned: Done, tmp_path: Path) -> None:
+    """And planning leaves nothing behind."""
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "vit_a100.yaml"
+    recipe.write_bytes((ROOT / "recipes" / "vit_a100.yaml").read_bytes())
+    done = home.xrun("plan", str(recipe))
+    assert done.code == 0, done.err
+    header, first, *_ = done.out.splitlines()
+    assert header.split()[:5] == ["CLOUD", "REGION", "INSTANCE", "ACCELERATORS", "NODES"]
+    assert first.split()[:8] == [
+        ">",
+        "aws",
+        "us-east-1",
+        "p4d.24xlarge",
+        "A100:8",
+        "1",
+        "2.47",
+        "21.96",
+    ]
+    assert "SkyPilot's catalog nebius/vms.csv of 2026-09-21" in done.out
+    assert list(tmp_path.iterdir()) == [tmp_path / "recipes"]
+
+
+COMPARED = """
+import json
+import sky
+from xrun.launcher.offers import rank
+from xrun.recipe.schema import Candidate
+from xrun.launcher.sky.offers import _ask, _offers
+from xrun.launcher.sky.client import enabled_clouds, skypilot
+
+WISHES = [
+    {"accelerators": "A100:8", "spot": True},
+    {"accelerators": "H100:8", "spot": False},
+    {"accelerators": "H100", "spot": "auto"},
+    {"accelerators": "H100:8", "spot": True, "clouds": ["aws"], "regions": ["us-west-2"]},
+]
+
+def ours(candidate):
+    return rank(_offers(0, candidate, _ask(candidate, enabled_clouds())), [candidate]).offers
+
+def theirs(candidate, offers):
+    kinds = [True, False] if candidate.spot == "auto" else [candidate.spot]
+    places = {"/".join([offer.cloud, *(candidate.regions or ())]) for offer in offers}
+    with sky.Dag() as dag:
+        wanted = [(place, kind) for place in places for kind in kinds]
+        sky.Task(run="true").set_resources(
+            {
+                sky.Resources(infra=place, accelerators=candidate.accelerators, use_spot=kind)
+                for place, kind in wanted
+            }
+        )
+    return sky.Optimizer.optimize(dag, quiet=True).tasks[0].best_resources
+
+answers = []
+with skypilot():
+    for wish in WISHES:
+        offers = ours(Candidate(**wish))
+        mine, best = offers[0], theirs(Candidate(**wish), offers)
+        infra = f"{best.cloud}/{best.region}".lower()
+        answers.append([
+            [mine.infra, mine.instance, mine.use_spot, round(mine.hourly, 3)],
+            [infra, best.instance_type, best.use_spot, round(best.get_cost(3600), 3)],
+        ])
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.cloud
+def test_the_cheapest_hour_is_the_one_that_skypilots_optimizer_takes(home: SkyHome) -> None:
+    done = home.python(COMPARED)
+    assert done.code == 0, done.err
+    answers = json.loads(done.out)
+    assert len(answers) == 4
+    for ours, theirs in answers:
+        assert ours == theirs
+
+
+RECIPE = """
+name: small
+model: {{name: mlp, args: {{inputs: 64, hidden: 16, depth: 1, classes: 10}}}}
+dataset: {{name: digits}}
+task: classification
+hardware: {{any_of: [{candidate}]}}
+train: {{steps: 20, global_batch: 64, micro_batch: 4}}
+checkpoint: {{store: hub}}
+"""
+
+
+def plan_of(home: SkyHome, folder: Path, candidate: str) -> Done:
+    (folder / "recipes").mkdir(exist_ok=True)
+    (folder / "recipes" / "small.yaml").write_text(RECIPE.format(candidate=candidate))
+    return home.xrun("plan", "recipes/small.yaml", "--json", cwd=folder)
+
+
+@pytest.mark.cloud
+def test_a_cloud_that_cannot_run_managed_jobs_is_left_out_and_named(
+    home: SkyHome, tmp_path: Path
+) -> None:
+    """Verda has the cheapest H100, and SkyPilot cannot stop a machine there by itself: a job there
+    would fail."""
+    told = json.loads(plan_of(home, tmp_path, '{accelerators: "H100:1"}').out)
+    assert {each["cloud"] for each in told["offers"]} == {"nebius"}
+    assert told["ordered"]  # SkyPilot must not look elsewhere
+    assert "verda" in told["notes"][0]
+
+
+@pytest.mark.cloud
+def test_the_highest_price_is_for_all_nodes_together(home: SkyHome, tmp_path: Path) -> None:
+    """Two nodes for at most 21 dollars: those of 10 and 10.24, but not of 11.25."""
+    told = json.loads(
+        plan_of(home, tmp_path, '{accelerators: "H100:8", nodes: 2, max_hourly_cost: 21}').out
+    )
+    assert [(each["cloud"], each["region"], each["usd_per_hour"]) for each in told["offers"]] == [
+        ("nebius", "eu-north1", 20.0),
+        ("aws", "us-east-1", 20.4794),
+    ]
+
+
+@pytest.mark.cloud
+def test_what_nobody_offers_is_said(home: SkyHome, tmp_path: Path) -> None:
+    done = plan_of(
+        home, tmp_path, '{accelerators: "A100:8", max_hourly_cost: 1, clouds: [aws, gcp]}'
+    )
+    assert done.code == 3
+    assert "(aws, nebius, verda) do not offer A100:8 for at most $1 an hour" in done.err
+    assert "--local" in done.err
+
+
+@pytest.mark.cloud
+def test_without_any_cloud_the_way_out_is_said(tmp_path: Path) -> None:
+    home = SkyHome(tmp_path / "home", "allowed_clouds: [nebius]")
+    done = plan_of(home, tmp_path, '{accelerators: "H100:8"}')
+    assert done.code == 3
+    assert done.err.startswith("xrun: No cloud is enabled in SkyPilot. Run `sky check`")
+    assert len(done.err.splitlines()) == 1, "nothing of what SkyPilot says to itself"
+    assert "--local" in done.err

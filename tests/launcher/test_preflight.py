@@ -1,0 +1,212 @@
+"""What is asked before money is spent: each thing that is wrong is one line with the way out, and
+the right exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loopback.hub import Hub
+from loopback.wandb import Wandb
+from support.running import Project
+from xrun.errors import CloudUnavailable, LaunchError, RecipeError
+from xrun.launcher.preflight import Online, check_online, refuse
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import Plan, make_plan
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub")) as server:
+        server.organisations["lab"] = {"alice"}
+        server.read_only.add("reader")
+        server.create_repo("bob/open", private=False)
+        server.create_repo("bob/secret", private=True)
+        server.create_repo("bob/gated", private=False, gated=True)
+        server.create_repo("bob/pictures", kind="dataset", private=False)
+        yield server
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def ask(
+    project: Project,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    *overrides: str,
+    user: str = "alice",
+) -> Online:
+    for name, value in hub.environ(user).items():
+        monkeypatch.setenv(name, value)
+    recipe = load_recipe(project.recipe, overrides)
+    return check_online(recipe, make_plan(recipe, project.recipe, environ={}))
+
+
+def problem(online: Online) -> str:
+    assert len(online.problems) == 1, online.problems
+    return str(online.problems[0])
+
+
+def test_hub_becomes_the_users_repository(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared recipe says `hub` and works for everybody: the repository is the token's user's,
+    named like the run."""
+    online = ask(project, hub, monkeypatch, "checkpoint.store=hub")
+    plan = refuse(online)
+    assert (plan.store, plan.owner) == (f"hub://alice/{plan.run}", "alice")
+    assert online.links == (f"{hub.url}/alice/{plan.run}",)
+    assert Plan.from_json(plan.to_json()) == replace(plan)
+
+
+@pytest.mark.parametrize(
+    "store", ["hub://lab/digits", "hub-bucket://lab/digits", "hub://alice/digits"]
+)
+def test_an_organisation_of_mine_is_fine(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """Members of an organisation may keep their runs there."""
+    assert refuse(ask(project, hub, monkeypatch, f"checkpoint.store={store}")).store == store
+
+
+@pytest.mark.parametrize(
+    ("overrides", "user", "words"),
+    [
+        (
+            ["checkpoint.store=hub"],
+            "reader",
+            ["checkpoint.store", "may not write", "settings/tokens"],
+        ),
+        (
+            ["checkpoint.store=hub://bob/digits"],
+            "alice",
+            ["bob/digits", "neither yours nor", "alice, lab"],
+        ),
+        (["checkpoint.store=hub://lab/digits"], "carol", ["lab/digits", "neither yours nor"]),
+    ],
+)
+def test_accounts(
+    project: Project,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    user: str,
+    words: list[str],
+) -> None:
+    """What an account may not do is an account's error, exit code 3."""
+    online = ask(project, hub, monkeypatch, *overrides, user=user)
+    assert all(word in problem(online) for word in words), problem(online)
+    with pytest.raises(LaunchError):
+        refuse(online)
+
+
+def test_no_token(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a token: how to get one."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    recipe = load_recipe(project.recipe, ["checkpoint.store=hub"])
+    online = check_online(recipe, make_plan(recipe, project.recipe, environ={}))
+    assert "hf auth login" in problem(online)
+
+
+def test_a_wrong_token(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that the Hub does not take is named as such and never printed."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "nonsense-token-value")
+    recipe = load_recipe(project.recipe, ["checkpoint.store=hub"])
+    online = check_online(recipe, make_plan(recipe, project.recipe, environ={}))
+    assert "not valid" in problem(online)
+    assert "nonsense" not in problem(online)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "words"),
+    [
+        ("bob/nothing", None, ["model.args.name", "no such model", "bob/nothing"]),
+        ("bob/secret", None, ["model.args.name", "no such model, or this token may not see it"]),
+        ("bob/gated", None, ["model.args.name", "lets in only those who have asked", "/bob/gated"]),
+        ("bob/open", "v7", ["model.args.name", "no revision v7"]),
+        ("bob/open/x", None, ["model.args.name", "no name of a repository"]),
+    ],
+)
+def test_models(
+    project: Project,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    revision: str | None,
+    words: list[str],
+) -> None:
+    """A model that is not there, or not for this person, is found before a machine is paid for: the
+    recipe's error, 2."""
+    model = f"{{name: hub, args: {{name: {name}{f', revision: {revision}' if revision else ''}}}}}"
+    online = ask(project, hub, monkeypatch, f"model={model}")
+    assert all(word in problem(online) for word in words), problem(online)
+    with pytest.raises(RecipeError):
+        refuse(online)
+
+
+def test_what_is_there_is_fine(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model, warm start and dataset exist."""
+    overrides = [
+        "model={name: hub, args: {name: bob/open, revision: main}}",
+        "dataset={name: hub_images, args: {name: bob/pictures}}",
+    ]
+    assert ask(project, hub, monkeypatch, *overrides).problems == ()
+
+
+def test_everything_at_once(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All problems come together; one with an account makes it an account's error."""
+    overrides = [
+        "checkpoint.store=hub://bob/x",
+        "model={name: hub, args: {name: bob/no}}",
+        "dataset={name: hub_text, args: {name: bob/no}}",
+    ]
+    online = ask(project, hub, monkeypatch, *overrides)
+    assert [one.key for one in online.problems] == [
+        "checkpoint.store",
+        "model.args.name",
+        "dataset.args.name",
+    ]
+    with pytest.raises(LaunchError, match=r"(?s)bob/x.*bob/no.*bob/no"):
+        refuse(online)
+
+
+def test_a_network_that_is_down_is_no_problem_of_the_recipe(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody there: try again, exit code 75."""
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    recipe = load_recipe(project.recipe, ["checkpoint.store=hub"])
+    with pytest.raises(CloudUnavailable, match="cannot be reached"):
+        check_online(recipe, make_plan(recipe, project.recipe, environ={}))
+
+
+def test_the_command(project: Project, hub: Hub, tmp_path: Path) -> None:
+    """`xrun check --online` prints each problem on a line and exits with the code of what is wrong;
+    --json for programs."""
+    with Wandb(tmp_path / "wandb") as wandb:
+        accounts = hub.environ("alice") | wandb.environ("alice")
+        good = ["-s", "checkpoint.store=hub", "-s", "tracking.wandb={project: p}"]
+        done = project.xrun("check", "--online", "recipes/tiny.yaml", *good, environ=accounts)
+        assert (done.code, done.err) == (0, ""), done
+        bad = ["-s", "checkpoint.store=hub", "-s", "tracking.wandb={project: p, entity: strangers}"]
+        done = project.xrun("check", "--online", "recipes/tiny.yaml", *bad, environ=accounts)
+        assert done.code == 3
+        assert "tracking.wandb" in done.err
+        assert "strangers" in done.err
+        done = project.xrun(
+            "check",
+            "--online",
+            "recipes/tiny.yaml",
+            *good,
+            environ=accounts | {"WANDB_API_KEY": "0" * 40},
+        )
+        assert done.code == 3
+        assert "0000" not in done.err
+        assert len(done.err.splitlines()) == 1

@@ -1,0 +1,137 @@
+"""What a person installs works without this checkout: the wheel, built from the source
+distribution, in an empty environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+
+pytestmark = pytest.mark.once
+
+FOLDERS = ("models", "datasets", "recipes")
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
+    """What a program printed; it has to end with 0."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution, so that both are complete."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that holds the wheel and what the wheel says it needs, and
+    nothing else."""
+    folder = tmp_path_factory.mktemp("empty")
+    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    install = ["-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    run(
+        folder / "venv/bin/python",
+        *install,
+        "-c",
+        ROOT / "constraints" / "cloud.txt",
+        wheel,
+        cwd=folder,
+    )
+    return folder / "venv/bin/python"
+
+
+def elsewhere(python: Path, **more: str) -> dict[str, str]:
+    """The environment of somebody who has only installed the wheel."""
+    return {
+        "PATH": f"{python.parent}:/usr/bin:/bin",
+        "HOME": os.environ["HOME"],
+        "LANG": "C.UTF-8",
+        **more,
+    }
+
+
+def files(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_top_level_is_ours_alone(wheel: Path) -> None:
+    """`datasets` and `models` at the top level would overwrite other people's packages."""
+    top = {name.split("/")[0] for name in files(wheel)}
+    assert {"xrun"} == {name for name in top if not name.endswith(".dist-info")}
+    assert len(top) == 2
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_components_and_recipes_travel_inside(wheel: Path, folder: str) -> None:
+    here = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
+    assert here
+    assert {f"xrun/components/{folder}/{name}" for name in here} <= files(wheel)
+    assert not [
+        name
+        for name in files(wheel)
+        if "__pycache__" in name or name.endswith(f"{folder}/__init__.py")
+    ]
+
+
+def test_imports_from_the_wheel_alone(python: Path, tmp_path: Path) -> None:
+    show = "import sys, xrun.components as c; print(c.__file__, *c.__path__, *sys.path, sep='\\n')"
+    lines = run(python, "-c", show, cwd=tmp_path, env=elsewhere(python)).splitlines()
+    assert lines[0].startswith(str(python.parents[1]))
+    assert not [line for line in lines if line.startswith(str(ROOT))]
+
+
+def test_answers_help(python: Path, tmp_path: Path) -> None:
+    shown = run(python.with_name("xrun"), "--help", cwd=tmp_path, env=elsewhere(python))
+    assert "check" in shown
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_checks_a_recipe_copied_out_of_the_wheel(
+    wheel: Path, python: Path, tmp_path: Path, recipe: str
+) -> None:
+    """The recipe lies in an empty folder, so its components come out of the wheel."""
+    for name in RECIPES:  # one recipe may extend another
+        (tmp_path / name).write_bytes(
+            zipfile.ZipFile(wheel).read(f"xrun/components/recipes/{name}")
+        )
+    run(python.with_name("xrun"), "check", recipe, cwd=tmp_path, env=elsewhere(python))
+
+
+def test_trains_from_the_wheel(wheel: Path, python: Path, tmp_path: Path) -> None:
+    """A run from the recipe to the final weights; only the libraries are this environment's.
+
+    PYTHONPATH leads to them and not to this checkout: the `.pth` file of an editable installation
+    is not read there.
+    """
+    (tmp_path / "digits_mlp.yaml").write_bytes(
+        zipfile.ZipFile(wheel).read("xrun/components/recipes/digits_mlp.yaml")
+    )
+    env = elsewhere(python, PYTHONPATH=sysconfig.get_path("purelib"), HF_HUB_OFFLINE="1")
+    short = ["-s", "train.steps=20", "-s", "train.schedule.warmup_steps=5"]
+    run(python.with_name("xrun"), "digits_mlp.yaml", "--yes", *short, cwd=tmp_path, env=env)
+    assert len(list(tmp_path.rglob("model/*.safetensors"))) == 1

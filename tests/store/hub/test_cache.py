@@ -1,0 +1,109 @@
+"""What a machine has fetched, whole and once (`xrun.store.hub.cache`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopback.hub import Hub
+from support.hub_store import (
+    HUB_WARNINGS,
+    REPO,
+    Opener,
+    contents,
+    files_of,
+    own,
+    requests,
+    saved,
+)
+from xrun.errors import CheckpointCorrupt, StoreUnavailable
+from xrun.store.protocol import StoredFile
+
+pytestmark = HUB_WARNINGS
+
+
+def test_a_restart_on_the_same_machine_downloads_nothing(
+    attempt: Opener, hub: Hub, form: str
+) -> None:
+    """What the attempt before has sent or fetched lies in the run's cache, and is verified
+    there."""
+    store = attempt(form=form)
+    head, files = saved(store, None, own("a1", b"one"), b"two")
+    again = attempt("a2", form=form, cache=store.cache)
+    assert again.head() == head
+    since = len(hub.requests)
+    again.fetch_soon(files)
+    assert [again.fetch(file).read_bytes() for file in files] == [own("a1", b"one"), b"two"]
+    assert requests(hub, since) == []
+
+
+@pytest.mark.parametrize("damaged", [b"", b"on", b"onf", b"onexx"])
+def test_a_damaged_file_in_the_cache_is_downloaded_again(
+    attempt: Opener, form: str, damaged: bytes
+) -> None:
+    """A cached file that is cut, flipped or longer is never returned."""
+    store = attempt(form=form)
+    _, (file,) = saved(store, None, b"one")
+    (store.cache / file.copies[0]).write_bytes(damaged)
+    assert store.fetch(file).read_bytes() == b"one"
+
+
+def test_files_are_fetched_at_the_same_time_and_once_per_machine(
+    attempt: Opener, hub: Hub, lfs: None
+) -> None:
+    """Several files are under way together; of several processes of one machine one downloads, and
+    all verify."""
+    saved(attempt(), None, *(b"file %d" % number for number in range(4)))
+    stores = [attempt("a2"), attempt("a2"), attempt("a2")]
+    files = files_of(next(store.head() for store in stores))
+    hub.faults.add("GET .*/objects/", stall=0.3, times=4)
+    for store in stores:
+        store.fetch_soon(files)
+    assert [[store.fetch(file).read_bytes() for file in files] for store in stores] == [
+        [b"file %d" % n for n in range(4)]
+    ] * 3
+    gets = [
+        line
+        for line in requests(hub)
+        if line.startswith("GET") and "/objects/" in line and "/tree/" not in line
+    ]
+    assert len(gets) == 4
+
+
+def test_a_file_that_is_wrong_or_gone_on_the_server_is_corrupt(
+    attempt: Opener, hub: Hub, lfs: None
+) -> None:
+    """Then restore may fall back to the checkpoint before; with the network down it must not."""
+    store = attempt()
+    head, (file,) = saved(store, None, own("a1", b"one"))
+    wrong = StoredFile("0" * 64, file.size, file.copies)
+    with pytest.raises(CheckpointCorrupt, match="other content"):
+        store.fetch(wrong)
+    other = attempt("a2")
+    assert other.head() == head
+    hub.faults.add("HEAD .*/objects/", status=503, times=None)
+    with pytest.raises(StoreUnavailable):
+        other.fetch(file)
+    hub.faults.clear()
+    sha256 = Path(file.copies[0]).stem
+    hub.repository(REPO).forget([sha256], rewrite=False)
+    with pytest.raises(CheckpointCorrupt, match="is missing"):
+        other.fetch(file)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"truncate": 100}, {"cut": True, "when": "after"}, {"status": 503}], ids=str
+)
+def test_a_download_that_breaks_is_tried_again(
+    attempt: Opener, hub: Hub, lfs: None, fault: dict[str, Any]
+) -> None:
+    """A transfer that goes wrong is not taken for a damaged file, and head.json not for a damaged
+    head."""
+    saved(attempt(), None, b"long" * 1000)
+    hub.faults.add("GET .*/objects/.*safetensors", **fault)
+    hub.faults.add("GET .*/head.json", **fault)
+    store = attempt("a2")
+    assert contents(store) == [b"long" * 1000]
+    assert store.damaged == []

@@ -1,0 +1,274 @@
+"""A run that lives on the Hub and in W&B: kills, lost machines, servers that fail; nothing is lost,
+nothing is doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopback.hub import Hub
+from loopback.wandb import Wandb
+from support.far_away import FarAway, environment, play, step_of
+from support.running import PER_STEP, STEPS, Project, curve, until, weights
+from xrun.run import stop_request
+
+# The library's own use of httpx and of hf_xet.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:hf_xet:DeprecationWarning"),
+]
+
+SEEDS = range(*(int(number) for number in os.environ.get("XRUN_SCHEDULES", "1000-1500").split("-")))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandb]:
+    with Wandb(tmp_path_factory.mktemp("wandb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[int, dict[str, Any]]]:
+    """Weights and losses of the undisturbed run, which has its state in a folder."""
+    project = Project(tmp_path_factory.mktemp("undisturbed"))
+    assert project.attempt().code == 0
+    return weights(project.run), curve(project.run)
+
+
+def test_a_bare_machine_goes_on(
+    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
+) -> None:
+    """Killed in mid-training, its folder and HOME deleted, started again: on from the last commit,
+    the same final weights, one W&B run that has every step once; all points and what the lost
+    machine has printed can be read on the new machine."""
+    far = FarAway(tmp_path, hub, wandb, "bare")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
+    assert far.live().code == 75
+    before = far.committed()
+    assert step_of(before) >= 10
+    far.lose_the_machine()
+    done = far.live()
+    assert done.code == 0, done.err
+    record = far.committed()
+    assert record is not None
+    assert record["attempts"][1]["resumed_step"] == step_of(before)
+    assert weights(far.run) == expected[0]
+    assert curve(far.run) == expected[1]
+    rows = [row for row in far.rows() if "train/loss" in row]
+    assert [row["train/step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["train/loss"] for row in rows] == [
+        expected[1][step]["train/loss"] for step in range(1, STEPS + 1)
+    ]
+    assert wandb.runs("alice", "bare") == [far.run.run]
+    assert "steps_recomputed" not in record["attempts"][1], (
+        "what the lost machine did after its last commit is not known"
+    )
+    with environment(far.environ):
+        assert "Starting at step 0" in far.run.log_text(1, 0)
+        assert "Going on from step" in far.run.log_text(2, 0)
+    assert far.live().code == 0, "a finished run started again does nothing"
+
+
+def test_a_run_that_is_asked_saves_and_stops(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`xrun cancel --save`: the step at hand is committed, the exit code says that nobody starts it
+    again; then it goes on."""
+    monkeypatch.setattr(stop_request, "LOOK_SECONDS", 0.05)
+    far = FarAway(tmp_path, hub, None, "asked")
+    far.project.trap("hold", call=7 * PER_STEP + 1, committed=5, paced=True)
+    asked: list[str] = []
+
+    def ask() -> None:
+        until((tmp_path / "held").exists, "the hold")
+        with environment(far.environ):
+            asked.append(far.run.store().ask_to_stop())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    done = far.live()
+    thread.join()
+    assert done.code == 7, done.err
+    assert "stopped by xrun cancel --save: saving, then stopping." in done.err
+    record = far.committed()
+    assert record is not None
+    last = record["attempts"][-1]
+    assert (last["id"], last["kind"], last["code"], last["committed"]) == (
+        asked[0],
+        "stopped",
+        7,
+        8,
+    )
+    assert step_of(record) == 8
+    assert far.live().code == 0
+
+
+def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
+    """Where people look: weights and a model card on `main`, tagged with the run; the state's
+    history is one commit."""
+    far = FarAway(tmp_path, hub, None, "finished")
+    assert far.live().code == 0
+    local = (far.run.model / "model.safetensors").read_bytes()
+    assert hub.read(far.repo, "model.safetensors") == local
+    assert hub.read(far.repo, "model.safetensors", far.run.run) == local
+    card = hub.read(far.repo, "README.md").decode()
+    assert far.run.run in card
+    assert '"name": "tiny"' in card
+    assert "Attempts: 1, 0 of them ended from outside." in card
+    assert len(hub.history(far.repo, "state")) == 1
+    record = far.committed()
+    assert record is not None
+    assert record["finished"]["model_revision"] == hub.history(far.repo)[0].id
+
+
+def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+    """Somebody has deleted the state: W&B knows of its commits, so nothing is started from step 0,
+    and both are named."""
+    far = FarAway(tmp_path, hub, wandb, "deleted")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
+    assert far.live().code == 75
+    hub.forget(hub.repository(far.repo))
+    far.lose_the_machine()
+    done = far.live()
+    assert done.code == 5, done.err
+    assert "Weights & Biases knows of a commit of step" in done.err
+    assert f"hub://{far.repo}" in done.err
+
+
+def test_a_tracker_out_of_reach_stops_a_new_run_only(
+    tmp_path: Path, hub: Hub, wandb: Wandb
+) -> None:
+    """With an empty store nobody could tell whether the run is new; with checkpoints the store's
+    word is taken."""
+    far = FarAway(tmp_path, hub, wandb, "unreachable")
+    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+    known = far.environ
+    far.environ = known | nobody
+    done = far.live()
+    assert done.code == 3, done.err
+    assert "nobody can tell" in done.err
+    far.environ = known
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
+    assert far.live().code == 75
+    far.environ = known | nobody
+    done = far.live()
+    assert done.code == 0, done.err
+    assert "the store's word is taken" in done.err
+    assert "xrun sync" in done.err
+
+
+def test_no_secret_is_anywhere(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
+    """Token values are in no file of the run, in nothing that was said, and in nothing that either
+    server got but the headers that authenticate."""
+    far = FarAway(tmp_path, hub, wandb, "secrets")
+    values = [far.environ["HF_TOKEN"], far.environ["WANDB_API_KEY"], "the-third-secret-value"]
+    far.environ |= {"MY_SECRET": values[2]}
+    first = len(hub.requests), len(wandb.requests)
+    done = far.live()
+    assert done.code == 0, done.err
+    sent = [*hub.requests[first[0] :], *wandb.requests[first[1] :]]
+    assert len(sent) > 20
+    for value in (value.encode() for value in values):
+        assert value not in done.err.encode()
+        assert not [
+            path
+            for path in far.project.root.rglob("*")
+            if path.is_file() and value in path.read_bytes()
+        ]
+        assert not [
+            request.line
+            for request in sent
+            if value in request.body or value in request.path.encode()
+        ]
+
+
+def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(
+    tmp_path: Path, hub: Hub, wandb: Wandb
+) -> None:
+    """Its id cannot be used again there: a run that starts anew is refused with the way out, before
+    it has trained for long."""
+    far = FarAway(tmp_path, hub, wandb, "deleted-there")
+    assert far.live().code == 0
+    wandb.delete("alice", "deleted-there", far.run.run)
+    hub.forget(hub.repository(far.repo))
+    far.lose_the_machine()
+    far.project.trap("hold", call=2 * PER_STEP)
+    done = far.live()
+    assert done.code == 3, done.err
+    assert "--new" in done.err
+
+
+def test_an_old_answer_is_asked_for_again(tmp_path: Path, hub: Hub) -> None:
+    """This machine knows of a commit that the Hub's answer does not show yet: that is no loss, and
+    the run goes on."""
+    far = FarAway(tmp_path, hub, None, "old-answer")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
+    assert far.live().code == 75
+    hub.faults.add(r"GET .*/(revision|refs|commits|tree)", stale=True, times=3)
+    done = far.live()
+    assert done.code == 0, done.err
+
+
+def test_a_store_out_of_reach_is_no_failure_of_the_run(tmp_path: Path, hub: Hub) -> None:
+    """The Hub fails while the rank restores: the attempt comes back later, and it does not count as
+    one of the three that end a run without progress."""
+    far = FarAway(tmp_path, hub, None, "restoring")
+    far.project.trap("SIGKILL", call=13 * PER_STEP, committed=10, paced=True)
+    assert far.live().code == 75
+    for _ in range(4):
+        far.lose_the_machine()
+        hub.faults.add(
+            r"/resolve/.*/objects/", status=408, times=None
+        )  # which the client does not repeat by itself
+        assert far.live().code == 75
+        hub.faults.clear()
+    record = far.committed()
+    assert record is not None
+    assert [attempt["kind"] for attempt in record["attempts"]] == ["outside"] * 5
+    assert far.live().code == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_schedules_of_faults(
+    tmp_path: Path,
+    hub: Hub,
+    wandb: Wandb,
+    expected: tuple[str, dict[int, dict[str, Any]]],
+    seed: int,
+) -> None:
+    """Kills, faults and lost machines in any order: the head always names whole checkpoints, and
+    the end is the same."""
+    result = play(FarAway(tmp_path, hub, wandb, f"schedule-{seed}"), seed, expected)
+    assert not result.wrong, result
+
+
+@pytest.mark.soak
+def test_many_schedules_of_faults(
+    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
+) -> None:
+    """Five hundred of them, every tenth with W&B, whose processes take most of the time;
+    `XRUN_SCHEDULES=100-200` chooses others.
+
+    Each one's outcome is printed as a line of JSON.
+    """
+    wrong = []
+    for seed in SEEDS:
+        far = FarAway(
+            tmp_path / str(seed), hub, wandb if seed % 10 == 0 else None, f"schedule-{seed}"
+        )
+        result = play(far, seed, expected)
+        print(json.dumps({**vars(result), "faults": dict(result.faults)}), flush=True)
+        wrong += [result] if result.wrong else []
+    assert not wrong

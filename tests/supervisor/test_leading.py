@@ -1,0 +1,468 @@
+"""One attempt from outside: the lease, how it ends, what is recorded, and state that is damaged or
+gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.running import (
+    PER_STEP,
+    Done,
+    Project,
+    attempt,
+    commits,
+    curve,
+    reasons,
+    record,
+    steps_of,
+    until,
+    weights,
+)
+from xrun.run.folder import RunFolder
+from xrun.run.plan import Plan
+from xrun.run.record import OWN_FAILURES, new_id, steps_committed, without_progress
+from xrun.store.directory.store import DirectoryStore
+from xrun.supervisor.ranks import gravest, read_failure
+
+KILLED_IN = 18
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A run that was killed in step 18: the checkpoints of steps 5, 10 and 15 are kept."""
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.trap("SIGKILL", call=(KILLED_IN - 1) * PER_STEP + 1, paced=True)
+    assert made.attempt().code == 75
+    assert steps_of(made.run) == [5, 10, 15]
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The final weights of an undisturbed run."""
+    made = Project(tmp_path_factory.mktemp("undisturbed"))
+    assert made.attempt().code == 0
+    return weights(made.run)
+
+
+@pytest.fixture
+def again(project: Project, tmp_path: Path) -> Again:
+    """The killed run, copied."""
+    return Again(project, tmp_path / "again")
+
+
+class Again:
+    """A copy of the killed run, to be damaged and started again, as if the machine had gone: nobody
+    recorded the end."""
+
+    def __init__(self, project: Project, home: Path) -> None:
+        import dataclasses
+
+        shutil.copytree(project.home, home)
+        self.plan: Plan = dataclasses.replace(project.plan(), home=str(home))
+        self.run = RunFolder(self.plan.folder)
+        commits(self.run)[-1].unlink()
+        assert steps_of(self.run) == [5, 10, 15]
+
+    def start(self) -> Done:
+        return attempt(self.plan)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES = [torn, empty, flipped, missing]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_skipped(
+    project: Project, tmp_path: Path, expected: str, damage: Callable[[Path], None]
+) -> None:
+    """Whatever happens to any file of the newest checkpoint: the one before is taken, loudly, with
+    the same final weights."""
+    newest = record(project.run)["checkpoints"][-1]
+    assert newest["step"] == 15
+    for name, file in newest["files"].items():
+        again = Again(project, tmp_path / name)
+        for copy in file["copies"]:
+            damage(again.run.state / copy)
+        done = again.start()
+        assert done.code == 0, (name, done.err)
+        assert "The checkpoint of step 15 is damaged" in done.err, name
+        assert "Going on from step 10." in done.err, name
+        assert weights(again.run) == expected, name
+        curve(again.run)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_older_checkpoints_changes_nothing(
+    project: Project, tmp_path: Path, expected: str, damage: Callable[[Path], None]
+) -> None:
+    """Whatever happens to the files of older checkpoints: the newest is taken and the weights are
+    the same."""
+    again = Again(project, tmp_path / "again")
+    for older in record(project.run)["checkpoints"][:-1]:
+        for file in older["files"].values():
+            for copy in file["copies"]:
+                damage(again.run.state / copy)
+    done = again.start()
+    assert done.code == 0, done.err
+    assert "Going on from step 15." in done.err
+    assert weights(again.run) == expected
+
+
+@pytest.mark.parametrize("damage", [torn, empty, flipped])
+def test_a_damaged_newest_commit_is_skipped(
+    again: Again, expected: str, damage: Callable[[Path], None]
+) -> None:
+    """A newest commit file that is torn or has other bytes: the one before counts, loudly, with the
+    same final weights."""
+    newest = commits(again.run)[-1]
+    damage(newest)
+    done = again.start()
+    assert done.code == 0, done.err
+    assert f"The commit {newest.name} is damaged; the one before it counts." in done.err
+    assert "Going on from step 10." in done.err
+    assert weights(again.run) == expected
+
+
+def test_a_missing_newest_commit_is_noticed(again: Again) -> None:
+    """A newest commit file that is gone leaves a store older than what the run's log knows: exit 5,
+    nothing is trained."""
+    commits(again.run)[-1].unlink()
+    before = files(again.run.state)
+    done = again.start()
+    assert done.code == 5
+    assert "knows of a commit of step 15" in done.err
+    assert "step 10" in done.err
+    assert files(again.run.state) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_older_commits_changes_nothing(
+    again: Again, expected: str, damage: Callable[[Path], None]
+) -> None:
+    """Whatever happens to every older commit file: the newest counts and the weights are the
+    same."""
+    for path in commits(again.run)[:-1]:
+        damage(path)
+    done = again.start()
+    assert done.code == 0, done.err
+    assert "Going on from step 15." in done.err
+    assert weights(again.run) == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_all_checkpoints_damaged_is_an_error(again: Again, damage: Callable[[Path], None]) -> None:
+    """If no checkpoint is whole, the attempt ends with 5 and names each; nothing starts from step
+    0, not even a second time."""
+    for path in (again.run.state / "objects").glob("*/*"):
+        damage(path)
+    for _ in range(2):
+        done = again.start()
+        assert done.code == 5, done.err
+        assert "Every checkpoint of this run is damaged: step 15:" in done.err
+        assert "Nothing was started from step 0." in done.err
+    assert not again.run.model.exists()
+    assert max(curve(again.run)) == KILLED_IN - 1, "nothing was trained"
+
+
+@pytest.mark.parametrize("damage", [torn, empty, flipped])
+def test_all_commits_damaged_is_an_error(again: Again, damage: Callable[[Path], None]) -> None:
+    """If no commit file is whole, the attempt ends with 5 and changes nothing."""
+    for path in commits(again.run):
+        damage(path)
+    before = files(again.run.state)
+    done = again.start()
+    assert done.code == 5
+    assert "Every commit in" in done.err
+    assert files(again.run.state) == before
+
+
+def test_objects_without_commits_are_an_error(again: Again) -> None:
+    """State whose commits are all gone is not "nothing there": exit 5."""
+    shutil.rmtree(again.run.state / "commits")
+    done = again.start()
+    assert done.code == 5
+    assert "its commits are gone" in done.err
+
+
+def test_a_deleted_state_is_noticed(again: Again) -> None:
+    """With the whole state deleted, the log still knows of a commit: exit 5 that names both, and
+    nothing starts from step 0."""
+    shutil.rmtree(again.run.state)
+    done = again.start()
+    assert done.code == 5
+    assert "knows of a commit of step 15" in done.err
+    assert "has none" in done.err
+    assert not again.run.state.exists()
+
+
+def test_a_store_that_is_newer_than_the_log_is_normal(again: Again, expected: str) -> None:
+    """A kill between the commit and the log's note leaves the store newer; the run goes on."""
+    (again.run.path / "committed.json").unlink()
+    assert again.start().code == 0
+    assert weights(again.run) == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "committed.json"])
+def test_the_log_files_never_stop_a_run(
+    again: Again, expected: str, name: str, damage: Callable[[Path], None]
+) -> None:
+    """Whatever happens to the tracker's files, training goes on from the newest checkpoint to the
+    same weights."""
+    damage(again.run.path / name)
+    done = again.start()
+    assert done.code == 0, done.err
+    assert "Going on from step 15." in done.err
+    assert weights(again.run) == expected
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(project: Project, tmp_path: Path) -> None:
+    """A finished run started again exits 0, and no file of its state or its model is touched."""
+    again = Again(project, tmp_path / "again")
+    assert again.start().code == 0
+    before = files(again.run.state) | files(again.run.model)
+    done = again.start()
+    assert done.code == 0
+    assert "is finished; its model is in" in done.err
+    assert files(again.run.state) | files(again.run.model) == before
+
+
+def test_another_owners_run_is_refused(again: Again) -> None:
+    """A run that belongs to somebody else ends with 4, names both, and is not changed."""
+    import dataclasses
+
+    before = files(again.run.state)
+    done = attempt(dataclasses.replace(again.plan, owner="somebody-else"))
+    assert done.code == 4
+    assert "belongs to" in done.err
+    assert "not to somebody-else" in done.err
+    assert files(again.run.state) == before
+
+
+def test_other_mathematics_are_refused(again: Again) -> None:
+    """A plan with another digest ends with 5 and leaves the run as it is."""
+    import dataclasses
+
+    before = files(again.run.state)
+    done = attempt(dataclasses.replace(again.plan, digest="0" * 64))
+    assert done.code == 5
+    assert "another recipe" in done.err
+    assert files(again.run.state) == before
+
+
+def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path) -> None:
+    """A zombie: once another attempt has the lease, the one before ends with 4, and the successor's
+    state stays as it is."""
+    project = Project(tmp_path)
+    project.trap("hold", call=7 * PER_STEP, committed=5)
+    seen: dict[str, Any] = {}
+
+    def successor() -> None:
+        until(lambda: (tmp_path / "held").exists(), "the hold")
+        store = DirectoryStore(
+            project.run.state, project.run.run, "successor", project.plan().owner
+        )
+        head = store.head()
+        assert head is not None
+        head = store.commit(head.record, head)
+        file = store.put([b"the successor's"])
+        seen["head"] = store.commit({**head.record, "note": {"copies": list(file.copies)}}, head)
+        seen["files"] = files(project.run.state)
+        (tmp_path / "go").touch()
+
+    thread = threading.Thread(target=successor)
+    thread.start()
+    done = project.attempt()
+    thread.join()
+    assert done.code == 4, done.err
+    assert "was taken over by attempt successor" in done.err
+    assert project.run.head() == seen["head"]
+    after = files(project.run.state)
+    assert {path: after.get(path) for path in seen["files"]} == seen["files"]
+    assert not project.run.model.exists()
+
+
+def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:
+    """A component that always fails: the third attempt without a commit ends with 7 and the reason;
+    mended, it goes on."""
+    project = Project(tmp_path)
+    project.trap("raise", call=2 * PER_STEP, stays=True)
+    codes = [project.attempt().code for _ in range(OWN_FAILURES + 1)]
+    assert codes == [75, 75, 75, 7], "the first one has committed step 0"
+    report = project.run.report()
+    assert report["status"] == "failed"
+    assert "RuntimeError: the component is broken" in reasons(report["attempts"])[-1]
+    (tmp_path / "trap.json").unlink()
+    done = project.attempt()
+    assert done.code == 0, done.err
+
+
+def test_a_crash_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    """A rank that ends by SIGSEGV counts as the run's own failure; one that ends by SIGKILL as
+    ended from outside."""
+    project = Project(tmp_path)
+    for signal, kind in (("SIGSEGV", "own"), ("SIGKILL", "outside")):
+        project.trap(signal, call=1)
+        assert project.attempt().code == 75
+        last = record(project.run)["attempts"][-1]
+        assert last["kind"] == kind
+        assert last["reason"] == f"rank 0 was ended by {signal}."
+
+
+def test_kills_are_not_failures(tmp_path: Path) -> None:
+    """Four attempts in a row that are killed before any new commit still ask to come back."""
+    project = Project(tmp_path)
+    for _ in range(OWN_FAILURES + 1):
+        project.trap("SIGKILL", call=2)
+        assert project.attempt().code == 75
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        ("raise ValueError('no such thing')", "build() failed: ValueError: no such thing"),
+        ("return 3", "build() must return"),
+        ("return {'val': []}", "build() must return"),
+        ("import no_such_library_here", "no_such_library_here"),
+        ("return {'train': []}", "the split 'train' is empty"),
+    ],
+)
+def test_a_wrong_dataset_is_the_persons(tmp_path: Path, build: str, sentence: str) -> None:
+    """A dataset component that fails or returns the wrong thing ends with 2 and one sentence that
+    names its file."""
+    project = Project(tmp_path)
+    project.write("datasets/points.py", f"def build():\n    {build}\n")
+    done = project.attempt()
+    assert done.code == 2, done.err
+    assert "datasets/points.py" in done.err
+    assert sentence in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "def build():\n    raise ValueError('no such thing')\n",
+            "build() failed: ValueError: no such thing",
+        ),
+        ("def build():\n    return 3\n", "build() must return a torch.nn.Module (got int)"),
+        (
+            "import no_such_library_here\n\n\ndef build():\n    return None\n",
+            "no_such_library_here",
+        ),
+    ],
+)
+def test_a_wrong_model_is_the_persons(tmp_path: Path, text: str, sentence: str) -> None:
+    """A model component that fails or returns the wrong thing ends with 2 and one sentence that
+    names its file."""
+    project = Project(tmp_path)
+    project.write("models/line.py", text)
+    done = project.attempt()
+    assert done.code == 2, done.err
+    assert "models/line.py" in done.err
+    assert sentence in done.err
+
+
+def test_a_killed_rank_ends_the_attempt(tmp_path: Path, expected: str) -> None:
+    """When one rank of two is killed, the attempt ends, asks to come back, and records that it was
+    ended from outside."""
+    project = Project(tmp_path)
+    project.trap("SIGKILL", call=8 * PER_STEP // 2, rank=1)
+    done = project.attempt(processes=2)
+    assert done.code == 75, done.err
+    assert record(project.run)["attempts"][-1]["kind"] == "outside"
+    assert "rank 1 was ended by SIGKILL" in done.err
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([1, 75], 75),
+        ([75, 6], 6),
+        ([-9, 0], 75),
+        ([-11, 2], 2),
+        ([5, 75, 0], 5),
+    ],
+)
+def test_the_gravest_code_counts(codes: list[int], code: int) -> None:
+    """A known refusal of any rank is the attempt's; 1 and signals ask to come back."""
+    assert gravest(codes) == code
+
+
+def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
+    """Of several ranks' written failures the one with the attempt's code counts, else the
+    earliest."""
+    for rank, (code, time) in enumerate([(1, 2.0), (1, 1.0), (6, 3.0)]):
+        facts = {"code": code, "time": time, "message": f"rank {rank}", "kind": "own"}
+        (tmp_path / f"failure-{rank}.json").write_text(json.dumps(facts))
+    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 6})["message"] == "rank 2"
+    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 1})["message"] == "rank 1"
+
+
+def test_attempts_sort_by_their_start() -> None:
+    """The ids of attempts that start within one second sort in the order of their starts."""
+    ids = [
+        new_id(1_800_000_000 + milliseconds / 1000 + 0.0001) for milliseconds in range(0, 2000, 7)
+    ]
+    assert sorted(ids) == ids
+
+
+def test_a_failure_that_was_cut_short_is_no_failure(tmp_path: Path) -> None:
+    """What a rank could not write whole, as on a full disk, does not end the entrypoint: the exit
+    code has to do."""
+    (tmp_path / "failure-0.json").write_text('{"code"')
+    assert read_failure(tmp_path, {0: 1})["message"] == "the ranks ended with [1]."
+
+
+def test_rejected_steps_count_as_committed() -> None:
+    """A step that was committed and then rejected is no loss of the store, so it is not behind the
+    log."""
+    assert steps_committed({}) == -1
+    assert steps_committed({"checkpoints": [{"step": 5}], "rejected": [10]}) == 10
+
+
+def test_progress_forgives_earlier_failures() -> None:
+    """Only attempts after the last one that committed a new step count as being without
+    progress."""
+    failed = {"from_step": 5, "committed": 5, "kind": "own", "code": 75}
+    moved = {"from_step": 0, "committed": 5, "kind": "own", "code": 75}
+    killed = {"from_step": 5, "committed": 5, "kind": "outside"}
+    assert without_progress([failed, failed, moved]) == ([], [])
+    own, outside = without_progress([failed, moved, failed, killed, failed])
+    assert (len(own), len(outside)) == (2, 1)
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file: when it was written and what is in it."""
+    return {
+        str(path.relative_to(folder.parent)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "failure-0.json"
+    }

@@ -1,0 +1,149 @@
+"""Attempts on several nodes: an entrypoint per node in a thread, real ranks, real connections on
+loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.running import PER_STEP, STEPS, Done, Project, attempt, curve, record, until, weights
+from xrun.machine.nodes import Nodes
+from xrun.machine.stop import StopFlag
+from xrun.run.plan import Plan
+
+ADDRESSES = ("127.0.0.1", "127.0.0.2")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose runs meet at a port of their own."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        monkeypatch.setenv("XRUN_PORT", str(probe.getsockname()[1]))
+    return Project(tmp_path)
+
+
+class Cluster:
+    """Two nodes; `stops` are their stop flags."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.stops = [StopFlag(), StopFlag()]
+        self.done: dict[int, Done] = {}
+
+    def run(
+        self,
+        late: float = 0.0,
+        meanwhile: Callable[[], None] = lambda: None,
+        plan: Plan | None = None,
+    ) -> list[Done]:
+        """An attempt; the second node comes `late` seconds after the first one."""
+        plan = plan or self.project.plan()
+        threads = [
+            threading.Thread(target=self._node, args=(rank, plan, late * rank)) for rank in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        meanwhile()
+        for thread in threads:
+            thread.join()
+        return [self.done[rank] for rank in range(2)]
+
+    def _node(self, rank: int, plan: Plan, late: float) -> None:
+        time.sleep(late)
+        self.done[rank] = attempt(plan, self.stops[rank], Nodes(rank, ADDRESSES, 1))
+
+
+def codes(done: list[Done]) -> list[int]:
+    return [one.code for one in done]
+
+
+def test_two_nodes_train_like_one(project: Project, tmp_path: Path) -> None:
+    """Two nodes with a process each end with the bits of one node with two; a finished run ends on
+    both with 0."""
+    done = Cluster(project).run(late=0.5)
+    assert codes(done) == [0, 0], done
+    assert record(project.run)["attempts"][-1]["nodes"] == 2
+    assert max(curve(project.run)) == STEPS
+    assert "This is node 1 (127.0.0.2); node 0 (127.0.0.1) leads." in done[1].err
+    one = Project(tmp_path / "one")
+    assert one.attempt(processes=2).code == 0
+    assert weights(one.run) == weights(project.run)
+    again = Cluster(project).run(late=0.5)
+    assert codes(again) == [0, 0]
+    assert "is finished" in again[0].err
+
+
+def test_two_nodes_go_on(project: Project, tmp_path: Path) -> None:
+    """A killed run goes on from its newest checkpoint on both nodes, to the bits of an undisturbed
+    one."""
+    project.trap("SIGKILL", call=11 * PER_STEP // 2 + 1, rank=1, committed=5)
+    assert codes(Cluster(project).run()) == [75, 75]
+    done = Cluster(project).run()
+    assert codes(done) == [0, 0], done
+    assert "Going on from step" in done[0].err
+    one = Project(tmp_path / "one")
+    assert one.attempt(processes=2).code == 0
+    assert weights(one.run) == weights(project.run)
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
+    """Whichever node is asked: all save the same step and end with 75, and the record has that
+    node's reason and no failure."""
+    project.trap("hold", call=7 * PER_STEP // 2 + 1, committed=5)
+    cluster = Cluster(project)
+
+    def ask() -> None:
+        until((project.root / "held").exists, "the hold")
+        cluster.stops[node].set("the cloud's notice", 20, at_once=True)
+
+    done = cluster.run(meanwhile=ask)
+    assert codes(done) == [75, 75], done
+    last = record(project.run)["attempts"][-1]
+    assert (last["kind"], last["reason"]) == ("stopped", "the cloud's notice")
+    assert last["committed"] == max(curve(project.run)) == 8
+
+
+def test_a_failure_on_another_node_is_the_attempts(project: Project) -> None:
+    """A component that fails on node 1 only: both end with 75, and the record says what failed and
+    not that a peer was lost."""
+    project.trap("raise", call=7 * PER_STEP // 2 + 1, rank=1)
+    done = Cluster(project).run()
+    assert codes(done) == [75, 75], done
+    last = record(project.run)["attempts"][-1]
+    assert (last["kind"], last["reason"]) == ("own", "RuntimeError: the component is broken")
+
+
+def test_a_refusal_on_another_node_ends_all(project: Project) -> None:
+    """What a person has to mend on node 1 ends both with its code."""
+    model = (project.root / "models" / "line.py").read_text()
+    project.write(
+        "models/line.py",
+        model + '\n\nimport os\nif os.environ.get("RANK") == "1":\n    raise ValueError("no")\n',
+    )
+    done = Cluster(project).run()
+    assert codes(done) == [2, 2], done
+    assert "models/line.py" in done[0].err
+
+
+def test_a_node_that_is_killed_is_lost(project: Project) -> None:
+    """A rank of node 1 that is killed: both end with 75, ended from outside."""
+    project.trap("SIGKILL", call=7 * PER_STEP // 2 + 1, rank=1)
+    done = Cluster(project).run()
+    assert codes(done) == [75, 75], done
+    last = record(project.run)["attempts"][-1]
+    assert (last["kind"], last["reason"]) == ("outside", "rank 1 was ended by SIGKILL.")
+
+
+def test_another_nodes_refused_start_ends_all(project: Project) -> None:
+    """When node 0 refuses to start, the other ends with the same code instead of waiting for it."""
+    assert project.attempt("train.steps=5", processes=2).code == 0
+    done = Cluster(project).run(late=0.3, plan=dataclasses.replace(project.plan(), digest="0" * 64))
+    assert codes(done) == [5, 5], done

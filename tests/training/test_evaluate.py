@@ -1,0 +1,276 @@
+"""Evaluation on 1, 2 and 3 real processes: every sample once, the same numbers to the last bit.
+
+The file is also the program that the processes run: `python test_evaluate.py FOLDER RANK`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from support.paths import WITH_SUPPORT
+from xrun.errors import ComponentError, TrainError
+from xrun.machine.stop import StopFlag
+from xrun.recipe.schema import Train
+from xrun.training.evaluate import Evaluation, check_validation
+from xrun.training.objective import IGNORED, Objective
+from xrun.training.world import World
+
+SIZES = (1, 2, 3)
+SAMPLES, BATCH = 37, 4
+
+
+class Classifier(nn.Module):
+    """Normalises by running statistics and a flag, which differ on every process until they are
+    broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("flags", torch.tensor([True, False, True]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.linear(x))) * self.flags
+
+
+class Counting(nn.Module):
+    """A loss that is the samples' sum: each one counted once or the sum is wrong."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": x.mean(), "ones": torch.ones(())}
+
+
+class Tokens(nn.Module):
+    """A language model without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 11)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.table(input_ids)
+
+
+def made(kind: type[nn.Module]) -> Any:
+    torch.manual_seed(3)
+    return kind()
+
+
+def texts() -> list[dict[str, Tensor]]:
+    ids = torch.randint(0, 11, (SAMPLES, 6), generator=torch.Generator().manual_seed(1))
+    labels = torch.where(torch.arange(6) < 1 + torch.arange(SAMPLES)[:, None] % 6, ids, IGNORED)
+    return [{"input_ids": a, "labels": b} for a, b in zip(ids, labels, strict=True)]
+
+
+def images(count: int = SAMPLES) -> TensorDataset:
+    return TensorDataset(
+        torch.randn(SAMPLES, 5, generator=torch.Generator().manual_seed(2))[:count],
+        torch.arange(count) % 3,
+    )
+
+
+class Numbers:
+    """The samples 0, 1, 2, ... as a dict."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": torch.tensor(float(index))}
+
+
+def evaluation(model: nn.Module, task: str, split: Any, world: World, **fields: Any) -> Evaluation:
+    train = Train(
+        steps=10,
+        global_batch=4,
+        evaluate=fields.pop("evaluate", {}),
+        num_workers=fields.pop("workers", 0),
+    )
+    return Evaluation(
+        split,
+        Objective(model, task),
+        train,
+        every=fields.pop("every", None),
+        last=10,
+        batch=BATCH,
+        world=world,
+        accelerator=Accelerator(cpu=True),
+        replicated=world.size > 1,
+    )
+
+
+def work(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    for size in SIZES:
+        if rank >= size:
+            continue
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size
+        )
+        world = World(rank, size, dist.new_group(), dist.new_group())
+        classifier = made(Classifier)
+        classifier.norm.running_mean += rank  # as after local batches
+        asked = StopFlag()
+        if rank == size - 1:
+            asked.set("notice")
+        found = {
+            "classes": evaluation(classifier, "classification", images(), world).run(lambda: False),
+            "few": evaluation(made(Classifier), "classification", images(2), world).run(
+                lambda: False
+            ),
+            "numbers": evaluation(Counting(), "model", Numbers(), world).run(lambda: False),
+            "texts": evaluation(made(Tokens), "language_modeling", texts(), world).run(
+                lambda: False
+            ),
+            "stopped": evaluation(made(Classifier), "classification", images(), world).run(
+                asked.__bool__
+            ),
+        }
+        (folder / f"{size}-{rank}.json").write_text(json.dumps(found))
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
+    """What every rank of 1, 2 and 3 real processes found."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": WITH_SUPPORT,
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
+        for rank in range(max(SIZES))
+    ]
+    assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
+    places = [(size, rank) for size in SIZES for rank in range(size)]
+    return {
+        (size, rank): json.loads((folder / f"{size}-{rank}.json").read_text())
+        for size, rank in places
+    }
+
+
+@pytest.mark.parametrize("what", ["classes", "few", "numbers", "texts"])
+def test_any_number_of_processes_finds_the_same_numbers(
+    found: dict[tuple[int, int], Any], what: str
+) -> None:
+    """On 1, 2 and 3 processes every rank has exactly the metrics of one, also where most of them
+    have no sample."""
+    assert found[1, 0][what]
+    assert all(numbers[what] == found[1, 0][what] for numbers in found.values())
+
+
+def test_every_sample_counts_once(found: dict[tuple[int, int], Any]) -> None:
+    """The mean over the samples 0..36 is 18, and the number of samples is not counted too high by a
+    filled-up round."""
+    assert all(numbers["numbers"] == {"loss": 18.0, "ones": 1.0} for numbers in found.values())
+
+
+def test_a_metric_is_the_mean_over_all_samples(found: dict[tuple[int, int], Any]) -> None:
+    """Loss and accuracy are those of one forward pass over the whole split, without dropout."""
+    x, y = images().tensors
+    logits = made(Classifier).eval()(x).detach()
+    assert found[3, 0]["classes"]["loss"] == pytest.approx(
+        float(nn.functional.cross_entropy(logits, y)), rel=1e-6
+    )
+    assert found[3, 0]["classes"]["accuracy"] == float((logits.argmax(-1) == y).sum()) / SAMPLES
+
+
+def test_a_text_is_weighed_by_its_tokens(found: dict[tuple[int, int], Any]) -> None:
+    """A language model's loss is the mean over predicted tokens of all texts, not over texts or
+    batches."""
+    ids = torch.stack([text["input_ids"] for text in texts()])
+    labels = torch.stack([text["labels"] for text in texts()])
+    logits = made(Tokens)(ids).detach()[:, :-1].flatten(0, 1)
+    loss = float(nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED))
+    assert found[2, 1]["texts"]["loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_all_processes_leave_together(found: dict[tuple[int, int], Any]) -> None:
+    """If one process is asked to stop during an evaluation, all of them give it up."""
+    assert [numbers["stopped"] for numbers in found.values()] == [None] * len(found)
+
+
+def test_evaluating_changes_neither_mode_nor_weights() -> None:
+    """Afterwards the model is in training mode again with the buffers that it had."""
+    model = made(Classifier)
+    own = evaluation(model, "classification", images(), World())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    own.run(lambda: False)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_workers_change_no_number() -> None:
+    """Evaluation with loader workers finds the same numbers as without."""
+    runs = [
+        evaluation(made(Classifier), "classification", images(), World(), workers=n).run(
+            lambda: False
+        )
+        for n in (0, 1)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_it_is_due_at_its_interval_and_at_the_end() -> None:
+    """Every n steps and after the last step, never before the first, and never without a split."""
+    own = evaluation(Counting(), "model", Numbers(), World(), every=4)
+    assert [step for step in range(11) if own.due(step)] == [4, 8, 10]
+    assert [
+        step for step in range(11) if evaluation(Counting(), "model", Numbers(), World()).due(step)
+    ] == [10]
+    assert not evaluation(Counting(), "model", None, World(), every=4).due(4)
+
+
+@pytest.mark.parametrize(
+    ("metric", "old", "equal", "new"), [("loss", 2.0, 2.0, 1.0), ("accuracy", 0.5, 0.5, 0.6)]
+)
+def test_better_knows_the_metric_s_direction(
+    metric: str, old: float, equal: float, new: float
+) -> None:
+    """Less loss and more accuracy are better, an equal value is not, and the first value always
+    is."""
+    own = evaluation(Counting(), "model", Numbers(), World(), evaluate={"metric": metric})
+    best = {"step": 1, "value": old}
+    assert [own.better({metric: value}, best) for value in (new, equal, 2 * old - new)] == [
+        True,
+        False,
+        False,
+    ]
+    assert own.better({metric: old}, None)
+
+
+def test_a_metric_that_is_not_there_is_refused() -> None:
+    """The recipe's metric has to be one of the task's, and the error lists these."""
+    own = evaluation(
+        Counting(), "model", Numbers(), World(), evaluate={"metric": "f1", "mode": "max"}
+    )
+    with pytest.raises(TrainError, match=r"no metric 'f1'.*loss, ones"):
+        own.better({"loss": 1.0, "ones": 1.0}, None)
+
+
+def test_a_streamed_validation_split_is_refused() -> None:
+    """Without a length no sample can be counted once, so a stream is refused by its file."""
+    with pytest.raises(ComponentError, match=r"datasets/d\.py: the split 'val' is streamed"):
+        check_validation(iter([1]), "d")
+    check_validation(None, "d")
+    check_validation([1], "d")
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), int(sys.argv[2]))

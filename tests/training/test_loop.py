@@ -1,0 +1,438 @@
+"""End-to-end properties of training: real ranks, real kills, compared to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.running import (
+    PER_STEP,
+    RECIPE,
+    STEPS,
+    Project,
+    curve,
+    record,
+    steps_of,
+    until,
+    weights,
+)
+
+OWN_LOSS = """\
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 2)
+
+    def forward(self, x, y):
+        logits = self.line(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        margin = (logits[:, 1] - logits[:, 0]).abs().mean().detach()
+        return {"loss": loss, "margin": margin, "logits": logits}
+
+
+def build():
+    return Own()
+"""
+STREAMED = '''\
+import torch
+
+from xrun.components.datasets.points import spring
+
+
+class Stream:
+    """Seven shards of unequal length."""
+
+    num_shards = 7
+    shuffle_block = 10
+    calls = 0
+
+    def shard(self, i):
+        return [(i, j) for j in range(5 + i)]
+
+    def transform(self, example):
+        self.calls += 1
+        spring("stream", self.calls)
+        i, j = example
+        return torch.tensor([i, j, 1.0, torch.rand(())]), i % 2
+
+
+def build():
+    return {"train": Stream()}
+'''
+BLOCKS = """\
+from torch import nn
+
+
+def build():
+    block = lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.1))
+    return nn.Sequential(*[block() for _ in range(3)], nn.Linear(4, 2))
+"""
+NORMS = """\
+from torch import nn
+
+
+def build():
+    norms = nn.BatchNorm1d(8), nn.BatchNorm1d(3)
+    return nn.Sequential(nn.Linear(4, 8), norms[0], nn.GELU(), nn.Linear(8, 3), norms[1])
+"""
+
+FEATURES = {
+    "ema": ["train.ema=0.9"],
+    "activation_checkpointing": ["model.name=blocks", "train.activation_checkpointing=true"],
+    "bf16": ["train.precision=bf16"],
+    "clip": ["train.clip_grad_norm=0.1"],
+    "sgd": ["train.optimizer.name=sgd", "train.optimizer.args={momentum: 0.9}"],
+    "weighted": ["dataset.args={weighted: true}"],
+    "own loss": ["task=model", "model.name=own"],
+    "exact": ["train.reduction=exact"],
+    "workers": ["train.num_workers=2"],
+    "stream": ["dataset.name=streamed"],
+    "schedule": ["train.schedule={name: cosine, warmup_steps: 3}"],
+    "compile": ["train.compile=true"],
+    "micro_batch auto": ["train.micro_batch=auto"],
+}
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def new(recipe: str = RECIPE) -> Project:
+        project = Project(tmp_path_factory.mktemp("project"), recipe)
+        project.write("models/own.py", OWN_LOSS)
+        project.write("models/blocks.py", BLOCKS)
+        project.write("models/norms.py", NORMS)
+        project.write("datasets/streamed.py", STREAMED)
+        return project
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make: Any) -> Project:
+    """One run from 0 to the last step without anything happening."""
+    project = make()
+    assert project.attempt().code == 0
+    return project
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, feature: str) -> None:
+    """With every feature: killed at step 8 and resumed from step 5, losses, metrics and weights are
+    the same to the last bit."""
+    overrides = [*FEATURES[feature], "train.steps=12", "checkpoint.every=5 steps"]
+    one, other = make(), make()
+    done = one.attempt(*overrides)
+    assert done.code == 0, done.err
+    split = "stream" if feature == "stream" else "train"
+    per_step = (
+        8
+        if feature == "stream"
+        else 1
+        if feature == "micro_batch auto"
+        else 2
+        if feature == "workers"
+        else PER_STEP
+    )
+    other.trap("SIGKILL", call=7 * per_step + 1, split=split, committed=5)
+    assert other.attempt(*overrides).code == 75
+    assert not (other.root / "trap.json").exists(), "the kill did not happen"
+    done = other.attempt(*overrides)
+    assert done.code == 0, done.err
+    assert curve(other.run) == curve(one.run)
+    assert weights(other.run) == weights(one.run)
+    assert [attempt["resumed_step"] for attempt in record(other.run)["attempts"]][1:] == [5]
+
+
+def test_each_step_is_logged_once(make: Any, undisturbed: Project) -> None:
+    """metrics.jsonl has every step exactly once, in order, after a run was killed three times."""
+    project = make()
+    for call in (3, 8 * PER_STEP, 13 * PER_STEP):
+        project.trap("SIGKILL", call=call)
+        assert project.attempt().code == 75
+    assert project.attempt().code == 0
+    trained = [point["step"] for point in project.run.points() if "train/loss" in point]
+    assert trained == list(range(1, STEPS + 1))
+    assert curve(project.run) == curve(undisturbed.run)
+    assert weights(project.run) == weights(undisturbed.run)
+
+
+def test_more_steps_continue_a_finished_run(make: Any, undisturbed: Project) -> None:
+    """With a constant schedule, 12 steps and then 20 give the same weights as 20 from the start."""
+    project = make()
+    assert project.attempt("train.steps=12").code == 0
+    shorter = weights(project.run)
+    done = project.attempt()
+    assert done.code == 0
+    assert "Going on from step 12." in done.err
+    assert shorter != weights(project.run) == weights(undisturbed.run)
+    assert curve(project.run) == curve(undisturbed.run)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_samples_do_not_depend_on_processes(
+    make: Any, undisturbed: Project, processes: int
+) -> None:
+    """Every step trains on the same samples on 1, 2 and 4 processes, and its loss is the same but
+    for the order of sums."""
+    project = make()
+    assert project.attempt("train.steps=6", processes=processes).code == 0
+    expected = {step: point for step, point in curve(undisturbed.run).items() if step <= 6}
+    same_samples_and_losses(curve(project.run), expected)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_samples_do_not_depend_on_workers(make: Any, undisturbed: Project, workers: int) -> None:
+    """Every step is the same to the last bit with 0, 1 and 3 loader workers."""
+    project = make()
+    assert project.attempt("train.steps=6", f"train.num_workers={workers}").code == 0
+    assert curve(project.run) == {
+        step: point for step, point in curve(undisturbed.run).items() if step <= 6
+    }
+
+
+TELLING = """\
+from pathlib import Path
+
+from torch import distributed, nn
+
+
+class Model(nn.Linear):
+    def forward(self, x):
+        Path(__file__).with_name("told").write_text(str(distributed.is_initialized()))
+        return super().forward(x)
+
+
+def build():
+    return Model(4, 3)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_model_is_replicated_for_several_processes_only(tmp_path: Path, processes: int) -> None:
+    """One process has no process group, and its model no replica's copies, buckets and sums."""
+    project = Project(tmp_path)
+    project.write("models/line.py", TELLING)
+    assert project.attempt("train.steps=2", processes=processes).code == 0
+    assert (tmp_path / "models" / "told").read_text() == str(processes > 1)
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: Project) -> None:
+    """A run resumed on 4, then 2, then 1 processes trains on the same samples, and says from which
+    step on bits may differ."""
+    project = make()
+    assert project.attempt("train.steps=6", processes=4).code == 0
+    done = project.attempt("train.steps=12", processes=2)
+    assert done.code == 0
+    assert "From step 6 on bits may differ from an undisturbed run: processes 4 -> 2." in done.err
+    assert project.attempt().code == 0
+    same_samples_and_losses(curve(project.run), curve(undisturbed.run))
+
+
+@pytest.mark.parametrize("model", ["line", "norms"])
+def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
+    make: Any, model: str
+) -> None:
+    """With `reduction: exact` a run that changes from 4 to 2 to 1 to 4 processes ends with the bits
+    of one on 1 process."""
+    overrides = ["train.reduction=exact", f"model.name={model}"]
+    one, other = make(), make()
+    assert one.attempt(*overrides, "train.steps=16").code == 0
+    for steps, processes in ((4, 4), (8, 2), (12, 1), (16, 4)):
+        done = other.attempt(*overrides, f"train.steps={steps}", processes=processes)
+        assert done.code == 0, done.err
+    assert curve(one.run) == curve(other.run)
+    assert weights(one.run) == weights(other.run)
+
+
+def test_a_sharded_run_goes_on_with_any_number_of_processes(make: Any) -> None:
+    """FSDP on 2 processes, killed: resumed on 2 the bits are the same, resumed on 1 all but
+    rounding."""
+    overrides = ["train.sharding=fsdp", "train.steps=10"]
+    one = make()
+    done = one.attempt(*overrides, processes=2)
+    assert done.code == 0, done.err
+    for processes in (2, 1):
+        other = make()
+        other.trap("SIGKILL", call=7 * PER_STEP // 2 + 1, rank=1, committed=5)
+        assert other.attempt(*overrides, processes=2).code == 75
+        done = other.attempt(*overrides, processes=processes)
+        assert done.code == 0, done.err
+        if processes == 2:
+            assert curve(other.run) == curve(one.run)
+            assert weights(other.run) == weights(one.run)
+        same_samples_and_losses(curve(other.run), curve(one.run))
+
+
+def test_the_best_checkpoint_is_kept(make: Any) -> None:
+    """The checkpoint of the best evaluation stays although newer ones push the others out."""
+    project = make()
+    overrides = [
+        "train.evaluate={every: 1 steps, metric: loss, mode: max}",
+        "train.optimizer.lr=0.05",
+        "checkpoint.keep=2",
+    ]
+    project.trap("nothing", call=1, stays=True, paced=True)
+    assert project.attempt(*overrides).code == 0
+    losses = {
+        point["step"]: point["val/loss"] for point in project.run.points() if "val/loss" in point
+    }
+    best = max(losses, key=lambda step: losses[step])
+    assert best < 15, "the loss must fall for this test to say something"
+    assert steps_of(project.run)[0] == best
+
+
+def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
+    """`train.evaluate.metric` that the task does not have ends with 6 and the list of those that it
+    has."""
+    project = make()
+    project.write("models/own.py", OWN_LOSS)
+    done = project.attempt(
+        "task=model",
+        "model.name=own",
+        "train.evaluate.metric=f1",
+        "train.evaluate.mode=max",
+        "train.steps=2",
+    )
+    assert done.code == 6, done.err
+    assert "margin" in done.err
+
+
+def test_own_loss_logs_its_metrics(make: Any) -> None:
+    """A model with a loss of its own has every scalar that it returns as a metric of the
+    evaluation."""
+    project = make()
+    assert project.attempt("task=model", "model.name=own", "train.steps=2").code == 0
+    assert {"val/loss", "val/margin"} <= set(project.run.report()["metrics"])
+
+
+def test_the_average_is_what_is_evaluated_and_exported(make: Any) -> None:
+    """With ema the final weights are the average, not the last step's weights."""
+    plain, averaged = make(), make()
+    assert plain.attempt("train.steps=8").code == 0
+    assert averaged.attempt("train.steps=8", "train.ema=0.9").code == 0
+    assert curve(plain.run) == curve(averaged.run)
+    assert weights(plain.run) != weights(averaged.run)
+
+
+def test_a_non_finite_loss_is_not_stepped_on(make: Any) -> None:
+    """A NaN at step 8 ends with 6 and names the step; the last commit stands, and going on from it
+    gives the undisturbed bits."""
+    project = make()
+    project.trap("nan", call=7 * PER_STEP + 2, stays=True, paced=True)
+    done = project.attempt()
+    assert done.code == 6
+    assert "The loss of step 8 is nan" in done.err
+    assert steps_of(project.run) == [0, 5]
+    assert max(curve(project.run)) == 7
+    (project.root / "trap.json").unlink()
+    assert project.attempt().code == 0
+    reference = make()
+    assert reference.attempt().code == 0
+    assert weights(project.run) == weights(reference.run)
+
+
+def test_a_stream_cannot_count_epochs(make: Any) -> None:
+    """A streamed dataset with `epochs` ends with 2 and asks for steps."""
+    project = make(RECIPE.replace("  steps: 20\n", "  epochs: 2\n"))
+    done = project.attempt("dataset.name=streamed")
+    assert done.code == 2
+    assert "Give train.steps." in done.err
+
+
+def test_an_empty_stream_is_exhausted(make: Any) -> None:
+    """A stream without examples ends with 6, not with an endless loop."""
+    project = make()
+    project.write("datasets/streamed.py", STREAMED.replace("range(5 + i)", "range(0)"))
+    done = project.attempt("dataset.name=streamed")
+    assert done.code == 6
+    assert "empty" in done.err
+
+
+def test_the_budget_ends_a_run_that_is_committed(make: Any) -> None:
+    """budget.hours ends with 7 at the step where it was spent, which is committed; a raised budget
+    goes on to the same bits."""
+    project, reference = make(), make()
+    done = project.attempt("budget.hours=0.0000001")
+    assert done.code == 7
+    assert "budget.hours" in done.err
+    at = max(steps_of(project.run))
+    assert 0 < at < STEPS
+    assert max(curve(project.run)) == at
+    assert project.attempt("budget.hours=1.0").code == 0
+    assert reference.attempt().code == 0
+    assert weights(project.run) == weights(reference.run)
+
+
+def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) -> None:
+    """Training goes on over a disk that is full, says so, keeps the old checkpoint whole, and saves
+    again once there is room."""
+    project = make()
+    ballast, held = small_disk / "ballast", project.root / "held"
+    seen: dict[str, list[int]] = {}
+    overrides = [f"checkpoint.store={small_disk}", "train.steps=30"]
+    project.home = small_disk
+    project.trap(
+        "hold", call=6 * PER_STEP
+    )  # step 5's save begins before the next batch is asked for
+    disk = os.statvfs(small_disk)
+
+    def fill() -> None:
+        until(held.exists, "the hold")
+        until(lambda: steps_of(project.run)[-1:] == [5], "the commit of step 5")
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            for _ in range(disk.f_blocks):
+                file.write(bytes(disk.f_bsize))
+        seen["kept"] = steps_of(project.run)
+        project.trap("hold", call=22 * PER_STEP)
+        held.unlink()
+        (project.root / "go").touch()
+        until(held.exists, "the second hold")
+        seen["still"] = steps_of(project.run)
+        ballast.unlink()
+        (project.root / "go").touch()
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    done = project.attempt(*overrides)
+    thread.join()
+    assert "Disk full" in done.err
+    assert "Training goes on." in done.err
+    assert done.code == 0, done.err
+    assert seen["still"] == seen["kept"] == [0, 5]
+    assert steps_of(project.run)[-1] == 30
+    assert sorted(curve(project.run)) == list(range(1, 31))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A filesystem of 400 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small filesystem needs rights that are not there")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def same_samples_and_losses(
+    one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]
+) -> None:
+    """The same steps, the same samples in each, and losses that differ by rounding only."""
+    assert one.keys() == other.keys()
+    for step, point in one.items():
+        assert point["train/samples"] == other[step]["train/samples"], step
+        assert point["train/loss"] == pytest.approx(other[step]["train/loss"], rel=1e-5), step
