@@ -46,7 +46,7 @@ def test_status_lists_runs(project: Project) -> None:
     assert done.out.split()[:2] == [project.run.run, "finished"]
     assert "1 ended from outside" in done.out
     (report,) = json.loads(project.xrun("status", "--json").out)
-    assert report == project.run.report()
+    assert report == project.run.report().to_json()
 
 
 def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_report_tells_what_happened(project: Project) -> None:
     assert "finished, step 10 committed" in done.out
     assert "attempt 2: from step 5" in done.out
     assert weights(project.run) in done.out
-    assert json.loads(project.xrun("report", project.run.run, "--json").out) == project.run.report()
+    assert json.loads(project.xrun("report", project.run.run, "--json").out) == project.run.report().to_json()
 
 
 def test_logs_print_what_a_rank_said(project: Project) -> None:

@@ -11,7 +11,7 @@ import pytest
 from support.running import PER_STEP, Project, attempt, curve, steps_of, weights
 from xrun.errors import CheckpointError, LaunchError
 from xrun.launcher.job import choose_run, code_version
-from xrun.run.folder import RunFolder, write_plan
+from xrun.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_new_gives_an_id_of_its_own(known: Project, tmp_path: Path) -> None:
     shutil.copytree(known.home, project.home)
     first = choose_run(project.plan(), new=True)
     assert first.run == f"{known.run.run}-2"
-    write_plan(RunFolder(first.folder), first)
+    RunFolder(first.folder).write_plan(first)
     assert choose_run(project.plan(), new=True).run == f"{known.run.run}-3"
     changed = project.plan("train.seed=1")
     assert choose_run(changed, new=True).run == changed.run
@@ -117,7 +117,7 @@ def test_a_fork_of_a_run_without_a_checkpoint_is_refused(known: Project, tmp_pat
     """--fork of a run that never committed a state ends with 5."""
     project = Project(tmp_path)
     empty = project.plan(run="empty")
-    write_plan(RunFolder(empty.folder), empty)
+    RunFolder(empty.folder).write_plan(empty)
     done = attempt(choose_run(project.plan(), fork="empty"))
     assert done.code == 5, done.err
     assert "--fork empty: that run has no checkpoint." in done.err

@@ -138,7 +138,7 @@ def test_a_run_that_runs_is_refused(project: Project) -> None:
     assert f"is running already (process {command.pid})" in second.err
     assert "Traceback" not in second.err
     assert (project.run.path / "plan.json").read_bytes() == plan
-    assert RunFolder(project.run.path).report()["status"] == "running"
+    assert RunFolder(project.run.path).report().status == "running"
     (project.root / "go").touch()
     assert ended(command).code == 0
 

@@ -14,7 +14,7 @@ from support.running import Done
 from support.sky_home import CLOUDS, SkyHome
 from xrun.cli.offers import offers_json, offers_text
 from xrun.launcher.offers import Offer, rank
-from xrun.launcher.prices import Price
+from xrun.run.prices import Price
 from xrun.launcher.throughput import Machines, Speed, Throughput
 from xrun.recipe.schema import Candidate
 

@@ -12,7 +12,7 @@ import pytest
 from support.running import PER_STEP, Project, weights
 from xrun.errors import LaunchError
 from xrun.launcher.local import only_one
-from xrun.run.folder import RunFolder, describe, runs_in, write_plan
+from xrun.run.folder import RunFolder, runs_in
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_the_report_tells_what_happened(project: Project) -> None:
     """The report has status, checkpoints, every attempt with its end, the steps computed again,
     metrics and the weights' hash."""
-    report = project.run.report()
+    report = project.run.report().to_json()
     assert report["status"] == "finished"
     assert report["step"] == report["logged_step"] == 20
     assert len(report["checkpoints"]) == 3
@@ -70,10 +70,10 @@ def test_the_lock_names_its_owner(project: Project) -> None:
     assert project.run.owner_pid() is None
     with only_one(project.run):
         assert project.run.owner_pid() == os.getpid()
-        assert project.run.report()["status"] == "running"
+        assert project.run.report().status == "running"
         with pytest.raises(LaunchError, match=str(os.getpid())), only_one(project.run):
             pass
-    assert project.run.report()["status"] == "finished"
+    assert project.run.report().status == "finished"
 
 
 def test_a_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_an_unreadable_run_does_not_hide_the_others(project: Project, tmp_path: 
     shutil.copytree(project.run.path, folder.path)
     for path in (folder.state / "commits").glob("*.json"):
         path.write_bytes(b"")
-    assert describe(folder)["status"] == "unreadable"
-    assert "damaged" in describe(folder)["error"]
-    assert describe(project.run)["status"] == "finished"
+    assert folder.describe().status == "unreadable"
+    assert "damaged" in folder.describe().error
+    assert project.run.describe().status == "finished"
 
 
 def test_logs_are_found_by_attempt_and_rank(project: Project) -> None:
@@ -119,7 +119,7 @@ def test_runs_are_listed_newest_first(project: Project, tmp_path: Path) -> None:
     """The run whose plan was written last comes first; folders without a plan are no runs."""
     (tmp_path / "nothing").mkdir()
     for number, name in enumerate(("one", "two")):
-        plan = write_plan(RunFolder(tmp_path / name), project.plan(run=name))
+        plan = RunFolder(tmp_path / name).write_plan(project.plan(run=name))
         os.utime(plan, ns=(number, number))
     assert [folder.run for folder in runs_in(tmp_path)] == ["two", "one"]
     assert runs_in(tmp_path / "absent") == []
@@ -129,5 +129,5 @@ def test_more_steps_are_not_finished(project: Project, tmp_path: Path) -> None:
     """A finished run whose newest plan asks for more steps is no longer finished."""
     folder = RunFolder(tmp_path / project.run.run)
     shutil.copytree(project.run.path, folder.path)
-    write_plan(folder, project.plan("train.steps=21"))
-    assert folder.report()["status"] == "stopped"
+    folder.write_plan(project.plan("train.steps=21"))
+    assert folder.report().status == "stopped"

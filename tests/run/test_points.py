@@ -4,14 +4,14 @@ twice."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from xrun.run import points as point_log
+from xrun.run import points
+from xrun.run.record import Piece, RunRecord
 from xrun.store.directory.store import DirectoryStore
-from xrun.store.protocol import StoredFile
 
 
 class Machine:
@@ -19,7 +19,7 @@ class Machine:
 
     def __init__(self, root: Path, store: DirectoryStore) -> None:
         self.path, self.store = root / "metrics.jsonl", store
-        self.head = store.head() or store.commit({"points": []}, None)
+        self.head = store.head() or store.commit(RunRecord().to_json(), None)
 
     def log(self, first: int, last: int) -> None:
         """Points of the steps from `first` to `last`."""
@@ -29,13 +29,22 @@ class Machine:
 
     def commit(self, step: int) -> None:
         """A checkpoint of `step`, whose record names the points up to it."""
-        pieces = point_log.extended(self.store, self.path, self.head.record["points"], step)
-        self.head = self.store.commit({"points": pieces}, self.head)
+        self.keep(points.extended(self.store, self.path, self.pieces, step))
         self.store.sweep()
 
-    def restore(self, step: int) -> list[Any]:
+    def keep(self, pieces: Sequence[Piece]) -> None:
+        """Commit that the log consists of these."""
+        record = RunRecord(points=tuple(pieces))
+        self.head = self.store.commit(record.to_json(), self.head)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What the store has of the log."""
+        return RunRecord.of(self.head).points
+
+    def restore(self, step: int) -> tuple[Piece, ...]:
         """What a machine does that goes on from `step`."""
-        return point_log.restore(self.store, self.path, self.head.record["points"], step)
+        return points.restore(self.store, self.path, self.pieces, step)
 
     def steps(self) -> list[int]:
         """What the log holds."""
@@ -72,7 +81,7 @@ def test_points_that_came_during_the_save_wait_for_the_next_commit(machine: Mach
     once."""
     machine.log(1, 25)
     machine.commit(10)
-    assert [piece["last"] for piece in machine.head.record["points"]] == [10]
+    assert [piece.last for piece in machine.pieces] == [10]
     machine.commit(20)
     machine.commit(20)
     machine.path.unlink()
@@ -86,10 +95,10 @@ def test_few_pieces_however_many_commits(machine: Machine) -> None:
     for step in range(1, 201):
         machine.log(step, step)
         machine.commit(step)
-        sent += machine.head.record["points"][-1]["size"]
+        sent += machine.pieces[-1].file.size
     size = machine.path.stat().st_size
-    assert len(machine.head.record["points"]) <= 9
-    assert sum(piece["size"] for piece in machine.head.record["points"]) == size
+    assert len(machine.pieces) <= 9
+    assert sum(piece.file.size for piece in machine.pieces) == size
     assert sent < 9 * size
 
 
@@ -102,8 +111,8 @@ def test_going_back_to_an_older_step_cuts_the_log_there(machine: Machine) -> Non
     machine.path.unlink()
     kept = machine.restore(20)
     assert machine.steps() == list(range(1, 21))
-    assert all(piece["last"] <= 20 for piece in kept)
-    machine.head = machine.store.commit({"points": kept}, machine.head)
+    assert all(piece.last <= 20 for piece in kept)
+    machine.keep(kept)
     machine.log(21, 30)
     machine.commit(30)
     machine.path.unlink()
@@ -127,10 +136,10 @@ def test_lost_points_never_stop_a_training(
     machine.commit(100)
     machine.log(101, 101)
     machine.commit(101)
-    last = StoredFile.from_json(machine.head.record["points"][-1])
+    last = machine.pieces[-1].file
     (machine.store.root / last.copies[0]).write_bytes(b"x" * last.size)
     machine.path.unlink()
-    assert [piece["last"] for piece in machine.restore(101)] == [100]
+    assert [piece.last for piece in machine.restore(101)] == [100]
     assert machine.steps() == list(range(1, 101))
     assert "Points after step 100 are lost" in caplog.text
 

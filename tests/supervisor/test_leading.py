@@ -314,7 +314,7 @@ def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:
     project.trap("raise", call=2 * PER_STEP, stays=True)
     codes = [project.attempt().code for _ in range(OWN_FAILURES + 1)]
     assert codes == [75, 75, 75, 7], "the first one has committed step 0"
-    report = project.run.report()
+    report = project.run.report().to_json()
     assert report["status"] == "failed"
     assert "RuntimeError: the component is broken" in reasons(report["attempts"])[-1]
     (tmp_path / "trap.json").unlink()

@@ -30,12 +30,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from xrun import environment as variables
 from xrun.machine.nodes import Nodes
-from xrun.machine.stop import PARENT, StopFlag
+from xrun.machine.stop import StopFlag
 from xrun.recipe.load import load_recipe
-from xrun.run.folder import RunFolder, runs_in, write_plan
+from xrun.run.folder import RunFolder, runs_in
 from xrun.run.plan import Plan, make_plan
-from xrun.supervisor.entrypoint import Attempt
+from xrun.supervisor.leading import LeadingNode
 from xrun.supervisor.node import FollowingNode
 
 from .paths import SOURCES
@@ -285,7 +286,7 @@ def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None
 
     folder = RunFolder(plan.folder)
     with _WRITING:
-        write_plan(folder, plan)
+        folder.write_plan(plan)
     said = io.StringIO()
     stop = StopFlag() if stop is None else stop
     one: WarmFollower | WarmAttempt
@@ -328,11 +329,11 @@ class Warm:
 
     def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> Any:
         environment = os.environ | environment | {"OMP_NUM_THREADS": "1"}
-        arguments = (environment, str(log), str(self.folder.path / "plan.json"), attempt)
+        arguments = (environment, str(log), str(self.folder.plan_file), attempt)
         return WarmRank(forkserver().Process(target=_rank, args=arguments))
 
 
-class WarmAttempt(Warm, Attempt):
+class WarmAttempt(Warm, LeadingNode):
     """An attempt, on node 0."""
 
 
@@ -371,7 +372,7 @@ class WarmRank:
 
 def _rank(environment: dict[str, str], log: str, plan: str, attempt_id: str) -> None:
     os.environ.clear()
-    os.environ.update(environment | {PARENT: str(os.getppid())})
+    os.environ.update(environment | {variables.PARENT.name: str(os.getppid())})
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -417,7 +418,7 @@ def curve(run: RunFolder) -> dict[int, dict[str, Any]]:
 
 def steps_of(run: RunFolder) -> list[int]:
     """The committed checkpoints' steps."""
-    return sorted(run.report()["checkpoints"])
+    return sorted(run.report().checkpoints)
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -311,7 +311,7 @@ def test_own_loss_logs_its_metrics(make: Any) -> None:
     evaluation."""
     project = make()
     assert project.attempt("task=model", "model.name=own", "train.steps=2").code == 0
-    assert {"val/loss", "val/margin"} <= set(project.run.report()["metrics"])
+    assert {"val/loss", "val/margin"} <= set(project.run.report().metrics)
 
 
 def test_the_average_is_what_is_evaluated_and_exported(make: Any) -> None:

@@ -81,7 +81,7 @@ def test_a_smaller_machine_goes_on(whole: Project, tmp_path: Path, processes: in
         "the ranks were started again within one attempt"
     )
     assert record(project.run)["checkpoints"][-1]["numbers"]["exact"] is False
-    assert (whole.run.report()["exact"], project.run.report()["exact"]) == (True, False)
+    assert (whole.run.report().exact, project.run.report().exact) == (True, False)
     samples = [
         {step: point["train/samples"] for step, point in curve(one.run).items()}
         for one in (whole, project)

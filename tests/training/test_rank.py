@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.running import PER_STEP, SOURCES, Project, until
-from xrun.run.folder import RunFolder, write_plan
+from xrun.run.folder import RunFolder
 from xrun.training.rank import _is_peer_loss
 
 
@@ -46,7 +46,7 @@ def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
     project = Project(tmp_path)
     plan = project.plan()
     folder = RunFolder(plan.folder)
-    path = write_plan(folder, plan)
+    path = folder.write_plan(plan)
     folder.logs("nobody").mkdir(parents=True)
     environment = {
         "PATH": "/usr/bin:/bin",

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from support.running import PER_STEP, Project, steps_of
-from xrun.launcher.prices import Price
+from xrun.run.prices import Price
 from xrun.launcher.record import LaunchRecord, one_launcher, read_launch, write_launch
 from xrun.launcher.sky.jobs import Job
 from xrun.launcher.sky.status import cloud_words, hourly, with_jobs
 from xrun.launcher.throughput import Machines, hours_left, known_throughput
-from xrun.run.folder import RunFolder, write_plan
+from xrun.run.folder import RunFolder
 from xrun.store.directory.store import DirectoryStore
 
 JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, None, "")
@@ -94,7 +94,7 @@ def trained(tmp_path: Path) -> Project:
     12 two seconds apart."""
     project = Project(tmp_path)
     plan = project.plan()
-    write_plan(RunFolder(plan.folder), plan)
+    RunFolder(plan.folder).write_plan(plan)
     manifests: list[dict[str, Any]] = [
         {"step": step, "attempt": "two", "time": 1000 + step / 2, "files": {}} for step in (8, 12)
     ]

@@ -15,7 +15,7 @@ from support.paths import ROOT
 from support.sky_home import CLOUDS, SkyHome
 from xrun.errors import LaunchError
 from xrun.launcher.offers import Offer, rank
-from xrun.launcher.prices import Price
+from xrun.run.prices import Price
 from xrun.launcher.secrets import secret_names, secret_values
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
