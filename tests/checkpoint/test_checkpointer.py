@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from torch import Tensor, nn
 from support.paths import FIXTURES
 from xrun.checkpoint import tensor_file
 from xrun.checkpoint.checkpointer import Checkpointer
-from xrun.checkpoint.manifest import Checkpoint, Keep, checkpoints_of, differences, load, newest
+from xrun.checkpoint.lease import Keep, Lease
+from xrun.checkpoint.restore import load, newest
 from xrun.checkpoint.schedule import SaveSchedule
 from xrun.checkpoint.snapshot import Snapshot
 from xrun.checkpoint.state import TrainState
 from xrun.errors import CheckpointCorrupt, LeaseLost
 from xrun.recipe.interval import Every
 from xrun.recipe.schema import Train
+from xrun.run.checkpoint import Checkpoint
+from xrun.run.record import AttemptEnd, AttemptRecord, RunRecord
 from xrun.store.directory.store import DirectoryStore
 from xrun.store.protocol import Chunk, Head, StoredFile
 from xrun.tracker.jsonl import JsonlTracker
@@ -54,33 +58,28 @@ class Model(nn.Module):
         return self.linear(self.frozen(x))
 
 
-class Gate:
+class Gate(DirectoryStore):
     """A real store that waits until a test lets it go on, before `put` or `commit`, to hold a save
     at a delicate place."""
 
-    def __init__(self, store: DirectoryStore, where: str) -> None:
-        self.store, self.where, self.reached, self.open = (
-            store,
-            where,
-            threading.Event(),
-            threading.Event(),
-        )
+    where = ""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
+    def guard(self, where: str) -> None:
+        """From now on."""
+        self.where, self.reached, self.open = where, threading.Event(), threading.Event()
 
     def _pass(self, where: str) -> None:
         if where == self.where:
             self.reached.set()
             assert self.open.wait(60)
 
-    def put(self, chunks: Iterable[Chunk]) -> StoredFile:
+    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
         self._pass("put")
-        return self.store.put(chunks)
+        return super().put(chunks, suffix)
 
-    def commit(self, record: dict[str, Any], expected: Head | None) -> Head:
+    def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         self._pass("commit")
-        return self.store.commit(record, expected)
+        return super().commit(record, parent)
 
 
 class Run:
@@ -98,35 +97,25 @@ class Run:
         self.model = Model(width)
         objective = Objective(self.model, "classification")
         self.width = width
-        self.state = TrainState(
-            objective, build_optimizer(Train(steps=99, global_batch=4), objective), micro_batch=4
-        )
-        self.store: Any = DirectoryStore(folder / "state", "run", attempt, "me")
+        optimizer = build_optimizer(Train(steps=99, global_batch=4), objective)
+        self.objective = objective
+        self.state = TrainState(self.model, optimizer, micro_batch=4)
+        self.store = Gate(folder / "state", "run", attempt, "me")
         found = self.store.head()
-        record = (
-            dict(found.record) if found else {"checkpoints": [], "rejected": [], "attempts": []}
-        )
-        record["attempts"] = [*record["attempts"], {"id": attempt}]
-        head = self.store.commit(record, found)
+        before = RunRecord.of(found)
+        record = replace(before, digest="d", attempts=(*before.attempts, AttemptRecord(attempt)))
+        head = self.store.commit(record.to_json(), found)
         if gate:
-            self.store = Gate(self.store, gate)
+            self.store.guard(gate)
         tracker = JsonlTracker(folder)
         tracker.start({}, 0)
-        self.checkpointer = Checkpointer(
-            self.state,
-            self.store,
-            head=head,
-            digest="d",
-            attempt=attempt,
-            keep=keep or Keep(),
-            schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0),
-            tracker=tracker,
-            environment={"threads": 1},
-        )
+        self.lease = Lease(self.store, head, environment={"threads": 1}, keep=keep or Keep())
+        schedule = SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0)
+        self.checkpointer = Checkpointer(self.state, self.lease, schedule, tracker)
 
     def forward(self) -> None:
         x = torch.randn(4, self.width, generator=torch.Generator().manual_seed(self.state.step))
-        self.state.objective((x, torch.tensor([0, 1, 2, 0])))["loss"].backward()
+        self.objective((x, torch.tensor([0, 1, 2, 0])))["loss"].backward()
 
     def step(self) -> None:
         self.forward()
@@ -143,10 +132,10 @@ class Run:
         return {name: tensor.clone() for name, tensor in self.state.tensors().items()}
 
     def steps(self) -> list[int]:
-        return [checkpoint.step for checkpoint in checkpoints_of(self.store.head())]
+        return [checkpoint.step for checkpoint in RunRecord.of(self.store.head()).checkpoints]
 
     def files(self, step: int) -> list[Path]:
-        (found,) = [c for c in checkpoints_of(self.store.head()) if c.step == step]
+        (found,) = [c for c in RunRecord.of(self.store.head()).checkpoints if c.step == step]
         return [self.store.root / copy for file in found.files.values() for copy in file.copies]
 
 
@@ -176,7 +165,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     run.save()
     assert run.checkpointer.is_current()
     assert equal(restored(tmp_path), run.values())
-    assert JsonlTracker(tmp_path).last_commit() == (2, run.checkpointer.head.id)
+    assert JsonlTracker(tmp_path).last_commit() == (2, run.lease.head.id)
 
 
 def test_the_state_may_change_once_before_step_has_returned(tmp_path: Path) -> None:
@@ -312,11 +301,11 @@ def test_the_next_attempt_names_the_frozen_tensors_of_the_one_before(tmp_path: P
     run = Run(tmp_path)
     run.step()
     run.save()
-    before = frozen(checkpoints_of(run.store.head())[-1])
+    before = frozen(RunRecord.of(run.store.head()).checkpoints[-1])
     successor = Run(tmp_path, attempt="a2")
     successor.step()
     successor.save()
-    now = checkpoints_of(successor.store.head())[-1]
+    now = RunRecord.of(successor.store.head()).checkpoints[-1]
     assert frozen(now).hash == before.hash
     assert next(name for name in now.files if name.startswith("frozen")).endswith("-a1")
 
@@ -333,13 +322,13 @@ def test_a_run_that_an_older_xrun_began_goes_on(
     values = restored(tmp_path / "v1")
     torch.testing.assert_close(values, again.values())
     successor = Run(tmp_path / "v1", attempt="a2")
-    load(successor.state, *newest(successor.store, successor.checkpointer.head)[1:])
+    load(successor.state, *newest(successor.store, successor.lease.head)[1:])
     successor.step()
     successor.save()
     assert successor.steps() == [2, 3]
     assert [
         {len(file.hash) for file in c.files.values()}
-        for c in checkpoints_of(successor.store.head())
+        for c in RunRecord.of(successor.store.head()).checkpoints
     ] == [{64}, {32}]
     assert equal(restored(tmp_path / "v1"), successor.values())
     for path in successor.files(3):
@@ -359,7 +348,7 @@ def test_frozen_tensors_are_written_once_and_kept_twice(tmp_path: Path) -> None:
     for _ in range(3):
         run.step()
         run.save()
-    first, second = checkpoints_of(run.store.head())
+    first, second = RunRecord.of(run.store.head()).checkpoints
     assert frozen(first) == frozen(second)
     assert len(frozen(second).copies) == 2
     assert first.files["model-0-0"] != second.files["model-0-0"]
@@ -373,7 +362,7 @@ def test_a_damaged_file_of_frozen_tensors_is_written_again(tmp_path: Path) -> No
     run = Run(tmp_path)
     run.step()
     run.save()
-    (file,) = {frozen(c) for c in checkpoints_of(run.store.head())}
+    (file,) = {frozen(c) for c in RunRecord.of(run.store.head()).checkpoints}
     path = run.store.root / file.copies[0]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     for _ in range(2):
@@ -412,12 +401,13 @@ def test_a_note_beside_a_commit_is_not_lost(tmp_path: Path) -> None:
     run = Run(tmp_path, gate="commit")
     run.checkpointer.begin()
     assert run.store.reached.wait(60)
-    run.checkpointer.note(code=7, kind="stopped")
+    run.lease.note(code=7, end=AttemptEnd.STOPPED)
     run.store.open.set()
     assert run.checkpointer.is_current()
     run.step()
     run.save()
-    assert run.store.head().record["attempts"][-1] == {"id": "a1", "code": 7, "kind": "stopped"}
+    (attempt,) = RunRecord.of(run.store.head()).attempts
+    assert attempt == AttemptRecord("a1", code=7, end=AttemptEnd.STOPPED)
 
 
 def test_old_checkpoints_leave_the_disk(tmp_path: Path) -> None:
@@ -458,10 +448,10 @@ def test_a_damaged_file_falls_back_to_the_checkpoint_before(
     before = run.values()
     run.step()
     run.save()
-    newest_one = checkpoints_of(run.store.head())[-1]
+    newest_one = RunRecord.of(run.store.head()).checkpoints[-1]
     DAMAGE[damage](run.store.root / newest_one.files[which].copies[0])
     second = Run(tmp_path, "a2")
-    head, found, paths = newest(second.store, second.checkpointer.head)
+    head, found, paths = newest(second.store, second.lease.head)
     assert found is not None
     load(second.state, found, paths)
     assert equal(second.values(), before)
@@ -478,9 +468,9 @@ def test_a_damaged_file_falls_back_to_the_checkpoint_before(
 
 
 def restored_into(run: Run) -> dict[str, Tensor]:
-    head, found, paths = newest(run.store, run.checkpointer.head)
+    head, found, paths = newest(run.store, run.lease.head)
     assert found is not None
-    run.checkpointer.head = head
+    run.lease.head, run.lease.record = head, RunRecord.of(head)
     load(run.state, found, paths)
     return run.values()
 
@@ -492,7 +482,10 @@ def test_if_all_are_damaged_nothing_starts(tmp_path: Path) -> None:
     for _ in range(2):
         run.step()
         run.save()
-        flip(run.store.root / checkpoints_of(run.store.head())[-1].files["model-0-0"].copies[0])
+        flip(
+            run.store.root
+            / RunRecord.of(run.store.head()).checkpoints[-1].files["model-0-0"].copies[0]
+        )
     with pytest.raises(
         CheckpointCorrupt,
         match=r"Every checkpoint.*step 2: .*step 1: .*Nothing was started from step 0",
@@ -503,7 +496,7 @@ def test_if_all_are_damaged_nothing_starts(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_is_told_apart(tmp_path: Path) -> None:
     """No checkpoint was ever committed: that is an answer, not an error."""
     run = Run(tmp_path)
-    head = run.checkpointer.head
+    head = run.lease.head
     assert newest(run.store, head) == (head, None, [])
 
 
@@ -538,17 +531,15 @@ def test_a_manifest_of_a_newer_xrun_is_read() -> None:
     head = Head(
         1, "", "", "", "", "", 0.0, {"checkpoints": [manifest(5).to_json(), manifest(3).to_json()]}
     )
-    assert [checkpoint.step for checkpoint in checkpoints_of(head)] == [3, 5]
-    assert checkpoints_of(None) == []
+    assert [checkpoint.step for checkpoint in RunRecord.of(head).checkpoints] == [3, 5]
+    assert RunRecord.of(None).checkpoints == ()
 
 
 def test_differences_name_what_changed() -> None:
     """Only what differs is said, missing values included."""
-    assert (
-        differences({"threads": 2, "torch": "2", "cuda": None}, {"threads": 1, "torch": "2"})
-        == "threads 2 -> 1"
-    )
-    assert differences({"a": 1}, {"a": 1}) == ""
+    before = Checkpoint(1, environment={"threads": 2, "torch": "2", "cuda": None})
+    assert before.differences({"threads": 1, "torch": "2"}) == "threads 2 -> 1"
+    assert Checkpoint(1, environment={"a": 1}).differences({"a": 1}) == ""
 
 
 @pytest.fixture

@@ -62,21 +62,21 @@ def make(
     )
     options: Any = optimizer or {"weight_decay": 0.1}
     train = Train(steps=10, global_batch=4, optimizer=options)
-    return TrainState(objective, build_optimizer(train, objective), average, micro_batch=4)
+    return TrainState(objective.model, build_optimizer(train, objective), average, micro_batch=4)
 
 
 def inside(state: TrainState) -> Any:
-    return state.objective.model
+    return state.model
 
 
 def step(state: TrainState, number: int) -> None:
     x = torch.randint(0, 9, (8,), generator=torch.Generator().manual_seed(number))
-    state.objective((x, x))["loss"].backward()
+    Objective(state.model, "classification")((x, x))["loss"].backward()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         average: Any = state.ema
-        average.update_parameters(state.objective.model)
+        average.update_parameters(state.model)
     state.step += 1
 
 

@@ -67,7 +67,10 @@ def test_report_tells_what_happened(project: Project) -> None:
     assert "finished, step 10 committed" in done.out
     assert "attempt 2: from step 5" in done.out
     assert weights(project.run) in done.out
-    assert json.loads(project.xrun("report", project.run.run, "--json").out) == project.run.report().to_json()
+    assert (
+        json.loads(project.xrun("report", project.run.run, "--json").out)
+        == project.run.report().to_json()
+    )
 
 
 def test_logs_print_what_a_rank_said(project: Project) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from support.paths import SOURCES
-from xrun.data.loader import Loader, batch_bytes, check_shared_memory, check_splits
+from xrun.data.batch import batch_bytes
+from xrun.data.loader import Loader, check_shared_memory, check_splits
 from xrun.data.randomness import LOOP, seed_generators
 from xrun.data.sampler import Sampler
 from xrun.errors import ComponentError, TrainError

@@ -21,9 +21,9 @@ from support.running import Project
 from xrun.errors import LaunchError
 from xrun.launcher.arrival.has_pins import missing
 from xrun.launcher.bundle import pack, there
-from xrun.run.prices import Price
 from xrun.launcher.wheel import pack_wheel
 from xrun.run.plan import Plan
+from xrun.run.prices import Price
 from xrun.run.spending import prices_of
 from xrun.supervisor.arrive import arrive
 

@@ -14,9 +14,9 @@ from support.running import Done
 from support.sky_home import CLOUDS, SkyHome
 from xrun.cli.offers import offers_json, offers_text
 from xrun.launcher.offers import Offer, rank
-from xrun.run.prices import Price
 from xrun.launcher.throughput import Machines, Speed, Throughput
 from xrun.recipe.schema import Candidate
+from xrun.run.prices import Price
 
 A100, H100 = Machines("A100:8"), Machines("H100:8")
 DAY = 1_790_000_000

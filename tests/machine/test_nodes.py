@@ -99,7 +99,7 @@ def test_ranks_keep_freed_memory_unless_told_otherwise(
 
     def told(more: str = "") -> str:
         path.write_text(text + more)
-        return rank_environment(make_plan(load_recipe(path), path), Nodes(), 0, "127.0.0.1", 1)[
+        return rank_environment(make_plan(load_recipe(path), path), Nodes(), 0, 1)[
             "MALLOC_MMAP_MAX_"
         ]
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it comes from C++
 
 from xrun.errors import ProcessesApart
-from xrun.training.world import Patience, join_world
+from xrun.training.world import Timeouts, join_world
 
 
 def work(rank: int, size: int, port: int, what: str, line: Any) -> None:
@@ -27,11 +27,17 @@ def work(rank: int, size: int, port: int, what: str, line: Any) -> None:
     try:
         world = join_world(
             False,
-            Patience(
+            Timeouts(
                 meeting=2.0 if what == "absent" else 60.0, talking=2.0 if what == "silent" else 60.0
             ),
         )
-        line.send((world.total([rank + 1.0]), world.least(5.0 - rank), world.from_first(rank)))
+        line.send(
+            (
+                world.all_reduce_sum([rank + 1.0]),
+                world.all_reduce_min(5.0 - rank),
+                world.broadcast(rank),
+            )
+        )
     except ProcessesApart as error:
         line.send(str(error))
     line.recv()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xrun.data.batch import batch_size
 from xrun.errors import TrainError
-from xrun.training.objective import IGNORED, Objective, batch_size, means
+from xrun.training.objective import IGNORED, Objective, means
 
 
 class Logits(nn.Module):

@@ -91,7 +91,7 @@ def train(
                 loss = reduction.model(batch)["loss"] * piece.weight
                 (loss * (reduction.scale / piece.total)).backward()
             found.append(loss.detach())
-        losses.append(world.total([reduction.finish(pieces, found)])[0])
+        losses.append(world.all_reduce_sum([reduction.finish(pieces, found)])[0])
         gradients.append(
             {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         )

@@ -17,12 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from support.paths import WITH_SUPPORT
-from xrun.checkpoint.checkpointer import Checkpointer
-from xrun.checkpoint.manifest import Keep, load, newest
+from xrun.checkpoint.checkpointer import Checkpointer, Writers
+from xrun.checkpoint.lease import Lease
+from xrun.checkpoint.restore import load, newest
 from xrun.checkpoint.schedule import SaveSchedule
 from xrun.checkpoint.state import TrainState, local
 from xrun.recipe.interval import Every
 from xrun.recipe.schema import Train
+from xrun.run.record import AttemptRecord, RunRecord
 from xrun.store.directory.store import DirectoryStore
 from xrun.tracker.jsonl import JsonlTracker
 from xrun.training.export import full_copy
@@ -57,14 +59,11 @@ def model() -> Any:
     return Model()
 
 
-def make() -> TrainState:
+def make() -> tuple[TrainState, Objective]:
     objective = Objective(model(), "classification")
     shard(objective, "cpu")
-    return TrainState(
-        objective,
-        build_optimizer(Train(steps=9, global_batch=4, sharding="fsdp"), objective),
-        micro_batch=1,
-    )
+    train = Train(steps=9, global_batch=4, sharding="fsdp")
+    return TrainState(objective.model, build_optimizer(train, objective), micro_batch=1), objective
 
 
 def whole(state: TrainState) -> dict[str, Tensor]:
@@ -79,33 +78,22 @@ def open_run(folder: Path, attempt: str, world: World, state: TrainState) -> Che
     store = DirectoryStore(folder / "state", "run", attempt, "me")
     if world.rank == 0:
         head = store.head()
-        store.commit(
-            head.record if head else {"checkpoints": [], "attempts": [{"id": attempt}]}, head
-        )
-    world.wait()
+        first = RunRecord(digest="d", attempts=(AttemptRecord(attempt),))
+        store.commit(head.record if head else first.to_json(), head)
+    world.barrier()
     tracker = JsonlTracker(folder / f"tracker-{world.rank}")
     tracker.start({}, 0)
     head = store.head()
     assert head is not None
-    return Checkpointer(
-        state,
-        store,
-        head=head,
-        digest="d",
-        attempt=attempt,
-        keep=Keep(),
-        schedule=SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0),
-        tracker=tracker,
-        environment={},
-        rank=world.rank,
-        writers=world.size,
-        group=world.saving,
-    )
+    lease = Lease(store, head, environment={})
+    schedule = SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0)
+    writers = Writers(world.rank, world.size, world.saving)
+    return Checkpointer(state, lease, schedule, tracker, writers)
 
 
-def step(state: TrainState, world: World) -> None:
+def step(state: TrainState, objective: Objective, world: World) -> None:
     x = torch.randn(4, 7, generator=torch.Generator().manual_seed(state.step))
-    (state.objective((x, torch.tensor([0, 1, 0, 1])))["loss"] * world.size).backward()
+    (objective((x, torch.tensor([0, 1, 0, 1])))["loss"] * world.size).backward()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
@@ -120,16 +108,16 @@ def work(folder: Path, rank: int) -> None:
             "gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size
         )
         world = World(rank, size, dist.new_group(), dist.new_group())
-        state = make()
+        state, objective = make()
         run = open_run(folder, f"a{size}", world, state)
         found: dict[str, Any] = {}
         if size == 4:
-            step(state, world)
-            step(state, world)
+            step(state, objective, world)
+            step(state, objective, world)
             run.begin()
             before = whole(state)
             run.before_step()
-            step(state, world)  # the save goes on meanwhile and has the old values
+            step(state, objective, world)  # the save goes on meanwhile and has the old values
             run.wait()
             found["own bytes"] = sum(
                 local(t).nbytes for t in run.state.tensors().values() if hasattr(t, "to_local")
@@ -141,14 +129,14 @@ def work(folder: Path, rank: int) -> None:
                 sum(room.nbytes for room in run._snapshot.rooms.values()) - whole_ones
             )
         else:
-            _, checkpoint, paths = newest(run.store, run.head)
+            _, checkpoint, paths = newest(run.lease.store, run.lease.head)
             assert checkpoint is not None
             load(state, checkpoint, paths)
             before = whole(state)
         found |= {
             "values": before,
             "step": state.step,
-            "copy": full_copy(state.objective.model, model),
+            "copy": full_copy(state.model, model),
         }
         if found["copy"] is not None:
             found["copy"] = found["copy"].state_dict()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from support.running import PER_STEP, Project, steps_of
-from xrun.run.prices import Price
 from xrun.launcher.record import LaunchRecord, one_launcher, read_launch, write_launch
 from xrun.launcher.sky.jobs import Job
 from xrun.launcher.sky.status import cloud_words, hourly, with_jobs
 from xrun.launcher.throughput import Machines, hours_left, known_throughput
 from xrun.run.folder import RunFolder
+from xrun.run.prices import Price
 from xrun.store.directory.store import DirectoryStore
 
 JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, None, "")

@@ -15,13 +15,13 @@ from support.paths import ROOT
 from support.sky_home import CLOUDS, SkyHome
 from xrun.errors import LaunchError
 from xrun.launcher.offers import Offer, rank
-from xrun.run.prices import Price
 from xrun.launcher.secrets import secret_names, secret_values
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
 from xrun.recipe.load import load_recipe
 from xrun.recipe.schema import Candidate
 from xrun.run.plan import Plan, make_plan
+from xrun.run.prices import Price
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 H100 = "H100:8"
