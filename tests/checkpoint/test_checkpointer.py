@@ -482,10 +482,8 @@ def test_if_all_are_damaged_nothing_starts(tmp_path: Path) -> None:
     for _ in range(2):
         run.step()
         run.save()
-        flip(
-            run.store.root
-            / RunRecord.of(run.store.head()).checkpoints[-1].files["model-0-0"].copies[0]
-        )
+        (newest_one,) = RunRecord.of(run.store.head()).checkpoints[-1:]
+        flip(run.store.root / newest_one.files["model-0-0"].copies[0])
     with pytest.raises(
         CheckpointCorrupt,
         match=r"Every checkpoint.*step 2: .*step 1: .*Nothing was started from step 0",

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from support.running import PER_STEP, Project, record
+from xrun import environment
 from xrun.machine.heartbeat import (
-    HANG_SECONDS,
     LONG_SECONDS,
-    SECONDS_NAME,
     STEPS,
     Heartbeat,
     Limits,
     Watch,
 )
+
+SECONDS = float(environment.HANG_SECONDS.default)
 
 
 class Clock:
@@ -60,14 +61,14 @@ def test_a_rank_that_moves_does_not_hang(ranks: Ranks) -> None:
     """One of several is enough: the others wait for it."""
     ranks.beat()
     for _ in range(10):
-        assert ranks.pass_time(HANG_SECONDS - 1) == ""
+        assert ranks.pass_time(SECONDS - 1) == ""
         ranks.hearts[1].beat()
 
 
 def test_no_step_for_ten_minutes_is_a_hang(ranks: Ranks) -> None:
     """And the sentence says for how long and while what."""
     ranks.beat()
-    assert ranks.pass_time(HANG_SECONDS - 1) == ""
+    assert ranks.pass_time(SECONDS - 1) == ""
     assert ranks.pass_time(3) == "The ranks hang: no sign of life for 600 s while training."
 
 
@@ -75,8 +76,8 @@ def test_slow_steps_are_no_hang(ranks: Ranks) -> None:
     """Where a step takes minutes, a hang is twenty of the slowest."""
     for _ in range(3):
         ranks.beat()
-        ranks.pass_time(HANG_SECONDS / 10)
-    assert ranks.pass_time(HANG_SECONDS / 10 * (STEPS - 1) - 2) == ""
+        ranks.pass_time(SECONDS / 10)
+    assert ranks.pass_time(SECONDS / 10 * (STEPS - 1) - 2) == ""
     assert "no sign of life" in ranks.pass_time(4)
 
 
@@ -91,7 +92,7 @@ def test_what_has_no_steps_has_an_hour(ranks: Ranks, doing: str) -> None:
     assert ranks.pass_time(LONG_SECONDS - 2) == ""
     assert f"while {doing}" in ranks.pass_time(4)
     ranks.beat()
-    assert ranks.pass_time(HANG_SECONDS - 1) == ""
+    assert ranks.pass_time(SECONDS - 1) == ""
     assert "while training" in ranks.pass_time(3)
 
 
@@ -105,9 +106,9 @@ def test_a_suspended_machine_has_not_hung(ranks: Ranks) -> None:
 
 def test_the_environment_sets_the_limit() -> None:
     """What has no steps gets longer with it, never shorter."""
-    assert Limits.of({}) == Limits(HANG_SECONDS, LONG_SECONDS)
-    assert Limits.of({SECONDS_NAME: "2"}) == Limits(2.0, LONG_SECONDS)
-    assert Limits.of({SECONDS_NAME: "1800"}) == Limits(1800.0, 6 * 1800.0)
+    assert Limits.of({}) == Limits(SECONDS, LONG_SECONDS)
+    assert Limits.of({environment.HANG_SECONDS.name: "2"}) == Limits(2.0, LONG_SECONDS)
+    assert Limits.of({environment.HANG_SECONDS.name: "1800"}) == Limits(1800.0, 6 * 1800.0)
 
 
 def test_a_heartbeat_without_a_file_does_nothing(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_beat_costs_nothing(tmp_path: Path) -> None:
 def test_a_hang_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks that stop moving are ended: exit 75, a failure of the run's own, and each rank's log
     says where it was."""
-    monkeypatch.setenv(SECONDS_NAME, "2")
+    monkeypatch.setenv(environment.HANG_SECONDS.name, "2")
     project = Project(tmp_path)
     project.trap("hold", call=7 * PER_STEP // 2 + 1, rank=1)
     began = time.monotonic()
@@ -147,4 +148,4 @@ def test_a_hang_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "in spring" in project.run.log_text(None, 1), (
         "the stack of the rank that holds the others up"
     )
-    assert "in _step" in project.run.log_text(None, 0), "and of one that waits for it"
+    assert "in _train" in project.run.log_text(None, 0), "and of one that waits for it"

@@ -12,10 +12,11 @@ import pytest
 
 from loopback.metadata import Metadata
 from support.running import PER_STEP, STEPS, Project, curve, record, steps_of, until
-from xrun.machine.metadata import ADDRESS_NAME
+from xrun import environment
 from xrun.machine.notice import watching
 from xrun.machine.stop import SPARE_SECONDS, StopFlag
-from xrun.run.folder import open_store
+from xrun.run.record import AttemptEnd, AttemptRecord, RunRecord
+from xrun.run.stores import open_store
 
 CLOUDS = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 """Seconds between the notice and the end, as each cloud gives them."""
@@ -29,7 +30,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Metadata]:
 
 
 def environ(server: Metadata) -> dict[str, str]:
-    return {ADDRESS_NAME: server.url}
+    return {environment.METADATA_ADDRESS.name: server.url}
 
 
 def test_a_notice_sets_the_flag_with_its_deadline(server: Metadata) -> None:
@@ -113,7 +114,7 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
         with watching(StopFlag(), cloud, {}):
             assert threading.active_count() == before
     began = time.monotonic()
-    with watching(StopFlag(), "gcp", {ADDRESS_NAME: "http://127.0.0.1:9"}):
+    with watching(StopFlag(), "gcp", {environment.METADATA_ADDRESS.name: "http://127.0.0.1:9"}):
         pass
     assert time.monotonic() - began < 1
 
@@ -135,21 +136,20 @@ def test_a_notice_ends_an_attempt_in_time(
         "zone": "z",
     }
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(info))
-    monkeypatch.setenv(ADDRESS_NAME, server.url)
+    monkeypatch.setenv(environment.METADATA_ADDRESS.name, server.url)
     project = Project(tmp_path)
     plan = project.plan()
-    before = {
-        "id": "before",
-        "started": 1.0,
-        "ended": 2.0,
-        "code": 75,
-        "kind": "stopped",
-        "from_step": 0,
-    }
-    before["last_save"] = 0.8 * seconds
-    open_store(plan, "before").commit(
-        {"format": 1, "digest": plan.digest, "checkpoints": [], "attempts": [before]}, None
+    before = AttemptRecord(
+        id="before",
+        started=1.0,
+        ended=2.0,
+        code=75,
+        end=AttemptEnd.STOPPED,
+        from_step=0,
+        last_save=0.8 * seconds,
     )
+    record_before = RunRecord(digest=plan.digest, rule=plan.rule, attempts=(before,))
+    open_store(plan, "before").commit(record_before.to_json(), None)
     project.trap("hold", call=7 * PER_STEP + 1, committed=5)
     began: list[float] = []
 

@@ -27,7 +27,7 @@ from support.running import (
 )
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
-from xrun.run.record import OWN_FAILURES, new_id, steps_committed, without_progress
+from xrun.run.record import OWN_FAILURES
 from xrun.store.directory.store import DirectoryStore
 from xrun.supervisor.ranks import gravest, read_failure
 
@@ -420,43 +420,17 @@ def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
     """Of several ranks' written failures the one with the attempt's code counts, else the
     earliest."""
     for rank, (code, time) in enumerate([(1, 2.0), (1, 1.0), (6, 3.0)]):
-        facts = {"code": code, "time": time, "message": f"rank {rank}", "kind": "own"}
+        facts = {"code": code, "time": time, "message": f"rank {rank}"}
         (tmp_path / f"failure-{rank}.json").write_text(json.dumps(facts))
-    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 6})["message"] == "rank 2"
-    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 1})["message"] == "rank 1"
-
-
-def test_attempts_sort_by_their_start() -> None:
-    """The ids of attempts that start within one second sort in the order of their starts."""
-    ids = [
-        new_id(1_800_000_000 + milliseconds / 1000 + 0.0001) for milliseconds in range(0, 2000, 7)
-    ]
-    assert sorted(ids) == ids
+    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 6}).message == "rank 2"
+    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 1}).message == "rank 1"
 
 
 def test_a_failure_that_was_cut_short_is_no_failure(tmp_path: Path) -> None:
     """What a rank could not write whole, as on a full disk, does not end the entrypoint: the exit
     code has to do."""
     (tmp_path / "failure-0.json").write_text('{"code"')
-    assert read_failure(tmp_path, {0: 1})["message"] == "the ranks ended with [1]."
-
-
-def test_rejected_steps_count_as_committed() -> None:
-    """A step that was committed and then rejected is no loss of the store, so it is not behind the
-    log."""
-    assert steps_committed({}) == -1
-    assert steps_committed({"checkpoints": [{"step": 5}], "rejected": [10]}) == 10
-
-
-def test_progress_forgives_earlier_failures() -> None:
-    """Only attempts after the last one that committed a new step count as being without
-    progress."""
-    failed = {"from_step": 5, "committed": 5, "kind": "own", "code": 75}
-    moved = {"from_step": 0, "committed": 5, "kind": "own", "code": 75}
-    killed = {"from_step": 5, "committed": 5, "kind": "outside"}
-    assert without_progress([failed, failed, moved]) == ([], [])
-    own, outside = without_progress([failed, moved, failed, killed, failed])
-    assert (len(own), len(outside)) == (2, 1)
+    assert read_failure(tmp_path, {0: 1}).message == "the ranks ended with [1]."
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from support.paths import SOURCES
-from xrun.tracker.jsonl import JsonlTracker, parse, read_points, write_bytes
+from xrun.files import write_bytes
+from xrun.run.points import parse, read_points
+from xrun.tracker.jsonl import JsonlTracker
 from xrun.tracker.protocol import Dropped
 
 

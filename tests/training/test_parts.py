@@ -76,7 +76,7 @@ def test_a_smaller_machine_goes_on(whole: Project, tmp_path: Path, processes: in
     assert "A micro-batch of 4 in 1 parts does not fit into memory" in done.err
     assert f"From step {began} on each micro-batch of 4 is computed in 4 parts" in done.err
     last = record(project.run)["attempts"][-1]
-    assert (last["split"], last["code"]) == (WHOLE, 0)
+    assert (last["parts"], last["code"]) == (WHOLE, 0)
     assert len(record(project.run)["attempts"]) == 2, (
         "the ranks were started again within one attempt"
     )
@@ -96,7 +96,7 @@ def test_one_process_of_two_lacks_memory(whole: Project, tmp_path: Path) -> None
     project.write("memory-1", "2")
     done = project.attempt(processes=2)
     assert done.code == 0, done.err
-    assert record(project.run)["attempts"][-1]["split"] == 2
+    assert record(project.run)["attempts"][-1]["parts"] == 2
     assert close(whole, project)
 
 
@@ -127,7 +127,7 @@ def test_the_next_attempt_knows(tmp_path: Path) -> None:
     done = project.attempt()
     assert done.code == 0, done.err
     assert "does not fit" not in done.err
-    assert record(project.run)["attempts"][-1]["split"] == 2
+    assert record(project.run)["attempts"][-1]["parts"] == 2
 
 
 def test_not_even_one_sample_is_an_error(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_lacking_memory_is_recognised(error: Exception) -> None:
     """In all the words in which it is said."""
     with pytest.raises(OutOfMemory) as caught, enough_memory(8, 2):
         raise error
-    assert caught.value.split == 4
+    assert caught.value.parts == 4
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -26,7 +26,7 @@ def test_a_failure_is_written_down(tmp_path: Path) -> None:
     assert "The whole story is in" in done.err
     (failure,) = project.run.path.glob("logs/*/failure-0.json")
     told = json.loads(failure.read_text())
-    assert (told["code"], told["kind"], told["traceback"]) == (1, "own", True)
+    assert (told["code"], told["end"], told["traceback"]) == (1, "own", True)
     assert "Traceback" in failure.with_name("rank0.log").read_text()
 
 

@@ -19,9 +19,11 @@ import pytest
 
 from loopback.wandb import Wandb
 from support.running import children, until
+from xrun import environment
+from xrun.files import write_json
 from xrun.run.plan import Plan
-from xrun.tracker.jsonl import JsonlTracker, write_json
-from xrun.tracker.wandb.processes import DELETED, Sender, answer_of, send_all, start_witness
+from xrun.tracker.jsonl import JsonlTracker
+from xrun.tracker.wandb.processes import DELETED, Answer, Sender, answer_of, send_all, start_witness
 
 RUN, PROJECT = "tiny-00000000", "p"
 STEPS = 40
@@ -36,7 +38,7 @@ def wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandb]:
 @pytest.fixture(autouse=True)
 def account(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This machine is alice's; the sender looks after its rows quickly."""
-    for name, value in (wandb.environ("alice") | {"XRUN_WANDB_CHECK": "1"}).items():
+    for name, value in (wandb.environ("alice") | {environment.WANDB_CHECK.name: "1"}).items():
         monkeypatch.setenv(name, value)
     yield
     wandb.faults.clear()
@@ -478,34 +480,31 @@ def test_the_library_dies_and_then_the_attempt(run: Run) -> None:
     run.check(STEPS - 1)  # the last one may still be evaluated
 
 
-def witness(run: Run, *options: str) -> dict[str, Any]:
-    """What the witness says."""
-    if not options:
-        return answer_of(start_witness(run.folder / "plan.json"))
-    command = [
-        sys.executable,
-        "-m",
-        "xrun.tracker.wandb.witness",
-        str(run.folder / "plan.json"),
-        *options,
-    ]
-    answer: dict[str, Any] = json.loads(
-        subprocess.run(command, capture_output=True, check=True).stdout
-    )
+def witness(run: Run) -> Answer:
+    """What the witness says of the last commit."""
+    return answer_of(start_witness(run.folder / "plan.json"))
+
+
+def account_of(run: Run) -> dict[str, Any]:
+    """What the witness says of the account."""
+    plan = str(run.folder / "plan.json")
+    command = [sys.executable, "-m", "xrun.tracker.wandb.witness", plan, "--account"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
 def test_the_witness_of_a_new_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "Nothing was committed" and "cannot tell" are different answers."""
-    assert witness(run) == {"answer": "none"}
+    assert witness(run) == Answer()
     run.begin()
     run.train(1, 5)
     assert run.end(75) == 0
-    assert witness(run) == {"answer": "none"}
+    assert witness(run) == Answer()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert witness(run) == {"answer": "unknown", "why": "the API key is not valid"}
+    assert witness(run) == Answer(why="the API key is not valid")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert witness(run)["answer"] == "unknown"
+    assert witness(run).why
 
 
 @pytest.mark.parametrize(
@@ -539,7 +538,7 @@ def test_the_account(
     wandb.read_only.add("alice/closed")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    answer = witness(run, "--account")
+    answer = account_of(run)
     assert bool(answer["problems"]) == bool(what), answer
     assert all(what in problem["what"] and problem["hint"] for problem in answer["problems"])
     if not environ:
