@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -22,15 +23,29 @@ from xrun.errors import LaunchError
 from xrun.launcher.arrival.has_pins import missing
 from xrun.launcher.bundle import pack, there
 from xrun.launcher.wheel import pack_wheel
+from xrun.recipe.accelerators import Accelerators
 from xrun.run.plan import Plan
-from xrun.run.prices import Price
-from xrun.run.spending import prices_of
+from xrun.run.prices import Price, read_prices
 from xrun.supervisor.arrive import arrive
 
 PACKAGE = ROOT / "runner" / "xrun"
 PRICE = Price(
-    "aws", "us-east-1", "", "p4d.24xlarge", "A100:8", True, 2.4655, "2026-11-21", "a catalog"
+    cloud="aws",
+    usd_per_hour=2.4655,
+    region="us-east-1",
+    instance="p4d.24xlarge",
+    accelerators=Accelerators("A100", 8),
+    spot=True,
+    date="2026-11-21",
+    source="a catalog",
 )
+
+
+def packed(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Path:
+    """A cargo's folder, written."""
+    cargo = pack(plan, prices, setup)
+    cargo.write()
+    return cargo.folder
 
 
 @pytest.fixture
@@ -144,11 +159,11 @@ def test_cargo_is_frozen(project: Project) -> None:
     """What is edited after a launch does not change what a recovered attempt gets; the next launch
     has a cargo of its own."""
     plan = project.plan()
-    first = pack(plan, [PRICE])
-    assert pack(plan, [PRICE]) == first
+    first = packed(plan, [PRICE])
+    assert packed(plan, [PRICE]) == first
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     project.write("models/line.py", "def build(): ...\n")
-    second = pack(plan, [PRICE])
+    second = packed(plan, [PRICE])
     assert second != first
     assert (second / "project/models/line.py").read_text() == "def build(): ...\n"
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
@@ -158,7 +173,7 @@ def test_cargo_is_frozen(project: Project) -> None:
 def test_cargo_holds_the_project_the_prices_and_no_caches(project: Project) -> None:
     project.write("models/__pycache__/line.pyc", "x")
     project.write("datasets/words.txt", "a list that a component reads")
-    cargo = pack(project.plan(), [PRICE], setup="pip install einops")
+    cargo = packed(project.plan(), [PRICE], setup="pip install einops")
     assert {name for name in names(cargo) if name.startswith("project/")} == {
         "project/models/line.py",
         "project/datasets/points.py",
@@ -166,7 +181,7 @@ def test_cargo_holds_the_project_the_prices_and_no_caches(project: Project) -> N
         "project/recipes/tiny.yaml",
     }
     assert (cargo / "recipe_setup.sh").read_text() == "pip install einops"
-    (price,) = prices_of({"XRUN_PRICES": (cargo / "prices.json").read_text()})
+    (price,) = read_prices((cargo / "prices.json").read_text())
     assert (price.cloud, price.region, price.usd_per_hour, price.spot, price.date) == (
         "aws",
         "us-east-1",
@@ -180,7 +195,7 @@ def test_data_does_not_travel_as_code(project: Project) -> None:
     with (project.root / "datasets" / "big.bin").open("wb") as file:
         file.truncate(201 * 2**20)
     with pytest.raises(LaunchError, match=r"the largest file is .+/big\.bin"):
-        pack(project.plan(), [])
+        packed(project.plan(), [])
 
 
 def test_commit_and_changes_are_kept(project: Project) -> None:
@@ -189,14 +204,14 @@ def test_commit_and_changes_are_kept(project: Project) -> None:
     for command in (["init", "-q"], ["add", "models", "datasets"], ["commit", "-qm", "one"]):
         subprocess.run([*git, *command], check=True)
     project.write("models/line.py", (project.root / "models/line.py").read_text() + "# changed\n")
-    diff = (pack(project.plan(), []) / "dirty.diff").read_text()
+    diff = (packed(project.plan(), []) / "dirty.diff").read_text()
     assert "+# changed" in diff
     assert "# not in git: recipes/tiny.yaml" in diff
 
 
 def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> None:
     plan = project.plan()
-    cargo = pack(plan, [])
+    cargo = packed(plan, [])
     travelling = Plan.from_json((cargo / "plan.json").read_text())
     assert travelling.home == "~/xrun/runs"
     assert travelling.project == f"{there(plan.run)}/project"
@@ -219,7 +234,7 @@ def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path
     (machine / "xrun").mkdir(parents=True)
     (machine / "xrun" / plan.run).mkdir()
     cargo = machine / "xrun" / plan.run / "cargo"
-    pack(plan, [PRICE], setup=f"echo once >> {tmp_path}/setup.log").rename(cargo)
+    packed(plan, [PRICE], setup=f"echo once >> {tmp_path}/setup.log").rename(cargo)
     environ = {
         "HOME": str(machine),
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",

@@ -15,10 +15,17 @@ from support.sky_home import CLOUDS, SkyHome
 from xrun.cli.offers import offers_json, offers_text
 from xrun.launcher.offers import Offer, rank
 from xrun.launcher.throughput import Machines, Speed, Throughput
+from xrun.recipe.accelerators import Accelerators
 from xrun.recipe.schema import Candidate
 from xrun.run.prices import Price
 
-A100, H100 = Machines("A100:8"), Machines("H100:8")
+
+def eight(name: str, nodes: int = 1) -> Machines:
+    """Nodes of eight."""
+    return Machines(Accelerators(name, 8), nodes)
+
+
+A100, H100 = eight("A100"), eight("H100")
 DAY = 1_790_000_000
 
 
@@ -31,26 +38,26 @@ def offer(
     spot: bool = True,
 ) -> Offer:
     """An offer of one zone, twice as dear on demand."""
+    kind = str(machines.accelerators)
     prices = tuple(
         Price(
-            "aws",
-            "us-east-1",
-            "",
-            machines.accelerators,
-            machines.accelerators,
-            kind,
-            price,
-            "2026-11-21",
-            "a catalog",
+            cloud="aws",
+            usd_per_hour=price,
+            region="us-east-1",
+            instance=kind,
+            accelerators=machines.accelerators,
+            spot=spot_price,
+            date="2026-11-21",
+            source="a catalog",
         )
-        for kind, price in ((True, hourly), (False, 2 * hourly))
+        for spot_price, price in ((True, hourly), (False, 2 * hourly))
     )
     known = throughput or Throughput()
     return Offer(
         candidate,
         "aws",
         "us-east-1",
-        machines.accelerators,
+        kind,
         machines,
         prices,
         spot,
@@ -62,10 +69,7 @@ def offer(
 def measured(steps: int = 36_000, **speeds: float) -> Throughput:
     return Throughput(
         steps,
-        {
-            Machines(f"{name}:8"): Speed(speed, "measured", measured=True)
-            for name, speed in speeds.items()
-        },
+        {eight(name): Speed(speed, "measured", measured=True) for name, speed in speeds.items()},
     )
 
 
@@ -111,7 +115,7 @@ def test_one_kind_of_machine_is_left_to_skypilots_own_order() -> None:
 
 
 def test_unknown_accelerators_are_compared_by_the_hour() -> None:
-    unknown = Machines("TPU-X:8")
+    unknown = eight("TPU-X")
     offers = rank([offer(H100, 20, candidate=1), offer(unknown, 19)], CANDIDATES)
     assert offers.best.machines == unknown
     assert not offers.ordered
@@ -119,7 +123,9 @@ def test_unknown_accelerators_are_compared_by_the_hour() -> None:
 
 
 def test_spot_comes_before_on_demand_at_the_same_price() -> None:
-    same = Price("aws", "r", "", "i", "H100:8", False, 20, "2026-11-21", "a catalog")
+    same = Price(
+        cloud="aws", usd_per_hour=20, accelerators=H100.accelerators, spot=False, region="r"
+    )
     dear = Offer(1, "aws", "r", "i", H100, (same, Price(**{**vars(same), "spot": True})), False)
     spot = Offer(**{**vars(dear), "use_spot": True})
     assert [each.use_spot for each in rank([dear, spot], CANDIDATES).offers] == [True, False]
@@ -127,7 +133,7 @@ def test_spot_comes_before_on_demand_at_the_same_price() -> None:
 
 def test_a_job_has_one_number_of_nodes() -> None:
     """The best offer's; what is left out is said."""
-    two = Machines("H100:8", nodes=2)
+    two = eight("H100", 2)
     offers = rank([offer(H100, 20, candidate=1), offer(two, 50, candidate=2)], CANDIDATES)
     assert [each.machines for each in offers.offers] == [H100]
     assert "2 x H100:8" in offers.notes[0]
@@ -236,7 +242,7 @@ def theirs(candidate, offers):
         wanted = [(place, kind) for place in places for kind in kinds]
         sky.Task(run="true").set_resources(
             {
-                sky.Resources(infra=place, accelerators=candidate.accelerators, use_spot=kind)
+                sky.Resources(infra=place, accelerators=str(candidate.accelerators), use_spot=kind)
                 for place, kind in wanted
             }
         )

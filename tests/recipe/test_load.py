@@ -27,7 +27,7 @@ from xrun.recipe.template import write_template
 
 WRITTEN = FIXTURES / "recipes"
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
-OLD = sorted(FIXTURES.glob("v1-*.yaml"))
+OLD = sorted(WRITTEN.glob("v1-*.yaml"))
 HEAD = """\
 name: small
 model: {name: mlp, args: {inputs: 64, hidden: 128, depth: 2, classes: 10}}
@@ -36,7 +36,7 @@ task: classification
 """
 TRAIN = "train: {steps: 10, global_batch: 8}\n"
 SMALL = HEAD + TRAIN
-WRONG = {case["case"]: case for case in yaml.safe_load((FIXTURES / "wrong_texts.yaml").read_text())}
+WRONG = {case["case"]: case for case in yaml.safe_load((WRITTEN / "wrong_texts.yaml").read_text())}
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -278,8 +278,8 @@ def test_both_suffixes(tmp_path: Path) -> None:
 def test_extends_merges(tmp_path: Path) -> None:
     """Mappings are merged, lists and values replaced, `key: null` is the default, and hardware is
     replaced whole."""
-    child = load_recipe(FIXTURES / "v1-child.yaml")
-    base = load_recipe(FIXTURES / "v1-full.yaml")
+    child = load_recipe(WRITTEN / "v1-child.yaml")
+    base = load_recipe(WRITTEN / "v1-full.yaml")
     assert (child.name, child.train.steps, child.train.compile, child.extends) == (
         "old-child",
         20000,
@@ -373,7 +373,7 @@ def test_override(tmp_path: Path, override: str, read: Any) -> None:
 def test_override_in_a_list() -> None:
     """Items of a list go by number, and the rest of the list stays."""
     recipe = load_recipe(
-        FIXTURES / "v1-full.yaml", ["hardware.any_of.1.nodes=4", "hardware.any_of.0.clouds.1=azure"]
+        WRITTEN / "v1-full.yaml", ["hardware.any_of.1.nodes=4", "hardware.any_of.0.clouds.1=azure"]
     )
     assert [candidate.nodes for candidate in recipe.hardware.any_of] == [2, 4, 4]
     assert recipe.hardware.any_of[0].clouds == ("gcp", "azure")
@@ -382,9 +382,9 @@ def test_override_in_a_list() -> None:
 def test_override_of_the_kind_of_hardware() -> None:
     """`local` on the command line lets the candidates go."""
     assert (
-        load_recipe(FIXTURES / "v1-full.yaml", ["hardware.local.processes=2"]).hardware.any_of == ()
+        load_recipe(WRITTEN / "v1-full.yaml", ["hardware.local.processes=2"]).hardware.any_of == ()
     )
-    assert load_recipe(FIXTURES / "v1-full.yaml", ["hardware=local"]).hardware.worlds == (1,)
+    assert load_recipe(WRITTEN / "v1-full.yaml", ["hardware=local"]).hardware.worlds == (1,)
 
 
 def test_override_of_a_name_and_its_arguments(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_wrong_number_of_an_item() -> None:
     for number in ("5", "-1", "x", "٣"):
         override = f"hardware.any_of.{number}.nodes=2"
         what = f"`hardware.any_of` is a list, whose items are numbered from 0 to 2 (got {number})."
-        assert [str(problem) for problem in refused(FIXTURES / "v1-full.yaml", [override])] == [
+        assert [str(problem) for problem in refused(WRITTEN / "v1-full.yaml", [override])] == [
             f"-s {override}: hardware.any_of.{number}.nodes: {what}"
         ]
 

@@ -25,7 +25,7 @@ from xrun.recipe.secret_text import without_secrets
 
 WRITTEN = FIXTURES / "recipes"
 BROKEN = {
-    case["case"]: case for case in yaml.safe_load((FIXTURES / "broken_rules.yaml").read_text())
+    case["case"]: case for case in yaml.safe_load((WRITTEN / "broken_rules.yaml").read_text())
 }
 
 

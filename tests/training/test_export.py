@@ -13,9 +13,10 @@ from safetensors.torch import load_file, load_model
 from torch import nn
 
 from xrun.run.plan import Plan
+from xrun.run.record import Finished
 from xrun.training.export import sha256_of, write
 
-FACTS = {"step": 10, "samples": 80, "metrics": {"val/loss": 0.5}, "data_revision": "r1"}
+FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5}, data_revision="r1")
 
 
 class Tied(nn.Module):
@@ -53,7 +54,7 @@ def test_the_weights_load_with_the_safetensors_library(tmp_path: Path, plan: Pla
     """model.safetensors has every weight of an ordinary module, and the returned SHA-256 is the
     file's."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    sha256 = write(tmp_path / "model", model, plan, FACTS)
+    sha256 = write(tmp_path / "model", model, plan, FINISHED)
     found = load_file(tmp_path / "model" / "model.safetensors")
     assert found.keys() == model.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
@@ -64,7 +65,7 @@ def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) 
     """A weight that two layers share is one tensor in the file, and a new model gets it back in
     both."""
     model, fresh = Tied(), Tied()
-    write(tmp_path / "model", model, plan, FACTS)
+    write(tmp_path / "model", model, plan, FINISHED)
     path = tmp_path / "model" / "model.safetensors"
     assert len(load_file(path)) == 1
     load_model(fresh, path)
@@ -75,7 +76,7 @@ def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) 
 def test_the_config_and_the_card_say_what_it_is(tmp_path: Path, plan: Plan) -> None:
     """config.json names the component and its arguments, README.md the run, the metrics, the data
     and the weights' hash."""
-    sha256 = write(tmp_path / "model", Tied(), plan, FACTS)
+    sha256 = write(tmp_path / "model", Tied(), plan, FINISHED)
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == {
         "model_type": "xrun",
         "component": "tied",
@@ -98,10 +99,10 @@ def test_the_config_and_the_card_say_what_it_is(tmp_path: Path, plan: Plan) -> N
 
 def test_the_folder_is_replaced_as_a_whole(tmp_path: Path, plan: Plan) -> None:
     """A second export leaves nothing of the first one, and nothing beside the folder."""
-    write(tmp_path / "model", Tied(), plan, FACTS)
+    write(tmp_path / "model", Tied(), plan, FINISHED)
     (tmp_path / "model" / "old-file").write_text("")
     second = nn.Linear(2, 2)
-    write(tmp_path / "model", second, plan, FACTS)
+    write(tmp_path / "model", second, plan, FINISHED)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "README.md",
         "config.json",
@@ -115,13 +116,13 @@ def test_what_a_kill_left_behind_does_not_matter(tmp_path: Path, plan: Plan) -> 
     """Half-written and half-replaced folders of killed exports are no obstacle."""
     for name in (".model.old", f".model.{os.getpid()}"):
         (tmp_path / name / "deep").mkdir(parents=True)
-    write(tmp_path / "model", Tied(), plan, FACTS)
+    write(tmp_path / "model", Tied(), plan, FINISHED)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_export_that_fails_leaves_the_old_folder(tmp_path: Path, plan: Plan) -> None:
     """If the new weights cannot be written the ones before stay, whole."""
-    old = write(tmp_path / "model", Tied(), plan, FACTS)
+    old = write(tmp_path / "model", Tied(), plan, FINISHED)
 
     class Broken(nn.Linear):
         def save_pretrained(self, folder: Path, **options: Any) -> None:
@@ -129,7 +130,7 @@ def test_an_export_that_fails_leaves_the_old_folder(tmp_path: Path, plan: Plan) 
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "model", Broken(2, 2), plan, FACTS)
+        write(tmp_path / "model", Broken(2, 2), plan, FINISHED)
     assert sha256_of(tmp_path / "model" / "model.safetensors") == old
 
 
@@ -141,7 +142,7 @@ def test_a_transformers_model_loads_with_from_pretrained(tmp_path: Path, plan: P
     model = GPT2LMHeadModel(
         GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=6)
     ).eval()
-    write(tmp_path / "model", model, plan, FACTS)
+    write(tmp_path / "model", model, plan, FINISHED)
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded(ids).logits, model(ids).logits)

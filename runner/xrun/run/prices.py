@@ -11,7 +11,7 @@ from typing import Any
 from ..recipe.accelerators import Accelerators
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Price:
     """One kind of machine in one place, in US dollars per hour for all nodes together.
 

@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 
 from support.running import PER_STEP, Project, steps_of
+from xrun.cli.texts import cloud_words
 from xrun.launcher.record import LaunchRecord, one_launcher, read_launch, write_launch
 from xrun.launcher.sky.jobs import Job
-from xrun.launcher.sky.status import cloud_words, hourly, with_jobs
+from xrun.launcher.sky.status import OnCloud, RunStatus, hourly, with_jobs
 from xrun.launcher.throughput import Machines, hours_left, known_throughput
+from xrun.recipe.accelerators import Accelerators
 from xrun.run.folder import RunFolder
 from xrun.run.prices import Price
+from xrun.run.report import RunReport
 from xrun.store.directory.store import DirectoryStore
 
 JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, None, "")
 PRICES = [
-    Price("aws", region, zone, "p4d", "A100:8", spot, price, "2026-11-21", "a catalog")
+    Price(cloud="aws", usd_per_hour=price, region=region, zone=zone, spot=spot)
     for region, zone, spot, price in (
         ("us-east-1", "az1", True, 2.5),
         ("us-east-1", "az2", True, 8.0),
@@ -28,7 +31,7 @@ PRICES = [
         ("eu", "z", True, 1.0),
     )
 ]
-RECORD = LaunchRecord("tiny", job=7, prices=tuple(map(dataclasses.asdict, PRICES)))
+RECORD = LaunchRecord("tiny", job=7, prices=tuple(PRICES))
 
 
 def test_the_price_now_is_that_of_the_jobs_place() -> None:
@@ -41,29 +44,36 @@ def test_the_price_now_is_that_of_the_jobs_place() -> None:
 
 
 def test_a_run_here_is_none_of_skypilots_business(tmp_path: Path) -> None:
-    report = {"run": "tiny", "status": "stopped"}
-    assert with_jobs([RunFolder(tmp_path)], [report]) == [report]
+    report = RunReport("tiny", str(tmp_path), "stopped")
+    (found,) = with_jobs([RunFolder(tmp_path)], [report])
+    assert found == RunStatus(report)
+    assert found.to_json() == report.to_json()
 
 
 def test_a_cloud_runs_line_says_where_and_how_much() -> None:
-    report = {
-        "job": 7,
-        "status": "running",
-        "job_status": "RUNNING",
-        "place": "aws us-east-1 spot",
-        "usd_per_hour": 8.0,
-        "usd": 3.456,
-        "hours_left": 1.25,
-    }
-    assert (
-        ", ".join(cloud_words(report))
-        == "job 7, on aws us-east-1 spot at $8.00/h, $3.46 so far, 1.2 h left"
+    def words(status: str, **known: Any) -> str:
+        return ", ".join(cloud_words(OnCloud(7, known.pop("how", "RUNNING"), **known), status))
+
+    told = words(
+        "running", place="aws us-east-1 spot", usd_per_hour=8.0, usd=3.456, hours_left=1.25
     )
-    assert cloud_words({"job": 7, "job_status": "RUNNING", "status": "running"}) == ["job 7"]
-    assert cloud_words({"job": 7, "job_status": "CANCELLED", "status": "stopped"}) == [
-        "job 7 cancelled"
-    ]
-    assert cloud_words({}) == []
+    assert told == "job 7, on aws us-east-1 spot at $8.00/h, $3.46 so far, 1.2 h left"
+    assert words("running") == "job 7"
+    assert words("stopped", how="CANCELLED") == "job 7 cancelled"
+    assert words("stopped", how=None, problem="Nobody answers.") == "job 7, Nobody answers."
+
+
+def test_what_programs_get_of_a_cloud_run(tmp_path: Path) -> None:
+    """SkyPilot's word is the run's status while the job lives; what is not known is not there."""
+    report = RunReport("tiny", str(tmp_path), "stopped", step=5)
+    alive = OnCloud(7, "RUNNING", status="running", recoveries=1, place="aws", usd_per_hour=None)
+    told = RunStatus(report, alive).to_json()
+    assert (told["status"], told["job"], told["step"], told["recoveries"]) == ("running", 7, 5, 1)
+    assert (told["usd_per_hour"], told["hours_left"]) == (None, None)
+    assert "usd" not in told
+    ended = RunStatus(report, OnCloud(7, "CANCELLED", usd=1.5)).to_json()
+    assert (ended["status"], ended["job_status"], ended["usd"]) == ("stopped", "CANCELLED", 1.5)
+    assert not {"place", "recoveries", "usd_per_hour"} & ended.keys()
 
 
 def test_the_launch_record_survives_and_tells_what_is_uncertain(tmp_path: Path) -> None:
@@ -124,10 +134,15 @@ def trained(tmp_path: Path) -> Project:
 
 def test_what_attempts_have_measured_is_known_to_the_next_plan(trained: Project) -> None:
     """From their checkpoints, else from their whole life; also for another run of the same step."""
+    eight = [Machines(Accelerators(name, 8), nodes) for name, nodes in (("A100", 1), ("H100", 2))]
     known = known_throughput(trained.plan("train.seed=1"))
-    assert known.measured[Machines("H100:8", 2)].steps_per_second == pytest.approx(2.0)
-    assert known.measured[Machines("A100:8")].steps_per_second == pytest.approx(0.5)
-    assert known.measured[Machines("A100:8")].source.startswith("measured in attempt 1 of tiny-")
+    assert known.measured[eight[1]].steps_per_second == pytest.approx(
+        2.0
+    )
+    assert known.measured[eight[0]].steps_per_second == pytest.approx(0.5)
+    assert known.measured[eight[0]].source.startswith(
+        "measured in attempt 1 of tiny-"
+    )
     assert known.steps_left == 20
     assert known_throughput(trained.plan()).steps_left == 8
     assert known_throughput(trained.plan("model.args={width: 9}")).measured == {}

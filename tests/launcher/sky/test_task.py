@@ -18,6 +18,7 @@ from xrun.launcher.offers import Offer, rank
 from xrun.launcher.secrets import secret_names, secret_values
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
+from xrun.recipe.accelerators import Accelerators
 from xrun.recipe.load import load_recipe
 from xrun.recipe.schema import Candidate
 from xrun.run.plan import Plan, make_plan
@@ -37,9 +38,18 @@ def offer(
     **prices: float,
 ) -> Offer:
     """An offer with a price per zone."""
-    machines = Machines(accelerators, nodes)
+    each = Accelerators.parse(accelerators)
+    machines = Machines(each, nodes)
     seen = tuple(
-        Price(cloud, "r1", zone, "machine", accelerators, spot, price, "2026-11-21", "a")
+        Price(
+            cloud=cloud,
+            usd_per_hour=price,
+            region="r1",
+            zone=zone,
+            instance="machine",
+            accelerators=each,
+            spot=spot,
+        )
         for zone, price in prices.items()
     )
     return Offer(candidate, cloud, "r1", "machine", machines, seen, spot)
@@ -199,9 +209,8 @@ from pathlib import Path
 from typing import Any
 from xrun.run.plan import make_plan
 from xrun.recipe.load import load_recipe
-from xrun.launcher.sky.cloud import pack_job, sky_task
-from xrun.launcher.sky.offers import find_offers
-from xrun.launcher.throughput import Throughput
+from xrun.launcher.sky.cloud import sky_task
+from xrun.launcher.sky.launch import prepare
 
 told = {}
 for name in sys.argv[1:]:
@@ -210,8 +219,9 @@ for name in sys.argv[1:]:
         hardware = "hardware={any_of: [{accelerators: 'H100:1', disk: 100}]}"
         recipe = load_recipe(Path(name), [hardware, "checkpoint.store=hub"])
     plan = make_plan(recipe, Path(name))
-    _, config = pack_job(plan, find_offers(plan, Throughput()), {})
-    task = sky_task(config, dict.fromkeys(config["secrets"], "value"))
+    launch = prepare(plan, {})
+    launch.write()
+    task = sky_task(launch.task, dict.fromkeys(launch.task["secrets"], "value"))
     task.validate()
     recovery = [resource.job_recovery for resource in task.resources]
     spot = [resource.use_spot for resource in task.resources]

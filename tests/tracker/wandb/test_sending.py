@@ -422,17 +422,17 @@ def test_the_last_commit(run: Run) -> None:
     until(lambda: run.rows() and run.summary().get("xrun/commit_step") == 10, "the commit", 30.0)
     assert run.summary()["xrun/commit_head"] == "abc"
     assert run.summary()["xrun/commit_store"] == run.plan.store
-    assert witness(run) == {"answer": "commit", "step": 10, "head": "abc"}
+    assert witness(run) == Answer(10, "abc")
     run.end(75)
     write_json(run.folder / "committed.json", {"step": 5, "head": "old"})
     run.begin(10)
     run.train(11, 12)
     assert run.end(75) == 0
-    assert witness(run) == {"answer": "commit", "step": 10, "head": "abc"}
+    assert witness(run) == Answer(10, "abc")
     run.begin(12)
     run.tracker.committed(12, "new")
     assert run.end(0) == 0
-    assert witness(run) == {"answer": "commit", "step": 12, "head": "new"}
+    assert witness(run) == Answer(12, "new")
 
 
 def test_a_machine_that_is_about_to_go(run: Run) -> None:
