@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 from xrun.machine.stop import StopFlag, end_with_parent
 from xrun.recipe.load import load_recipe
-from xrun.run.folder import RunFolder, open_store, write_plan
+from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan, make_plan
-from xrun.run.record import new_id
+from xrun.run.record import AttemptRecord, RunRecord, new_id
+from xrun.run.stores import open_store
 
 PROJECT = Path(__file__).parent / "project"
 _Clock = TypeVar("_Clock", bound=Callable[[], float])
@@ -47,7 +48,7 @@ class Lab:
             run=run,
             environ={**os.environ, "XRUN_HOME": str(self.home)},
         )
-        write_plan(RunFolder(plan.folder), plan)
+        RunFolder(plan.folder).write_plan(plan)
         return plan
 
     def training(self, plan: Plan, stop: StopFlag | None = None) -> Any:
@@ -70,11 +71,8 @@ def take_lease(plan: Plan) -> str:
     attempt = new_id(time.time())
     store = open_store(plan, attempt)
     head = store.head()
-    record: dict[str, Any] = (
-        dict(head.record) if head else {"format": 1, "digest": plan.digest, "checkpoints": []}
-    )
-    own = {"id": attempt, "started": time.time(), "host": "", "processes": 1, "from_step": 0}
-    store.commit({**record, "attempts": [*record.get("attempts", []), own]}, head)
+    record = RunRecord.of(head).begun(plan, AttemptRecord(attempt, started=time.time()))
+    store.commit(record.to_json(), head)
     return attempt
 
 
@@ -187,5 +185,5 @@ def run(training: Any, clock: _Clock) -> _Clock:
 def fresh(plan: Plan) -> Plan:
     """The same plan without what its runs have left."""
     shutil.rmtree(plan.folder, ignore_errors=True)
-    write_plan(RunFolder(plan.folder), plan)
+    RunFolder(plan.folder).write_plan(plan)
     return dataclasses.replace(plan)

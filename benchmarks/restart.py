@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks.lab import Lab, StepClock, lab, run
 from benchmarks.result import Row, interleaved, main, median, spread
-from xrun.checkpoint.manifest import checkpoints_of
-from xrun.run.folder import open_store
+from xrun.run.record import RunRecord
+from xrun.run.stores import open_store
 
 BARE = """import os, sys, time
 import torch, accelerate
@@ -129,7 +129,7 @@ def _measure(
     plan = own.plan("restart", "restart", *overrides)  # the same run, which now goes on
     head = open_store(plan, "reader").head()
     assert head is not None
-    newest = checkpoints_of(head)[-1]
+    newest = RunRecord.of(head).checkpoints[-1]
     assert newest.step == 2
     places = [file.copies[0] for file in newest.files.values()]
     size = sum(file.size for file in newest.files.values())

@@ -81,7 +81,7 @@ def _resumed(own: Lab, streamed: bool, workers: int, step: int) -> Callable[[], 
     training.checkpointer.wait()
     training.checkpointer.close()
     training.tracker.finish()
-    assert training.checkpointer.committed_step == step
+    assert training.checkpointer.lease.committed_step == step
 
     def first_batch() -> float:
         again = own.training(plan)

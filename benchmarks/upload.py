@@ -78,7 +78,7 @@ class _Saves:
     def __call__(self, done: int) -> None:
         if (
             self.asked
-            and self.checkpointer.committed_step >= self.asked
+            and self.checkpointer.lease.committed_step >= self.asked
             and not self.checkpointer.busy
         ):
             self.sent.append(_bytes(self.hub) - self.before)
@@ -106,7 +106,7 @@ def _whole(state: Any, hub: Any) -> int:
         before = _bytes(hub)
         torch.save(state.tensors(), file)
         api.upload_file(path_or_fileobj=file, path_in_repo="state.pt", repo_id="alice/whole")
-        for parameter in state.objective.parameters():
+        for parameter in state.model.parameters():
             parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
         state.optimizer.step()
     return _bytes(hub) - before

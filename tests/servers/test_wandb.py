@@ -259,7 +259,7 @@ back = wandb.Api().run("alice/p/moved").state
 run.finish()
 print(json.dumps([left, back]))
 """
-    assert client(server, tmp_path, code) == ["preempted", "support.running"]
+    assert client(server, tmp_path, code) == ["preempted", "running"]
     assert server.state("alice", "p", "moved") == "finished"
 
 

@@ -136,13 +136,9 @@ def test_what_attempts_have_measured_is_known_to_the_next_plan(trained: Project)
     """From their checkpoints, else from their whole life; also for another run of the same step."""
     eight = [Machines(Accelerators(name, 8), nodes) for name, nodes in (("A100", 1), ("H100", 2))]
     known = known_throughput(trained.plan("train.seed=1"))
-    assert known.measured[eight[1]].steps_per_second == pytest.approx(
-        2.0
-    )
+    assert known.measured[eight[1]].steps_per_second == pytest.approx(2.0)
     assert known.measured[eight[0]].steps_per_second == pytest.approx(0.5)
-    assert known.measured[eight[0]].source.startswith(
-        "measured in attempt 1 of tiny-"
-    )
+    assert known.measured[eight[0]].source.startswith("measured in attempt 1 of tiny-")
     assert known.steps_left == 20
     assert known_throughput(trained.plan()).steps_left == 8
     assert known_throughput(trained.plan("model.args={width: 9}")).measured == {}
