@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from loopback.hub import Hub
 from support.paths import FIXTURES
-from support.running import Done, Project, attempt, curve
+from support.running import Done, Project, attempt, curve, ended, start
 from xrun.launcher.job import choose_run
 from xrun.launcher.preflight import check_online, refuse
 from xrun.recipe.load import load_recipe
@@ -101,21 +101,20 @@ def compare(run: RunFolder, other: RunFolder) -> None:
 def test_the_command_goes_on_with_it(old: Path) -> None:
     """`xrun RECIPE` as a person types it; `--run` with its id, and without a plan.json, which one
     may have been told to delete."""
-    project = Project.__new__(Project)
-    project.root = old.parent.parent
-    (project.root / "home").mkdir()
+    root = old.parent.parent
+    (root / "home").mkdir()
 
     def xrun(*arguments: str) -> Done:
-        return project.xrun(str(old), "--yes", *arguments, environ={"LOGNAME": "root"})
+        return ended(start(root, str(old), "--yes", *arguments, environ={"LOGNAME": "root"}))
 
-    (project.root / "runs" / RUN / "plan.json").unlink()
+    (root / "runs" / RUN / "plan.json").unlink()
     done = xrun("--run", RUN, "-s", "train.steps=15")
     assert done.code == 0, done.err
     assert "Going on from step 13." in done.err
     done = xrun()
     assert done.code == 0, done.err
     assert f"Finished {RUN}" in done.out
-    assert [path.name for path in (project.root / "runs").iterdir()] == [RUN]
+    assert [path.name for path in (root / "runs").iterdir()] == [RUN]
 
 
 def test_another_recipe_is_told_what_differs(old: Path) -> None:

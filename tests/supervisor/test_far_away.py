@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import pytest
 from loopback.hub import Hub
 from loopback.wandb import Wandb
 from support.far_away import FarAway, environment, play, step_of
-from support.running import PER_STEP, STEPS, Project, curve, until, weights
+from support.running import PER_STEP, STEPS, Project, attempt, curve, until, weights
+from xrun.launcher.job import choose_run
 from xrun.run import stop_request
 
 # The library's own use of httpx and of hf_xet.
@@ -113,6 +116,22 @@ def test_a_run_that_is_asked_saves_and_stops(
     )
     assert step_of(record) == 8
     assert far.live().code == 0
+
+
+def test_a_run_forks_from_a_run_on_the_hub(tmp_path: Path, hub: Hub) -> None:
+    """Its newest checkpoint is found where that run has its state, also on a machine that has
+    nothing of it."""
+    far = FarAway(tmp_path, hub, None, "trunk")
+    assert far.live().code == 0
+    with environment(far.environ):
+        made = far.project.plan("checkpoint.store=hub://alice/branch", "train.optimizer.lr=0.02")
+        plan = choose_run(replace(made, owner="alice"), fork=far.run.run)
+        assert plan.fork_store == "hub://alice/trunk"
+        assert (plan.run, plan.store) != (far.run.run, far.run.plan().store)
+        shutil.rmtree(far.run.path)
+        done = attempt(plan)
+    assert done.code == 0, done.err
+    assert f"Forked from {far.run.run} at step {STEPS}." in done.err
 
 
 def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -95,6 +96,33 @@ def test_a_node_that_is_started_again_takes_its_place(leader: Leader) -> None:
         "start",
         "lost",
     ]
+    assert leader.heard() == []
+
+
+def hello(life: int) -> socket.socket:
+    """A life of node 1 that has connected and said its number."""
+    connection = socket.create_connection((ADDRESSES[0], PORT))
+    connection.settimeout(30)
+    told = {"kind": "hello", "key": "run", "node": 1, "life": life}
+    connection.sendall(json.dumps(told).encode() + b"\n")
+    return connection
+
+
+def test_connections_that_arrive_in_the_other_order(leader: Leader) -> None:
+    """The earlier life's connection comes late: it is sent away, and the later life keeps the
+    place; in the right order the later one takes it."""
+    with hello(2) as later:
+        until(lambda: leader.lines, "the later life")
+        with hello(1) as earlier:
+            assert earlier.recv(100) == b"", "sent away without a word"
+        leader.tell("start")
+        assert json.loads(later.recv(100)) == {"kind": "start"}
+        assert leader.lines[1].life == 2
+        with hello(3) as third:
+            assert later.recv(100) == b""
+            until(lambda: leader.lines[1].life == 3, "the third life")
+            leader.tell("start")
+            assert json.loads(third.recv(100)) == {"kind": "start"}
     assert leader.heard() == []
 
 

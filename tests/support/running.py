@@ -210,29 +210,8 @@ class Project:
     def start(
         self, *arguments: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any
     ) -> subprocess.Popen[str]:
-        """Start the `xrun` command in this project, in a session of its own as a terminal's shell
-        does."""
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.root / "home"),
-            "PYTHONPATH": SOURCES,
-            "OMP_NUM_THREADS": "1",
-            "HF_ENDPOINT": "http://127.0.0.1:9",
-            **environ,
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "xrun", *arguments],
-            cwd=self.root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            **{
-                "stdout": subprocess.PIPE,
-                "stderr": subprocess.PIPE,
-                "start_new_session": True,
-                **options,
-            },
-        )
+        """Start the `xrun` command in this project."""
+        return start(self.root, *arguments, environ=environ, **options)
 
     def xrun(
         self,
@@ -267,6 +246,33 @@ class Project:
     def run(self) -> RunFolder:
         """The newest run."""
         return runs_in(self.home)[0]
+
+
+def start(
+    root: Path,
+    *arguments: str,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Start the `xrun` command in a project's folder, in a session of its own as a terminal's shell
+    does."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(root / "home"),
+        "PYTHONPATH": SOURCES,
+        "OMP_NUM_THREADS": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        **environ,
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    return subprocess.Popen(
+        [sys.executable, "-m", "xrun", *arguments],
+        cwd=root,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        **{**pipes, **options},
+    )
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 180) -> Done:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.running import PER_STEP, SOURCES, Project, until
+from support.paths import SOURCES
+from support.running import PER_STEP, Project, until
 from xrun.run.folder import RunFolder
 from xrun.training.rank import _is_peer_loss
 

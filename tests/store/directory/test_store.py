@@ -19,7 +19,16 @@ from xxhash import xxh3_128
 
 from xrun.errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
 from xrun.store.directory.store import DirectoryStore
-from xrun.store.protocol import Head, Store, StoredFile, copies_named
+from xrun.store.protocol import (
+    Duplicating,
+    Head,
+    Publisher,
+    RateLimited,
+    StopRequests,
+    Store,
+    StoredFile,
+    copies_named,
+)
 
 
 def attempt(root: Path, name: str = "a1", run: str = "digits-1") -> DirectoryStore:
@@ -462,12 +471,17 @@ def test_the_protocol_is_what_the_folder_store_implements(tmp_path: Path) -> Non
     """A DirectoryStore can stand wherever a Store is asked for (checked by mypy, and here by its
     methods)."""
     store: Store = attempt(tmp_path)
+    twice: Duplicating = attempt(tmp_path)
+    asking: StopRequests = attempt(tmp_path)
     methods: list[Callable[..., object]] = [
         store.head,
         store.put,
-        store.duplicate,
         store.commit,
         store.fetch,
         store.sweep,
+        twice.duplicate,
+        asking.ask_to_stop,
+        asking.asked_to_stop,
     ]
+    assert not isinstance(store, Publisher | RateLimited), "a folder publishes nothing, at any rate"
     assert all(method.__doc__ for method in methods)

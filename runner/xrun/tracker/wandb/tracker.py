@@ -7,6 +7,7 @@ asks the server (`api`). Only a process that may wait and may be ended uses it: 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class WandbTracker:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """See Tracker; a step is sent when a later one is there, as training and evaluation may
         share one."""
-        for row in self.rows.add([{"step": step, **values}]):
+        point = {"step": step, "time": time.time(), **values}
+        for row in self.rows.add([point]):
             self.run.log(row)
 
     def committed(self, step: int, head: str) -> None:

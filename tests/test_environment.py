@@ -1,0 +1,31 @@
+"""The variables of xrun's own: each with a name, a meaning and what holds without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.paths import ROOT
+from xrun import environment
+from xrun.environment import ALL, PREFIX, Variable
+
+
+def test_all_of_them_are_known_and_say_what_they_mean() -> None:
+    names = [variable.name for variable in ALL]
+    assert len(names) == len(set(names)) > 10
+    assert all(name.startswith(PREFIX) for name in names)
+    assert all(variable.meaning.endswith(".") for variable in ALL)
+
+
+def test_what_is_set_counts_and_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Variable("XRUN_OWN", "A test's.", "7")
+    assert own.of({}) == own.of({"XRUN_OWN": ""}) == own.of() == "7"
+    assert own.of({"XRUN_OWN": "8"}) == "8"
+    monkeypatch.setenv("XRUN_OWN", "9")
+    assert own.of() == "9"
+
+
+def test_what_the_readme_names_is_there() -> None:
+    """A person who reads of a variable can set it."""
+    text = (ROOT / "README.md").read_text()
+    for variable in (environment.HOME, environment.HUB_SPACING):
+        assert variable.name in text
