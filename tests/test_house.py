@@ -1,5 +1,9 @@
 """The house is as docs/architecture.md says: every module has its test, and what is to stand in one
-place stands in one place."""
+place stands in one place.
+
+Covers `xrun.entrypoint`, `xrun.attempt`, `xrun.arrive`, `xrun.tracker.wandb_sender` and
+`xrun.tracker.wandb_witness`.
+"""
 
 from __future__ import annotations
 

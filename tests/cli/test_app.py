@@ -1,4 +1,8 @@
-"""The command line: texts, JSON, exit codes, and mistakes that people make."""
+"""The command line: texts, JSON, exit codes, and mistakes that people make.
+
+Covers `xrun.__main__`, `xrun.cli.options`, `xrun.cli.recipes`, `xrun.cli.runs`, `xrun.cli.texts`
+and `xrun.cli.train`.
+"""
 
 from __future__ import annotations
 

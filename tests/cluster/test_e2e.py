@@ -2,6 +2,8 @@
 that are really taken away.
 
 The state goes to a loopback Hub and the points to a loopback W&B. Each test says what it measured.
+
+Covers `xrun.launcher.sky.cancel`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The loader: the same bits from 0, 1 and 3 real workers."""
+"""The loader: the same bits from 0, 1 and 3 real workers.
+
+Covers `xrun.data.batch` and `xrun.data.randomness`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What travels with a job is the very code that launched it, whole, frozen, and enough for a bare
-machine to train."""
+machine to train.
+
+Covers `xrun.launcher.arrival.has_pins` and `xrun.supervisor.arrive`.
+"""
 
 from __future__ import annotations
 

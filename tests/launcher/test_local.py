@@ -1,4 +1,7 @@
-"""The command and its processes: stops, kills of every part, and one run in one place."""
+"""The command and its processes: stops, kills of every part, and one run in one place.
+
+Covers `xrun.supervisor.entrypoint`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Offers are ranked by what the whole run costs, and priced from SkyPilot's real catalogs, never
-without day and source."""
+without day and source.
+
+Covers `xrun.cli.offers` and `xrun.launcher.sky.offers`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Notices of three clouds from a metadata server on loopback."""
+"""Notices of three clouds from a metadata server on loopback.
+
+Covers `xrun.machine.metadata`.
+"""
 
 from __future__ import annotations
 

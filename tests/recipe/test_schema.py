@@ -1,5 +1,8 @@
 """What a recipe promises: every rule is refused with its sentence, at the key where the person can
-act."""
+act.
+
+Covers `xrun.recipe.interval`, `xrun.recipe.metrics` and `xrun.recipe.rules`.
+"""
 
 from __future__ import annotations
 

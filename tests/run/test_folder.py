@@ -1,4 +1,7 @@
-"""What a run's folder tells."""
+"""What a run's folder tells.
+
+Covers `xrun.run.report`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Run ids are for ever: what counts for a digest and what does not, by which rule, and which runs a
-recipe finds."""
+recipe finds.
+
+Covers `xrun.run.code_digest`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """A run that lives on the Hub and in W&B: kills, lost machines, servers that fail; nothing is lost,
-nothing is doubled."""
+nothing is doubled.
+
+Covers `xrun.run.logs`, `xrun.run.stop_request` and `xrun.run.stores`.
+"""
 
 from __future__ import annotations
 

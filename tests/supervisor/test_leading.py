@@ -1,5 +1,8 @@
 """One attempt from outside: the lease, how it ends, what is recorded, and state that is damaged or
-gone."""
+gone.
+
+Covers `xrun.supervisor.ranks` and `xrun.supervisor.witnesses`.
+"""
 
 from __future__ import annotations
 

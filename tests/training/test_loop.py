@@ -1,4 +1,8 @@
-"""End-to-end properties of training: real ranks, real kills, compared to the last bit."""
+"""End-to-end properties of training: real ranks, real kills, compared to the last bit.
+
+Covers `xrun.training.accelerator`, `xrun.training.build`, `xrun.training.conditions`,
+`xrun.training.instances` and `xrun.training.start`.
+"""
 
 from __future__ import annotations
 

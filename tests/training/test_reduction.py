@@ -1,6 +1,8 @@
 """Gradients of real processes: one and the same as one process's, and in `exact` to the last bit.
 
 The file is also the program that the processes run: `python test_reduction.py FOLDER RANK`.
+
+Covers `xrun.training.running_statistics`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """A launch that is repeated, or killed anywhere, ends with one job; on SkyPilot's real API server,
-which counts."""
+which counts.
+
+Covers `xrun.launcher.sky.jobs`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from support.sky_home import ApiServer, SkyHome
 from xrun.launcher.record import read_launch
 from xrun.run.folder import RunFolder
 
-pytestmark = pytest.mark.cloud
+# A job's files are sent with rsync.
+pytestmark = [pytest.mark.cloud, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from support.paths import ROOT
 from support.sky_home import CLOUDS, SkyHome
 from xrun.errors import LaunchError
 from xrun.launcher.offers import Offer, rank
-from xrun.launcher.secrets import secret_names, secret_values
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
 from xrun.recipe.accelerators import Accelerators
@@ -162,29 +161,6 @@ def test_secrets_go_by_name(tmp_path: Path) -> None:
         for name, value in environ.items()
         if name in config["secrets"] and value in text + command
     ]
-
-
-def test_secrets_are_found_where_the_logins_keep_them(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("hf_from_login\n")
-    (tmp_path / "netrc").write_text(
-        "machine api.wandb.ai\n  login user\n  password key-from-login\n"
-    )
-    (tmp_path / "netrc").chmod(0o600)
-    names = secret_names(plan_of(tmp_path, "tracking.wandb={project: p}").load_recipe())
-    environ = {"HF_TOKEN_PATH": str(tmp_path / "token"), "NETRC": str(tmp_path / "netrc")}
-    assert secret_values(names, environ) == {
-        "HF_TOKEN": "hf_from_login",
-        "WANDB_API_KEY": "key-from-login",
-    }
-    assert secret_values(["HF_TOKEN"], {**environ, "HF_TOKEN": "hf_from_environment"}) == {
-        "HF_TOKEN": "hf_from_environment"
-    }
-    with pytest.raises(LaunchError, match="needs MINE, WANDB_API_KEY") as caught:
-        secret_values(
-            ["MINE", "WANDB_API_KEY"],
-            {"WANDB_BASE_URL": "https://elsewhere", "NETRC": str(tmp_path / "netrc")},
-        )
-    assert "`wandb login`" in caught.value.hint
 
 
 def test_files_of_the_recipe_go_along(tmp_path: Path) -> None:

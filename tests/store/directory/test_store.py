@@ -1,5 +1,8 @@
 """What a store promises to everybody who saves and restores, checked on real folders and real
-processes."""
+processes.
+
+Covers `xrun.store.protocol`, `xrun.store.directory.commits` and `xrun.store.durable`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,10 @@
 """Weights & Biases: the real client, a loopback server, and every step once, whatever happens to
-sender, server or machine."""
+sender, server or machine.
+
+Covers `xrun.tracker.wandb.api`, `xrun.tracker.wandb.library`, `xrun.tracker.wandb.orders`,
+`xrun.tracker.wandb.processes`, `xrun.tracker.wandb.rows`, `xrun.tracker.wandb.sender` and
+`xrun.tracker.wandb.witness`.
+"""
 
 from __future__ import annotations
 

@@ -74,8 +74,7 @@ def check_system() -> None:
         raise LaunchError(
             f"SkyPilot sends files to the machines with {' and '.join(missing)}, which this machine"
             " does not have.",
-            f"Install it (on Debian and Ubuntu: apt install {packages}), then run the same command"
-            " again.",
+            f"On Debian and Ubuntu: `apt install {packages}`. Then run the same command again.",
         )
 
 

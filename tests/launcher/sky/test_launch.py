@@ -1,0 +1,72 @@
+"""A launch is one value: what was printed and asked about is what is submitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.running import Project
+from support.sky_home import CLOUDS, SkyHome
+
+pytestmark = pytest.mark.cloud
+
+PREPARED = """
+import dataclasses, json, sys
+from pathlib import Path
+import yaml
+from xrun.cli.offers import offers_json
+from xrun.launcher.sky.launch import prepare
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import make_plan
+
+path = Path("recipes/tiny.yaml")
+hardware = "hardware={any_of: [{accelerators: 'A100:8', spot: true}]}"
+recipe = load_recipe(path, [hardware, "train.micro_batch=1", "checkpoint.store=hub"])
+plan = make_plan(recipe, path)
+launch = prepare(plan)
+before = sorted(str(path) for path in Path(".").rglob("*") if path.is_file())
+printed = launch.text()
+Path("models/line.py").write_text("def build(): ...\\n")
+written = launch.write()
+try:
+    launch.plan = None
+    frozen = False
+except dataclasses.FrozenInstanceError:
+    frozen = True
+(cargo,) = [Path(source) for source in launch.task["file_mounts"].values()]
+print(json.dumps({
+    "before": before,
+    "frozen": frozen,
+    "same text": printed.startswith(written.read_text()),
+    "chosen": offers_json(launch.offers)["chosen"],
+    "prices": json.loads((cargo / "prices.json").read_text()),
+    "model": (cargo / "project/models/line.py").read_text(),
+    "plan": json.loads((cargo / "plan.json").read_text())["run"] == plan.run,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> SkyHome:
+    home = SkyHome(tmp_path_factory.mktemp("sky"))
+    home.enable(*CLOUDS)
+    return home
+
+
+def test_what_was_printed_is_what_is_launched(home: SkyHome, tmp_path: Path) -> None:
+    """Nothing is written before it is settled; what is edited while the person thinks it over does
+    not travel; prices are asked once, for the table, the task and the machine."""
+    project = Project(tmp_path)
+    model = (project.root / "models" / "line.py").read_text()
+    done = home.python(PREPARED, cwd=project.root)
+    assert done.code == 0, done.err
+    told = json.loads(done.out.splitlines()[-1])
+    assert told["before"] == ["datasets/points.py", "models/line.py", "recipes/tiny.yaml"]
+    assert told["frozen"]
+    assert told["same text"]
+    assert told["model"] == model
+    assert told["plan"]
+    chosen = told["chosen"]
+    assert chosen["usd_per_hour"] in [price["usd_per_hour"] for price in told["prices"]]
