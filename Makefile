@@ -5,7 +5,7 @@ BIN = .venv/bin
 NEWEST = .venv-newest/bin
 # Fixtures need no types; an attribute of a torch module is `Tensor | Module` to mypy, whatever it is; a test gives wrong values
 # on purpose. Options of its own need a cache of their own.
-MYPY_TESTS = --cache-dir .mypy_cache/tests --allow-untyped-defs --allow-incomplete-defs \
+MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs \
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
@@ -47,7 +47,7 @@ check: install
 	$(BIN)/mypy runner/xrun
 	$(BIN)/mypy models
 	$(BIN)/mypy datasets
-	$(BIN)/mypy $(MYPY_TESTS) tests
+	$(BIN)/mypy $(MYPY_TESTS) tests servers
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -75,8 +75,9 @@ docs: install
 	mv recipes/recipe.schema.json.new recipes/recipe.schema.json
 	$(BIN)/python -c "from xrun.recipe.docs import recipe_docs; print(recipe_docs(), end='')" > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
+	$(PYTHON) tests/support/house.py docs/house.svg
 
 # Runs are kept: they are yours.
 clean:
 	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find runner models datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find runner servers models datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,15 +6,24 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+from support.house import (
+    DOORS,
+    GROUND,
+    arrows,
+    imports,
+    in_rooms,
+    modules,
+    picture,
+    reached,
+    room,
+    statements,
+)
 from support.paths import ROOT
 
-PACKAGE = ROOT / "runner" / "xrun"
 XRUN = Path(sys.executable).with_name("xrun")
 HEAVY = {
     "torch",
@@ -26,9 +35,6 @@ HEAVY = {
     "numpy",
     "huggingface_hub",
 }
-
-GROUND = ("errors", "environment", "files", "lock", "backoff")
-"""What everybody may import; they import nothing of the package."""
 
 # The arrows of docs/architecture.md: each room, from the lowest floor up, and the rooms that it may
 # import.
@@ -48,83 +54,10 @@ ARROWS = {
     "drill": "recipe run",
     "cli": "drill launcher recipe run tracker",
 }
-DOORS = {
-    "__main__": "cli",
-    "entrypoint": "supervisor",
-    "attempt": "training",
-    "arrive": "supervisor",
-}
-"""What is started by name, with the room that it leads to; the last three are names of old."""
+LEADS_TO = dict(zip(DOORS, ("cli", "supervisor", "training", "supervisor"), strict=True))
+"""What is started by name, with the room behind it."""
 LAUNCHER_HALF = ("cli", "launcher", "drill")
 CONTAINER_HALF = ("supervisor", "training", "checkpoint", "data", "tracker", "machine")
-
-
-def modules() -> dict[str, Path]:
-    """The package's modules: `xrun.store.directory` -> its file."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = ("xrun", *path.relative_to(PACKAGE).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def statements(node: ast.AST, *, typing: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Every import in a file, lazy ones too; with `typing` also those that only a type checker
-    sees."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in [*child.orelse, *(child.body if typing else ())]:
-                yield from statements(other, typing=typing)
-                yield from [other] if isinstance(other, ast.Import | ast.ImportFrom) else []
-        else:
-            yield from statements(child, typing=typing)
-
-
-@cache
-def imports(module: str) -> frozenset[str]:
-    """The full names of the modules that this one imports: ours to the module, the others as they
-    are written."""
-    known = modules()
-    path = known[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found = set()
-    for statement in statements(ast.parse(path.read_text())):
-        if isinstance(statement, ast.Import):
-            found |= {alias.name for alias in statement.names}
-            continue
-        base = (
-            package.split(".")[: len(package.split(".")) - statement.level + 1]
-            if statement.level
-            else []
-        )
-        source = ".".join([*base, *filter(None, [statement.module])])
-        inner = {f"{source}.{alias.name}" for alias in statement.names} & known.keys()
-        found |= inner or {source}
-    return frozenset(found - {module})
-
-
-def reached(*starts: str) -> set[str]:
-    """The package's modules that these import, directly or through one another, with themselves."""
-    known, found, todo = modules(), set(), list(starts)
-    while todo:
-        module = todo.pop()
-        if module not in found:
-            found.add(module)
-            todo += [name for name in imports(module) if name in known]
-    return found
-
-
-def room(module: str) -> str:
-    """The file or folder of the package that a module lies in: `xrun.store.directory` ->
-    `store`."""
-    return module.split(".")[1]
-
-
-def in_rooms(*rooms: str) -> list[str]:
-    """The modules of these rooms."""
-    return [module for module in modules() if module != "xrun" and room(module) in rooms]
 
 
 def importers(of: set[str], among: set[str]) -> list[str]:
@@ -155,17 +88,16 @@ def test_no_arrow_turns_back() -> None:
 
 @pytest.mark.parametrize("name", [*GROUND, *ARROWS, *DOORS])
 def test_imports_follow_the_arrows(name: str) -> None:
-    """And no arrow is in the table that nothing needs."""
-    to = {
-        room(other)
-        for module in in_rooms(name)
-        for other in imports(module)
-        if other.startswith("xrun.")
-    } - {name}
+    """And no arrow is in the table that nothing needs; the ground stands on nothing but itself."""
     if name in GROUND:
-        assert to == set()
-    else:
-        assert to - set(GROUND) == set((ARROWS | DOORS)[name].split())
+        ours = [other for other in imports(f"xrun.{name}") if other.startswith("xrun.")]
+        assert [other for other in ours if room(other) not in GROUND] == []
+    assert arrows()[name] == set((ARROWS | LEADS_TO).get(name, "").split())
+
+
+def test_the_picture_is_current() -> None:
+    """`make docs` draws it anew."""
+    assert (ROOT / "docs" / "house.svg").read_text() == picture(), "run `make docs`"
 
 
 def test_imports_are_relative() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xrun.checkpoint.tensor_file import Rows, TensorReader, bytes_of, header, split_by_size
+from xrun.checkpoint.tensor_file import Rows, TensorReader, bytes_of, cut_by_size, header
 from xrun.errors import CheckpointError
 
 KINDS = [
@@ -110,8 +110,8 @@ def test_a_state_is_cut_into_files_in_order() -> None:
         name: torch.zeros(size, dtype=torch.uint8)
         for name, size in (("a", 4), ("b", 6), ("c", 50), ("d", 1))
     }
-    assert [list(part) for part in split_by_size(tensors, 10)] == [["a", "b"], ["c"], ["d"]]
-    assert list(split_by_size({})) == []
+    assert [list(part) for part in cut_by_size(tensors, 10)] == [["a", "b"], ["c"], ["d"]]
+    assert list(cut_by_size({})) == []
 
 
 def shares(count: int, processes: int) -> list[tuple[int, int]]:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.running import RECIPE, Project
-from xrun.errors import LaunchError
+from xrun.errors import LaunchError, RecipeError
 from xrun.recipe.load import load_recipe
+from xrun.recipe.schema import Recipe
 from xrun.run.plan import Plan, differences, make_plan
 
 
@@ -97,6 +98,20 @@ def test_comments_and_order_do_not_matter(project: Project, tmp_path: Path) -> N
         "# a comment\n" + RECIPE.replace("task: classification\n", "") + "task: classification\n",
     )
     assert other.plan().run == project.plan().run
+
+
+def test_a_recipe_made_by_hand_keeps_the_rules(project: Project) -> None:
+    """Without a file nothing was checked before; the plan is where it is, with all that is
+    wrong."""
+    loaded = load_recipe(project.recipe, [])
+    values = loaded.model_dump(mode="json")
+    values["train"] |= {"epochs": 3, "micro_batch": 3}
+    with pytest.raises(RecipeError) as refused:
+        make_plan(Recipe.model_validate(values), project.recipe)
+    assert [problem.key for problem in refused.value.problems] == [
+        "train.epochs",
+        "train.micro_batch",
+    ]
 
 
 def test_a_plan_survives_json(project: Project) -> None:

@@ -190,7 +190,7 @@ class Checkpointer:
         return {
             f"{group}-{self.writers.rank}-{number}": tensors
             for group, members in groups.items()
-            for number, tensors in enumerate(tensor_file.split_by_size(members))
+            for number, tensors in enumerate(tensor_file.cut_by_size(members))
         }
 
     def _copy(self, saving: _Saving) -> None:

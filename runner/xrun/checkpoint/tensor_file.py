@@ -45,7 +45,7 @@ _NAMES = {
 }
 
 
-def split_by_size(
+def cut_by_size(
     tensors: Mapping[str, Tensor], limit: int = FILE_BYTES
 ) -> Iterator[dict[str, Tensor]]:
     """Cut tensors into files of about `limit` bytes, keeping their order."""

@@ -180,10 +180,12 @@ def make_plan(
     Raises:
         LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot
             do.
-        RecipeError: `processes` cannot share the micro-batches evenly.
+        RecipeError: the recipe, which may have been made without a file, breaks a rule, or
+            `processes` cannot share the micro-batches evenly.
     """
     check_run_id(run)
     check_run_id(fork)
+    check_rules(recipe, path)
     check_tracking(recipe)
     check_processes(recipe, processes or 1)
     project = component.project_root(path)
@@ -205,6 +207,18 @@ def make_plan(
         store=str(recipe.checkpoint.store) if recipe.checkpoint.durable else "",
         version=_version(),
     )
+
+
+def check_rules(recipe: Recipe, path: Path) -> None:
+    """What loading has checked in a recipe from a file, for one that was made by hand.
+
+    Raises:
+        RecipeError: it breaks a rule.
+    """
+    from ..recipe.rules import broken
+
+    if problems := [replace(problem, path=str(path)) for _, problem in broken(recipe)]:
+        raise RecipeError(problems)
 
 
 def check_processes(recipe: Recipe, processes: int) -> None:
