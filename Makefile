@@ -36,10 +36,10 @@ test: check
 	$(BIN)/pytest
 	$(MAKE) newest
 
-# Managed jobs of a real SkyPilot on a Slurm of their own, with machines that are taken away: about 15 minutes on 2 cores. Says
-# which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
+# What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm of their own, with machines
+# that are taken away; and torch.compile. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
 e2e: install
-	$(BIN)/pytest -m cluster tests/cluster
+	$(BIN)/pytest -m "e2e and not soak"
 
 check: install
 	$(BIN)/ruff check .
@@ -54,16 +54,16 @@ format: install
 	$(BIN)/ruff format .
 
 newest: .venv-newest/stamp
-	$(NEWEST)/pytest -m "not soak and not cluster and not contract and not cloud and not once"
+	$(NEWEST)/pytest -m "not soak and not e2e and not contract and not cloud and not once"
 
 # xrun and its peers side by side, in under 30 minutes on 2 cores: docs/performance.md.
 bench: .venv-newest/stamp
 	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[bench]'
 	$(NEWEST)/python -m benchmarks
 
-# The long drills: hundreds of kills.
+# The long drills, sweeps and simulations: hours. What came of them is kept by the day in tests/soak/.
 soak: install
-	$(BIN)/pytest -m soak
+	$(BIN)/pytest -m soak --results tests/soak
 
 # The same round trips against the public Hub and W&B: needs HF_TOKEN and WANDB_API_KEY in the environment.
 contract: install

@@ -3,8 +3,14 @@ would be."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -59,3 +65,36 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def accounts() -> dict[str, str]:
     """The accounts that the tests were started with, for those that are meant to use them."""
     return ACCOUNTS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--results FOLDER` keeps what came of the tests, by the day: `make soak` does."""
+    parser.addoption("--results", metavar="FOLDER", help="Keep the outcomes in FOLDER/DAY.json.")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A file of the day, with the machine and the commit."""
+    if not (folder := config.getoption("--results")):
+        return
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if report.when == "call"
+    ]
+    told = {
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "tests": {
+            report.nodeid: {"outcome": report.outcome, "seconds": round(report.duration, 1)}
+            for report in sorted(reports, key=lambda report: report.nodeid)
+        },
+    }
+    path = Path(folder) / f"{told['day']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1) + "\n")
+    terminalreporter.write_line(f"The outcomes are in {path}")

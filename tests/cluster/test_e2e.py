@@ -26,7 +26,7 @@ from loopback.server import Refused
 from loopback.wandb import Wandb
 from support.running import until as eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
 EPOCHS = "train.epochs=40"

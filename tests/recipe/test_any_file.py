@@ -208,18 +208,36 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutated") / "r.yaml"
 
 
+def sweep(count: int) -> settings:
+    """So many mutated recipes, the same ones each time."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 @pytest.mark.once
-@settings(
-    max_examples=10_000,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@sweep(1_000)
 @given(seed=st.integers(0, 2**64))
 def test_any_file_is_a_recipe_or_problems(scratch: Path, seed: int) -> None:
-    """10,000 mutated recipes: each one loads, or is refused with problems that can be printed;
+    """A thousand mutated recipes: each one loads, or is refused with problems that can be printed;
     nothing else ever happens."""
+    load_mutated(scratch, seed)
+
+
+@pytest.mark.soak
+@sweep(50_000)
+@given(seed=st.integers(0, 2**64))
+def test_any_of_many_files_is_a_recipe_or_problems(scratch: Path, seed: int) -> None:
+    """Fifty thousand of them."""
+    load_mutated(scratch, seed)
+
+
+def load_mutated(scratch: Path, seed: int) -> None:
+    """One mutated recipe, and what came of it."""
     dice = random.Random(seed)
     text = dice.choice([*SHIPPED, *OLD]).read_bytes()
     mutate = dice.choice([mutated_bytes, mutated_nodes])

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:hf_xet:DeprecationWarning"),
 ]
 
-SEEDS = range(*(int(number) for number in os.environ.get("XRUN_SCHEDULES", "1000-1500").split("-")))
+SEEDS = range(*(int(number) for number in os.environ.get("SCHEDULES", "1000-1500").split("-")))
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_many_schedules_of_faults(
     tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
 ) -> None:
     """Five hundred of them, every tenth with W&B, whose processes take most of the time;
-    `XRUN_SCHEDULES=100-200` chooses others.
+    `SCHEDULES=100-200` chooses others.
 
     Each one's outcome is printed as a line of JSON.
     """

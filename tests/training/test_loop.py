@@ -128,7 +128,13 @@ def undisturbed(make: Any) -> Project:
     return project
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize(
+    "feature",
+    [  # torch.compile calls a C++ compiler
+        pytest.param(name, marks=[pytest.mark.e2e] if name == "compile" else [])
+        for name in FEATURES
+    ],
+)
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, feature: str) -> None:
     """With every feature: killed at step 8 and resumed from step 5, losses, metrics and weights are
     the same to the last bit."""

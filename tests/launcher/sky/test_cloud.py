@@ -19,7 +19,7 @@ from xrun.launcher.record import read_launch
 from xrun.run.folder import RunFolder
 
 # A job's files are sent with rsync.
-pytestmark = [pytest.mark.cloud, pytest.mark.cluster]
+pytestmark = [pytest.mark.cloud, pytest.mark.e2e]
 
 
 @pytest.fixture(scope="module")

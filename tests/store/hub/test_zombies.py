@@ -80,11 +80,14 @@ WHERE = {
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("form", "races"), [("hub", 200), ("hub-bucket", 10)])
+@pytest.mark.parametrize(
+    ("form", "races"),
+    [("hub", 40), ("hub-bucket", 10), pytest.param("hub", 1000, marks=pytest.mark.soak)],
+)
 def test_a_zombie_overwrites_nothing(
     tmp_path: Path, clock: Clock, lfs: None, monkeypatch: pytest.MonkeyPatch, form: str, races: int
 ) -> None:
-    """200 times an attempt is held at some request of a save while its successor takes over and
+    """Many times an attempt is held at some request of a save while its successor takes over and
     saves the same step.
 
     Then it goes on. Whatever it was about to do: commits follow one another without a gap, none
