@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, load_model
 from torch import nn
 
+from support.paths import RECIPES
+from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
 from xrun.training.export import sha256_of, write
@@ -31,12 +33,8 @@ class Tied(nn.Module):
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    recipe: dict[str, Any] = {
-        "name": "r",
-        "task": "classification",
-        "model": {"name": "tied", "args": {"width": 4}},
-        "dataset": {"name": "d", "args": {}},
-    }
+    tied = {"name": "tied", "args": {"width": 4}}
+    recipe = load_recipe(RECIPES / "digits_mlp.yaml").model_dump(mode="json") | {"model": tied}
     return Plan(
         "r-12345678",
         "0" * 64,

@@ -98,17 +98,17 @@ def model_card(
     plan: Plan, finished: Finished, attempts: Sequence[AttemptRecord], sha256: str
 ) -> str:
     """What was trained, on what, how well, and by which code."""
-    recipe = plan.recipe
+    recipe = plan.load_recipe()
     metrics = "\n".join(
         f"| {name} | {value:.6g} |" for name, value in sorted(finished.metrics.items())
     )
     return f"""---
-library_name: {"transformers" if recipe["model"]["name"] == "hub" else "pytorch"}
+library_name: {"transformers" if recipe.model.name == "hub" else "pytorch"}
 tags: [xrun]
 ---
 # {plan.run}
 
-`{recipe["model"]["name"]}` trained on `{recipe["dataset"]["name"]}` ({recipe["task"]}) for
+`{recipe.model.name}` trained on `{recipe.dataset.name}` ({recipe.task}) for
 {finished.step} steps, {finished.samples} samples, by xrun {plan.version}.
 
 | metric | value |
@@ -122,7 +122,7 @@ Data revision: {finished.data_revision or "not named by the dataset"}.
 ## Recipe
 
 ```json
-{json.dumps(recipe, indent=1)}
+{json.dumps(plan.recipe, indent=1)}
 ```
 
 ## Code
@@ -153,12 +153,12 @@ def _code(plan: Plan) -> str:
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    model = plan.recipe["model"]
+    recipe = plan.load_recipe()
     return {
         "model_type": "xrun",
-        "component": model["name"],
-        "args": model["args"],
-        "task": plan.recipe["task"],
+        "component": recipe.model.name,
+        "args": recipe.model.args,
+        "task": recipe.task,
     }
 
 
