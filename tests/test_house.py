@@ -18,6 +18,8 @@ import pytest
 
 from support.paths import ROOT, TESTS
 
+pytestmark = pytest.mark.once
+
 PACKAGE = ROOT / "runner" / "xrun"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 RECORD_KEYS = {

@@ -13,6 +13,8 @@ from support.running import Project
 from xrun.errors import LaunchError
 from xrun.launcher.local import LocalCloud
 
+pytestmark = pytest.mark.once
+
 LINUX_ONLY = {
     "os": (
         "CLONE_FILES O_DIRECT O_NOATIME O_PATH O_TMPFILE POSIX_FADV_DONTNEED RWF_SYNC"

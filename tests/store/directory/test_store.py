@@ -404,12 +404,12 @@ def run_python(code: str, *args: str, under: tuple[str, ...] = ()) -> str:
     return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.e2e
 def test_everything_is_synced_before_the_commit_is_acknowledged(tmp_path: Path) -> None:
     """The kernel is asked, in this order, to sync the file, its name, the commit and its name; only
     then commit returns."""
     strace, log = shutil.which("strace"), tmp_path / "calls"
-    if not strace:
-        pytest.skip("strace is not installed")
+    assert strace, "strace is not installed (tests/cluster/packages.txt)"
     calls = "trace=fsync,link,linkat,rename,renameat,renameat2,write"
     under = (strace, "-f", "-y", "-s", "64", "-e", calls, "-o", str(log))
     run_python(COMMIT_AND_SAY_SO, str(tmp_path / "state"), under=under)
