@@ -40,6 +40,7 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
         seen = interleaved(
             {
                 "raw": lambda: peers.raw(work),
+                "plain": lambda: peers.raw_plain(work),
                 "xrun": xrun,
                 "accelerate": lambda: peers.accelerate(work),
                 "lightning": lambda: peers.lightning(work),
@@ -61,13 +62,15 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
         {
             f"{name} µs": median(values)
             for name, values in over.items()
-            if name not in ("raw", "xrun")
+            if name not in ("raw", "plain", "xrun")
         },
         spread(beside),
         {
             "xrun_us": median(over["xrun"]),
             "xrun_us_spread": spread(over["xrun"]),
             "raw_us": 1e6 * median(seen["raw"]),
+            "plain_step_saves_us": -median(over["plain"]),
+            "plain_step_saves_us_spread": spread(-value for value in over["plain"]),
         },
     )
 

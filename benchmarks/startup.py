@@ -26,6 +26,8 @@ for name in {NAMES!r}:
 main()
 """
 IMPORTS = "import click, pydantic, yaml\n"
+BASEMODEL = IMPORTS + "from pydantic import BaseModel\n"
+"""What `recipe/base.py` spares `xrun check`, before a single model is built."""
 HELP_TARGET, CHECK_TARGET = 1.3, 1.5
 
 
@@ -46,6 +48,7 @@ def _measure(folder: Path, rounds: int) -> Row:
         "click": program("bare", CLICK, "--help"),
         "xrun --help": program("xrun_command", XRUN, "--help"),
         "imports": program("imports", IMPORTS),
+        "BaseModel": program("basemodel", BASEMODEL),
         "xrun check": program("xrun_command", XRUN, "check", str(recipe)),
     }
     for name in ("accelerate", "wandb", "sky"):
@@ -80,6 +83,9 @@ def _measure(folder: Path, rounds: int) -> Row:
         {
             "help_over_click": median(helps),
             "check_over_imports": median(checks),
+            "basemodel_over_imports": median(
+                base / bare for base, bare in zip(seen["BaseModel"], seen["imports"], strict=True)
+            ),
             **{
                 f"{n}, s": median(seen[n])
                 for n in ("click", "xrun --help", "imports", "xrun check")
