@@ -36,6 +36,8 @@ ACCOUNTS = {name: value for name, value in os.environ.items() if name.startswith
 # huggingface_hub reads it once, at its first import, which may be the import of a test file.
 os.environ["HF_ENDPOINT"] = NOBODY
 
+COMMIT = pytest.StashKey[str]()
+
 settings.register_profile(
     "xrun", suppress_health_check=[HealthCheck.too_slow]
 )  # how busy the machine is, is not the test's news
@@ -72,29 +74,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", metavar="FOLDER", help="Keep the outcomes in FOLDER/DAY.json.")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The commit that is tested, before hours in which another may come."""
+    if config.getoption("--results"):
+        config.stash[COMMIT] = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """A file of the day, with the machine and the commit."""
+    """A file of the day, beside what other tests came to on that day."""
     if not (folder := config.getoption("--results")):
         return
-    reports = [
-        report
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.stats.get(outcome, [])
-        if report.when == "call"
-    ]
+    path = Path(folder) / f"{time.strftime('%Y-%m-%d', time.gmtime())}.json"
+    tests = json.loads(path.read_text())["tests"] if path.exists() else {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if report.when == "call":
+                tests[report.nodeid] = {
+                    "outcome": report.outcome,
+                    "seconds": round(report.duration, 1),
+                    "commit": config.stash[COMMIT],
+                }
     told = {
-        "day": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "tests": {
-            report.nodeid: {"outcome": report.outcome, "seconds": round(report.duration, 1)}
-            for report in sorted(reports, key=lambda report: report.nodeid)
-        },
+        "tests": dict(sorted(tests.items())),
     }
-    path = Path(folder) / f"{told['day']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told, indent=1) + "\n")
     terminalreporter.write_line(f"The outcomes are in {path}")

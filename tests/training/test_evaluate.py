@@ -6,8 +6,6 @@ The file is also the program that the processes run: `python test_evaluate.py FO
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from support.paths import WITH_SUPPORT
+from support.ranks import run_ranks
 from xrun.errors import ComponentError, TrainError
 from xrun.machine.stop import StopFlag
 from xrun.recipe.schema import Train
@@ -148,16 +146,7 @@ def work(folder: Path, rank: int) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
     """What every rank of 1, 2 and 3 real processes found."""
     folder = tmp_path_factory.mktemp("evaluate")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": WITH_SUPPORT,
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
-        for rank in range(max(SIZES))
-    ]
-    assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
+    run_ranks(__file__, folder, max(SIZES))
     places = [(size, rank) for size in SIZES for rank in range(size)]
     return {
         (size, rank): json.loads((folder / f"{size}-{rank}.json").read_text())

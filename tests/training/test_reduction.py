@@ -8,8 +8,6 @@ Covers `xrun.training.running_statistics`.
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from support.paths import WITH_SUPPORT
+from support.ranks import run_ranks
 from xrun.data.loader import Piece
 from xrun.data.sampler import MicroBatch, Sampler
 from xrun.errors import TrainError
@@ -176,16 +174,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """What 1, 2 and 4 real processes computed."""
     folder = tmp_path_factory.mktemp("reduction")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": WITH_SUPPORT,
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
-        for rank in range(max(SIZES))
-    ]
-    assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
+    run_ranks(__file__, folder, max(SIZES))
     return {size: torch.load(folder / f"{size}.pt") for size in SIZES}
 
 

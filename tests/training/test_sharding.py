@@ -5,8 +5,6 @@ The file is also the program that the processes run: `python test_sharding.py FO
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from support.paths import WITH_SUPPORT
+from support.ranks import run_ranks
 from xrun.checkpoint.checkpointer import Checkpointer, Writers
 from xrun.checkpoint.lease import Lease
 from xrun.checkpoint.restore import load, newest
@@ -152,16 +150,7 @@ def work(folder: Path, rank: int) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
     """What every rank of 4, 2 and 1 real processes has."""
     folder = tmp_path_factory.mktemp("sharding")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": WITH_SUPPORT,
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment)
-        for rank in range(max(SIZES))
-    ]
-    assert [rank.wait(timeout=150) for rank in ranks] == [0] * max(SIZES)
+    run_ranks(__file__, folder, max(SIZES))
     return {
         (size, rank): torch.load(folder / f"{size}-{rank}.pt")
         for size in SIZES
