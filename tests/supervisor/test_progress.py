@@ -64,6 +64,17 @@ def test_whole_lines_are_passed_on_once(tmp_path: Path) -> None:
     assert stream.getvalue() == "one\ntwo\n"
 
 
+def test_another_machine_s_commit_is_not_forgotten(tmp_path: Path) -> None:
+    """An attempt on a machine that has never seen the run says which step is committed, until it
+    commits one itself."""
+    stream = io.StringIO()
+    progress, _ = watch(tmp_path, stream)
+    progress.resumed = 45
+    log(tmp_path, 47)
+    progress.update()
+    assert stream.getvalue() == "step 47/100: loss 0.5, step 45 committed\n"
+
+
 def test_a_line_now_and_then_without_a_terminal(tmp_path: Path) -> None:
     """Without a terminal there is a line at most every ten seconds, with step, loss, speed, time
     left and age of the commit."""

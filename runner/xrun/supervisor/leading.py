@@ -127,6 +127,7 @@ class LeadingNode(Node):
         if (delay := commit_delay(self.store)) > 1:
             self.say(f"The store takes its next commit in {delay:.0f} s.")
         self.store.commit(record.to_json(), head)
+        self.progress.resumed = record.newest.step if record.newest else 0
         self._tell_attempts(record)
 
     def _check_budget(self, attempts: Sequence[AttemptRecord], now: float) -> None:

@@ -33,6 +33,8 @@ class Progress:
     ) -> None:
         self.folder, self.stream, self.clock = folder, stream, clock
         self.log = folder.logs(attempt) / "rank0.log"
+        self.resumed = 0
+        """The newest step that attempts before this one have committed."""
         self._read = 0
         self._shown = self._lined = -float("inf")
         self._seen: list[tuple[float, int]] = []
@@ -120,7 +122,10 @@ class Progress:
 
     def _commit_age(self) -> str:
         when = _written(self.folder.witness)
-        return f"committed {time.time() - when:.0f} s ago" if when else "nothing committed yet"
+        if when:
+            return f"committed {time.time() - when:.0f} s ago"
+        # A machine that has never seen the run.
+        return f"step {self.resumed} committed" if self.resumed else "nothing committed yet"
 
 
 def _written(path: Path) -> float:
