@@ -117,6 +117,23 @@ def test_the_command_goes_on_with_it(old: Path) -> None:
     assert [path.name for path in (root / "runs").iterdir()] == [RUN]
 
 
+def test_a_plan_is_of_the_run_that_would_go_on(old: Path, hub: Hub) -> None:
+    """`xrun plan` prints, and `check --online` asks about, the run that `xrun RECIPE` would go on
+    with."""
+    root, environ = old.parent.parent, {"LOGNAME": "root", **hub.environ("bob")}
+    planned = ended(start(root, "plan", str(old), environ=environ))
+    assert planned.code == 0, planned.err
+    assert (json.loads(planned.out)["run"], json.loads(planned.out)["rule"]) == (RUN, 1)
+    shutil.rmtree(root / "runs")
+    lay_down(HfApi(endpoint=hub.url, token=hub.token("bob")), f"bob/{RUN}", RUNS / "rule-1-hub")
+    before = len(hub.requests)
+    online = ["check", "--online", str(old), "-s", "checkpoint.store=hub"]
+    asked = ended(start(root, *online, environ=environ))
+    assert asked.code == 0, asked.err
+    lines = [request.line for request in hub.requests[before:]]
+    assert any(f"bob/{RUN}" in line for line in lines), lines
+
+
 def test_another_recipe_is_told_what_differs(old: Path) -> None:
     """A change of what the run computes is named key by key, with the old and the new value,
     whichever rule has numbered it."""

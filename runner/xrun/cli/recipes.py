@@ -54,10 +54,13 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
 
 
 def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:
+    from ..launcher.job import known_run
     from ..launcher.preflight import check_online
     from ..run.plan import make_plan
 
-    return check_online(recipe, make_plan(recipe, path)).problems
+    new = make_plan(recipe, path)
+    known = known_run(new)
+    return check_online(recipe, known or new, unknown_here=known is None).problems
 
 
 @click.command()

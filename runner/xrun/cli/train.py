@@ -106,7 +106,10 @@ def plan(
 ) -> None:
     """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this
     machine the plan as JSON."""
-    made = _plan(recipe, overrides, "", "", processes, local)
+    from ..launcher.job import known_run
+
+    new = _plan(recipe, overrides, "", "", processes, local)
+    made = known_run(new) or new
     if not made.on_clouds:
         click.echo(made.to_json(), nl=False)
         return

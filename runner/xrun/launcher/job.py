@@ -31,13 +31,25 @@ def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str 
         return _forked(plan, fork)
     if new:
         return dataclasses.replace(plan, run=_unused(plan)) if own.path.exists() else plan
-    for meant in [plan] if given else [plan, *older_rules(plan)]:
-        if (found := _known_here(meant)) is not None:
-            return found
+    if (known := known_run(plan, given=given)) is not None:
+        return known
     others = [other for other in _plans_in(plan.home) if other.name == plan.name]
     if others and not given:
         _refuse_silent_start(plan, others)
     return plan
+
+
+def known_run(plan: Plan, *, given: bool = False) -> Plan | None:
+    """The plan of the run that this recipe has here already, by the newest rule or an older one;
+    None if it is new here. `given`: it can only be the one of this id.
+
+    Raises:
+        CheckpointError: the run was trained with other mathematics.
+    """
+    for meant in [plan] if given else [plan, *older_rules(plan)]:
+        if (found := _known_here(meant)) is not None:
+            return found
+    return None
 
 
 def launch(plan: Plan, cloud: Cloud) -> int:
