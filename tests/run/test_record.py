@@ -72,18 +72,22 @@ def test_written_again_it_says_the_same_and_which_format_it_has(path: Path) -> N
 
 
 def test_keys_of_a_newer_xrun_stay_where_they_are() -> None:
-    """In the record, in an attempt, and in what the run has come to."""
+    """In the record, in an attempt, in a checkpoint, and in what the run has come to; and it is
+    still the newer one's format."""
     value = {
         "format": 99,
         "later": {"x": 1},
         "attempts": [{"id": "a", "kind": "beamed up", "mood": "good"}],
+        "checkpoints": [{"step": 3, "colour": "red"}],
         "finished": {"step": 3, "medal": "gold"},
     }
     typed = RunRecord.from_json(value)
     assert typed.attempts[0].end == AttemptEnd.OUTSIDE, "an end that nobody knows is no failure"
     written = typed.to_json()
     assert written["later"] == {"x": 1}
+    assert written["format"] == 99
     assert written["attempts"][0]["mood"] == "good"
+    assert written["checkpoints"][0]["colour"] == "red"
     assert written["finished"] == {"step": 3, "medal": "gold", "samples": 0, "metrics": {}}
 
 

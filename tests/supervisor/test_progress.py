@@ -31,16 +31,14 @@ def watch(folder: Path, stream: io.StringIO) -> tuple[Progress, Clock]:
     """Progress of a run of 100 steps with 8 samples each."""
     clock = Clock()
     (folder / "logs" / "a").mkdir(parents=True)
-    progress = Progress(RunFolder(folder), "a", stream, clock)
+    progress = Progress(RunFolder(folder), "a", 8, stream, clock)
     configure(folder, 100)
     return progress, clock
 
 
 def configure(folder: Path, steps: int) -> None:
     """What an attempt writes before its first step."""
-    (folder / "config.json").write_text(
-        json.dumps({"steps": steps, "recipe": {"train": {"global_batch": 8}}})
-    )
+    (folder / "config.json").write_text(json.dumps({"steps": steps}))
 
 
 def log(folder: Path, step: int) -> None:
@@ -131,7 +129,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
 def test_nothing_to_show_is_no_error(tmp_path: Path) -> None:
     """Before the rank has written anything there is nothing to say, and nothing fails."""
     stream = io.StringIO()
-    progress = Progress(RunFolder(tmp_path), "a", stream, Clock())
+    progress = Progress(RunFolder(tmp_path), "a", 8, stream, Clock())
     progress.update()
     progress.close()
     assert stream.getvalue() == ""
@@ -159,7 +157,7 @@ def test_an_attempt_before_has_nothing_to_show(tmp_path: Path) -> None:
     os.utime(tmp_path / "config.json", ns=(1, 1))
     log(tmp_path, 12)
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(RunFolder(tmp_path), "a", stream, clock)
+    progress = Progress(RunFolder(tmp_path), "a", 8, stream, clock)
     progress.update()
     assert stream.getvalue() == ""
     configure(tmp_path, 20)

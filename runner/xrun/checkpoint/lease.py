@@ -65,7 +65,7 @@ class Lease:
     @property
     def committed_step(self) -> int:
         """The step of the newest checkpoint; -1 if there is none."""
-        return self.record.newest.step if self.record.newest else -1
+        return self.record.committed_step
 
     def note(self, **facts: Any) -> None:
         """Facts of an `AttemptRecord` that go along with the next commit."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
-from ..run.record import AttemptEnd, AttemptRecord
+from ..run.record import AttemptRecord
 from ..run.report import RunReport
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def status_line(status: RunStatus) -> str:
     report = status.report
     if report.error:
         return f"{report.run:<40} unreadable  {report.error}"
-    kills = sum(attempt.end == AttemptEnd.OUTSIDE for attempt in report.attempts)
+    kills = sum(attempt.was_lost for attempt in report.attempts)
     parts = [
         _committed(report, status.status),
         f"{len(report.attempts)} attempts",
@@ -93,12 +92,7 @@ def report_text(report: RunReport) -> str:
     lines = [f"{report.run}: {report.status}, step {report.step} committed"]
     lines += [_attempt(number, each) for number, each in enumerate(report.attempts, 1)]
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
-    lost = [
-        after.steps_recomputed is None
-        for before, after in pairwise(report.attempts)
-        if before.end == AttemptEnd.OUTSIDE
-    ]
-    least = "at least " if any(lost) else ""  # on a machine that has gone
+    least = "" if report.knows_what_was_lost else "at least "
     lines.append(
         f"  recomputed {least}{report.steps_recomputed} steps, {least}{report.seconds_lost:.1f} s"
         " lost"

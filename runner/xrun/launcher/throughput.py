@@ -173,8 +173,8 @@ def _rate(attempt: AttemptRecord, checkpoints: Sequence[Checkpoint]) -> float:
     where it has none."""
     own = [(each.step, each.time) for each in checkpoints if each.attempt == attempt.id]
     if len(own) < 2:
-        ended = attempt.started if attempt.ended is None else attempt.ended
-        own = [(attempt.first_step, attempt.started), (attempt.committed or 0, ended)]
+        end_of = (attempt.committed or 0, attempt.last_known)
+        own = [(attempt.first_step, attempt.started), end_of]
     (first, began), (last, end) = own[0], own[-1]
     return (last - first) / (end - began) if end > began else 0.0
 
@@ -184,9 +184,8 @@ def _steps_left(plan: Plan) -> int | None:
     data nobody has counted yet."""
     train, record = plan.load_recipe().train, _record(RunFolder(plan.folder))
     per_epoch = None if train.steps else _steps_per_epoch(record) or _counted_elsewhere(plan)
-    total = train.steps or (train.epochs * per_epoch if train.epochs and per_epoch else None)
-    committed = record.newest.step if record.newest else 0
-    return None if total is None else max(0, total - committed)
+    total = plan.last_step(per_epoch)
+    return max(0, total - max(0, record.committed_step)) if total else None
 
 
 def _steps_per_epoch(record: RunRecord) -> int | None:

@@ -20,12 +20,13 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 
+from ..backoff import Backoff
 from .metadata import Metadata, aws
 from .stop import GRACE_SECONDS, SPARE_SECONDS, StopFlag
 
-_BACKOFF = 60.0
+_LONGEST_SECONDS = 60.0
 """The longest wait between two questions to a server that has never answered."""
-_PATIENCE = 5
+_LONGEST_INTERVALS = 5
 """The longest wait, in intervals, for one that has answered before."""
 
 
@@ -145,11 +146,12 @@ def _watch(
     ended: threading.Event,
     interval: float,
 ) -> None:
-    wait, longest = interval, _BACKOFF
+    backoff, failed = Backoff(first=interval, longest=_LONGEST_SECONDS), 0
     while True:
         began = time.monotonic()
         try:
-            notice, wait, longest = ask(server), interval, interval * _PATIENCE
+            notice, failed = ask(server), 0
+            backoff = Backoff(first=interval, longest=interval * _LONGEST_INTERVALS)
         except (
             OSError,
             HTTPException,
@@ -157,9 +159,10 @@ def _watch(
             KeyError,
             TypeError,
         ):  # not there, or not what it should be
-            notice, wait = None, min(wait * 2, longest)
+            notice, failed = None, failed + 1
         if notice is not None:
             stop.set(notice.reason, notice.seconds)
             return
-        if ended.wait(max(0.0, wait - (time.monotonic() - began))):
+        wait = backoff.seconds(1 + failed) - (time.monotonic() - began)
+        if ended.wait(max(0.0, wait)):
             return

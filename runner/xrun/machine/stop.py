@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,9 @@ class StopFlag:
 
 def end_with_parent(number: signal.Signals) -> None:
     """Ask the kernel for this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG), so that no
-    process outlives its run."""
+    process outlives its run. Only Linux has it; elsewhere nothing is asked."""
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
     if (environment.PARENT.of() or str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), number)  # it died before we asked

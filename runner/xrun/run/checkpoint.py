@@ -30,6 +30,7 @@ class Checkpoint:
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: int = 1
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -61,12 +62,15 @@ class Checkpoint:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
-        return {**vars(self), "files": {name: file.to_json() for name, file in self.files.items()}}
+        told = {name: value for name, value in vars(self).items() if name != "more"}
+        files = {name: file.to_json() for name, file in self.files.items()}
+        return {**told, "files": files, **self.more}
 
     @classmethod
     def from_json(cls, manifest: Mapping[str, Any]) -> Checkpoint:
-        """Read a manifest; keys that a newer xrun has added are ignored."""
-        stored = manifest.get("files", {})
+        """Read a manifest; keys that a newer xrun has added are kept in `more`."""
+        stored, names = manifest.get("files", {}), cls.__dataclass_fields__.keys() - {"more"}
         files = {name: StoredFile.from_json(file) for name, file in stored.items()}
-        known = {name: manifest[name] for name in cls.__dataclass_fields__ if name in manifest}
-        return cls(**{**known, "files": files})
+        known = {name: manifest[name] for name in names if name in manifest}
+        more = {name: value for name, value in manifest.items() if name not in names}
+        return cls(**{**known, "files": files, "more": more})

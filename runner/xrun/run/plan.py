@@ -109,6 +109,17 @@ class Plan:
         return bool(self.recipe["train"]["reduction"] == "exact")
 
     @property
+    def global_batch(self) -> int:
+        """Samples per step."""
+        return int(self.recipe["train"]["global_batch"])
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The digest of each component's file, by its path; plans of before they counted have
+        none."""
+        return dict(self.mathematics.get("sources", {}))
+
+    @property
     def on_clouds(self) -> bool:
         """Whether the recipe asks for machines of a cloud."""
         return bool(self.recipe["hardware"]["any_of"])
@@ -142,7 +153,7 @@ class Plan:
     @property
     def computed(self) -> Mapping[str, Any]:
         """The mathematics with defaults written out."""
-        return in_full(self.recipe, self.mathematics["sources"])
+        return in_full(self.recipe, self.sources)
 
     @property
     def folder(self) -> Path:

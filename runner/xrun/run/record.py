@@ -1,8 +1,9 @@
 """A run's record: what the head of its store says, typed.
 
-Every older format is read, and keys that a newer xrun has added stay where they are. Rules about
-attempts (whether one made progress, may be followed by another, was preempted) stand here and
-nowhere else; what attempts cost is in `spending`.
+Every older format is read, and keys that a newer xrun has added to the record, an attempt, a
+checkpoint or the end stay where they are. Rules about attempts (whether one made progress, may be
+followed by another, was preempted) stand here and nowhere else; what attempts cost is in
+`spending`.
 """
 
 from __future__ import annotations
@@ -98,6 +99,16 @@ class AttemptRecord:
         return max(0, self.from_step if self.resumed_step is None else self.resumed_step)
 
     @property
+    def last_known(self) -> float:
+        """When it ended; while nobody knows, when it began."""
+        return self.started if self.ended is None else self.ended
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether it was ended from outside, with or without a last save."""
+        return self.end == AttemptEnd.OUTSIDE
+
+    @property
     def made_progress(self) -> bool:
         """Whether it has committed a step that was not committed before."""
         return self.committed is not None and self.committed > self.from_step
@@ -111,7 +122,7 @@ class AttemptRecord:
     def was_preempted(self) -> bool:
         """Whether a cloud has ended it, and no person and no mistake of its own."""
         asked = self.end == AttemptEnd.STOPPED and self.code == EX_TEMPFAIL
-        return self.end == AttemptEnd.OUTSIDE or (asked and self.reason not in _PEOPLE)
+        return self.was_lost or (asked and self.reason not in _PEOPLE)
 
     def to_json(self) -> dict[str, Any]:
         """As the record has it; what is not known is left out."""
@@ -228,7 +239,8 @@ class NoProgress:
 class RunRecord:
     """Everything that is committed of a run.
 
-    `checkpoints` are the kept ones by step, `rejected` the steps of damaged ones, `points` and
+    `format` is that of the newest xrun that has written it. `checkpoints` are the kept ones by
+    step, `rejected` the steps of damaged ones, `points` and
     `logs` (by attempt and rank) what a store far away holds of the run's files, `recipe` the
     resolved recipe.
     """
@@ -242,6 +254,7 @@ class RunRecord:
     points: tuple[Piece, ...] = ()
     logs: Mapping[str, Mapping[str, StoredFile]] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
+    format: int = FORMAT
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -267,13 +280,14 @@ class RunRecord:
                 for attempt, ranks in value.get("logs", {}).items()
             },
             recipe=value.get("recipe"),
+            format=max(FORMAT, value.get("format", 1)),
             more={name: each for name, each in value.items() if name not in _RECORD_KEYS},
         )
 
     def to_json(self) -> dict[str, Any]:
         """What is committed."""
         told: dict[str, Any] = {
-            "format": FORMAT,
+            "format": self.format,
             "digest": self.digest,
             "rule": self.rule,
             "attempts": [attempt.to_json() for attempt in self.attempts],
@@ -296,14 +310,19 @@ class RunRecord:
         return self.checkpoints[-1] if self.checkpoints else None
 
     @property
+    def committed_step(self) -> int:
+        """The step of the newest committed checkpoint; -1 if there is none."""
+        return self.newest.step if self.newest else -1
+
+    @property
     def newest_step(self) -> int:
         """The newest step that was committed, rejected ones included; -1 if none ever was."""
-        return max([self.newest.step if self.newest else -1, *self.rejected])
+        return max([self.committed_step, *self.rejected])
 
     @property
     def losses(self) -> int:
         """How many attempts were ended from outside."""
-        return sum(attempt.end == AttemptEnd.OUTSIDE for attempt in self.attempts)
+        return sum(attempt.was_lost for attempt in self.attempts)
 
     @property
     def uptime(self) -> float:
@@ -334,7 +353,7 @@ class RunRecord:
                 break
             if attempt.end == AttemptEnd.OWN:
                 own.append(attempt)
-            elif attempt.end == AttemptEnd.OUTSIDE:
+            elif attempt.was_lost:
                 outside.append(attempt)
         return NoProgress(tuple(own), tuple(outside))
 
@@ -369,7 +388,7 @@ class RunRecord:
         return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **facts)))
 
 
-_RECORD_KEYS = {"format", *(each.name for each in fields(RunRecord) if each.name != "more")}
+_RECORD_KEYS = {each.name for each in fields(RunRecord)} - {"more"}
 
 
 def new_id(now: float) -> str:

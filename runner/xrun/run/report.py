@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .record import AttemptRecord
@@ -35,6 +36,16 @@ class RunReport:
     weights_sha256: str | None = None
     model: str | None = None
     error: str = ""
+
+    @property
+    def knows_what_was_lost(self) -> bool:
+        """Whether the numbers of what was lost are whole: what a machine had computed that has gone
+        with its log, nobody knows."""
+        return all(
+            after.steps_recomputed is not None
+            for before, after in pairwise(self.attempts)
+            if before.was_lost
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""

@@ -63,5 +63,5 @@ def _billed_from(place: Place, attempts: Sequence[AttemptRecord], now: float) ->
     if place.cloud in _SHARED:
         return now
     uptime = float(Path("/proc/uptime").read_text().split()[0])
-    before = [attempt.started if attempt.ended is None else attempt.ended for attempt in attempts]
-    return min(now, max([now - uptime, *before[-1:]]))
+    before = [attempt.last_known for attempt in attempts[-1:]]
+    return min(now, max([now - uptime, *before]))

@@ -46,7 +46,7 @@ class LeadingNode(Node):
         super().__init__(plan, stop, nodes or Nodes(processes=plan.processes))
         self.id = new_id(time.time())
         self.store = open_store(plan, self.id)
-        self.progress = Progress(self.folder, self.id)
+        self.progress = Progress(self.folder, self.id, plan.global_batch)
         self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
         self.told = plan.wandb is not None and plan.wandb.online
         self.sender: Sender | None = None
@@ -127,7 +127,7 @@ class LeadingNode(Node):
         if (delay := commit_delay(self.store)) > 1:
             self.say(f"The store takes its next commit in {delay:.0f} s.")
         self.store.commit(record.to_json(), head)
-        self.progress.resumed = record.newest.step if record.newest else 0
+        self.progress.resumed = max(0, record.committed_step)
         self._tell_attempts(record)
 
     def _check_budget(self, attempts: Sequence[AttemptRecord], now: float) -> None:

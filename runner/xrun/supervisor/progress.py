@@ -22,16 +22,18 @@ _SPEED_SECONDS = 20.0
 
 
 class Progress:
-    """Shows an attempt's newest point and passes on what its first rank says."""
+    """Shows an attempt's newest point and passes on what its first rank says; `batch` is a step's
+    samples."""
 
     def __init__(
         self,
         folder: RunFolder,
         attempt: str,
+        batch: int,
         stream: TextIO = sys.stderr,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.stream, self.clock = folder, stream, clock
+        self.folder, self.batch, self.stream, self.clock = folder, batch, stream, clock
         self.log = folder.logs(attempt) / "rank0.log"
         self.resumed = 0
         """The newest step that attempts before this one have committed."""
@@ -39,7 +41,7 @@ class Progress:
         self._shown = self._lined = -float("inf")
         self._seen: list[tuple[float, int]] = []
         self._bar: Any = None
-        self._config: Any = None
+        self._total = 0
         # An attempt before this one may have had other steps in all.
         self._config_before = _written(folder.config)
 
@@ -57,8 +59,8 @@ class Progress:
         self._shown = now
         self._pass_on()
         point = self.folder.last_point()
-        if point and (plan := self._plan()):
-            self._show(point, now, *plan)
+        if point and (total := self._steps()):
+            self._show(point, now, total)
 
     def close(self) -> None:
         """The last lines, and the bar's end."""
@@ -83,10 +85,10 @@ class Progress:
         for line in whole.decode(errors="replace").splitlines():
             self.say(line)
 
-    def _show(self, point: dict[str, Any], now: float, total: int, batch: int) -> None:
+    def _show(self, point: dict[str, Any], now: float, total: int) -> None:
         recent = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS]
         self._seen = [*recent, (now, point["step"])]
-        text = f"loss {point['train/loss']:.4g}{self._speed(total, batch)}, {self._commit_age()}"
+        text = f"loss {point['train/loss']:.4g}{self._speed(total)}, {self._commit_age()}"
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:
                 self._lined = now
@@ -103,22 +105,20 @@ class Progress:
         self._bar.n = point["step"]
         self._bar.set_postfix_str(text)
 
-    def _speed(self, total: int, batch: int) -> str:
+    def _speed(self, total: int) -> str:
         (then, first), (now, last) = self._seen[0], self._seen[-1]
         if last <= first:
             return ""
         rate = (last - first) / (now - then)
         left = _tqdm().format_interval((total - last) / rate)
-        return f", {rate * batch:.0f} samples/s, {left} left"
+        return f", {rate * self.batch:.0f} samples/s, {left} left"
 
-    def _plan(self) -> tuple[int, int] | None:
-        """Steps in all and samples per step, once this attempt has written them; what only shows
-        never stops a training."""
-        if self._config is None and _written(self.folder.config) != self._config_before:
-            self._config = read_json(self.folder.config)
-        if not self._config:
-            return None
-        return self._config["steps"], self._config["recipe"]["train"]["global_batch"]
+    def _steps(self) -> int:
+        """Steps in all, once this attempt has written them; 0 before. What only shows never stops a
+        training."""
+        if not self._total and _written(self.folder.config) != self._config_before:
+            self._total = int((read_json(self.folder.config) or {}).get("steps") or 0)
+        return self._total
 
     def _commit_age(self) -> str:
         when = _written(self.folder.witness)

@@ -108,7 +108,7 @@ def build_training(
     parts = world.broadcast(settled_parts(start.record, memory, world.size))
     model.state.exact &= parts == 1
     sampler = build_sampler(setting, model.state)
-    steps = train.steps or (train.epochs or 0) * (sampler.steps_per_epoch or 0)
+    steps = plan.last_step(sampler.steps_per_epoch)
     lease = build_lease(setting)
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
     tracker = begin_log(setting, lease, model, steps, parts) if world.rank == 0 else None

@@ -20,7 +20,7 @@ from torch import nn
 from ..run import spending
 from ..run.folder import RunFolder
 from ..run.plan import Plan
-from ..run.record import AttemptEnd, AttemptRecord, Finished
+from ..run.record import AttemptRecord, Finished
 from ..store.durable import sync_folder
 from ..store.protocol import Publisher, Store
 
@@ -134,7 +134,7 @@ Data revision: {finished.data_revision or "not named by the dataset"}.
 def _effort(attempts: Sequence[AttemptRecord]) -> str:
     usd = spending.dollars(attempts, time.time())
     cost = "" if usd is None else f" They cost ${usd:.2f}."
-    lost = sum(attempt.end == AttemptEnd.OUTSIDE for attempt in attempts)
+    lost = sum(attempt.was_lost for attempt in attempts)
     return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"
 
 
@@ -147,7 +147,7 @@ def _code(plan: Plan) -> str:
     )
     files = "\n".join(
         f"* `{path}`, {_DIGESTS.get(plan.rule, 'digest')} `{digest}`"
-        for path, digest in plan.mathematics.get("sources", {}).items()
+        for path, digest in plan.sources.items()
     )
     return f"The project is {state}.\n\n{files}"
 

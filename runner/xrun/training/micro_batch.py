@@ -111,7 +111,7 @@ def find_micro_batch(
             )
         return allowed[state["at"]]
 
-    def attempt(size: int) -> int:
+    def fits(size: int) -> int:
         try:
             with limited_memory():
                 _train_once(train, objective, fetch, accelerator, size)
@@ -126,7 +126,7 @@ def find_micro_batch(
             " evenly."
         )
     find = find_executable_batch_size(
-        attempt, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller
+        fits, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller
     )
     return int(world.all_reduce_min(find()))
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms share has no public name
 
 from ..checkpoint import restore
 from ..checkpoint.state import TrainState

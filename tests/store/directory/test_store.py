@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from xxhash import xxh3_128
 
+from support.paths import WITH_SUPPORT
 from xrun.errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
 from xrun.store.directory.store import DirectoryStore
 from xrun.store.protocol import (
@@ -399,7 +400,7 @@ def test_a_put_that_is_interrupted_leaves_no_file(tmp_path: Path) -> None:
 
 
 def run_python(code: str, *args: str, under: tuple[str, ...] = ()) -> str:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {**os.environ, "PYTHONPATH": WITH_SUPPORT}
     command = [*under, sys.executable, "-c", code, *args]
     return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 

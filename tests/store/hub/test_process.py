@@ -14,6 +14,7 @@ from support.hub_store import (
     HUB_WARNINGS,
     requests,
 )
+from support.paths import WITH_SUPPORT
 
 pytestmark = HUB_WARNINGS
 
@@ -54,7 +55,7 @@ print(file.size, peak() - before)
 
 
 def run_python(code: str, hub: Hub, *args: str, **environ: str) -> str:
-    env = {**os.environ, **hub.environ("alice"), **environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {**os.environ, **hub.environ("alice"), **environ, "PYTHONPATH": WITH_SUPPORT}
     return subprocess.run(
         [sys.executable, "-c", code, *args], env=env, check=True, capture_output=True, text=True
     ).stdout

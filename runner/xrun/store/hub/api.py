@@ -171,7 +171,7 @@ class HubApi:
         def get() -> bytes:
             response = get_session().get(url, headers=headers)
             hf_raise_for_status(response)
-            named = response.headers.get("etag", "").strip('W/"')
+            named = response.headers.get("etag", "").removeprefix("W/").strip('"')
             if len(named) == 40 and named != blob_id(response.content):
                 raise OSError(f"{path} did not arrive as it was sent")
             return response.content
