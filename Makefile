@@ -63,7 +63,7 @@ bench: .venv-newest/stamp
 
 # The long drills, sweeps and simulations: hours. What came of them is kept by the day in tests/soak/.
 soak: install
-	$(BIN)/pytest -m soak --results tests/soak
+	$(BIN)/pytest -m soak --timeout 7200 --results tests/soak
 
 # The same round trips against the public Hub and W&B: needs HF_TOKEN and WANDB_API_KEY in the environment.
 contract: install

@@ -127,9 +127,11 @@ def test_a_zombie_overwrites_nothing(
 
         def save(store: HubStore, head: Head) -> Head:
             """Two are kept. A part of each says who wrote it; the other's bytes come again every
-            third step, within the hour."""
+            third step, within the hour (after it, `objects` promises nothing to an attempt that
+            stands between its last look and its delete)."""
             step = head.record.get("step", 0) + 1
-            pair = [store.put([own(store.attempt, b"%d" % step)]), store.put([b"%d" % (step % 3)])]
+            shared = b"hour %d: %d" % (clock() // 3600, step % 3)
+            pair = [store.put([own(store.attempt, b"%d" % step)]), store.put([shared])]
             kept = [*head.record.get("kept", []), [file.to_json() for file in pair]]
             head = committed(store, {"step": step, "kept": kept[-2:]}, head)
             store.sweep()
