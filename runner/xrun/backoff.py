@@ -42,7 +42,7 @@ class Backoff:
         sleep: Callable[[float], object] = time.sleep,
         before: Callable[[BaseException], None] = lambda error: None,
     ) -> Retrying:
-        """`for attempt in ...: with attempt:` tries the block again after each of these errors,
+        """`tries(...)(function, *arguments)` calls the function again after each of these errors,
         until it does not raise.
 
         The last error is raised when the next try would begin after `end`, by this clock, after so

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from . import environment
-from .errors import LaunchError, XrunError
+from .errors import AttemptEnd, LaunchError, XrunError
 from .recipe.load import load_recipe
 from .recipe.schema import Recipe
 from .run.folder import RunFolder, runs_in
-from .run.record import AttemptEnd
 
 START, RESUME, SAVE, TRAIN = "start-up", "resume", "save", "training"
 _SHARES = {START: 2, RESUME: 2, SAVE: 3, TRAIN: 3}

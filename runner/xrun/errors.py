@@ -26,18 +26,35 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 EX_TEMPFAIL = 75
 """The exit code that asks whoever started the attempt to start it again (sysexits.h)."""
+
+
+class AttemptEnd(StrEnum):
+    """How an attempt ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """Somebody or something asked it to, and its state was committed if there was time."""
+    OUTSIDE = "outside"
+    """Its machine, a process of it, or what it needs from outside was taken away."""
+    OWN = "own"
+    """It failed by itself."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> AttemptEnd:
+        """An end that only a newer xrun knows is no failure of the run."""
+        return cls.OUTSIDE
 
 
 class XrunError(Exception):
     """Something that a person can act on: what is wrong, and the way out."""
 
     exit_code = 1
-    kind = "own"
-    """What it says of the attempt that it ends: the run's `own` failure, one from `outside`, or
-    `stopped` on purpose."""
+    end = AttemptEnd.OWN
+    """What it says of the attempt that it ends."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -127,7 +144,7 @@ class StoreUnavailable(StoreError):
     """The store cannot be read now, so nobody can tell what it holds."""
 
     exit_code = EX_TEMPFAIL
-    kind = "outside"
+    end = AttemptEnd.OUTSIDE
 
 
 class CheckpointError(XrunError):
@@ -174,7 +191,7 @@ class StoppedOnPurpose(XrunError):
     """Ended by budget, cancel or lack of progress; never recovered."""
 
     exit_code = 7
-    kind = "stopped"
+    end = AttemptEnd.STOPPED
 
 
 class Stopped(BaseException):

@@ -16,9 +16,10 @@ import pytest
 from loopback.metadata import Metadata
 from support.running import PER_STEP, STEPS, Project, curve, record, steps_of, until
 from xrun import environment
+from xrun.errors import AttemptEnd
 from xrun.machine.notice import watching
 from xrun.machine.stop import SPARE_SECONDS, StopFlag
-from xrun.run.record import AttemptEnd, AttemptRecord, RunRecord
+from xrun.run.record import AttemptRecord, RunRecord
 from xrun.run.stores import open_store
 
 CLOUDS = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}

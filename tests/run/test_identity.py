@@ -184,6 +184,16 @@ def test_what_is_not_the_default_counts(tmp_path: Path, given: str) -> None:
     assert run_of(tmp_path, RECIPE, given) != run_of(tmp_path)
 
 
+def test_a_tuple_is_written_as_a_list(tmp_path: Path) -> None:
+    """YAML has no tuples, so a default that is one is given by a list."""
+    model = MODEL.replace("width: int = 8", "width: int = 8, size: tuple[int, ...] = (8, 8)")
+    project = Project(tmp_path)
+    project.write("models/line.py", model)
+    run = project.plan().run
+    assert project.plan("model.args={size: [8, 8]}").run == run
+    assert project.plan("model.args={size: [8, 4]}").run != run
+
+
 def test_a_default_of_another_type_is_another_value(tmp_path: Path) -> None:
     """1 and 1.0 are equal to Python and not always the same to a model."""
     project = Project(tmp_path)

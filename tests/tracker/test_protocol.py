@@ -20,7 +20,7 @@ from support.paths import SOURCES
 from xrun.run.points import read_points
 from xrun.tracker.jsonl import JsonlTracker
 from xrun.tracker.protocol import Tracker
-from xrun.tracker.wandb.api import Address
+from xrun.tracker.wandb.api import RunPath
 from xrun.tracker.wandb.tracker import WandbTracker
 
 LIFE = """
@@ -31,9 +31,9 @@ if kind == "jsonl":
     from xrun.tracker.jsonl import JsonlTracker
     tracker = JsonlTracker(folder)
 else:
-    from xrun.tracker.wandb.api import Address
+    from xrun.tracker.wandb.api import RunPath
     from xrun.tracker.wandb.tracker import WandbTracker
-    tracker = WandbTracker(Address("alice", "p", folder.name), folder, seconds=1.0)
+    tracker = WandbTracker(RunPath("alice", "p", folder.name), folder, seconds=1.0)
 for verb, *arguments in calls:
     getattr(tracker, verb)(*arguments)
 told = tracker.last_commit()
@@ -127,7 +127,7 @@ def test_both_are_trackers(tmp_path: Path) -> None:
     """As mypy sees them, and here by their methods."""
     make: list[Callable[[], Tracker]] = [
         lambda: JsonlTracker(tmp_path),
-        lambda: WandbTracker(Address("alice", "p", "r"), tmp_path),
+        lambda: WandbTracker(RunPath("alice", "p", "r"), tmp_path),
     ]
     for one in make:
         tracker = one()

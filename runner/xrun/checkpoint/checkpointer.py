@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,9 @@ from .state import TrainState, local, rows
 log = logging.getLogger("xrun")
 
 _FROZEN = "frozen"
+_FROZEN_NAME = re.compile(rf"{_FROZEN}-\d+-\d+-(?P<writer>.+)")
+"""What a manifest calls a file of frozen tensors: rank, number, and the attempt that wrote it
+first."""
 
 
 @dataclass(frozen=True)
@@ -235,8 +239,8 @@ class Checkpointer:
         """Who has written these frozen tensors first, and the file; without one that is whole, this
         attempt is going to."""
         names = {name for each in self.lease.record.checkpoints for name in each.files}
-        frozen = (name for name in names if name.startswith(f"{_FROZEN}-"))
-        for writer in sorted({name.split("-", 3)[3] for name in frozen if name.count("-") > 2}):
+        found = (_FROZEN_NAME.fullmatch(name) for name in names)
+        for writer in sorted({match["writer"] for match in found if match}):
             if (again := self._again(known.get(hash_of([header(writer), data])))) is not None:
                 return writer, again
         return self.lease.attempt, None

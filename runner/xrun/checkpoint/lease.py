@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import XrunError
+from ..errors import AttemptEnd, XrunError
 from ..run import logs, points
 from ..run.checkpoint import ARITHMETIC, Checkpoint
 from ..run.folder import RunFolder
-from ..run.record import AttemptEnd, Finished, RunRecord
+from ..run.record import Finished, RunRecord
 from ..store.protocol import Head, Store, StoredFile
 
 

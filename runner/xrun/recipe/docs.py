@@ -192,8 +192,8 @@ def type_of(shape: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in shape.get("enum", [shape.get("const")]))
     if shape.get("type") == "array":
         return f"list of {type_of(shape['items'])}"
-    if "step" in shape.get("pattern", ""):
-        return "interval"
+    if "format" in shape:
+        return str(shape["format"])
     names = {
         "integer": "whole number",
         "number": "number",

@@ -72,10 +72,11 @@ class Interval:
     def over(self, schema: Any) -> Any:
         """The schema of pydantic-core, whatever the type's own is."""
         alternatives = "|".join(PATTERNS[unit] for unit in self.units)
+        shape = {"type": "string", "format": "interval", "pattern": f"^({alternatives})$"}
         return core_schema.no_info_plain_validator_function(
             self.reader(),
             serialization=core_schema.to_string_ser_schema(),
-            metadata={"json_schema": {"type": "string", "pattern": f"^({alternatives})$"}},
+            metadata={"json_schema": shape},
         )
 
     def reader(self) -> Callable[[Any], Every]:

@@ -134,11 +134,22 @@ def _given_args(
     """The arguments that `build` would not have by itself."""
     parameters = component.signature(component.find(kind, name, project)).parameters
     defaults = {
-        parameter.name: repr(parameter.default) for parameter in parameters if parameter.is_literal
+        parameter.name: repr(_as_written(parameter.default))
+        for parameter in parameters
+        if parameter.is_literal
     }
     return {
         argument: value for argument, value in args.items() if defaults.get(argument) != repr(value)
     }
+
+
+def _as_written(default: Any) -> Any:
+    """A literal as a recipe would write it: YAML has no tuples."""
+    if isinstance(default, tuple | list):
+        return [_as_written(each) for each in default]
+    if isinstance(default, dict):
+        return {name: _as_written(each) for name, each in default.items()}
+    return default
 
 
 def _sources(recipe: Recipe, project: Path) -> Iterator[tuple[str, bytes]]:

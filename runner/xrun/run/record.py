@@ -12,12 +12,11 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EX_TEMPFAIL, StoppedOnPurpose
+from ..errors import EX_TEMPFAIL, AttemptEnd, StoppedOnPurpose
 from ..store.protocol import Head, StoredFile
 from .checkpoint import Checkpoint
 from .plan import Plan
@@ -31,23 +30,6 @@ lives."""
 _PEOPLE = ("SIGINT", "SIGHUP")
 """Reasons of a stop that somebody at a terminal wanted."""
 Typed = TypeVar("Typed", bound="AttemptRecord | Finished")
-
-
-class AttemptEnd(StrEnum):
-    """How an attempt ended."""
-
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    """Somebody or something asked it to, and its state was committed if there was time."""
-    OUTSIDE = "outside"
-    """Its machine, a process of it, or what it needs from outside was taken away."""
-    OWN = "own"
-    """It failed by itself."""
-
-    @classmethod
-    def _missing_(cls, value: object) -> AttemptEnd:
-        """An end that only a newer xrun knows is no failure of the run."""
-        return cls.OUTSIDE
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..errors import EX_TEMPFAIL, LaunchError, LeaseLost, StoppedOnPurpose, StoreError, XrunError
+from ..errors import (
+    EX_TEMPFAIL,
+    AttemptEnd,
+    LaunchError,
+    LeaseLost,
+    StoppedOnPurpose,
+    StoreError,
+    XrunError,
+)
 from ..files import write_json
 from ..machine.nodes import Nodes, meeting_port
 from ..machine.stop import StopFlag
 from ..run import logs, spending
 from ..run.plan import Plan
-from ..run.record import AttemptEnd, AttemptRecord, Failure, RunRecord, new_id
+from ..run.record import AttemptRecord, Failure, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
 from ..store.protocol import Head, Publisher, commit_delay

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import environment
-from ..errors import EX_TEMPFAIL
+from ..errors import EX_TEMPFAIL, AttemptEnd
 from ..files import read_json
 from ..machine.heartbeat import Limits, Watch
 from ..machine.nodes import Nodes
 from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.plan import Plan
-from ..run.record import AttemptEnd, Failure
+from ..run.record import Failure
 
 POLL_SECONDS = 0.1
 LINGER_SECONDS = 5.0

@@ -25,6 +25,7 @@ from ..data.loader import Loader, Piece
 from ..data.randomness import LOOP, seed_generators
 from ..data.sampler import MicroBatch
 from ..errors import (
+    AttemptEnd,
     DataExhausted,
     NonFiniteLoss,
     Stopped,
@@ -36,7 +37,7 @@ from ..machine.heartbeat import Heartbeat
 from ..machine.stop import SPARE_SECONDS, StopFlag
 from ..recipe.schema import Train
 from ..run import spending
-from ..run.record import AttemptEnd, Finished
+from ..run.record import Finished
 from ..tracker.protocol import Tracker
 from .evaluate import Evaluation
 from .micro_batch import enough_memory, parts_of

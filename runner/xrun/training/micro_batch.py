@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import find_executable_batch_size
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from .. import environment
 from ..data.batch import Batch, to_device
@@ -99,36 +98,33 @@ def find_micro_batch(
     Raises:
         TrainError: not even one sample fits.
     """
-    allowed = sizes(train.global_batch, world.size)
-
-    def smaller() -> int:
-        give_memory_back()
-        state["at"] += 1
-        if state["at"] == len(allowed):
-            raise TrainError(
-                "train.micro_batch: auto: not even one sample fits into memory.",
-                "Use a larger machine.",
-            )
-        return allowed[state["at"]]
-
-    def fits(size: int) -> int:
-        try:
-            with limited_memory():
-                _train_once(train, objective, fetch, accelerator, size)
-        except MemoryError as error:  # numpy's and Python's own, in the words that are searched for
-            raise RuntimeError("CPU out of memory.") from error
-        return size
-
-    state = {"at": 0}
-    if not allowed:
+    if not (allowed := sizes(train.global_batch, world.size)):
         raise TrainError(
             f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples"
             " evenly."
         )
-    find = find_executable_batch_size(
-        fits, starting_batch_size=allowed[0], reduce_batch_size_fn=smaller
-    )
-    return int(world.all_reduce_min(find()))
+    fitting = (size for size in allowed if _fits(train, objective, fetch, accelerator, size))
+    if not (found := next(fitting, 0)):
+        raise TrainError(
+            "train.micro_batch: auto: not even one sample fits into memory.",
+            "Use a larger machine.",
+        )
+    return int(world.all_reduce_min(found))
+
+
+def _fits(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int) -> bool:
+    try:
+        with limited_memory():
+            _train_once(train, objective, fetch, accelerator, size)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+    else:
+        return True
+    # Outside of `except`: the error's traceback holds what did not fit.
+    clear_device_cache(garbage_collection=True)
+    give_memory_back()
+    return False
 
 
 def give_memory_back() -> None:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import environment
-from ..errors import EX_TEMPFAIL, OutOfMemory, Stopped, TrainError, XrunError
+from ..errors import EX_TEMPFAIL, AttemptEnd, OutOfMemory, Stopped, TrainError, XrunError
 from ..machine.stop import StopFlag, end_with_parent
 from ..run.folder import RunFolder
 from ..run.plan import Plan
-from ..run.record import AttemptEnd, Failure
+from ..run.record import Failure
 from ..run.stores import open_store, restore_soon
 from ..store.protocol import Store
 
@@ -123,7 +123,7 @@ def _failure_of(error: Exception) -> Failure:
     now = time.time()
     if isinstance(error, XrunError):
         parts = error.parts if isinstance(error, OutOfMemory) else 0
-        end, code = AttemptEnd(error.kind), error.exit_code
+        end, code = error.end, error.exit_code
         return Failure(error.message, end, code, error.hint, now, traceback=code == 1, parts=parts)
     if "does not have a deterministic implementation" in str(error):
         what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."

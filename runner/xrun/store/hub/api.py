@@ -47,7 +47,7 @@ from huggingface_hub.utils._http import default_client_factory
 from tenacity import Retrying
 
 from ...backoff import Backoff, Errors
-from ...errors import LaunchError, StoreError, StoreUnavailable
+from ...errors import LaunchError, StoreError, StoreUnavailable, XrunError
 from ..durable import FULL
 
 Result = TypeVar("Result")
@@ -340,9 +340,8 @@ class HubApi:
                 f"Cannot {what}: HF_HUB_OFFLINE forbids to ask {self.where}.", hint
             ) from error
         except Exception as error:
-            if type(error).__module__.startswith("xrun.") or not isinstance(
-                error, _library_errors()
-            ):
+            ours = isinstance(error, XrunError | MissingError | ConflictError)
+            if ours or not isinstance(error, _library_errors()):
                 raise
             raise self._ours(what, error) from error
 

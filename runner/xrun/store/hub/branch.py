@@ -29,9 +29,9 @@ HEAD = "head.json"
 CLAIM = "claim.json"
 """Written by who finds the branch without any commit of a run: if that succeeds, nothing was
 overlooked."""
-TITLE = re.compile(r"Commit (\d+) of ")
 LOOKED_BACK = 32
 """Commits that are read when the newest one is damaged."""
+_TITLE = re.compile(r"Commit (\d+) of ")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class StateBranch:
     def _send(self, tip: Tip, text: bytes, changes: list[Operation]) -> Tip:
         head = head_of(text)
         title, who = (
-            f"Commit {head.number} of {self.run}",
+            title_of(head.number, self.run),
             f"Attempt {head.attempt} of {head.owner}",
         )
         operations = [*changes, small(HEAD, text + b"\n")]
@@ -215,9 +215,10 @@ class StateBranch:
         if tip := self._head_at(commit, commit):
             return tip
         self.damaged.append(commit[:12])
-        ours = [(found, TITLE.match(title)) for found, title in self._titles(commit)]
-        numbers = [int(match[1]) for _, match in ours if match]
-        for found in [found for found, match in ours if match and found != commit][:LOOKED_BACK]:
+        titles = [(found, number_in(title)) for found, title in self._titles(commit)]
+        ours = {found: number for found, number in titles if number is not None}
+        numbers = list(ours.values())
+        for found in [found for found in ours if found != commit][:LOOKED_BACK]:
             if tip := self._head_at(found, commit):
                 return Tip(commit, tip.head, found, max(numbers))
             self.damaged.append(found[:12])
@@ -296,3 +297,14 @@ def checked(content: bytes) -> dict[str, Any] | None:
         return value if checked_line(rest) + b"\n" == content else None
     except (ValueError, AttributeError, StoreError):
         return None
+
+
+def title_of(number: int, run: str) -> str:
+    """What a commit is called on the Hub."""
+    return f"Commit {number} of {run}"
+
+
+def number_in(title: str) -> int | None:
+    """The number of the commit that is called so; None for a commit of somebody else."""
+    found = _TITLE.match(title)
+    return int(found[1]) if found else None

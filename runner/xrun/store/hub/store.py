@@ -25,12 +25,13 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 
+from ... import environment
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, XrunError
 from ..address import Address, NoAddressError
 from ..durable import Hashed
 from ..protocol import Chunk, Head, StoredFile
 from .api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
-from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line
+from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line, title_of
 from .cache import Cache
 from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
 from .rate_limiter import RateLimiter
@@ -68,9 +69,9 @@ class HubStore:
         create: bool = True,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] | None = None,
-        spacing: float = 30.0,
-        hourly: float = 100,
-        patience: float = 300.0,
+        spacing: float = float(environment.HUB_SPACING.default),
+        hourly: float = float(environment.HUB_HOURLY.default),
+        patience: float = float(environment.HUB_PATIENCE.default),
     ) -> None:
         address = _on_the_hub(address)
         if not re.fullmatch(NAME, attempt) or attempt == SHARED:
@@ -205,7 +206,7 @@ class HubStore:
         head = self.head()
         if head is None or head.attempt != self.attempt:
             return
-        self._api.squash(BRANCH, f"Commit {head.number} of {self.run}")
+        self._api.squash(BRANCH, title_of(head.number, self.run))
         self._tip = None
 
     def ask_to_stop(self) -> str:

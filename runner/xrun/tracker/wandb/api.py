@@ -51,7 +51,7 @@ query IsProjectReadOnly($entity: String!, $project: String!) {
 """
 
 
-def run_url(address: Address) -> str:
+def run_url(address: RunPath) -> str:
     """Where people see a run: the public service shows its pages at another host than it is asked
     at."""
     host = "https://wandb.ai" if base_url() in PUBLIC else base_url()
@@ -71,7 +71,7 @@ class Deleted(Exception):
 
 
 @dataclass(frozen=True)
-class Address:
+class RunPath:
     """Where a run is: an empty entity is the default one of whoever has the key."""
 
     entity: str
@@ -79,7 +79,7 @@ class Address:
     run: str
 
     @classmethod
-    def of(cls, plan: Plan, environ: Mapping[str, str] = os.environ) -> Address:
+    def of(cls, plan: Plan, environ: Mapping[str, str] = os.environ) -> RunPath:
         """The address of a plan's run, whose recipe has `tracking.wandb`."""
         told = plan.wandb
         assert told is not None
@@ -148,7 +148,7 @@ def api_key(environ: Mapping[str, str] = os.environ) -> str:
     return next((entry[2] for entry in found if entry and entry[2]), "")
 
 
-def run_status(address: Address) -> RunStatus | None:
+def run_status(address: RunPath) -> RunStatus | None:
     """Return what the server has of a run; None if there is no such run.
 
     Raises:
@@ -167,7 +167,7 @@ def run_status(address: Address) -> RunStatus | None:
     )
 
 
-def create_run(address: Address) -> None:
+def create_run(address: RunPath) -> None:
     """Make an empty run.
 
     Raises:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .api import Address, Unreachable
+from .api import RunPath, Unreachable
 from .rows import STEP
 
 _INIT_SECONDS = 30.0
@@ -30,7 +30,7 @@ settings over them one by one, in another order in every process, refuses some p
 
 
 def open_run(
-    address: Address, folder: Path, config: Mapping[str, Any], tags: Sequence[str], seconds: float
+    address: RunPath, folder: Path, config: Mapping[str, Any], tags: Sequence[str], seconds: float
 ) -> Any:
     """Begin or resume the run; rows are sent every so many seconds, at least one.
 

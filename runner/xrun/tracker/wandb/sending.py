@@ -21,7 +21,7 @@ from ...files import read_json
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ...run.record import AttemptRecord
-from .api import Address, Deleted, Refused, Unreachable, run_status, run_url
+from .api import Deleted, Refused, RunPath, Unreachable, run_status, run_url
 from .library import cores, end_cores
 from .orders import Orders, Standing
 from .processes import DELETED
@@ -64,7 +64,7 @@ class Sending:
         self.folder = RunFolder(wish.folder)
         told = plan.wandb
         self.tracker = WandbTracker(
-            Address.of(plan),
+            RunPath.of(plan),
             wish.folder,
             tags=told.tags if told else (),
             store=plan.store,

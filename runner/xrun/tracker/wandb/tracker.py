@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...run.record import AttemptRecord
-from .api import Address, RunStatus, Unreachable, create_run, run_status
+from .api import RunPath, RunStatus, Unreachable, create_run, run_status
 from .library import open_run
 from .rows import BEFORE_ALL, Rows, last_key
 
@@ -29,7 +29,7 @@ class WandbTracker:
 
     def __init__(
         self,
-        address: Address,
+        address: RunPath,
         folder: Path,
         *,
         tags: Sequence[str] = (),
@@ -63,7 +63,7 @@ class WandbTracker:
             raise Unreachable("somebody else writes to this run")
         seen = last_key(status.last) if status else BEFORE_ALL
         self.run, self.rows = run, Rows(seen, attempts)
-        self.address = Address(run.entity, self.address.project, self.address.run)
+        self.address = RunPath(run.entity, self.address.project, self.address.run)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """See Tracker; a step is sent when a later one is there, as training and evaluation may

@@ -17,18 +17,17 @@ from typing import Any
 from ...run.plan import Plan
 from .api import (
     KEY_LENGTH,
-    Address,
     Deleted,
     Refused,
+    RunPath,
     Unreachable,
     Viewer,
     api_key,
     is_read_only,
-    run_status,
     run_url,
     viewer,
 )
-from .tracker import commit_of
+from .tracker import WandbTracker
 
 _LOGIN = "Run `wandb login`, or set WANDB_API_KEY (https://wandb.ai/authorize)."
 
@@ -44,7 +43,7 @@ def main(path: str, *options: str) -> int:
 def last_commit(plan: Plan) -> dict[str, Any]:
     """The run's last commit as W&B's summary has it."""
     try:
-        known = commit_of(run_status(Address.of(plan)))
+        known = WandbTracker(RunPath.of(plan), plan.folder).last_commit()
     except (Unreachable, Refused, Deleted) as error:
         return {"answer": "unknown", "why": str(error) or type(error).__name__}
     return {"answer": "commit", "step": known[0], "head": known[1]} if known else {"answer": "none"}
@@ -52,11 +51,11 @@ def last_commit(plan: Plan) -> dict[str, Any]:
 
 def account(plan: Plan) -> dict[str, Any]:
     """Everything that would keep the run from being written."""
-    address = Address.of(plan)
+    address = RunPath.of(plan)
     try:
         who = viewer()
         problems = list(_problems(address, who))
-        url = run_url(Address(address.entity or who.entity, address.project, address.run))
+        url = run_url(RunPath(address.entity or who.entity, address.project, address.run))
     except Refused as error:
         problems, url = [_wrong_key(error)], ""
     except Unreachable as error:
@@ -66,7 +65,7 @@ def account(plan: Plan) -> dict[str, Any]:
     return {"problems": problems, "url": url}
 
 
-def _problems(address: Address, who: Viewer) -> Iterator[dict[str, str]]:
+def _problems(address: RunPath, who: Viewer) -> Iterator[dict[str, str]]:
     entity, own = address.entity or who.entity, [who.entity, *who.teams]
     if entity not in own:
         yield {
