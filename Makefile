@@ -1,10 +1,11 @@
-# Every target works from a clean checkout with Python 3.11 or newer and nothing else.
+# Every target works from a clean checkout with Python 3.11 or newer and nothing else; what e2e, soak
+# and contract need besides, each says.
 PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check
 BIN = .venv/bin
 NEWEST = .venv-newest/bin
-# Fixtures need no types; an attribute of a torch module is `Tensor | Module` to mypy, whatever it is; a test gives wrong values
-# on purpose. Options of its own need a cache of their own.
+# Fixtures need no types; an attribute of a torch module is `Tensor | Module` to mypy, whatever it
+# is; a test gives wrong values on purpose. Options of its own need a cache of their own.
 MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs \
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
@@ -13,7 +14,8 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-unty
 
 install: .venv/stamp
 
-# A stamp is written last: an installation that broke off is done again, and so is one older than what it was made from.
+# A stamp is written last: an installation that broke off is done again, and so is one older than
+# what it was made from.
 .venv/stamp: pyproject.toml constraints/cloud.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
@@ -30,14 +32,15 @@ install: .venv/stamp
 demo: install
 	$(BIN)/xrun recipes/digits.yaml --yes
 
-# Everything that has to hold: style, types, the tests (with the built wheel in an empty environment), and the container
-# half once more with the newest libraries that exist.
+# Everything that has to hold: style, types, the tests (with the built wheel in an empty
+# environment), and the container half once more with the newest libraries that exist.
 test: check
 	$(BIN)/pytest
 	$(MAKE) newest
 
-# What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm of their own, with machines
-# that are taken away; and torch.compile. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
+# What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm
+# of their own, with machines that are taken away; and torch.compile. Says which Debian packages it
+# needs (tests/cluster/packages.txt) where they are missing.
 e2e: install
 	$(BIN)/pytest -m "e2e and not soak"
 
@@ -61,7 +64,8 @@ bench: .venv-newest/stamp
 	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[bench]'
 	$(NEWEST)/python -m benchmarks
 
-# The long drills, sweeps and simulations: hours. What came of them is kept by the day in tests/soak/.
+# The long drills, sweeps and simulations: hours; one of them needs rsync and ssh. What came of them
+# is kept by the day in tests/soak/.
 soak: install
 	$(BIN)/pytest -m soak --timeout 7200 --results tests/soak
 

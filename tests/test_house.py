@@ -21,7 +21,13 @@ from support.paths import ROOT, TESTS
 pytestmark = pytest.mark.once
 
 PACKAGE = ROOT / "runner" / "xrun"
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+SERVERS = ROOT / "servers" / "loopback"
+MODULES = sorted(
+    path
+    for package in (PACKAGE, SERVERS)
+    for path in package.rglob("*.py")
+    if path.name != "__init__.py"
+)
 RECORD_KEYS = {
     "attempts",
     "checkpoints",
@@ -39,8 +45,9 @@ RECORD_KEYS = {
 
 
 def name_of(path: Path) -> str:
-    """`xrun.run.plan`."""
-    return ".".join(("xrun", *path.relative_to(PACKAGE).with_suffix("").parts))
+    """`xrun.run.plan`, `loopback.hub`."""
+    package = PACKAGE if path.is_relative_to(PACKAGE) else SERVERS
+    return ".".join((package.name, *path.relative_to(package).with_suffix("").parts))
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
@@ -65,7 +72,8 @@ def literals(tree: ast.AST) -> Iterator[str]:
 def test_every_module_has_its_test(path: Path) -> None:
     """A test file of its name in the room of its name, or a test file whose first lines name it:
     ``Covers `xrun.room.module`.``"""
-    own = TESTS / path.relative_to(PACKAGE).parent / f"test_{path.name}"
+    room, _, _ = name_of(path).removeprefix("xrun.").replace("loopback", "servers").rpartition(".")
+    own = TESTS / room.replace(".", "/") / f"test_{path.name}"
     covering = [
         test
         for test in TESTS.rglob("test_*.py")

@@ -41,7 +41,9 @@ METADATA_ADDRESS = Variable(
     "XRUN_METADATA_ADDRESS", "The address of the cloud's metadata server.", "http://169.254.169.254"
 )
 PORT = Variable(
-    "XRUN_PORT", "The port of the first node at which a run's nodes meet. Default: by the run's id."
+    "XRUN_PORT",
+    "The port of the first node at which a run's nodes meet. Default: by the job's or the run's"
+    " id.",
 )
 WANDB_CHECK = Variable(
     "XRUN_WANDB_CHECK", "Seconds between two looks at what has arrived in Weights & Biases.", "30"

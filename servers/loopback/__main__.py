@@ -3,7 +3,7 @@ is kept in the folder."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import threading
 from pathlib import Path
@@ -14,7 +14,9 @@ from .wandb import Wandb
 
 def main() -> None:
     """Start both and print what to paste into another terminal."""
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="xrun-servers-"))
+    parser = argparse.ArgumentParser("python -m loopback", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="Default: a temporary one.")
+    root = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="xrun-servers-"))
     with Hub(root / "hub") as hub, Wandb(root / "wandb") as wandb:
         print(f"A Hugging Face Hub and a W&B, in {root}. Ctrl+C ends them. In another terminal:\n")
         for name, value in {**hub.environ("me"), **wandb.environ("me")}.items():

@@ -1,6 +1,6 @@
 """Notices of three clouds from a metadata server on loopback.
 
-Covers `xrun.machine.metadata`.
+Covers `xrun.machine.metadata` and `loopback.metadata`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,14 @@ from xrun.recipe.schema import Recipe
 from xrun.recipe.template import write_template
 
 
+def test_the_readme_shows_the_recipe_that_it_names() -> None:
+    """Key for key."""
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition("```yaml\n")[2].partition("```")[0]
+    named = re.findall(r"It lies in \[(\S+)\]", text)
+    assert [yaml.safe_load(shown)] == [yaml.safe_load((ROOT / n).read_text()) for n in named]
+
+
 def test_docs_are_current() -> None:
     """docs/recipes.md is what the models say; `make docs` makes it again."""
     assert (ROOT / "docs" / "recipes.md").read_text() == recipe_docs(), "run: make docs"

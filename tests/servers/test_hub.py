@@ -1,5 +1,10 @@
 """The loopback Hub does what the real client asks of the service, and fails on demand as the
-service does."""
+service does.
+
+Covers `loopback.__main__`, `loopback.faults`, `loopback.hub_access`, `loopback.hub_accounts`,
+`loopback.hub_buckets`, `loopback.hub_files`, `loopback.hub_git`, `loopback.hub_history`,
+`loopback.hub_repository`, `loopback.hub_xet`, `loopback.listener` and `loopback.server`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """The loopback W&B: the real client begins, resumes, is killed, goes offline and is refused, and
-nothing is lost or invented."""
+nothing is lost or invented.
+
+Covers `loopback.wandb_filters`, `loopback.wandb_operations` and `loopback.wandb_runs`.
+"""
 
 from __future__ import annotations
 

@@ -16,13 +16,15 @@ from . import recipes, runs, train
 
 
 class _Group(click.Group):
-    """A recipe's path in place of a command means `run`."""
+    """A recipe's path in place of a command means `run`, and so does every other path: `run` says
+    what is wrong with it."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        looks_like_recipe = args[0].endswith((".yaml", ".yml")) or Path(args[0]).is_file()
-        if looks_like_recipe and args[0] not in self.commands:
+        word = args[0]
+        named = word.endswith((".yaml", ".yml")) or "/" in word or word.startswith(".")
+        if (named or Path(word).is_file()) and word not in self.commands:
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 

@@ -3,7 +3,7 @@ else.
 
 Every call but a commit is harmless to repeat and is repeated: after a 429, a 5xx or a broken
 connection, as late as the server asks for or twice as late each time, until the patience is over.
-Whoever commits has to look first (`hub_branch.py`).
+Whoever commits has to look first (`branch.py`).
 """
 
 from __future__ import annotations
