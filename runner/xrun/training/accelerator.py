@@ -28,7 +28,7 @@ def configure_torch(train: Train) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module of properties
     torch.backends.cudnn.benchmark = False
     if train.compile:
-        import torch._inductor.config as inductor
+        import torch._inductor.config as inductor  # torch documents it under this name
 
         inductor.deterministic = True
 

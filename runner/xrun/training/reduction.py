@@ -103,7 +103,7 @@ class ExactReduction:
         """See Reduction; the micro-batch's own gradient is taken away from the parameters."""
         replayed = self._statistics.buffers
         before = {
-            name: (buffer, buffer._version)
+            name: (buffer, buffer._version)  # autograd's own counter has no public name
             for name, buffer in self.model.named_buffers()
             if id(buffer) not in replayed
         }
@@ -142,9 +142,8 @@ class ExactReduction:
             gradient = self._with_partner(gradient, self.world.rank ^ level)
             level *= 2
         if pieces[0][0].total < self.global_batch:
-            torch._foreach_add_(
-                gradient, 0.0
-            )  # -0.0 and 0.0 become one: whether a zero was added depends on P
+            # -0.0 and 0.0 become one: whether a zero was added depends on P
+            _add(gradient, 0.0)
         for p, grad in zip(self._parameters, gradient, strict=True):
             p.grad = grad
         values = torch.stack(losses).tolist()
@@ -161,7 +160,7 @@ class ExactReduction:
         size = 1
         while slot & size and slot - size in self._subtrees:
             left = self._subtrees.pop(slot - size)
-            torch._foreach_add_(left, gradient)
+            _add(left, gradient)
             gradient, slot, size = left, slot - size, size * 2
         self._subtrees[slot] = gradient
 
@@ -174,7 +173,7 @@ class ExactReduction:
         right = parts.pop()
         while parts:
             left = parts.pop()
-            torch._foreach_add_(left, right)
+            _add(left, right)
             right = left
         return right
 
@@ -211,3 +210,9 @@ def check_powers_of_two(processes: int, slots: int) -> None:
                 "Change train.micro_batch or the number of processes, or use train.reduction:"
                 " fast.",
             )
+
+
+def _add(tensors: list[Tensor], more: list[Tensor] | float) -> None:
+    """In place. What torch's optimizers use has no public name; 50 tensors of 1,000 take 27 µs
+    instead of 48 one by one (2 cores), and a GPU starts one kernel instead of 50."""
+    torch._foreach_add_(tensors, more)

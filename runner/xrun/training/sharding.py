@@ -36,6 +36,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     if hasattr(model, "gradient_checkpointing_enable"):
         model.gradient_checkpointing_enable()  # type: ignore[operator]  # transformers has it as a method
         return
+    # `torch.utils.checkpoint` checkpoints calls; what wraps modules has no public name.
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,
     )
