@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from support.paths import FIXTURES
 from support.running import Project, record
+from xrun.errors import AttemptEnd
 from xrun.run.checkpoint import ARITHMETIC, Checkpoint
 from xrun.run.record import (
     FORMAT,
     OUTSIDE_ENDS,
     OWN_FAILURES,
-    AttemptEnd,
     AttemptRecord,
     Failure,
     Finished,
