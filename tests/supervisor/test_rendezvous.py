@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -99,11 +100,11 @@ def test_a_node_that_is_started_again_takes_its_place(leader: Leader) -> None:
     assert leader.heard() == []
 
 
-def hello(life: int) -> socket.socket:
-    """A life of node 1 that has connected and said its number."""
+def hello(life: int, rank: int = 1) -> socket.socket:
+    """A life of a node that has connected and said its number."""
     connection = socket.create_connection((ADDRESSES[0], PORT))
     connection.settimeout(30)
-    told = {"kind": "hello", "key": "run", "node": 1, "life": life}
+    told = {"kind": "hello", "key": "run", "node": rank, "life": life}
     connection.sendall(json.dumps(told).encode() + b"\n")
     return connection
 
@@ -124,6 +125,20 @@ def test_connections_that_arrive_in_the_other_order(leader: Leader) -> None:
             leader.tell("start")
             assert json.loads(third.recv(100)) == {"kind": "start"}
     assert leader.heard() == []
+
+
+def test_nodes_that_hang_up_while_the_leader_does() -> None:
+    """Each loss is heard on a thread of its own, and frees its place while the others are told."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            leader = Leader(node(0), "run", PORT)
+            with hello(1), hello(1, rank=2):
+                until(lambda at=leader: len(at.lines) == 2, "both")
+                leader.close(75)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_node_that_goes_away_is_a_loss(leader: Leader) -> None:

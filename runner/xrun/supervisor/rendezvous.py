@@ -119,8 +119,13 @@ class Leader:
 
     def tell(self, kind: str, **facts: Any) -> None:
         """Say something to every other node."""
-        for line in list(self.lines.values()):
+        for line in self._here():
             line.send({"kind": kind, **facts})
+
+    def _here(self) -> list[Line]:
+        """Every other node's line now; a thread that hears of a loss takes one away."""
+        with self._lock:
+            return list(self.lines.values())
 
     def heard(self) -> list[Message]:
         """What the others have said since the last time."""
@@ -135,7 +140,7 @@ class Leader:
         with self._lock:
             self._end = {"kind": "end", "code": code}
         self.tell(**self._end)
-        for line in self.lines.values():
+        for line in self._here():
             line.close()
         if self._socket is not None:
             with contextlib.suppress(OSError):
