@@ -133,12 +133,16 @@ def test_nodes_that_hang_up_while_the_leader_does() -> None:
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(30):
-            leader = Leader(node(0), "run", PORT)
-            with hello(1), hello(1, rank=2):
-                until(lambda at=leader: len(at.lines) == 2, "both")
-                leader.close(75)
+            hang_up_with_two()
     finally:
         sys.setswitchinterval(before)
+
+
+def hang_up_with_two() -> None:
+    leader = Leader(node(0), "run", PORT)
+    with hello(1), hello(1, rank=2):
+        until(lambda: len(leader.lines) == 2, "both")
+        leader.close(75)
 
 
 def test_a_node_that_goes_away_is_a_loss(leader: Leader) -> None:
