@@ -82,3 +82,9 @@ def test_another_error_is_not_tried_again() -> None:
     with pytest.raises(ValueError, match="0 to go"):
         Backoff(1.0, 1.0).tries(ConnectionError, sleep=server.sleep)(server.ask)
     assert server.slept == []
+
+
+def test_there_is_no_last_try() -> None:
+    """A server that is away for days is asked as often on the last day as on the first."""
+    assert Backoff(first=1.0, longest=1.0).seconds(100_000) == 1.0
+    assert Backoff(first=0.5, longest=60.0).seconds(100_000) == 60.0

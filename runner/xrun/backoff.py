@@ -27,9 +27,8 @@ class Backoff:
 
     def seconds(self, tries: int, error: BaseException | None = None) -> float:
         """How long to wait after so many tries (from 1), the last of which ended in `error`."""
-        wait = min(self.longest, self.first * 2.0 ** (tries - 1)) * random.uniform(
-            1, 1 + self.spread
-        )
+        doubled = self.first * 2.0 ** min(tries - 1, 64)  # a float ends at 2 to the 1024
+        wait = min(self.longest, doubled) * random.uniform(1, 1 + self.spread)
         return max(wait, getattr(error, "pause", 0.0))
 
     def tries(

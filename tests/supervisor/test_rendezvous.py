@@ -128,21 +128,24 @@ def test_connections_that_arrive_in_the_other_order(leader: Leader) -> None:
 
 
 def test_nodes_that_hang_up_while_the_leader_does() -> None:
-    """Each loss is heard on a thread of its own, and frees its place while the others are told."""
+    """Each loss is heard on a thread of its own, and frees its place while the others are told: all
+    of them hear how the attempt has ended."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for _ in range(30):
-            hang_up_with_two()
+        ends = [end for _ in range(30) for end in hang_up_with_two()]
     finally:
         sys.setswitchinterval(before)
+    assert ends == [{"kind": "end", "code": 75}] * 60
 
 
-def hang_up_with_two() -> None:
+def hang_up_with_two() -> list[Any]:
+    """What each of two nodes has heard of a leader that hangs up at once."""
     leader = Leader(node(0), "run", PORT)
-    with hello(1), hello(1, rank=2):
+    with hello(1) as first, hello(1, rank=2) as second:
         until(lambda: len(leader.lines) == 2, "both")
         leader.close(75)
+        return [json.loads(line.recv(100)) for line in (first, second)]
 
 
 def test_a_node_that_goes_away_is_a_loss(leader: Leader) -> None:

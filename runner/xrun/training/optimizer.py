@@ -104,7 +104,7 @@ def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     """`optimizer.step` without the range around it that torch's profiler would show.
 
     With hooks, and where torch has no such range, it is `optimizer.step` itself. The range takes
-    16 µs of each step (7 to 25; `python -m benchmarks 1`, 2 cores), where the whole loop adds 55 µs
+    15 µs of each step (9 to 23; `python -m benchmarks 1`, 2 cores), where the whole loop adds 55 µs
     to torch's: the private names at the top of this file stay for as long as they save that much.
     """
     step = type(optimizer).step
