@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from support.paths import ROOT
@@ -22,6 +24,16 @@ def test_what_is_set_counts_and_nothing_is_not_set(monkeypatch: pytest.MonkeyPat
     assert own.of({"XRUN_OWN": "8"}) == "8"
     monkeypatch.setenv("XRUN_OWN", "9")
     assert own.of() == "9"
+
+
+def test_every_python_is_started_in_one_way() -> None:
+    """No module looks for an interpreter itself: `PYTHON` keeps the working directory off the
+    path."""
+    assert environment.PYTHON == (sys.executable, "-P")
+    package = ROOT / "runner" / "xrun"
+    own = [path.name for path in package.rglob("*.py") if "sys.executable" in path.read_text()]
+    # wandb/sending.py replaces its own process, whose first argument is a path.
+    assert sorted(own) == ["environment.py", "sending.py"]
 
 
 def test_what_the_readme_names_is_there() -> None:

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -116,7 +115,7 @@ def drill(
     folder = Path(folder or tempfile.mkdtemp(prefix="xrun-drill-")).resolve()
     size = processes or (loaded.hardware.local.processes if loaded.hardware.local else 1)
     command = [
-        sys.executable,
+        *environment.PYTHON,
         "-m",
         "xrun",
         "run",
@@ -127,7 +126,7 @@ def drill(
     ]
     result = Result(str(recipe), str(folder), resize, asked=kills)
     undisturbed = _Life(command, folder / "undisturbed", size)
-    say(f"Undisturbed: {' '.join(command[2:])} --processes {size}")
+    say(f"Undisturbed: {' '.join(command[3:])} --processes {size}")
     times = undisturbed.to_the_end(say)
     result.undisturbed_seconds = times["end"]
     began = time.monotonic()

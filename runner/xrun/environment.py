@@ -8,10 +8,15 @@ another one, which it has started, what it needs to know; a recipe's `env` can s
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 PREFIX = "XRUN_"
+PYTHON = (sys.executable, "-P")
+"""How every Python process that xrun starts begins. `-P`: without it `python -m` looks for modules
+in the working directory before the standard library, so that a project's `random.py` would break
+torch, and a `json.py` in a stranger's folder would be run with the keys in its environment."""
 
 
 @dataclass(frozen=True)

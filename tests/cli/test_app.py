@@ -10,10 +10,12 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
 from support.running import PER_STEP, Project, ended, one_line, weights
 
 
@@ -27,6 +29,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert f"Finished {made.run.run}: val/accuracy" in done.out
     assert str(made.run.model) in done.out
     return made
+
+
+def test_python_m_xrun_runs_no_file_of_the_folder(tmp_path: Path) -> None:
+    """`python -m` puts the working directory first on the path; `python -m xrun` takes it away."""
+    (tmp_path / "json.py").write_text("raise SystemExit(9)\n")
+    command = [sys.executable, "-m", "xrun", "check", str(ROOT / "recipes" / "digits.yaml")]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
 
 
 def test_the_same_command_again_does_nothing(project: Project) -> None:

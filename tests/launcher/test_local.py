@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.running import (
+    MODEL,
     PER_STEP,
     Project,
     children,
@@ -144,6 +145,18 @@ def test_a_run_that_runs_is_refused(project: Project) -> None:
     assert RunFolder(project.run.path).report().status == "running"
     (project.root / "go").touch()
     assert ended(command).code == 0
+
+
+def test_files_named_like_libraries_hide_none(project: Project) -> None:
+    """A project whose root has a `random.py`, a `json.py` or a `torch.py` trains; its own packages
+    are found, after everything that is installed."""
+    for name in ("random", "json", "queue", "secrets", "logging", "types", "torch", "safetensors"):
+        project.write(f"{name}.py", f"raise SystemExit('{name}.py of the project')\n")
+    project.write("mine/__init__.py", "WIDTH = 8\n")
+    project.write("models/line.py", "from mine import WIDTH\n" + MODEL.replace("= 8", "= WIDTH"))
+    done = project.xrun("recipes/tiny.yaml", "-s", "train.num_workers=1", "-s", "train.steps=5")
+    assert done.code == 0, done.err
+    assert project.run.report().step == 5
 
 
 def test_three_failures_end_the_command(project: Project) -> None:

@@ -187,6 +187,19 @@ def test_a_network_that_is_down_is_no_problem_of_the_recipe(
         check_online(recipe, make_plan(recipe, project.recipe, environ={}))
 
 
+def test_a_folder_of_a_stranger_runs_no_code(project: Project, hub: Hub, tmp_path: Path) -> None:
+    """`check --online` asks W&B by a process with the keys in its environment: no file of the
+    folder that it is typed in is run by it."""
+    for name in ("json", "wandb", "requests", "sitecustomize"):
+        project.write(f"{name}.py", f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(1)\n")
+    with Wandb(tmp_path / "wandb") as wandb:
+        accounts = hub.environ("alice") | wandb.environ("alice")
+        options = ["-s", "checkpoint.store=hub", "-s", "tracking.wandb={project: p}"]
+        done = project.xrun("check", "--online", "recipes/tiny.yaml", *options, environ=accounts)
+    assert (done.code, done.err) == (0, ""), done
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_command(project: Project, hub: Hub, tmp_path: Path) -> None:
     """`xrun check --online` prints each problem on a line and exits with the code of what is wrong;
     --json for programs."""

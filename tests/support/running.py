@@ -266,7 +266,7 @@ def start(
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
     return subprocess.Popen(
-        [sys.executable, "-m", "xrun", *arguments],
+        [*variables.PYTHON, "-m", "xrun", *arguments],
         cwd=root,
         env=environment,
         stdin=subprocess.DEVNULL,

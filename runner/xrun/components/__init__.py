@@ -2,8 +2,10 @@
 `xrun.components.datasets.digits`.
 
 `__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first
-that has a file wins. The project travels to child processes in the environment, so that workers
-under spawn and forkserver find the same files.
+that has a file wins. The project's root is on sys.path as well, after everything that is
+installed, so that its own packages can be imported and none stands before a library. The project
+travels to child processes in the environment, so that workers under spawn and forkserver find the
+same files.
 """
 
 from __future__ import annotations
@@ -35,7 +37,16 @@ def use_project(root: Path | str) -> None:
             vars(sys.modules[__name__]).pop(name.split(".")[2], None)
     os.environ[PROJECT.name] = path[0]
     __path__[:] = path
+    _importable(path[0])
+
+
+def _importable(project: str) -> None:
+    """The project's own packages, after everything that is installed."""
+    if project not in sys.path:
+        sys.path.append(project)
 
 
 _project = PROJECT.of()
 __path__ = [str(root) for root in roots(Path(_project) if _project else None)]
+if _project:
+    _importable(__path__[0])

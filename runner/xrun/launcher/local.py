@@ -60,7 +60,7 @@ class LocalCloud:
 
     def _attempt(self, path: Path) -> int:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "xrun.supervisor.entrypoint", str(path)],
+            [*environment.PYTHON, "-m", "xrun.supervisor.entrypoint", str(path)],
             stdin=subprocess.DEVNULL,
             env={**_alone(os.environ), environment.PARENT.name: str(os.getpid())},
         )

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .. import environment
 from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
 from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
@@ -289,7 +289,7 @@ def _wandb(plan: Plan) -> tuple[list[Problem], str]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(plan.to_json())
         file.flush()
-        command = [sys.executable, "-m", "xrun.tracker.wandb.witness", file.name, "--account"]
+        command = [*environment.PYTHON, "-m", "xrun.tracker.wandb.witness", file.name, "--account"]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_WANDB_SECONDS, check=False

@@ -100,7 +100,7 @@ class Node:
         arguments = [str(self.folder.plan_file), attempt, *how]
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "xrun.training.rank", *arguments],
+                [*environment.PYTHON, "-m", "xrun.training.rank", *arguments],
                 env={**os.environ, **own},
                 stdin=subprocess.PIPE if how else subprocess.DEVNULL,
                 stdout=output,

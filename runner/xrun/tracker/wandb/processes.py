@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ def start_witness(plan: Path) -> subprocess.Popen[str]:
     """Ask what Weights & Biases knows of the run's last commit; `answer_of` waits for the
     answer."""
     return subprocess.Popen(
-        [sys.executable, "-m", "xrun.tracker.wandb.witness", str(plan)],
+        [*environment.PYTHON, "-m", "xrun.tracker.wandb.witness", str(plan)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -64,7 +63,7 @@ def answer_of(witness: subprocess.Popen[str]) -> Answer:
 def send_all(folder: Path) -> int:
     """Send everything that waits in a run's folder; returns the sender's exit code, and what it
     says goes to the terminal."""
-    command = [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), "--once"]
+    command = [*environment.PYTHON, "-m", "xrun.tracker.wandb.sender", str(folder), "--once"]
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, env=_environment(), check=False
     ).returncode
@@ -89,7 +88,7 @@ class Sender:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "xrun.tracker.wandb.sender", str(folder), attempt],
+                [*environment.PYTHON, "-m", "xrun.tracker.wandb.sender", str(folder), attempt],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

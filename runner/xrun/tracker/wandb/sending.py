@@ -262,7 +262,7 @@ class Sending:
             left = min(max(0.0, self.deadline - time.monotonic()), self.wish.seconds)
             code = EX_TEMPFAIL if self.orders.code is None else self.orders.code
             arguments += ["--once", "--seconds", f"{left:.1f}", "--exit", str(code)]
-        os.execve(sys.executable, [sys.executable, *arguments], _ENVIRONMENT)  # noqa: S606  no shell
+        os.execve(sys.executable, [*environment.PYTHON, *arguments], _ENVIRONMENT)  # noqa: S606  no shell
 
     def _pause(self, seconds: float) -> None:
         """Wait; the end of the attempt cuts it short once, for a last try."""
