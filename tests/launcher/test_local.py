@@ -131,13 +131,13 @@ def test_no_process_is_left_behind(project: Project, undisturbed: Project, victi
 
 
 def test_a_run_that_runs_is_refused(project: Project) -> None:
-    """A second command for a run that is being trained ends with 3 and names the process; the first
-    one is not disturbed."""
+    """A second command for a run that is being trained ends with 3 and names the process; it
+    changes nothing of the first one, which trains its own number of steps."""
     project.trap("hold", call=2 * PER_STEP)
     command = project.start("recipes/tiny.yaml")
     held(project)
     plan = (project.run.path / "plan.json").read_bytes()
-    second = project.xrun("recipes/tiny.yaml")
+    second = project.xrun("recipes/tiny.yaml", "-s", "train.steps=10")
     assert second.code == 3, second.err
     assert f"is running already (process {command.pid})" in second.err
     assert "Traceback" not in second.err

@@ -151,6 +151,27 @@ def test_a_damaged_newest_commit_is_skipped(
     assert weights(again.run) == expected
 
 
+@pytest.mark.parametrize("witness", [True, False])
+@pytest.mark.parametrize("damage", [torn, empty, flipped])
+def test_a_head_without_checkpoints_before_damaged_commits_is_an_error(
+    again: Again, damage: Callable[[Path], None], witness: bool
+) -> None:
+    """All commits with checkpoints are damaged and the first one, which took the lease, is whole:
+    exit 5, with or without another witness, and every object stays."""
+    first, *others = commits(again.run)
+    assert not json.loads(first.read_text().splitlines()[0])["record"]["checkpoints"]
+    for path in others:
+        damage(path)
+    if not witness:
+        again.run.witness.unlink()
+    before = files(again.run.state)
+    done = again.start()
+    assert done.code == 5, done.err
+    assert others[-1].name in done.err
+    assert "Nothing was started from step 0." in done.err
+    assert files(again.run.state) == before
+
+
 def test_a_missing_newest_commit_is_noticed(again: Again) -> None:
     """A newest commit file that is gone leaves a store older than what the run's log knows: exit 5,
     nothing is trained."""

@@ -51,10 +51,9 @@ class LocalCloud:
                 "Name cloud machines under `hardware.any_of` in the recipe, or train it on Linux.",
             )
         folder = RunFolder(plan.folder)
-        path = folder.write_plan(plan)
         with only_one(folder), self._signals():
             while True:
-                code = self._attempt(path)
+                code = self._attempt(folder.write_plan(plan))
                 if code != EX_TEMPFAIL or self._asked:
                     return code
 
@@ -103,6 +102,7 @@ def only_one(folder: RunFolder) -> Iterator[None]:
     Raises:
         LaunchError: somebody holds it.
     """
+    folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder.lock, wait=False) as file:
             file.truncate(0)

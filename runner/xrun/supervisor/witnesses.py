@@ -24,6 +24,9 @@ from ..tracker.wandb.processes import answer_of, start_witness
 _BACKOFF = Backoff(first=0.2, longest=3.2)
 """Between questions to somebody who does not answer, or not with the newest."""
 _TRIES = 6
+_WAY_ON = (
+    "Nothing was started from step 0. Bring the store's files back, or start a new run with --new."
+)
 _OUTAGE_SECONDS = 1800.0
 """How long a store far away is asked before the attempt gives up."""
 
@@ -104,6 +107,13 @@ class Witnesses:
                 f" {self.plan.digest[:8]} by rule {self.plan.rule}).",
                 "Start a new run with --new, or take its weights along with --fork.",
             )
+        if self.store.damaged and record.newest_step < 0:
+            # It explains why an older step is the newest, never why there is none.
+            raise CheckpointError(
+                f"The commits {', '.join(self.store.damaged)} in {self.plan.where} are damaged, and"
+                f" those before them hold no checkpoint of the run {self.plan.run}.",
+                _WAY_ON,
+            )
         if (known := JsonlTracker(self.folder.path).last_commit()) is not None:
             self._compare(str(self.folder.witness), known[0], head)
         if (ends := record.no_progress).given_up:
@@ -144,7 +154,6 @@ class Witnesses:
         if step > known and not self.store.damaged:
             raise CheckpointError(
                 f"{witness} knows of a commit of step {step} of the run {self.plan.run}, "
-                f"the store {self.plan.where} has {'none' if head is None else f'step {known}'}.",
-                "Bring the store's files back, or start a new run with --new. Nothing was started"
-                " from step 0.",
+                f"the store {self.plan.where} has {'none' if known < 0 else f'step {known}'}.",
+                _WAY_ON,
             )
