@@ -383,7 +383,7 @@ def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(f"xrun.components.{kind}.{name}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ComponentError(
             f"{place(error, path)}: {type(error).__name__}: {error}.", missing_library(error)
         ) from error
@@ -396,7 +396,7 @@ def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
     return build
 
 
-def place(error: Exception, path: Path) -> str:
+def place(error: BaseException, path: Path) -> str:
     """The line of the component's file that an error came through."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno or 1}"
@@ -408,7 +408,7 @@ def place(error: Exception, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def missing_library(error: Exception) -> str:
+def missing_library(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("xrun"):
         return f"Install it: `pip install {error.name.partition('.')[0]}`."
     return ""

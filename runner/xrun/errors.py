@@ -55,6 +55,8 @@ class XrunError(Exception):
     exit_code = 1
     end = AttemptEnd.OWN
     """What it says of the attempt that it ends."""
+    again = False
+    """Whether it may pass on the same machine, whose fault it is not."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -145,6 +147,7 @@ class StoreUnavailable(StoreError):
 
     exit_code = EX_TEMPFAIL
     end = AttemptEnd.OUTSIDE
+    again = True
 
 
 class CheckpointError(XrunError):
@@ -175,6 +178,7 @@ class ProcessesApart(XrunError):
     """The training processes do not meet, or what one says reaches another one changed."""
 
     exit_code = EX_TEMPFAIL
+    again = True
 
 
 class OutOfMemory(XrunError):

@@ -3,6 +3,7 @@ the new one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None if it is not there, or not whole after a full disk."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes().rstrip(b"\0"))
     except (OSError, ValueError):
         return None
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of so many zero bytes, for which the disk has room from now on; without it, an
+    empty one."""
+    with contextlib.suppress(OSError), path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    """Write into a file that was reserved; a reader takes zero bytes at the end away. Raises
+    OSError."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.write(data)

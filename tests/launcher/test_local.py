@@ -159,14 +159,29 @@ def test_files_named_like_libraries_hide_none(project: Project) -> None:
     assert project.run.report().step == 5
 
 
-def test_three_failures_end_the_command(project: Project) -> None:
-    """A component that always raises ends the command with 7 after three attempts; mended, the same
-    command goes on."""
-    project.trap("raise", call=1, stays=True)
-    done = project.xrun("recipes/tiny.yaml")
-    assert done.code == 7, done.err
-    assert "3 attempts in a row committed no step" in done.err
+def test_a_mistake_ends_the_command(project: Project) -> None:
+    """A component that always raises in the same step ends the command with 2, in one attempt, with
+    one sentence; mended, the same command goes on."""
+    project.trap("raise", call=3 * PER_STEP, stays=True)
+    done = project.xrun("recipes/tiny.yaml", "-s", "checkpoint.every=100 steps")
+    assert done.code == 2, done.err
+    assert len(record(project.run)["attempts"]) == 1
     assert "RuntimeError: the component is broken" in done.err
+    assert "Traceback" not in done.err
+    (project.root / "trap.json").unlink()
+    assert project.attempt().code == 0
+
+
+def test_three_failures_end_the_command(project: Project) -> None:
+    """A process that always crashes ends the command with 7 after three attempts. Typed again it
+    gets as many; mended, it goes on."""
+    project.trap("SIGSEGV", call=PER_STEP, stays=True, committed=0)
+    for typed in (1, 2):
+        done = project.xrun("recipes/tiny.yaml")
+        assert done.code == 7, done.err
+        assert "3 attempts in a row committed no step" in done.err
+        # The first attempt of all has committed step 0.
+        assert len(record(project.run)["attempts"]) == 3 * typed + 1
     (project.root / "trap.json").unlink()
     assert project.attempt().code == 0
 

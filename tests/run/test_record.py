@@ -127,9 +127,9 @@ def test_rejected_steps_count_as_committed() -> None:
 def test_progress_forgives_earlier_failures() -> None:
     """Only attempts after the last one that committed a new step count as being without
     progress."""
-    ends = of(FAILED, FAILED, MOVED).no_progress
+    ends = of(FAILED, FAILED, MOVED).no_progress("")
     assert (ends.own, ends.outside) == ((), ())
-    ends = of(FAILED, MOVED, FAILED, KILLED, FAILED).no_progress
+    ends = of(FAILED, MOVED, FAILED, KILLED, FAILED).no_progress("")
     assert (len(ends.own), len(ends.outside)) == (2, 1)
     assert not ends.given_up
 
@@ -137,14 +137,25 @@ def test_progress_forgives_earlier_failures() -> None:
 def test_attempt_after_attempt_without_progress_is_given_up() -> None:
     """After a few failures of its own, after many ends from outside; and a person's end starts the
     count anew."""
-    assert of(*[FAILED] * OWN_FAILURES).no_progress.given_up
-    assert not of(*[KILLED] * (OUTSIDE_ENDS - 1)).no_progress.given_up
-    assert of(*[KILLED] * OUTSIDE_ENDS).no_progress.given_up
+    assert of(*[FAILED] * OWN_FAILURES).no_progress("").given_up
+    assert not of(*[KILLED] * (OUTSIDE_ENDS - 1)).no_progress("").given_up
+    assert of(*[KILLED] * OUTSIDE_ENDS).no_progress("").given_up
     ended = dataclasses.replace(FAILED, code=7)
-    assert not of(*[FAILED] * OWN_FAILURES, ended).no_progress.given_up
-    what, way_on = of(*[FAILED] * OWN_FAILURES).no_progress.why(Path("logs"))
-    assert what == f"{OWN_FAILURES} attempts in a row committed no step; the last one: why"
+    assert not of(*[FAILED] * OWN_FAILURES, ended).no_progress("").given_up
+    what, way_on = of(*[FAILED] * OWN_FAILURES).no_progress("").why(Path("logs"))
+    assert what == f"{OWN_FAILURES} attempts in a row committed no step; the last one: why."
     assert "logs" in way_on
+
+
+def test_a_command_that_is_typed_again_has_failed_at_nothing() -> None:
+    """Somebody who types it has perhaps repaired what failed: only attempts of this very command
+    count, those of before there were commands among each other."""
+    old = [FAILED] * OWN_FAILURES
+    now = dataclasses.replace(FAILED, command="now")
+    assert of(*old).no_progress("").given_up
+    assert not of(*old).no_progress("now").own
+    assert len(of(*old, now, now).no_progress("now").own) == 2
+    assert of(*old, *[now] * OWN_FAILURES).no_progress("now").given_up
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.running import (
+    MODEL,
     PER_STEP,
     Done,
     Project,
@@ -28,11 +30,12 @@ from support.running import (
     until,
     weights,
 )
+from xrun.errors import AttemptEnd
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
-from xrun.run.record import OWN_FAILURES
+from xrun.run.record import OWN_FAILURES, Failure, Outcome
 from xrun.store.directory.store import DirectoryStore
-from xrun.supervisor.ranks import gravest, read_failure
+from xrun.supervisor.ranks import gravest, gravest_of, silent_end
 
 KILLED_IN = 18
 
@@ -332,17 +335,19 @@ def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path
 
 
 def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:
-    """A component that always fails: the third attempt without a commit ends with 7 and the reason;
-    mended, it goes on."""
+    """A process that always crashes: the third attempt without a commit ends with 7 and the reason;
+    typed again the command gets its attempt, and mended it goes on."""
     project = Project(tmp_path)
-    project.trap("raise", call=2 * PER_STEP, stays=True)
+    project.trap("SIGSEGV", call=2 * PER_STEP, stays=True, committed=0)
     codes = [project.attempt().code for _ in range(OWN_FAILURES + 1)]
     assert codes == [75, 75, 75, 7], "the first one has committed step 0"
     report = project.run.report().to_json()
     assert report["status"] == "failed"
-    assert "RuntimeError: the component is broken" in reasons(report["attempts"])[-1]
+    assert "rank 0 was ended by SIGSEGV" in reasons(report["attempts"])[-1]
+    typed = replace(project.plan(), command="typed again")
+    assert attempt(typed).code == 75
     (tmp_path / "trap.json").unlink()
-    done = project.attempt()
+    done = attempt(typed)
     assert done.code == 0, done.err
 
 
@@ -351,7 +356,7 @@ def test_a_crash_is_a_failure_of_its_own(tmp_path: Path) -> None:
     ended from outside."""
     project = Project(tmp_path)
     for signal, kind in (("SIGSEGV", "own"), ("SIGKILL", "outside")):
-        project.trap(signal, call=1)
+        project.trap(signal, call=1, stays=True)
         assert project.attempt().code == 75
         last = record(project.run)["attempts"][-1]
         assert last["kind"] == kind
@@ -440,21 +445,92 @@ def test_the_gravest_code_counts(codes: list[int], code: int) -> None:
     assert gravest(codes) == code
 
 
-def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
-    """Of several ranks' written failures the one with the attempt's code counts, else the
-    earliest."""
-    for rank, (code, time) in enumerate([(1, 2.0), (1, 1.0), (6, 3.0)]):
-        facts = {"code": code, "time": time, "message": f"rank {rank}"}
-        (tmp_path / f"failure-{rank}.json").write_text(json.dumps(facts))
-    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 6}).message == "rank 2"
-    assert read_failure(tmp_path, {0: 1, 1: 1, 2: 1}).message == "rank 1"
+def failed(code: int | None, time: float, end: AttemptEnd = AttemptEnd.OWN) -> Outcome:
+    """How a rank has ended that failed."""
+    return Outcome(code or 75, Failure(f"at {time:g}", end, code, time=time))
 
 
-def test_a_failure_that_was_cut_short_is_no_failure(tmp_path: Path) -> None:
-    """What a rank could not write whole, as on a full disk, does not end the entrypoint: the exit
-    code has to do."""
-    (tmp_path / "failure-0.json").write_text('{"code"')
-    assert read_failure(tmp_path, {0: 1}).message == "the ranks ended with [1]."
+@pytest.mark.parametrize(
+    ("outcomes", "code", "cause"),
+    [
+        ([failed(1, 2.0), failed(1, 1.0), failed(6, 3.0)], 6, "at 3"),
+        ([failed(1, 2.0), failed(1, 1.0)], 75, "at 1"),
+        ([failed(1, 1.0), failed(None, 0.0, AttemptEnd.OUTSIDE)], 75, "at 0"),
+        ([failed(75, 1.0, AttemptEnd.OUTSIDE), failed(1, 2.0)], 75, "at 2"),
+        ([failed(1, 2.0), Outcome(75)], 75, "at 2"),
+        ([Outcome(0), Outcome(75)], 75, None),
+    ],
+)
+def test_the_first_failure_is_the_cause(
+    outcomes: list[Outcome], code: int, cause: str | None
+) -> None:
+    """The failure with the attempt's code counts, then a process that was taken away, then the
+    earliest; what only noticed another one's end, or was ended for it, comes last."""
+    found = gravest_of(outcomes)
+    assert (found.code, found.failure and found.failure.message) == (code, cause)
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 7, 75, 1])
+def test_an_exit_code_without_a_word_means_nothing(code: int) -> None:
+    """A rank that ends and says nothing was ended by a component or a library, whatever the
+    code."""
+    failure = silent_end(0, code)
+    assert (failure.code, failure.end) == (1, AttemptEnd.OWN)
+    assert f"exit code {code}" in failure.message
+
+
+@pytest.mark.parametrize(
+    "leave", ["sys.exit(0)", "sys.exit(3)", "os._exit(0)", "os._exit(5)", "os._exit(75)"]
+)
+def test_a_component_that_leaves_has_not_finished(tmp_path: Path, leave: str) -> None:
+    """`sys.exit` or `os._exit` in a step: the attempt ends neither as finished nor with the
+    component's code, and no model is there; what was committed stays."""
+    project = Project(tmp_path)
+    project.write("models/line.py", LEAVES.replace("LEAVE", leave))
+    done = project.attempt("checkpoint.every=100 steps")
+    assert done.code == (2 if leave.startswith("sys") else 75), done.err
+    last = record(project.run)["attempts"][-1]
+    assert (last["code"], last["kind"]) == (done.code, "own")
+    assert leave.partition(".")[2][:4] in done.err
+    assert "finished" not in record(project.run)
+    assert not project.run.model.exists()
+    assert steps_of(project.run) == [0]
+
+
+LEAVES = (
+    MODEL.replace("from torch", "import os, sys\n\nfrom torch")
+    .replace(
+        "    return",
+        """
+    class Leaves(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.calls > 8 * 4:
+                LEAVE
+            return x
+
+    return""",
+    )
+    .replace("nn.Sequential(", "nn.Sequential(\n        Leaves(),", 1)
+)
+
+
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "raise SystemExit"])
+@pytest.mark.parametrize("at_import", [True, False])
+def test_a_component_that_leaves_while_it_is_built_is_wrong(
+    tmp_path: Path, leave: str, at_import: bool
+) -> None:
+    """argparse at the top of a copied script, or `sys.exit` in `build`: exit 2 and the file's
+    name."""
+    project = Project(tmp_path)
+    text = f"{leave}\n{MODEL}" if at_import else f"def build():\n    {leave}\n"
+    project.write("models/line.py", f"import sys\n\n{text}")
+    done = project.attempt()
+    assert done.code == 2, done.err
+    assert "models/line.py" in done.err
+    assert "SystemExit" in done.err
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -462,5 +538,5 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(path.relative_to(folder.parent)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "failure-0.json"
+        if path.is_file() and not path.name.startswith("end-")
     }

@@ -112,13 +112,20 @@ def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
 
 
 def test_a_failure_on_another_node_is_the_attempts(project: Project) -> None:
-    """A component that fails on node 1 only: both end with 75, and the record says what failed and
-    not that a peer was lost."""
-    project.trap("raise", call=7 * PER_STEP // 2 + 1, rank=1)
-    done = Cluster(project).run()
-    assert codes(done) == [75, 75], done
+    """A component that fails on node 1 only, twice at one step: both end, and the record says what
+    failed and not that a peer was lost."""
+    project.trap("raise", call=7 * PER_STEP // 2 + 1, rank=1, stays=True)
+    done = Cluster(project).run(plan=project.plan("checkpoint.every=100 steps"))
+    assert done[0].code == 2, done
     last = record(project.run)["attempts"][-1]
     assert (last["kind"], last["reason"]) == ("own", "RuntimeError: the component is broken")
+
+
+def test_a_failure_by_chance_on_another_node_costs_no_machine(project: Project) -> None:
+    """A component that fails on node 1 once: all nodes start their processes again and finish."""
+    project.trap("raise", call=7 * PER_STEP // 2 + 1, rank=1)
+    assert codes(Cluster(project).run()) == [0, 0]
+    assert len(record(project.run)["attempts"]) == 1
 
 
 def test_a_refusal_on_another_node_ends_all(project: Project) -> None:

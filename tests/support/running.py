@@ -329,13 +329,14 @@ class Warm:
     """A node whose ranks are forked from a process that has imported torch."""
 
     folder: RunFolder
+    _plan_file: Callable[[str], Path]
 
     def _warm_up(self, attempt: str) -> None:
         """They are warm."""
 
     def _start_rank(self, attempt: str, environment: dict[str, str], log: Path) -> Any:
         environment = os.environ | environment | {"OMP_NUM_THREADS": "1"}
-        arguments = (environment, str(log), str(self.folder.plan_file), attempt)
+        arguments = (environment, str(log), str(self._plan_file(attempt)), attempt)
         return WarmRank(forkserver().Process(target=_rank, args=arguments))
 
 

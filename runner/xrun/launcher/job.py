@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import subprocess
+import uuid
 from pathlib import Path
 
 from ..errors import CheckpointError, LaunchError, XrunError
@@ -55,7 +56,8 @@ def known_run(plan: Plan, *, given: bool = False) -> Plan | None:
 def launch(plan: Plan, cloud: Cloud) -> int:
     """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit
     code."""
-    return cloud.run(dataclasses.replace(plan, code=code_version(Path(plan.project))))
+    code, command = code_version(Path(plan.project)), uuid.uuid4().hex[:12]
+    return cloud.run(dataclasses.replace(plan, code=code, command=command))
 
 
 def code_version(project: Path) -> dict[str, object]:

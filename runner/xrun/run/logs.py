@@ -24,6 +24,15 @@ Logs = Mapping[str, Mapping[str, StoredFile]]
 """By attempt and rank."""
 
 
+TRACEBACK = "| "
+"""How the lines of a traceback begin in a log: a terminal gets the sentence only."""
+
+
+def end_file(folder: Path, rank: int) -> Path:
+    """Where a process of an attempt says how it has ended."""
+    return folder / f"end-{rank}.json"
+
+
 def kept(store: Store, folder: Path, attempt: str, before: Logs) -> Logs:
     """The logs of the next record: what lies in `folder` now is put into the store.
 

@@ -56,6 +56,7 @@ class Limits:
 class Plan:
     """Everything an attempt needs to know, without secrets.
 
+    `command` is another one each time that somebody types it.
     `mathematics` is what `digest` is made of, by the rule of this number: a recipe's part that a
     run cannot change, with a hash per component file. `home` holds the runs' folders; `processes`
     train on this node; `fork` is the run whose newest checkpoint starts this one. `store` is the
@@ -81,6 +82,7 @@ class Plan:
     format: int = FORMAT
     rule: int = 1
     code: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process

@@ -38,10 +38,10 @@ class AttemptRecord:
 
     `from_step` is the newest step that was committed before, `resumed_step` the one that it went on
     from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
-    `memory` names the kind of memory that a micro-batch had to fit into, in so many `parts`.
-    `last_save` is the seconds that its last save took. Where and at which price it ran:
-    `cluster` to `billed_from`. `committed` is the newest committed step when it `ended`, with which
-    exit `code`, how and why (`end`, `reason`).
+    `command` is the plan's. `memory` names the kind of memory that a micro-batch had to fit into,
+    in so many `parts`. `last_save` is the seconds that its last save took. Where and at which price
+    it ran: `cluster` to `billed_from`. `committed` is the newest committed step when it `ended`,
+    with which exit `code`, how and why (`end`, `reason`).
     """
 
     id: str
@@ -49,6 +49,7 @@ class AttemptRecord:
     host: str = ""
     processes: int = 1
     nodes: int = 1
+    command: str | None = None
     from_step: int = -1
     resumed_step: int | None = None
     steps_recomputed: int | None = None
@@ -154,7 +155,9 @@ class Failure:
     """What ended a rank, as it says itself or as its exit code tells.
 
     `end` is OWN, OUTSIDE or STOPPED; `parts` is set where smaller parts of a micro-batch may fit;
-    `traceback` says that the rank's log has one. `code` is None where nobody knows it.
+    `traceback` says that the rank's log has one. `code` is 1 for what nobody foresaw, and None
+    where the machine or the process was taken away. `step` is how many steps were done then;
+    None where nobody knows. `again`: it may pass on the same machine, whose fault it is not.
     """
 
     message: str
@@ -165,6 +168,8 @@ class Failure:
     traceback: bool = False
     parts: int = 0
     rank: int | None = None
+    step: int | None = None
+    again: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As a rank writes it down, and as nodes tell each other."""
@@ -175,6 +180,24 @@ class Failure:
         """Read what `to_json` wrote."""
         known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         return cls(**{**known, "end": AttemptEnd(value.get("end", AttemptEnd.OWN))})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How ranks have ended: one exit code for all of them, and what the failed one says."""
+
+    code: int
+    failure: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a rank writes it down, and as nodes tell each other."""
+        return {"code": self.code, "failure": self.failure.to_json() if self.failure else None}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Outcome:
+        """Read what `to_json` wrote."""
+        failure = told.get("failure")
+        return cls(told["code"], Failure.from_json(failure) if failure else None)
 
 
 @dataclass(frozen=True)
@@ -212,8 +235,8 @@ class NoProgress:
         count = len(self.own) if len(self.own) >= OWN_FAILURES else len(self.outside)
         reason = (self.own or self.outside)[0].reason or ""
         return (
-            f"{count} attempts in a row committed no step; the last one: {reason}",
-            f"Mend the cause (logs: {logs}) and start the same command again.",
+            f"{count} attempts in a row committed no step; the last one: {reason.rstrip('.')}.",
+            f"Fix the cause (logs: {logs}), then run the same command again.",
         )
 
 
@@ -325,13 +348,14 @@ class RunRecord:
         here = [each.parts or 1 for each in of_kind if each.processes == processes]
         return here[-1] if here else 1
 
-    @property
-    def no_progress(self) -> NoProgress:
-        """The newest attempts in a row that committed no new step."""
+    def no_progress(self, command: str) -> NoProgress:
+        """The newest attempts in a row of this command that committed no new step: somebody who
+        types it again has perhaps repaired what failed before."""
         own: list[AttemptRecord] = []
         outside: list[AttemptRecord] = []
         for attempt in reversed(self.attempts):
-            if attempt.made_progress or attempt.code == StoppedOnPurpose.exit_code:
+            another = (attempt.command or "") != command
+            if another or attempt.made_progress or attempt.code == StoppedOnPurpose.exit_code:
                 break
             if attempt.end == AttemptEnd.OWN:
                 own.append(attempt)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ..errors import (
     EX_TEMPFAIL,
     AttemptEnd,
+    ComponentError,
     LaunchError,
     LeaseLost,
     StoppedOnPurpose,
@@ -24,7 +25,7 @@ from ..machine.nodes import Nodes, meeting_port
 from ..machine.stop import StopFlag
 from ..run import logs, spending
 from ..run.plan import Plan
-from ..run.record import AttemptRecord, Failure, RunRecord, new_id
+from ..run.record import AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
 from ..store.protocol import Head, Publisher, commit_delay
@@ -32,8 +33,9 @@ from ..tracker.wandb.processes import Sender, dismiss, start_witness
 from . import billing
 from .node import Node
 from .progress import Progress
-from .ranks import LINGER_SECONDS, Outcome, Ranks, free_port, gravest_of
+from .ranks import LINGER_SECONDS, Ranks, free_port, gravest_of
 from .rendezvous import MEETING_SECONDS, Leader, Message
+from .retries import Retries
 from .witnesses import Witnesses
 
 _SENDER_SECONDS = 60.0
@@ -128,6 +130,7 @@ class LeadingNode(Node):
             host=socket.gethostname(),
             processes=self.nodes.world,
             nodes=self.nodes.count,
+            command=self.plan.command or None,
             **billing.facts(os.environ, before.attempts, now),
         )
         self._check_budget([*before.attempts, attempt], now)
@@ -175,23 +178,29 @@ class LeadingNode(Node):
         """The ranks of all nodes, from their start to their end.
 
         Ranks that had too little memory are started again, and compute their micro-batches in
-        smaller parts.
+        smaller parts; so are those that failed by what may pass here (`Retries`).
         """
         if missing := self.peers.gather(self._asked_to_stop):
             minutes = f"{MEETING_SECONDS / 60:.0f} minutes"
             what = f"Not here after {minutes}: {', '.join(missing)}."
             return Outcome(EX_TEMPFAIL, Failure(what, AttemptEnd.OUTSIDE))
-        parts = 0
+        parts, retries = 0, Retries()
         while True:
             outcome = self._round(fresh, parts)
+            failure = outcome.failure
             if self.refused:
                 failure = Failure(self.refused, hint="Start a new one with --new.")
                 return Outcome(LaunchError.exit_code, failure)
-            if outcome.failure is None or not outcome.failure.parts or self.stop:
+            if failure is None or self.stop:
                 return outcome
-            parts = outcome.failure.parts
-            how = f"Starting again: each micro-batch is computed in {parts} parts."
-            self.say(f"{outcome.failure.message} {how}")
+            if failure.parts:
+                parts = failure.parts
+                how = f"Starting again: each micro-batch is computed in {parts} parts."
+                self.say(f"{failure.message} {how}")
+            elif retries.again(failure, self.folder.committed_step()):
+                self.say(f"{failure.message} The processes are started again on this machine.")
+            else:
+                return _mistake(failure) if retries.is_mistake else outcome
 
     def _round(self, fresh: bool, parts: int) -> Outcome:
         port, self._reports = free_port(), {}
@@ -252,7 +261,7 @@ class LeadingNode(Node):
 
     def _end(self, outcome: Outcome) -> int:
         """Record how the attempt ended; returns the exit code."""
-        code, why = outcome.code, ""
+        code, failure, why = outcome.code, outcome.failure, ""
         if code == EX_TEMPFAIL and self.purpose:
             code = StoppedOnPurpose.exit_code
         try:
@@ -260,10 +269,12 @@ class LeadingNode(Node):
             if head is None or head.attempt != self.id:
                 code = code or StoreError.exit_code  # another attempt has taken over
             else:
-                code, why = self._record_end(head, code, outcome.failure)
+                if code == 0 and not RunRecord.of(head).has_reached_the_end(self.plan):
+                    code, failure = EX_TEMPFAIL, Failure("The ranks ended before the run had.")
+                code, why = self._record_end(head, code, failure)
         except StoreError as error:
             self.say(f"How this attempt ended could not be recorded. {error}")
-        self._say_end(outcome.failure, why)
+        self._say_end(failure, why)
         if code == 0:
             self._drop_history()
         return code
@@ -283,7 +294,7 @@ class LeadingNode(Node):
             end=_end_of(code, stopped, failure),
             reason=self.stop.reason if stopped else failure.message if failure else "",
         )
-        ends, why = record.no_progress, ""
+        ends, why = record.no_progress(self.plan.command), ""
         if code == EX_TEMPFAIL and not stopped and ends.given_up:
             code = StoppedOnPurpose.exit_code
             record = record.with_last(code=code)
@@ -314,9 +325,16 @@ class LeadingNode(Node):
             self.say(f"{failure.message} {failure.hint}".strip())
         if failure is not None and failure.traceback:
             log = self.folder.logs(self.id) / f"rank{failure.rank}.log"
-            self.say(f"The whole story is in {log}")
+            self.say(f"Full traceback: {log}")
         if why:
             self.say(why)
+
+
+def _mistake(failure: Failure) -> Outcome:
+    """What has failed twice at the same step will fail there on every machine."""
+    code = ComponentError.exit_code
+    hint = f"It failed twice after step {failure.step}. Fix it, then run the same command again."
+    return Outcome(code, replace(failure, code=code, hint=hint))
 
 
 def _end_of(code: int, stopped: bool, failure: Failure | None) -> AttemptEnd:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import environment
 from ..errors import EX_TEMPFAIL
+from ..files import write_bytes
 from ..machine.nodes import Nodes, meeting_port, place_of
 from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.folder import RunFolder
@@ -97,7 +98,7 @@ class Node:
     def _new_rank(
         self, attempt: str, own: dict[str, str], log: Path, *how: str
     ) -> subprocess.Popen[bytes]:
-        arguments = [str(self.folder.plan_file), attempt, *how]
+        arguments = [str(self._plan_file(attempt)), attempt, *how]
         with log.open("ab") as output:
             return subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.training.rank", *arguments],
@@ -106,6 +107,13 @@ class Node:
                 stdout=output,
                 stderr=output,
             )
+
+    def _plan_file(self, attempt: str) -> Path:
+        """This node's own copy of the plan: the run's may be replaced by another command."""
+        path = self.folder.logs(attempt) / f"plan-{self.nodes.rank}.json"
+        if not path.exists():
+            write_bytes(path, self.plan.to_json().encode())
+        return path
 
     def _look(self, ranks: Ranks | None = None) -> None:
         """Many times a second: what has been asked, here or elsewhere, and what has failed."""

@@ -9,24 +9,26 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from .. import environment
 from ..errors import EX_TEMPFAIL, AttemptEnd
-from ..files import read_json
+from ..files import read_json, reserve
 from ..machine.heartbeat import Limits, Watch
 from ..machine.nodes import Nodes
 from ..machine.stop import NOBODY_ASKED, StopFlag
+from ..run.logs import end_file
 from ..run.plan import Plan
-from ..run.record import Failure
+from ..run.record import Failure, Outcome
 
 POLL_SECONDS = 0.1
 LINGER_SECONDS = 5.0
 """How long the other ranks may take to end by themselves after one has failed."""
 STACKS_SECONDS = 2.0
 """How long ranks that hang have to write down where."""
+_END_BYTES = 64 * 1024
+"""Room for what a rank says at its end."""
 ON_PROCESSORS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """What makes training on processors fast, unless somebody has set it otherwise; docs/performance.md
 has the numbers.
@@ -37,24 +39,6 @@ seventh longer where threads sleep while they wait.)
 """
 Start = Callable[[dict[str, str], Path], "subprocess.Popen[bytes]"]
 """Starts a rank with this environment, whose output goes into this file."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How ranks have ended: one exit code for all of them, and what the failed one says."""
-
-    code: int
-    failure: Failure | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As nodes tell each other."""
-        return {"code": self.code, "failure": self.failure.to_json() if self.failure else None}
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Outcome:
-        """Read what `to_json` wrote."""
-        failure = told.get("failure")
-        return cls(told["code"], Failure.from_json(failure) if failure else None)
 
 
 class Ranks:
@@ -75,10 +59,13 @@ class Ranks:
         self.failed_at = float("inf")
         """When a rank here or on another node had failed."""
         self.hung = ""
+        self._ended: set[int] = set()
         self._told, self._known = logs / f"stop-{nodes.rank}.json", NOBODY_ASKED
         hearts = [logs / f"heartbeat-{rank}" for rank in nodes.ranks]
-        for path in [self._told, *hearts, *(logs / f"failure-{rank}.json" for rank in nodes.ranks)]:
+        for path in [self._told, *hearts]:
             path.unlink(missing_ok=True)
+        for rank in nodes.ranks:
+            reserve(end_file(logs, rank), _END_BYTES)
         self._watch = Watch(hearts, Limits.of(os.environ))
         self.processes = []
         for local, rank in enumerate(nodes.ranks):
@@ -105,13 +92,19 @@ class Ranks:
             self._end_hanging()
             lingers = time.monotonic() - self.failed_at > LINGER_SECONDS
             if lingers or self.stop.seconds_left() < -LINGER_SECONDS:
-                self.send(signal.SIGKILL)
+                self._end_all()
             time.sleep(POLL_SECONDS)
 
     def fail(self) -> None:
         """A rank has failed, here or on another node: the others may end by themselves, then they
         are ended."""
         self.failed_at = min(self.failed_at, time.monotonic())
+
+    def _end_all(self) -> None:
+        """End whoever still lives, and remember that it was no accident."""
+        ranks = zip(self.nodes.ranks, self.processes, strict=True)
+        self._ended |= {rank for rank, process in ranks if process.poll() is None}
+        self.send(signal.SIGKILL)
 
     def send(self, number: signal.Signals) -> None:
         """A signal to every rank that still lives."""
@@ -121,14 +114,21 @@ class Ranks:
 
     def outcome(self) -> Outcome:
         """How they have ended."""
-        codes = {
-            rank: process.returncode
-            for rank, process in zip(self.nodes.ranks, self.processes, strict=True)
-        }
         if self.hung:
-            return Outcome(EX_TEMPFAIL, Failure(self.hung, code=EX_TEMPFAIL))
-        code = gravest(list(codes.values()))
-        return Outcome(code, read_failure(self.logs, codes) if code else None)
+            return Outcome(EX_TEMPFAIL, Failure(self.hung, code=EX_TEMPFAIL, again=True))
+        ranks = zip(self.nodes.ranks, self.processes, strict=True)
+        return gravest_of([self._end_of(rank, process.returncode) for rank, process in ranks])
+
+    def _end_of(self, rank: int, code: int) -> Outcome:
+        """How one has ended: as it says itself, else as its exit code tells; that of a process
+        which says nothing may be a component's, and means nothing."""
+        if (told := read_json(end_file(self.logs, rank))) is not None:
+            outcome = Outcome.from_json(told)
+            failure = outcome.failure and replace(outcome.failure, rank=rank)
+            return Outcome(outcome.code, failure)
+        if rank in self._ended:
+            return Outcome(EX_TEMPFAIL)
+        return Outcome(EX_TEMPFAIL, replace(silent_end(rank, code), rank=rank))
 
     def _pass_on(self) -> None:
         self._known = self.stop.deadline, self.stop.at_once
@@ -168,51 +168,38 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
     }
 
 
+def silent_end(rank: int, code: int) -> Failure:
+    """What ended a rank that has not said it itself."""
+    if code >= 0:
+        what = f"Rank {rank} ended with exit code {code}, and the run is not finished."
+        return Failure(what, code=1, hint="A component or a library may have called os._exit().")
+    name = signal.Signals(-code).name
+    if -code in (signal.SIGKILL, signal.SIGTERM):
+        return Failure(f"rank {rank} was ended by {name}.", AttemptEnd.OUTSIDE)
+    return Failure(f"rank {rank} was ended by {name}.", code=1)
+
+
 def gravest(codes: list[int]) -> int:
-    """One exit code for all ranks: a known refusal before "come back", that before 0; 1 and signals
-    count as "come back"."""
+    """One exit code for all ranks: a known refusal before "come back", that before 0; 1 counts as
+    "come back"."""
     known = [code for code in codes if 2 <= code <= 7]
     return known[0] if known else EX_TEMPFAIL if any(codes) else 0
 
 
 def gravest_of(outcomes: Sequence[Outcome]) -> Outcome:
-    """One outcome for all nodes: the failure that is its cause, and what only noticed that another
-    one went away comes last."""
+    """One outcome for all ranks, or for all nodes: the failure that is its cause, the earliest of
+    several; what only noticed that another one went away comes last."""
     code = gravest([outcome.code for outcome in outcomes])
 
-    def rank(failure: Failure) -> int:
+    def order(failure: Failure) -> tuple[int, float]:
         if failure.parts or (code != EX_TEMPFAIL and failure.code == code):
-            return 0
-        if failure.end != AttemptEnd.OUTSIDE:
-            return 1
-        return 2 if failure.code is None else 3
+            return 0, failure.time
+        if failure.end == AttemptEnd.OUTSIDE:
+            return (1 if failure.code is None else 3), failure.time
+        return 2, failure.time
 
     failures = (outcome.failure for outcome in outcomes if outcome.failure is not None)
-    return Outcome(code, min(failures, key=rank, default=None))
-
-
-def read_failure(logs: Path, ranks: Mapping[int, int]) -> Failure | None:
-    """What the first failed rank has written down, or what its exit code tells; None if all stopped
-    because they were told to. `ranks`: each one's exit code."""
-    codes = list(ranks.values())
-    written = [failure for rank in ranks if (failure := _failure(logs, rank)) is not None]
-    known = [each for each in written if each.code in codes and each.code == gravest(codes)]
-    killed = any(code in (-signal.SIGKILL, -signal.SIGTERM) for code in codes)
-    if known or (written and not killed):
-        return (known or sorted(written, key=lambda failure: failure.time))[0]
-    if all(code in (0, EX_TEMPFAIL) for code in codes):
-        return None
-    by_signal = [(rank, signal.Signals(-code).name) for rank, code in ranks.items() if code < 0]
-    ended = [f"rank {rank} was ended by {name}." for rank, name in by_signal]
-    end = AttemptEnd.OUTSIDE if killed else AttemptEnd.OWN
-    return Failure((ended or [f"the ranks ended with {codes}."])[0], end)
-
-
-def _failure(logs: Path, rank: int) -> Failure | None:
-    """What a rank has written down; None if that is nothing, or was cut short, as on a full
-    disk."""
-    written = read_json(logs / f"failure-{rank}.json")
-    return replace(Failure.from_json(written), rank=rank) if written else None
+    return Outcome(code, min(failures, key=order, default=None))
 
 
 def free_port() -> int:

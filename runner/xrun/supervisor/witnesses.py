@@ -116,7 +116,7 @@ class Witnesses:
             )
         if (known := JsonlTracker(self.folder.path).last_commit()) is not None:
             self._compare(str(self.folder.witness), known[0], head)
-        if (ends := record.no_progress).given_up:
+        if (ends := record.no_progress(self.plan.command)).given_up:
             raise StoppedOnPurpose(*ends.why(self.folder.path / "logs"))
 
     def check_wandb(self, head: Head | None, asked: subprocess.Popen[str]) -> Head | None:

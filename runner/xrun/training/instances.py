@@ -67,7 +67,7 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
         return build(**args)
     except XrunError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and not isinstance(error, _FINAL):
             raise  # a network that fails now may not fail in the next attempt
         raise ComponentError(f"{what}: build() failed: {type(error).__name__}: {error}.") from error

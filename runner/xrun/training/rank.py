@@ -7,6 +7,7 @@ time there is a line on standard input that says how to go on.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import json
@@ -14,36 +15,34 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
-import time
 import traceback
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import environment
-from ..errors import EX_TEMPFAIL, AttemptEnd, OutOfMemory, Stopped, TrainError, XrunError
+from ..errors import EX_TEMPFAIL, Stopped
+from ..files import write_in_place
 from ..machine.stop import StopFlag, end_with_parent
 from ..run.folder import RunFolder
+from ..run.logs import TRACEBACK, end_file
 from ..run.plan import Plan
-from ..run.record import Failure
+from ..run.record import Outcome
 from ..run.stores import open_store, restore_soon
 from ..store.protocol import Store
+from .failure import failure_of
+
+if TYPE_CHECKING:
+    from .loop import Training
 
 log = logging.getLogger("xrun")
 
-_PEER_LOSS = (
-    "Connection closed by peer",
-    "Connection reset by peer",  # gloo
-    "ncclRemoteError",
-    "remote process exited",
-    "Connection closed by remote peer",  # NCCL
-)
-
 
 def main(plan_path: str, attempt: str, wait: str = "") -> int:
-    """Run this rank; returns its exit code and leaves what went wrong in the attempt's log
-    folder."""
+    """Run this rank; returns its exit code, and leaves how it ended in the attempt's log folder:
+    a code alone could be that of a component."""
     end_with_parent(signal.SIGKILL)
     # Until training begins: looking for garbage among all that torch imports takes a second of the
     # start.
@@ -63,16 +62,29 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO if first else logging.WARNING)
+    outcome = live(plan, attempt, stop, store)
+    _leave(plan, attempt, outcome)
+    return outcome.code
+
+
+def live(plan: Plan, attempt: str, stop: StopFlag, store: Store | None) -> Outcome:
+    """Train, and say how it ended; a component that leaves (`sys.exit`) has not finished the
+    run."""
+    step: int | None = None
     try:
-        train(plan, attempt, stop, store)
+        with built(plan, attempt, stop, store) as training:
+            try:
+                training.run()
+            finally:
+                step = training.state.step
     except Stopped:
-        return EX_TEMPFAIL
-    except Exception as error:
-        failure = _failure_of(error)
+        return Outcome(EX_TEMPFAIL)
+    except (Exception, SystemExit) as error:
+        failure = failure_of(error, step)
         if failure.traceback:
-            traceback.print_exc()
-        return _leave(plan, attempt, error, failure)
-    return 0
+            print(textwrap.indent(traceback.format_exc(), TRACEBACK), file=sys.stderr)
+        return Outcome(failure.code or 1, failure)
+    return Outcome(0)
 
 
 def _ready(plan: Plan, attempt: str) -> Store | None:
@@ -106,39 +118,22 @@ def _told_to_go() -> bool:
     return bool(line)
 
 
-def _leave(plan: Plan, attempt: str, error: Exception, failure: Failure) -> int:
-    """Write down what ended this rank, for the entrypoint to tell and to keep; its exit code."""
-    if _is_peer_loss(error):
-        failure = replace(failure, end=AttemptEnd.OUTSIDE)
-    path = RunFolder(plan.folder).logs(attempt) / f"failure-{os.environ.get('RANK', '0')}.json"
+def _leave(plan: Plan, attempt: str, outcome: Outcome) -> None:
+    """Write down how this rank ends, for the entrypoint to believe, to tell and to keep. There is
+    room for it, whatever has filled the disk since."""
+    path = end_file(RunFolder(plan.folder).logs(attempt), int(os.environ.get("RANK", "0")))
     try:
-        path.write_text(json.dumps(failure.to_json()))
-    except OSError as problem:  # a full disk: then the exit code and the log have to do
-        log.error("%s %s (%s)", failure.message, failure.hint, problem.strerror)
-    return failure.code or 1
+        write_in_place(path, json.dumps(outcome.to_json()).encode())
+    except OSError as problem:
+        log.error("%s cannot be written: %s.", path, problem.strerror)
 
 
-def _failure_of(error: Exception) -> Failure:
-    """What an error says of the attempt that it ends."""
-    now = time.time()
-    if isinstance(error, XrunError):
-        parts = error.parts if isinstance(error, OutOfMemory) else 0
-        end, code = error.end, error.exit_code
-        return Failure(error.message, end, code, error.hint, now, traceback=code == 1, parts=parts)
-    if "does not have a deterministic implementation" in str(error):
-        what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."
-        return Failure(what, AttemptEnd.OWN, TrainError.exit_code, hint, now)
-    return Failure(f"{type(error).__name__}: {error}", code=1, time=now, traceback=True)
-
-
-def _is_peer_loss(error: Exception) -> bool:
-    """Whether another rank went away, which is then the cause."""
-    return any(words in str(error) for words in _PEER_LOSS)
-
-
-def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) -> None:
-    """Build the parts, restore the newest checkpoint, train to the end. A given `store` has begun
-    to fetch already."""
+@contextlib.contextmanager
+def built(
+    plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None
+) -> Iterator[Training]:
+    """The parts with the newest checkpoint's state in them; a given `store` has begun to fetch
+    already. Afterwards a save on its way is finished."""
     if store is None:
         store = open_store(plan, attempt)
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -152,9 +147,15 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
     # What building has left; from here on a step's memory is kept for the next one.
     give_memory_back()
     try:
-        training.run()
+        yield training
     finally:
         training.checkpointer.close()
+
+
+def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) -> None:
+    """Build the parts, restore the newest checkpoint, train to the end."""
+    with built(plan, attempt, stop, store) as training:
+        training.run()
 
 
 def main_and_exit(*arguments: str) -> NoReturn:

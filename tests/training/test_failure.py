@@ -1,0 +1,122 @@
+"""What an exception says of the attempt that it ends."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import requests
+import urllib3
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from xrun.errors import (
+    AttemptEnd,
+    CheckpointError,
+    OutOfMemory,
+    ProcessesApart,
+    StoreUnavailable,
+)
+from xrun.training.failure import failure_of
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Connection closed by peer [127.0.0.1]:1",
+        "Connection reset by peer",
+        (
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process"
+            " exiting prematurely."
+        ),
+    ],
+)
+def test_a_lost_peer_is_not_the_cause(sentence: str) -> None:
+    """A rank that only noticed that another one went away is not what failed; if none did, it may
+    pass here."""
+    failure = failure_of(RuntimeError(sentence), 7)
+    assert (failure.end, failure.code, failure.again) == (AttemptEnd.OUTSIDE, 75, True)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: uncorrectable ECC error encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: no kernel image is available for execution on the device",
+    ],
+)
+def test_a_failing_device_is_the_machines(sentence: str) -> None:
+    """Another machine may not have it, so it is never the recipe's mistake, and not tried again
+    here."""
+    failure = failure_of(RuntimeError(sentence), 7)
+    assert (failure.end, failure.code, failure.again) == (AttemptEnd.OUTSIDE, 75, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "reset"),
+        TimeoutError("no answer"),
+        OSError(5, "Input/output error"),
+        httpx.ConnectError("no route"),
+        requests.exceptions.ChunkedEncodingError("cut"),
+        urllib3.exceptions.ProtocolError("cut"),
+        LocalEntryNotFoundError("offline"),
+    ],
+)
+def test_what_a_network_or_a_disk_refuses_may_pass(error: Exception) -> None:
+    """It is tried again, here and elsewhere, and never the recipe's mistake; also where something
+    else was raised from it."""
+    wrapped = ValueError("the index could not be read")
+    wrapped.__cause__ = error
+    for each in (error, wrapped):
+        failure = failure_of(each, 7)
+        assert (failure.end, failure.code, failure.again) == (AttemptEnd.OWN, 75, True), each
+
+
+@pytest.mark.parametrize(
+    ("status", "passes"), [(404, False), (401, False), (429, True), (503, True)]
+)
+def test_what_a_server_answers_is_looked_at(status: int, passes: bool) -> None:
+    """No such repository, or no access to it, is not the network's fault."""
+    request = httpx.Request("GET", "http://127.0.0.1/")
+    response = httpx.Response(status, request=request)
+    error = HfHubHTTPError("refused", response=response)
+    assert (failure_of(error, None).code == 75) == passes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("shapes do not match"),
+        FileNotFoundError(2, "no such file"),
+        PermissionError(13, "no"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+)
+def test_everything_else_is_unforeseen(error: Exception) -> None:
+    """One more try decides whether it is chance."""
+    failure = failure_of(error, 7)
+    assert (failure.end, failure.code, failure.again) == (AttemptEnd.OWN, 1, False)
+    assert (failure.step, failure.traceback) == (7, True)
+
+
+def test_leaving_names_the_place() -> None:
+    """`sys.exit` is told with the line that called it."""
+    try:
+        raise SystemExit(0)
+    except SystemExit as error:
+        failure = failure_of(error, 15)
+    assert (failure.code, failure.step) == (1, 15)
+    assert failure.message.startswith(f"sys.exit(0) at {__file__}:")
+
+
+def test_our_own_errors_say_it_themselves() -> None:
+    """Message, hint, exit code, whether it may pass here, and the parts that may fit."""
+    error = failure_of(CheckpointError("What.", "Way out."), None)
+    assert (error.message, error.hint, error.code) == ("What.", "Way out.", 5)
+    assert not error.traceback
+    assert not error.again
+    assert failure_of(OutOfMemory("What.", 4), 3).parts == 4
+    assert failure_of(ProcessesApart("What."), None).again
+    assert failure_of(StoreUnavailable("What."), 3).again
