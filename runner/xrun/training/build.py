@@ -4,6 +4,7 @@ them. Every function makes its part out of what it is given."""
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_torch, prepare
-from .conditions import environment_of, memory_of
+from .conditions import check_accelerators, environment_of, memory_of
 from .evaluate import Evaluation
 from .export import export, full_copy
 from .instances import build_model, build_splits, revision_of
@@ -140,6 +141,7 @@ def build_training(
 def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     """Meet the other processes, find where to begin, and read the data."""
     recipe, project = plan.load_recipe(), Path(plan.project)
+    check_accelerators(recipe, os.environ)
     use_project(project)
     world = join_world(recipe.train.sharding == "fsdp")
     configure_torch(recipe.train)
