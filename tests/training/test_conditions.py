@@ -12,7 +12,8 @@ from support.drivers import stand_in
 from support.running import Project, attempt, record
 from xrun.machine.nodes import nodes_of
 from xrun.recipe.schema import Candidate
-from xrun.training.conditions import Build, rented
+from xrun.run.checkpoint import Checkpoint
+from xrun.training.conditions import Build, environment_of, nccl_of, rented
 
 H100 = ("NVIDIA H100 80GB HBM3", (9, 0))
 V100 = ("Tesla V100-SXM2-16GB", (7, 0))
@@ -115,3 +116,32 @@ def test_which_gpus_a_build_serves(
     architectures: tuple[str, ...], capability: tuple[int, int], runs: bool
 ) -> None:
     assert Build("2.13.0", "13.0", architectures).serves(capability) == runs
+
+
+def test_nccl_and_its_settings_are_conditions() -> None:
+    """Another version or another algorithm sums in another order; what NCCL writes down and the
+    name of a network interface change nothing."""
+    settings = {"NCCL_NVLS_ENABLE": "0", "NCCL_ALGO": "Ring", "RANK": "0"}
+    elsewhere = {"NCCL_SOCKET_IFNAME": "=ens5", "NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": "x"}
+    now = nccl_of((2, 27, 5), settings)
+    assert (
+        now
+        == nccl_of((2, 27, 5), settings | elsewhere)
+        == ("2.27.5 NCCL_ALGO=Ring NCCL_NVLS_ENABLE=0")
+    )
+    before = Checkpoint(step=1, environment={"nccl": nccl_of((2, 27, 5), {"NCCL_ALGO": "Tree"})})
+    assert before.differences({"nccl": now}) == (
+        "nccl 2.27.5 NCCL_ALGO=Tree -> 2.27.5 NCCL_ALGO=Ring NCCL_NVLS_ENABLE=0"
+    )
+
+
+def test_on_processors_the_conditions_keep_their_form() -> None:
+    """Without CUDA there is no NCCL, however many processes there are; torch's build is part of its
+    version, and another one is another condition."""
+    told = environment_of(torch.device("cpu"), 2)
+    assert set(told) == {"device", "torch", "accelerate", "cuda", "threads", "processes"}
+    assert told["torch"] == torch.__version__
+    before = Checkpoint(step=1, environment=told | {"torch": "2.13.0+cu126"})
+    assert before.differences(told | {"torch": "2.13.0+cu130"}) == (
+        "torch 2.13.0+cu126 -> 2.13.0+cu130"
+    )

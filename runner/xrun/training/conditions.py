@@ -20,6 +20,7 @@ from ..recipe.schema import Candidate, Recipe
 
 Capability = tuple[int, int]
 """A GPU's compute capability, such as (9, 0)."""
+_NCCL_ELSEWHERE = ("NCCL_DEBUG", "NCCL_SOCKET_IFNAME")
 _ARCHITECTURE = re.compile(r"\b(sm|compute)_(\d+)(\d)[af]?\b")
 
 
@@ -89,8 +90,12 @@ def check_accelerators(recipe: Recipe, environ: Mapping[str, str]) -> None:
 
 
 def environment_of(device: torch.device, processes: int) -> dict[str, Any]:
-    """Everything that the bits of a step depend on besides the recipe and xrun's own arithmetic."""
+    """Everything that the bits of a step depend on besides the recipe and xrun's own arithmetic.
+
+    torch's version has the build (`2.13.0+cu126`), and NCCL counts where gradients go through it.
+    """
     cuda = device.type == "cuda"
+    nccl = nccl_of(torch.cuda.nccl.version(), os.environ) if cuda and processes > 1 else ""
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.machine(),
         "torch": torch.__version__,
@@ -98,7 +103,20 @@ def environment_of(device: torch.device, processes: int) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
         "processes": processes,
+        **({"nccl": nccl} if nccl else {}),
     }
+
+
+def nccl_of(version: tuple[Any, ...], environ: Mapping[str, str]) -> str:
+    """NCCL's version and settings, as `2.27.5 NCCL_ALGO=Ring`: by them it chooses in which order it
+    sums.
+
+    Not among them: what it writes down, and the network interface, whose name is the machine's.
+    """
+    names = sorted(name for name in environ if name.startswith("NCCL_"))
+    counts = [name for name in names if not name.startswith(_NCCL_ELSEWHERE)]
+    number = ".".join(map(str, version))
+    return " ".join([number, *(f"{name}={environ[name]}" for name in counts)])
 
 
 def memory_of(device: torch.device) -> str:
