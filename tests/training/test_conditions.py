@@ -141,6 +141,7 @@ def test_on_processors_the_conditions_keep_their_form() -> None:
     told = environment_of(torch.device("cpu"), 2)
     assert set(told) == {"device", "torch", "accelerate", "cuda", "threads", "processes"}
     assert told["torch"] == torch.__version__
+    assert environment_of(torch.device("cpu"), 2, compiles=True) == told | {"compile": 2}
     before = Checkpoint(step=1, environment=told | {"torch": "2.13.0+cu126"})
     assert before.differences(told | {"torch": "2.13.0+cu130"}) == (
         "torch 2.13.0+cu126 -> 2.13.0+cu130"

@@ -251,7 +251,9 @@ def build_lease(setting: Setting) -> Lease:
     return Lease(
         setting.store,
         setting.start.head,
-        environment=environment_of(setting.accelerator.device, setting.world.size),
+        environment=environment_of(
+            setting.accelerator.device, setting.world.size, setting.train.compile
+        ),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,
     )

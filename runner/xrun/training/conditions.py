@@ -17,6 +17,7 @@ from ..errors import AcceleratorsMissing
 from ..machine.driver import ask_driver
 from ..machine.nodes import accelerators_of
 from ..recipe.schema import Candidate, Recipe
+from . import compiled
 
 Capability = tuple[int, int]
 """A GPU's compute capability, such as (9, 0)."""
@@ -89,7 +90,7 @@ def check_accelerators(recipe: Recipe, environ: Mapping[str, str]) -> None:
         )
 
 
-def environment_of(device: torch.device, processes: int) -> dict[str, Any]:
+def environment_of(device: torch.device, processes: int, compiles: bool = False) -> dict[str, Any]:
     """Everything that the bits of a step depend on besides the recipe and xrun's own arithmetic.
 
     torch's version has the build (`2.13.0+cu126`), and NCCL counts where gradients go through it.
@@ -104,6 +105,7 @@ def environment_of(device: torch.device, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes,
         **({"nccl": nccl} if nccl else {}),
+        **({"compile": compiled.VERSION} if compiles else {}),
     }
 
 

@@ -109,6 +109,7 @@ class Evaluation:
 
     def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
         where, batch = piece
+        self.objective.whole = len(where.indices) == self.batch
         with self.accelerator.autocast():
             sums = self.objective(to_device(batch, self.accelerator.device))
         for name, value in [*sums.items(), ("count", self.objective.count(batch))]:
