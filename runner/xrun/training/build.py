@@ -116,6 +116,8 @@ def build_training(
     schedule = build_schedule(setting, sampler.steps_per_epoch or 1)
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
     checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
+    evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
+    check_workers(setting, sampler, evaluation, model.state.step)
     return Training(
         train=train,
         steps=steps,
@@ -125,7 +127,7 @@ def build_training(
         accelerator=setting.accelerator,
         sampler=sampler,
         loader=build_loader(setting, sampler, model.state.step, steps),
-        evaluation=build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts),
+        evaluation=evaluation,
         checkpointer=checkpointer,
         tracker=tracker,
         stop=stop,
@@ -197,15 +199,29 @@ def build_reduction(train: Train, called: nn.Module, world: World, micro_batch: 
 
 def build_sampler(setting: Setting, state: TrainState) -> Sampler | StreamSampler:
     """The order of the data."""
-    split, train, world = setting.splits["train"], setting.train, setting.world
+    split, train = setting.splits["train"], setting.train
     batch, size = train.global_batch, state.micro_batch
     if is_stream(split):
         return StreamSampler(split, batch, size, train.seed, state.stream)
-    sampler = Sampler(len(split), batch, size, train.seed, getattr(split, "weights", None))
-    if train.num_workers:
-        piece = sampler.step(state.step, world.rank, world.size)[0]
-        check_shared_memory(Fetch(split, train.seed)[piece][1], train.num_workers)
-    return sampler
+    return Sampler(len(split), batch, size, train.seed, getattr(split, "weights", None))
+
+
+def check_workers(
+    setting: Setting, sampler: Sampler | StreamSampler, evaluation: Evaluation, step: int
+) -> None:
+    """What all workers of this node keep ready fits into its shared memory, by the first batch of
+    training and of evaluation.
+
+    Raises:
+        TrainError: it does not.
+    """
+    train, world = setting.train, setting.world
+    if not train.num_workers:
+        return
+    piece = next(iter(sampler.steps(step, step + 1, world.rank, world.size)))
+    batches = [Fetch(setting.splits["train"], train.seed)[piece][1], *evaluation.first_batch()]
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or world.size)
+    check_shared_memory(batches, train.num_workers, ranks)
 
 
 def build_loader(
