@@ -14,6 +14,7 @@
     │   ├── NonFiniteLoss          6
     │   └── DataExhausted          6
     ├── ProcessesApart            75   the training processes cannot reach each other
+    ├── AcceleratorsMissing       75   torch cannot use what was rented; another machine may do
     ├── OutOfMemory               75   a micro-batch does not fit; the next try computes it in parts
     └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
     Stopped(BaseException)        75   state is committed; no error: `except Exception` lets it pass
@@ -179,6 +180,13 @@ class ProcessesApart(XrunError):
 
     exit_code = EX_TEMPFAIL
     again = True
+
+
+class AcceleratorsMissing(XrunError):
+    """The accelerators that were rented are not there, or torch cannot compute on them."""
+
+    exit_code = EX_TEMPFAIL
+    end = AttemptEnd.OUTSIDE
 
 
 class OutOfMemory(XrunError):

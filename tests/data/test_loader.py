@@ -5,6 +5,7 @@ Covers `xrun.data.batch` and `xrun.data.randomness`.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -157,9 +158,22 @@ def test_too_little_shared_memory_is_said_beforehand(tmp_path: Path) -> None:
     asked."""
     batch = {"x": torch.empty(2**44, device="meta")}
     with pytest.raises(TrainError, match=r"2 workers need about \d+ MB.*--shm-size"):
-        check_shared_memory(batch, 2, str(tmp_path))
-    check_shared_memory(batch, 0, str(tmp_path))
-    check_shared_memory({"x": torch.zeros(3)}, 2, str(tmp_path))
+        check_shared_memory([batch], 2, 1, str(tmp_path))
+    check_shared_memory([batch], 0, 1, str(tmp_path))
+    check_shared_memory([{"x": torch.zeros(3)}], 2, 1, str(tmp_path))
+
+
+def test_all_workers_of_a_node_share_its_memory(tmp_path: Path) -> None:
+    """What is free is enough for one rank, or for training alone: not for four ranks, and not for
+    evaluation's batches beside them."""
+    status = os.statvfs(tmp_path)
+    share = status.f_bavail * status.f_frsize // 8 // 4  # of one tensor, in numbers of 4 bytes
+    fits = torch.empty(share, device="meta")  # 2 workers and 3 batches for each: 6 of 8
+    check_shared_memory([fits], 2, 1, str(tmp_path))
+    with pytest.raises(TrainError, match=r"4 x 2 workers need about \d+ MB"):
+        check_shared_memory([fits], 2, 4, str(tmp_path))
+    with pytest.raises(TrainError, match=r": 2 workers need about \d+ MB"):
+        check_shared_memory([fits, {"x": fits}], 2, 1, str(tmp_path))
 
 
 def test_bytes_of_a_batch_count_every_tensor() -> None:

@@ -110,6 +110,29 @@ def test_ranks_keep_freed_memory_unless_told_otherwise(
     assert told('\nenv: {MALLOC_MMAP_MAX_: "9"}\n') == "9"
 
 
+def test_nccl_sums_in_one_order_where_the_recipe_is_deterministic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVLS is off with `train.deterministic`, and not without; the environment is asked first, and
+    the recipe has the last word."""
+    path = tmp_path / "recipes" / "recipe.yaml"
+    path.parent.mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    text = (RECIPES / "digits_mlp.yaml").read_text()
+
+    def told(more: str = "", deterministic: str = "true") -> str | None:
+        path.write_text(text + more)
+        loaded = load_recipe(path, [f"train.deterministic={deterministic}"])
+        return rank_environment(make_plan(loaded, path), Nodes(), 0, 1).get("NCCL_NVLS_ENABLE")
+
+    monkeypatch.delenv("NCCL_NVLS_ENABLE", raising=False)
+    assert told() == "0"
+    assert told(deterministic="false") is None
+    assert told('\nenv: {NCCL_NVLS_ENABLE: "1"}\n') == "1"
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "2")
+    assert told() == "2"
+
+
 def test_gloo_and_nccl_are_told_the_interface() -> None:
     """NCCL's name is exact: without the sign it would take every interface whose name begins like
     this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,20 +117,29 @@ def leave_signals_to_the_rank(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def check_shared_memory(batch: Batch, num_workers: int, path: str = "/dev/shm") -> None:  # noqa: S108  asked, not written
+def check_shared_memory(
+    batches: Sequence[Batch],
+    num_workers: int,
+    ranks: int = 1,
+    path: str = "/dev/shm",  # noqa: S108  asked, not written
+) -> None:
     """Workers hand batches over in shared memory; say so before the kernel ends one with a bus
     error.
+
+    `batches`: one of each loader, since training's workers keep theirs while evaluation's work.
+    `ranks`: how many share the memory, all of this node.
 
     Raises:
         TrainError: the batches in flight need more than `path` has.
     """
     if not num_workers or not os.path.isdir(path):
         return
-    need = num_workers * (_PREFETCH + 1) * batch_bytes(batch)
+    need = ranks * num_workers * (_PREFETCH + 1) * sum(map(batch_bytes, batches))
     status = os.statvfs(path)
     if need > (free := status.f_bavail * status.f_frsize):
+        each = f"{ranks} x {num_workers}" if ranks > 1 else str(num_workers)
         raise TrainError(
-            f"train.num_workers: {num_workers} workers need about {need >> 20} MB of shared memory,"
+            f"train.num_workers: {each} workers need about {need >> 20} MB of shared memory,"
             f" {path} has {free >> 20} MB.",
             "Start the container with more (docker: --shm-size=8g) or set train.num_workers: 0.",
         )

@@ -15,6 +15,7 @@ from typing import Any
 from .. import environment
 from ..errors import Problem, did_you_mean
 from . import secret_text
+from .accelerators import unserved
 from .metrics import METRICS, better
 from .schema import Recipe
 
@@ -22,12 +23,11 @@ Rule = Callable[[Recipe], Iterator[Problem]]
 RULES: list[tuple[tuple[str, ...], Rule]] = []
 
 ACCELERATORS = (
-    "A10 A10G A100 A100-80GB A100-80GB-SXM A16 A40 A4000 A5000 A6000 B200 B300 GB200 GB300 GH200"
-    " H100 H100-MEGA-80GB H100-NVL H100-SXM H200 H200-NVL H200-SXM K80 L4 L40 L40S M4000 M60 MI100"
-    " MI210 MI250 MI300X MI325X MI355X P100 P4 P4000 P5000 P6000 RTX2000-Ada RTX3060 RTX3070"
-    " RTX3080 RTX3090 RTX4000 RTX4000-Ada RTX4060 RTX4070 RTX4080 RTX4090 RTX5000 RTX5000-Ada"
-    " RTX5060 RTX5070 RTX5080 RTX5090 RTX6000 RTX6000-Ada RTXPRO4500 RTXPRO6000 T4 T4g V100"
-    " V100-32GB"
+    "A10 A100 A100-80GB A100-80GB-SXM A10G A16 A40 A4000 A5000 A6000 B200 B300 GB200 GB300"
+    " GH200 H100 H100-MEGA-80GB H100-NVL H100-SXM H200 H200-NVL H200-SXM L4 L40 L40S"
+    " RTX-6000-Ada RTX-PRO-6000 RTX2000-Ada RTX3060 RTX3070 RTX3080 RTX3090 RTX4000"
+    " RTX4000-Ada RTX4060 RTX4070 RTX4080 RTX4090 RTX5000 RTX5000-Ada RTX5060 RTX5070 RTX5080"
+    " RTX5090 RTX6000 RTX6000-Ada RTXPRO4500 RTXPRO6000 T4"
 ).split()
 CLOUDS = (
     "aws azure cudo do fluidstack gcp hyperbolic ibm kubernetes lambda mithril nebius oci"
@@ -320,16 +320,27 @@ def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
 def accelerator_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`accelerators` is a name that SkyPilot knows, in its spelling."""
     for index, candidate in enumerate(recipe.hardware.any_of):
-        if candidate.accelerator and candidate.accelerator not in ACCELERATORS:
-            hint = (
-                did_you_mean(candidate.accelerator, ACCELERATORS)
-                or "`sky show-gpus --all` lists them."
-            )
+        name = candidate.accelerator
+        if name and name not in ACCELERATORS and not unserved(name):
             yield problem(
                 f"hardware.any_of.{index}.accelerators",
                 "there is no such accelerator",
-                candidate.accelerator,
-                hint,
+                name,
+                did_you_mean(name, ACCELERATORS) or "`sky show-gpus --all` lists them.",
+            )
+
+
+@rule("hardware")
+def accelerator_is_served(recipe: Recipe) -> Iterator[Problem]:
+    """`accelerators` are NVIDIA's GPUs from Turing on (T4, A10, A100, L4, H100, ...): those that a
+    machine has a build of torch for."""
+    for index, candidate in enumerate(recipe.hardware.any_of):
+        if kind := unserved(candidate.accelerator or ""):
+            yield problem(
+                f"hardware.any_of.{index}.accelerators",
+                f"no build of torch that a machine installs runs on {kind}",
+                candidate.accelerator or "",
+                "Take a newer GPU of NVIDIA's, such as T4, L4, A100 or H100.",
             )
 
 

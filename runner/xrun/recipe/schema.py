@@ -233,7 +233,8 @@ class Train(Part):
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` spreads weights, gradients and optimizer state over the processes."""
     compile: bool = False
-    """Compile the model with `torch.compile`."""
+    """Compile the model's call with `torch.compile`, one graph per shape of a whole batch; short
+    batches are computed as they are."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: less memory, more time."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

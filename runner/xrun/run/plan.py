@@ -111,6 +111,11 @@ class Plan:
         return bool(self.recipe["train"]["reduction"] == "exact")
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether the same machines compute the same bits again."""
+        return bool(self.recipe["train"]["deterministic"])
+
+    @property
     def global_batch(self) -> int:
         """Samples per step."""
         return int(self.recipe["train"]["global_batch"])

@@ -37,6 +37,9 @@ What a step frees stays for the next one: by default glibc gives large tensors b
 which then clears their pages anew in each step. (Not OMP_WAIT_POLICY=PASSIVE: a small step takes a
 seventh longer where threads sleep while they wait.)
 """
+DETERMINISTIC = {"NCCL_NVLS_ENABLE": "0"}
+"""What `train.deterministic` needs of NCCL, unless somebody has set it otherwise: where the switch
+between H100s sums (NVLS), the same call gives other bits each time (NVIDIA/nccl#1497)."""
 Start = Callable[[dict[str, str], Path], "subprocess.Popen[bytes]"]
 """Starts a rank with this environment, whose output goes into this file."""
 
@@ -148,7 +151,7 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
     """What one rank finds in its environment: the names that torch and Accelerate read."""
     processors = len(os.sched_getaffinity(0))
     threads = 1 if plan.is_exact else max(1, processors // nodes.processes)
-    ways = {name: os.environ.get(name, value) for name, value in nodes.environment().items()}
+    ours = nodes.environment() | ON_PROCESSORS | (DETERMINISTIC if plan.is_deterministic else {})
     return {
         "RANK": str(nodes.ranks[local]),
         "LOCAL_RANK": str(local),
@@ -158,12 +161,11 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
         "MASTER_ADDR": nodes.first,
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads),
-        **ways,
         environment.PROJECT.name: plan.project,
         environment.PARENT.name: str(os.getpid()),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONUNBUFFERED": "1",
-        **{name: os.environ.get(name, value) for name, value in ON_PROCESSORS.items()},
+        **{name: os.environ.get(name, value) for name, value in ours.items()},
         **plan.env,
     }
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import TrainError
 from ..recipe.schema import Train
+from .compiled import Compiled
 from .objective import Objective
 from .sharding import checkpoint_activations, shard
 from .world import World
@@ -65,7 +66,7 @@ def prepare(
     if train.activation_checkpointing:
         checkpoint_activations(objective.model)
     if train.compile:
-        objective.model.compile()
+        objective.compiled = Compiled()
     sharded = train.sharding == "fsdp"
     alone = sharded or train.reduction == "exact"
     model: nn.Module = accelerator.prepare_model(objective, evaluation_mode=alone)

@@ -4,6 +4,7 @@ them. Every function makes its part out of what it is given."""
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_torch, prepare
-from .conditions import environment_of, memory_of
+from .conditions import check_accelerators, environment_of, memory_of
 from .evaluate import Evaluation
 from .export import export, full_copy
 from .instances import build_model, build_splits, revision_of
@@ -115,6 +116,8 @@ def build_training(
     schedule = build_schedule(setting, sampler.steps_per_epoch or 1)
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
     checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
+    evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
+    check_workers(setting, sampler, evaluation, model.state.step)
     return Training(
         train=train,
         steps=steps,
@@ -124,7 +127,7 @@ def build_training(
         accelerator=setting.accelerator,
         sampler=sampler,
         loader=build_loader(setting, sampler, model.state.step, steps),
-        evaluation=build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts),
+        evaluation=evaluation,
         checkpointer=checkpointer,
         tracker=tracker,
         stop=stop,
@@ -140,6 +143,7 @@ def build_training(
 def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     """Meet the other processes, find where to begin, and read the data."""
     recipe, project = plan.load_recipe(), Path(plan.project)
+    check_accelerators(recipe, os.environ)
     use_project(project)
     world = join_world(recipe.train.sharding == "fsdp")
     configure_torch(recipe.train)
@@ -195,15 +199,29 @@ def build_reduction(train: Train, called: nn.Module, world: World, micro_batch: 
 
 def build_sampler(setting: Setting, state: TrainState) -> Sampler | StreamSampler:
     """The order of the data."""
-    split, train, world = setting.splits["train"], setting.train, setting.world
+    split, train = setting.splits["train"], setting.train
     batch, size = train.global_batch, state.micro_batch
     if is_stream(split):
         return StreamSampler(split, batch, size, train.seed, state.stream)
-    sampler = Sampler(len(split), batch, size, train.seed, getattr(split, "weights", None))
-    if train.num_workers:
-        piece = sampler.step(state.step, world.rank, world.size)[0]
-        check_shared_memory(Fetch(split, train.seed)[piece][1], train.num_workers)
-    return sampler
+    return Sampler(len(split), batch, size, train.seed, getattr(split, "weights", None))
+
+
+def check_workers(
+    setting: Setting, sampler: Sampler | StreamSampler, evaluation: Evaluation, step: int
+) -> None:
+    """What all workers of this node keep ready fits into its shared memory, by the first batch of
+    training and of evaluation.
+
+    Raises:
+        TrainError: it does not.
+    """
+    train, world = setting.train, setting.world
+    if not train.num_workers:
+        return
+    piece = next(iter(sampler.steps(step, step + 1, world.rank, world.size)))
+    batches = [Fetch(setting.splits["train"], train.seed)[piece][1], *evaluation.first_batch()]
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or world.size)
+    check_shared_memory(batches, train.num_workers, ranks)
 
 
 def build_loader(
@@ -249,7 +267,9 @@ def build_lease(setting: Setting) -> Lease:
     return Lease(
         setting.store,
         setting.start.head,
-        environment=environment_of(setting.accelerator.device, setting.world.size),
+        environment=environment_of(
+            setting.accelerator.device, setting.world.size, setting.train.compile
+        ),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,
     )

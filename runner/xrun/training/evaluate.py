@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..data.batch import to_device
-from ..data.loader import Loader, Piece
+from ..data.batch import Batch, to_device
+from ..data.loader import Fetch, Loader, Piece
 from ..data.randomness import EVALUATION
 from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
@@ -109,10 +109,17 @@ class Evaluation:
 
     def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
         where, batch = piece
+        self.objective.whole = len(where.indices) == self.batch
         with self.accelerator.autocast():
             sums = self.objective(to_device(batch, self.accelerator.device))
         for name, value in [*sums.items(), ("count", self.objective.count(batch))]:
             columns.setdefault(name, [0.0] * batches)[where.number] += float(value) * where.weight
+
+    def first_batch(self) -> list[Batch]:
+        """The first batch of this process; none where there is nothing to evaluate."""
+        if self.split is None:
+            return []
+        return [Fetch(self.split, self.train.seed, EVALUATION)[next(self._pieces())][1]]
 
     def _loader(self) -> Loader:
         return Loader(

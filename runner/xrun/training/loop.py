@@ -181,6 +181,8 @@ class Training:
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
         loss."""
+        whole, rest = divmod(self.state.micro_batch, self.parts)
+        self.objective.whole = not rest and len(piece.indices) == whole * self.parts
         if self.parts == 1:
             return self._loss(batch, factor)
         losses, parts = [], parts_of(piece, batch, self.parts)

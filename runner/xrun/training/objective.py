@@ -8,6 +8,7 @@ right, and so is any number of processes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from ..data.batch import Batch, batch_size
 from ..errors import TrainError
+from .compiled import Compiled
 
 Sums = dict[str, Tensor]
 """`loss` and metrics summed over `count` samples or tokens."""
@@ -29,6 +31,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.task = task
+        self.compiled: Compiled | None = None
+        self.whole = True
+        """Whether the batch that comes is a whole one; a short one is not compiled."""
 
     def forward(self, batch: Batch | None) -> Sums:
         """The sums of one micro-batch; without a batch, a zero that depends on every trainable
@@ -44,12 +49,17 @@ class Objective(nn.Module):
         logits, labels = self._logits(batch)
         return self._cross_entropy(logits, labels)
 
+    def _call(self, *arguments: Any, **named: Any) -> Any:
+        if self.compiled is None or not self.whole:
+            return self.model(*arguments, **named)
+        return self.compiled(self.model, *arguments, **named)
+
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if isinstance(batch, Mapping):
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            output, labels = self.model(**inputs), batch["labels"]
+            output, labels = self._call(**inputs), batch["labels"]
         else:
-            output, labels = self.model(batch[0]), batch[1]
+            output, labels = self._call(batch[0]), batch[1]
         logits = output if isinstance(output, Tensor) else output.logits
         if self.task == "language_modeling":
             return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
@@ -66,7 +76,7 @@ class Objective(nn.Module):
         return sums
 
     def _own_loss(self, batch: Batch) -> Sums:
-        output = self.model(**batch) if isinstance(batch, Mapping) else self.model(*batch)
+        output = self._call(**batch) if isinstance(batch, Mapping) else self._call(*batch)
         if isinstance(output, Mapping):
             values = dict(output.items())
         else:

@@ -1,4 +1,5 @@
-"""Exit 0 if this interpreter has every library that a constraints file pins, in that version.
+"""Exit 0 if this interpreter has every library that a constraints file pins, in that version, and
+torch in one of the builds that are named after it (`cu130 cu126`), if any are.
 
 Runs on a machine that may have nothing but Python, so it imports the standard library only.
 """
@@ -25,6 +26,17 @@ def installed(name: str) -> str:
         return ""
 
 
+def build_of(torch: str) -> str:
+    """The build of a version such as `2.13.0+cu126`; PyPI's has no name there."""
+    return torch.partition("+")[2] or "cu130"
+
+
+def fits(builds: list[str]) -> bool:
+    """Whether torch is here in one of these builds; any will do where none is named."""
+    return not builds or build_of(version("torch")) in builds
+
+
 if __name__ == "__main__":
     with open(sys.argv[1]) as file:
-        sys.exit(sys.version_info < (3, 11) or bool(missing(file.read())))
+        old = sys.version_info < (3, 11)
+        sys.exit(old or bool(missing(file.read())) or not fits(sys.argv[2:]))

@@ -4,10 +4,17 @@ set -euo pipefail
 cargo=$1
 wheel=$(ls "$cargo"/*.whl)
 key=$(cat "$cargo/environment.key")
-home=~/xrun/environments/$key
 mkdir -p ~/xrun/environments
 
 say() { echo "xrun: $*"; }
+
+# The builds of torch that this machine's GPUs can use, the newest first; nothing without GPUs. Fails with 75 where none serves them.
+torch_builds() { python3 "$cargo/torch_build.py"; }
+
+builds=$(torch_builds)
+backend=${builds%% *}
+# A home folder may be shared by machines with other drivers.
+home=~/xrun/environments/$key${backend:+-$backend}
 
 # Makes $home/python run "$1" with the rest as its environment.
 interpreter() {
@@ -21,11 +28,12 @@ install() {
   uv=$(command -v uv || echo ~/.local/bin/uv)
   if [ -x "$uv" ]; then
     "$uv" venv --quiet --seed --clear --python 3.11 "$home/venv"
-    # A machine with a GPU gets the build of torch that its driver can run.
-    if command -v nvidia-smi > /dev/null; then export UV_TORCH_BACKEND=auto; fi
+    # By its name, since `auto` is what this uv makes of this machine.
+    if [ -n "$backend" ]; then export UV_TORCH_BACKEND=$backend; fi
     "$uv" pip install --quiet --python "$home/venv/bin/python" -c "$cargo/container.txt" "xrun[train] @ file://$wheel"
   else
     python3 -m venv --clear "$home/venv"
+    if [ -n "$backend" ]; then export PIP_EXTRA_INDEX_URL="https://download.pytorch.org/whl/$backend ${PIP_EXTRA_INDEX_URL:-}"; fi
     "$home/venv/bin/python" -m pip install -q --disable-pip-version-check -c "$cargo/container.txt" "xrun[train] @ file://$wheel"
   fi
   interpreter "$home/venv/bin/python" "PATH=$home/venv/bin:\$PATH"
@@ -37,14 +45,14 @@ if command -v flock > /dev/null; then flock 9; fi
 if [ ! -e "$home/ready" ]; then
   started=$(date +%s)
   mkdir -p "$home"
-  if python3 "$cargo/has_pins.py" "$cargo/container.txt"; then
+  if python3 "$cargo/has_pins.py" "$cargo/container.txt" $builds; then
     # An image that brings the libraries along: only xrun itself is put in front of them.
     python3 -m zipfile -e "$wheel" "$home/site"
     interpreter "$(command -v python3)" "PYTHONPATH=$home/site\${PYTHONPATH:+:\$PYTHONPATH}"
     say "this machine has the pinned libraries; xrun is ready after $(($(date +%s) - started)) s."
   else
     install
-    say "installed the pinned libraries in $(($(date +%s) - started)) s."
+    say "installed the pinned libraries${backend:+, torch for $backend,} in $(($(date +%s) - started)) s."
   fi
   touch "$home/ready"
 fi
