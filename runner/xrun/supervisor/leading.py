@@ -58,6 +58,7 @@ class LeadingNode(Node):
         self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
         self.told = plan.wandb is not None and plan.wandb.online
         self.sender: Sender | None = None
+        self.seen = 0.0
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
         self._reports: dict[int, Outcome] = {}
@@ -116,12 +117,12 @@ class LeadingNode(Node):
         record = RunRecord.of(head)
         witnesses.check(head, record)
         if asked is not None and not record.has_reached_the_end(self.plan):
-            return witnesses.check_wandb(head, asked)
+            head, self.seen = witnesses.check_wandb(head, asked), witnesses.seen
         return head
 
     def _lease(self, head: Head | None) -> None:
         """Take the run over: from now on nobody else's commit succeeds."""
-        before, now = RunRecord.of(head), time.time()
+        before, now = RunRecord.of(head).seen(self.folder.last_point(), self.seen), time.time()
         attempt = AttemptRecord(
             id=self.id,
             started=now,

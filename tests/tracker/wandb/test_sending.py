@@ -8,6 +8,7 @@ Covers `xrun.tracker.wandb.api`, `xrun.tracker.wandb.library`, `xrun.tracker.wan
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from support.running import children, until
 from xrun import environment
 from xrun.files import write_json
 from xrun.run.plan import Plan
+from xrun.run.points import read_points
 from xrun.tracker.jsonl import JsonlTracker
 from xrun.tracker.wandb.processes import DELETED, Answer, Sender, answer_of, send_all, start_witness
 
@@ -438,6 +440,8 @@ def test_the_last_commit(run: Run) -> None:
     run.tracker.committed(12, "new")
     assert run.end(0) == 0
     assert witness(run) == Answer(12, "new")
+    told = answer_of(start_witness(run.folder / "plan.json"))
+    assert told.seen == run.rows()[-1]["_timestamp"] == read_points(run.tracker.path)[-1]["time"]
 
 
 def test_a_machine_that_is_about_to_go(run: Run) -> None:
@@ -487,7 +491,7 @@ def test_the_library_dies_and_then_the_attempt(run: Run) -> None:
 
 def witness(run: Run) -> Answer:
     """What the witness says of the last commit."""
-    return answer_of(start_witness(run.folder / "plan.json"))
+    return dataclasses.replace(answer_of(start_witness(run.folder / "plan.json")), seen=0.0)
 
 
 def account_of(run: Run) -> dict[str, Any]:

@@ -41,11 +41,12 @@ def start_witness(plan: Path) -> subprocess.Popen[str]:
 @dataclass(frozen=True)
 class Answer:
     """What the witness knows: the newest commit (`step`, `head`), that there is none (neither), or
-    `why` it cannot tell."""
+    `why` it cannot tell; and `seen`, when the last row was logged, in seconds since 1970."""
 
     step: int | None = None
     head: str = ""
     why: str = ""
+    seen: float = 0.0
 
 
 def answer_of(witness: subprocess.Popen[str]) -> Answer:
@@ -53,7 +54,8 @@ def answer_of(witness: subprocess.Popen[str]) -> Answer:
     try:
         lines = witness.communicate(timeout=_WITNESS_SECONDS)[0].splitlines()
         told = json.loads(lines[-1])
-        return Answer(told.get("step"), told.get("head", ""), told.get("why", ""))
+        known = (told.get("step"), told.get("head", ""), told.get("why", ""))
+        return Answer(*known, seen=float(told.get("seen") or 0.0))
     except subprocess.TimeoutExpired:
         dismiss(witness)
         return Answer(why=f"no answer within {_WITNESS_SECONDS:.0f} s")
