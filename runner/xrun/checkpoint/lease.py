@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import AttemptEnd, XrunError
+from ..errors import AttemptEnd, LeaseLost, XrunError
 from ..run import logs, points
 from ..run.checkpoint import ARITHMETIC, Checkpoint
 from ..run.folder import RunFolder
@@ -112,6 +112,19 @@ class Lease:
         last = self.record.attempts[-1]
         silence = max(last.silence or 0.0, self.ticks() - self._committed_at)
         return {"last_seen": max(self.clock(), last.last_known), "silence": round(silence, 3)}
+
+    def check(self) -> None:
+        """Ask the store whether the run is still this attempt's: what is not its commit nobody else
+        prevents. An answer that is older than its own commit says nothing.
+
+        Raises:
+            LeaseLost: another attempt has taken the run over.
+            StoreUnavailable: nobody can tell.
+        """
+        head = self.store.head()
+        if head is None or (head.attempt != self.attempt and head.number >= self.head.number):
+            holder = head.attempt if head else "(none)"
+            raise LeaseLost(f"The run was taken over by the attempt {holder}.")
 
     def restore_points(self, step: int) -> None:
         """The log of points up to `step` as the store has it: this machine may never have seen the

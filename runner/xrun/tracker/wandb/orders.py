@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_json
-from .rows import BEFORE_ALL, Key
+from ...run.points import Key
+from .rows import BEFORE_ALL
 
 KINDS = ("train", "val")
 

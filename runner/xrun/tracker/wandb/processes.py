@@ -124,6 +124,16 @@ class Sender:
                 " the rest."
             )
 
+    def abandon(self) -> None:
+        """End it at once: another attempt has the run, and nothing more of this one counts. What it
+        had handed to wandb-core reaches nobody without it."""
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError, ValueError):
+            self.process.stdin.close()  # type: ignore[union-attr]  # opened as a pipe above
+        self._reader.join(1.0)
+        self.process.stdout.close()  # type: ignore[union-attr]  # likewise
+
     def is_deleted(self) -> bool:
         """Whether it has ended because the run was deleted over there."""
         return self.process.poll() == DELETED

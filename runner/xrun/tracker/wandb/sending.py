@@ -18,10 +18,12 @@ from ... import environment
 from ...backoff import Backoff
 from ...errors import EX_TEMPFAIL, LaunchError
 from ...files import read_json
+from ...run.confirmation import Confirmation
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ...run.record import AttemptRecord
 from .api import Deleted, Refused, RunPath, Unreachable, run_status, run_url
+from .gate import Gate
 from .library import cores, end_cores
 from .orders import Orders, Standing
 from .processes import DELETED
@@ -37,6 +39,7 @@ _SETTLE_SECONDS = _CHECK_SECONDS / 3
 _OUTAGE_SECONDS = min(8.0, 3 * _CHECK_SECONDS)
 """How long W&B is waited for at the end while it does not answer."""
 _BACKOFF = Backoff(first=1.0, longest=30.0)
+_NOT_OURS = "the store has not confirmed that this attempt still has the run"
 _ENVIRONMENT = dict(os.environ)
 """As it was before the library wrote into it where its process listens."""
 
@@ -63,12 +66,14 @@ class Sending:
         self.plan, self.orders, self.wish = plan, orders, wish
         self.folder = RunFolder(wish.folder)
         told = plan.wandb
+        self.confirmation = Confirmation(self.folder.logs(wish.attempt))
         self.tracker = WandbTracker(
             RunPath.of(plan),
             wish.folder,
             tags=told.tags if told else (),
             store=plan.store,
             seconds=_SEND_SECONDS,
+            server=Gate(self._may_send).url,
         )
         self.standing = Standing(wish.folder, wish.attempt, wish.said)
         self.points = PointFile(self.folder.metrics)
@@ -85,7 +90,7 @@ class Sending:
         """Everything; returns the exit code."""
         try:
             self._await_config()
-            while not self.began and not self._is_over():
+            while not self.began and self._await_confirmation():
                 self._open()
             if not self.began:
                 return self._given_up()
@@ -111,6 +116,25 @@ class Sending:
 
     def _config_attempt(self) -> Any:
         return (read_json(self.folder.config) or {}).get("attempt")
+
+    def _may_send(self) -> bool:
+        """Whether what is sent now is this run's: a person's wish, or an attempt's that still has
+        the run."""
+        return not self.wish.attempt or self.confirmation.is_fresh
+
+    def _await_confirmation(self) -> bool:
+        """Wait until the store has said again whose the run is; False if it is too late for
+        that."""
+        while not (over := self._is_over()) and not self._may_send():
+            if time.monotonic() - self.progress > _CHECK_SECONDS:
+                self._unconfirmed()
+            self.orders.listen(POLL_SECONDS)
+        self.progress = time.monotonic()
+        return not over
+
+    def _unconfirmed(self) -> None:
+        """A store out of reach delays what W&B gets."""
+        self._trouble(Unreachable(_NOT_OURS))
 
     def _is_over(self) -> bool:
         """Whether it is too late to wait for W&B; the time for the end runs from the first time
@@ -157,7 +181,8 @@ class Sending:
     def _follow(self) -> None:
         checked = time.monotonic()
         while not self.orders.ended:
-            self._tell()
+            if self._may_send():
+                self._tell()
             self.orders.listen(POLL_SECONDS)
             if self.orders.interrupted or time.monotonic() - checked > _CHECK_SECONDS:
                 checked, self.orders.interrupted = time.monotonic(), False
@@ -196,6 +221,10 @@ class Sending:
         if status.stopped and not self.said_stop:
             self.said_stop = True
             print("stop", flush=True)
+        if not self._may_send():
+            self.progress = time.monotonic()  # nothing can arrive
+            self._unconfirmed()
+            return False
         before, self.standing.seen = self.standing.seen, last_key(status.last)
         seen, told = self.standing.seen, self.told_commit
         there = seen >= self.tracker.rows.after and told in (None, commit_of(status))
@@ -206,7 +235,9 @@ class Sending:
 
     def _finish(self) -> int:
         """Send the rest and close the run, while there is time; a run that will come back keeps its
-        last row open."""
+        last row open. Of an attempt that may have lost its run, nothing."""
+        if not self._await_confirmation():
+            self._leave()
         self._tell()
         if self.orders.code not in (EX_TEMPFAIL, None) and self.tracker.complete():
             # The row may be an older attempt's, and its marks are in the summary now.
@@ -246,7 +277,8 @@ class Sending:
 
     def _leave(self) -> NoReturn:
         """There is no more time, and the library cannot be told so."""
-        sentence = "Weights & Biases was too slow; the last points wait in the run's folder."
+        slow = "Weights & Biases was too slow" if self._may_send() else _NOT_OURS
+        sentence = f"{slow}; the last points wait in the run's folder."
         self.standing.tell("waiting", sentence)
         end_cores()
         os._exit(self._given_up())
