@@ -18,7 +18,7 @@ from ... import environment
 from ...backoff import Backoff
 from ...errors import EX_TEMPFAIL, LaunchError
 from ...files import read_json
-from ...run.confirmation import Confirmation
+from ...run.confirmation import PAUSE_SECONDS, Confirmation
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ...run.record import AttemptRecord
@@ -88,6 +88,7 @@ class Sending:
 
     def live(self) -> int:
         """Everything; returns the exit code."""
+        threading.Thread(target=self._tick, name="xrun-tick", daemon=True).start()
         try:
             self._await_config()
             while not self.began and self._await_confirmation():
@@ -116,6 +117,12 @@ class Sending:
 
     def _config_attempt(self) -> Any:
         return (read_json(self.folder.config) or {}).get("attempt")
+
+    def _tick(self) -> None:
+        """Notice when this process was asleep, whatever its other threads wait for."""
+        while True:
+            self.confirmation.tick()
+            time.sleep(PAUSE_SECONDS / 10)
 
     def _may_send(self) -> bool:
         """Whether what is sent now is this run's: a person's wish, or an attempt's that still has
