@@ -124,7 +124,8 @@ class Lease:
         head = self.store.head()
         if head is None or (head.attempt != self.attempt and head.number >= self.head.number):
             holder = head.attempt if head else "(none)"
-            raise LeaseLost(f"The run was taken over by the attempt {holder}.")
+            run = self.head.run
+            raise LeaseLost(f"Run {run} was taken over by attempt {holder}; {self.attempt} stops.")
 
     def restore_points(self, step: int) -> None:
         """The log of points up to `step` as the store has it: this machine may never have seen the
