@@ -142,6 +142,12 @@ def test_a_machine_that_sleeps_while_its_successor_finishes_changes_nothing(
     assert (second.rows(), wandb.summary(*own), wandb.state(*own)) == (rows, summary, state)
     assert second.committed() == head
 
+    refused = first.project.xrun("sync", second.run.run, environ=environ)
+    assert refused.code == 3
+    assert "Another machine has gone on with the run" in refused.err
+    assert second.project.xrun("sync", second.run.run, environ=environ).code == 0
+    assert (second.rows(), wandb.state(*own)) == (rows, "finished")
+
 
 def test_a_run_that_is_asked_saves_and_stops(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
