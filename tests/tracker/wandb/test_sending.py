@@ -369,6 +369,33 @@ def test_a_sender_that_wakes_after_its_successor_has_finished(
     assert sum("file_stream" in request.line for request in wandb.requests) == before
 
 
+def test_a_stopped_sender_of_the_same_folder_does_not_hold_up_its_successor(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the lock for as long as it is there; after the time in which it may send, the next
+    one does. Awake again, it sends nothing."""
+    run.begin()
+    run.train(1, 10)
+    run.arrive(9)
+    zombie, run.sender = run.sender, None
+    asleep = [zombie.process.pid, *children(zombie.process.pid)]
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    run.confirmation.note(boot_seconds() - 1000)
+    monkeypatch.setenv(environment.CONFIRMED.name, "1")
+    run.begin(5)
+    run.train(6, STEPS)
+    run.tracker.committed(STEPS, "last")
+    assert run.end(0) == 0
+    run.check(STEPS)
+    left = run.rows(), run.summary(), run.wandb.state("alice", PROJECT, run.run)
+    assert (left[1]["xrun/commit_step"], left[2]) == (STEPS, "finished")
+    for pid in asleep:
+        os.kill(pid, signal.SIGCONT)
+    zombie.finish(1, 15.0)
+    assert (run.rows(), run.summary(), run.wandb.state("alice", PROJECT, run.run)) == left
+
+
 def test_rows_that_the_library_gives_up(run: Run) -> None:
     """The library drops rows without a word after one such answer: the sender notices it and sends
     them again."""

@@ -31,6 +31,8 @@ from .rows import PointFile, last_key
 from .tracker import WandbTracker, commit_of
 
 POLL_SECONDS = 0.2
+PERSON = "person"
+"""Who sends because a person asks says so in the lock."""
 _CHECK_SECONDS = float(environment.WANDB_CHECK.of())
 """Between two looks at what has arrived; rows that have not after three of them are sent again."""
 _SEND_SECONDS = min(5.0, _CHECK_SECONDS)
@@ -91,7 +93,7 @@ class Sending:
         threading.Thread(target=self._tick, name="xrun-tick", daemon=True).start()
         try:
             self._await_config()
-            while not self.began and self._await_confirmation():
+            while not self.began and not self._is_over() and self._await_confirmation():
                 self._open()
             if not self.began:
                 return self._given_up()
@@ -132,12 +134,14 @@ class Sending:
     def _await_confirmation(self) -> bool:
         """Wait until the store has said again whose the run is; False if it is too late for
         that."""
-        while not (over := self._is_over()) and not self._may_send():
+        while not self._may_send():
+            if self._is_over():
+                return False
             if time.monotonic() - self.progress > _CHECK_SECONDS:
                 self._unconfirmed()
             self.orders.listen(POLL_SECONDS)
         self.progress = time.monotonic()
-        return not over
+        return True
 
     def _unconfirmed(self) -> None:
         """A store out of reach delays what W&B gets."""
@@ -159,7 +163,8 @@ class Sending:
             self._retry(error)
             return
         with contextlib.suppress(OSError):
-            (self.wish.folder / "wandb.lock").write_text(" ".join(map(str, cores())))
+            who = [] if self.wish.attempt else [PERSON]
+            (self.wish.folder / "wandb.lock").write_text(" ".join([*who, *map(str, cores())]))
         self.began = True
         self.standing.url = run_url(self.tracker.address)
         self.standing.seen = self.tracker.rows.after
