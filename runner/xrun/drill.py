@@ -314,7 +314,8 @@ def _by_place(run: RunFolder) -> dict[tuple[int, str], dict[str, Any]]:
     """Points by step and kind, without what the clock says."""
     points: dict[tuple[int, str], dict[str, Any]] = {}
     for point in run.points():
-        values = {name: value for name, value in point.items() if name not in ("time", "step")}
+        own = ("attempt", "time", "step")
+        values = {name: value for name, value in point.items() if name not in own}
         place = point["step"], next(iter(values)).partition("/")[0]
         if place in points:
             values = {"doubled": json.dumps([points[place], values])}

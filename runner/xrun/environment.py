@@ -54,6 +54,12 @@ WANDB_CHECK = Variable(
     "XRUN_WANDB_CHECK", "Seconds between two looks at what has arrived in Weights & Biases.", "30"
 )
 
+CONFIRMED = Variable(
+    "XRUN_CONFIRMED_SECONDS",
+    "Seconds after a look at the store for which an attempt may send to Weights & Biases.",
+    "30",
+)
+
 # What one process tells another.
 HEARTBEAT = Variable("XRUN_HEARTBEAT", "The file in which a rank counts its steps.")
 PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")

@@ -410,7 +410,21 @@ def test_a_note_beside_a_commit_is_not_lost(tmp_path: Path) -> None:
     run.step()
     run.save()
     (attempt,) = RunRecord.of(run.store.head()).attempts
-    assert attempt == AttemptRecord("a1", code=7, end=AttemptEnd.STOPPED)
+    assert (attempt.code, attempt.end) == (7, AttemptEnd.STOPPED)
+
+
+def test_every_commit_is_a_sign_of_life(tmp_path: Path) -> None:
+    """Its time, and the longest time between two of them; a clock that is set back or forth moves
+    neither back, nor makes that time longer."""
+    run, wall, ticks = Run(tmp_path), [1000.0], [0.0]
+    run.lease.clock, run.lease.ticks = lambda: wall[0], lambda: ticks[0]
+    seen = []
+    for wall[0], ticks[0] in [(1050.0, 50.0), (1060.0, 60.0), (1090.0, 90.0), (90.0, 91.0)]:
+        run.save()
+        run.step()
+        (attempt,) = RunRecord.of(run.store.head()).attempts
+        seen.append((attempt.last_seen, attempt.silence))
+    assert seen == [(1050.0, 0.0), (1060.0, 10.0), (1090.0, 30.0), (1090.0, 30.0)]
 
 
 def test_old_checkpoints_leave_the_disk(tmp_path: Path) -> None:

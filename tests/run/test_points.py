@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,3 +154,60 @@ def test_a_torn_line_is_nobodys_point(machine: Machine) -> None:
     machine.path.unlink()
     machine.restore(4)
     assert machine.steps() == [1, 2, 3]
+
+
+def train(step: int, attempt: str = "") -> dict[str, Any]:
+    """A point of training, of this attempt or of nobody's."""
+    return {"step": step, "train/loss": 1.0, **({"attempt": attempt} if attempt else {})}
+
+
+def evaluated(step: int, attempt: str) -> dict[str, Any]:
+    return {"step": step, "val/loss": 1.0, "attempt": attempt}
+
+
+@pytest.mark.parametrize(
+    ("logged", "counting"),
+    [
+        ([train(1), train(2), train(2)], [0, 1, 2]),  # of an older xrun all count
+        ([train(1, "a"), train(2, "a"), train(3, "b")], [0, 1, 2]),
+        ([train(1, "a"), train(2, "b"), train(2, "a"), train(3, "b")], [0, 1, 3]),
+        ([train(1, "a"), train(2, "a"), train(3, "a"), train(2, "b")], [0, 3]),
+        ([train(1), train(2), train(2, "b"), train(3)], [0, 2, 3]),
+        ([train(2, "a"), evaluated(2, "b"), train(3, "b")], [0, 1, 2]),
+        ([train(2, "a"), evaluated(2, "a"), evaluated(2, "b")], [0, 2]),
+        ([train(1, "a"), train(2, "b"), train(1, "c"), train(3, "b"), train(2, "c")], [2, 4]),
+    ],
+)
+def test_points_of_an_attempt_whose_successor_has_begun_do_not_count(
+    tmp_path: Path, logged: list[dict[str, Any]], counting: list[int]
+) -> None:
+    """Neither those that it logs after that, nor those that its successor has computed again; for
+    every reader, whether it reads the whole file or its end."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(point) + "\n" for point in logged))
+    expected = [logged[place] for place in counting]
+    assert points.read_points(path) == expected
+    assert points.last_point(path) == [each for each in expected if "train/loss" in each][-1]
+
+
+def test_a_piece_with_points_that_do_not_count_is_made_anew(
+    machine: Machine, store: DirectoryStore, tmp_path: Path
+) -> None:
+    """The log is restored without them, and the next commit's pieces are slices of it."""
+
+    def write(*logged: dict[str, Any]) -> None:
+        with machine.path.open("a") as file:
+            file.writelines(json.dumps(point) + "\n" for point in logged)
+
+    write(*(train(step, "a") for step in range(1, 40)))
+    machine.commit(39)
+    write(train(40, "b"), train(40, "a"), train(41, "b"))
+    machine.keep([*machine.pieces, *points.extended(store, machine.path, machine.pieces, 41)[1:]])
+    bare = Machine(tmp_path / "second", store)
+    bare.keep(bare.restore(41))
+    assert bare.steps() == list(range(1, 42))
+    bare.log(42, 44)
+    bare.commit(44)
+    third = Machine(tmp_path / "third", store)
+    third.restore(44)
+    assert third.steps() == list(range(1, 45))

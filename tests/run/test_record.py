@@ -228,3 +228,42 @@ def test_attempts_sort_by_their_start() -> None:
     ]
     assert sorted(ids) == ids
     assert new_id(time.time()) != new_id(time.time())
+
+
+def test_points_and_rows_are_signs_of_the_last_attempts_life() -> None:
+    """The newest counts, and then nobody asks how far apart its commits were; another attempt's
+    point says nothing, and an end that was recorded is the end."""
+    lost = AttemptRecord("a", started=10.0, last_seen=20.0, silence=7.0)
+    record = of(AttemptRecord("z"), lost)
+    seen = dataclasses.replace(lost, last_seen=30.0, silence=0.0)
+    for point, when, expected in [
+        ({}, 0.0, lost),
+        ({"time": 20.0}, 0.0, lost),
+        ({"time": 30.0}, 25.0, seen),
+        ({"time": 30.0, "attempt": "a"}, 0.0, seen),
+        ({"time": 40.0, "attempt": "z"}, 30.0, seen),
+    ]:
+        assert record.seen(point, when).attempts[-1] == expected
+    ended = of(dataclasses.replace(lost, ended=22.0))
+    assert ended.seen({"time": 30.0}, 40.0) == ended
+    assert of().seen({"time": 30.0}) == of()
+
+
+def test_an_older_record_has_its_signs_of_life_in_its_checkpoints() -> None:
+    """The newest kept checkpoint of an attempt whose end nobody has recorded."""
+
+    def checkpoint(step: int, attempt: str, time: float) -> dict[str, Any]:
+        facts = {"step": step, "attempt": attempt, "digest": "d", "time": time}
+        return Checkpoint(**facts, numbers={}, files={}, environment={}).to_json()
+
+    value = {
+        "attempts": [
+            {"id": "a", "started": 1.0},
+            {"id": "b", "started": 9.0, "ended": 12.0},
+            {"id": "c"},
+        ],
+        "checkpoints": [checkpoint(5, "a", 5.0), checkpoint(3, "a", 3.0), checkpoint(8, "b", 11.0)],
+    }
+    attempts = RunRecord.from_json(value).attempts
+    assert [each.last_seen for each in attempts] == [5.0, None, None]
+    assert [each.last_known for each in attempts] == [5.0, 12.0, 0.0]

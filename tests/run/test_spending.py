@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from support.running import STEPS, Project, curve, record, steps_of
+from support.running import PER_STEP, STEPS, Project, curve, ended, record, steps_of, until
 from xrun import environment
 from xrun.run.plan import Limits
 from xrun.run.record import AttemptRecord
-from xrun.run.spending import allowance, dollars, hours, unknown
+from xrun.run.spending import QUIET_SECONDS, allowance, dollars, hours, seconds, unknown
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
@@ -47,13 +50,90 @@ def test_every_attempt_counts_with_its_own_price() -> None:
     assert dollars(lives, NOW) == pytest.approx(4.0 + 3.0 + 0.5)
 
 
-def test_an_end_that_nobody_recorded_is_the_next_beginning() -> None:
-    """A budget is never overdrawn because a machine vanished without a word."""
+def test_a_machine_that_died_costs_until_its_last_sign_and_not_while_nothing_ran() -> None:
+    """Eight hours of waiting for capacity at 20 dollars an hour cost nothing; the machine is paid
+    for the longest time that it may have lived unseen."""
     lives = attempts(
-        {"started": NOW - 5 * HOUR, "usd_per_hour": 1.0},
-        {"started": NOW - 2 * HOUR, "usd_per_hour": 1.0},
+        {"started": NOW - 9 * HOUR, "last_seen": NOW - 8.5 * HOUR, "usd_per_hour": 20.0},
+        {"started": NOW - HOUR, "usd_per_hour": 20.0},
     )
-    assert hours(lives, NOW) == pytest.approx(5.0)
+    quiet = QUIET_SECONDS / HOUR
+    assert hours(lives, NOW) == pytest.approx(0.5 + quiet + 1.0)
+    assert dollars(lives, NOW) == pytest.approx(20.0 * (1.5 + quiet))
+    assert allowance(Limits(usd=100.0), lives, NOW).until == pytest.approx(
+        NOW + (100.0 / 20.0 - 1.5 - quiet) * HOUR
+    )
+
+
+def test_the_silence_of_a_machine_is_as_long_as_between_its_commits() -> None:
+    """Who commits every two hours may have lived for two hours after the last one, but never into
+    the time of the attempt that came next."""
+    life = {"started": NOW - 9 * HOUR, "last_seen": NOW - 8 * HOUR, "silence": 2 * HOUR}
+    later, sooner = {"started": NOW - HOUR}, {"started": NOW - 7.5 * HOUR, "ended": NOW - 7 * HOUR}
+    assert hours(attempts(life, later), NOW) == pytest.approx(3.0 + 1.0)
+    assert hours(attempts(life, sooner), NOW) == pytest.approx(1.5 + 0.5)
+
+
+def test_an_attempt_that_committed_nothing_costs_from_its_lease() -> None:
+    """The lease is its first sign; its machine had been there before that."""
+    life = {"billed_from": NOW - 9.1 * HOUR, "started": NOW - 9 * HOUR, "last_seen": NOW - 9 * HOUR}
+    lives = attempts(life, {"started": NOW})
+    assert hours(lives, NOW) == pytest.approx(0.1 + QUIET_SECONDS / HOUR)
+
+
+def test_a_machine_that_was_seen_after_the_next_had_begun_costs_until_then() -> None:
+    """A machine that was believed dead, and was not: both cost, each from its start to its end."""
+    lives = attempts(
+        {"started": NOW - 5 * HOUR, "last_seen": NOW - HOUR},
+        {"started": NOW - 2 * HOUR},
+    )
+    assert hours(lives, NOW) == pytest.approx(4.0 + 2.0)
+
+
+def test_the_last_attempt_counts_until_now_only_while_it_runs() -> None:
+    """While SkyPilot looks for another machine there is none."""
+    lives = attempts({"started": NOW - 9 * HOUR, "last_seen": NOW - 8 * HOUR, "usd_per_hour": 1.0})
+    assert hours(lives, NOW) == pytest.approx(9.0)
+    assert dollars(lives, NOW, running=False) == pytest.approx(1.0 + QUIET_SECONDS / HOUR)
+
+
+def test_an_old_record_that_does_not_say_when_counts_until_the_next_began() -> None:
+    """Where it had committed, nobody knows how long it lived; where it had not, its start is the
+    last that is known."""
+    life = {"started": NOW - 5 * HOUR, "from_step": 0, "committed": 7}
+    assert hours(attempts(life, {"started": NOW - 2 * HOUR}), NOW) == pytest.approx(5.0)
+    life["committed"] = 0
+    assert hours(attempts(life, {"started": NOW}), NOW) == pytest.approx(QUIET_SECONDS / HOUR)
+
+
+def test_clocks_that_are_ahead_cost_nothing_that_has_not_been() -> None:
+    """What a record says of the future is not counted."""
+    lives = attempts({"started": NOW - HOUR, "last_seen": NOW + 72 * HOUR}, {"started": NOW})
+    assert hours(lives, NOW) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("every", ["1 steps", "2h"])
+def test_a_killed_attempt_leaves_its_last_sign_in_the_record(tmp_path: Path, every: str) -> None:
+    """Every commit notes one; the next attempt adds the last point in the log, and after eight
+    hours without a machine the record still says what the first one ran."""
+    project, tell = Project(tmp_path), f"checkpoint.every={every}"
+    project.trap("hold", call=12 * PER_STEP, committed=0)
+    process = project.start("recipes/tiny.yaml", "-s", tell)
+    until((tmp_path / "held").exists, "the step that holds")
+    os.killpg(process.pid, signal.SIGKILL)
+    ended(process)
+    (before,) = project.run.record().attempts
+    logged = project.run.last_point()["time"]
+    assert before.last_seen is not None
+    assert before.started <= before.last_seen <= logged + 1.0
+    assert before.silence == (7200.0 if every == "2h" else pytest.approx(0.0, abs=5.0))
+    assert project.attempt(tell).code == 0
+    first, second = project.run.record().attempts
+    assert first.ended is None
+    assert first.last_seen == max(before.last_seen, logged)
+    later = replace(second, started=second.started + 8 * HOUR, ended=(second.ended or 0) + 8 * HOUR)
+    ran, _ = seconds([first, later], later.ended or 0.0)
+    assert ran == pytest.approx(first.last_seen - first.started + QUIET_SECONDS, abs=0.01)
 
 
 def test_an_unknown_price_counts_as_the_dearest() -> None:

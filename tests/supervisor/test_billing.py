@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -120,8 +121,17 @@ def test_a_machine_of_ones_own_costs_nothing() -> None:
 def test_a_machine_is_paid_from_its_start_on_but_once() -> None:
     """A cloud's machine costs from when it was switched on; a second attempt on it does not pay for
     the first one again."""
-    environ = machine("GCP", "us-central1", 1)
+    environ, here = machine("GCP", "us-central1", 1), {"host": socket.gethostname()}
     assert facts(environ, [], NOW)["billed_from"] < NOW
-    ended = [AttemptRecord("a", started=NOW - 10.0, ended=NOW - 0.5)]
+    ended = [AttemptRecord("a", started=NOW - 10.0, ended=NOW - 0.5, **here)]
     assert facts(environ, ended, NOW)["billed_from"] == NOW - 0.5
+    died = [AttemptRecord("a", started=NOW - 10.0, last_seen=NOW - 0.7, **here)]
+    assert facts(environ, died, NOW)["billed_from"] == NOW - 0.7
     assert facts(machine("Slurm", "", 1), [], NOW)["billed_from"] == NOW
+
+
+def test_two_machines_at_once_are_both_paid() -> None:
+    """Another machine, which still ran when this one was switched on, has not paid for it."""
+    environ = machine("GCP", "us-central1", 1)
+    elsewhere = [AttemptRecord("a", started=NOW - 10.0, last_seen=NOW, host="elsewhere")]
+    assert facts(environ, elsewhere, NOW)["billed_from"] < NOW - 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,9 +21,21 @@ import pytest
 from loopback.hub import Hub
 from loopback.wandb import Wandb
 from support.far_away import FarAway, environment, play, step_of
-from support.running import PER_STEP, STEPS, Project, attempt, curve, until, weights
+from support.running import (
+    PER_STEP,
+    STEPS,
+    Project,
+    attempt,
+    children,
+    curve,
+    ended,
+    until,
+    weights,
+)
+from xrun import environment as variables
 from xrun.launcher.job import choose_run
 from xrun.run import stop_request
+from xrun.run.confirmation import boot_seconds
 
 # The library's own use of httpx and of hf_xet.
 pytestmark = [
@@ -85,6 +98,55 @@ def test_a_bare_machine_goes_on(
         assert "Starting at step 0" in far.run.log_text(1, 0)
         assert "Going on from step" in far.run.log_text(2, 0)
     assert far.live().code == 0, "a finished run started again does nothing"
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that have come from it."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
+
+
+def test_a_machine_that_sleeps_while_its_successor_finishes_changes_nothing(
+    tmp_path: Path, hub: Hub, wandb: Wandb, expected: tuple[str, dict[int, dict[str, Any]]]
+) -> None:
+    """Every process of an attempt is stopped, another machine trains the run to its end, and the
+    first wakes: W&B's rows, summary and state, and the Hub, are what the successor has left."""
+    roots = [tmp_path / "first", tmp_path / "second"]
+    for root in roots:
+        root.mkdir()
+    first, second = (FarAway(root, hub, wandb, "asleep") for root in roots)
+    first.project.trap("hold", call=8 * PER_STEP, committed=5, paced=True)
+    told = [word for each in first.overrides for word in ("-s", each)]
+    environ = {**first.environ, variables.CONFIRMED.name: "2"}
+    process = first.project.start("recipes/tiny.yaml", *told, environ=environ)
+    until((roots[0] / "held").exists, "the step that holds")
+    until(lambda: [row for row in first.rows() if row["train/step"] >= 5], "rows at W&B")
+    asleep, since = family(process.pid), boot_seconds()
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+
+    done = second.live()
+    assert done.code == 0, done.err
+    assert weights(second.run) == expected[0]
+    own = ("alice", "asleep", second.run.run)
+    rows, summary, state = second.rows(), wandb.summary(*own), wandb.state(*own)
+    assert [row["train/step"] for row in rows] == list(range(1, STEPS + 1))
+    assert (summary["xrun/commit_step"], state) == (STEPS, "finished")
+    head = second.committed()
+
+    until(lambda: boot_seconds() - since > 2, "the last confirmation is old")
+    (roots[0] / "go").touch()
+    for pid in reversed(asleep):
+        os.kill(pid, signal.SIGCONT)
+    woken = ended(process)
+    assert woken.code == 4, woken.err
+    assert (second.rows(), wandb.summary(*own), wandb.state(*own)) == (rows, summary, state)
+    assert second.committed() == head
+
+    refused = first.project.xrun("sync", second.run.run, environ=environ)
+    assert refused.code == 3
+    assert "Another machine has gone on with the run" in refused.err
+    assert second.project.xrun("sync", second.run.run, environ=environ).code == 0
+    assert (second.rows(), wandb.state(*own)) == (rows, "finished")
 
 
 def test_a_run_that_is_asked_saves_and_stops(

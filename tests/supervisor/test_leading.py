@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from support.running import (
+    DATASET,
     MODEL,
     PER_STEP,
+    STEPS,
     Done,
     Project,
     attempt,
@@ -332,6 +334,36 @@ def test_an_attempt_that_lost_its_lease_stops_and_changes_nothing(tmp_path: Path
     after = files(project.run.state)
     assert {path: after.get(path) for path in seen["files"]} == seen["files"]
     assert not project.run.model.exists()
+
+
+def test_an_attempt_that_wakes_before_it_logs_leaves_its_successors_log_alone(
+    tmp_path: Path,
+) -> None:
+    """It has the lease and has looked at the store, and reads its data for so long that another
+    attempt finishes the run: points, configuration and newest commit stay as they are."""
+    project = Project(tmp_path)
+    waits = """
+    if (PROJECT / "wait").exists():
+        (PROJECT / "wait").rename(PROJECT / "waiting")
+        while not (PROJECT / "go").exists():
+            time.sleep(0.01)
+    return {"train":"""
+    project.write("datasets/points.py", DATASET.replace('\n    return {"train":', waits))
+    project.write("wait", "")
+    ends: list[Done] = []
+    thread = threading.Thread(target=lambda: ends.append(project.attempt()))
+    thread.start()
+    until((tmp_path / "waiting").exists, "the first attempt's data")
+    done = project.attempt()
+    assert done.code == 0, done.err
+    names = ("metrics.jsonl", "config.json", "committed.json")
+    left = {name: (project.run.path / name).read_bytes() for name in names}
+    assert sorted(curve(project.run)) == list(range(1, STEPS + 1))
+    project.write("go", "")
+    thread.join()
+    assert {name: (project.run.path / name).read_bytes() for name in names} == left
+    assert ends[0].code == 4, ends[0].err
+    assert "was taken over by attempt" in ends[0].err
 
 
 def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:

@@ -416,7 +416,9 @@ def curve(run: RunFolder) -> dict[int, dict[str, Any]]:
     """Every point of training by its step, without the clock; a step that is there twice fails."""
     points = [point for point in run.points() if "train/loss" in point]
     by_step = {
-        point["step"]: {name: value for name, value in point.items() if name != "time"}
+        point["step"]: {
+            name: value for name, value in point.items() if name not in ("time", "attempt")
+        }
         for point in points
     }
     assert len(by_step) == len(points), "a step was logged twice"

@@ -30,10 +30,11 @@ class Clock:
 
 
 def attempt(
-    folder: Path, step: int, clock: Clock | None = None
+    folder: Path, step: int, clock: Clock | None = None, name: str = ""
 ) -> tuple[JsonlTracker, Dropped | None]:
     tracker = JsonlTracker(folder, clock or Clock())
-    return tracker, tracker.start({"run": "digits"}, step)
+    own = {"attempt": name} if name else {}
+    return tracker, tracker.start({"run": "digits", **own}, step)
 
 
 def logged(folder: Path) -> list[int]:
@@ -187,6 +188,30 @@ def test_the_newest_commit_is_remembered(tmp_path: Path) -> None:
     tracker.committed(3, "head-3")
     tracker.committed(5, "head-5")
     assert JsonlTracker(tmp_path).last_commit() == (5, "head-5")
+
+
+def test_an_attempt_that_was_believed_dead_logs_into_nothing(tmp_path: Path) -> None:
+    """The file that people read has each step once and is its successor's, whoever writes last;
+    the newest commit stays the successor's too."""
+    zombie, _ = attempt(tmp_path, 0, name="a")
+    for step in range(1, 6):
+        zombie.log(step, {"train/loss": 1.0})
+    zombie.committed(4, "head-4")
+    successor, dropped = attempt(tmp_path, 4, name="b")
+    assert dropped == Dropped(last=5, seconds=1.0)
+    for step in range(5, 8):
+        successor.log(step, {"train/loss": 2.0})
+        zombie.log(step + 1, {"train/loss": 1.0})
+    successor.committed(7, "head-7")
+    zombie.committed(6, "head-6")
+    zombie.finish()
+    successor.finish()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["attempt"]) for line in lines] == [
+        *((step, "a") for step in range(1, 5)),
+        *((step, "b") for step in range(5, 8)),
+    ]
+    assert JsonlTracker(tmp_path).last_commit() == (7, "head-7")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"step": 3}'])

@@ -4,12 +4,13 @@ so whoever takes the run over makes every later commit of this attempt fail."""
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import AttemptEnd, XrunError
+from ..errors import AttemptEnd, LeaseLost, XrunError
 from ..run import logs, points
 from ..run.checkpoint import ARITHMETIC, Checkpoint
 from ..run.folder import RunFolder
@@ -52,9 +53,11 @@ class Lease:
         keep: Keep = Keep(),
         folder: RunFolder | None = None,
         clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.head, self.record = store, head, RunRecord.of(head)
         self.environment, self.keep, self.folder, self.clock = environment, keep, folder, clock
+        self.ticks, self._committed_at = ticks, math.inf
         self._facts: dict[str, Any] = {}
 
     @property
@@ -80,7 +83,7 @@ class Lease:
         self, step: int, numbers: Mapping[str, Any], files: Mapping[str, StoredFile]
     ) -> None:
         """Commit a checkpoint of these files. Raises what `Store.commit` raises."""
-        record = self.record.with_last(**self._facts)
+        record = self.record.with_last(**self._facts, **self._sign())
         now = Checkpoint(
             step=step,
             attempt=self.attempt,
@@ -101,6 +104,28 @@ class Lease:
             path = self.folder.metrics
             record = replace(record, points=points.extended(self.store, path, record.points, step))
         self._replace_head(record)
+        self._committed_at = self.ticks()
+
+    def _sign(self) -> dict[str, float]:
+        """That this attempt lives, and how long it says nothing; the clocks of machines are set
+        back and forth, so that the time between two commits is not theirs."""
+        last = self.record.attempts[-1]
+        silence = max(last.silence or 0.0, self.ticks() - self._committed_at)
+        return {"last_seen": max(self.clock(), last.last_known), "silence": round(silence, 3)}
+
+    def check(self) -> None:
+        """Ask the store whether the run is still this attempt's: what is not its commit nobody else
+        prevents. An answer that is older than its own commit says nothing.
+
+        Raises:
+            LeaseLost: another attempt has taken the run over.
+            StoreUnavailable: nobody can tell.
+        """
+        head = self.store.head()
+        if head is None or (head.attempt != self.attempt and head.number >= self.head.number):
+            holder = head.attempt if head else "(none)"
+            run = self.head.run
+            raise LeaseLost(f"Run {run} was taken over by attempt {holder}; {self.attempt} stops.")
 
     def restore_points(self, step: int) -> None:
         """The log of points up to `step` as the store has it: this machine may never have seen the

@@ -87,7 +87,9 @@ def sync(run_id: str) -> None:
     from ..run.folder import find_run
     from ..tracker.wandb.processes import send_all
 
-    sys.exit(send_all(find_run(run_id).path))
+    folder = find_run(run_id)
+    folder.check_newest()
+    sys.exit(send_all(folder.path))
 
 
 COMMANDS = (status, report, cancel, logs, sync)

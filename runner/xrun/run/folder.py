@@ -113,6 +113,21 @@ class RunFolder:
         """What is committed; raises XrunError if that cannot be read now."""
         return RunRecord.of(self.head())
 
+    def check_newest(self) -> None:
+        """What lies here is the newest that there is of the run, and may be told as such.
+
+        Raises:
+            LaunchError: another machine has gone on with it.
+            StoreError: nobody can tell.
+        """
+        head = self.head() if self.plan().address.durable else None
+        if head is not None and not self.logs(head.attempt).exists():
+            raise LaunchError(
+                f"Another machine has gone on with the run {self.run} (attempt {head.attempt}) and"
+                " sends its points, these included.",
+                "Nothing was sent. Use `xrun sync` on that machine.",
+            )
+
     def points(self) -> list[dict[str, Any]]:
         """Every logged point."""
         return points.read_points(self.metrics)

@@ -1,6 +1,10 @@
 """The log of a run's points: a line of JSON each, and in the store a copy of it in pieces, so that
 a machine that has nothing gets its metrics.jsonl back.
 
+A line names the attempt that logged it. An attempt that was believed dead may go on to log after
+its successor has begun; a point counts only while no later attempt has begun at its place or before
+it. Lines of an older xrun name nobody, and all count.
+
 The file goes along in pieces, each one a slice of it that ends with the points of a committed step.
 Every commit adds a piece; pieces that are not larger than twice what follows them are put together,
 so that there are few of them (a logarithm of their size) and each point is sent a few times at
@@ -11,20 +15,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorrupt
+from ..files import write_bytes
 from ..store.protocol import Store
 from .record import Piece
 
 log = logging.getLogger("xrun")
 
 _TAIL_BYTES = 4096
+Point = dict[str, Any]
+Key = tuple[int, int]
+"""The place of a point: its step, then training (0) before evaluation (1)."""
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
+def key_of(values: Mapping[str, Any], step: int) -> Key:
+    """The place of a point or of a row."""
+    return step, int(any(name.startswith("val/") for name in values))
+
+
+def parse(line: bytes) -> Point | None:
     """One line's point; None for a torn one."""
     if not line.endswith(b"\n"):
         return None
@@ -35,13 +48,52 @@ def parse(line: bytes) -> dict[str, Any] | None:
     return point if isinstance(point, dict) and isinstance(point.get("step"), int) else None
 
 
-def read_points(path: Path) -> list[dict[str, Any]]:
-    """All whole points of a metrics.jsonl, in order."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [point for line in lines if (point := parse(line)) is not None]
+class Succession:
+    """The attempts that have logged, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self._begun: list[str] = []
+
+    def begins(self, point: Point) -> bool:
+        """Whether this is an attempt's first point."""
+        attempt = point.get("attempt")
+        if attempt is None or attempt in self._begun:
+            return False
+        self._begun.append(attempt)
+        return True
+
+    def counts(self, point: Point) -> bool:
+        """Whether no later attempt has begun before this point was logged."""
+        return point.get("attempt") in (None, *self._begun[-1:])
 
 
-def last_point(path: Path) -> dict[str, Any]:
+def counted(lines: Iterable[bytes]) -> list[tuple[bytes, Point]]:
+    """The lines that count, with their points; torn ones do not."""
+    kept: list[tuple[bytes, Point]] = []
+    succession = Succession()
+    for line in lines:
+        if (point := parse(line)) is None:
+            continue
+        if succession.begins(point):
+            first = key_of(point, point["step"])
+            while kept and key_of(kept[-1][1], kept[-1][1]["step"]) >= first:
+                kept.pop()
+        if succession.counts(point):
+            kept.append((line, point))
+    return kept
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """Every line of a file, with what ends it; none where there is no file."""
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def read_points(path: Path) -> list[Point]:
+    """All points of a metrics.jsonl that count, in order."""
+    return [point for _, point in counted(lines_of(path))]
+
+
+def last_point(path: Path) -> Point:
     """The newest point of training, found without reading the whole file; empty if there is
     none."""
     if not path.exists():
@@ -49,8 +101,8 @@ def last_point(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
         lines = file.read().splitlines(keepends=True)
-    points = (parse(line) for line in reversed(lines))
-    return next((point for point in points if point and "train/loss" in point), {})
+    points = (point for _, point in reversed(counted(lines)))
+    return next((point for point in points if "train/loss" in point), {})
 
 
 def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tuple[Piece, ...]:
@@ -77,25 +129,37 @@ def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tup
     A piece whose bytes are lost costs the points in it and in the pieces after it, and never the
     training. Raises `StoreUnavailable`.
     """
-    kept: list[Piece] = []
-    text = b""
+    read = list(_contents(store, pieces, step))
+    lines = b"".join(content for _, content in read).splitlines(keepends=True)
+    text = b"".join(line for line, point in counted(lines) if point["step"] <= step)
+    after = b"".join(line for line in lines_of(path) if _step(line) > step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text + after)
+    return tuple(_still_in(text, read))
+
+
+def _contents(store: Store, pieces: Sequence[Piece], step: int) -> Iterator[tuple[Piece, bytes]]:
+    """The pieces up to the one that has `step`, or up to one whose bytes are lost."""
+    last = 0
     for piece in pieces:
         try:
-            content = store.fetch(piece.file).read_bytes()
+            yield piece, store.fetch(piece.file).read_bytes()
         except CheckpointCorrupt as error:
-            last = kept[-1].last if kept else 0
             log.warning("Points after step %d are lost: %s", last, error.message)
-            break
-        if piece.last > step:
-            lines = content.splitlines(keepends=True)
-            text += b"".join(line for line in lines if _step(line) <= step)
-            break
-        kept.append(piece)
-        text += content
-    own = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text + b"".join(line for line in own if _step(line) > step))
-    return tuple(kept)
+            return
+        last = piece.last
+        if last > step:
+            return
+
+
+def _still_in(text: bytes, read: Sequence[tuple[Piece, bytes]]) -> Iterator[Piece]:
+    """The pieces that the text begins with."""
+    start = 0
+    for piece, content in read:
+        if not text.startswith(content, start):
+            return
+        start += len(content)
+        yield piece
 
 
 def _lines_until(path: Path, start: int, step: int) -> Iterator[bytes]:

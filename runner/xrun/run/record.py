@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EX_TEMPFAIL, AttemptEnd, StoppedOnPurpose
+from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
 from .checkpoint import Checkpoint
 from .plan import Plan
@@ -40,8 +41,10 @@ class AttemptRecord:
     from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
     `command` is the plan's. `memory` names the kind of memory that a micro-batch had to fit into,
     in so many `parts`. `last_save` is the seconds that its last save took. Where and at which price
-    it ran: `cluster` to `billed_from`. `committed` is the newest committed step when it `ended`,
-    with which exit `code`, how and why (`end`, `reason`).
+    it ran: `cluster` to `billed_from`. `last_seen` is its last sign of life that anybody has
+    recorded (its lease, a commit, a point in its log), `silence` the longest time without one that
+    is usual: the seconds between two of its commits. `committed` is the newest committed step when
+    it `ended`, with which exit `code`, how and why (`end`, `reason`).
     """
 
     id: str
@@ -69,6 +72,8 @@ class AttemptRecord:
     source: str | None = None
     price_date: str | None = None
     billed_from: float | None = None
+    last_seen: float | None = None
+    silence: float | None = None
     committed: int | None = None
     ended: float | None = None
     code: int | None = None
@@ -83,8 +88,9 @@ class AttemptRecord:
 
     @property
     def last_known(self) -> float:
-        """When it ended; while nobody knows, when it began."""
-        return self.started if self.ended is None else self.ended
+        """When it ended; while nobody knows, its last sign of life."""
+        signs = (self.ended, self.last_seen, self.started)
+        return next(sign for sign in signs if sign is not None)
 
     @property
     def was_lost(self) -> bool:
@@ -275,7 +281,7 @@ class RunRecord:
         return cls(
             digest=value.get("digest", ""),
             rule=int(value.get("rule", 1)),
-            attempts=tuple(map(AttemptRecord.from_json, value.get("attempts", ()))),
+            attempts=tuple(_with_signs(value.get("attempts", ()), checkpoints)),
             checkpoints=tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.step)),
             rejected=tuple(value.get("rejected", ())),
             finished=Finished.from_json(finished) if finished else None,
@@ -380,7 +386,12 @@ class RunRecord:
                 committed=self.newest_step,
             )
             before = (*before[:-1], lost)
-        now = replace(attempt, from_step=self.newest_step)
+        now = replace(
+            attempt,
+            from_step=self.newest_step,
+            last_seen=attempt.started,
+            silence=max([_interval(plan), *(each.silence or 0.0 for each in before)]),
+        )
         return replace(
             self,
             digest=plan.digest,
@@ -389,12 +400,39 @@ class RunRecord:
             attempts=(*before, now),
         )
 
+    def seen(self, point: Mapping[str, Any], when: float = 0.0) -> RunRecord:
+        """The record with another sign of the last attempt's life, if it says more than its
+        commits: the newest point of this machine's log, if it is that attempt's, or that somebody
+        else saw it at `when`."""
+        last = self.attempts[-1] if self.attempts else None
+        if last is None or last.ended is not None:
+            return self
+        if point.get("attempt", last.id) == last.id:
+            when = max(when, point.get("time", 0.0))
+        return self.with_last(last_seen=when, silence=0.0) if when > last.last_known else self
+
     def with_last(self, **facts: Any) -> RunRecord:
         """The record with more facts about its last attempt."""
         return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **facts)))
 
 
 _RECORD_KEYS = {each.name for each in fields(RunRecord)} - {"more"}
+
+
+def _with_signs(
+    attempts: Iterable[Mapping[str, Any]], checkpoints: Sequence[Checkpoint]
+) -> Iterator[AttemptRecord]:
+    """The attempts of a record; an older one has their signs of life in its checkpoints only."""
+    times = {each.attempt: each.time for each in sorted(checkpoints, key=lambda one: one.time)}
+    for attempt in map(AttemptRecord.from_json, attempts):
+        unknown = attempt.ended is None and attempt.last_seen is None
+        yield replace(attempt, last_seen=times.get(attempt.id)) if unknown else attempt
+
+
+def _interval(plan: Plan) -> float:
+    """Seconds between two commits, where the recipe says them; else 0."""
+    every = plan.recipe.get("checkpoint", {}).get("every")
+    return (Every.parse(every).seconds or 0.0) if every else 0.0
 
 
 def new_id(now: float) -> str:

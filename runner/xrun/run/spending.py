@@ -2,9 +2,11 @@
 
 An attempt's record says from when on its machines cost money, how much an hour, and when it ended.
 Where something is not known, the answer is the dearer one, so that a budget is never overdrawn
-because of it: an attempt whose end nobody recorded counts until the next one began, and one whose
-price nobody knows as the dearest one that is known. What a cloud bills after an attempt has ended
-(a minute or two until the machine is gone) is not in it, nor are storage and traffic.
+because of it; but time in which no machine was there costs nothing. An attempt whose end nobody
+recorded counts until its last sign of life (`AttemptRecord.last_seen`) and for as long after it as
+such an attempt may say nothing; one whose price nobody knows as the dearest one that is known. What
+a cloud bills after an attempt has ended (a minute or two until the machine is gone) is not in it,
+nor are storage and traffic. When a machine went, SkyPilot tells nobody on the machine that follows.
 """
 
 from __future__ import annotations
@@ -18,16 +20,21 @@ from .record import AttemptRecord
 WAY_ON = "Raise the budget and start the same command again to go on."
 TIDY_SECONDS = 30.0
 """What the end of an attempt takes besides its last save."""
+QUIET_SECONDS = 300.0
+"""A machine may have lived for so long after its last sign of life; where its commits were further
+apart, as long as from one to the next."""
 
 
-def seconds(attempts: Sequence[AttemptRecord], now: float) -> list[float]:
-    """How long each attempt's machines have run; the last one, if it has not ended, until `now`."""
+def seconds(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True) -> list[float]:
+    """How long each attempt's machines have run.
+
+    The last one runs until `now` unless it has ended, or is not `running` for all that is known.
+    """
     begins = [_began(attempt) for attempt in attempts]
     nexts = [*begins[1:], now]
-    ends = [
-        after if attempt.ended is None else attempt.ended
-        for attempt, after in zip(attempts, nexts, strict=True)
-    ]
+    ends = [min(now, _end(*each)) for each in zip(attempts, nexts, strict=True)]
+    if attempts and running and attempts[-1].ended is None:
+        ends[-1] = now
     return [max(0.0, end - begin) for begin, end in zip(begins, ends, strict=True)]
 
 
@@ -35,16 +42,28 @@ def _began(attempt: AttemptRecord) -> float:
     return attempt.started if attempt.billed_from is None else attempt.billed_from
 
 
+def _end(attempt: AttemptRecord, after: float) -> float:
+    """When its machines went. They were there at its last sign of life, also if the next attempt's
+    had begun by then; nobody else's time (from `after` on) counts as theirs."""
+    if attempt.ended is not None:
+        return attempt.ended
+    if attempt.last_seen is None and attempt.made_progress:
+        return after  # an old record, which does not say when
+    quiet = max(QUIET_SECONDS, attempt.silence or 0.0)
+    return max(attempt.last_known, min(after, attempt.last_known + quiet))
+
+
 def hours(attempts: Sequence[AttemptRecord], now: float) -> float:
     """Hours of machine time over all attempts, whatever the number of nodes."""
     return sum(seconds(attempts, now)) / 3600
 
 
-def dollars(attempts: Sequence[AttemptRecord], now: float) -> float | None:
-    """US dollars over all attempts; None if nobody knows what any of them costs."""
+def dollars(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True) -> float | None:
+    """US dollars over all attempts; None if nobody knows what any of them costs. `running`: see
+    `seconds`."""
     if all(attempt.usd_per_hour is None for attempt in attempts):
         return None
-    times = seconds(attempts, now)
+    times = seconds(attempts, now, running=running)
     return sum(rate * time for rate, time in zip(_rates(attempts), times, strict=True))
 
 

@@ -3,6 +3,7 @@ itself in them. Of several that fit, the highest counts, so that a budget is nev
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -59,9 +60,10 @@ def facts(
 
 def _billed_from(place: Place, attempts: Sequence[AttemptRecord], now: float) -> float:
     """When this machine began to cost money: when it was switched on, but no attempt before this
-    one has paid for the same."""
+    one, on the same machine, has paid for the same."""
     if place.cloud in _SHARED:
         return now
     uptime = float(Path("/proc/uptime").read_text().split()[0])
-    before = [attempt.last_known for attempt in attempts[-1:]]
+    here = ("", socket.gethostname())  # an old record may not say where
+    before = [attempt.last_known for attempt in attempts[-1:] if attempt.host in here]
     return min(now, max([now - uptime, *before]))

@@ -24,6 +24,7 @@ from ..files import write_json
 from ..machine.nodes import Nodes, meeting_port
 from ..machine.stop import StopFlag
 from ..run import logs, spending
+from ..run.confirmation import Confirmation, boot_seconds
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
@@ -60,6 +61,10 @@ class LeadingNode(Node):
         self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
         self.told = plan.wandb is not None and plan.wandb.online
         self.sender: Sender | None = None
+        self.confirmation = Confirmation(self.folder.logs(self.id))
+        self.lost = False
+        """Whether another attempt has taken the run."""
+        self.seen = 0.0
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
         self._reports: dict[int, Outcome] = {}
@@ -118,12 +123,12 @@ class LeadingNode(Node):
         record = RunRecord.of(head)
         witnesses.check(head, record)
         if asked is not None and not record.has_reached_the_end(self.plan):
-            return witnesses.check_wandb(head, asked)
+            head, self.seen = witnesses.check_wandb(head, asked), witnesses.seen
         return head
 
     def _lease(self, head: Head | None) -> None:
         """Take the run over: from now on nobody else's commit succeeds."""
-        before, now = RunRecord.of(head), time.time()
+        before, now = RunRecord.of(head).seen(self.folder.last_point(), self.seen), time.time()
         attempt = AttemptRecord(
             id=self.id,
             started=now,
@@ -137,7 +142,9 @@ class LeadingNode(Node):
         record = before.begun(self.plan, attempt)
         if (delay := commit_delay(self.store)) > 1:
             self.say(f"The store takes its next commit in {delay:.0f} s.")
+        asked = boot_seconds()
         self.store.commit(record.to_json(), head)
+        self.confirmation.note(asked)
         self.progress.resumed = max(0, record.committed_step)
         self._tell_attempts(record)
 
@@ -154,15 +161,21 @@ class LeadingNode(Node):
             stopped = functools.partial(self._give_up, "stopped in Weights & Biases")
             self.sender = Sender(self.folder.path, self.id, self.say, stopped)
         code = EX_TEMPFAIL
-        try:
-            asked = functools.partial(self._give_up, "stopped by xrun cancel --save")
-            with listening(self.plan, self.id, asked):
-                outcome = self._ranks(fresh)
-            code = self._end(outcome)
-        finally:
-            if self.sender is not None:
-                self.sender.finish(code, min(_SENDER_SECONDS, self.stop.seconds_left()))
+        asked = functools.partial(self._give_up, "stopped by xrun cancel --save")
+        with listening(self.plan, self.id, asked, self.confirmation.note if self.told else None):
+            try:
+                code = self._end(self._ranks(fresh))
+            finally:
+                self._end_sender(code)
         return code
+
+    def _end_sender(self, code: int) -> None:
+        """The last points and the exit code go to Weights & Biases, unless the run is another
+        attempt's by now."""
+        if self.sender is not None and self.lost:
+            self.sender.abandon()
+        elif self.sender is not None:
+            self.sender.finish(code, min(_SENDER_SECONDS, self.stop.seconds_left()))
 
     def _tell_attempts(self, record: RunRecord) -> None:
         """For the sender, which never asks the store."""
@@ -265,10 +278,12 @@ class LeadingNode(Node):
         if code == EX_TEMPFAIL and self.purpose:
             code = StoppedOnPurpose.exit_code
         try:
-            head = self.store.head()
+            asked, head = boot_seconds(), self.store.head()
             if head is None or head.attempt != self.id:
+                self.lost = True
                 code = code or StoreError.exit_code  # another attempt has taken over
             else:
+                self.confirmation.note(asked)
                 if code == 0 and not RunRecord.of(head).has_reached_the_end(self.plan):
                     code, failure = EX_TEMPFAIL, Failure("The ranks ended before the run had.")
                 code, why = self._record_end(head, code, failure)

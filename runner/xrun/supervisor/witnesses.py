@@ -39,6 +39,8 @@ class Witnesses:
     ) -> None:
         self.plan, self.store, self.stop, self.say = plan, store, stop, say
         self.folder = RunFolder(plan.folder)
+        self.seen = 0.0
+        """When the last row that Weights & Biases has was logged, in seconds since 1970."""
 
     def head(self) -> Head | None:
         """The head; a store that cannot be read is asked again, and then it is an error, never
@@ -134,6 +136,7 @@ class Witnesses:
             self.say(f"Weights & Biases does not answer ({answer.why}). Asking again.")
             time.sleep(_BACKOFF.seconds(tries))
             answer = answer_of(start_witness(self.folder.plan_file))
+        self.seen = answer.seen
         if answer.step is not None:
             head = self._up_to_date(head, answer.step)
             self._compare("Weights & Biases", answer.step, head)

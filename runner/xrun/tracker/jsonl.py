@@ -5,6 +5,9 @@ evaluation may share a step); `config.json` the configuration; `committed.json` 
 line is one `write`, so it survives a SIGKILL of its process; `committed` syncs the lines before it,
 so that no point up to a commit is lost with the power. On a full disk points wait in memory until
 there is room again.
+
+Each attempt begins with a file of its own, which takes the name of the one before: an attempt that
+was believed dead and logs on writes into a file that has no name any more.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
-from ..files import write_bytes, write_json
-from ..run.points import parse
+from ..files import read_json, write_bytes, write_json
+from ..run.points import counted, lines_of
 from .protocol import Dropped
 
 log = logging.getLogger("xrun")
@@ -34,6 +37,8 @@ class JsonlTracker:
         self.path = folder / "metrics.jsonl"
         self._file = -1
         self._waiting = b""
+        self._own: dict[str, Any] = {}
+        """What every line says of the attempt."""
 
     def start(self, config: Mapping[str, Any], step: int) -> Dropped | None:
         """See Tracker; `started` in config.json is when this attempt began to log.
@@ -43,15 +48,15 @@ class JsonlTracker:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         kept, dropped = self._cut(step)
-        if dropped is not None:
-            write_bytes(self.path, kept)
+        self._own = {"attempt": config["attempt"]} if "attempt" in config else {}
+        write_bytes(self.path, kept)
         write_json(self.folder / "config.json", {**config, "started": round(self.clock(), 3)})
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         return dropped
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """See Tracker."""
-        point = {"step": step, **values, "time": round(self.clock(), 3)}
+        point = {"step": step, **values, "time": round(self.clock(), 3), **self._own}
         room = not self._waiting
         self._waiting += _line(point)
         try:
@@ -66,6 +71,8 @@ class JsonlTracker:
         """See Tracker."""
         try:
             os.fsync(self._file)
+            if self._config().get("attempt") != self._own.get("attempt"):
+                return  # the folder is another attempt's by now, which may have committed more
             write_json(self.folder / "committed.json", {"step": step, "head": head})
         except OSError as error:
             log.warning(
@@ -97,21 +104,17 @@ class JsonlTracker:
         while self._waiting:
             self._waiting = self._waiting[os.write(self._file, self._waiting) :]
 
-    def _started(self) -> float:
-        """When the attempt before this one began to log."""
-        try:
-            return float(json.loads((self.folder / "config.json").read_text())["started"])
-        except (FileNotFoundError, ValueError, KeyError):
-            return 0.0
+    def _config(self) -> dict[str, Any]:
+        """What the newest attempt has written when it began to log."""
+        config = read_json(self.folder / "config.json")
+        return config if isinstance(config, dict) else {}
 
     def _cut(self, step: int) -> tuple[bytes, Dropped | None]:
         """The lines up to `step`, and what came after them; a torn last line counts as nothing."""
-        kept, last, when, end = [], step, self._started(), 0.0
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        for line in lines:
-            point = parse(line)
-            if point is None:
-                continue
+        kept, last, end = [], step, 0.0
+        when = float(self._config().get("started", 0.0))
+        lines = lines_of(self.path)
+        for line, point in counted(lines):
             if point["step"] <= step:
                 kept.append(line)
                 when = max(when, point.get("time", 0.0))

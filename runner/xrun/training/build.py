@@ -292,6 +292,7 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
     again."""
     plan, start, step = setting.plan, setting.start, model.state.step
     was_here = setting.folder.metrics.exists()
+    lease.check()
     lease.restore_points(step)
     tracker = JsonlTracker(setting.folder.path)
     config = {

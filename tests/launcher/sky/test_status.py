@@ -9,10 +9,12 @@ from typing import Any
 from xrun.cli.texts import cloud_words
 from xrun.launcher.record import LaunchRecord
 from xrun.launcher.sky.jobs import Job
-from xrun.launcher.sky.status import OnCloud, RunStatus, hourly, with_jobs
+from xrun.launcher.sky.status import OnCloud, RunStatus, _on_cloud, hourly, with_jobs
 from xrun.run.folder import RunFolder
 from xrun.run.prices import Price
+from xrun.run.record import AttemptRecord
 from xrun.run.report import RunReport
+from xrun.run.spending import QUIET_SECONDS
 
 JOB = Job(7, "tiny", "RUNNING", True, 1, "aws", "us-east-1", "az2", True, 0.0, None, "")
 PRICES = [
@@ -34,6 +36,23 @@ def test_the_price_now_is_that_of_the_jobs_place() -> None:
         hourly(dataclasses.replace(JOB, zone="unknown"), RECORD) == 8.0
     )  # the dearest zone of its kind
     assert hourly(dataclasses.replace(JOB, cloud="gcp"), RECORD) is None
+
+
+def test_a_machine_that_is_gone_costs_nothing_while_the_next_is_looked_for(tmp_path: Path) -> None:
+    """Two dollars an hour: one hour until the last sign of life, then seven without a machine. Of a
+    job that runs the machine is there, and of one that has ended it was until then at most."""
+    hour = 3600.0
+    life = AttemptRecord("a", started=0.0, last_seen=hour, usd_per_hour=2.0)
+    report = RunReport("tiny", str(tmp_path), "stopped", attempts=(life,))
+
+    def usd(status: str, ended: float | None = None) -> float | None:
+        job = dataclasses.replace(JOB, status=status, live=ended is None, ended=ended, cloud="")
+        return _on_cloud(RunFolder(tmp_path), report, RECORD, [job], "", 8 * hour).usd
+
+    seen = round(2.0 * (1 + QUIET_SECONDS / hour), 2)
+    assert usd("RUNNING") == 16.0
+    assert usd("RECOVERING") == usd("CANCELLED", ended=8 * hour) == seen
+    assert usd("CANCELLED", ended=hour + 36.0) == 2.02
 
 
 def test_a_run_here_is_none_of_skypilots_business(tmp_path: Path) -> None:

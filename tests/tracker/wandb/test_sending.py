@@ -8,6 +8,7 @@ Covers `xrun.tracker.wandb.api`, `xrun.tracker.wandb.library`, `xrun.tracker.wan
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -26,7 +27,9 @@ from loopback.wandb import Wandb
 from support.running import children, until
 from xrun import environment
 from xrun.files import write_json
+from xrun.run.confirmation import Confirmation, boot_seconds
 from xrun.run.plan import Plan
+from xrun.run.points import read_points
 from xrun.tracker.jsonl import JsonlTracker
 from xrun.tracker.wandb.processes import DELETED, Answer, Sender, answer_of, send_all, start_witness
 
@@ -90,6 +93,8 @@ class Run:
             self.attempts[-1].setdefault("kind", "outside")
         self.attempts.append({"id": name, "started": time.time(), "from_step": step})
         write_json(self.folder / "attempts.json", self.attempts)
+        self.confirmation = Confirmation(self.folder / "logs" / name)
+        self.confirmation.note(boot_seconds() + 3600)  # as often as a supervisor does
         if sender:
             self.close()
             self.start()
@@ -292,6 +297,105 @@ def test_down_in_the_middle(run: Run) -> None:
     assert [("does not answer" in line) for line in run.said] == [False, True, False]
 
 
+def test_nothing_is_sent_while_nobody_confirms_whose_the_run_is(run: Run) -> None:
+    """Not one write, not even that the run begins; then everything. What is not confirmed at the
+    end stays here, and with it how the attempt ended."""
+    run.begin()
+    run.train(1, 10)
+    run.arrive(9)
+    run.confirmation.note(boot_seconds() - 1000)
+    run.train(11, 20)
+    until(lambda: run.standing()["state"] == "waiting", "waiting")
+    assert "has not confirmed that this attempt still has the run" in run.standing()["why"]
+    assert run.rows()[-1]["train/step"] <= 10
+    run.confirmation.note(boot_seconds() + 3600)
+    run.arrive(19)
+    run.train(21, 30)
+    run.confirmation.note(boot_seconds() - 1000)
+    assert run.end(0, seconds=15.0) == 1
+    assert run.rows()[-1]["train/step"] <= 30
+    assert run.wandb.state("alice", PROJECT, run.run) == "running"
+    assert "xrun sync" in run.said[-1]
+    assert send_all(run.folder) == 0
+    run.check(30)
+
+
+def test_an_attempt_begins_nothing_before_the_run_is_its_own(run: Run) -> None:
+    """Without a confirmation W&B never hears of it."""
+    run.begin(sender=False)
+    run.confirmation.note(boot_seconds() - 1000)
+    run.start()
+    run.train(1, 10)
+    until(lambda: (run.folder / "wandb.json").exists(), "a word of how it stands", 40.0)
+    assert run.end(0, seconds=15.0) == 1
+    assert run.wandb.runs("alice", PROJECT).count(run.run) == 0
+
+
+def test_a_sender_that_wakes_after_its_successor_has_finished(
+    run: Run, tmp_path: Path, wandb: Wandb
+) -> None:
+    """It was stopped, and wandb-core with it, with rows that were on their way. The run's rows,
+    summary and state stay as the successor has left them."""
+    run.begin()
+    run.train(1, 10)
+    run.tracker.committed(10, "first")
+    run.arrive(9)
+    wandb.faults.add(match="file_stream", status=503, times=math.inf)
+    run.train(11, 20)
+    until(lambda: wandb.faults.armed[0].hits, "rows on their way")
+    asleep = [run.sender.process.pid, *children(run.sender.process.pid)]
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    wandb.faults.clear()
+    run.confirmation.note(boot_seconds() - 1000)
+
+    (tmp_path / "elsewhere").mkdir()
+    successor = Run(tmp_path / "elsewhere", wandb, run=run.run)
+    successor.begin()
+    successor.train(1, STEPS)
+    successor.tracker.committed(STEPS, "last")
+    assert successor.end(0) == 0
+    successor.check(STEPS)
+    left = run.rows(), run.summary(), run.wandb.state("alice", PROJECT, run.run)
+    assert left[1]["xrun/commit_step"] == STEPS
+    assert left[2] == "finished"
+
+    before = sum("file_stream" in request.line for request in wandb.requests)
+    for pid in asleep:
+        os.kill(pid, signal.SIGCONT)
+    run.train(21, 25)
+    assert run.end(1, seconds=15.0) == 1
+    assert (run.rows(), run.summary(), run.wandb.state("alice", PROJECT, run.run)) == left
+    assert sum("file_stream" in request.line for request in wandb.requests) == before
+
+
+def test_a_stopped_sender_of_the_same_folder_does_not_hold_up_its_successor(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the lock for as long as it is there; after the time in which it may send, the next
+    one does. Awake again, it sends nothing."""
+    run.begin()
+    run.train(1, 10)
+    run.arrive(9)
+    zombie, run.sender = run.sender, None
+    asleep = [zombie.process.pid, *children(zombie.process.pid)]
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    run.confirmation.note(boot_seconds() - 1000)
+    monkeypatch.setenv(environment.CONFIRMED.name, "1")
+    run.begin(5)
+    run.train(6, STEPS)
+    run.tracker.committed(STEPS, "last")
+    assert run.end(0) == 0
+    run.check(STEPS)
+    left = run.rows(), run.summary(), run.wandb.state("alice", PROJECT, run.run)
+    assert (left[1]["xrun/commit_step"], left[2]) == (STEPS, "finished")
+    for pid in asleep:
+        os.kill(pid, signal.SIGCONT)
+    zombie.finish(1, 15.0)
+    assert (run.rows(), run.summary(), run.wandb.state("alice", PROJECT, run.run)) == left
+
+
 def test_rows_that_the_library_gives_up(run: Run) -> None:
     """The library drops rows without a word after one such answer: the sender notices it and sends
     them again."""
@@ -438,6 +542,8 @@ def test_the_last_commit(run: Run) -> None:
     run.tracker.committed(12, "new")
     assert run.end(0) == 0
     assert witness(run) == Answer(12, "new")
+    told = answer_of(start_witness(run.folder / "plan.json"))
+    assert told.seen == run.rows()[-1]["_timestamp"] == read_points(run.tracker.path)[-1]["time"]
 
 
 def test_a_machine_that_is_about_to_go(run: Run) -> None:
@@ -487,7 +593,7 @@ def test_the_library_dies_and_then_the_attempt(run: Run) -> None:
 
 def witness(run: Run) -> Answer:
     """What the witness says of the last commit."""
-    return answer_of(start_witness(run.folder / "plan.json"))
+    return dataclasses.replace(answer_of(start_witness(run.folder / "plan.json")), seen=0.0)
 
 
 def account_of(run: Run) -> dict[str, Any]:

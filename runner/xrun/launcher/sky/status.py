@@ -16,6 +16,9 @@ from ..record import LaunchRecord, read_launch
 from ..throughput import hours_left
 from .jobs import Job, jobs
 
+_RUNNING = "RUNNING"
+"""SkyPilot's word for a job that has its machines; while it recovers one there are none."""
+
 
 @dataclass(frozen=True)
 class OnCloud:
@@ -103,7 +106,11 @@ def _on_cloud(
     now: float,
 ) -> OnCloud:
     job = next((job for job in known if job.id == record.job and job.run == record.run), None)
-    usd = spending.dollars(report.attempts, job.ended if job and job.ended else now)
+    usd = spending.dollars(
+        report.attempts,
+        job.ended if job and job.ended else now,
+        running=job is not None and job.status == _RUNNING,
+    )
     spent = None if usd is None else round(usd, 2)
     if job is None or not job.live:
         return OnCloud(record.job, job.status if job else None, spent, problem=problem)

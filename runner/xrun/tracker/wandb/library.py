@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .api import RunPath, Unreachable
+from .api import RunPath, Unreachable, api_key
 from .rows import STEP
 
 _INIT_SECONDS = 30.0
@@ -27,12 +27,19 @@ _GONE_SECONDS = 15.0
 _OTHER_RUNS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 """Say which run is written and how. They are meant for others, and the library, which lays our
 settings over them one by one, in another order in every process, refuses some pairs on the way."""
+_HTTP_PROXY = "WANDB_HTTP_PROXY"
+"""Is not for a server on this machine; who is between it and W&B takes the system's proxies."""
 
 
 def open_run(
-    address: RunPath, folder: Path, config: Mapping[str, Any], tags: Sequence[str], seconds: float
+    address: RunPath,
+    folder: Path,
+    config: Mapping[str, Any],
+    tags: Sequence[str],
+    seconds: float,
+    server: str,
 ) -> Any:
-    """Begin or resume the run; rows are sent every so many seconds, at least one.
+    """Begin or resume the run; rows are sent to `server` every so many seconds, at least one.
 
     Nothing is collected from this machine: no command line, environment, host name, git remote,
     package list or output.
@@ -41,12 +48,14 @@ def open_run(
         Unreachable: it did not work, now.
     """
     os.environ["WANDB_ERROR_REPORTING"] = "false"
-    for name in _OTHER_RUNS:
+    for name in (*_OTHER_RUNS, _HTTP_PROXY):
         os.environ.pop(name, None)
     import wandb
 
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # the logs of the sender before
     settings = wandb.Settings(
+        base_url=server,
+        api_key=api_key(),
         console="off",
         program="",
         host="",

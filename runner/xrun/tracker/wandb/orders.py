@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...files import write_json
-from .rows import BEFORE_ALL, Key
+from ...files import read_json, write_json
+from ...run.points import Key
+from .rows import BEFORE_ALL
 
 KINDS = ("train", "val")
 
@@ -83,10 +84,15 @@ class Standing:
             "why": "" if state in ("sending", "sent") else sentence,
             "attempt": self.attempt,
         }
-        if now != self._written:
+        if now != self._written and not self._is_overtaken():
             self._written = now
             with contextlib.suppress(OSError):  # a full disk, or a folder that somebody has deleted
                 write_json(self.path, now)
         if sentence and state != self.said:
             self.said = state
             print(sentence, flush=True)
+
+    def _is_overtaken(self) -> bool:
+        """Whether another attempt logs into this folder by now; the file is its own then."""
+        logging = (read_json(self.path.with_name("config.json")) or {}).get("attempt")
+        return bool(self.attempt) and logging not in (None, self.attempt)

@@ -40,11 +40,12 @@ def start_witness(plan: Path) -> subprocess.Popen[str]:
 @dataclass(frozen=True)
 class Answer:
     """What the witness knows: the newest commit (`step`, `head`), that there is none (neither), or
-    `why` it cannot tell."""
+    `why` it cannot tell; and `seen`, when the last row was logged, in seconds since 1970."""
 
     step: int | None = None
     head: str = ""
     why: str = ""
+    seen: float = 0.0
 
 
 def answer_of(witness: subprocess.Popen[str]) -> Answer:
@@ -52,7 +53,8 @@ def answer_of(witness: subprocess.Popen[str]) -> Answer:
     try:
         lines = witness.communicate(timeout=_WITNESS_SECONDS)[0].splitlines()
         told = json.loads(lines[-1])
-        return Answer(told.get("step"), told.get("head", ""), told.get("why", ""))
+        known = (told.get("step"), told.get("head", ""), told.get("why", ""))
+        return Answer(*known, seen=float(told.get("seen") or 0.0))
     except subprocess.TimeoutExpired:
         dismiss(witness)
         return Answer(why=f"no answer within {_WITNESS_SECONDS:.0f} s")
@@ -120,6 +122,16 @@ class Sender:
                 f"Not every point is at Weights & Biases yet; `xrun sync {self.folder.name}` sends"
                 " the rest."
             )
+
+    def abandon(self) -> None:
+        """End it at once: another attempt has the run, and nothing more of this one counts. What it
+        had handed to wandb-core reaches nobody without it."""
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError, ValueError):
+            self.process.stdin.close()  # type: ignore[union-attr]  # opened as a pipe above
+        self._reader.join(1.0)
+        self.process.stdout.close()  # type: ignore[union-attr]  # likewise
 
     def is_deleted(self) -> bool:
         """Whether it has ended because the run was deleted over there."""

@@ -12,19 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...run.points import parse
+from ...run.points import Key, Succession, key_of, parse
 from ...run.record import AttemptRecord
 
 STEP = "train/step"
 """The axis of every chart."""
-Key = tuple[int, int]
-"""The place of a point: its step, then training (0) before evaluation (1)."""
 BEFORE_ALL: Key = (-1, 0)
-
-
-def key_of(values: Mapping[str, Any], step: int) -> Key:
-    """The place of a point or of a row."""
-    return step, int(any(name.startswith("val/") for name in values))
 
 
 def last_key(row: Mapping[str, Any]) -> Key:
@@ -38,9 +31,11 @@ class PointFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
+        self._succession = Succession()
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Every whole point that was not read before."""
+        """Every whole point that was not read before, but for those of an attempt whose successor
+        has begun."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -49,7 +44,10 @@ class PointFile:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                if (point := parse(line)) is not None:
+                if (point := parse(line)) is None:
+                    continue
+                self._succession.begins(point)
+                if self._succession.counts(point):
                     yield point
 
 
@@ -77,7 +75,8 @@ class Rows:
             yield row
 
     def _row(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        values = {name: value for name, value in point.items() if name not in ("step", "time")}
+        own = ("step", "time", "attempt")
+        values = {name: value for name, value in point.items() if name not in own}
         when = point.get("time", 0.0)
         number = max(1, sum(attempt.started <= when for attempt in self.attempts))
         preempted = sum(attempt.was_preempted for attempt in self.attempts[: number - 1])

@@ -20,6 +20,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,10 +28,11 @@ from ...errors import LaunchError
 from ...files import read_json
 from ...lock import Held, locked
 from ...machine.stop import end_with_parent
+from ...run.confirmation import FRESH_SECONDS
 from ...run.folder import RunFolder
 from .library import await_cores
 from .orders import Orders
-from .sending import POLL_SECONDS, Sending, Wish
+from .sending import PERSON, POLL_SECONDS, Sending, Wish
 
 _LAST_SECONDS = 60.0
 """How long the end of an attempt's sending may take; whoever has started this process may want
@@ -87,17 +89,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _alone(stack: contextlib.ExitStack, lock: Path, orders: Orders, *, wait: bool) -> bool:
     """Whether this is now the only sender of this machine, until the stack is left; an older one
-    may still be sending its last points."""
+    may still be sending its last points.
+
+    Of an older attempt's nothing passes any more after a while, even if it holds the lock still: it
+    may have been stopped.
+    """
+    deadline = time.monotonic() + FRESH_SECONDS
     while True:
         try:
             file = stack.enter_context(locked(lock, wait=False))
         except Held:
             if not wait:
                 return False
+            if time.monotonic() > deadline and PERSON not in lock.read_text().split():
+                return True
             orders.listen(POLL_SECONDS)
             continue
         file.seek(0)
-        await_cores([int(pid) for pid in file.read().split()])
+        await_cores([int(word) for word in file.read().split() if word.isdecimal()])
+        file.truncate(0)
+        file.write("" if wait else PERSON)
+        file.flush()
         return True
 
 

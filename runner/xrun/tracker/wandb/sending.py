@@ -18,10 +18,12 @@ from ... import environment
 from ...backoff import Backoff
 from ...errors import EX_TEMPFAIL, LaunchError
 from ...files import read_json
+from ...run.confirmation import PAUSE_SECONDS, Confirmation
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ...run.record import AttemptRecord
 from .api import Deleted, Refused, RunPath, Unreachable, run_status, run_url
+from .gate import Gate
 from .library import cores, end_cores
 from .orders import Orders, Standing
 from .processes import DELETED
@@ -29,6 +31,8 @@ from .rows import PointFile, last_key
 from .tracker import WandbTracker, commit_of
 
 POLL_SECONDS = 0.2
+PERSON = "person"
+"""Who sends because a person asks says so in the lock."""
 _CHECK_SECONDS = float(environment.WANDB_CHECK.of())
 """Between two looks at what has arrived; rows that have not after three of them are sent again."""
 _SEND_SECONDS = min(5.0, _CHECK_SECONDS)
@@ -37,6 +41,7 @@ _SETTLE_SECONDS = _CHECK_SECONDS / 3
 _OUTAGE_SECONDS = min(8.0, 3 * _CHECK_SECONDS)
 """How long W&B is waited for at the end while it does not answer."""
 _BACKOFF = Backoff(first=1.0, longest=30.0)
+_NOT_OURS = "the store has not confirmed that this attempt still has the run"
 _ENVIRONMENT = dict(os.environ)
 """As it was before the library wrote into it where its process listens."""
 
@@ -63,12 +68,14 @@ class Sending:
         self.plan, self.orders, self.wish = plan, orders, wish
         self.folder = RunFolder(wish.folder)
         told = plan.wandb
+        self.confirmation = Confirmation(self.folder.logs(wish.attempt))
         self.tracker = WandbTracker(
             RunPath.of(plan),
             wish.folder,
             tags=told.tags if told else (),
             store=plan.store,
             seconds=_SEND_SECONDS,
+            server=Gate(self._may_send).url,
         )
         self.standing = Standing(wish.folder, wish.attempt, wish.said)
         self.points = PointFile(self.folder.metrics)
@@ -83,9 +90,10 @@ class Sending:
 
     def live(self) -> int:
         """Everything; returns the exit code."""
+        threading.Thread(target=self._tick, name="xrun-tick", daemon=True).start()
         try:
             self._await_config()
-            while not self.began and not self._is_over():
+            while not self.began and not self._is_over() and self._await_confirmation():
                 self._open()
             if not self.began:
                 return self._given_up()
@@ -112,6 +120,33 @@ class Sending:
     def _config_attempt(self) -> Any:
         return (read_json(self.folder.config) or {}).get("attempt")
 
+    def _tick(self) -> None:
+        """Notice when this process was asleep, whatever its other threads wait for."""
+        while True:
+            self.confirmation.tick()
+            time.sleep(PAUSE_SECONDS / 10)
+
+    def _may_send(self) -> bool:
+        """Whether what is sent now is this run's: a person's wish, or an attempt's that still has
+        the run."""
+        return not self.wish.attempt or self.confirmation.is_fresh
+
+    def _await_confirmation(self) -> bool:
+        """Wait until the store has said again whose the run is; False if it is too late for
+        that."""
+        while not self._may_send():
+            if self._is_over():
+                return False
+            if time.monotonic() - self.progress > _CHECK_SECONDS:
+                self._unconfirmed()
+            self.orders.listen(POLL_SECONDS)
+        self.progress = time.monotonic()
+        return True
+
+    def _unconfirmed(self) -> None:
+        """A store out of reach delays what W&B gets."""
+        self._trouble(Unreachable(_NOT_OURS))
+
     def _is_over(self) -> bool:
         """Whether it is too late to wait for W&B; the time for the end runs from the first time
         that this is asked after it."""
@@ -128,7 +163,8 @@ class Sending:
             self._retry(error)
             return
         with contextlib.suppress(OSError):
-            (self.wish.folder / "wandb.lock").write_text(" ".join(map(str, cores())))
+            who = [] if self.wish.attempt else [PERSON]
+            (self.wish.folder / "wandb.lock").write_text(" ".join([*who, *map(str, cores())]))
         self.began = True
         self.standing.url = run_url(self.tracker.address)
         self.standing.seen = self.tracker.rows.after
@@ -157,7 +193,8 @@ class Sending:
     def _follow(self) -> None:
         checked = time.monotonic()
         while not self.orders.ended:
-            self._tell()
+            if self._may_send():
+                self._tell()
             self.orders.listen(POLL_SECONDS)
             if self.orders.interrupted or time.monotonic() - checked > _CHECK_SECONDS:
                 checked, self.orders.interrupted = time.monotonic(), False
@@ -196,6 +233,10 @@ class Sending:
         if status.stopped and not self.said_stop:
             self.said_stop = True
             print("stop", flush=True)
+        if not self._may_send():
+            self.progress = time.monotonic()  # nothing can arrive
+            self._unconfirmed()
+            return False
         before, self.standing.seen = self.standing.seen, last_key(status.last)
         seen, told = self.standing.seen, self.told_commit
         there = seen >= self.tracker.rows.after and told in (None, commit_of(status))
@@ -206,7 +247,9 @@ class Sending:
 
     def _finish(self) -> int:
         """Send the rest and close the run, while there is time; a run that will come back keeps its
-        last row open."""
+        last row open. Of an attempt that may have lost its run, nothing."""
+        if not self._await_confirmation():
+            self._leave()
         self._tell()
         if self.orders.code not in (EX_TEMPFAIL, None) and self.tracker.complete():
             # The row may be an older attempt's, and its marks are in the summary now.
@@ -246,7 +289,8 @@ class Sending:
 
     def _leave(self) -> NoReturn:
         """There is no more time, and the library cannot be told so."""
-        sentence = "Weights & Biases was too slow; the last points wait in the run's folder."
+        slow = "Weights & Biases was too slow" if self._may_send() else _NOT_OURS
+        sentence = f"{slow}; the last points wait in the run's folder."
         self.standing.tell("waiting", sentence)
         end_cores()
         os._exit(self._given_up())

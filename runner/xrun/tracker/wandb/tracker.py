@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...run.record import AttemptRecord
-from .api import RunPath, RunStatus, Unreachable, create_run, run_status
+from .api import RunPath, RunStatus, Unreachable, base_url, create_run, run_status
 from .library import open_run
 from .rows import BEFORE_ALL, Rows, last_key
 
@@ -25,7 +25,7 @@ _ATTEMPTS = 100
 
 class WandbTracker:
     """The run at `address`, whose state is at `store`; the library may write into `folder`, and
-    sends every so many `seconds`."""
+    sends every so many `seconds`, by way of `server` if that is not W&B's."""
 
     def __init__(
         self,
@@ -35,9 +35,11 @@ class WandbTracker:
         tags: Sequence[str] = (),
         store: str = "",
         seconds: float = 5.0,
+        server: str = "",
     ) -> None:
         self.address, self.folder = address, folder
         self.tags, self.store, self.seconds = tags, store, seconds
+        self.server = server or base_url()
         self.rows = Rows(BEFORE_ALL, ())
         self.status: RunStatus | None = None
         """What the server had when it began."""
@@ -58,7 +60,7 @@ class WandbTracker:
         self.status = status = run_status(self.address)
         if status is None:
             create_run(self.address)
-        run = open_run(self.address, self.folder, config, self.tags, self.seconds)
+        run = open_run(self.address, self.folder, config, self.tags, self.seconds, self.server)
         if run.starting_step != (status.next_step if status else 0):
             raise Unreachable("somebody else writes to this run")
         seen = last_key(status.last) if status else BEFORE_ALL

@@ -1,9 +1,10 @@
 """What W&B knows, asked before a step is trained or a cent is spent.
 
 `python -m xrun.tracker.wandb.witness PLAN` prints one line of JSON: `{"answer": "commit", "step",
-"head"}`, `{"answer": "none"}` (no such run, or nothing committed) or `{"answer": "unknown",
-"why"}`. With `--account` it prints what is wrong with the key, the entity and the project, and
-where the run can be seen: `{"problems": [{"what", "hint"}], "url"}`. It never imports wandb.
+"head", "seen"}` (`seen` is when the last row was logged), `{"answer": "none"}` (no such run, or
+nothing committed) or `{"answer": "unknown", "why"}`. With `--account` it prints what is wrong with
+the key, the entity and the project, and where the run can be seen: `{"problems": [{"what",
+"hint"}], "url"}`. It never imports wandb.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from .api import (
     Viewer,
     api_key,
     is_read_only,
+    run_status,
     run_url,
     viewer,
 )
-from .tracker import WandbTracker
+from .tracker import commit_of
 
 _LOGIN = "Run `wandb login`, or set WANDB_API_KEY (https://wandb.ai/authorize)."
 
@@ -41,12 +43,15 @@ def main(path: str, *options: str) -> int:
 
 
 def last_commit(plan: Plan) -> dict[str, Any]:
-    """The run's last commit as W&B's summary has it."""
+    """The run's last commit as W&B's summary has it, and the time of its last row."""
     try:
-        known = WandbTracker(RunPath.of(plan), plan.folder).last_commit()
+        status = run_status(RunPath.of(plan))
     except (Unreachable, Refused, Deleted) as error:
         return {"answer": "unknown", "why": str(error) or type(error).__name__}
-    return {"answer": "commit", "step": known[0], "head": known[1]} if known else {"answer": "none"}
+    if status is None or (known := commit_of(status)) is None:
+        return {"answer": "none"}
+    seen = status.last.get("_timestamp")
+    return {"answer": "commit", "step": known[0], "head": known[1], "seen": seen}
 
 
 def account(plan: Plan) -> dict[str, Any]:
