@@ -1,5 +1,6 @@
-# Runs on each machine of a job before the attempt: bash machine_setup.sh CARGO
+# Runs on each machine of a job before the attempt (attempt.sh): bash machine_setup.sh CARGO
 # Makes ~/xrun/python, an interpreter that has this very xrun and the pinned libraries. A machine that has it installs nothing.
+# Ends with 2 where every machine would fail, with 75 where another one may not.
 set -euo pipefail
 cargo=$1
 wheel=$(ls "$cargo"/*.whl)
@@ -8,6 +9,25 @@ home=~/xrun/environments/$key
 mkdir -p ~/xrun/environments
 
 say() { echo "xrun: $*"; }
+
+# Runs a step, and again while it fails for want of a network: persist WHAT COMMAND. What pip knows of a server that fails it
+# says in its log alone.
+persist() {
+  local what=$1 step=$2 printed code seconds
+  printed=$(mktemp)
+  export PIP_LOG=$printed.pip
+  for seconds in 5 15 45 135 0; do
+    rm -f "$PIP_LOG"
+    set +e  # which a condition would do to all of the step
+    (set -e; "$step") 2>&1 | tee "$printed"
+    code=${PIPESTATUS[0]}
+    set -e
+    [ "$code" -ne 0 ] || break
+    python3 "$cargo/failure.py" "$what" "$seconds" "$printed" "$PIP_LOG"
+    sleep "$seconds"
+  done
+  rm -f "$printed" "$PIP_LOG"
+}
 
 # Makes $home/python run "$1" with the rest as its environment.
 interpreter() {
@@ -43,7 +63,7 @@ if [ ! -e "$home/ready" ]; then
     interpreter "$(command -v python3)" "PYTHONPATH=$home/site\${PYTHONPATH:+:\$PYTHONPATH}"
     say "this machine has the pinned libraries; xrun is ready after $(($(date +%s) - started)) s."
   else
-    install
+    persist "the pinned libraries" install
     say "installed the pinned libraries in $(($(date +%s) - started)) s."
   fi
   touch "$home/ready"
@@ -51,11 +71,15 @@ fi
 ln -sfn "$home/python" ~/xrun/python
 exec 9>&-
 
+recipe_setup() {
+  PATH=$home/venv/bin:$PATH VIRTUAL_ENV=$home/venv bash -e "$cargo/recipe_setup.sh"
+}
+
 # What the recipe adds, once on each machine.
 if [ -e "$cargo/recipe_setup.sh" ]; then
   done_file=$home/recipe-$(cksum < "$cargo/recipe_setup.sh" | tr ' ' '-')
   if [ ! -e "$done_file" ]; then
-    PATH=$home/venv/bin:$PATH VIRTUAL_ENV=$home/venv bash -e "$cargo/recipe_setup.sh"
+    persist "the recipe's setup" recipe_setup
     touch "$done_file"
   fi
 fi

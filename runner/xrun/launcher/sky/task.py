@@ -57,7 +57,6 @@ def task_config(
         "envs": {name: environ[name] for name in _TRAVEL if environ.get(name)},
         "secrets": dict.fromkeys(secret_names(recipe)),
         "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
-        "setup": f"bash {there(plan.run)}/machine_setup.sh {there(plan.run)}\n",
         "run": _run(plan.run),
     }
     return {name: value for name, value in config.items() if value not in ({}, None)}
@@ -160,7 +159,8 @@ def _files(plan: Plan, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run(run: str) -> str:
-    """What each node of the job runs. A run's id is plain, so nothing needs quotes."""
+    """What each node of the job runs; it installs as well, since SkyPilot gives up a job whose
+    `setup` fails, whatever its exit code says. A run's id is plain, so nothing needs quotes."""
     cargo = there(run)
     return (
         f"export {environment.PRICES.name}={cargo}/prices.json\n"
