@@ -66,7 +66,11 @@ PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")
 PARTS = Variable(
     "XRUN_PARTS", "In how many parts a rank computes a micro-batch. Default: as was right before."
 )
-PRICES = Variable("XRUN_PRICES", "The prices that the launcher saw, as a JSON list.", "[]")
+PRICES = Variable(
+    "XRUN_PRICES",
+    "The file with the prices that the launcher saw, or they themselves: a JSON list.",
+    "[]",
+)
 PROJECT = Variable("XRUN_PROJECT", "The project whose components are imported first.")
 STOP = Variable("XRUN_STOP", "The file in which the reason and the deadline of a stop are told.")
 

@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -25,8 +26,12 @@ from support.running import Project
 from xrun.errors import LaunchError
 from xrun.launcher.arrival.has_pins import missing
 from xrun.launcher.bundle import pack, there
+from xrun.launcher.offers import Offer, rank
+from xrun.launcher.sky.task import task_config
+from xrun.launcher.throughput import Machines
 from xrun.launcher.wheel import pack_wheel
 from xrun.recipe.accelerators import Accelerators
+from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.run.prices import Price, read_prices
 from xrun.supervisor.arrive import arrive
@@ -228,46 +233,62 @@ def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> Non
     assert arrived.digest == plan.digest
 
 
-@pytest.mark.cloud
-def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path) -> None:
-    """The commands of the task, in an empty HOME whose Python has the pinned libraries; the second
-    time nothing is installed."""
-    plan = project.plan("train.steps=4")
-    machine = tmp_path / "machine"
-    (machine / "xrun").mkdir(parents=True)
-    (machine / "xrun" / plan.run).mkdir()
-    cargo = machine / "xrun" / plan.run / "cargo"
-    packed(plan, [PRICE], setup=f"echo once >> {tmp_path}/setup.log").rename(cargo)
-    environ = {
-        "HOME": str(machine),
+def bare_machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine with an empty HOME, whose Python has the pinned libraries."""
+    (tmp_path / "machine").mkdir()
+    return {
+        "HOME": str(tmp_path / "machine"),
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "OMP_NUM_THREADS": "1",
     }
 
-    def shell(command: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=machine,
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
 
-    setup = f"bash {there(plan.run)}/machine_setup.sh {there(plan.run)}"
-    assert re.search(r"xrun is ready after \d+ s", shell(setup).stdout)
-    began = time.monotonic()
-    assert shell(setup).stdout == ""
-    assert time.monotonic() - began < 5
-    assert (tmp_path / "setup.log").read_text() == "once\n"
-    shell(
-        f'set -e; export XRUN_PRICES="$(cat {there(plan.run)}/prices.json)"; ~/xrun/python -m'
-        f" xrun.supervisor.arrive {there(plan.run)}; exec ~/xrun/python -m"
-        f" xrun.supervisor.entrypoint ~/xrun/runs/{plan.run}/plan.json"
+def on_a_cloud(project: Project, *overrides: str) -> Plan:
+    """The plan of one machine of a cloud that keeps its disk."""
+    return project.plan("hardware={any_of: [{spot: false}]}", *overrides)
+
+
+def placed(plan: Plan, prices: Sequence[Price], machine: Path, setup: str | None = None) -> str:
+    """Put the cargo where the job's machine has it; the script that the task runs there."""
+    cargo = packed(plan, prices, setup)
+    own = Offer(0, "aws", "r1", "m", Machines(None, 1), (replace(PRICE, spot=False),), False)
+    task = task_config(plan, rank([own], plan.load_recipe().hardware.any_of), cargo, {})
+    target = machine / there(plan.run).removeprefix("~/")
+    target.parent.mkdir(parents=True)
+    cargo.rename(target)
+    return str(task["run"])
+
+
+def shell(script: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What a job's machine does with a script; it has to end with 0."""
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=environ["HOME"], env=environ, capture_output=True, text=True
     )
-    points = (machine / "xrun/runs" / plan.run / "metrics.jsonl").read_text().splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.cloud
+def test_a_bare_machine_trains_from_cargo_alone(project: Project, tmp_path: Path) -> None:
+    """The script of the task, in an empty HOME whose Python has the pinned libraries; the second
+    time nothing is installed. The prices of 2,000 offers are known there."""
+    plan = on_a_cloud(project, "train.steps=4")
+    environ = bare_machine(tmp_path)
+    machine = Path(environ["HOME"])
+    prices = [
+        replace(PRICE, region=f"r{number}", usd_per_hour=1 + number) for number in range(2000)
+    ]
+    script = placed(plan, prices, machine, setup=f"echo once >> {tmp_path}/setup.log")
+    assert (machine / there(plan.run)[2:] / "prices.json").stat().st_size > 128 * 1024
+    assert re.search(r"xrun is ready after \d+ s", shell(script, environ).stdout)
+    run = machine / "xrun/runs" / plan.run
+    points = (run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(points[-1])["step"] == 4
-    code = shell("~/xrun/python -c 'import xrun; print(xrun.__file__)'").stdout
+    (attempt,) = RunFolder(run).record().attempts
+    assert attempt.usd_per_hour == 2000.0, "of several that fit the dearest counts"
+    began = time.monotonic()
+    assert "is ready after" not in shell(script, environ).stdout
+    assert time.monotonic() - began < 20
+    assert (tmp_path / "setup.log").read_text() == "once\n"
+    code = shell("~/xrun/python -c 'import xrun; print(xrun.__file__)'", environ).stdout
     assert code.startswith(str(machine / "xrun" / "environments"))

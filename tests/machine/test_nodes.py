@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,9 +51,10 @@ def test_a_machine_without_accelerators_has_one_process(accelerators: str) -> No
     assert nodes_of(environ(0, "10.0.0.4", accelerators), 4) == Nodes(0, ("127.0.0.1",), 1)
 
 
-def test_the_place_is_read_and_never_stops_anybody() -> None:
+@pytest.mark.parametrize("key", ["cluster_name", "cluster"])
+def test_the_place_is_read_and_never_stops_anybody(key: str) -> None:
     """Clouds in lower case; what is missing or cannot be read is unknown."""
-    info = {"cluster": "x-1", "cloud": "AWS", "region": "us-east-1", "zone": None, "more": 1}
+    info = {key: "x-1", "cloud": "AWS", "region": "us-east-1", "zone": None, "more": 1}
     assert place_of({"SKYPILOT_CLUSTER_INFO": json.dumps(info)}) == Place(
         "x-1", "aws", "us-east-1", ""
     )
@@ -61,6 +64,23 @@ def test_the_place_is_read_and_never_stops_anybody() -> None:
         == place_of({})
         == Place()
     )
+
+
+TOLD = """
+import json
+from types import SimpleNamespace
+from sky.backends import CloudVmRayBackend
+launched = SimpleNamespace(cloud="AWS", region="us-east-1", zone="us-east-1a")
+handle = SimpleNamespace(cluster_name="x-1", launched_resources=launched)
+print(json.dumps(CloudVmRayBackend()._skypilot_predefined_env_vars(handle)))
+"""
+
+
+@pytest.mark.cloud
+def test_the_place_is_what_skypilot_says() -> None:
+    """In the words of SkyPilot's own function, asked about a machine that it has launched."""
+    done = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, check=True)
+    assert place_of(json.loads(done.stdout)) == Place("x-1", "aws", "us-east-1", "us-east-1a")
 
 
 def test_all_nodes_meet_at_one_port() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ PRICES = [
 
 def machine(cloud: str, region: str, accelerators: int, prices: Any = PRICES) -> dict[str, str]:
     """What an attempt finds in its environment."""
-    info = {"cluster": "c", "cloud": cloud, "region": region, "zone": "z"}
+    info = {"cluster_name": "c", "cloud": cloud, "region": region, "zone": "z"}
     return {
         "SKYPILOT_CLUSTER_INFO": json.dumps(info),
         "SKYPILOT_NUM_GPUS_PER_NODE": str(accelerators),
@@ -94,6 +95,18 @@ def test_a_machine_says_whether_it_is_a_spot_one(cloud: str, spot: bool, usd: fl
     nobody = price_now(here)
     assert nobody is not None
     assert nobody.usd_per_hour == 30.0
+
+
+def test_prices_are_read_from_a_file(tmp_path: Path) -> None:
+    """Which the variable names; without it no price is known, and nobody stumbles."""
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps(PRICES))
+    here = machine("GCP", "us-central1", 1) | {environment.PRICES.name: str(path)}
+    price = price_now(here)
+    assert price is not None
+    assert price.usd_per_hour == 0.5
+    path.unlink()
+    assert price_now(here) is None
 
 
 def test_the_price_goes_into_the_attempts_entry() -> None:

@@ -11,10 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from support.running import PER_STEP, STEPS, Done, Project, attempt, curve, record, until, weights
+from support.running import (
+    PER_STEP,
+    STEPS,
+    Done,
+    Project,
+    WarmAttempt,
+    attempt,
+    curve,
+    record,
+    until,
+    weights,
+)
+from xrun.errors import EX_TEMPFAIL
 from xrun.machine.nodes import Nodes
 from xrun.machine.stop import StopFlag
 from xrun.run.plan import Plan
+from xrun.supervisor.ranks import free_port
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 
@@ -30,12 +43,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 class Cluster:
-    """Two nodes; `stops` are their stop flags."""
+    """Two nodes; `stops` are their stop flags, `order` is in which order they have ended."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
         self.stops = [StopFlag(), StopFlag()]
         self.done: dict[int, Done] = {}
+        self.order: list[int] = []
 
     def run(
         self,
@@ -58,6 +72,7 @@ class Cluster:
     def _node(self, rank: int, plan: Plan, late: float) -> None:
         time.sleep(late)
         self.done[rank] = attempt(plan, self.stops[rank], Nodes(rank, ADDRESSES, 1))
+        self.order.append(rank)
 
 
 def codes(done: list[Done]) -> list[int]:
@@ -84,7 +99,7 @@ def test_two_nodes_go_on(project: Project, tmp_path: Path) -> None:
     """A killed run goes on from its newest checkpoint on both nodes, to the bits of an undisturbed
     one."""
     project.trap("SIGKILL", call=11 * PER_STEP // 2 + 1, rank=1, committed=5)
-    assert codes(Cluster(project).run()) == [75, 75]
+    assert codes(Cluster(project).run()) == [75, 0]
     done = Cluster(project).run()
     assert codes(done) == [0, 0], done
     assert "Going on from step" in done[0].err
@@ -95,7 +110,7 @@ def test_two_nodes_go_on(project: Project, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
-    """Whichever node is asked: all save the same step and end with 75, and the record has that
+    """Whichever node is asked: all save the same step, node 0 ends with 75, and the record has that
     node's reason and no failure."""
     project.trap("hold", call=7 * PER_STEP // 2 + 1, committed=5)
     cluster = Cluster(project)
@@ -105,7 +120,7 @@ def test_a_stop_on_any_node_stops_all(project: Project, node: int) -> None:
         cluster.stops[node].set("the cloud's notice", 20, at_once=True)
 
     done = cluster.run(meanwhile=ask)
-    assert codes(done) == [75, 75], done
+    assert codes(done) == [75, 0], done
     last = record(project.run)["attempts"][-1]
     assert (last["kind"], last["reason"]) == ("stopped", "the cloud's notice")
     assert last["committed"] == max(curve(project.run)) == 8
@@ -129,28 +144,53 @@ def test_a_failure_by_chance_on_another_node_costs_no_machine(project: Project) 
 
 
 def test_a_refusal_on_another_node_ends_all(project: Project) -> None:
-    """What a person has to mend on node 1 ends both with its code."""
+    """What a person has to mend on node 1 ends both, and node 0 has its code."""
     model = (project.root / "models" / "line.py").read_text()
     project.write(
         "models/line.py",
         model + '\n\nimport os\nif os.environ.get("RANK") == "1":\n    raise ValueError("no")\n',
     )
-    done = Cluster(project).run()
-    assert codes(done) == [2, 2], done
+    cluster = Cluster(project)
+    done = cluster.run()
+    assert cluster.order == [1, 0], "node 0 ends last: its code is the job's"
+    assert codes(done) == [2, 0], done
     assert "models/line.py" in done[0].err
 
 
 def test_a_node_that_is_killed_is_lost(project: Project) -> None:
-    """A rank of node 1 that is killed: both end with 75, ended from outside."""
+    """A rank of node 1 that is killed: both end, node 0 with 75, ended from outside."""
     project.trap("SIGKILL", call=7 * PER_STEP // 2 + 1, rank=1)
     done = Cluster(project).run()
-    assert codes(done) == [75, 75], done
+    assert codes(done) == [75, 0], done
     last = record(project.run)["attempts"][-1]
     assert (last["kind"], last["reason"]) == ("outside", "rank 1 was ended by SIGKILL.")
 
 
 def test_another_nodes_refused_start_ends_all(project: Project) -> None:
-    """When node 0 refuses to start, the other ends with the same code instead of waiting for it."""
+    """When node 0 refuses to start, the other ends instead of waiting for it."""
     assert project.attempt("train.steps=5", processes=2).code == 0
     done = Cluster(project).run(late=0.3, plan=dataclasses.replace(project.plan(), digest="0" * 64))
-    assert codes(done) == [5, 5], done
+    assert codes(done) == [5, 0], done
+
+
+def test_without_node_0s_word_the_attempt_comes_back(project: Project) -> None:
+    """Node 0 is gone before it has recorded an end: a refusal that only node 1 knows of is not the
+    end of the run."""
+    plan = project.plan()
+    node0 = WarmAttempt(plan, StopFlag(), Nodes(0, ADDRESSES, 1))
+    done: list[Done] = []
+    nodes = Nodes(1, ADDRESSES, 1)
+    thread = threading.Thread(target=lambda: done.append(attempt(plan, StopFlag(), nodes)))
+    thread.start()
+    assert node0.peers.gather(lambda: False) == []
+    port = free_port()
+    node0.peers.tell("start", attempt="a1", port=port, parts=0)
+    node0._start("a1", port, 0).wait(lambda: None)
+    ended = node0.peers.wait(60)
+    assert ended is not None
+    assert (ended["kind"], ended["code"]) == ("ended", 4), "nobody has taken the lease"
+    for line in node0.peers.lines.values():
+        line.close()
+    thread.join()
+    node0.peers.close(0)
+    assert codes(done) == [EX_TEMPFAIL]

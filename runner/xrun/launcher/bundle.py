@@ -4,8 +4,9 @@ prices, the pins.
     runs/<run>/cargo/<key>/
       xrun-*.whl            the xrun that launched
       container.txt         the pinned libraries of the container half
-      machine_setup.sh      makes ~/xrun/python of the two; has_pins.py says what is there, and
-                            torch_build.py which torch the GPUs need
+      attempt.sh            what every node of the job runs: installs, trains, and says how it ended
+      machine_setup.sh      makes ~/xrun/python of the two; has_pins.py says what is there,
+                            torch_build.py which torch the GPUs need, failure.py whether to try again
       recipe_setup.sh       what the recipe adds (only where it does)
       project/              models/, datasets/ and the recipe's file
       plan.json             with paths under `~`, which `arrive` resolves there
@@ -34,7 +35,14 @@ from ..run.prices import Price, prices_json
 from .wheel import pack_wheel
 
 _ARRIVAL = Path(__file__).resolve().parent / "arrival"
-_CARRIED = ("container.txt", "machine_setup.sh", "has_pins.py", "torch_build.py")
+_CARRIED = (
+    "attempt.sh",
+    "container.txt",
+    "machine_setup.sh",
+    "has_pins.py",
+    "torch_build.py",
+    "failure.py",
+)
 _LIMIT = 200 * 2**20
 """Bytes of models/ and datasets/; more is data, which has places of its own."""
 

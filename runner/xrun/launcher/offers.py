@@ -32,6 +32,8 @@ class Offer:
     use_spot: bool
     speed: Speed | None = None
     hours: float | None = None
+    fast_network: bool = False
+    """Whether the cloud has a faster network between such nodes, for those who ask for it."""
 
     @property
     def spot(self) -> float | None:

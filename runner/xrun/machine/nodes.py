@@ -95,14 +95,16 @@ def accelerators_of(environ: Mapping[str, str]) -> int:
 
 
 def place_of(environ: Mapping[str, str]) -> Place:
-    """Where this machine stands; what cannot be read is unknown."""
+    """Where this machine stands; what cannot be read is unknown. SkyPilot 0.14 says `cluster_name`
+    of what others called `cluster`."""
     try:
         info = json.loads(environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
     except ValueError:
         info = {}
     known = info if isinstance(info, dict) else {}
-    text = {name: str(known.get(name) or "") for name in ("cluster", "cloud", "region", "zone")}
-    return Place(**{**text, "cloud": text["cloud"].lower()})
+    text = {name: str(known.get(name) or "") for name in ("cloud", "region", "zone")}
+    cluster = str(known.get("cluster_name") or known.get("cluster") or "")
+    return Place(cluster=cluster, **{**text, "cloud": text["cloud"].lower()})
 
 
 def meeting_port(run: str, environ: Mapping[str, str]) -> int:

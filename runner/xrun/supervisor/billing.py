@@ -25,7 +25,7 @@ def price_now(environ: Mapping[str, str]) -> Price | None:
 
     The cloud is asked whether it is a spot machine where that makes the difference.
     """
-    prices, place = read_prices(environment.PRICES.of(environ)), place_of(environ)
+    prices, place = _seen(environment.PRICES.of(environ)), place_of(environ)
     count = accelerators_of(environ)
     fitting = [price for price in prices if price.fits(place.cloud, place.region, count)]
     if {True, False} <= {price.spot for price in fitting}:
@@ -34,6 +34,15 @@ def price_now(environ: Mapping[str, str]) -> Price | None:
         spot = is_spot(place.cloud, environ)
         fitting = [price for price in fitting if None in (price.spot, spot) or price.spot == spot]
     return max(fitting or prices, key=lambda price: price.usd_per_hour, default=None)
+
+
+def _seen(told: str) -> list[Price]:
+    """The prices in the file that is named, or in the list itself, as older launchers told them;
+    none where the file is not there."""
+    if told.startswith("["):
+        return read_prices(told)
+    path = Path(told).expanduser()
+    return read_prices(path.read_text()) if path.is_file() else []
 
 
 def facts(

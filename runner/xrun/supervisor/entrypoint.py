@@ -7,7 +7,7 @@ before they have saved. It never imports torch, so it is there at once and canno
 training.
 
 On several nodes every node starts it. Node 0 does all this (`LeadingNode`); the others
-(`FollowingNode`) start their ranks when it says so, and all end with the same code.
+(`FollowingNode`) start their ranks when it says so, end when it does, and leave the code to it.
 """
 
 from __future__ import annotations

@@ -46,6 +46,10 @@ _REPORT_SECONDS = 2 * LINGER_SECONDS
 _GOODBYE_SECONDS = 30.0
 """How long a node that is late is waited for to be told that the attempt has failed; one that
 finished waits longer."""
+_PARTING_SECONDS = 30.0
+"""How long node 0 waits for the others to end before it does."""
+_LAST_SECONDS = 1.0
+"""What a process that has hung up may still take to end."""
 
 
 class LeadingNode(Node):
@@ -76,7 +80,8 @@ class LeadingNode(Node):
         self.progress.say(text)
 
     def _live(self) -> int:
-        """Lead; then the other nodes end with the same code."""
+        """Lead; then the other nodes end, and this one last: SkyPilot ends the others at the first
+        code that is not 0, and writes one of its own for them."""
         code = EX_TEMPFAIL
         try:
             self._warm_up(self.id)
@@ -88,7 +93,9 @@ class LeadingNode(Node):
             self._cool_down(self.id)
             seconds = _GOODBYE_SECONDS if code else MEETING_SECONDS
             self.peers.gather(self._asked_to_stop, seconds)
-            self.peers.close(code)
+            self.peers.close(code, min(_PARTING_SECONDS, self.stop.seconds_left()))
+            if code and self.nodes.count > 1:
+                time.sleep(_LAST_SECONDS)
         return code
 
     def _lead(self) -> int:

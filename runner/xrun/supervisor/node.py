@@ -138,8 +138,8 @@ class Node:
 
 
 class FollowingNode(Node):
-    """Any node but the first: its ranks start when node 0 says so, and it ends with node 0's exit
-    code."""
+    """Any node but the first: its ranks start when node 0 says so, and it leaves the last word to
+    node 0."""
 
     peers: Follower
 
@@ -150,7 +150,11 @@ class FollowingNode(Node):
         self._waiting: list[Message] = []
 
     def _live(self) -> int:
-        """Until node 0 says how the attempt has ended, or is gone."""
+        """Until node 0 says how the attempt has ended, or is gone.
+
+        What node 0 has heard and recorded, its own code says; a second one beside it could only
+        contradict. Where it is gone nobody has recorded an end, so the job has to come back.
+        """
         self.say(f"This is {self.nodes.name(self.nodes.rank)}; {self.nodes.name(0)} leads.")
         began = False
         try:
@@ -160,12 +164,12 @@ class FollowingNode(Node):
                     began = True
                     self._train(message)
                 elif message["kind"] == "end":
-                    return int(message["code"])
+                    return 0
                 elif began:
                     break
                 else:
                     self._meet()  # node 0 was started again
-            return self._code
+            return EX_TEMPFAIL if self._code else 0
         finally:
             self.peers.close()
 

@@ -48,6 +48,8 @@ class Line:
         self.connection, self.node, self.life = connection, node, life
         self._file = connection.makefile("rb")
         self._listening = False
+        self.ended = threading.Event()
+        """Set when the other side has hung up, or is gone."""
 
     def listen(self, heard: Callable[[Line, Message], None]) -> None:
         """Pass on what comes, in a thread; the last message says that the connection is lost."""
@@ -77,6 +79,7 @@ class Line:
     def _listen(self, heard: Callable[[Line, Message], None]) -> None:
         while (message := self.read()) is not None:
             heard(self, {**message, "node": self.node})
+        self.ended.set()
         self._free()
         heard(self, {"kind": "lost", "node": self.node})
 
@@ -135,12 +138,15 @@ class Leader:
         """The next thing that somebody says, or None."""
         return next_of(self._received, seconds)
 
-    def close(self, code: int) -> None:
-        """Tell every node that is here how the attempt has ended, and hang up."""
+    def close(self, code: int, seconds: float = 0.0) -> None:
+        """Tell every node that is here how the attempt has ended, and hang up once they have, or
+        after so many seconds."""
         with self._lock:
             self._end = {"kind": "end", "code": code}
         self.tell(**self._end)
+        deadline = time.monotonic() + seconds
         for line in self._here():
+            line.ended.wait(max(0.0, deadline - time.monotonic()))
             line.close()
         if self._socket is not None:
             with contextlib.suppress(OSError):

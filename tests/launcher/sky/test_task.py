@@ -34,6 +34,7 @@ def offer(
     cloud: str = "aws",
     spot: bool = True,
     nodes: int = 1,
+    fast: bool = False,
     **prices: float,
 ) -> Offer:
     """An offer with a price per zone."""
@@ -51,7 +52,7 @@ def offer(
         )
         for zone, price in prices.items()
     )
-    return Offer(candidate, cloud, "r1", "machine", machines, seen, spot)
+    return Offer(candidate, cloud, "r1", "machine", machines, seen, spot, fast_network=fast)
 
 
 def plan_of(
@@ -75,12 +76,13 @@ def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dic
 
 
 def test_every_candidate_recovers_by_the_same_rule(tmp_path: Path) -> None:
-    """Exit 75 is "come back", 143 and 137 are ends from outside; anything else is an end."""
+    """Exit 75 is "come back"; what SkyPilot writes for nodes that it has ended itself (137, 143)
+    says nothing (tests/cluster/test_driver.py)."""
     config = config_of(plan_of(tmp_path), tmp_path)
     assert config["resources"]["job_recovery"] == {
         "strategy": "EAGER_NEXT_REGION",
         "max_restarts_on_errors": 0,
-        "recover_on_exit_codes": [75, 143, 137],
+        "recover_on_exit_codes": [75],
     }
     assert not [entry for entry in config["resources"]["any_of"] if "job_recovery" in entry]
 
@@ -132,6 +134,18 @@ def test_clouds_and_regions_of_the_recipe_stay() -> None:
     )
     anywhere = Candidate(accelerators=H100, clouds=["aws", "gcp"], spot=True)
     assert resources([anywhere], rank([offer(z1=20)], [anywhere]))["any_of"][0]["infra"] == "aws"
+
+
+def test_several_nodes_get_the_fastest_network_that_a_cloud_has() -> None:
+    """The others are not left out; one cloud is not asked for what it does not have."""
+    candidate = Candidate(accelerators=H100, nodes=2)
+    offers = [offer(nodes=2, fast=True, z1=20), offer(nodes=2, cloud="azure", z1=30)]
+    assert resources([candidate], rank(offers, [candidate])) == {
+        "any_of": [
+            {"infra": "aws", "accelerators": H100, "use_spot": True, "network_tier": "best"},
+            {"infra": "azure", "accelerators": H100, "use_spot": True},
+        ]
+    }
 
 
 def test_secrets_go_by_name(tmp_path: Path) -> None:
@@ -227,13 +241,53 @@ def test_every_recipe_gives_a_task_that_skypilot_takes(home: SkyHome) -> None:
             recovery
             == {
                 "max_restarts_on_errors": 0,
-                "recover_on_exit_codes": [75, 143, 137],
+                "recover_on_exit_codes": [75],
                 "strategy": "EAGER_NEXT_REGION",
             }
             for recovery in task["recovery"]
         )
         assert set(task["spot"]) == {True, False}
     assert told["vit-a100"]["secrets"] == ["HF_TOKEN", "WANDB_API_KEY"]
+
+
+NETWORKS = """
+import json, sys
+from pathlib import Path
+from xrun.run.plan import make_plan
+from xrun.recipe.load import load_recipe
+from xrun.launcher.sky.cloud import sky_task
+from xrun.launcher.sky.launch import prepare
+
+path = Path(sys.argv[1])
+told = []
+for candidate in sys.argv[2:]:
+    hardware = f"hardware={{any_of: [{candidate}]}}"
+    recipe = load_recipe(path, [hardware, "checkpoint.store=hub", "train.micro_batch=1"])
+    task = sky_task(prepare(make_plan(recipe, path), {}).task, {"HF_TOKEN": "x"})
+    tiers = {str(each.cloud): each.network_tier for each in task.resources}
+    told.append({cloud: tier and tier.value for cloud, tier in tiers.items()})
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.cloud
+def test_skypilot_knows_who_has_a_fast_network(home: SkyHome) -> None:
+    """Asked of its own clouds: AWS has one, Nebius where eight GPUs are in a node; one node needs
+    none, and a machine image of the recipe's own would not fit."""
+    ask = (
+        "{accelerators: 'H100:8', nodes: 2, clouds: [aws, nebius]}",
+        "{accelerators: 'H100:1', nodes: 2, clouds: [nebius]}",
+        "{accelerators: 'H100:8', clouds: [aws]}",
+        "{accelerators: 'H100:8', nodes: 2, clouds: [aws], regions: [us-east-1], image: ami-1}",
+    )
+    done = home.python(NETWORKS, str(ROOT / "recipes" / "digits.yaml"), *ask)
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == [
+        {"AWS": "best", "Nebius": "best"},
+        {"Nebius": None},
+        {"AWS": None},
+        {"AWS": None},
+    ]
 
 
 @pytest.mark.cloud

@@ -1,6 +1,8 @@
-# Runs on each machine of a job before the attempt: bash machine_setup.sh CARGO
+# Runs on each machine of a job before the attempt (attempt.sh): bash machine_setup.sh CARGO
 # Makes ~/xrun/python, an interpreter that has this very xrun and the pinned libraries. A machine that has it installs nothing.
+# Ends with 2 where every machine would fail, with 75 where another one may not.
 set -euo pipefail
+export PYTHONSAFEPATH=1  # no file of the working directory is taken for a library
 cargo=$1
 wheel=$(ls "$cargo"/*.whl)
 key=$(cat "$cargo/environment.key")
@@ -15,6 +17,25 @@ builds=$(torch_builds)
 backend=${builds%% *}
 # A home folder may be shared by machines with other drivers.
 home=~/xrun/environments/$key${backend:+-$backend}
+
+# Runs a step, and again while it fails for want of a network: persist WHAT COMMAND. What pip knows of a server that fails it
+# says in its log alone.
+persist() {
+  local what=$1 step=$2 printed code seconds
+  printed=$(mktemp)
+  export PIP_LOG=$printed.pip
+  for seconds in 5 15 45 135 0; do
+    rm -f "$PIP_LOG"
+    set +e  # which a condition would do to all of the step
+    (set -e; "$step") 2>&1 | tee "$printed"
+    code=${PIPESTATUS[0]}
+    set -e
+    [ "$code" -ne 0 ] || break
+    python3 "$cargo/failure.py" "$what" "$seconds" "$printed" "$PIP_LOG"
+    sleep "$seconds"
+  done
+  rm -f "$printed" "$PIP_LOG"
+}
 
 # Makes $home/python run "$1" with the rest as its environment.
 interpreter() {
@@ -51,7 +72,7 @@ if [ ! -e "$home/ready" ]; then
     interpreter "$(command -v python3)" "PYTHONPATH=$home/site\${PYTHONPATH:+:\$PYTHONPATH}"
     say "this machine has the pinned libraries; xrun is ready after $(($(date +%s) - started)) s."
   else
-    install
+    persist "the pinned libraries" install
     say "installed the pinned libraries${backend:+, torch for $backend,} in $(($(date +%s) - started)) s."
   fi
   touch "$home/ready"
@@ -59,11 +80,15 @@ fi
 ln -sfn "$home/python" ~/xrun/python
 exec 9>&-
 
+recipe_setup() {
+  PATH=$home/venv/bin:$PATH VIRTUAL_ENV=$home/venv env -u PYTHONSAFEPATH bash -e "$cargo/recipe_setup.sh"
+}
+
 # What the recipe adds, once on each machine.
 if [ -e "$cargo/recipe_setup.sh" ]; then
   done_file=$home/recipe-$(cksum < "$cargo/recipe_setup.sh" | tr ' ' '-')
   if [ ! -e "$done_file" ]; then
-    PATH=$home/venv/bin:$PATH VIRTUAL_ENV=$home/venv bash -e "$cargo/recipe_setup.sh"
+    persist "the recipe's setup" recipe_setup
     touch "$done_file"
   fi
 fi

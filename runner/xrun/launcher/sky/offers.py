@@ -58,8 +58,11 @@ class _Answer:
     """What one cloud offers for a candidate, and why it cannot give what it offers to a managed
     job."""
 
+    cloud: str
     prices: tuple[Price, ...] = ()
     unable: tuple[str, ...] = ()
+    fast: frozenset[str] = frozenset()
+    """The instances that have a faster network."""
 
 
 def _ask(candidate: Candidate, clouds: Sequence[Any]) -> list[_Answer]:
@@ -75,6 +78,7 @@ def _ask(candidate: Candidate, clouds: Sequence[Any]) -> list[_Answer]:
 def _offers(number: int, candidate: Candidate, catalog: Sequence[_Answer]) -> list[Offer]:
     """One candidate's offers: a place each, twice where both spot and on-demand may be taken."""
     prices = [price for answer in catalog for price in answer.prices]
+    fast = {(answer.cloud, instance) for answer in catalog for instance in answer.fast}
     machines = Machines(candidate.accelerators, candidate.nodes)
     offers = []
     for place in dict.fromkeys((price.cloud, price.region, price.instance) for price in prices):
@@ -82,7 +86,7 @@ def _offers(number: int, candidate: Candidate, catalog: Sequence[_Answer]) -> li
             price for price in prices if (price.cloud, price.region, price.instance) == place
         )
         offers += [
-            Offer(number, *place, machines, here, use_spot)
+            Offer(number, *place, machines, here, use_spot, fast_network=place[::2] in fast)
             for use_spot in kinds(candidate)
             if any(price.spot == use_spot and affordable(price, candidate) for price in here)
         ]
@@ -95,13 +99,18 @@ def _answer(candidate: Candidate, cloud: Any) -> _Answer:
 
     found: list[Any] = []
     unable: list[str] = []
+    fast: set[str] = set()
     for wish in _wishes(candidate, cloud):
         feasible = cloud.get_feasible_launchable_resources(wish, candidate.nodes).resources_list
         for machine in feasible[:1]:  # sorted by price, and the optimizer takes the first as well
             reason = _inability(cloud, machine, candidate.nodes)
             found += [] if reason else make_launchables_for_valid_region_zones(machine)
             unable += [reason] if reason and wish.use_spot in kinds(candidate) else []
-    return _Answer(tuple(_price(machine, candidate, cloud) for machine in found), tuple(unable))
+            fast |= (
+                {machine.instance_type} if _has_fast_network(cloud, machine, candidate) else set()
+            )
+    prices = tuple(_price(machine, candidate, cloud) for machine in found)
+    return _Answer(name_of(cloud), prices, tuple(unable), frozenset(fast))
 
 
 def _wishes(candidate: Candidate, cloud: Any) -> Iterator[Any]:
@@ -141,6 +150,22 @@ def _inability(cloud: Any, machine: Any, nodes: int) -> str:
                 f" {feature.value}"
             )
     return ""
+
+
+def _has_fast_network(cloud: Any, machine: Any, candidate: Candidate) -> bool:
+    """Whether SkyPilot can ask this cloud for the fastest network between the candidate's nodes. It
+    comes with an image of the cloud's own, into which only a container's fits."""
+    from sky.clouds import CloudImplementationFeatures as Feature
+    from sky.exceptions import NotSupportedError
+
+    own_image = candidate.image is not None and not candidate.image.startswith("docker:")
+    if candidate.nodes == 1 or not candidate.accelerators or own_image:
+        return False
+    try:
+        cloud.check_features_are_supported(machine, {Feature.CUSTOM_NETWORK_TIER})
+    except NotSupportedError:
+        return False
+    return True
 
 
 def _price(machine: Any, candidate: Candidate, cloud: Any) -> Price:

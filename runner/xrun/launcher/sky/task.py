@@ -26,10 +26,10 @@ from ..secrets import secret_names
 RECOVERY = {
     "strategy": "EAGER_NEXT_REGION",
     "max_restarts_on_errors": 0,
-    "recover_on_exit_codes": [EX_TEMPFAIL, 143, 137],
+    "recover_on_exit_codes": [EX_TEMPFAIL],
 }
-"""143 and 137 are processes that were ended from outside; on two nodes the first node's 75 arrives
-as the other's 143."""
+"""Not 137 and 143: when one node has ended, SkyPilot ends the others and writes these for them,
+also where the end was for good (docs/decisions/0024)."""
 _TRAVEL = (
     "HF_ENDPOINT",
     "WANDB_BASE_URL",
@@ -57,7 +57,6 @@ def task_config(
         "envs": {name: environ[name] for name in _TRAVEL if environ.get(name)},
         "secrets": dict.fromkeys(secret_names(recipe)),
         "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
-        "setup": f"bash {there(plan.run)}/machine_setup.sh {there(plan.run)}\n",
         "run": _run(plan.run),
     }
     return {name: value for name, value in config.items() if value not in ({}, None)}
@@ -91,7 +90,7 @@ def resources(candidates: Sequence[Candidate], offers: Offers) -> dict[str, Any]
     pinned = [(candidates[offer.candidate], offer) for offer in offers.offers]
     return {
         "ordered": [
-            _entry(candidate, offer.use_spot, place)
+            _entry(candidate, offer.use_spot, place, offer.fast_network)
             for candidate, offer in pinned
             for place in _pins(offer, candidate)
         ]
@@ -103,19 +102,20 @@ def _of(number: int, offers: Offers) -> list[Offer]:
 
 
 def _unpinned(candidate: Candidate, offers: Sequence[Offer]) -> list[dict[str, Any]]:
-    """As wide as the recipe leaves it: SkyPilot looks for the best place, now and at each
-    recovery."""
-    places = [
-        offer.infra if candidate.regions else offer.cloud if candidate.clouds else ""
-        for offer in offers
-    ]
+    """As wide as the recipe leaves it: SkyPilot looks for the best place, now and at each recovery.
+
+    Clouds are named also where some have a fast network: SkyPilot leaves out those that have none.
+    """
+    named = candidate.clouds or any(offer.fast_network for offer in offers)
     wanted = dict.fromkeys(
-        (offer.use_spot, place) for offer, place in zip(offers, places, strict=True)
+        (
+            offer.use_spot,
+            offer.infra if candidate.regions else offer.cloud if named else "",
+            offer.fast_network,
+        )
+        for offer in offers
     )
-    return [
-        _entry(candidate, spot, place)
-        for spot, place in sorted(wanted, key=lambda entry: not entry[0])
-    ]
+    return [_entry(candidate, *entry) for entry in sorted(wanted, key=lambda entry: not entry[0])]
 
 
 def _pins(offer: Offer, candidate: Candidate) -> list[str]:
@@ -131,7 +131,7 @@ def _pins(offer: Offer, candidate: Candidate) -> list[str]:
     ]
 
 
-def _entry(candidate: Candidate, spot: bool, infra: str) -> dict[str, Any]:
+def _entry(candidate: Candidate, spot: bool, infra: str, fast_network: bool) -> dict[str, Any]:
     """One candidate in SkyPilot's words. SkyPilot limits the price of a node, a recipe that of all
     nodes."""
     limit = candidate.max_hourly_cost
@@ -141,6 +141,7 @@ def _entry(candidate: Candidate, spot: bool, infra: str) -> dict[str, Any]:
         "use_spot": spot,
         "disk_size": candidate.disk,
         "image_id": candidate.image,
+        "network_tier": "best" if fast_network else None,
         "max_hourly_cost": round(limit / candidate.nodes, 4) if limit else None,
     }
     return {name: value for name, value in entry.items() if value is not None}
@@ -158,12 +159,12 @@ def _files(plan: Plan, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run(run: str) -> str:
-    """A run's id is plain, so nothing needs quotes but what `cat` prints."""
+    """What each node of the job runs; it installs as well, since SkyPilot gives up a job whose
+    `setup` fails, whatever its exit code says. A run's id is plain, so nothing needs quotes."""
+    cargo = there(run)
     return (
-        "set -e\n"
-        f'export {environment.PRICES.name}="$(cat {there(run)}/prices.json)"\n'
-        f"~/xrun/python -m xrun.supervisor.arrive {there(run)}\n"
-        f"exec ~/xrun/python -m xrun.supervisor.entrypoint ~/xrun/runs/{run}/plan.json\n"
+        f"export {environment.PRICES.name}={cargo}/prices.json\n"
+        f"exec bash {cargo}/attempt.sh {cargo} ~/xrun/runs/{run}/plan.json\n"
     )
 
 
