@@ -6,7 +6,8 @@ prices, the pins.
       container.txt         the pinned libraries of the container half
       attempt.sh            what every node of the job runs: installs, trains, and says how it ended
       machine_setup.sh      makes ~/xrun/python of the two; has_pins.py says what is there,
-                            torch_build.py which torch the GPUs need, failure.py whether to try again
+                            torch_build.py which torch the GPUs need, failure.py what a failed
+                            installation means
       recipe_setup.sh       what the recipe adds (only where it does)
       project/              models/, datasets/ and the recipe's file
       plan.json             with paths under `~`, which `arrive` resolves there
