@@ -9,6 +9,7 @@ block, so resuming reads one block again and goes on within it. Every process re
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,16 @@ def is_stream(split: Any) -> bool:
     return hasattr(split, "num_shards") or not (
         hasattr(split, "__len__") and hasattr(split, "__getitem__")
     )
+
+
+def shard_of(split: Any, number: int) -> Any:
+    """One shard of a split; one without shards is its own. Hugging Face's streams are asked for
+    their share of so many."""
+    if not hasattr(split, "shard"):
+        return split
+    if "num_shards" in inspect.signature(split.shard).parameters:
+        return split.shard(num_shards=split.num_shards, index=number)
+    return split.shard(number)
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,7 @@ class Reader:
         self.source: Any = None
         if self.shard >= self.count:
             return
-        self.source = (
-            self.split.shard(int(self.order[self.shard]))
-            if hasattr(self.split, "shard")
-            else self.split
-        )
+        self.source = shard_of(self.split, int(self.order[self.shard]))
         if inner is not None:
             self.source.load_state_dict(inner)
         self.examples = iter(self.source)

@@ -314,7 +314,7 @@ class LeadingNode(Node):
             self.say(f"{failure.message} {failure.hint}".strip())
         if failure is not None and failure.traceback:
             log = self.folder.logs(self.id) / f"rank{failure.rank}.log"
-            self.say(f"The whole story is in {log}")
+            self.say(f"Full traceback: {log}")
         if why:
             self.say(why)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import read_json
+from ..run import logs
 from ..run.folder import RunFolder
 
 _REFRESH_SECONDS = 0.2
@@ -83,7 +84,8 @@ class Progress:
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode(errors="replace").splitlines():
-            self.say(line)
+            if not logs.is_aside(line):
+                self.say(line)
 
     def _show(self, point: dict[str, Any], now: float, total: int) -> None:
         recent = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS]

@@ -35,11 +35,12 @@ from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_torch, prepare
 from .conditions import environment_of, memory_of
+from .contract import Components
 from .evaluate import Evaluation
 from .export import export, full_copy
-from .instances import build_model, build_splits, revision_of
+from .instances import build_model, build_splits, components_of, revision_of
 from .loop import Training
-from .micro_batch import settled_micro_batch, settled_parts
+from .micro_batch import a_few_batches, settled_micro_batch, settled_parts
 from .objective import Objective
 from .optimizer import build_optimizer
 from .reduction import ExactReduction, FastReduction, Reduction
@@ -65,6 +66,11 @@ class Setting:
     def train(self) -> Train:
         """The recipe's part about training."""
         return self.recipe.train
+
+    @property
+    def components(self) -> Components:
+        """The recipe's components, whose mistakes show while they are tried for the first time."""
+        return components_of(self.recipe)
 
     @property
     def sharded(self) -> bool:
@@ -103,11 +109,13 @@ def build_training(
     """
     setting = build_setting(plan, attempt, store or open_store(plan, attempt))
     train, world, start = setting.train, setting.world, setting.start
-    model = build_trained(setting)
+    with setting.components.proving(setting.recipe.task):
+        model = build_trained(setting)
     memory = memory_of(setting.accelerator.device)
     parts = world.broadcast(settled_parts(start.record, memory, world.size))
     model.state.exact &= parts == 1
-    sampler = build_sampler(setting, model.state)
+    with setting.components.proving(setting.recipe.task):
+        sampler = build_sampler(setting, model.state)
     steps = plan.last_step(sampler.steps_per_epoch)
     lease = build_lease(setting)
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
@@ -123,7 +131,7 @@ def build_training(
         reduction=build_reduction(train, model.called, world, model.state.micro_batch),
         accelerator=setting.accelerator,
         sampler=sampler,
-        loader=build_loader(setting, sampler, model.state.step, steps),
+        loader=build_loader(setting, sampler, model.state.step, steps, parts),
         evaluation=build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts),
         checkpointer=checkpointer,
         tracker=tracker,
@@ -131,6 +139,7 @@ def build_training(
         world=world,
         heartbeat=setting.heartbeat,
         fresh=start.checkpoint is None,
+        untried=model.state.step if start.record.newest_step <= 0 else -1,
         parts=parts,
         budget=build_budget(plan.limits, checkpointer, world),
         export=lambda state: finish(setting, model, lease.record, sampler.steps_per_epoch),
@@ -158,7 +167,7 @@ def build_trained(setting: Setting) -> Model:
     model = build_model(recipe, project)
     if recipe.model.init_from and not start.record.checkpoints:
         warm_start(model, recipe.model.init_from, project)
-    objective = Objective(model, recipe.task)
+    objective = build_objective(setting, model)
     micro_batch = settled_micro_batch(
         train,
         objective,
@@ -174,6 +183,17 @@ def build_trained(setting: Setting) -> Model:
     if start.checkpoint is not None:
         restore.load(state, start.checkpoint, start.paths)
     return Model(objective, called, state)
+
+
+def build_objective(setting: Setting, model: nn.Module) -> Objective:
+    """A model with its task, which may ask for other samples where a batch does not say which of
+    its dimensions is which; the pieces of a sharded model only compute together."""
+    objective = Objective(model, setting.recipe.task, setting.components)
+    if not setting.sharded:
+        fetch = Fetch(setting.splits["train"], setting.train.seed)
+        device = setting.accelerator.device
+        objective.others = functools.partial(a_few_batches, fetch, device)
+    return objective
 
 
 def build_average(model: nn.Module, decay: float | None) -> nn.Module | None:
@@ -207,9 +227,9 @@ def build_sampler(setting: Setting, state: TrainState) -> Sampler | StreamSample
 
 
 def build_loader(
-    setting: Setting, sampler: Sampler | StreamSampler, step: int, steps: int
+    setting: Setting, sampler: Sampler | StreamSampler, step: int, steps: int, parts: int
 ) -> Loader:
-    """This rank's micro-batches from `step` on."""
+    """This rank's micro-batches from `step` on, each in so many parts."""
     train, world = setting.train, setting.world
     return Loader(
         setting.splits["train"],
@@ -217,6 +237,7 @@ def build_loader(
         train.seed,
         train.num_workers,
         pin_memory=setting.accelerator.device.type == "cuda",
+        parts=parts,
     )
 
 
@@ -225,7 +246,9 @@ def build_evaluation(
 ) -> Evaluation:
     """The evaluation of the model, or of its moving average, on `val`."""
     train, averaged = setting.train, model.averaged
-    evaluated = model.objective if averaged is None else Objective(averaged, setting.recipe.task)
+    evaluated = model.objective
+    if averaged is not None:
+        evaluated = build_objective(setting, averaged)
     every = train.evaluate.every
     epochs = every.epochs if every is not None else (1 if train.epochs else None)
     by_epochs = epochs * (steps_per_epoch or last) if epochs else None

@@ -14,15 +14,8 @@ from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
 from ..errors import ComponentError, XrunError
 from ..recipe.schema import Recipe
+from .contract import Components, in_short, is_of_the_machine
 from .evaluate import check_validation
-
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
 
 
 def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
@@ -57,7 +50,13 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
         raise ComponentError(
             f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
         )
-    return model.train()
+    model.train()  # some return nothing
+    return model
+
+
+def components_of(recipe: Recipe) -> Components:
+    """The recipe's components by their files."""
+    return Components(f"models/{recipe.model.name}.py", f"datasets/{recipe.dataset.name}.py")
 
 
 def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
@@ -68,9 +67,9 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
     except XrunError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, _FINAL):
-            raise  # a network that fails now may not fail in the next attempt
-        raise ComponentError(f"{what}: build() failed: {type(error).__name__}: {error}.") from error
+        if is_of_the_machine(error):
+            raise  # what fails now may not fail in the next attempt
+        raise ComponentError(f"{what}: build() failed: {in_short(error)}.") from error
 
 
 def revision_of(split: Any) -> str | None:

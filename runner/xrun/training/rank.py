@@ -22,8 +22,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import environment
-from ..errors import EX_TEMPFAIL, AttemptEnd, OutOfMemory, Stopped, TrainError, XrunError
+from ..errors import (
+    EX_TEMPFAIL,
+    AttemptEnd,
+    ComponentError,
+    OutOfMemory,
+    Stopped,
+    TrainError,
+    XrunError,
+)
 from ..machine.stop import StopFlag, end_with_parent
+from ..run import logs
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from ..run.record import Failure
@@ -70,7 +79,7 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     except Exception as error:
         failure = _failure_of(error)
         if failure.traceback:
-            traceback.print_exc()
+            print(logs.aside(traceback.format_exc()), file=sys.stderr)
         return _leave(plan, attempt, error, failure)
     return 0
 
@@ -123,8 +132,9 @@ def _failure_of(error: Exception) -> Failure:
     now = time.time()
     if isinstance(error, XrunError):
         parts = error.parts if isinstance(error, OutOfMemory) else 0
-        end, code = error.end, error.exit_code
-        return Failure(error.message, end, code, error.hint, now, traceback=code == 1, parts=parts)
+        end, code, message = error.end, error.exit_code, error.message
+        told = code == 1 or (isinstance(error, ComponentError) and error.__cause__ is not None)
+        return Failure(message, end, code, error.hint, now, traceback=told, parts=parts)
     if "does not have a deterministic implementation" in str(error):
         what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."
         return Failure(what, AttemptEnd.OWN, TrainError.exit_code, hint, now)
