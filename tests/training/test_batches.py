@@ -1,7 +1,7 @@
 """Batches of every kind: real attempts end in the weights of a plain torch loop over the same
 samples, or are refused before the first step.
 
-Covers `xrun.training.contract`, with test_contract.py.
+Beside test_contract.py.
 """
 
 from __future__ import annotations

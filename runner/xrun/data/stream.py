@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -59,6 +59,11 @@ class Position:
     shard: int = 0
     taken: int = 0
     inner: dict[str, Any] | None = None
+
+
+def next_epoch(state: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The state at `step` where the epoch of a state cannot go on: its shards are others now."""
+    return asdict(Position(epoch=Position(**state).epoch + 1, first_step=step))
 
 
 class Reader:

@@ -22,7 +22,7 @@ from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
-from ..data.stream import StreamSampler, is_stream
+from ..data.stream import StreamSampler, is_stream, next_epoch
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import StopFlag
 from ..recipe.schema import Recipe, Train
@@ -36,6 +36,7 @@ from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_torch, prepare
 from .conditions import environment_of, memory_of
 from .contract import Components
+from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .export import export, full_copy
 from .instances import build_model, build_splits, components_of, revision_of
@@ -60,6 +61,7 @@ class Setting:
     start: Start
     accelerator: Accelerator
     splits: Mapping[str, Any]
+    data: Data
     heartbeat: Heartbeat
 
     @property
@@ -154,10 +156,11 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     configure_torch(recipe.train)
     start = find_start(plan, attempt, store, world)
     splits = build_splits(recipe, project)
+    data = agreed_data(plan, start, splits, world)
     accelerator = build_accelerator(recipe.train, world)
     own = environment.HEARTBEAT.of()
     heartbeat = Heartbeat(Path(own) if own else None)
-    return Setting(plan, recipe, store, world, start, accelerator, splits, heartbeat)
+    return Setting(plan, recipe, store, world, start, accelerator, splits, data, heartbeat)
 
 
 def build_trained(setting: Setting) -> Model:
@@ -182,6 +185,9 @@ def build_trained(setting: Setting) -> Model:
     state = TrainState(model, optimizer, average, setting.accelerator.scaler, micro_batch)
     if start.checkpoint is not None:
         restore.load(state, start.checkpoint, start.paths)
+        state.exact &= not setting.data.changed
+        if "train" in setting.data.changed and state.stream is not None:
+            state.stream = next_epoch(state.stream, state.step)
     return Model(objective, called, state)
 
 
@@ -272,6 +278,7 @@ def build_lease(setting: Setting) -> Lease:
     return Lease(
         setting.store,
         setting.start.head,
+        data=setting.data.facts,
         environment=environment_of(setting.accelerator.device, setting.world.size),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,
@@ -309,7 +316,7 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
         "data_revision": revision_of(setting.splits["train"]),
     }
     dropped = tracker.start(config, step)
-    lease.note(resumed_step=step)
+    lease.note(resumed_step=step, other_data=str(setting.data) or None)
     if dropped is not None:
         recomputed, lost = dropped.last - step, round(dropped.seconds, 3)
         lease.note(steps_recomputed=recomputed, seconds_lost=lost)

@@ -145,7 +145,7 @@ tags: [xrun]
 {metrics}
 
 Weights: `{WEIGHTS}`, SHA-256 `{sha256}`.
-Data revision: {finished.data_revision or "not named by the dataset"}.
+Data revision: {finished.data_revision or "not named by the dataset"}.{_other_data(attempts)}
 {_effort(attempts)}
 
 ## Recipe
@@ -158,6 +158,14 @@ Data revision: {finished.data_revision or "not named by the dataset"}.
 
 {_code(plan)}
 """
+
+
+def _other_data(attempts: Sequence[AttemptRecord]) -> str:
+    return "".join(
+        f" Other data from step {each.first_step} on ({each.other_data})."
+        for each in attempts
+        if each.other_data
+    )
 
 
 def _effort(attempts: Sequence[AttemptRecord]) -> str:

@@ -74,4 +74,5 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
 
 def revision_of(split: Any) -> str | None:
     """Which version of the data a split has, if its dataset says so."""
-    return getattr(split, "revision", None)
+    revision = getattr(split, "revision", None)
+    return None if revision is None or callable(revision) else str(revision)
