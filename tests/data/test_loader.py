@@ -1,6 +1,6 @@
 """The loader: the same bits from 0, 1 and 3 real workers.
 
-Covers `xrun.data.batch` and `xrun.data.randomness`.
+Covers `xrun.data.randomness`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import nn
 
 from support.paths import SOURCES
 from xrun.data.batch import batch_bytes
-from xrun.data.loader import Loader, check_shared_memory, check_splits
+from xrun.data.loader import Fetch, Loader, check_shared_memory, check_splits
 from xrun.data.randomness import LOOP, seed_generators
-from xrun.data.sampler import Sampler
+from xrun.data.sampler import MicroBatch, Sampler
 from xrun.errors import ComponentError, TrainError
 
 
@@ -204,7 +204,7 @@ def test_ctrl_c_does_not_end_workers() -> None:
     code = """
 import os, signal, sys
 from xrun.data.loader import Loader
-from xrun.data.sampler import Sampler
+from xrun.data.sampler import MicroBatch, Sampler
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 class Data:
     def __len__(self): return 400
@@ -230,3 +230,54 @@ print(sum(1 for _ in steps))
     )
     assert run.stdout.split() == ["asked", "199"], run.stderr
     assert run.returncode != -signal.SIGINT
+
+
+class Flat(Augmented):
+    """A batch that cannot be cut: everything in one row, and where each sample ends."""
+
+    def collate(self, items: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+        rows = [row for row, _ in items]
+        return {"row": torch.cat(rows), "ends": torch.tensor([len(r) for r in rows]).cumsum(0)}
+
+
+class Batched(Augmented):
+    """Gives a batch instead of samples."""
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return {"ids": torch.tensor(indices)}
+
+
+def micro_batch(samples: int) -> MicroBatch:
+    return MicroBatch(0, 0, 0, 0, np.arange(samples), samples)
+
+
+@pytest.mark.parametrize(
+    ("samples", "parts", "expected"),
+    [
+        (5, 2, [(3, True), (2, True)]),
+        (3, 4, [(1, True), (1, True), (1, True), (1, False)]),
+        (6, 4, [(2, True), (2, True), (2, True), (1, False)]),
+    ],
+)
+def test_parts_are_collated_by_themselves(
+    samples: int, parts: int, expected: list[tuple[int, bool]]
+) -> None:
+    """The very samples of the whole, augmentation included, in their order; too few are filled up
+    with one that does not count."""
+    whole = Fetch(Flat(), 3)[micro_batch(samples)][1]
+    made = Fetch(Flat(), 3, parts=parts)[micro_batch(samples)][1]
+    assert [(part.samples, part.counts) for part in made] == expected
+    counted = torch.cat([part.batch["row"] for part in made if part.counts])
+    assert torch.equal(counted, whole["row"])
+    assert [part.batch["ends"].tolist() for part in made] == [
+        [4 * (n + 1) for n in range(count)] for count, _ in expected
+    ]
+
+
+def test_a_batch_instead_of_samples_has_no_parts() -> None:
+    """Samples that do not come one by one are refused in one sentence."""
+    split = Batched()
+    split.collate = lambda batch: batch  # type: ignore[attr-defined]
+    with pytest.raises(TrainError, match=r"cannot be computed in parts.*gives a dict"):
+        Fetch(split, 3, parts=2)[micro_batch(4)]
+    assert Fetch(split, 3)[micro_batch(4)][1]["ids"].tolist() == [0, 1, 2, 3]

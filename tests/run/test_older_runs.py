@@ -22,6 +22,7 @@ from support.running import Done, Project, attempt, curve, ended, start
 from xrun.launcher.job import choose_run
 from xrun.launcher.preflight import check_online, refuse
 from xrun.recipe.load import load_recipe
+from xrun.run.checkpoint import ARITHMETIC
 from xrun.run.folder import RunFolder
 from xrun.run.plan import make_plan
 
@@ -205,9 +206,9 @@ def test_a_changed_arithmetic_is_said(old: Path, monkeypatch: pytest.MonkeyPatch
     assert done.code == 0, done.err
     said = next(line for line in done.err.splitlines() if "bits may differ" in line)
     assert said.startswith(
-        "From step 13 on bits may differ from an undisturbed run: arithmetic 0 -> 1"
+        f"From step 13 on bits may differ from an undisturbed run: arithmetic 0 -> {ARITHMETIC}"
     )
-    assert record_of(run)["checkpoints"][-1]["arithmetic"] == 1
+    assert record_of(run)["checkpoints"][-1]["arithmetic"] == ARITHMETIC
 
 
 def lay_down(api: HfApi, repo: str, folder: Path) -> None:

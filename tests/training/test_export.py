@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, load_model
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from support.paths import RECIPES
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
-from xrun.training.export import sha256_of, write
+from xrun.training.export import in_one_order, sha256_of, write
 
 FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5}, data_revision="r1")
 
@@ -69,6 +71,71 @@ def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) 
     load_model(fresh, path)
     assert torch.equal(fresh.embed.weight, model.embed.weight)
     assert fresh.head.weight is fresh.embed.weight
+
+
+class ManyNames(nn.Module):
+    """Two modules under three names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.encoder = self.first = self.body
+        self.classifier = self.last = self.head
+
+
+class Published(ManyNames, PyTorchModelHubMixin):
+    """Saved by its own `save_pretrained`."""
+
+
+@pytest.mark.parametrize("kind", [ManyNames, Published])
+def test_equal_weights_are_equal_files(tmp_path: Path, plan: Plan, kind: type[nn.Module]) -> None:
+    """Twenty exports of the same tensors have one SHA-256, and the file loads with every name."""
+    torch.manual_seed(0)
+    model, fresh = kind(), kind()
+    hashes = {write(tmp_path / "model", model, plan, FINISHED) for _ in range(20)}
+    assert len(hashes) == 1
+    path = tmp_path / "model" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        assert list(file.keys()) == [
+            "body.bias",
+            "body.weight",
+            "classifier.bias",
+            "classifier.weight",
+        ]
+        named = {name: kept for name, kept in file.metadata().items() if "." in name}
+    assert named["encoder.weight"] == named["first.weight"] == "body.weight"
+    assert named["head.bias"] == named["last.bias"] == "classifier.bias"
+    load_model(fresh, path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_a_header_is_only_sorted(tmp_path: Path) -> None:
+    """Texts with anything in them stay what they were, and so does every tensor."""
+    texts = {f'näme {n} "\\\n\x01': f"→ {n}" for n in range(9)}
+    tensors = {f"t{n}": torch.full((n + 1,), float(n)) for n in range(5)}
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, metadata=texts)
+    in_one_order(path)
+    header = path.read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert list(json.loads(header[8 : 8 + size])["__metadata__"]) == sorted(texts)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == texts
+        assert all(torch.equal(file.get_tensor(name), tensors[name]) for name in tensors)
+
+
+def test_parts_of_a_larger_tensor_are_exported(tmp_path: Path, plan: Plan) -> None:
+    """The library refuses weights that are slices of something without a name; the run is not lost
+    at its end."""
+    whole, model = torch.randn(6, 2), nn.Module()
+    model.upper, model.lower = nn.Parameter(whole[:2]), nn.Parameter(whole[2:])
+    model.register_buffer("turned", torch.randn(3, 4).t()[1:])
+    write(tmp_path / "model", model, plan, FINISHED)
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(torch.cat([found["upper"], found["lower"]]), whole)
+    assert torch.equal(found["turned"], model.turned)
 
 
 def test_the_config_and_the_card_say_what_it_is(tmp_path: Path, plan: Plan) -> None:

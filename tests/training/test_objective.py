@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xrun.data.batch import batch_size
-from xrun.errors import TrainError
+from xrun.errors import ComponentError
 from xrun.training.objective import IGNORED, Objective, means
 
 
@@ -49,8 +49,7 @@ def test_classification_sums_over_samples() -> None:
     objective = Objective(Logits(), "classification")
     alone = sum(float(-x[i].log_softmax(-1)[labels[i]]) for i in range(5))
     assert objective((x, labels))["loss"].item() == pytest.approx(alone, rel=1e-6)
-    assert objective.count((x, labels)) == 5
-    assert objective.counts_samples
+    assert objective.count((x, labels), 5) == 5
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -61,7 +60,7 @@ def test_a_dict_and_a_pair_are_the_same_batch(wrap: bool) -> None:
     objective = Objective(Logits(wrap), "classification")
     pair, named = (x, labels), {"input_ids": x, "labels": labels}
     assert torch.equal(objective(pair)["loss"], objective(named)["loss"])
-    assert objective.count(pair) == objective.count(named) == 5
+    assert objective.count(pair, 5) == objective.count(named, 5) == 5
 
 
 def test_accuracy_is_counted_in_evaluation_only() -> None:
@@ -73,10 +72,12 @@ def test_accuracy_is_counted_in_evaluation_only() -> None:
 
 
 def test_an_ignored_label_adds_nothing() -> None:
-    """A sample with the label -100 adds neither loss nor gradient."""
-    x = logits(3, 4).requires_grad_()
-    loss = Objective(Logits(), "classification")((x, torch.tensor([1, IGNORED, 2])))["loss"]
+    """A sample with the label -100 adds neither loss nor gradient, and does not count."""
+    x, labels = logits(3, 4).requires_grad_(), torch.tensor([1, IGNORED, 2])
+    objective = Objective(Logits(), "classification")
+    loss = objective((x, labels))["loss"]
     loss.backward()
+    assert objective.count((x, labels), 3) == 2
     assert loss.item() == pytest.approx(
         functional.cross_entropy(x[[0, 2]], torch.tensor([1, 2]), reduction="sum").item()
     )
@@ -94,7 +95,7 @@ def test_a_language_model_predicts_the_next_token() -> None:
     predicted = [(0, 0, 1), (0, 2, 2), (1, 0, 5), (1, 1, 6)]
     expected = sum(float(-x[row, at].log_softmax(-1)[token]) for row, at, token in predicted)
     assert objective(batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
-    assert objective.count(batch) == len(predicted)
+    assert objective.count(batch, 2) == len(predicted)
     assert not objective.counts_samples
 
 
@@ -103,7 +104,7 @@ def test_a_text_without_a_predicted_token_is_no_division_by_zero() -> None:
     batch = {"input_ids": logits(1, 3, 5), "labels": torch.full((1, 3), IGNORED)}
     objective = Objective(Logits(), "language_modeling")
     assert objective(batch)["loss"].item() == 0
-    assert objective.count(batch) == 0
+    assert objective.count(batch, 1) == 0
     assert means({"loss": 0.0}, 0, "language_modeling") == {}
 
 
@@ -124,7 +125,9 @@ def test_a_model_s_own_mean_becomes_a_sum(batch: Any) -> None:
     model = OwnLoss(
         lambda x: {"loss": x.mean() * 2, "error": x.mean(), "states": x, "note": "text"}
     )
-    sums = Objective(model, "model")(batch)
+    objective = Objective(model, "model").eval()
+    sums = objective(batch, 6)
+    assert (objective.count(batch, 6), objective.counts_samples) == (6, True)
     assert {name: float(value) for name, value in sums.items()} == {"loss": 12.0, "error": 6.0}
 
 
@@ -136,14 +139,14 @@ def test_a_model_may_give_its_loss_alone_or_in_an_object() -> None:
         lambda x: {"loss": x.mean()},
         lambda x: SimpleNamespace(loss=x.mean(), extra=x),
     ):
-        assert float(Objective(OwnLoss(output), "model")(batch)["loss"]) == 4.0
+        assert float(Objective(OwnLoss(output), "model").eval()(batch, 4)["loss"]) == 4.0
 
 
 def test_a_mean_over_something_else_is_refused() -> None:
     """A model that says `count` would be averaged wrongly, so it is refused with what to return."""
     model = OwnLoss(lambda x: {"loss": x.mean(), "count": torch.tensor(3)})
-    with pytest.raises(TrainError, match=r"returns `count`.*mean over samples"):
-        Objective(model, "model")({"x": torch.ones(4, 2)})
+    with pytest.raises(ComponentError, match=r"returns `count`.*mean over samples"):
+        Objective(model, "model")({"x": torch.ones(4, 2)}, 4)
 
 
 def test_without_a_batch_every_trainable_parameter_takes_part() -> None:
@@ -158,10 +161,90 @@ def test_without_a_batch_every_trainable_parameter_takes_part() -> None:
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_size_of_a_batch_is_its_first_tensor_s() -> None:
-    """Samples are counted in the first tensor that has a dimension."""
-    assert batch_size({"scale": torch.tensor(3.0), "note": "x", "x": torch.zeros(5, 2)}) == 5
-    assert batch_size([torch.zeros(3, 1), torch.zeros(9)]) == 3
+OUTPUTS: list[tuple[str, Any]] = [
+    ("the mean", lambda x: x.mean()),
+    ("one element", lambda x: x.mean().reshape(1, 1)),
+    ("loss first", lambda x: (x.mean(), x)),
+    ("loss last", lambda x: (x, x.mean())),
+    ("a named tuple", lambda x: Named(x, x.mean())),
+    ("a dataclass", lambda x: Returned(x.mean(), x)),
+]
+
+
+class Named(NamedTuple):
+    """What some models return."""
+
+    logits: Tensor
+    loss: Tensor
+
+
+@dataclass
+class Returned:
+    """What others do."""
+
+    loss: Tensor
+    states: Tensor
+
+
+@pytest.mark.parametrize("output", [out for _, out in OUTPUTS], ids=[name for name, _ in OUTPUTS])
+def test_a_loss_is_found_where_there_is_one(output: Any) -> None:
+    """In all of these the mean of 6 samples, with its gradient."""
+    weight = nn.Parameter(torch.tensor(2.0))
+    model = OwnLoss(lambda x: output(x * weight))
+    sums = Objective(model, "model")({"x": torch.ones(6, 2)}, 6)
+    sums["loss"].backward()
+    assert sums["loss"].shape == ()
+    assert (float(sums["loss"].detach()), float(weight.grad)) == (12.0, 6.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        (lambda x: x.mean(1), r"it returned float32 \(6,\)"),
+        (lambda x: 0.5, "it returned float"),
+        (lambda x: None, "it returned None"),
+        (lambda x: {"logits": x}, r"it returned \{logits: float32 \(6, 2\)\}"),
+        (lambda x: (x.mean(), x.sum()), r"it returned \(float32 \(\), float32 \(\)\)"),
+        (lambda x: x.mean().detach(), "its loss has no gradient"),
+        (lambda x: x.argmax(), r"it returned int64 \(\)"),
+    ],
+)
+def test_what_is_no_loss_is_said(output: Any, got: str) -> None:
+    """One sentence with what is wanted and what was got; no guess."""
+    objective = Objective(OwnLoss(output), "model")
+    with pytest.raises(ComponentError, match=f"a mean over the micro-batch's samples; {got}"):
+        objective({"x": torch.ones(6, 2, requires_grad=True)}, 6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "got"),
+    [
+        ((4, 3), torch.zeros(5).long(), r"float32 \(4, 3\) for labels int64 \(5,\)"),
+        ((4, 3), torch.zeros(4, 1).long(), r"for labels int64 \(4, 1\)"),
+        ((4,), torch.zeros(4).long(), r"float32 \(4,\) for labels"),
+        ((4, 3), torch.zeros(4), r"for labels float32 \(4,\)"),
+        ((4, 5, 3), torch.zeros(4, 6).long(), r"for labels int64 \(4, 6\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_said(shape: Any, labels: Tensor, got: str) -> None:
+    """By both shapes."""
+    with pytest.raises(ComponentError, match=got):
+        Objective(Logits(), "classification")((torch.zeros(shape), labels))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"x": torch.zeros(2)},
+        (torch.zeros(2, 3), torch.zeros(2), torch.zeros(2)),
+        {"input_ids": torch.zeros(2, 3), "labels": [torch.zeros(2)] * 9},
+        torch.zeros(2, 3),
+    ],
+)
+def test_a_batch_without_labels_is_said(batch: Any) -> None:
+    """No tensor is taken for labels that was not called so."""
+    with pytest.raises(ComponentError, match="a dict with `labels`, or a pair"):
+        Objective(Logits(), "classification").count(batch, 2)
 
 
 def test_perplexity_is_the_loss_s_exponential() -> None:

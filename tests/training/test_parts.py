@@ -4,17 +4,14 @@ says that memory is lacking."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from support.running import RECIPE, Project, curve, record
-from xrun.data.sampler import MicroBatch
-from xrun.errors import OutOfMemory, TrainError
-from xrun.training.micro_batch import enough_memory, parts_of
+from xrun.errors import OutOfMemory
+from xrun.training.micro_batch import enough_memory
 
 LIMITED = """
 import os
@@ -146,39 +143,6 @@ def test_batch_statistics_are_told(tmp_path: Path) -> None:
     done = project.attempt("model.args={norm: true}", "train.steps=2")
     assert done.code == 0, done.err
     assert "its batch statistics" in done.err
-
-
-def piece(samples: int) -> MicroBatch:
-    return MicroBatch(0, 0, 0, 0, np.arange(samples), samples)
-
-
-def test_batches_are_cut_by_samples() -> None:
-    """Dicts, pairs, lists of anything; what has no entry per sample stays; too few samples are
-    filled up and do not count."""
-    x, names = torch.arange(6).reshape(3, 2), ["a", "b", "c"]
-    parts = parts_of(
-        piece(3), {"x": (x, [x, x]), "name": names, "scale": 2.0, "one": torch.tensor(1.0)}, 2
-    )
-    assert [counts for _, counts in parts] == [True, True]
-    first, second = (part for part, _ in parts)
-    assert torch.equal(first["x"][0], x[:2])
-    assert torch.equal(second["x"][1][1], x[2:])
-    assert (first["name"], second["name"]) == (["a", "b"], ["c"])
-    assert (first["scale"], float(second["one"])) == (2.0, 1.0)
-    assert [(len(part[0]), counts) for part, counts in parts_of(piece(3), (x, x), 4)] == [
-        (1, True),
-        (1, True),
-        (1, True),
-        (1, False),
-    ]
-    whole: Any = object()
-    assert parts_of(piece(3), whole, 1) == [(whole, True)]
-
-
-def test_a_batch_that_cannot_be_cut_is_an_error() -> None:
-    """A tensor that has not one entry per sample, such as the edges of a graph."""
-    with pytest.raises(TrainError, match="a tensor in it has 5 entries for 3 samples"):
-        parts_of(piece(3), (torch.zeros(3, 2), torch.zeros(5)), 2)
 
 
 @pytest.mark.parametrize(

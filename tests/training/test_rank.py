@@ -14,8 +14,8 @@ from xrun.run.folder import RunFolder
 
 
 def test_a_failure_is_written_down(tmp_path: Path) -> None:
-    """An exception of a component leaves one sentence for the entrypoint, and its traceback in the
-    rank's log."""
+    """A later exception of a component leaves one sentence for the entrypoint, and its traceback in
+    the rank's log, which a person who watches does not have to read."""
     project = Project(tmp_path)
     project.trap("raise", call=3 * PER_STEP, stays=True)
     done = project.attempt("checkpoint.every=100 steps")

@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import AttemptEnd, LeaseLost, XrunError
 from ..run import logs, points
-from ..run.checkpoint import ARITHMETIC, Checkpoint
+from ..run.checkpoint import ARITHMETIC, Checkpoint, DataFacts
 from ..run.folder import RunFolder
 from ..run.record import Finished, RunRecord
 from ..store.protocol import Head, Store, StoredFile
@@ -39,7 +40,8 @@ class Keep:
 class Lease:
     """What is committed of a run that this attempt has taken, and what is committed next.
 
-    `environment` is what the bits of this attempt's steps depend on besides the recipe. `folder` is
+    `environment` is what the bits of this attempt's steps depend on besides the recipe, `data` what
+    they are trained on. `folder` is
     the run's folder where its points and logs go along with each commit; None where the store is
     that folder's own. One thread at a time commits; facts may be noted meanwhile.
     """
@@ -50,6 +52,7 @@ class Lease:
         head: Head,
         *,
         environment: Mapping[str, Any],
+        data: DataFacts = MappingProxyType({}),
         keep: Keep = Keep(),
         folder: RunFolder | None = None,
         clock: Callable[[], float] = time.time,
@@ -58,6 +61,7 @@ class Lease:
         self.store, self.head, self.record = store, head, RunRecord.of(head)
         self.environment, self.keep, self.folder, self.clock = environment, keep, folder, clock
         self.ticks, self._committed_at = ticks, math.inf
+        self.data = data
         self._facts: dict[str, Any] = {}
 
     @property
@@ -93,6 +97,7 @@ class Lease:
             files=files,
             environment=dict(self.environment),
             arithmetic=ARITHMETIC,
+            data=self.data,
         )
         others = [each for each in record.checkpoints if each.step != step]
         record = replace(

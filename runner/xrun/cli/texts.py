@@ -97,13 +97,19 @@ def report_text(report: RunReport) -> str:
         f"  recomputed {least}{report.steps_recomputed} steps, {least}{report.seconds_lost:.1f} s"
         " lost"
     )
-    if not report.exact:
-        lines.append(
-            "  not exact: micro-batches that did not fit into memory were computed in parts"
-        )
+    lines += _why_not_exact(report)
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     return "\n".join(lines)
+
+
+def _why_not_exact(report: RunReport) -> Iterator[str]:
+    others = [each for each in report.attempts if each.other_data]
+    for attempt in others:
+        yield f"  not exact from step {attempt.first_step} on: other data ({attempt.other_data})"
+    in_parts = any((each.parts or 1) > 1 for each in report.attempts)
+    if not report.exact and (in_parts or not others):
+        yield "  not exact: micro-batches that did not fit into memory were computed in parts"
 
 
 def _attempt(number: int, attempt: AttemptRecord) -> str:

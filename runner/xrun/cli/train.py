@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 @click.option(
     "--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint."
 )
+@click.option(
+    "--other-data",
+    is_flag=True,
+    help="Go on although the dataset has changed; the run is marked as not exact.",
+)
 @click.option("--detach", is_flag=True, help="On clouds: do not follow the log.")
 def run(
     recipe: Path,
@@ -46,6 +52,7 @@ def run(
     processes: int | None,
     new: bool,
     fork: str,
+    other_data: bool,
     detach: bool,
 ) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
@@ -59,7 +66,7 @@ def run(
     from ..run.folder import RunFolder
     from .texts import outcome_text, start_text
 
-    made = _plan(recipe, overrides, run_id, fork, processes, local)
+    made = replace(_plan(recipe, overrides, run_id, fork, processes, local), other_data=other_data)
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
     online = place(meant, chosen=new or bool(fork))
     for link in online.links:

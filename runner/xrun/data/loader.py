@@ -5,20 +5,29 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import ComponentError, TrainError
-from .batch import Batch, batch_bytes
+from .batch import Batch, as_tensors, batch_bytes
 from .randomness import DATA, seed_generators
 from .sampler import MicroBatch
 
 Piece = tuple[MicroBatch, Batch]
+"""A micro-batch with its data: a batch, or its parts where it is computed in several."""
 _PREFETCH = 2
+
+
+class Part(NamedTuple):
+    """What is computed at once: the batch of so many `samples`, which counts or only fills up."""
+
+    batch: Batch
+    samples: int
+    counts: bool = True
 
 
 class Fetch(Dataset[Piece]):
@@ -26,16 +35,24 @@ class Fetch(Dataset[Piece]):
     before.
 
     A map-style split is asked by index; a streaming one transforms the raw examples that came
-    along.
+    along. With several `parts` the samples are the same ones, and each part of them is collated
+    by itself: how a batch can be cut only its collate knows.
     """
 
-    def __init__(self, split: Any, seed: int, purpose: int = DATA) -> None:
-        self.split, self.seed, self.purpose = split, seed, purpose
+    def __init__(self, split: Any, seed: int, purpose: int = DATA, parts: int = 1) -> None:
+        self.split, self.seed, self.purpose, self.parts = split, seed, purpose, parts
         self.collate: Callable[[list[Any]], Batch] = getattr(split, "collate", default_collate)
 
     def __getitem__(self, piece: MicroBatch) -> Piece:
         seed_generators(self.seed, self.purpose, piece.epoch, piece.number)
-        return piece, self.collate(self._items(piece))
+        items = self._items(piece)
+        if self.parts == 1:
+            return piece, as_tensors(self.collate(items))
+        check_items(items, len(piece.indices))
+        return piece, [
+            Part(as_tensors(self.collate(items[start:stop])), stop - start, counts)
+            for start, stop, counts in part_bounds(len(items), self.parts)
+        ]
 
     def _items(self, piece: MicroBatch) -> list[Any]:
         if piece.examples is not None:
@@ -61,6 +78,7 @@ class Loader:
     num_workers: int = 0
     pin_memory: bool = False
     purpose: int = DATA
+    parts: int = 1
 
     def __iter__(self) -> Iterator[list[Piece]]:
         step: list[Piece] = []
@@ -71,7 +89,7 @@ class Loader:
                 step = []
 
     def _loader(self) -> Iterator[Piece]:
-        fetch = Fetch(self.split, self.seed, self.purpose)
+        fetch = Fetch(self.split, self.seed, self.purpose, self.parts)
         if not self.num_workers and not self.pin_memory:
             # What a DataLoader adds to that takes a tenth of a small step.
             return map(fetch.__getitem__, self.pieces)
@@ -109,6 +127,29 @@ class _Pieces:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self.pieces)
+
+
+def part_bounds(samples: int, parts: int) -> list[tuple[int, int, bool]]:
+    """So many samples in so many parts, as (start, stop, counts): of too few samples one is
+    computed again and again and not counted."""
+    size = -(-samples // parts)
+    bounds = [(start, min(start + size, samples), True) for start in range(0, samples, size)]
+    return bounds + [(0, 1, False)] * (parts - len(bounds))
+
+
+def check_items(items: Any, samples: int) -> None:
+    """Samples can be collated in parts if they come one by one.
+
+    Raises:
+        TrainError: `__getitems__` has made a batch of them itself.
+    """
+    if not isinstance(items, Sequence) or len(items) != samples:
+        raise TrainError(
+            "A micro-batch does not fit into memory, and it cannot be computed in parts: the"
+            f" split's `__getitems__` gives a {type(items).__name__} and no list of {samples}"
+            " samples.",
+            "Use a machine with more memory, or start a new run with a smaller train.micro_batch.",
+        )
 
 
 def leave_signals_to_the_rank(worker: int) -> None:
@@ -151,8 +192,9 @@ def check_splits(splits: Any, name: str) -> None:
     Raises:
         ComponentError: it does not.
     """
-    if not isinstance(splits, dict) or "train" not in splits:
-        got = f"a dict with {sorted(splits)}" if isinstance(splits, dict) else type(splits).__name__
+    if not isinstance(splits, Mapping) or "train" not in splits:
+        named = f"a dict with {sorted(map(str, splits))}" if isinstance(splits, Mapping) else ""
+        got = named or type(splits).__name__
         raise ComponentError(
             f"datasets/{name}.py: build() must return a dict with the split 'train' (got {got})."
         )

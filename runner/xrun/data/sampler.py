@@ -88,6 +88,11 @@ class MicroBatch:
     last: bool = False
     examples: tuple[Any, ...] | None = None
 
+    @property
+    def samples(self) -> int:
+        """How many samples it has, whatever its batch looks like."""
+        return len(self.indices)
+
     def digest(self) -> int:
         """40 bits of what is trained on and where; the sum over a step says which samples it really
         used."""

@@ -9,8 +9,9 @@ block, so resuming reads one block again and goes on within it. Every process re
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,6 +30,16 @@ def is_stream(split: Any) -> bool:
     return hasattr(split, "num_shards") or not (
         hasattr(split, "__len__") and hasattr(split, "__getitem__")
     )
+
+
+def shard_of(split: Any, number: int) -> Any:
+    """One shard of a split; one without shards is its own. Hugging Face's streams are asked for
+    their share of so many."""
+    if not hasattr(split, "shard"):
+        return split
+    if "num_shards" in inspect.signature(split.shard).parameters:
+        return split.shard(num_shards=split.num_shards, index=number)
+    return split.shard(number)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,11 @@ class Position:
     inner: dict[str, Any] | None = None
 
 
+def next_epoch(state: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The state at `step` where the epoch of a state cannot go on: its shards are others now."""
+    return asdict(Position(epoch=Position(**state).epoch + 1, first_step=step))
+
+
 class Reader:
     """Reads an epoch's raw examples in order from a position, and says where it is."""
 
@@ -64,11 +80,7 @@ class Reader:
         self.source: Any = None
         if self.shard >= self.count:
             return
-        self.source = (
-            self.split.shard(int(self.order[self.shard]))
-            if hasattr(self.split, "shard")
-            else self.split
-        )
+        self.source = shard_of(self.split, int(self.order[self.shard]))
         if inner is not None:
             self.source.load_state_dict(inner)
         self.examples = iter(self.source)

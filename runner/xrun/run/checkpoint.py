@@ -8,15 +8,49 @@ from typing import Any
 
 from ..store.protocol import StoredFile
 
-ARITHMETIC = 1
+ARITHMETIC = 2
 """The version of how xrun computes: raised when the same recipe on the same machine no longer ends
-in the same bits."""
+in the same bits. 2: samples are not guessed from a batch's first tensor any more, and the loss of a
+classification is a mean over the labels that are not ignored."""
+
+
+DataFacts = Mapping[str, Mapping[str, Any]]
+"""By split: how many `samples` or `shards` it has and its `revision`, as far as that is known."""
+SPLITS = ("train", "val")
+"""Those that a run uses."""
+MOVES = ""
+"""The revision of data whose own is another one in each process."""
+
+
+def data_differences(before: DataFacts, now: DataFacts) -> dict[str, str]:
+    """In what data differ, by split, as `400 samples of revision a -> 450 samples of revision b`.
+    What is not known of both makes no difference."""
+    if not before:
+        return {}
+    both = {name: (before.get(name), now.get(name)) for name in SPLITS}
+    changed = {name: pair for name, pair in both.items() if _differ(*pair)}
+    return {name: f"{_told(old)} -> {_told(new)}" for name, (old, new) in changed.items()}
+
+
+def _differ(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> bool:
+    if old is None or new is None:
+        return old is not new
+    known = (name for name in old if {old[name], new.get(name)}.isdisjoint((None, MOVES)))
+    return any(old[name] != new[name] for name in known)
+
+
+def _told(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return "absent"
+    sizes = [f"{facts[name]} {name}" for name in ("samples", "shards") if name in facts]
+    revision = f"revision {facts['revision']}" if facts.get("revision") else ""
+    return " of ".join(filter(None, [*sizes, revision]))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """One committed state; its JSON form is the manifest. `digest` is the recipe's, `numbers`
-    TrainState's, `time` seconds since 1970.
+    TrainState's, `time` seconds since 1970, `data` what the steps before it were trained on.
 
     `arithmetic` is the version that computed it; manifests of before it had a number are of the
     first.
@@ -30,6 +64,7 @@ class Checkpoint:
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: int = 1
+    data: DataFacts = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,6 +98,8 @@ class Checkpoint:
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
         told = {name: value for name, value in vars(self).items() if name != "more"}
+        if not self.data:  # nobody knew, as before it was kept
+            del told["data"]
         files = {name: file.to_json() for name, file in self.files.items()}
         return {**told, "files": files, **self.more}
 

@@ -20,17 +20,25 @@ LARGEST = 256 * 1024
 """Bytes: so much of the end of a process's log is kept."""
 ATTEMPTS = 50
 """The newest attempts' logs are kept."""
+_ASIDE = "  | "
+"""How lines begin that are for the log alone; a person who watches is told where they stand."""
 Logs = Mapping[str, Mapping[str, StoredFile]]
 """By attempt and rank."""
-
-
-TRACEBACK = "| "
-"""How the lines of a traceback begin in a log: a terminal gets the sentence only."""
 
 
 def end_file(folder: Path, rank: int) -> Path:
     """Where a process of an attempt says how it has ended."""
     return folder / f"end-{rank}.json"
+
+
+def aside(text: str) -> str:
+    """A text, such as a traceback, as a process prints it for its log alone."""
+    return "\n".join(_ASIDE + line for line in text.splitlines())
+
+
+def is_aside(line: str) -> bool:
+    """Whether a line of a log is for the log alone."""
+    return line.startswith(_ASIDE)
 
 
 def kept(store: Store, folder: Path, attempt: str, before: Logs) -> Logs:

@@ -62,7 +62,8 @@ class Plan:
     train on this node; `fork` is the run whose newest checkpoint starts this one. `store` is the
     address of the state where that is not the run's folder: `hub` until a launch has asked whose
     token it is, then `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the
-    forked run.
+    forked run. `other_data`: somebody has said that the data may be others than those that the run
+    was trained on.
     """
 
     run: str
@@ -81,6 +82,7 @@ class Plan:
     version: str = ""
     format: int = FORMAT
     rule: int = 1
+    other_data: bool = False
     code: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
 

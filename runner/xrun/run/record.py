@@ -40,11 +40,12 @@ class AttemptRecord:
     `from_step` is the newest step that was committed before, `resumed_step` the one that it went on
     from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
     `command` is the plan's. `memory` names the kind of memory that a micro-batch had to fit into,
-    in so many `parts`. `last_save` is the seconds that its last save took. Where and at which price
-    it ran: `cluster` to `billed_from`. `last_seen` is its last sign of life that anybody has
-    recorded (its lease, a commit, a point in its log), `silence` the longest time without one that
-    is usual: the seconds between two of its commits. `committed` is the newest committed step when
-    it `ended`, with which exit `code`, how and why (`end`, `reason`).
+    in so many `parts`. `other_data` says in what its data were not those of the steps before, which
+    was meant. `last_save` is the seconds that its last save took. Where and at which price it ran:
+    `cluster` to `billed_from`. `last_seen` is its last sign of life that anybody has recorded (its
+    lease, a commit, a point in its log), `silence` the longest time without one that is usual: the
+    seconds between two of its commits. `committed` is the newest committed step when it `ended`,
+    with which exit `code`, how and why (`end`, `reason`).
     """
 
     id: str
@@ -60,6 +61,7 @@ class AttemptRecord:
     steps_per_epoch: int | None = None
     memory: str | None = None
     parts: int | None = None
+    other_data: str | None = None
     last_save: float | None = None
     cluster: str | None = None
     cloud: str | None = None

@@ -218,7 +218,8 @@ class LeadingNode(Node):
                 how = f"Starting again: each micro-batch is computed in {parts} parts."
                 self.say(f"{failure.message} {how}")
             elif retries.again(failure, self.folder.committed_step()):
-                self.say(f"{failure.message} The processes are started again on this machine.")
+                what = failure.message.rstrip(".")
+                self.say(f"{what}. The processes are started again on this machine.")
             else:
                 return _mistake(failure) if retries.is_mistake else outcome
 

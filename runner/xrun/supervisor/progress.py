@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import read_json
+from ..run import logs
 from ..run.folder import RunFolder
-from ..run.logs import TRACEBACK
 
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 10.0
@@ -84,7 +84,7 @@ class Progress:
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode(errors="replace").splitlines():
-            if not line.startswith(TRACEBACK):
+            if not logs.is_aside(line):
                 self.say(line)
 
     def _show(self, point: dict[str, Any], now: float, total: int) -> None:

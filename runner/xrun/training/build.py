@@ -23,7 +23,7 @@ from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
-from ..data.stream import StreamSampler, is_stream
+from ..data.stream import StreamSampler, is_stream, next_epoch
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import StopFlag
 from ..recipe.schema import Recipe, Train
@@ -36,11 +36,13 @@ from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_torch, prepare
 from .conditions import check_accelerators, environment_of, memory_of
+from .contract import Components
+from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .export import export, full_copy
-from .instances import build_model, build_splits, revision_of
+from .instances import build_model, build_splits, components_of, revision_of
 from .loop import Training
-from .micro_batch import settled_micro_batch, settled_parts
+from .micro_batch import a_few_batches, settled_micro_batch, settled_parts
 from .objective import Objective
 from .optimizer import build_optimizer
 from .reduction import ExactReduction, FastReduction, Reduction
@@ -60,12 +62,18 @@ class Setting:
     start: Start
     accelerator: Accelerator
     splits: Mapping[str, Any]
+    data: Data
     heartbeat: Heartbeat
 
     @property
     def train(self) -> Train:
         """The recipe's part about training."""
         return self.recipe.train
+
+    @property
+    def components(self) -> Components:
+        """The recipe's components, whose mistakes show while they are tried for the first time."""
+        return components_of(self.recipe)
 
     @property
     def sharded(self) -> bool:
@@ -104,7 +112,8 @@ def build_training(
     """
     setting = build_setting(plan, attempt, store or open_store(plan, attempt))
     train, world, start = setting.train, setting.world, setting.start
-    model = build_trained(setting)
+    with setting.components.proving(setting.recipe.task):
+        model = build_trained(setting)
     memory = memory_of(setting.accelerator.device)
     parts = world.broadcast(settled_parts(start.record, memory, world.size))
     model.state.exact &= parts == 1
@@ -117,7 +126,8 @@ def build_training(
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
     checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
     evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
-    check_workers(setting, sampler, evaluation, model.state.step)
+    with setting.components.proving(setting.recipe.task):
+        check_workers(setting, sampler, evaluation, model.state.step)
     return Training(
         train=train,
         steps=steps,
@@ -126,7 +136,7 @@ def build_training(
         reduction=build_reduction(train, model.called, world, model.state.micro_batch),
         accelerator=setting.accelerator,
         sampler=sampler,
-        loader=build_loader(setting, sampler, model.state.step, steps),
+        loader=build_loader(setting, sampler, model.state.step, steps, parts),
         evaluation=evaluation,
         checkpointer=checkpointer,
         tracker=tracker,
@@ -134,6 +144,7 @@ def build_training(
         world=world,
         heartbeat=setting.heartbeat,
         fresh=start.checkpoint is None,
+        untried=model.state.step if start.record.newest_step <= 0 else -1,
         parts=parts,
         budget=build_budget(plan.limits, checkpointer, world),
         export=lambda state: finish(setting, model, lease.record, sampler.steps_per_epoch),
@@ -149,10 +160,11 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     configure_torch(recipe.train)
     start = find_start(plan, attempt, store, world)
     splits = build_splits(recipe, project)
+    data = agreed_data(plan, start, splits, world)
     accelerator = build_accelerator(recipe.train, world)
     own = environment.HEARTBEAT.of()
     heartbeat = Heartbeat(Path(own) if own else None)
-    return Setting(plan, recipe, store, world, start, accelerator, splits, heartbeat)
+    return Setting(plan, recipe, store, world, start, accelerator, splits, data, heartbeat)
 
 
 def build_trained(setting: Setting) -> Model:
@@ -162,7 +174,7 @@ def build_trained(setting: Setting) -> Model:
     model = build_model(recipe, project)
     if recipe.model.init_from and not start.record.checkpoints:
         warm_start(model, recipe.model.init_from, project)
-    objective = Objective(model, recipe.task)
+    objective = build_objective(setting, model)
     micro_batch = settled_micro_batch(
         train,
         objective,
@@ -177,7 +189,21 @@ def build_trained(setting: Setting) -> Model:
     state = TrainState(model, optimizer, average, setting.accelerator.scaler, micro_batch)
     if start.checkpoint is not None:
         restore.load(state, start.checkpoint, start.paths)
+        state.exact &= not setting.data.changed
+        if "train" in setting.data.changed and state.stream is not None:
+            state.stream = next_epoch(state.stream, state.step)
     return Model(objective, called, state)
+
+
+def build_objective(setting: Setting, model: nn.Module) -> Objective:
+    """A model with its task, which may ask for other samples where a batch does not say which of
+    its dimensions is which; the pieces of a sharded model only compute together."""
+    objective = Objective(model, setting.recipe.task, setting.components)
+    if not setting.sharded:
+        fetch = Fetch(setting.splits["train"], setting.train.seed)
+        device = setting.accelerator.device
+        objective.others = functools.partial(a_few_batches, fetch, device)
+    return objective
 
 
 def build_average(model: nn.Module, decay: float | None) -> nn.Module | None:
@@ -225,9 +251,9 @@ def check_workers(
 
 
 def build_loader(
-    setting: Setting, sampler: Sampler | StreamSampler, step: int, steps: int
+    setting: Setting, sampler: Sampler | StreamSampler, step: int, steps: int, parts: int
 ) -> Loader:
-    """This rank's micro-batches from `step` on."""
+    """This rank's micro-batches from `step` on, each in so many parts."""
     train, world = setting.train, setting.world
     return Loader(
         setting.splits["train"],
@@ -235,6 +261,7 @@ def build_loader(
         train.seed,
         train.num_workers,
         pin_memory=setting.accelerator.device.type == "cuda",
+        parts=parts,
     )
 
 
@@ -243,7 +270,9 @@ def build_evaluation(
 ) -> Evaluation:
     """The evaluation of the model, or of its moving average, on `val`."""
     train, averaged = setting.train, model.averaged
-    evaluated = model.objective if averaged is None else Objective(averaged, setting.recipe.task)
+    evaluated = model.objective
+    if averaged is not None:
+        evaluated = build_objective(setting, averaged)
     every = train.evaluate.every
     epochs = every.epochs if every is not None else (1 if train.epochs else None)
     by_epochs = epochs * (steps_per_epoch or last) if epochs else None
@@ -267,6 +296,7 @@ def build_lease(setting: Setting) -> Lease:
     return Lease(
         setting.store,
         setting.start.head,
+        data=setting.data.facts,
         environment=environment_of(
             setting.accelerator.device, setting.world.size, setting.train.compile
         ),
@@ -307,7 +337,7 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
         "data_revision": revision_of(setting.splits["train"]),
     }
     dropped = tracker.start(config, step)
-    lease.note(resumed_step=step)
+    lease.note(resumed_step=step, other_data=str(setting.data) or None)
     if dropped is not None:
         recomputed, lost = dropped.last - step, round(dropped.seconds, 3)
         lease.note(steps_recomputed=recomputed, seconds_lost=lost)

@@ -109,10 +109,11 @@ class Evaluation:
 
     def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
         where, batch = piece
-        self.objective.whole = len(where.indices) == self.batch
+        self.objective.whole = where.samples == self.batch
+        count = self.objective.count(batch, where.samples)
         with self.accelerator.autocast():
-            sums = self.objective(to_device(batch, self.accelerator.device))
-        for name, value in [*sums.items(), ("count", self.objective.count(batch))]:
+            sums = self.objective(to_device(batch, self.accelerator.device), where.samples)
+        for name, value in [*sums.items(), ("count", count)]:
             columns.setdefault(name, [0.0] * batches)[where.number] += float(value) * where.weight
 
     def first_batch(self) -> list[Batch]:

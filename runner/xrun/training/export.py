@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from ..run import spending
@@ -53,7 +53,8 @@ def write(
     finished: Finished,
     attempts: Sequence[AttemptRecord] = (),
 ) -> str:
-    """Write the folder as a whole, replacing an older one; returns the SHA-256 of the weights.
+    """Write the folder as a whole, replacing an older one; returns the SHA-256 of the weights,
+    whose file is a function of the tensors and their names alone.
 
     A transformers model is saved by its own `save_pretrained`, so that `from_pretrained` loads it;
     any other one as safetensors (tied weights once) and a config that names its component and
@@ -65,12 +66,40 @@ def write(
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]  # transformers has it as a method
     else:
-        save_model(model, str(temporary / WEIGHTS))
+        _save(model, temporary / WEIGHTS)
         (temporary / "config.json").write_text(json.dumps(_config(plan), indent=1) + "\n")
+    for path in temporary.rglob("*.safetensors"):
+        in_one_order(path)
     sha256 = sha256_of(temporary / WEIGHTS)
     (temporary / "README.md").write_text(model_card(plan, finished, attempts, sha256))
     _replace(temporary, folder)
     return sha256
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    """Tied weights once, under the first of their names."""
+    try:
+        save_model(model, str(path))
+    except RuntimeError:
+        # The library refuses parts of a larger tensor that has no name itself. Each part by itself
+        # is what a `load_state_dict` takes.
+        whole = torch.contiguous_format
+        parts = {name: p.clone(memory_format=whole) for name, p in model.state_dict().items()}
+        save_file(parts, path)
+
+
+def in_one_order(path: Path) -> None:
+    """Sort the texts in a safetensors file's header: the library writes them, such as the other
+    names of tied weights, in another order each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        texts = header.get("__metadata__", {})
+        header["__metadata__"] = dict(sorted(texts.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(texts) > 1 and len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
@@ -116,7 +145,7 @@ tags: [xrun]
 {metrics}
 
 Weights: `{WEIGHTS}`, SHA-256 `{sha256}`.
-Data revision: {finished.data_revision or "not named by the dataset"}.
+Data revision: {finished.data_revision or "not named by the dataset"}.{_other_data(attempts)}
 {_effort(attempts)}
 
 ## Recipe
@@ -129,6 +158,14 @@ Data revision: {finished.data_revision or "not named by the dataset"}.
 
 {_code(plan)}
 """
+
+
+def _other_data(attempts: Sequence[AttemptRecord]) -> str:
+    return "".join(
+        f" Other data from step {each.first_step} on ({each.other_data})."
+        for each in attempts
+        if each.other_data
+    )
 
 
 def _effort(attempts: Sequence[AttemptRecord]) -> str:

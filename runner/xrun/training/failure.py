@@ -8,7 +8,16 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..errors import EX_TEMPFAIL, AttemptEnd, OutOfMemory, TrainError, XrunError
+import torch.distributed as dist
+
+from ..errors import (
+    EX_TEMPFAIL,
+    AttemptEnd,
+    ComponentError,
+    OutOfMemory,
+    TrainError,
+    XrunError,
+)
 from ..run.record import Failure
 
 _PEER_LOSS = (
@@ -18,18 +27,24 @@ _PEER_LOSS = (
     "remote process exited",
     "Connection closed by remote peer",  # NCCL
 )
-_MACHINE = (
-    "CUDA error",
-    "CUBLAS_STATUS_",
-    "CUDNN_STATUS_",
-    "CUDA driver",
-    "ncclSystemError",
-    "ncclInternalError",
-    "ncclUnhandledCudaError",
-    "uncorrectable ECC",
-)
+_DEVICE = ("CUDA error", "CUDA driver", "CUDNN", "cuDNN", "CUBLAS", "HIP error", "ECC error")
 _INDEX = "device-side assert"
 """How a GPU says that an index of the model's own is out of range."""
+_MACHINE = (
+    "NCCL",
+    "nccl",
+    "gloo",
+    "Connection ",
+    "DataLoader worker (pid",
+    "shared memory",
+    "Too many open files",
+    "out of memory",
+    "allocate memory",
+    "std::bad_alloc",
+)
+"""Words of RuntimeErrors that come of a peer, or of what a machine has too little of."""
+_NO_KERNEL = "does not have a deterministic implementation"
+"""The recipe's choice, which has an answer of its own."""
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
@@ -37,8 +52,8 @@ _FINAL = (
     NotADirectoryError,
     PermissionError,
 )
-_NETWORK = {"aiohttp", "httpcore", "httpx", "requests", "urllib3"}
-"""Libraries whose errors are not all OSErrors."""
+_NETWORK = {"aiohttp", "botocore", "httpcore", "httpx", "requests", "urllib3"}
+"""Libraries whose errors are the network's, whether they say OSError or not."""
 _OFFLINE = "LocalEntryNotFoundError"
 """What huggingface_hub makes of a Hub that does not answer: a FileNotFoundError."""
 _BUSY = (408, 425, 429)
@@ -50,26 +65,27 @@ def failure_of(error: BaseException, step: int | None) -> Failure:
     if isinstance(error, XrunError):
         return _ours(error, step)
     own = Failure(f"{type(error).__name__}: {error}", time=time.time(), step=step, traceback=True)
-    if "does not have a deterministic implementation" in str(error):
+    if _NO_KERNEL in str(error):
         what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."
         return replace(own, message=what, code=TrainError.exit_code, hint=hint, traceback=False)
     if is_peer_loss(error):
         return replace(own, end=AttemptEnd.OUTSIDE, code=EX_TEMPFAIL, again=True)
-    if is_machines(error):
+    if _is_devices(error):
         return replace(own, end=AttemptEnd.OUTSIDE, code=EX_TEMPFAIL)
-    if may_pass(error):
+    if is_of_the_machine(error):
         return replace(own, code=EX_TEMPFAIL, again=True)
     return replace(own, message=_exit(error) or own.message, code=1)
 
 
 def _ours(error: XrunError, step: int | None) -> Failure:
+    of_component = isinstance(error, ComponentError) and error.__cause__ is not None
     return Failure(
         error.message,
         AttemptEnd.OUTSIDE if is_peer_loss(error) else error.end,
         error.exit_code,
         error.hint,
         time.time(),
-        traceback=error.exit_code == 1,
+        traceback=error.exit_code == 1 or of_component,
         parts=error.parts if isinstance(error, OutOfMemory) else 0,
         step=step,
         again=error.again,
@@ -90,13 +106,23 @@ def is_peer_loss(error: BaseException) -> bool:
     return any(words in str(error) for words in _PEER_LOSS)
 
 
-def is_machines(error: BaseException) -> bool:
-    """Whether a device or a driver fails, which another machine may not."""
-    return any(words in str(error) for words in _MACHINE) and _INDEX not in str(error)
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error may not come again elsewhere or later: the machine's, a peer's, the
+    network's; or has an answer of its own."""
+    if isinstance(error, XrunError | MemoryError | dist.DistError) or _is_devices(error):
+        return True
+    words = any(words in str(error) for words in (*_MACHINE, _NO_KERNEL))
+    return (isinstance(error, RuntimeError) and words) or is_of_the_network(error)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether it comes of a network or a disk, which may answer the next time."""
+def _is_devices(error: BaseException) -> bool:
+    """Whether a device or a driver fails, which another machine's may not."""
+    return any(words in str(error) for words in _DEVICE) and _INDEX not in str(error)
+
+
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, is the network's or the disk's of now; a file
+    that is not there is not."""
     return any(_is_transient(each) for each in _chain(error))
 
 
@@ -111,7 +137,9 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and what it was raised from."""
-    while error is not None:
+    """The exception, and what it came from."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
         yield error
-        error = error.__cause__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

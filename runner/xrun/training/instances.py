@@ -14,15 +14,9 @@ from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
 from ..errors import ComponentError, XrunError
 from ..recipe.schema import Recipe
+from .contract import Components, in_short
 from .evaluate import check_validation
-
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+from .failure import is_of_the_machine
 
 
 def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
@@ -57,7 +51,13 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
         raise ComponentError(
             f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
         )
-    return model.train()
+    model.train()  # some return nothing
+    return model
+
+
+def components_of(recipe: Recipe) -> Components:
+    """The recipe's components by their files."""
+    return Components(f"models/{recipe.model.name}.py", f"datasets/{recipe.dataset.name}.py")
 
 
 def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) -> Any:
@@ -68,11 +68,12 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
     except XrunError:
         raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and not isinstance(error, _FINAL):
-            raise  # a network that fails now may not fail in the next attempt
-        raise ComponentError(f"{what}: build() failed: {type(error).__name__}: {error}.") from error
+        if is_of_the_machine(error):
+            raise  # what fails now may not fail in the next attempt
+        raise ComponentError(f"{what}: build() failed: {in_short(error)}.") from error
 
 
 def revision_of(split: Any) -> str | None:
     """Which version of the data a split has, if its dataset says so."""
-    return getattr(split, "revision", None)
+    revision = getattr(split, "revision", None)
+    return None if revision is None or callable(revision) else str(revision)

@@ -21,7 +21,7 @@ from ..backoff import Backoff
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.state import TrainState
 from ..data.batch import Batch, to_device
-from ..data.loader import Loader, Piece
+from ..data.loader import Loader, Part, Piece
 from ..data.randomness import LOOP, seed_generators
 from ..data.sampler import MicroBatch
 from ..errors import (
@@ -40,7 +40,7 @@ from ..run import spending
 from ..run.record import Finished
 from ..tracker.protocol import Tracker
 from .evaluate import Evaluation
-from .micro_batch import enough_memory, parts_of
+from .micro_batch import enough_memory
 from .objective import Objective
 from .optimizer import learning_rate, plain_step, set_learning_rate
 from .reduction import Reduction
@@ -57,7 +57,8 @@ LAST_SAVE_BACKOFF = Backoff(first=1.0, longest=1.0)
 class Training:
     """The parts of one rank's training, and what it does with them.
 
-    `tracker` is the first process's; `fresh` says that nothing is committed yet; each micro-batch
+    `tracker` is the first process's; `fresh` says that nothing is committed yet; `untried` is the
+    step after which nothing has shown yet that the components work (-1: it has); each micro-batch
     is computed in so many `parts`. `budget` gives the sentence that ends the run once its budget is
     spent, `export` makes the final weights on the first process.
     """
@@ -77,6 +78,7 @@ class Training:
     world: World
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     fresh: bool = False
+    untried: int = -1
     parts: int = 1
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
@@ -91,11 +93,19 @@ class Training:
         Raises:
             Stopped: asked to; the state is committed if there was time.
             StoppedOnPurpose: the budget is spent; the state is committed.
+            ComponentError: the model or the dataset has a mistake that shows in the first step.
             TrainError: it cannot go on.
             StoreError: the last state could not be committed.
         """
-        with enough_memory(self.state.micro_batch, self.parts):
+        proving = self.objective.components.proving(self.objective.task, self._is_untried)
+        with enough_memory(self.state.micro_batch, self.parts), proving:
             self._train()
+
+    def _is_untried(self) -> bool:
+        """Whether the run computes what it has never computed: its first step or evaluation."""
+        state = self.state
+        first_evaluation = state.evaluated < 0 and self.evaluation.due(state.step)
+        return state.step == self.untried or first_evaluation
 
     def _train(self) -> None:
         state, batches, began = self.state, iter(self.loader), self.clock()
@@ -182,19 +192,21 @@ class Training:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
         loss."""
         whole, rest = divmod(self.state.micro_batch, self.parts)
-        self.objective.whole = not rest and len(piece.indices) == whole * self.parts
-        if self.parts == 1:
-            return self._loss(batch, factor)
-        losses, parts = [], parts_of(piece, batch, self.parts)
-        for number, (part, counts) in enumerate(parts, 1):
+        self.objective.whole = not rest and piece.samples == whole * self.parts
+        losses, parts = [], self._in_parts(piece, batch)
+        for number, part in enumerate(parts, 1):
             with self.reduction.part(last=number == len(parts)):
-                losses.append(self._loss(part, factor * counts))
-        return torch.stack(losses).sum()
+                losses.append(self._loss(part, factor * part.counts))
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _loss(self, batch: Batch, factor: float) -> Tensor:
+    def _in_parts(self, piece: MicroBatch, batch: Batch) -> list[Part]:
+        return [Part(batch, piece.samples)] if self.parts == 1 else batch
+
+    def _loss(self, part: Part, factor: float) -> Tensor:
         """Forward and backward of data that is computed at once; its loss, which is 0 where it does
         not count."""
-        loss = self.reduction.model(to_device(batch, self.accelerator.device))["loss"]
+        batch = to_device(part.batch, self.accelerator.device)
+        loss = self.reduction.model(batch, part.samples)["loss"]
         self._backward(loss, factor)
         return loss.detach() if factor else torch.zeros_like(loss)
 
@@ -208,7 +220,12 @@ class Training:
         """What the step's loss is a mean over, on all processes together."""
         if self.objective.counts_samples:
             return pieces[0][0].total
-        own = sum(self.objective.count(batch) * piece.weight for piece, batch in pieces)
+        own = sum(
+            self.objective.count(part.batch, part.samples)
+            for piece, batch in pieces
+            for part in self._in_parts(piece, batch)
+            if piece.weight and part.counts
+        )
         return int(self.world.all_reduce_sum([own])[0]) or 1
 
     def _must_stop(self) -> bool:

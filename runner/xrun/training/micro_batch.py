@@ -15,7 +15,7 @@ import copy
 import ctypes
 import logging
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .. import environment
 from ..data.batch import Batch, to_device
 from ..data.loader import Fetch
 from ..data.sampler import MicroBatch
-from ..data.stream import is_stream
+from ..data.stream import is_stream, shard_of
 from ..errors import OutOfMemory, TrainError
 from ..recipe.schema import Train
 from ..run.record import RunRecord
@@ -134,44 +134,6 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def parts_of(piece: MicroBatch, batch: Batch, parts: int) -> list[tuple[Batch, bool]]:
-    """A micro-batch's data in so many parts, and whether each counts: of too few samples some are
-    computed and not counted.
-
-    Raises:
-        TrainError: the batch is nothing that can be cut by samples.
-    """
-    if parts == 1:
-        return [(batch, True)]
-    samples, size = len(piece.indices), -(-len(piece.indices) // parts)
-    bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
-    counted = [(_cut(batch, samples, start, stop), True) for start, stop in bounds]
-    return counted + [(_cut(batch, samples, 0, 1), False)] * (parts - len(counted))
-
-
-def _cut(batch: Batch, samples: int, start: int, stop: int) -> Batch:
-    """The samples `start` to before `stop` of everything in a batch that has as many entries as the
-    batch has samples."""
-    if isinstance(batch, Mapping):
-        return {name: _cut(value, samples, start, stop) for name, value in batch.items()}
-    if isinstance(batch, torch.Tensor) and batch.dim():
-        if len(batch) != samples:
-            raise TrainError(
-                "A micro-batch does not fit into memory, and it cannot be cut: a tensor in it has"
-                f" {len(batch)} entries for {samples} samples.",
-                "Use a machine with more memory, or start a new run with a smaller"
-                " train.micro_batch.",
-            )
-        return batch[start:stop]
-    if isinstance(batch, list | tuple):
-        if len(batch) == samples and not any(
-            isinstance(value, torch.Tensor | Mapping) for value in batch
-        ):
-            return batch[start:stop]
-        return [_cut(value, samples, start, stop) for value in batch]
-    return batch
-
-
 @contextlib.contextmanager
 def enough_memory(micro_batch: int, parts: int) -> Iterator[None]:
     """What is computed here lacks memory in our words.
@@ -209,8 +171,9 @@ def _train_once(
 ) -> None:
     probe = copy.deepcopy(objective).to(accelerator.device)
     optimizer = build_optimizer(train, probe)
+    batch = to_device(_batch(fetch, size), accelerator.device)
     with accelerator.autocast():
-        loss = probe(to_device(_batch(fetch, size), accelerator.device))["loss"]
+        loss = probe(batch, size)["loss"]
     loss.backward()
     optimizer.step()
 
@@ -219,10 +182,16 @@ def _batch(fetch: Fetch, size: int) -> Any:
     """The first `size` samples, as a micro-batch."""
     examples = None
     if is_stream(fetch.split):
-        source = fetch.split.shard(0) if hasattr(fetch.split, "shard") else fetch.split
+        source = shard_of(fetch.split, 0)
         examples = tuple(example for example, _ in zip(source, range(size), strict=False))
     indices = np.arange(size, dtype=np.int64) % (size if examples is not None else len(fetch.split))
     return fetch[MicroBatch(0, 0, 0, 0, indices, size, examples=examples)][1]
+
+
+def a_few_batches(fetch: Fetch, device: torch.device) -> Iterator[Batch]:
+    """Of the first sample, of the first two, and so on."""
+    for size in range(1, 9):
+        yield to_device(_batch(fetch, size), device)
 
 
 @contextlib.contextmanager

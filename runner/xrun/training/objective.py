@@ -1,43 +1,58 @@
 """A model and its task as one module: a batch goes in, sums come out.
 
 Sums, not means, because a step's loss is the sum over all of its micro-batches on all processes
-divided by the global batch's samples (tokens for language models); so an incomplete last batch is
-right, and so is any number of processes.
+divided by what the global batch counts: samples for a model's own loss, labels that are not ignored
+otherwise. So an incomplete last batch is right, and so is any number of processes. How many samples
+a batch has is told, never guessed from its tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data.batch import Batch, batch_size
-from ..errors import TrainError
+from ..data.batch import Batch, described
+from ..errors import ComponentError
+from .classes import Classes, fit
 from .compiled import Compiled
+from .contract import Components
 
 Sums = dict[str, Tensor]
-"""`loss` and metrics summed over `count` samples or tokens."""
+"""`loss` and metrics summed over what `count` counts."""
 IGNORED = -100
+_NAMELESS = Components()
 
 
 class Objective(nn.Module):
-    """Wraps a user's model; `forward(batch)` gives the micro-batch's sums, metrics only in
+    """Wraps a user's model; `forward(batch, samples)` gives the micro-batch's sums, metrics only in
     evaluation mode."""
 
-    def __init__(self, model: nn.Module, task: str) -> None:
+    def __init__(self, model: nn.Module, task: str, components: Components = _NAMELESS) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.compiled: Compiled | None = None
         self.whole = True
         """Whether the batch that comes is a whole one; a short one is not compiled."""
+        self.components = components
+        self.others: Callable[[], Iterable[Batch]] = tuple
+        """A few batches of other samples."""
+        self.classes = Classes(self._shapes_of_others)
 
-    def forward(self, batch: Batch | None) -> Sums:
-        """The sums of one micro-batch; without a batch, a zero that depends on every trainable
-        parameter."""
+    def forward(self, batch: Batch | None, samples: int = 0) -> Sums:
+        """The sums of one micro-batch of so many samples; without a batch, a zero that depends on
+        every trainable parameter.
+
+        Raises:
+            ComponentError: the batch or what the model makes of it does not fit the task.
+        """
         if batch is None:
             return {
                 "loss": sum(
@@ -45,67 +60,159 @@ class Objective(nn.Module):
                 )
             }
         if self.task == "model":
-            return self._own_loss(batch)
-        logits, labels = self._logits(batch)
-        return self._cross_entropy(logits, labels)
+            return self._own_loss(batch, samples)
+        logits, named = self._logits(batch)
+        return self._cross_entropy(logits, self._labels(batch), named)
 
     def _call(self, *arguments: Any, **named: Any) -> Any:
         if self.compiled is None or not self.whole:
             return self.model(*arguments, **named)
         return self.compiled(self.model, *arguments, **named)
 
-    def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if isinstance(batch, Mapping):
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            output, labels = self._call(**inputs), batch["labels"]
-        else:
-            output, labels = self._call(batch[0]), batch[1]
-        logits = output if isinstance(output, Tensor) else output.logits
+    def count(self, batch: Batch, samples: int) -> int:
+        """What the loss of a batch is a mean over: its samples where the model has a loss of its
+        own, else its labels that are not ignored. Class probabilities count as one label."""
+        if self.task == "model":
+            return samples
+        labels = self._labels(batch)
         if self.task == "language_modeling":
-            return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        return logits, labels
+            labels = labels[:, 1:]
+        if labels.is_floating_point():
+            return labels.numel() // max(1, labels.shape[min(1, labels.dim() - 1)])
+        if labels.device.type == "cpu":  # numpy takes a tenth of torch's time
+            return int(np.count_nonzero(labels.numpy() != IGNORED))
+        return int(torch.count_nonzero(labels != IGNORED))
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Sums:
+    @property
+    def counts_samples(self) -> bool:
+        """Whether `count` is the number of samples, so that every process knows the global batch's
+        without asking."""
+        return self.task == "model"
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if isinstance(batch, Mapping):
+            labels = batch.get("labels")
+        else:
+            labels = batch[1] if _is_pair(batch) else getattr(batch, "labels", None)
+        least = 2 if self.task == "language_modeling" else 1
+        if not isinstance(labels, Tensor) or labels.dim() < least:
+            raise self.components.bad_batch(self.task, batch)
+        return labels
+
+    def _logits(self, batch: Batch) -> tuple[Tensor, bool]:
+        """The model's logits, and whether it has named them."""
+        output = _output(self._call, batch)
+        logits = _logits_in(output)
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            raise self.components.bad_output(self.task, f"it returned {described(output)}")
+        return logits, not isinstance(output, Tensor | tuple | list)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, named: bool) -> Sums:
+        if self.task == "language_modeling":
+            self._check(logits.dim() == 3 and logits.shape[:2] == labels.shape, logits, labels)
+            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        elif not labels.is_floating_point():
+            logits, labels = self._classes_second(logits, labels, named)
+        self._check(fit(logits, labels), logits, labels)
+        labels = labels if labels.is_floating_point() else labels.long()
         sums = {
             "loss": functional.cross_entropy(
                 logits.float(), labels, ignore_index=IGNORED, reduction="sum"
             )
         }
         if not self.training and self.task == "classification":
-            sums["accuracy"] = (logits.argmax(-1) == labels).sum()
+            right = labels.argmax(1) if labels.is_floating_point() else labels
+            sums["accuracy"] = (logits.argmax(1) == right).sum()
         return sums
 
-    def _own_loss(self, batch: Batch) -> Sums:
-        output = self._call(**batch) if isinstance(batch, Mapping) else self._call(*batch)
-        if isinstance(output, Mapping):
-            values = dict(output.items())
-        else:
-            values = {"loss": getattr(output, "loss", output)}
+    def _classes_second(self, logits: Tensor, labels: Tensor, named: bool) -> tuple[Tensor, Tensor]:
+        """Logits and labels with the classes in the second dimension, where torch's cross entropy
+        wants them."""
+        if labels.dim() > 1 and self.classes.are_last(logits, labels, named):
+            return logits.flatten(0, -2), labels.flatten()
+        return logits, labels
+
+    def _shapes_of_others(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of other batches, by a copy of the model: nothing of it changes."""
+        probe = copy.deepcopy(self.model).eval()
+        for batch in self.others():
+            with torch.no_grad():
+                logits = _logits_in(_output(probe, batch))
+            yield logits, self._labels(batch)
+
+    def _check(self, fits: bool, logits: Tensor, labels: Tensor) -> None:
+        if not fits:
+            got = f"its logits are {described(logits)} for labels {described(labels)}"
+            raise self.components.bad_output(self.task, got)
+
+    def _own_loss(self, batch: Batch, samples: int) -> Sums:
+        output = _called(self._call, batch)
+        values = _values_in(output)
         if "count" in values:
-            raise TrainError(
-                "task: model: the model returns `count`, but its loss must be a mean over the"
-                " micro-batch's samples.",
+            raise ComponentError(
+                f"{self.components.model}: the model returns `count`, but its loss must be a mean"
+                " over the micro-batch's samples.",
                 "Return the mean over samples and no `count`.",
             )
-        samples = batch_size(batch)
+        loss = values.get("loss")
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise self.components.bad_output(self.task, f"it returned {described(output)}")
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise self.components.bad_output(
+                self.task, "its loss has no gradient (is it detached, or a constant?)"
+            )
+        values["loss"] = loss.reshape(()) if loss.dim() else loss
         return {
             name: value * samples
             for name, value in values.items()
             if isinstance(value, Tensor) and value.dim() == 0
         }
 
-    def count(self, batch: Batch) -> int:
-        """What the loss of a batch is a mean over: its samples, or its predicted tokens for
-        language models."""
-        if self.task == "language_modeling":
-            return int((batch["labels"][:, 1:] != IGNORED).sum())
-        return batch_size(batch)
 
-    @property
-    def counts_samples(self) -> bool:
-        """Whether `count` is the number of samples, so that every process knows the global batch's
-        without asking."""
-        return self.task != "language_modeling"
+def _output(model: Callable[..., Any], batch: Batch) -> Any:
+    """What the model makes of a batch without its labels."""
+    if isinstance(batch, Mapping):
+        return model(**{name: value for name, value in batch.items() if name != "labels"})
+    return model(batch[0] if _is_pair(batch) else batch)
+
+
+def _is_pair(batch: Batch) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2
+
+
+def _called(model: Callable[..., Any], batch: Batch) -> Any:
+    """What a plain torch loop calls: names by name, a tuple one by one, anything else as it is."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def _logits_in(output: Any) -> Any:
+    """The tensor itself, what is called `logits`, or the first thing of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+        return output[0] if output else None
+    return getattr(output, "logits", None)
+
+
+def _values_in(output: Any) -> dict[str, Any]:
+    """What a model with a loss of its own returns, by names; a plain tuple's only scalar is its
+    loss."""
+    if isinstance(output, Mapping):
+        return dict(output.items())
+    if hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    if dataclasses.is_dataclass(output):
+        return {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
+    if isinstance(output, tuple | list):
+        scalars = [each for each in output if isinstance(each, Tensor) and not each.dim()]
+        return {"loss": scalars[0]} if len(scalars) == 1 else {}
+    return {"loss": getattr(output, "loss", output)}
 
 
 def means(sums: Mapping[str, float], count: float, task: str) -> dict[str, float]:

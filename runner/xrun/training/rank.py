@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import threading
 import traceback
 from collections.abc import Iterator
@@ -26,13 +25,12 @@ from .. import environment
 from ..errors import EX_TEMPFAIL, Stopped
 from ..files import write_in_place
 from ..machine.stop import StopFlag, end_with_parent
+from ..run import logs
 from ..run.folder import RunFolder
-from ..run.logs import TRACEBACK, end_file
 from ..run.plan import Plan
 from ..run.record import Outcome
 from ..run.stores import open_store, restore_soon
 from ..store.protocol import Store
-from .failure import failure_of
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -80,9 +78,11 @@ def live(plan: Plan, attempt: str, stop: StopFlag, store: Store | None) -> Outco
     except Stopped:
         return Outcome(EX_TEMPFAIL)
     except (Exception, SystemExit) as error:
+        from .failure import failure_of  # imports torch, which is to come after the store's files
+
         failure = failure_of(error, step)
         if failure.traceback:
-            print(textwrap.indent(traceback.format_exc(), TRACEBACK), file=sys.stderr)
+            print(logs.aside(traceback.format_exc()), file=sys.stderr)
         return Outcome(failure.code or 1, failure)
     return Outcome(0)
 
@@ -121,7 +121,7 @@ def _told_to_go() -> bool:
 def _leave(plan: Plan, attempt: str, outcome: Outcome) -> None:
     """Write down how this rank ends, for the entrypoint to believe, to tell and to keep. There is
     room for it, whatever has filled the disk since."""
-    path = end_file(RunFolder(plan.folder).logs(attempt), int(os.environ.get("RANK", "0")))
+    path = logs.end_file(RunFolder(plan.folder).logs(attempt), int(os.environ.get("RANK", "0")))
     try:
         write_in_place(path, json.dumps(outcome.to_json()).encode())
     except OSError as problem:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms share 
 from ..checkpoint import restore
 from ..checkpoint.state import TrainState
 from ..errors import CheckpointError, LeaseLost, XrunError
-from ..run.checkpoint import Checkpoint
+from ..run.checkpoint import Checkpoint, DataFacts
 from ..run.plan import Plan
 from ..run.record import RunRecord
 from ..run.stores import open_store
@@ -38,6 +38,11 @@ class Start:
     def record(self) -> RunRecord:
         """What the head says."""
         return RunRecord.of(self.head)
+
+    @property
+    def trained_on(self) -> DataFacts:
+        """The data of the run's own steps so far; nothing of a fork's, which may have others."""
+        return self.checkpoint.data if self.checkpoint and self.record.checkpoints else {}
 
     def say(self, environment: Mapping[str, Any], state: TrainState, parts: int) -> None:
         """Tell people where the attempt begins, and from which step on bits may differ."""

@@ -1,0 +1,114 @@
+"""`Components`: what a recipe's model and dataset must do, and what is said where one does not.
+
+A mistake in them shows in the first step: what they raise there becomes a ComponentError that names
+the file, what was wanted and what was got, with the traceback in the rank's log. The machine's own
+troubles (memory, devices, the network) stay what they are, and so does whatever comes later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from ..data.batch import Batch, described
+from ..errors import ComponentError
+from .failure import is_of_the_machine
+
+_BATCHES = {
+    "classification": "a dict with `labels`, or a pair (inputs, labels); labels are a tensor",
+    "language_modeling": "a dict with `input_ids` and `labels`, tensors of one shape (batch, time)",
+    "model": "what the model takes: a dict by name, a tuple one by one, anything else as it is",
+}
+_OUTPUTS = {
+    "classification": (
+        "logits, as a tensor, as `.logits` or first in a tuple: (batch, classes), with labels of"
+        " more dimensions (batch, classes, ...) or (batch, ..., classes)"
+    ),
+    "language_modeling": (
+        "logits (batch, time, vocabulary), as a tensor, as `.logits` or first in a tuple"
+    ),
+    "model": (
+        "its loss, one number in a tensor with a gradient, or a dict or object with `loss`: a mean"
+        " over the micro-batch's samples"
+    ),
+}
+_LISTS = (
+    " torch's default_collate turns lists inside of samples; give tensors (Hugging Face:"
+    " `.with_format('torch')`) or the split a `collate`."
+)
+_COMPUTING = ("_loss", "_add", "_train_once", "forward")
+"""Functions in which the model is called, with its `batch`."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """A run's components as people know them, `models/NAME.py` and `datasets/NAME.py`."""
+
+    model: str = "the model"
+    dataset: str = "the dataset"
+
+    def bad_batch(self, task: str, batch: Batch) -> ComponentError:
+        """A batch that the task cannot use."""
+        return ComponentError(
+            f"{self.dataset}: a batch of `task: {task}` is {_BATCHES[task]} (got"
+            f" {described(batch)}).",
+            _LISTS.strip() if "[" in described(batch) else "",
+        )
+
+    def bad_output(self, task: str, got: str) -> ComponentError:
+        """Something that the model returned and the task cannot use."""
+        return ComponentError(
+            f"{self.model}: a model of `task: {task}` returns {_OUTPUTS[task]}; {got}."
+        )
+
+    @contextlib.contextmanager
+    def proving(self, task: str, untried: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """While the components have not shown that they work, what they raise is a mistake in them.
+
+        Raises:
+            ComponentError: a component has raised something, and it was `untried` then.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not untried() or is_of_the_machine(error):
+                raise
+            if (told := self._told(error, task)) is None:
+                raise
+            raise told from error
+
+    def _told(self, error: Exception, task: str) -> ComponentError | None:
+        """The sentence about an error, by the frames that it came through; None if no component
+        is among them."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        where = {str(frame.f_globals.get("__name__")).removeprefix("xrun.") for frame in frames}
+        what = in_short(error)
+        if where & {"data.loader", "data.stream"}:
+            return ComponentError(
+                f"{self.dataset}: reading a batch failed: {what}.",
+                f"A batch of `task: {task}` is {_BATCHES[task]}.",
+            )
+        if frame := next(filter(_computes, frames), None):
+            got = described(frame.f_locals.get("batch"))
+            return ComponentError(
+                f"{self.model}: the forward or backward pass failed: {what}. The batch was {got}.",
+                f"A model of `task: {task}` returns {_OUTPUTS[task]}.",
+            )
+        return None
+
+
+def in_short(error: BaseException) -> str:
+    """An error in one line; a loader's worker tells a whole traceback, which ends with it."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
+        return lines[-1][:300].rstrip(".")
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
+
+
+def _computes(frame: FrameType) -> bool:
+    """Whether it is one of xrun's own in which a batch is computed, forward and backward."""
+    own = str(frame.f_globals.get("__name__")).startswith("xrun.training.")
+    return own and frame.f_code.co_name in _COMPUTING
