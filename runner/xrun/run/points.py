@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorrupt
+from ..files import with_numbers
 from ..store.protocol import Store
 from .record import Piece
 
@@ -32,7 +33,8 @@ def parse(line: bytes) -> dict[str, Any] | None:
         point = json.loads(line)
     except ValueError:
         return None
-    return point if isinstance(point, dict) and isinstance(point.get("step"), int) else None
+    is_point = isinstance(point, dict) and isinstance(point.get("step"), int)
+    return with_numbers(point) if is_point else None
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:

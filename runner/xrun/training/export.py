@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -17,6 +16,8 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from ..checkpoint.state import local
+from ..files import json_text
 from ..run import spending
 from ..run.folder import RunFolder
 from ..run.plan import Plan
@@ -65,12 +66,23 @@ def write(
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]  # transformers has it as a method
     else:
-        save_model(model, str(temporary / WEIGHTS))
-        (temporary / "config.json").write_text(json.dumps(_config(plan), indent=1) + "\n")
+        save_model(_Stored(model), str(temporary / WEIGHTS))
+        (temporary / "config.json").write_text(json_text(_config(plan), indent=1) + "\n")
     sha256 = sha256_of(temporary / WEIGHTS)
     (temporary / "README.md").write_text(model_card(plan, finished, attempts, sha256))
     _replace(temporary, folder)
     return sha256
+
+
+class _Stored(nn.Module):
+    """A model's tensors as a file holds them; see `checkpoint.state.local`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._tensors = {name: local(tensor) for name, tensor in model.state_dict().items()}
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]  # save_model wants no more
+        return self._tensors
 
 
 def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
@@ -122,7 +134,7 @@ Data revision: {finished.data_revision or "not named by the dataset"}.
 ## Recipe
 
 ```json
-{json.dumps(plan.recipe, indent=1)}
+{json_text(plan.recipe, indent=1)}
 ```
 
 ## Code
