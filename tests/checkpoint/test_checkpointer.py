@@ -103,6 +103,7 @@ class Run:
         width: int = 5,
         gate: str = "",
         keep: Keep | None = None,
+        small: int = 0,
     ) -> None:
         torch.manual_seed(0)
         self.model = Model(width)
@@ -122,7 +123,7 @@ class Run:
         tracker.start({}, 0)
         self.lease = Lease(self.store, head, environment={"threads": 1}, keep=keep or Keep())
         schedule = SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0)
-        self.checkpointer = Checkpointer(self.state, self.lease, schedule, tracker)
+        self.checkpointer = Checkpointer(self.state, self.lease, schedule, tracker, small=small)
 
     def forward(self) -> None:
         x = torch.randn(4, self.width, generator=torch.Generator().manual_seed(self.state.step))
@@ -350,8 +351,23 @@ def test_frozen_weights_are_copied_beside_the_forward_pass(tmp_path: Path) -> No
     late = Late(run)
     names = {"model.frozen.weight", "model.frozen.bias"}
     for expected in (names, names, set(), set()):
-        assert run.checkpointer._moving() - run.state.changing() == expected
+        assert run.checkpointer._early(run.state.tensors()) - run.state.changing() == expected
         late.save_over_a_step(lambda: still(run))
+
+
+def test_nothing_that_a_small_model_does_tears_its_copy(tmp_path: Path) -> None:
+    """Its trained weights, which it clamps behind autograd's back from some step on, are copied
+    before; of a larger model, those that are small."""
+    run = Run(tmp_path, small=1 << 20)
+    late = Late(run)
+    for step in range(4):
+        before = late.save_over_a_step(
+            lambda now=step: run.model.linear.weight.data.clamp_(-0.3 / (now + 1), 0.3)
+        )
+        assert run.steps()[-1] == step
+        assert equal(committed(run, tmp_path / "other"), before)
+    run.checkpointer.small = 15  # bytes: three biases are 12
+    assert run.checkpointer._early(run.state.tensors()) == {"model.linear.bias", "model.seen"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -423,6 +439,23 @@ def test_only_trouble_of_the_store_passes(tmp_path: Path, caplog: pytest.LogCapt
     with pytest.raises(TrainError, match=r"state of step 1 cannot be saved: TypeError"):
         run.checkpointer.wait()
     assert run.steps() == [0]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex128])
+def test_a_buffer_that_a_forward_pass_has_reshaped_comes_back(
+    tmp_path: Path, kind: torch.dtype
+) -> None:
+    """A buffer's shape is state, as its values are; it stays the same buffer."""
+    first, second = Run(tmp_path), Run(tmp_path / "other")
+    second.model.seen = second.model.seen.to(kind)
+    first.model.seen = torch.zeros(2, 3, dtype=kind)
+    first.step()
+    first.save()
+    buffer = second.model.seen
+    load(second.state, *newest(first.store, first.lease.head)[1:])
+    assert second.model.seen is buffer
+    assert torch.equal(second.model.seen, torch.ones(2, 3, dtype=kind))
+    assert equal(second.values(), first.values())
 
 
 def test_one_save_is_in_flight_and_the_newest_request_wins(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import re
@@ -46,6 +47,9 @@ from .state import TrainState, local, rows
 
 log = logging.getLogger("xrun")
 
+SMALL_BYTES = 16 << 20
+"""So much of the model is copied before the next forward pass in any case, which takes some
+milliseconds: then nothing that a small model does to itself can tear its copy."""
 _FROZEN = "frozen"
 _FROZEN_NAME = re.compile(rf"{_FROZEN}-\d+-\d+-(?P<writer>.+)")
 """What a manifest calls a file of frozen tensors: rank, number, and the attempt that wrote it
@@ -72,9 +76,10 @@ class Checkpointer:
         schedule: SaveSchedule,
         tracker: Tracker | None,
         writers: Writers = Writers(),
+        small: int = SMALL_BYTES,
     ) -> None:
         self.state, self.lease, self.schedule = state, lease, schedule
-        self.tracker, self.writers = tracker, writers
+        self.tracker, self.writers, self.small = tracker, writers, small
         self.unavailable = ""
         """Why nobody could tell whether the last save was committed; "" if that is not what
         happened to it."""
@@ -127,7 +132,7 @@ class Checkpointer:
             name: tensor for name, tensor in self.state.tensors().items() if self._writes(tensor)
         }
         parts = {name: local(tensor) for name, tensor in sources.items()}
-        early = set(parts) if alone or self._first else self._moving() & set(parts)
+        early = set(parts) if alone or self._first else self._early(parts)
         self._first = False
         files = self._files(parts)
         self._snapshot.copy(files, early)
@@ -187,9 +192,15 @@ class Checkpointer:
     def _writes(self, tensor: Tensor) -> bool:
         return self.writers.rank == 0 or hasattr(tensor, "to_local")
 
-    def _moving(self) -> set[str]:
-        """Names of what the next forward pass may change."""
-        return self.state.changing() | self._movement.unsure(self.state.frozen())
+    def _early(self, parts: Mapping[str, Tensor]) -> set[str]:
+        """Names of what is copied before the next forward pass: what it may change, and what is
+        small."""
+        moving = self.state.changing() | self._movement.unsure(self.state.frozen())
+        of_model = [name for name in parts if name.startswith("model.")]
+        smallest = sorted(of_model, key=lambda name: parts[name].nbytes)
+        sums = itertools.accumulate(parts[name].nbytes for name in smallest)
+        small = {name for name, size in zip(smallest, sums, strict=True) if size <= self.small}
+        return moving & set(parts) | small
 
     def _save(self, saving: _Saving) -> None:
         everybody = self._gather(self._make(saving))

@@ -3,7 +3,7 @@ to be compared by eye."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +81,15 @@ class TrainState:
             torch.get_num_threads()
         ) as threads:  # fresh memory comes page by page, which takes longest
             list(threads.map(fill, wanted.keys(), wanted.values()))
+
+    def take_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give buffers the shapes that they were saved with, which a forward pass may have
+        changed; their values are to be loaded."""
+        changing, saved = self.changing(), dict(self._saved())
+        for name, shape in shapes.items():
+            if name in changing and rows(buffer := saved[name.removeprefix("model.")])[1] != shape:
+                own = shape[:-1] if buffer.dtype in _PAIRS else shape
+                buffer.data = torch.zeros(own, dtype=buffer.dtype, device=buffer.device)
 
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in

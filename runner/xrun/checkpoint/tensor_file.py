@@ -107,6 +107,10 @@ class TensorReader:
         """Names of all tensors in the checkpoint."""
         return set(self._pieces)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each."""
+        return {name: pieces[0][1][1] for name, pieces in self._pieces.items()}
+
     @torch.no_grad()
     def fill(self, name: str, target: Tensor, rows: Rows) -> None:
         """Copy the saved rows into `target`, the part of the tensor that starts at `rows[0]`, in
