@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from support.paths import SOURCES
 from support.running import until
-from xrun.files import read_json, write_bytes, write_json
+from xrun.files import json_text, read_json, with_numbers, write_bytes, write_json
 
 WRITER = """
 import sys
@@ -54,3 +55,22 @@ def test_what_is_not_whole_says_nothing(tmp_path: Path, content: bytes | None) -
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json") is None
+
+
+def test_json_is_json_whatever_the_numbers(tmp_path: Path) -> None:
+    """NaN and infinities at any depth become the strings that Protobuf's JSON has for them, all
+    else is as `json.dumps` writes it, and numbers can be read back."""
+    values = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "one": 1.5, "word": "x"}
+    odd = {"deep": [values, (math.nan,)], **values}
+    spelled = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity", "one": 1.5, "word": "x"}
+    assert json.loads(json_text(odd), parse_constant=pytest.fail) == {
+        "deep": [spelled, ["NaN"]],
+        **spelled,
+    }
+    plain = {"a": [1, None, "ü"], "b": {"c": 1e-7}}
+    assert json_text(plain, indent=1) == json.dumps(plain, indent=1)
+    back = with_numbers(spelled)
+    assert math.isnan(back.pop("nan"))
+    assert back == {name: value for name, value in values.items() if name != "nan"}
+    write_json(tmp_path / "config.json", odd)
+    assert (tmp_path / "config.json").read_text() == json_text(odd, indent=1) + "\n"

@@ -12,6 +12,8 @@
     │   └── CheckpointCorrupt      5   one is damaged; restore falls back to the one before
     ├── TrainError                 6   training cannot go on
     │   ├── NonFiniteLoss          6
+    │   ├── NonFiniteGradient      6
+    │   ├── NonFiniteWeights       6
     │   └── DataExhausted          6
     ├── ProcessesApart            75   the training processes cannot reach each other
     ├── AcceleratorsMissing       75   torch cannot use what was rented; another machine may do
@@ -169,6 +171,14 @@ class TrainError(XrunError):
 
 class NonFiniteLoss(TrainError):
     """The loss is NaN or infinite; the optimizer has not stepped on it."""
+
+
+class NonFiniteGradient(TrainError):
+    """A gradient is NaN or infinite; the optimizer has not stepped on it."""
+
+
+class NonFiniteWeights(TrainError):
+    """A step has made weights NaN or infinite; they are neither committed nor exported."""
 
 
 class DataExhausted(TrainError):

@@ -1,18 +1,50 @@
 """Small files that are replaced as a whole: a reader, or a kill at any moment, finds the old one or
-the new one."""
+the new one. And what JSON written by xrun looks like."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""JSON has no such numbers; they are written as these strings, as in Protobuf's JSON and W&B's."""
+
+
+def json_text(value: Any, **layout: Any) -> str:
+    """JSON that every reader takes, where `json.dumps` would write a bare NaN; `layout` is its
+    own."""
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        return json.dumps(_spelled(value), allow_nan=False, **layout)
+
+
+def with_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, with numbers where `json_text` has written strings."""
+    return {
+        name: NOT_FINITE.get(value, value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _spelled(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file; afterwards it survives a power cut. Raises OSError."""
-    write_bytes(path, json.dumps(value, indent=1).encode() + b"\n")
+    write_bytes(path, json_text(value, indent=1).encode() + b"\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

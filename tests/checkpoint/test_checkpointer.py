@@ -7,6 +7,7 @@ Covers `xrun.checkpoint.lease`, `xrun.checkpoint.restore` and `xrun.checkpoint.s
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -29,12 +30,19 @@ from xrun.checkpoint.checkpointer import Checkpointer
 from xrun.checkpoint.lease import Keep, Lease
 from xrun.checkpoint.restore import load, newest
 from xrun.checkpoint.schedule import SaveSchedule
-from xrun.checkpoint.snapshot import Snapshot
+from xrun.checkpoint.snapshot import _NOT_FINITE, Snapshot, is_finite
 from xrun.checkpoint.state import TrainState
-from xrun.errors import AttemptEnd, CheckpointCorrupt, LeaseLost
+from xrun.errors import (
+    AttemptEnd,
+    CheckpointCorrupt,
+    LeaseLost,
+    NonFiniteWeights,
+    StoreError,
+    TrainError,
+)
 from xrun.recipe.interval import Every
 from xrun.recipe.schema import Train
-from xrun.run.checkpoint import Checkpoint
+from xrun.run.checkpoint import ARITHMETIC, Checkpoint
 from xrun.run.record import AttemptRecord, RunRecord
 from xrun.store.directory.store import DirectoryStore
 from xrun.store.protocol import Chunk, Head, StoredFile
@@ -95,6 +103,7 @@ class Run:
         width: int = 5,
         gate: str = "",
         keep: Keep | None = None,
+        small: int = 0,
     ) -> None:
         torch.manual_seed(0)
         self.model = Model(width)
@@ -114,7 +123,7 @@ class Run:
         tracker.start({}, 0)
         self.lease = Lease(self.store, head, environment={"threads": 1}, keep=keep or Keep())
         schedule = SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0)
-        self.checkpointer = Checkpointer(self.state, self.lease, schedule, tracker)
+        self.checkpointer = Checkpointer(self.state, self.lease, schedule, tracker, small=small)
 
     def forward(self) -> None:
         x = torch.randn(4, self.width, generator=torch.Generator().manual_seed(self.state.step))
@@ -237,6 +246,218 @@ def test_a_change_outside_of_the_step_loses_that_save_only(
     assert run.steps() == [1, 3]
 
 
+def committed(run: Run, other: Path) -> dict[str, Tensor]:
+    """What the newest checkpoint holds, in another run's state; this one goes on."""
+    reader = Run(other, f"r{run.state.step}")
+    head = run.store.head()
+    assert head is not None
+    load(reader.state, *newest(run.store, head)[1:])
+    return reader.values()
+
+
+class Late:
+    """Holds the copying thread, so that what is copied beside a forward pass is copied after it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.held, self.go = run, threading.Event(), threading.Event()
+
+    def save_over_a_step(self, move: Callable[[], None]) -> dict[str, Tensor]:
+        """Save, and move something in the forward pass of the next step; what the state was."""
+        run = self.run
+        self.held.clear()
+        self.go.clear()
+        run.checkpointer.wait()
+        run.checkpointer._thread.submit(self._hold)
+        assert self.held.wait(60)
+        before = run.values()
+        run.checkpointer.begin()
+        move()
+        run.forward()
+        self.go.set()
+        run.checkpointer.before_step()
+        run.state.optimizer.step()
+        run.state.optimizer.zero_grad(set_to_none=True)
+        run.state.step += 1
+        run.checkpointer.wait()
+        return before
+
+    def _hold(self) -> None:
+        self.held.set()
+        self.go.wait(60)
+
+
+def still(run: Run) -> None:
+    """Nothing moves."""
+
+
+def teacher(run: Run) -> None:
+    """A write that no version shows."""
+    run.model.frozen.weight.data.mul_(0.9).add_(0.1)
+
+
+def watched_teacher(run: Run) -> None:
+    """A write that autograd knows of."""
+    with torch.no_grad():
+        run.model.frozen.weight.mul_(0.9).add_(0.1)
+
+
+def renormed(run: Run) -> None:
+    """What `nn.Embedding(max_norm=1)` does to trained weights."""
+    table = run.model.linear.weight.detach()
+    torch.embedding_renorm_(table, torch.arange(3), 0.5, 2.0)
+    table.mul_(0.99)
+
+
+@pytest.mark.parametrize("move", [teacher, watched_teacher, renormed])
+def test_what_a_forward_pass_moves_is_saved_as_it_was_before(
+    tmp_path: Path, move: Callable[[Run], None]
+) -> None:
+    """Whether its versions tell or not, from the first save on, every checkpoint is the state
+    between two steps."""
+    run = Run(tmp_path)
+    late = Late(run)
+    for step in range(5):
+        before = late.save_over_a_step(lambda: move(run))
+        assert run.steps()[-1] == step
+        assert equal(committed(run, tmp_path / "other"), before)
+
+
+@pytest.mark.parametrize("move", [teacher, watched_teacher, renormed])
+def test_what_begins_to_move_later_loses_one_save_at_most(
+    tmp_path: Path, move: Callable[[Run], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy that it spoiled is not committed, the next save is made at the next step, and that one
+    and all later ones are right."""
+    run = Run(tmp_path)
+    late = Late(run)
+    for _ in range(3):
+        late.save_over_a_step(lambda: still(run))
+    good = run.steps()
+    assert not run.checkpointer._wanted
+    late.save_over_a_step(lambda: move(run))
+    assert "The save of step 3 failed" in caplog.text
+    assert run.steps() == good
+    assert run.checkpointer.due(run.state.step)
+    for step in (4, 5, 6):
+        before = late.save_over_a_step(lambda: move(run))
+        assert run.steps()[-1] == step
+        assert equal(committed(run, tmp_path / "other"), before)
+
+
+def test_frozen_weights_are_copied_beside_the_forward_pass(tmp_path: Path) -> None:
+    """The first two saves copy them before it; once they have been seen to stay, the loop does not
+    wait for a large base."""
+    run = Run(tmp_path)
+    late = Late(run)
+    names = {"model.frozen.weight", "model.frozen.bias"}
+    for expected in (names, names, set(), set()):
+        assert run.checkpointer._early(run.state.tensors()) - run.state.changing() == expected
+        late.save_over_a_step(lambda: still(run))
+
+
+def test_nothing_that_a_small_model_does_tears_its_copy(tmp_path: Path) -> None:
+    """Its trained weights, which it clamps behind autograd's back from some step on, are copied
+    before; of a larger model, those that are small."""
+    run = Run(tmp_path, small=1 << 20)
+    late = Late(run)
+    for step in range(4):
+        before = late.save_over_a_step(
+            lambda now=step: run.model.linear.weight.data.clamp_(-0.3 / (now + 1), 0.3)
+        )
+        assert run.steps()[-1] == step
+        assert equal(committed(run, tmp_path / "other"), before)
+    run.checkpointer.small = 15  # bytes: three biases are 12
+    assert run.checkpointer._early(run.state.tensors()) == {"model.linear.bias", "model.seen"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path, value: float) -> None:
+    """The save that finds one ends the run, names it, and leaves the checkpoint before; buffers may
+    hold what they like."""
+    run = Run(tmp_path)
+    run.model.seen.fill_(float("-inf"))
+    run.step()
+    run.save()
+    run.step()
+    with torch.no_grad():
+        run.model.linear.bias[1] = value
+    run.checkpointer.begin()
+    with pytest.raises(NonFiniteWeights, match=r"linear\.bias is not finite after step 2"):
+        run.checkpointer.wait()
+    with pytest.raises(NonFiniteWeights):
+        run.checkpointer.check()
+    assert run.steps() == [1]
+
+
+@pytest.mark.parametrize("kind", sorted(_NOT_FINITE, key=str))
+def test_every_kind_of_number_is_judged_as_torch_judges_it(kind: torch.dtype) -> None:
+    """Every pattern of bits of the small kinds, and the edges of the large ones, wherever they
+    lie."""
+    plain = torch.float32 if kind.is_complex else kind
+    limits = torch.finfo(plain)
+    odd = [float("nan"), float("inf"), float("-inf")]
+    for value in [*odd, limits.max, limits.min, limits.tiny, -0.0]:
+        numbers = torch.full((7,), 1.0).to(plain)
+        numbers[3] = value
+        expected = bool(torch.isfinite(numbers.double()).all())
+        assert is_finite(numbers.view(torch.uint8), kind) == expected, value
+    if plain.itemsize == 1:
+        for bits in range(256):
+            number = torch.tensor([bits], dtype=torch.uint8)
+            finite = bool(torch.isfinite(number.view(plain).double()))
+            assert is_finite(number, kind) == finite, bits
+
+
+class Broken(Gate):
+    """A store whose disk is full."""
+
+    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_save_of_step_0_ends_the_run(tmp_path: Path) -> None:
+    """Even for trouble of the store's, since there is nothing to come back to."""
+    run = Run(tmp_path)
+    run.lease.store = Broken(tmp_path / "state", "run", "a1", "me")
+    run.checkpointer.begin()
+    with pytest.raises(StoreError, match="No space left"):
+        run.checkpointer.wait()
+
+
+def test_only_trouble_of_the_store_passes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Later a full disk loses a save; what would go wrong at every save ends the run, as its
+    sentence says."""
+    run = Run(tmp_path)
+    run.save()
+    run.step()
+    store, run.lease.store = run.lease.store, Broken(tmp_path / "state", "run", "a1", "me")
+    run.save()
+    assert "The save of step 1 failed" in caplog.text
+    run.lease.store = store
+    run.state.stream = {"position": object()}
+    run.checkpointer.begin()
+    with pytest.raises(TrainError, match=r"state of step 1 cannot be saved: TypeError"):
+        run.checkpointer.wait()
+    assert run.steps() == [0]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex128])
+def test_a_buffer_that_a_forward_pass_has_reshaped_comes_back(
+    tmp_path: Path, kind: torch.dtype
+) -> None:
+    """A buffer's shape is state, as its values are; it stays the same buffer."""
+    first, second = Run(tmp_path), Run(tmp_path / "other")
+    second.model.seen = second.model.seen.to(kind)
+    first.model.seen = torch.zeros(2, 3, dtype=kind)
+    first.step()
+    first.save()
+    buffer = second.model.seen
+    load(second.state, *newest(first.store, first.lease.head)[1:])
+    assert second.model.seen is buffer
+    assert torch.equal(second.model.seen, torch.ones(2, 3, dtype=kind))
+    assert equal(second.values(), first.values())
+
+
 def test_one_save_is_in_flight_and_the_newest_request_wins(tmp_path: Path) -> None:
     """Requests while a save is on its way wait, become one, and save the state of the first step at
     which none is."""
@@ -282,7 +503,9 @@ def test_a_snapshot_of_any_layout_is_right() -> None:
         "half": torch.randn(5).bfloat16(),
     }
     snapshot = Snapshot()
-    snapshot.copy({"file": sources, "nothing": {"empty": torch.zeros(0)}})
+    files = {"file": sources, "nothing": {"none": torch.zeros(0)}}
+    snapshot.copy(files, {"t", "empty", "none"})
+    snapshot.copy(files, {"scalar", "half"})
     room = snapshot.rooms["file"]
     assert room.data_ptr() % mmap.PAGESIZE == 0
     assert equal(
@@ -553,9 +776,11 @@ def test_a_manifest_of_a_newer_xrun_is_read() -> None:
 
 def test_differences_name_what_changed() -> None:
     """Only what differs is said, missing values included."""
-    before = Checkpoint(1, environment={"threads": 2, "torch": "2", "cuda": None})
+    known = {"threads": 2, "torch": "2", "cuda": None}
+    before = Checkpoint(1, environment=known, arithmetic=ARITHMETIC)
     assert before.differences({"threads": 1, "torch": "2"}) == "threads 2 -> 1"
-    assert Checkpoint(1, environment={"a": 1}).differences({"a": 1}) == ""
+    assert before.differences(known) == ""
+    assert "arithmetic" in Checkpoint(1, environment=known, arithmetic=0).differences(known)
 
 
 @pytest.fixture

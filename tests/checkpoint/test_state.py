@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xrun.checkpoint.state import TrainState, local, rows
 from xrun.checkpoint.tensor_file import TensorReader, bytes_of, header
-from xrun.errors import CheckpointError, TrainError
+from xrun.errors import CheckpointError, ComponentError, TrainError
 from xrun.recipe.schema import Train
 from xrun.training.objective import Objective
 from xrun.training.optimizer import build_optimizer
@@ -271,3 +271,58 @@ def test_the_numbers_come_back_through_json() -> None:
     older = make()
     older.load_numbers({name: value for name, value in values.items() if name != "exact"})
     assert older.exact, "what an older xrun did not save"
+
+
+class Odd(nn.Module):
+    """Trained complex weights and a complex buffer."""
+
+    roots: Tensor
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, dtype=kind))
+        self.register_buffer("roots", torch.randn(2, 2, dtype=kind).t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, None] * self.weight).abs() + self.roots.abs().sum()
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.complex128])
+def test_complex_numbers_come_back(tmp_path: Path, kind: torch.dtype) -> None:
+    """Weights, what the optimizer keeps of them, and buffers, bit by bit, whether or not the file's
+    format has such numbers."""
+    states = [make(seed=seed, model=Odd(kind)) for seed in (0, 1)]
+    for number in range(2):
+        x = torch.tensor([0, 1, 2])
+        Objective(states[0].model, "classification")((x + number, x))["loss"].backward()
+        states[0].optimizer.step()
+    tensors = {name: local(t).contiguous() for name, t in states[0].tensors().items()}
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(header(tensors, {}) + b"".join(map(bytes, map(bytes_of, tensors.values()))))
+    assert not same(*states)
+    load(states[1], path)
+    assert same(*states)
+    assert states[1].model.get_parameter("weight").dtype == kind
+
+
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        (torch.eye(3).to_sparse(), "stored as torch.sparse_coo"),
+        (torch.zeros(2, device="meta"), "on the device meta"),
+        (torch.zeros(2, dtype=torch.float8_e4m3fnuz), "the type torch.float8_e4m3fnuz"),
+        (torch.zeros(2, dtype=torch.complex128).conj(), "a conjugated view"),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_is_named(tensor: Tensor, what: str) -> None:
+    """Before anything is written, with the reason and the way out; without being saved it may be
+    there."""
+    for persistent in (True, False):
+        model = nn.Linear(2, 2)
+        model.register_buffer("odd", tensor, persistent=persistent)
+        state = make(model=model)
+        if persistent:
+            with pytest.raises(ComponentError, match=rf"model\.odd (is|has) {what}.*persistent"):
+                state.tensors()
+        else:
+            assert set(state.tensors()) == {"model.weight", "model.bias"}

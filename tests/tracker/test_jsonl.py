@@ -4,6 +4,7 @@ SIGKILL."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -57,24 +58,37 @@ def test_points_come_back_as_they_were_logged(tmp_path: Path) -> None:
 
 def test_lines_are_what_json_writes(tmp_path: Path) -> None:
     """Whatever is logged, a line is byte for byte what `json.dumps` makes of the point."""
-    odd = {
-        "a": 1e-7,
-        "b": -0.0,
-        "c": float("inf"),
-        "d": float("nan"),
-        "e": 2**70,
-        "f": 'ü"\n\\',
-        "ü": True,
-        "g": None,
-        "h": [1],
-    }
+    odd = {"a": 1e-7, "b": -0.0, "e": 2**70, "f": 'ü"\n\\', "ü": True, "g": None, "h": [1]}
     tracker, _ = attempt(tmp_path, 0, Clock())
     tracker.log(1, odd)
-    tracker.log(2, {"loss": float("-inf")})
-    points = [{"step": 1, **odd, "time": 102.0}, {"step": 2, "loss": float("-inf"), "time": 103.0}]
-    assert (tmp_path / "metrics.jsonl").read_text() == "".join(
-        json.dumps(point) + "\n" for point in points
-    )
+    line = json.dumps({"step": 1, **odd, "time": 102.0}) + "\n"
+    assert (tmp_path / "metrics.jsonl").read_text() == line
+
+
+def test_numbers_that_json_does_not_have_are_strings_there_and_numbers_here(tmp_path: Path) -> None:
+    """A line with NaN or an infinity is JSON for every reader, and xrun's own reads the numbers;
+    lines of an older xrun have them bare."""
+    tracker, _ = attempt(tmp_path, 0, Clock())
+    tracker.log(1, {"a": float("nan"), "b": float("inf"), "c": [float("-inf")], "d": "0a"})
+    tracker.finish()
+    path = tmp_path / "metrics.jsonl"
+    (line,) = path.read_text().splitlines()
+    refused = pytest.fail
+    found = json.loads(line, parse_constant=refused)
+    assert found == {
+        "step": 1,
+        "a": "NaN",
+        "b": "Infinity",
+        "c": ["-Infinity"],
+        "d": "0a",
+        "time": 102.0,
+    }
+    with path.open("a") as file:
+        file.write('{"step": 2, "a": NaN, "b": -Infinity, "time": 103.0}\n')
+    first, second = read_points(path)
+    assert math.isnan(first["a"])
+    assert math.isnan(second["a"])
+    assert (first["b"], second["b"]) == (math.inf, -math.inf)
 
 
 def test_going_back_drops_what_is_computed_again(tmp_path: Path) -> None:

@@ -244,6 +244,19 @@ def test_better_knows_the_metric_s_direction(
     assert own.better({metric: old}, None)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("odd", ["nan", "inf", "-inf"])
+def test_what_is_not_finite_is_never_the_best(mode: str, odd: str) -> None:
+    """Neither first nor later, and any number beats what an older xrun took for the best."""
+    evaluate = {"metric": "f1", "mode": mode}
+    own = evaluation(Counting(), "model", Numbers(), World(), evaluate=evaluate)
+    value = float(odd)
+    assert not own.better({"f1": value}, None)
+    assert not own.better({"f1": value}, {"step": 1, "value": 0.5})
+    assert own.better({"f1": 0.5}, {"step": 1, "value": value})
+    assert own.better({"f1": 0.5}, {"step": 1, "value": {"nan": "NaN"}.get(odd, value)})
+
+
 def test_a_metric_that_is_not_there_is_refused() -> None:
     """The recipe's metric has to be one of the task's, and the error lists these."""
     own = evaluation(

@@ -19,6 +19,7 @@ from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
 from xrun.training.export import in_one_order, sha256_of, write
+from xrun.training.warm_start import warm_start
 
 FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5}, data_revision="r1")
 
@@ -212,3 +213,14 @@ def test_a_transformers_model_loads_with_from_pretrained(tmp_path: Path, plan: P
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert (tmp_path / "model" / "README.md").exists()
+
+
+def test_complex_weights_are_exported_and_begun_from(tmp_path: Path, plan: Plan) -> None:
+    """Those that safetensors has no name for are pairs of real numbers there, and `init_from` puts
+    them together again."""
+    models = [nn.ParameterList([torch.randn(3, dtype=torch.complex128)]) for _ in range(2)]
+    write(tmp_path / "model", models[0], plan, FINISHED)
+    (stored,) = load_file(tmp_path / "model" / "model.safetensors").values()
+    assert (stored.dtype, tuple(stored.shape)) == (torch.float64, (3, 2))
+    warm_start(models[1], str(tmp_path / "model"), tmp_path)
+    assert torch.equal(models[0][0], models[1][0])

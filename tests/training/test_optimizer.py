@@ -122,6 +122,24 @@ def test_a_choice_of_implementation_in_the_recipe_wins(args: dict[str, bool]) ->
     assert not groups[0]["fused"]
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adagrad"])
+def test_what_torch_fuses_is_fused(name: str) -> None:
+    """Dense real weights are; complex ones, and an embedding with sparse gradients, of which its
+    kernels take none, are stepped on as well."""
+    line, table = nn.Linear(2, 2), nn.Embedding(3, 2, sparse=True)
+    spectral = nn.ParameterList([torch.ones(2, dtype=torch.complex64)])
+    for model, fused in ((line, True), (spectral, None), (table, None)):
+        optimizer = build_optimizer(recipe({"name": name}), Objective(model, "model"))
+        assert (optimizer.defaults["fused"] or None) is fused
+        if model is not table or name == "sgd":
+            (p,) = list(model.parameters())[:1]
+            before = p.detach().clone()
+            out = model(torch.tensor([1])) if model is table else p
+            out.abs().sum().backward()
+            optimizer.step()
+            assert not torch.equal(p, before)
+
+
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     """There is nothing to optimize, and that is said."""
     with pytest.raises(TrainError, match="no trainable parameter"):

@@ -91,7 +91,9 @@ def train(
                 loss = reduction.model(batch)["loss"] * piece.weight
                 (loss * (reduction.scale / piece.total)).backward()
             found.append(loss.detach())
-        losses.append(world.all_reduce_sum([reduction.finish(pieces, found)])[0])
+        reduction.finish(pieces)
+        own = reduction.loss(pieces, [float(loss) for loss in found])
+        losses.append(world.all_reduce_sum([own])[0])
         gradients.append(
             {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         )
@@ -290,13 +292,11 @@ def test_running_statistics_are_those_of_one_process(momentum: float | None) -> 
             (piece, (torch.randn(len(piece.indices), 4), piece_labels(piece)))
             for piece in sampler.step(step, 0, 1)
         ]
-        losses = []
         for piece, batch in pieces:
             with reduction.micro_batch(piece):
-                losses.append(objective(batch)["loss"])
-                losses[-1].backward()
+                objective(batch)["loss"].backward()
             plain(batch[0])
-        reduction.finish(pieces, [loss.detach() for loss in losses])
+        reduction.finish(pieces)
         objective.eval()
         objective(pieces[0][1])
         objective.train()

@@ -3,38 +3,53 @@
 The loop is never blocked by writing. A save copies the state while the next forward and backward
 pass run, because parameters and optimizer state change in `optimizer.step()` only; the loop waits
 for the copy before that. Hashing, writing and the commit happen in a thread of their own, one save
-at a time. Whatever goes wrong there loses that save and nothing else.
+at a time. Trouble of the store's loses that save and nothing else. Whatever else goes wrong would
+go wrong at every save, so it ends the run at once; so does a failed save of step 0.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointCorrupt, CheckpointError, LeaseLost, StoreUnavailable, XrunError
+from ..errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    LeaseLost,
+    NonFiniteWeights,
+    StoreError,
+    StoreUnavailable,
+    TrainError,
+    XrunError,
+)
 from ..store.durable import hash_of
 from ..store.protocol import Duplicating, StoredFile, commit_delay
 from ..tracker.protocol import Tracker
 from . import tensor_file
 from .lease import Lease
+from .movement import Movement
 from .schedule import LastSave, SaveSchedule
-from .snapshot import Files, Snapshot
+from .snapshot import Files, Snapshot, is_finite
 from .state import TrainState, local, rows
 
 log = logging.getLogger("xrun")
 
+SMALL_BYTES = 16 << 20
+"""So much of the model is copied before the next forward pass in any case, which takes some
+milliseconds: then nothing that a small model does to itself can tear its copy."""
 _FROZEN = "frozen"
 _FROZEN_NAME = re.compile(rf"{_FROZEN}-\d+-\d+-(?P<writer>.+)")
 """What a manifest calls a file of frozen tensors: rank, number, and the attempt that wrote it
@@ -61,13 +76,16 @@ class Checkpointer:
         schedule: SaveSchedule,
         tracker: Tracker | None,
         writers: Writers = Writers(),
+        small: int = SMALL_BYTES,
     ) -> None:
         self.state, self.lease, self.schedule = state, lease, schedule
-        self.tracker, self.writers = tracker, writers
+        self.tracker, self.writers, self.small = tracker, writers, small
         self.unavailable = ""
         """Why nobody could tell whether the last save was committed; "" if that is not what
         happened to it."""
-        self._snapshot = Snapshot()
+        self._snapshot, self._movement = Snapshot(), Movement()
+        self._first = True
+        self._watched: _Saving | None = None
         self._copied = threading.Event()
         self._copied.set()
         self._stall = 0.0
@@ -101,9 +119,9 @@ class Checkpointer:
         take the next one at once."""
         return self.schedule.last_save(self.busy, commit_delay(self.lease.store))
 
-    def begin(self) -> None:
+    def begin(self, alone: bool = False) -> None:
         """Start to save the state as it is now; call `before_step` before it changes, and not while
-        `busy`."""
+        `busy`. `alone`: nothing trains beside it, so everything may be copied at once."""
         if self.writers.rank >= self.writers.count:
             return
         self.wait()
@@ -114,14 +132,19 @@ class Checkpointer:
             name: tensor for name, tensor in self.state.tensors().items() if self._writes(tensor)
         }
         parts = {name: local(tensor) for name, tensor in sources.items()}
-        # The next forward pass changes these.
-        parts |= {name: parts[name].clone() for name in self.state.changing() & set(parts)}
+        early = set(parts) if alone or self._first else self._early(parts)
+        self._first = False
+        files = self._files(parts)
+        self._snapshot.copy(files, early)
         self._copied.clear()
         ready = torch.cuda.current_stream().record_event() if self._stream else None
         saving = _Saving(
             step=self.state.step,
             numbers=self.state.numbers(),
-            files=self._files(parts),
+            parts=parts,
+            files=files,
+            late=parts.keys() - early,
+            trained=self.state.trained(),
             ready=ready,
             rows={
                 name: rows(tensor)
@@ -131,15 +154,18 @@ class Checkpointer:
             versions={name: part._version for name, part in parts.items()},
             started=started,
         )
+        self._watched = saving
         self._saving = self._thread.submit(self._save, saving)
         self._stall = time.perf_counter() - started
 
     def before_step(self) -> None:
         """Wait until the copy is made; then the state may change."""
-        if self._copied.is_set():
+        if self._watched is None:
             return
         started = time.perf_counter()
         self._copied.wait()
+        self._movement.add(self._watched.moved() - self.state.changing())
+        self._watched = None
         self._stall += time.perf_counter() - started
 
     def wait(self) -> None:
@@ -166,27 +192,43 @@ class Checkpointer:
     def _writes(self, tensor: Tensor) -> bool:
         return self.writers.rank == 0 or hasattr(tensor, "to_local")
 
+    def _early(self, parts: Mapping[str, Tensor]) -> set[str]:
+        """Names of what is copied before the next forward pass: what it may change, and what is
+        small."""
+        moving = self.state.changing() | self._movement.unsure(self.state.frozen())
+        of_model = [name for name in parts if name.startswith("model.")]
+        smallest = sorted(of_model, key=lambda name: parts[name].nbytes)
+        sums = itertools.accumulate(parts[name].nbytes for name in smallest)
+        small = {name for name, size in zip(smallest, sums, strict=True) if size <= self.small}
+        return moving & set(parts) | small
+
     def _save(self, saving: _Saving) -> None:
-        files: dict[str, StoredFile] | None = None
+        everybody = self._gather(self._make(saving))
+        if self.writers.rank:
+            return
+        faults = [made.fault for made in everybody if made.fault is not None]
+        final = [fault for fault in faults if not self._passes(saving.step, fault)]
+        if not faults:
+            self._commit(saving, {name: file for made in everybody for name, file in made.files})
+        else:
+            self._failed(saving.step, (final or faults)[0])
+            self._sweep()
+
+    def _make(self, saving: _Saving) -> _Made:
+        """Copy and write this process's part, or say what prevents it."""
         try:
             self._copy(saving)
-            files = self._write(saving)
-        except XrunError as error:
-            self._failed(saving.step, error)
-        except Exception:
-            log.exception("The save of step %d failed. Training goes on.", saving.step)
+            self._check(saving)
+            return _Made(list(self._write(saving).items()))
+        except Exception as error:
+            return _Made(fault=_fault(saving.step, error))
         finally:
             self._copied.set()
-        everybody = self._gather(files)
-        if self.writers.rank == 0 and everybody is not None:
-            self._commit(saving, everybody)
-        elif self.writers.rank == 0:
-            self._sweep()
 
     def _files(self, parts: Mapping[str, Tensor]) -> Files:
         """Which file each of this process's tensors goes into: model, optimizer, ema, and what no
         step changes by itself."""
-        frozen = self.state.frozen()
+        frozen = self.state.frozen() - self._movement.moving
         groups: dict[str, dict[str, Tensor]] = {}
         for name, part in parts.items():
             group = _FROZEN if name in frozen else name.partition(".")[0]
@@ -199,20 +241,42 @@ class Checkpointer:
 
     def _copy(self, saving: _Saving) -> None:
         if self._stream is None:
-            self._snapshot.copy(saving.files)
+            self._snapshot.copy(saving.files, saving.late)
         else:
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(saving.ready)
-                self._snapshot.copy(saving.files)
+                self._snapshot.copy(saving.files, saving.late)
             self._stream.synchronize()
-        parts = {name: part for tensors in saving.files.values() for name, part in tensors.items()}
-        moved = [name for name, part in parts.items() if part._version != saving.versions[name]]
-        if moved:
-            raise CheckpointError(
-                f"{moved[0]} changed while it was copied: it is changed outside of"
-                " optimizer.step()."
-            )
+        moved = saving.moved() & saving.late
         self._copied.set()
+        still = self.state.frozen() - self._movement.moving
+        digests = {
+            name: hash_of([tensor_file.bytes_of(data)])
+            for name, data in self._snapshot.parts(saving.files, still)
+        }
+        late = self._movement.compare(saving.step, digests) & saving.late
+        if moved := moved | late:
+            self._movement.add(moved)
+            raise _MovedError(min(moved))
+
+    def _check(self, saving: _Saving) -> None:
+        """Weights that are not finite are never committed.
+
+        Raises:
+            NonFiniteWeights: the step has made some.
+        """
+        copies = self._snapshot.parts(saving.files, saving.trained)
+        wrong = [name for name, data in copies if not is_finite(data, saving.parts[name].dtype)]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+            raise NonFiniteWeights(
+                f"{wrong[0].removeprefix('model.')}{more} is not finite after step {saving.step};"
+                " this state is neither saved nor exported.",
+                "Lower train.optimizer.lr or set train.clip_grad_norm; --fork begins a changed"
+                " recipe at this run's newest checkpoint."
+                if saving.step
+                else "Look at how the model's build() initializes it.",
+            )
 
     def _write(self, saving: _Saving) -> dict[str, StoredFile]:
         """Write this process's part of the state; frozen tensors that the head already has are not
@@ -255,17 +319,13 @@ class Checkpointer:
             log.warning("%s It is written again.", error.message)
             return None
 
-    def _gather(self, files: dict[str, StoredFile] | None) -> dict[str, StoredFile] | None:
-        """All writers' files on the first process; None if any of them failed."""
+    def _gather(self, made: _Made) -> list[_Made]:
+        """All writers' parts on the first process."""
         if self.writers.count == 1:
-            return files
-        everybody: list[dict[str, StoredFile] | None] | None = None
-        if self.writers.rank == 0:
-            everybody = [None] * self.writers.count
-        torch.distributed.gather_object(files, everybody, group=self.writers.group)
-        if everybody is None or any(part is None for part in everybody):
-            return None
-        return {name: file for part in everybody for name, file in (part or {}).items()}
+            return [made]
+        everybody: list[Any] | None = [None] * self.writers.count if not self.writers.rank else None
+        torch.distributed.gather_object(made, everybody, group=self.writers.group)
+        return everybody or []
 
     def _commit(self, saving: _Saving, files: Mapping[str, StoredFile]) -> None:
         try:
@@ -279,14 +339,23 @@ class Checkpointer:
             self.lease.store.sweep()
         except LeaseLost:
             raise
-        except XrunError as error:
-            self._failed(saving.step, error)
+        except Exception as error:
+            self._failed(saving.step, _fault(saving.step, error))
             self.lease.look_again()
             self._sweep()
 
-    def _failed(self, step: int, error: XrunError) -> None:
-        self.unavailable = error.message if isinstance(error, StoreUnavailable) else ""
-        log.warning("The save of step %d failed: %s Training goes on.", step, error)
+    def _passes(self, step: int, fault: XrunError) -> bool:
+        """Whether the next save may go well, and there is a checkpoint until then."""
+        of_store = isinstance(fault, StoreError) and not isinstance(fault, LeaseLost)
+        return isinstance(fault, _MovedError) or (of_store and step > 0)
+
+    def _failed(self, step: int, fault: XrunError) -> None:
+        """Say it, or raise it."""
+        self.unavailable = fault.message if isinstance(fault, StoreUnavailable) else ""
+        self._wanted |= isinstance(fault, _MovedError)
+        if not self._passes(step, fault):
+            raise fault
+        log.warning("The save of step %d failed: %s Training goes on.", step, fault)
 
     def _sweep(self) -> None:
         """What a failed save has written takes the room that the next one needs."""
@@ -294,14 +363,54 @@ class Checkpointer:
             self.lease.store.sweep()
 
 
+class _MovedError(CheckpointError):
+    """What a save was copying was changed meanwhile; the next one copies it in time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} changed while it was copied: it is changed outside of optimizer.step(). From"
+            " now on it is copied before."
+        )
+
+
+def _fault(step: int, error: Exception) -> XrunError:
+    """A failure of a save as one of ours."""
+    if isinstance(error, XrunError):
+        return error
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        return StoreError(what)
+    log.error("The save of step %d failed.", step, exc_info=error)
+    return TrainError(
+        f"The state of step {step} cannot be saved: {what}.",
+        "Training would go on without a checkpoint to come back to, so it ends here.",
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The files that one process has written, or why it has not."""
+
+    files: list[tuple[str, StoredFile]] = field(default_factory=list)
+    fault: XrunError | None = None
+
+
 @dataclass(frozen=True)
 class _Saving:
-    """What one save needs: this process's part of the state as it was when the save began."""
+    """What one save needs: this process's part of the state as it was when the save began; `late`
+    is what is copied beside the next forward pass."""
 
     step: int
     numbers: Mapping[str, Any]
+    parts: Mapping[str, Tensor]
     files: Files
+    late: Set[str]
+    trained: Set[str]
     rows: Mapping[str, tensor_file.Rows]
     versions: Mapping[str, int]
     started: float
     ready: Any = None
+
+    def moved(self) -> set[str]:
+        """Names of what was written to since."""
+        return {name for name, part in self.parts.items() if part._version != self.versions[name]}

@@ -3,7 +3,7 @@ to be compared by eye."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, TrainError
+from ..errors import CheckpointError, ComponentError, TrainError
+from . import tensor_file
 
 Fill = Callable[[str, Tensor], None]
 """Writes the saved values of the named tensor into the one given, in place."""
+_PAIRS = (torch.complex128, torch.complex32)
+"""What safetensors has no name for; saved as pairs of real numbers."""
 _SMALL = (2, 3)
 """A parameter's shape that nothing else has by chance."""
 
@@ -60,7 +63,7 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the checkpoint; tied ones once, under their first name."""
         named = dict(_module_tensors("model", self.model))
-        named |= _optimizer_tensors(self.optimizer, self._parameter_names())
+        named |= _optimizer_tensors(self.optimizer, self.parameter_names())
         return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
 
     def load_tensors(self, names: set[str], fill: Fill) -> None:
@@ -79,6 +82,15 @@ class TrainState:
         ) as threads:  # fresh memory comes page by page, which takes longest
             list(threads.map(fill, wanted.keys(), wanted.values()))
 
+    def take_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give buffers the shapes that they were saved with, which a forward pass may have
+        changed; their values are to be loaded."""
+        changing, saved = self.changing(), dict(self._saved())
+        for name, shape in shapes.items():
+            if name in changing and rows(buffer := saved[name.removeprefix("model.")])[1] != shape:
+                own = shape[:-1] if buffer.dtype in _PAIRS else shape
+                buffer.data = torch.zeros(own, dtype=buffer.dtype, device=buffer.device)
+
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in
         `optimizer.step()` only."""
@@ -93,12 +105,19 @@ class TrainState:
             if isinstance(p, nn.Parameter) and not p.requires_grad
         }
 
+    def trained(self) -> set[str]:
+        """Names of the tensors that the optimizer's step changes."""
+        names = self.parameter_names()
+        groups = self.optimizer.param_groups
+        return {f"model.{names[id(p)]}" for group in groups for p in group["params"]}
+
     def _saved(self) -> list[tuple[str, Any]]:
         """The model's own tensors by the names of its state_dict, which wrappers around its blocks
         do not change."""
         return list(self.model.state_dict(keep_vars=True).items())
 
-    def _parameter_names(self) -> dict[int, str]:
+    def parameter_names(self) -> dict[int, str]:
+        """The model's tensors by identity: their names in its state_dict."""
         if not self._names:
             self._names = {
                 id(p): name for name, p in reversed(self._saved())
@@ -126,7 +145,7 @@ class TrainState:
             return
         for group in self.optimizer.param_groups:
             for p in group["params"]:
-                p.grad = torch.zeros_like(p) if self._parameter_names()[id(p)] in saved else None
+                p.grad = torch.zeros_like(p) if self.parameter_names()[id(p)] in saved else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -135,7 +154,7 @@ class TrainState:
         examples: dict[Any, dict[str, Any]] = {}
         made: dict[Tensor, dict[str, Tensor]] = {}
         for group in self.optimizer.param_groups:
-            for p in (p for p in group["params"] if self._parameter_names()[id(p)] in saved):
+            for p in (p for p in group["params"] if self.parameter_names()[id(p)] in saved):
                 kind = id(group), p.dtype, p.device
                 if kind not in examples:
                     examples[kind] = self._example(group, p)
@@ -173,19 +192,40 @@ def _is_plain(value: Any) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor: all of it, or its shard where the model is sharded."""
-    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor's method
+    """This process's part of a tensor, as a file holds it: all of it, or its shard where the model
+    is sharded; pairs of real numbers where the file's format has no such complex ones."""
+    own = tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor's method
+    return torch.view_as_real(own) if own.dtype in _PAIRS else own
 
 
 def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Where this process's part starts in the first dimension, and the whole tensor's shape
-    (torch.chunk's cut)."""
-    shape = tuple(tensor.shape)
+    """Where this process's part, as `local` gives it, starts in the first dimension, and the whole
+    tensor's shape (torch.chunk's cut)."""
+    shape = (*tensor.shape, 2) if tensor.dtype in _PAIRS else tuple(tensor.shape)
     if not hasattr(tensor, "device_mesh"):
         return 0, shape
     mesh = tensor.device_mesh
     size = -(-shape[0] // mesh.size())
     return min(mesh.get_local_rank() * size, shape[0]), shape
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    """Raises ComponentError where a checkpoint cannot hold such a tensor."""
+    if tensor.layout != torch.strided:
+        what = f"is stored as {tensor.layout}"
+    elif tensor.device.type == "meta":
+        what = "is on the device meta and has no values"
+    elif tensor.dtype not in (*tensor_file.KINDS, *_PAIRS):
+        what = f"has the type {tensor.dtype}"
+    elif tensor.dtype in _PAIRS and tensor.is_conj():
+        what = "is a conjugated view of another tensor"
+    else:
+        return
+    raise ComponentError(
+        f"{name} {what}, which a checkpoint cannot hold.",
+        "Give the model a dense tensor of a common type, or make it in build() and register it with"
+        " persistent=False.",
+    )
 
 
 def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -196,6 +236,7 @@ def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tenso
                 f"{prefix}.{name}: a module keeps state that is not a tensor"
                 f" ({type(tensor).__name__})."
             )
+        _check(f"{prefix}.{name}", tensor)
         part = local(tensor.detach())
         identity = (
             part.untyped_storage().data_ptr(),
@@ -217,7 +258,9 @@ def _optimizer_tensors(
         for p in group["params"]:
             for field_name, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
-                    found[f"optimizer.{names[id(p)]}.{field_name}"] = value.detach()
+                    name = f"optimizer.{names[id(p)]}.{field_name}"
+                    _check(name, value)
+                    found[name] = value.detach()
                 elif value is not None:
                     raise TrainError(
                         f"The optimizer keeps {field_name!r} as {type(value).__name__}, which"

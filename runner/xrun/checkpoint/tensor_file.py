@@ -25,7 +25,7 @@ Rows = tuple[int, tuple[int, ...]]
 FILE_BYTES = 1 << 30
 """A file is ended past this size: files are hashed and sent in parallel."""
 
-_NAMES = {
+KINDS = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -43,6 +43,7 @@ _NAMES = {
     torch.uint32: "U32",
     torch.uint16: "U16",
 }
+"""What a file can hold, and its name there."""
 
 
 def cut_by_size(
@@ -75,7 +76,7 @@ def header(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], attempt: str
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
         told[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": KINDS[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
@@ -105,6 +106,10 @@ class TensorReader:
     def names(self) -> set[str]:
         """Names of all tensors in the checkpoint."""
         return set(self._pieces)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each."""
+        return {name: pieces[0][1][1] for name, pieces in self._pieces.items()}
 
     @torch.no_grad()
     def fill(self, name: str, target: Tensor, rows: Rows) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
+from ..files import json_text
 from . import options
 
 
@@ -22,7 +22,7 @@ def status(as_json: bool) -> None:
     folders = runs_in(home)
     found = with_jobs(folders, [folder.describe() for folder in folders])
     if as_json:
-        click.echo(json.dumps([each.to_json() for each in found], indent=1))
+        click.echo(json_text([each.to_json() for each in found], indent=1))
         return
     if not found:
         click.echo(f"No runs in {home}.")
@@ -39,7 +39,7 @@ def report(run_id: str, as_json: bool) -> None:
     from .texts import report_text
 
     found = find_run(run_id).report()
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else report_text(found))
+    click.echo(json_text(found.to_json(), indent=1) if as_json else report_text(found))
 
 
 @click.command()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..files import json_text
 from . import options
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def drill(
         folder=folder,
         say=lambda text: click.echo(text, err=True),
     )
-    click.echo(json.dumps(result.to_json(), indent=1) if as_json else result.text())
+    click.echo(json_text(result.to_json(), indent=1) if as_json else result.text())
     sys.exit(0 if result.equal else 1)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorrupt
-from ..files import write_bytes
+from ..files import with_numbers, write_bytes
 from ..store.protocol import Store
 from .record import Piece
 
@@ -45,7 +45,8 @@ def parse(line: bytes) -> Point | None:
         point = json.loads(line)
     except ValueError:
         return None
-    return point if isinstance(point, dict) and isinstance(point.get("step"), int) else None
+    is_point = isinstance(point, dict) and isinstance(point.get("step"), int)
+    return with_numbers(point) if is_point else None
 
 
 class Succession:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EX_TEMPFAIL, AttemptEnd, StoppedOnPurpose
+from ..files import with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
 from .checkpoint import Checkpoint
@@ -155,7 +156,7 @@ class Finished:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Finished:
         """Read it from a record of any format."""
-        return _from_json(cls, value)
+        return _from_json(cls, {**value, "metrics": with_numbers(value.get("metrics", {}))})
 
 
 @dataclass(frozen=True)

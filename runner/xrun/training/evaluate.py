@@ -58,7 +58,7 @@ class Evaluation:
         return step == self.last or bool(self.every and step % self.every == 0)
 
     def better(self, metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> bool:
-        """Whether these metrics beat the best ones so far.
+        """Whether these metrics beat the best ones so far; what is not finite never does.
 
         Raises:
             TrainError: the recipe's metric is not among them.
@@ -69,11 +69,10 @@ class Evaluation:
                 f"This task has {', '.join(sorted(metrics))}.",
             )
         value = metrics[self.metric]
-        if best is None:
-            return True
-        return bool(
-            value > best["value"] if self.train.evaluate.better == "max" else value < best["value"]
-        )
+        before = math.nan if best is None else float(best["value"])
+        if not (math.isfinite(value) and math.isfinite(before)):
+            return math.isfinite(value)
+        return value > before if self.train.evaluate.better == "max" else value < before
 
     def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
         """The metrics of the whole split; None if it was time to leave meanwhile, on any

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from ..checkpoint.state import local
+from ..files import json_text
 from ..run import spending
 from ..run.folder import RunFolder
 from ..run.plan import Plan
@@ -66,8 +68,8 @@ def write(
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]  # transformers has it as a method
     else:
-        _save(model, temporary / WEIGHTS)
-        (temporary / "config.json").write_text(json.dumps(_config(plan), indent=1) + "\n")
+        _save(_Stored(model), temporary / WEIGHTS)
+        (temporary / "config.json").write_text(json_text(_config(plan), indent=1) + "\n")
     for path in temporary.rglob("*.safetensors"):
         in_one_order(path)
     sha256 = sha256_of(temporary / WEIGHTS)
@@ -100,6 +102,17 @@ def in_one_order(path: Path) -> None:
         if len(texts) > 1 and len(text) <= size:
             file.seek(8)
             file.write(text.ljust(size))
+
+
+class _Stored(nn.Module):
+    """A model's tensors as a file holds them; see `checkpoint.state.local`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._tensors = {name: local(tensor) for name, tensor in model.state_dict().items()}
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]  # save_model wants no more
+        return self._tensors
 
 
 def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
@@ -151,7 +164,7 @@ Data revision: {finished.data_revision or "not named by the dataset"}.{_other_da
 ## Recipe
 
 ```json
-{json.dumps(plan.recipe, indent=1)}
+{json_text(plan.recipe, indent=1)}
 ```
 
 ## Code

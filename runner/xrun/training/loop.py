@@ -27,6 +27,7 @@ from ..data.sampler import MicroBatch
 from ..errors import (
     AttemptEnd,
     DataExhausted,
+    NonFiniteGradient,
     NonFiniteLoss,
     Stopped,
     StoppedOnPurpose,
@@ -40,6 +41,7 @@ from ..run import spending
 from ..run.record import Finished
 from ..tracker.protocol import Tracker
 from .evaluate import Evaluation
+from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
 from .optimizer import learning_rate, plain_step, set_learning_rate
@@ -51,6 +53,10 @@ log = logging.getLogger("xrun")
 LAST_SAVE_SECONDS = 3600.0
 """How long a finished training tries to commit its last state while the store is out of reach."""
 LAST_SAVE_BACKOFF = Backoff(first=1.0, longest=1.0)
+_WAY_OUT = (
+    "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's samples; --fork"
+    " begins a changed recipe at this run's newest checkpoint."
+)
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Training:
     clock: Callable[[], float] = time.perf_counter
     export: Callable[[TrainState], Finished | None] = lambda state: Finished(state.step)
     _looked: float = 0.0
-    _trained: list[nn.Parameter] = field(default_factory=list)
+    _finite: FiniteGradients = field(init=False)
     _optimizer_step: Callable[[], Any] = lambda: None
 
     def run(self) -> None:
@@ -112,7 +118,8 @@ class Training:
         self._looked = time.perf_counter()
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
-        self._trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+        trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self._finite = FiniteGradients(trained)
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
@@ -129,17 +136,19 @@ class Training:
             if state.step >= self.steps:
                 break
             pieces = self._next(batches)
-            own_loss, count = self._gradients(pieces)
+            own_loss, own_fault, count = self._gradients(pieces)
             # What each process has and wants; all of them then do what any of them wants.
-            loss, samples, save, stop = self.world.all_reduce_sum(
+            loss, fault, samples, save, stop = self.world.all_reduce_sum(
                 [
                     own_loss,
+                    own_fault,
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
                     self._must_stop() or bool(self.budget()),
                 ]
             )
             self.checkpointer.check()
+            self._check_finite(loss / count, fault)
             self._update(pieces[0][0].total, loss / count, int(samples))
             self.heartbeat.beat()
             now = self.clock()
@@ -154,9 +163,9 @@ class Training:
             )
         return pieces
 
-    def _gradients(self, pieces: list[Piece]) -> tuple[float, int]:
-        """The gradients of the global batch; this process's part of the loss's sum, and what that
-        is a mean over."""
+    def _gradients(self, pieces: list[Piece]) -> tuple[float, float, int]:
+        """The gradients of the global batch; this process's part of the loss's sum, whether a
+        gradient here is not finite, and what the sum is a mean over."""
         count = self._count(pieces)
         self._drop_gradients()
         losses = []
@@ -165,18 +174,33 @@ class Training:
             factor = piece.weight * self.reduction.scale / count
             with self.reduction.micro_batch(piece):
                 losses.append(self._compute(piece, batch, factor))
-        return self.reduction.finish(pieces, losses), count
+        self.reduction.finish(pieces)
+        *values, fault = read([*losses, self._finite.found()])
+        return self.reduction.loss(pieces, values), fault, count
+
+    def _check_finite(self, loss: float, fault: float) -> None:
+        """Before the optimizer steps; all processes have been told the same."""
+        step = self.state.step + 1
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"The loss of step {step} is {loss}; the optimizer has not stepped on it.", _WAY_OUT
+            )
+        if fault and self.state.scaler is None:  # a GradScaler leaves such steps out by itself
+            flags = self.world.all_reduce_sum(self._finite.flags())
+            names = self.state.parameter_names()
+            where = named(
+                names[id(p)] for p, flag in zip(self._finite.parameters, flags, strict=True) if flag
+            )
+            raise NonFiniteGradient(
+                f"The loss of step {step} is {loss:.6g}, but the gradient of {where} is not"
+                " finite; the optimizer has not stepped on it.",
+                "Look in the model for what has no derivative at 0, such as sqrt, norm or log. "
+                + _WAY_OUT,
+            )
 
     def _update(self, total: int, loss: float, samples: int) -> None:
         """One optimizer step after a global batch of `total` samples, whose digest is `samples`."""
         state, train = self.state, self.train
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"The loss of step {state.step + 1} is {loss}; the optimizer has not stepped on"
-                " it.",
-                "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's"
-                " samples.",
-            )
         rate = learning_rate(train, state.step, self.steps)
         norm = self._clip()
         self.checkpointer.before_step()
@@ -262,7 +286,7 @@ class Training:
         Not right after the step: with nothing above them the C library gives their memory back to
         the kernel, to ask for it anew.
         """
-        for p in self._trained:
+        for p in self._finite.parameters:
             p.grad = None
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
@@ -290,7 +314,7 @@ class Training:
         self.heartbeat.saving()
         if not self.world.broadcast(self.checkpointer.is_current()):
             self._remember_stream()
-            self.checkpointer.begin()
+            self.checkpointer.begin(alone=True)
         return bool(self.world.broadcast(self.checkpointer.is_current()))
 
     def _save_last(self) -> bool:

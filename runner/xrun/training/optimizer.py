@@ -28,7 +28,10 @@ def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer
     kind = optimizer_class(train.optimizer.name)
     options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
     chosen = options.get("foreach") or options.get("differentiable")
-    if kind.__name__ in _FUSED and train.sharding == "none" and not chosen:
+    fusible = (
+        kind.__name__ in _FUSED and train.sharding == "none" and _are_dense_and_real(objective)
+    )
+    if fusible and not chosen:
         options.setdefault(
             "fused", True
         )  # one kernel for all parameters instead of a Python loop over them
@@ -38,6 +41,13 @@ def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer
         raise TrainError(
             f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}."
         ) from error
+
+
+def _are_dense_and_real(objective: nn.Module) -> bool:
+    """Whether all gradients will be, as torch's fused kernels ask for."""
+    sparse = any(getattr(module, "sparse", False) is True for module in objective.modules())
+    trained = (p for p in objective.parameters() if p.requires_grad)
+    return not sparse and all(p.is_floating_point() for p in trained)
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

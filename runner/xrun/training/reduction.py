@@ -43,9 +43,11 @@ class Reduction(Protocol):
         """Around those of one part of it, where it is computed in several; `last` of the
         micro-batch."""
 
-    def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
-        """After the last one: the gradients are whole; returns this process's part of the step's
-        loss sum."""
+    def finish(self, pieces: list[Piece]) -> None:
+        """After the last one: the gradients are whole afterwards."""
+
+    def loss(self, pieces: list[Piece], losses: list[float]) -> float:
+        """This process's part of the step's loss sum, from its micro-batches' losses."""
 
 
 class FastReduction:
@@ -72,9 +74,12 @@ class FastReduction:
             return self.model.no_sync()  # type: ignore[operator]  # a DDP's method
         return contextlib.nullcontext()
 
-    def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
+    def finish(self, pieces: list[Piece]) -> None:
         """See Reduction."""
-        return sum(torch.stack(losses).tolist()) if len(losses) > 1 else 0.0 + float(losses[0])
+
+    def loss(self, pieces: list[Piece], losses: list[float]) -> float:
+        """See Reduction."""
+        return sum(losses, 0.0)
 
 
 class ExactReduction:
@@ -132,9 +137,8 @@ class ExactReduction:
         """See Reduction; the parts' gradients add up in the parameters."""
         return contextlib.nullcontext()
 
-    def finish(self, pieces: list[Piece], losses: list[Tensor]) -> float:
-        """See Reduction; every process has the whole sum afterwards, the first one returns the
-        whole loss."""
+    def finish(self, pieces: list[Piece]) -> None:
+        """See Reduction; every process has the whole sum afterwards."""
         self._statistics.finish()
         gradient = self._own_subtree()
         level = 1
@@ -146,11 +150,13 @@ class ExactReduction:
             _add(gradient, 0.0)
         for p, grad in zip(self._parameters, gradient, strict=True):
             p.grad = grad
-        values = torch.stack(losses).tolist()
+
+    def loss(self, pieces: list[Piece], losses: list[float]) -> float:
+        """See Reduction; the first process returns the whole loss."""
         return self._loss(
             {
-                piece.slot: value
-                for (piece, _), value in zip(pieces, values, strict=True)
+                piece.slot: loss
+                for (piece, _), loss in zip(pieces, losses, strict=True)
                 if piece.weight
             }
         )

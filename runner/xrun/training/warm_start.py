@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,11 +31,8 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
                 f"model.init_from: {path} is damaged: {error}.", "Fetch it again."
             ) from error
     own = model.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in found.items()
-        if name in own and own[name].shape == tensor.shape
-    }
+    known = {name: _joined(tensor, own[name]) for name, tensor in found.items() if name in own}
+    fitting = {name: tensor for name, tensor in known.items() if own[name].shape == tensor.shape}
     if not fitting:
         raise TrainError(
             f"model.init_from: none of the {len(found)} weights in {source} has a name and shape of"
@@ -50,6 +48,13 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
         len(fitting),
         f", not {', '.join(left[:5])}" if left else "",
     )
+
+
+def _joined(tensor: Tensor, own: Tensor) -> Tensor:
+    """Complex numbers where the file has pairs of real ones, as `export` writes them."""
+    pairs = own.is_complex() and not tensor.is_complex() and tensor.shape == (*own.shape, 2)
+    # A copy: in a file they may lie where the processor does not take complex numbers from.
+    return torch.view_as_complex(tensor.clone()) if pairs else tensor
 
 
 def _files(source: str, project: Path) -> list[Path]:

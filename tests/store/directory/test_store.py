@@ -244,11 +244,19 @@ def test_an_attempt_cannot_be_called_like_a_path(tmp_path: Path) -> None:
 
 
 def test_a_record_that_json_cannot_say_is_refused(tmp_path: Path) -> None:
-    """NaN and objects are errors before anything is written, not a head that cannot be read."""
-    for record in ({"loss": float("nan")}, {"x": object()}):
-        with pytest.raises(StoreError, match="JSON"):
-            attempt(tmp_path).commit(record, None)
+    """An object is an error before anything is written, and none of the store's."""
+    with pytest.raises(TypeError, match="JSON"):
+        attempt(tmp_path).commit({"x": object()}, None)
     assert attempt(tmp_path).head() is None
+
+
+def test_a_record_with_a_number_that_json_does_not_have_is_json(tmp_path: Path) -> None:
+    """NaN and infinity are committed as strings, so that every reader of JSON reads the head."""
+    record = {"metrics": {"a": float("nan"), "b": [float("-inf"), 1.5]}}
+    attempt(tmp_path).commit(record, None)
+    head = attempt(tmp_path).head()
+    assert head is not None
+    assert head.record == {"metrics": {"a": "NaN", "b": ["-Infinity", 1.5]}}
 
 
 def test_every_damage_to_a_file_is_found_and_the_file_moved_away(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from ...errors import StoreError, StoreUnavailable
+from ...files import json_text
 from ..durable import (
     FULL,
     list_folder,
@@ -117,12 +118,8 @@ def file_name(number: int) -> str:
 
 
 def line_of(head: dict[str, Any]) -> bytes:
-    """Return the canonical line of a commit; raises `StoreError` for what JSON cannot say, such as
-    NaN."""
-    try:
-        return json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"The record to commit is not JSON: {error}.") from error
+    """Return the canonical line of a commit."""
+    return json_text(head, sort_keys=True, separators=(",", ":")).encode()
 
 
 def head_of(line: bytes) -> Head:
