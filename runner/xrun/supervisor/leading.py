@@ -69,6 +69,7 @@ class LeadingNode(Node):
         self.lost = False
         """Whether another attempt has taken the run."""
         self.seen = 0.0
+        """When Weights & Biases got the last row before this attempt, in seconds since 1970."""
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
         self._reports: dict[int, Outcome] = {}
@@ -151,7 +152,7 @@ class LeadingNode(Node):
             self.say(f"The store takes its next commit in {delay:.0f} s.")
         asked = boot_seconds()
         self.store.commit(record.to_json(), head)
-        self.confirmation.note(asked)
+        self._confirm(asked)
         self.progress.resumed = max(0, record.committed_step)
         self._tell_attempts(record)
 
@@ -169,12 +170,17 @@ class LeadingNode(Node):
             self.sender = Sender(self.folder.path, self.id, self.say, stopped)
         code = EX_TEMPFAIL
         asked = functools.partial(self._give_up, "stopped by xrun cancel --save")
-        with listening(self.plan, self.id, asked, self.confirmation.note if self.told else None):
+        with listening(self.plan, self.id, asked, self._confirm if self.told else None):
             try:
                 code = self._end(self._ranks(fresh))
             finally:
                 self._end_sender(code)
         return code
+
+    def _confirm(self, asked: float) -> None:
+        """For the sender: the store said that the run is this attempt's when it was asked."""
+        if self.told:
+            self.confirmation.note(asked)
 
     def _end_sender(self, code: int) -> None:
         """The last points and the exit code go to Weights & Biases, unless the run is another
@@ -291,11 +297,12 @@ class LeadingNode(Node):
                 self.lost = True
                 code = code or StoreError.exit_code  # another attempt has taken over
             else:
-                self.confirmation.note(asked)
+                self._confirm(asked)
                 if code == 0 and not RunRecord.of(head).has_reached_the_end(self.plan):
                     code, failure = EX_TEMPFAIL, Failure("The ranks ended before the run had.")
                 code, why = self._record_end(head, code, failure)
         except StoreError as error:
+            self.lost = self.lost or isinstance(error, LeaseLost)
             self.say(f"How this attempt ended could not be recorded. {error}")
         self._say_end(failure, why)
         if code == 0:
