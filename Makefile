@@ -4,6 +4,7 @@ PYTHON ?= python3
 PIP = -m pip install -q --disable-pip-version-check
 BIN = .venv/bin
 NEWEST = .venv-newest/bin
+DRIVER = .venv-driver/bin
 # Fixtures need no types; an attribute of a torch module is `Tensor | Module` to mypy, whatever it
 # is; a test gives wrong values on purpose. Options of its own need a cache of their own.
 MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs \
@@ -28,6 +29,13 @@ install: .venv/stamp
 	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[train,dev]'
 	touch $@
 
+# What runs SkyPilot's own program for clouds here: tests/cluster/driver.py.
+.venv-driver/stamp: constraints/driver.txt constraints/cloud.txt
+	rm -rf .venv-driver
+	$(PYTHON) -m venv .venv-driver
+	$(DRIVER)/python $(PIP) -c constraints/cloud.txt -r constraints/driver.txt 'skypilot[server]'
+	touch $@
+
 # Train a small model on real digits, here and now.
 demo: install
 	$(BIN)/xrun recipes/digits.yaml --yes
@@ -39,9 +47,9 @@ test: check
 	$(MAKE) newest
 
 # What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm
-# of their own, with machines that are taken away; and torch.compile. Says which Debian packages it
-# needs (tests/cluster/packages.txt) where they are missing.
-e2e: install
+# of their own, with machines that are taken away, and on two Ray nodes as on clouds; and
+# torch.compile. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
+e2e: install .venv-driver/stamp
 	$(BIN)/pytest -m "e2e and not soak"
 
 check: install
@@ -83,5 +91,5 @@ docs: install
 
 # Runs are kept: they are yours.
 clean:
-	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-newest .venv-driver .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find runner servers models datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +

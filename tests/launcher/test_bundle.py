@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from loopback.hub import Hub
 from support.paths import ROOT
 from support.running import Project
 from xrun.errors import LaunchError
@@ -34,6 +35,7 @@ from xrun.recipe.accelerators import Accelerators
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.run.prices import Price, read_prices
+from xrun.supervisor import arrive as arrival
 from xrun.supervisor.arrive import arrive
 
 PACKAGE = ROOT / "runner" / "xrun"
@@ -231,6 +233,17 @@ def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> Non
         str(machine / "xrun" / plan.run / "cargo/project"),
     )
     assert arrived.digest == plan.digest
+
+
+def test_what_cannot_arrive_ends_with_its_code(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that the Hub does not know is so on every machine."""
+    assert arrival.main(str(packed(project.plan(), []))) == 0
+    with Hub(tmp_path / "hub") as hub:
+        for name, value in (hub.environ() | {"HF_TOKEN": "no-token"}).items():
+            monkeypatch.setenv(name, value)
+        assert arrival.main(str(packed(project.plan("checkpoint.store=hub"), []))) == 3
 
 
 def bare_machine(tmp_path: Path) -> dict[str, str]:

@@ -60,6 +60,28 @@ def test_the_nodes_hear_each_other(leader: Leader) -> None:
     assert heard(first) == heard(second) == {"kind": "end", "code": 7, "node": 0}
 
 
+def test_node_0_hangs_up_last(leader: Leader) -> None:
+    """When every other node has, or after the time that it gives them."""
+    first, second = follow(1), follow(2)
+    assert leader.gather(never, 30) == []
+    closing = threading.Thread(target=leader.close, args=(7, 60))
+    closing.start()
+    assert [heard(one)["code"] for one in (first, second)] == [7, 7]
+    first.close()
+    assert closing.is_alive()
+    second.close()
+    closing.join(30)
+    assert not closing.is_alive()
+
+
+def test_node_0_does_not_wait_for_ever(leader: Leader) -> None:
+    stays = follow(1)
+    until(lambda: leader.lines, "the other node")
+    leader.gather(lambda: True)
+    leader.close(7, 0.2)
+    assert [heard(stays)["kind"] for _ in range(2)] == ["end", "lost"]
+
+
 def test_a_slow_node_is_waited_for() -> None:
     """A node that is there before node 0 asks until that comes, and node 0 waits for the others."""
     early: list[Follower] = []

@@ -4,9 +4,10 @@ its source."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from ..launcher.offers import Offer, Offers
+from ..launcher.offers import Controller, Offer, Offers
 
 _ROWS = 12
 """Places that the table shows; the JSON has them all."""
@@ -33,6 +34,7 @@ def offers_json(offers: Offers) -> dict[str, Any]:
         "order": offers.order,
         "ordered": offers.ordered,
         "notes": list(offers.notes),
+        "controller": asdict(offers.controller) if offers.controller else None,
         "offers": [offer.summary() for offer in offers.offers],
     }
 
@@ -101,7 +103,22 @@ def _below(offers: Offers, places: Sequence[Offer], *, relative: bool) -> Iterab
     elif best.usd is None:
         yield "Hours and dollars of the whole run show up once an attempt has measured its speed."
     yield from offers.notes
+    if offers.controller:
+        yield _controller(offers.controller)
     yield f"Dollars are for all nodes together. Prices: {'; '.join(_sources(offers))}."
+
+
+def _controller(controller: Controller) -> str:
+    price = controller.usd_per_hour
+    if price is None:
+        return (
+            f"SkyPilot's job controller, a machine on {controller.cloud}, costs more on top; no"
+            " catalog says how much."
+        )
+    return (
+        f"SkyPilot's job controller costs ${price:.2f} an hour on top: {controller.instance} on"
+        f" {controller.cloud}, one for all of your jobs."
+    )
 
 
 def _sources(offers: Offers) -> list[str]:

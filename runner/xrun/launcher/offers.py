@@ -102,17 +102,29 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Controller:
+    """The machine of SkyPilot's job controller, one for all jobs of a person. `usd_per_hour` is
+    None where nobody knows it, and then `instance` is ""."""
+
+    cloud: str
+    instance: str = ""
+    usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
 class Offers:
     """All offers, what is launched first at the front, and how that order came about.
 
     `ordered`: SkyPilot is given this very order, each offer pinned to its place; else it takes the
-    cheapest hour, which is the same order, and stays right when prices change.
+    cheapest hour, which is the same order, and stays right when prices change. `controller`: what
+    is paid for besides; None where that is nothing.
     """
 
     offers: tuple[Offer, ...]
     ordered: bool
     order: str
     notes: tuple[str, ...] = ()
+    controller: Controller | None = None
 
     @property
     def best(self) -> Offer:

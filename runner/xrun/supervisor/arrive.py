@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from ..errors import LaunchError, XrunError
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 
@@ -32,9 +33,28 @@ def _placed(plan: Plan) -> Plan:
     if not plan.address.durable or plan.address.name:
         return plan
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return plan.placed(HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"])
+    try:
+        return plan.placed(HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"])
+    except HfHubHTTPError as error:
+        if error.response.status_code != 401:
+            raise
+        raise LaunchError(
+            "The Hugging Face token of this job is not valid, so its store cannot be found.",
+            "Launch it again with a token that is: https://huggingface.co/settings/tokens.",
+        ) from error
+
+
+def main(cargo: str) -> int:
+    """Arrive; returns the exit code. What is not xrun's to say ends with a traceback."""
+    try:
+        arrive(Path(cargo).expanduser())
+    except XrunError as error:
+        print(f"xrun: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    arrive(Path(sys.argv[1]).expanduser())
+    sys.exit(main(sys.argv[1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ...run.plan import Plan
 from ..bundle import Cargo, pack
 from ..offers import Offers
 from ..throughput import known_throughput
+from .controller import find_controller
 from .offers import find_offers
 from .task import launch_command, task_config, task_yaml
 
@@ -45,10 +46,12 @@ def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
     """Ask for prices, and settle what would be launched. Nothing is written.
 
     Raises:
-        LaunchError: no cloud is enabled, none offers what the recipe asks for, or a file that
-            should go along is not there or too large.
+        LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
+            job controller, or a file that should go along is not there or too large.
     """
     offers = find_offers(plan, known_throughput(plan))
     candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, candidate.setup)
-    return Launch(plan, offers, cargo, task_config(plan, offers, cargo.folder, environ))
+    task = task_config(plan, offers, cargo.folder, environ)
+    offers = replace(offers, controller=find_controller(task["resources"]))
+    return Launch(plan, offers, cargo, task)
