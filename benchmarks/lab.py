@@ -134,7 +134,7 @@ def _show(plan: Plan, parent: int) -> None:
     from xrun.supervisor.ranks import POLL_SECONDS
 
     end_with_parent(signal.SIGKILL)
-    progress = Progress(RunFolder(plan.folder), "benchmark")
+    progress = Progress(RunFolder(plan.folder), "benchmark", plan.global_batch)
     while os.getppid() == parent:
         progress.update()
         time.sleep(POLL_SECONDS)
