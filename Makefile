@@ -11,7 +11,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-unty
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test e2e check format newest bench soak contract docs clean
+.PHONY: install demo test e2e check format newest bench gpu soak contract docs clean
 
 install: .venv/stamp
 
@@ -71,6 +71,12 @@ newest: .venv-newest/stamp
 bench: .venv-newest/stamp
 	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[bench]'
 	$(NEWEST)/python -m benchmarks
+
+# The tests that need a GPU, and rows 1 to 4 and 7 on it: ten minutes, no network, whatever torch
+# $(PYTHON) has. Says what it lacks and ends where there is no GPU; docs/performance.md lists what stays
+# unseen.
+gpu:
+	PYTHONPATH=runner:servers:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu
 
 # The long drills, sweeps and simulations: hours; one of them needs rsync and ssh. What came of them
 # is kept by the day in tests/soak/.

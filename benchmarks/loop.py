@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -42,9 +43,10 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
                 "raw": lambda: peers.raw(work),
                 "plain": lambda: peers.raw_plain(work),
                 "xrun": xrun,
-                "accelerate": lambda: peers.accelerate(work),
-                "lightning": lambda: peers.lightning(work),
-                "trainer": lambda: peers.trainer(work),
+                **{
+                    name.replace("transformers", "trainer"): functools.partial(loop, work)
+                    for name, loop in peers.installed().items()
+                },
             },
             rounds,
         )

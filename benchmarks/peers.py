@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +18,20 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, default_collate
 
 from xrun.training.optimizer import plain_step
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def synchronize() -> None:
+    """Until the GPU has done what it was given; processors have."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def installed() -> dict[str, Callable[[Work], float]]:
+    """The loops of others whose library is here."""
+    loops = {"accelerate": accelerate, "lightning": lightning, "transformers": trainer}
+    return {name: loop for name, loop in loops.items() if find_spec(name)}
 
 
 @dataclass
@@ -39,7 +54,7 @@ class Work:
         """A model in training mode, and the optimizer that xrun takes for the recipe."""
         torch.use_deterministic_algorithms(False)
         torch.manual_seed(0)
-        model = self.model().train()
+        model = self.model().train().to(DEVICE)
         return model, torch.optim.AdamW(
             model.parameters(), lr=self.lr, weight_decay=0.0, fused=True
         )
@@ -53,6 +68,8 @@ class Watch:
 
     def done(self) -> bool:
         self.count += 1
+        if self.count in (self.work.warm, self.work.steps):
+            synchronize()
         if self.count == self.work.warm:
             self.began = time.perf_counter()
         self.ended = time.perf_counter()
@@ -87,7 +104,7 @@ def raw_steps(work: Work, plain: bool = False) -> Iterator[None]:
     step = plain_step(optimizer) if plain else optimizer.step
     for x, y in work.loader():
         optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
+        loss = cross_entropy(model(x.to(DEVICE)), y.to(DEVICE))
         loss.backward()
         step()
         yield

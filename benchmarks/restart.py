@@ -46,13 +46,14 @@ for path in paths:
             view[at : at + count] = buffer[:count]
             at += count
     hasher.hexdigest()
-    kept.append(target)
+    kept.append(target.cuda() if torch.cuda.is_available() else target)
 BY_HAND
 open(sys.argv[1], "w").write(repr(time.time()))
 os._exit(0)
 """
 BY_HAND = """model = torch.nn.ParameterList(torch.zeros(4096, 4096) for _ in range(5))
-accelerate.Accelerator(cpu=True).prepare(model, torch.optim.AdamW(model.parameters(), fused=True))
+cpu = not torch.cuda.is_available()
+accelerate.Accelerator(cpu=cpu).prepare(model, torch.optim.AdamW(model.parameters(), fused=True))
 """
 """What whoever trains does besides, and what makes torch and accelerate import more of
 themselves."""

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from xrun.machine.driver import ask_driver
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -139,7 +141,9 @@ def machine() -> dict[str, Any]:
     memory = next(
         (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
     )
+    driver = ask_driver()
     return {
+        **({"gpu": str(driver)} if driver.gpus else {}),
         "cpu": model or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gb": round(memory / 1e6, 1),

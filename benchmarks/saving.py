@@ -227,9 +227,12 @@ def _memcpy(tensors: dict[str, Any]) -> float:
     best of three."""
     import torch
 
-    copies = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    from benchmarks.peers import synchronize
+
+    copies = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in tensors.items()}
     seconds = []
     for _ in range(4):
+        synchronize()
         began = time.perf_counter()
         for name, tensor in tensors.items():
             copies[name].copy_(tensor)
@@ -245,9 +248,10 @@ class Others:
 
         self.folder = folder
         self.model, self.optimizer = training.objective.model, training.state.optimizer
+        device = training.accelerator.device
         self.x, self.y = (
-            torch.randn(training.train.global_batch, self.model.layers[0].shape[0]),
-            torch.zeros(8),
+            torch.randn(training.train.global_batch, self.model.layers[0].shape[0], device=device),
+            torch.zeros(8, device=device),
         )
         self.methods: dict[str, Callable[[], Any]] = {
             "torch.save + fsync": self.synced,
@@ -257,12 +261,15 @@ class Others:
         }
 
     def step(self, before_step: Callable[[], None] | None = None) -> float:
+        from benchmarks.peers import synchronize
+
         began = time.perf_counter()
         self.model(self.x, self.y)["loss"].backward()
         if before_step:
             before_step()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        synchronize()
         return time.perf_counter() - began
 
     def once(self, method: Callable[[], Any]) -> Save:
@@ -305,7 +312,7 @@ class Others:
     def accelerate(self) -> Callable[[], None]:
         from accelerate import Accelerator
 
-        accelerator = Accelerator(cpu=True)
+        accelerator = Accelerator(cpu=self.x.device.type == "cpu")
         accelerator.prepare(self.model, self.optimizer)
 
         def save() -> None:

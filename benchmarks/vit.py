@@ -124,6 +124,7 @@ def _peer(own: Lab, plan: Plan, name: str, turns: Connection) -> None:
         began = time.perf_counter()
         for _ in range(BLOCK):
             next(steps)
+        peers.synchronize()
         turns.send(time.perf_counter() - began)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from support.paths import ROOT, SOURCES
 
@@ -54,3 +55,41 @@ def test_without_a_choice_all_rows_are_measured() -> None:
     wrong = subprocess.run([*ask, "99"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "there is no row 99: 1, 2, 3" in wrong.stderr
+
+
+@pytest.mark.once
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would begin")
+def test_without_a_gpu_nothing_of_it_begins(tmp_path: Path) -> None:
+    """`make gpu` says in one sentence what it lacks, and ends before it does anything."""
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        ["make", "-s", "gpu"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(f"make gpu: torch {torch.__version__} sees no GPU here (no driver")
+    assert (done.stdout, [line for line in rest if not line.startswith("make:")]) == ("", [])
+
+
+@pytest.mark.once
+def test_progress_can_be_shown_beside_a_loop() -> None:
+    """As rows 1 and 2 show it; a process that is nobody's child has nothing to wait for."""
+    code = (
+        "from benchmarks.lab import _show, lab\n"
+        "with lab() as own: _show(own.plan('loop', 'loop'), 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
