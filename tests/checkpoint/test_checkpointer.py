@@ -1,7 +1,8 @@
 """Checkpoints in a real folder: when the copy is made, what is committed, what a bad byte or a full
 disk can do.
 
-Covers `xrun.checkpoint.lease`, `xrun.checkpoint.restore` and `xrun.checkpoint.snapshot`.
+Covers `xrun.checkpoint.lease`, `xrun.checkpoint.restore`, `xrun.checkpoint.saving` and
+`xrun.checkpoint.snapshot`.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,12 +27,9 @@ from torch import Tensor
 
 from ..errors import (
     CheckpointCorrupt,
-    CheckpointError,
     LeaseLost,
-    NonFiniteWeights,
     StoreError,
     StoreUnavailable,
-    TrainError,
     XrunError,
 )
 from ..store.durable import hash_of
@@ -41,8 +38,9 @@ from ..tracker.protocol import Tracker
 from . import tensor_file
 from .lease import Lease
 from .movement import Movement
+from .saving import Made, MovedError, Saving, check_weights, fault_of
 from .schedule import LastSave, SaveSchedule
-from .snapshot import Files, Snapshot, is_finite
+from .snapshot import Files, Snapshot
 from .state import TrainState, local, rows
 
 log = logging.getLogger("xrun")
@@ -85,7 +83,7 @@ class Checkpointer:
         happened to it."""
         self._snapshot, self._movement = Snapshot(), Movement()
         self._first = True
-        self._watched: _Saving | None = None
+        self._watched: Saving | None = None
         self._copied = threading.Event()
         self._copied.set()
         self._stall = 0.0
@@ -138,7 +136,7 @@ class Checkpointer:
         self._snapshot.copy(files, early)
         self._copied.clear()
         ready = torch.cuda.current_stream().record_event() if self._stream else None
-        saving = _Saving(
+        saving = Saving(
             step=self.state.step,
             numbers=self.state.numbers(),
             parts=parts,
@@ -174,7 +172,8 @@ class Checkpointer:
             self._saving.result()
 
     def check(self) -> None:
-        """Raises LeaseLost once another attempt has taken the run over."""
+        """Raises what has ended saving for good: another attempt has taken the run over, or the
+        state cannot be saved."""
         if self._saving is not self._checked and self._saving is not None and self._saving.done():
             self._saving.result()
             self._checked = self._saving
@@ -202,7 +201,7 @@ class Checkpointer:
         small = {name for name, size in zip(smallest, sums, strict=True) if size <= self.small}
         return moving & set(parts) | small
 
-    def _save(self, saving: _Saving) -> None:
+    def _save(self, saving: Saving) -> None:
         everybody = self._gather(self._make(saving))
         if self.writers.rank:
             return
@@ -214,14 +213,14 @@ class Checkpointer:
             self._failed(saving.step, (final or faults)[0])
             self._sweep()
 
-    def _make(self, saving: _Saving) -> _Made:
+    def _make(self, saving: Saving) -> Made:
         """Copy and write this process's part, or say what prevents it."""
         try:
             self._copy(saving)
-            self._check(saving)
-            return _Made(list(self._write(saving).items()))
+            check_weights(saving, self._snapshot)
+            return Made(list(self._write(saving).items()))
         except Exception as error:
-            return _Made(fault=_fault(saving.step, error))
+            return Made(fault=fault_of(saving.step, error))
         finally:
             self._copied.set()
 
@@ -239,7 +238,7 @@ class Checkpointer:
             for number, tensors in enumerate(tensor_file.cut_by_size(members))
         }
 
-    def _copy(self, saving: _Saving) -> None:
+    def _copy(self, saving: Saving) -> None:
         if self._stream is None:
             self._snapshot.copy(saving.files, saving.late)
         else:
@@ -257,28 +256,9 @@ class Checkpointer:
         late = self._movement.compare(saving.step, digests) & saving.late
         if moved := moved | late:
             self._movement.add(moved)
-            raise _MovedError(min(moved))
+            raise MovedError(min(moved))
 
-    def _check(self, saving: _Saving) -> None:
-        """Weights that are not finite are never committed.
-
-        Raises:
-            NonFiniteWeights: the step has made some.
-        """
-        copies = self._snapshot.parts(saving.files, saving.trained)
-        wrong = [name for name, data in copies if not is_finite(data, saving.parts[name].dtype)]
-        if wrong:
-            more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
-            raise NonFiniteWeights(
-                f"{wrong[0].removeprefix('model.')}{more} is not finite after step {saving.step};"
-                " this state is neither saved nor exported.",
-                "Lower train.optimizer.lr or set train.clip_grad_norm; --fork begins a changed"
-                " recipe at this run's newest checkpoint."
-                if saving.step
-                else "Look at how the model's build() initializes it.",
-            )
-
-    def _write(self, saving: _Saving) -> dict[str, StoredFile]:
+    def _write(self, saving: Saving) -> dict[str, StoredFile]:
         """Write this process's part of the state; frozen tensors that the head already has are not
         written again."""
         checkpoints = self.lease.record.checkpoints
@@ -319,7 +299,7 @@ class Checkpointer:
             log.warning("%s It is written again.", error.message)
             return None
 
-    def _gather(self, made: _Made) -> list[_Made]:
+    def _gather(self, made: Made) -> list[Made]:
         """All writers' parts on the first process."""
         if self.writers.count == 1:
             return [made]
@@ -327,7 +307,7 @@ class Checkpointer:
         torch.distributed.gather_object(made, everybody, group=self.writers.group)
         return everybody or []
 
-    def _commit(self, saving: _Saving, files: Mapping[str, StoredFile]) -> None:
+    def _commit(self, saving: Saving, files: Mapping[str, StoredFile]) -> None:
         try:
             if self.lease.is_ending:  # how long it took is for the attempts after this one
                 self.lease.note(last_save=round(time.perf_counter() - saving.started, 3))
@@ -340,19 +320,19 @@ class Checkpointer:
         except LeaseLost:
             raise
         except Exception as error:
-            self._failed(saving.step, _fault(saving.step, error))
+            self._failed(saving.step, fault_of(saving.step, error))
             self.lease.look_again()
             self._sweep()
 
     def _passes(self, step: int, fault: XrunError) -> bool:
         """Whether the next save may go well, and there is a checkpoint until then."""
         of_store = isinstance(fault, StoreError) and not isinstance(fault, LeaseLost)
-        return isinstance(fault, _MovedError) or (of_store and step > 0)
+        return isinstance(fault, MovedError) or (of_store and step > 0)
 
     def _failed(self, step: int, fault: XrunError) -> None:
         """Say it, or raise it."""
         self.unavailable = fault.message if isinstance(fault, StoreUnavailable) else ""
-        self._wanted |= isinstance(fault, _MovedError)
+        self._wanted |= isinstance(fault, MovedError)
         if not self._passes(step, fault):
             raise fault
         log.warning("The save of step %d failed: %s Training goes on.", step, fault)
@@ -361,56 +341,3 @@ class Checkpointer:
         """What a failed save has written takes the room that the next one needs."""
         with contextlib.suppress(XrunError):
             self.lease.store.sweep()
-
-
-class _MovedError(CheckpointError):
-    """What a save was copying was changed meanwhile; the next one copies it in time."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{name} changed while it was copied: it is changed outside of optimizer.step(). From"
-            " now on it is copied before."
-        )
-
-
-def _fault(step: int, error: Exception) -> XrunError:
-    """A failure of a save as one of ours."""
-    if isinstance(error, XrunError):
-        return error
-    what = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError):
-        return StoreError(what)
-    log.error("The save of step %d failed.", step, exc_info=error)
-    return TrainError(
-        f"The state of step {step} cannot be saved: {what}.",
-        "Training would go on without a checkpoint to come back to, so it ends here.",
-    )
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The files that one process has written, or why it has not."""
-
-    files: list[tuple[str, StoredFile]] = field(default_factory=list)
-    fault: XrunError | None = None
-
-
-@dataclass(frozen=True)
-class _Saving:
-    """What one save needs: this process's part of the state as it was when the save began; `late`
-    is what is copied beside the next forward pass."""
-
-    step: int
-    numbers: Mapping[str, Any]
-    parts: Mapping[str, Tensor]
-    files: Files
-    late: Set[str]
-    trained: Set[str]
-    rows: Mapping[str, tensor_file.Rows]
-    versions: Mapping[str, int]
-    started: float
-    ready: Any = None
-
-    def moved(self) -> set[str]:
-        """Names of what was written to since."""
-        return {name for name, part in self.parts.items() if part._version != self.versions[name]}
