@@ -34,7 +34,7 @@ from xrun.checkpoint.state import TrainState
 from xrun.errors import AttemptEnd, CheckpointCorrupt, LeaseLost
 from xrun.recipe.interval import Every
 from xrun.recipe.schema import Train
-from xrun.run.checkpoint import Checkpoint
+from xrun.run.checkpoint import ARITHMETIC, Checkpoint
 from xrun.run.record import AttemptRecord, RunRecord
 from xrun.store.directory.store import DirectoryStore
 from xrun.store.protocol import Chunk, Head, StoredFile
@@ -539,9 +539,10 @@ def test_a_manifest_of_a_newer_xrun_is_read() -> None:
 
 def test_differences_name_what_changed() -> None:
     """Only what differs is said, missing values included."""
-    before = Checkpoint(1, environment={"threads": 2, "torch": "2", "cuda": None})
+    same = ARITHMETIC
+    before = Checkpoint(1, environment={"threads": 2, "torch": "2", "cuda": None}, arithmetic=same)
     assert before.differences({"threads": 1, "torch": "2"}) == "threads 2 -> 1"
-    assert Checkpoint(1, environment={"a": 1}).differences({"a": 1}) == ""
+    assert Checkpoint(1, environment={"a": 1}, arithmetic=same).differences({"a": 1}) == ""
 
 
 @pytest.fixture
