@@ -297,9 +297,12 @@ def test_down_in_the_middle(run: Run) -> None:
     assert [("does not answer" in line) for line in run.said] == [False, True, False]
 
 
-def test_nothing_is_sent_while_nobody_confirms_whose_the_run_is(run: Run) -> None:
+def test_nothing_is_sent_while_nobody_confirms_whose_the_run_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not one write, not even that the run begins; then everything. What is not confirmed at the
     end stays here, and with it how the attempt ended."""
+    monkeypatch.setenv(environment.CONFIRMED.name, "2")
     run.begin()
     run.train(1, 10)
     run.arrive(9)
@@ -320,8 +323,11 @@ def test_nothing_is_sent_while_nobody_confirms_whose_the_run_is(run: Run) -> Non
     run.check(30)
 
 
-def test_an_attempt_begins_nothing_before_the_run_is_its_own(run: Run) -> None:
+def test_an_attempt_begins_nothing_before_the_run_is_its_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a confirmation W&B never hears of it."""
+    monkeypatch.setenv(environment.CONFIRMED.name, "2")
     run.begin(sender=False)
     run.confirmation.note(boot_seconds() - 1000)
     run.start()
@@ -332,10 +338,11 @@ def test_an_attempt_begins_nothing_before_the_run_is_its_own(run: Run) -> None:
 
 
 def test_a_sender_that_wakes_after_its_successor_has_finished(
-    run: Run, tmp_path: Path, wandb: Wandb
+    run: Run, tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was stopped, and wandb-core with it, with rows that were on their way. The run's rows,
     summary and state stay as the successor has left them."""
+    monkeypatch.setenv(environment.CONFIRMED.name, "2")
     run.begin()
     run.train(1, 10)
     run.tracker.committed(10, "first")

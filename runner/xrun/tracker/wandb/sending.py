@@ -18,7 +18,7 @@ from ... import environment
 from ...backoff import Backoff
 from ...errors import EX_TEMPFAIL, LaunchError
 from ...files import read_json
-from ...run.confirmation import PAUSE_SECONDS, Confirmation
+from ...run.confirmation import FRESH_SECONDS, PAUSE_SECONDS, Confirmation
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ...run.record import AttemptRecord
@@ -132,15 +132,20 @@ class Sending:
         return not self.wish.attempt or self.confirmation.is_fresh
 
     def _await_confirmation(self) -> bool:
-        """Wait until the store has said again whose the run is; False if it is too late for
-        that."""
+        """Wait until the store has said again whose the run is; False if it has not for too long
+        after the end. That is asked twice in this time, and then W&B has its own."""
+        if self._may_send():
+            return True
+        less = max(0.0, self.wish.seconds - FRESH_SECONDS)
         while not self._may_send():
-            if self._is_over():
+            self._is_over()
+            if time.monotonic() > self.deadline - less:
                 return False
             if time.monotonic() - self.progress > _CHECK_SECONDS:
                 self._unconfirmed()
             self.orders.listen(POLL_SECONDS)
         self.progress = time.monotonic()
+        self.patience = max(self.patience, min(self.deadline, self.progress + _OUTAGE_SECONDS))
         return True
 
     def _unconfirmed(self) -> None:
@@ -233,16 +238,16 @@ class Sending:
         if status.stopped and not self.said_stop:
             self.said_stop = True
             print("stop", flush=True)
-        if not self._may_send():
-            self.progress = time.monotonic()  # nothing can arrive
-            self._unconfirmed()
-            return False
         before, self.standing.seen = self.standing.seen, last_key(status.last)
         seen, told = self.standing.seen, self.told_commit
         there = seen >= self.tracker.rows.after and told in (None, commit_of(status))
         if there or seen > before:
             self.tries, self.progress = 0, time.monotonic()
-        self._sending()
+        if self._may_send() or (there and self.orders.ended):
+            self._sending()
+        else:
+            self.progress = time.monotonic()  # nothing more can arrive
+            self._unconfirmed()
         return there
 
     def _finish(self) -> int:
