@@ -145,6 +145,15 @@ class Driver:
         """For each list of exit codes, whether the controller of this task starts it again."""
         return list(self._ask(DECIDE, [task, codes], sys.executable))
 
+    def kill(self, node: str) -> None:
+        """The Ray node at this address is gone at once."""
+        for process in processes():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+                raylet = command[0].endswith("/raylet") and f"--node_ip_address={node}" in command
+                if raylet and home_of(process) == str(self.home):
+                    os.kill(process, signal.SIGKILL)
+
     def said(self, name: str) -> str:
         """What both nodes of a job have printed."""
         return "".join(path.read_text() for path in (self.home / "logs" / name).rglob("*.log"))

@@ -11,12 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.driver import PYTHON, Driver, Ended
+from cluster.driver import NODES, PYTHON, Driver, Ended
+from cluster.waiting import until
 from support.paths import SOURCES
 from support.running import Project
 from xrun.launcher.bundle import pack, there
@@ -190,3 +192,24 @@ def test_the_supervisors_of_two_nodes_end_in_this_order(
     assert site.driver.restarts(task, [ended.codes or ()]) == [again]
     (attempt,) = RunFolder(site.driver.home / "xrun" / "runs" / name).record().attempts
     assert attempt.code == max(codes), said
+
+
+def test_a_node_that_is_gone_leaves_no_codes(site: Site) -> None:
+    """The driver ends with it, and writes nothing that an exit code could match: the controller
+    asks the cloud instead, which finds the cluster broken. Last, since it takes the node away."""
+    plan = plan_of(site.root, "gone")
+    task = site.task(plan)
+    site.install(plan, sys.executable, str(Path(__file__).with_name("stand_in.py")))
+    stage = site.root / "gone-stage"
+    stage.mkdir()
+    stays = {"STORY": story(("together", "stay"), ("together", "stay")), "STAGE": str(stage)}
+
+    def take_away() -> None:
+        until(lambda: (stage / "0").exists() and (stage / "1").exists(), "both nodes", 120)
+        site.driver.kill(NODES[1])
+
+    with ThreadPoolExecutor(1) as thread:
+        taken = thread.submit(take_away)
+        ended = site.driver.run(task["run"], {"gone": stays})["gone"]
+        taken.result()
+    assert ended == Ended("RUNNING", None)
