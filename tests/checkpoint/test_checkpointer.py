@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import mmap
 import os
@@ -362,9 +363,9 @@ def test_nothing_that_a_small_model_does_tears_its_copy(tmp_path: Path) -> None:
     run = Run(tmp_path, small=1 << 20)
     late = Late(run)
     for step in range(4):
-        before = late.save_over_a_step(
-            lambda now=step: run.model.linear.weight.data.clamp_(-0.3 / (now + 1), 0.3)
-        )
+        weight = run.model.linear.weight.data
+        clamp = functools.partial(weight.clamp_, -0.3 / (step + 1), 0.3)
+        before = late.save_over_a_step(clamp)
         assert run.steps()[-1] == step
         assert equal(committed(run, tmp_path / "other"), before)
     run.checkpointer.small = 15  # bytes: three biases are 12

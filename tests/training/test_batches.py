@@ -226,8 +226,8 @@ def plain_loss(model: nn.Module, items: list[Any], kind: str, scope: Any) -> Ten
     if kind == "numpy":
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
     if isinstance(batch, dict):
-        return model(**batch)["loss"]  # type: ignore[no-any-return]
-    return (model(*batch) if isinstance(batch, tuple) else model(batch))["loss"]  # type: ignore[no-any-return]
+        return model(**batch)["loss"]
+    return (model(*batch) if isinstance(batch, tuple) else model(batch))["loss"]
 
 
 def trained(project: Project, kind: str) -> tuple[dict[str, Tensor], list[float], float]:

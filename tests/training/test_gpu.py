@@ -157,7 +157,7 @@ def test_a_snapshot_is_pinned_and_right() -> None:
             "half": torch.randn(size, device="cuda").bfloat16(),
             "scalar": torch.tensor(3.5, device="cuda"),
         }
-        snapshot.copy({"file": sources})
+        snapshot.copy({"file": sources}, set(sources))
         torch.cuda.synchronize()
         room = snapshot.rooms["file"]
         assert room.is_pinned()

@@ -194,7 +194,7 @@ def test_a_loss_is_found_where_there_is_one(output: Any) -> None:
     sums = Objective(model, "model")({"x": torch.ones(6, 2)}, 6)
     sums["loss"].backward()
     assert sums["loss"].shape == ()
-    assert (float(sums["loss"].detach()), float(weight.grad)) == (12.0, 6.0)  # type: ignore[arg-type]
+    assert (float(sums["loss"].detach()), float(weight.grad)) == (12.0, 6.0)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ END_SECONDS = 120.0
 """How long node 0 may take to record the end; it tells the others after that."""
 
 
+_AGAIN_SECONDS = 0.5
+"""Between two tries to meet a node 0 that has hung up."""
+
+
 class Node:
     """What every node does: start its ranks, tell the other nodes what happens here, hear what
     happens there."""
@@ -156,10 +160,10 @@ class FollowingNode(Node):
         contradict. Where it is gone nobody has recorded an end, so the job has to come back.
         """
         self.say(f"This is {self.nodes.name(self.nodes.rank)}; {self.nodes.name(0)} leads.")
-        began = False
+        began, until = False, time.monotonic() + MEETING_SECONDS
         try:
             self._meet()
-            while (message := self._message(END_SECONDS if began else MEETING_SECONDS)) is not None:
+            while message := self._message(END_SECONDS if began else until - time.monotonic()):
                 if message["kind"] == "start":
                     began = True
                     self._train(message)
@@ -168,7 +172,8 @@ class FollowingNode(Node):
                 elif began:
                     break
                 else:
-                    self._meet()  # node 0 was started again
+                    time.sleep(_AGAIN_SECONDS)
+                    self._meet()  # node 0 was started again, or it is that of another run
             return EX_TEMPFAIL if self._code else 0
         finally:
             self.peers.close()
