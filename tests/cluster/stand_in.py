@@ -56,5 +56,5 @@ def main() -> None:
     signal.pause()
 
 
-if __name__ == "__main__" and sys.argv[2] != "xrun.supervisor.arrive":
+if __name__ == "__main__" and "xrun.supervisor.arrive" not in sys.argv:
     main()

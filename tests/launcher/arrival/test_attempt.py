@@ -20,7 +20,7 @@ ARRIVAL = ROOT / "runner" / "xrun" / "launcher" / "arrival"
 
 
 class Machine:
-    """A machine that is installed; `~/xrun/python -m MODULE` runs the shell commands that a test
+    """A machine that is installed; `~/xrun/python -P -m MODULE` runs the shell commands that a test
     gives for the module."""
 
     def __init__(self, root: Path, *, arrive: str = "exit 0", entrypoint: str) -> None:
@@ -31,7 +31,7 @@ class Machine:
         home = root / "xrun" / "environments" / "key"
         home.mkdir(parents=True)
         (home / "ready").touch()
-        program = f"#!/bin/bash\ncase $2 in\n*arrive) {arrive} ;;\n*) {entrypoint} ;;\nesac\n"
+        program = f"#!/bin/bash\ncase $3 in\n*arrive) {arrive} ;;\n*) {entrypoint} ;;\nesac\n"
         (home / "python").write_text(program)
         (home / "python").chmod(0o755)
 
