@@ -48,6 +48,30 @@ def test_changed_mathematics_under_the_same_id_are_refused(known: Project) -> No
     assert "train.optimizer.lr: 0.01 -> 0.02; train.seed: 0 -> 7." in str(refused.value)
 
 
+def test_a_run_whose_state_would_be_elsewhere_is_refused(known: Project) -> None:
+    """A recipe that names another store finds nothing there and would begin anew: 5, with both
+    places, and the run's plan stays as it is."""
+    before = known.run.plan_file.read_bytes()
+    for store in ("hub", "hub://alice/other", "hub-bucket://alice/other"):
+        with pytest.raises(CheckpointError) as refused:
+            choose_run(known.plan("train.steps=99", f"checkpoint.store={store}"))
+        assert f"is in {known.run.state}, and this command says {store}." in str(refused.value)
+    assert known.run.plan_file.read_bytes() == before
+
+
+def test_a_run_on_a_hub_is_found_by_its_short_name(known: Project, tmp_path: Path) -> None:
+    """`hub` in a recipe is the repository that a launch has found; another one, another kind and a
+    folder are other places."""
+    project = Project(tmp_path)
+    shutil.copytree(known.home, project.home)
+    folder = project.run
+    folder.write_plan(project.plan("checkpoint.store=hub").placed("alice"))
+    assert choose_run(project.plan("checkpoint.store=hub")).run == folder.run
+    for store in ("local", "hub://bob/mine", f"hub-bucket://alice/{folder.run}"):
+        with pytest.raises(CheckpointError, match=f"is in hub://alice/{folder.run}, and this"):
+            choose_run(project.plan(f"checkpoint.store={store}"))
+
+
 def test_a_changed_component_is_another_mathematics(known: Project, tmp_path: Path) -> None:
     """A changed line in a model's file is named as the difference."""
     project = Project(tmp_path)

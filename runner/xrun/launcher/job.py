@@ -71,7 +71,8 @@ def code_version(project: Path) -> dict[str, object]:
 def _git(project: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(project), *arguments],
+            # A repository's own settings may name a program for git to run.
+            ["git", "-c", "core.fsmonitor=false", "-C", str(project), *arguments],
             capture_output=True,
             text=True,
             check=True,
@@ -122,7 +123,26 @@ def _same(plan: Plan, known: Plan) -> Plan:
             + ".",
             f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
         )
+    _same_place(plan, known)
     return dataclasses.replace(plan, fork=known.fork, fork_store=known.fork_store)
+
+
+def _same_place(plan: Plan, known: Plan) -> None:
+    """A run's state is where it has always been: elsewhere there is none, and it would begin anew.
+
+    Raises:
+        CheckpointError: the recipe names another place, and something was committed.
+    """
+    folder = RunFolder(plan.folder)
+    begun = (folder.witness, folder.state, folder.path / "launch.json")
+    moved = plan.address.kind != known.address.kind if plan.address.durable else known.store
+    named = plan.address.name and known.address.name and plan.address != known.address
+    if (moved or named) and any(path.exists() for path in begun):
+        raise CheckpointError(
+            f"checkpoint.store: the state of the run {plan.run} is in {known.where}, and this"
+            f" command says {plan.where}.",
+            "Leave the store as it was, or start a new run with --new.",
+        )
 
 
 def _plans_in(home: str) -> list[Plan]:
