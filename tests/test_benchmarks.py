@@ -62,6 +62,8 @@ def test_without_a_choice_all_rows_are_measured() -> None:
 def test_without_a_gpu_nothing_of_it_begins(tmp_path: Path) -> None:
     """`make gpu` says in one sentence what it lacks, and ends before it does anything."""
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": SOURCES}
+    of_make = ("MAKEFLAGS", "MAKELEVEL")  # of the `make test` that has started this
+    environment = {name: value for name, value in environment.items() if name not in of_make}
     done = subprocess.run(
         ["make", "-s", "gpu"],
         cwd=ROOT,

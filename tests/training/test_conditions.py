@@ -12,7 +12,7 @@ from support.drivers import stand_in
 from support.running import Project, attempt, record
 from xrun.machine.nodes import nodes_of
 from xrun.recipe.schema import Candidate
-from xrun.run.checkpoint import Checkpoint
+from xrun.run.checkpoint import ARITHMETIC, Checkpoint
 from xrun.training.conditions import Build, environment_of, nccl_of, rented
 
 H100 = ("NVIDIA H100 80GB HBM3", (9, 0))
@@ -129,7 +129,11 @@ def test_nccl_and_its_settings_are_conditions() -> None:
         == nccl_of((2, 27, 5), settings | elsewhere)
         == ("2.27.5 NCCL_ALGO=Ring NCCL_NVLS_ENABLE=0")
     )
-    before = Checkpoint(step=1, environment={"nccl": nccl_of((2, 27, 5), {"NCCL_ALGO": "Tree"})})
+    before = Checkpoint(
+        step=1,
+        environment={"nccl": nccl_of((2, 27, 5), {"NCCL_ALGO": "Tree"})},
+        arithmetic=ARITHMETIC,
+    )
     assert before.differences({"nccl": now}) == (
         "nccl 2.27.5 NCCL_ALGO=Tree -> 2.27.5 NCCL_ALGO=Ring NCCL_NVLS_ENABLE=0"
     )
@@ -142,7 +146,7 @@ def test_on_processors_the_conditions_keep_their_form() -> None:
     assert set(told) == {"device", "torch", "accelerate", "cuda", "threads", "processes"}
     assert told["torch"] == torch.__version__
     assert environment_of(torch.device("cpu"), 2, compiles=True) == told | {"compile": 2}
-    before = Checkpoint(step=1, environment=told | {"torch": "2.13.0+cu126"})
+    before = Checkpoint(step=1, environment=told | {"torch": "2.13.0+cu126"}, arithmetic=ARITHMETIC)
     assert before.differences(told | {"torch": "2.13.0+cu130"}) == (
         "torch 2.13.0+cu126 -> 2.13.0+cu130"
     )

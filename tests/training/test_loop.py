@@ -160,7 +160,9 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, featur
     assert done.code == 0, done.err
     assert curve(other.run) == curve(one.run)
     assert weights(other.run) == weights(one.run)
-    assert [attempt["resumed_step"] for attempt in record(other.run)["attempts"]][1:] == [5]
+    first, *more = record(other.run)["attempts"]
+    resumed = [first] if feature == "workers" else more
+    assert [attempt["resumed_step"] for attempt in resumed] == [5]
 
 
 def test_each_step_is_logged_once(make: Any, undisturbed: Project) -> None:

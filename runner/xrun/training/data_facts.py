@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import environment
 from ..data.stream import is_stream
 from ..errors import CheckpointError
 from ..run.checkpoint import MOVES, SPLITS, DataFacts, data_differences
@@ -113,7 +114,7 @@ def _silenced(now: DataFacts, names: Sequence[str]) -> DataFacts:
 def _from_a_fresh_process(plan: Plan) -> DataFacts:
     """The facts as another process sees them; nothing where it cannot tell."""
     path = RunFolder(plan.folder).plan_file
-    command = [sys.executable, "-P", "-m", "xrun.training.data_facts", str(path)]
+    command = [*environment.PYTHON, "-m", "xrun.training.data_facts", str(path)]
     quiet = subprocess.DEVNULL
     done = subprocess.run(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, check=False)
     if done.returncode:
