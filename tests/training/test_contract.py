@@ -11,7 +11,7 @@ import httpx
 import pytest
 import torch.distributed as dist
 
-from support.running import DATASET, MODEL, Project, record
+from support.running import DATASET, MODEL, Project, record, steps_of
 from xrun.errors import ComponentError, TrainError
 from xrun.training.contract import Components, in_short
 from xrun.training.failure import is_of_the_machine
@@ -174,7 +174,7 @@ def test_a_run_that_went_on_is_not_new(tmp_path: Path) -> None:
     project.trap("raise", call=1, stays=True)
     done = project.attempt()
     assert done.code == 2, done.err
-    resumed = record(project.run)["attempts"][-1]["resumed_step"]
+    resumed = steps_of(project.run)[-1]
     assert resumed >= 5
     assert f"It failed twice after step {resumed}." in done.err
 
