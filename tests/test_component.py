@@ -53,6 +53,14 @@ def build_of(tmp_path: Path, text: str) -> Any:
 # Where things lie
 
 
+def test_files_named_like_the_folders_hide_none(project: Path) -> None:
+    """A project's own `models.py` or `datasets.py` is another module than the folders."""
+    write(project / "models.py", "raise RuntimeError('models.py')\n")
+    write(project / "datasets.py", "raise RuntimeError('datasets.py')\n")
+    assert load_build("models", "small", project)(n=3) == 6
+    assert load_build("datasets", "count", project)() == {"train": [0, 1, 2]}
+
+
 def test_project_of_a_recipe(tmp_path: Path) -> None:
     """The nearest pyproject.toml; without one the parent of `recipes/`; else the recipe's own
     folder."""

@@ -383,7 +383,9 @@ def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(f"xrun.components.{kind}.{name}")
-    except (Exception, SystemExit) as error:
+    except (
+        BaseException
+    ) as error:  # argparse in a copied script leaves; others raise what they like
         raise ComponentError(
             f"{place(error, path)}: {type(error).__name__}: {error}.", missing_library(error)
         ) from error

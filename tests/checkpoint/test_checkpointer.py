@@ -324,7 +324,12 @@ def test_what_a_forward_pass_moves_is_saved_as_it_was_before(
         assert equal(committed(run, tmp_path / "other"), before)
 
 
-@pytest.mark.parametrize("move", [teacher, watched_teacher, renormed])
+def decayed(run: Run) -> None:
+    """Trained weights behind autograd's back, as some own weight decays and clamps do."""
+    run.model.linear.weight.data.mul_(0.99)
+
+
+@pytest.mark.parametrize("move", [teacher, watched_teacher, renormed, decayed])
 def test_what_begins_to_move_later_loses_one_save_at_most(
     tmp_path: Path, move: Callable[[Run], None], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -228,7 +228,7 @@ def test_an_attempt_that_was_believed_dead_logs_into_nothing(tmp_path: Path) -> 
     assert JsonlTracker(tmp_path).last_commit() == (7, "head-7")
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"step": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "7", '{"step": 3}'])
 def test_a_damaged_witness_says_nothing(tmp_path: Path, text: str) -> None:
     """A committed.json that cannot be read is no witness and no error."""
     (tmp_path / "committed.json").write_text(text)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from support.ranks import run_ranks
+from support.running import DATASET, Project
 from xrun.errors import ComponentError, TrainError
 from xrun.machine.stop import StopFlag
 from xrun.recipe.schema import Train
@@ -276,3 +277,16 @@ def test_a_streamed_validation_split_is_refused() -> None:
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]), int(sys.argv[2]))
+
+
+def test_a_split_without_a_label_that_counts_is_said(tmp_path: Path) -> None:
+    """Instead of a metric that is not there."""
+    project = Project(tmp_path)
+    ignored = DATASET.replace(
+        "return self.x[i] + 0.01 * torch.randn(4), int(self.y[i])",
+        "return self.x[i], -100 if self.name == 'val' else int(self.y[i])",
+    )
+    project.write("datasets/points.py", ignored)
+    done = project.attempt()
+    assert done.code == 6, done.err
+    assert "Every label of the split 'val' is -100" in done.err

@@ -38,7 +38,7 @@ from ..tracker.protocol import Tracker
 from . import tensor_file
 from .lease import Lease
 from .movement import Movement
-from .saving import Made, MovedError, Saving, check_weights, fault_of
+from .saving import Made, MovedError, Saving, check_weights, fault_of, sample_of
 from .schedule import LastSave, SaveSchedule
 from .snapshot import Files, Snapshot
 from .state import TrainState, local, rows
@@ -150,6 +150,7 @@ class Checkpointer:
                 if hasattr(tensor, "to_local")
             },
             versions={name: part._version for name, part in parts.items()},
+            samples={name: sample_of(parts[name]) for name in self.state.trained() - early},
             started=started,
         )
         self._watched = saving
@@ -246,7 +247,7 @@ class Checkpointer:
                 self._stream.wait_event(saving.ready)
                 self._snapshot.copy(saving.files, saving.late)
             self._stream.synchronize()
-        moved = saving.moved() & saving.late
+        moved = (saving.moved() | saving.touched()) & saving.late
         self._copied.set()
         still = self.state.frozen() - self._movement.moving
         digests = {

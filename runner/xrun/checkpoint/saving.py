@@ -7,6 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, NonFiniteWeights, StoreError, TrainError, XrunError
@@ -15,6 +16,9 @@ from . import tensor_file
 from .snapshot import Files, Snapshot, is_finite
 
 log = logging.getLogger("xrun")
+
+_SAMPLES = 1024
+"""Elements of a tensor that tell whether it was written to."""
 
 
 class MovedError(CheckpointError):
@@ -62,12 +66,28 @@ class Saving:
     trained: Set[str]
     rows: Mapping[str, tensor_file.Rows]
     versions: Mapping[str, int]
+    samples: Mapping[str, Tensor]
     started: float
     ready: Any = None
 
     def moved(self) -> set[str]:
         """Names of what was written to since."""
         return {name for name, part in self.parts.items() if part._version != self.versions[name]}
+
+    def touched(self) -> set[str]:
+        """Names of what was written to since by way of `.data`, which no version tells."""
+        now = {name: sample_of(self.parts[name]) for name in self.samples}
+        return {name for name, sample in self.samples.items() if not torch.equal(sample, now[name])}
+
+
+def sample_of(part: Tensor) -> Tensor:
+    """The bytes of some elements from all over a tensor, the first one among them: what a forward
+    pass does to weights it does to most of them."""
+    flat = part.detach()
+    if part.is_contiguous(memory_format=torch.channels_last):
+        flat = flat.permute(0, 2, 3, 1)
+    some = flat.reshape(-1)[:: max(1, part.numel() // _SAMPLES)]
+    return some.clone().view(torch.uint8)
 
 
 def check_weights(saving: Saving, snapshot: Snapshot) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 
 from ..environment import PROJECT
@@ -35,9 +37,19 @@ def use_project(root: Path | str) -> None:
         for name in [name for name in sys.modules if name.startswith(__name__ + ".")]:
             del sys.modules[name]
             vars(sys.modules[__name__]).pop(name.split(".")[2], None)
+        __path__[:] = path
+        _make_rooms()
     os.environ[PROJECT.name] = path[0]
-    __path__[:] = path
     _importable(path[0])
+
+
+def _make_rooms() -> None:
+    """`models` and `datasets` of all these folders, also where a project has a `models.py`."""
+    for kind in ("models", "datasets"):
+        spec = ModuleSpec(f"{__name__}.{kind}", None, is_package=True)
+        spec.submodule_search_locations = [str(Path(root, kind)) for root in __path__]
+        sys.modules[spec.name] = room = module_from_spec(spec)
+        setattr(sys.modules[__name__], kind, room)
 
 
 def _importable(project: str) -> None:
@@ -50,3 +62,4 @@ _project = PROJECT.of()
 __path__ = [str(root) for root in roots(Path(_project) if _project else None)]
 if _project:
     _importable(__path__[0])
+_make_rooms()

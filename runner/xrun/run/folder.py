@@ -134,7 +134,8 @@ class RunFolder:
 
     def committed_step(self) -> int:
         """The newest step that an attempt on this machine has committed; -1 if there is none."""
-        return int((read_json(self.witness) or {}).get("step", -1))
+        known = read_json(self.witness)
+        return int(known.get("step", -1)) if isinstance(known, dict) else -1
 
     def last_point(self) -> dict[str, Any]:
         """The newest point of training; empty if there is none."""

@@ -84,7 +84,7 @@ class JsonlTracker:
         try:
             known = json.loads((self.folder / "committed.json").read_text())
             return int(known["step"]), str(known["head"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def finish(self) -> None:

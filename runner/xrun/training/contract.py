@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from ..data.batch import Batch, described
-from ..errors import ComponentError
+from ..errors import ComponentError, Stopped
 from .failure import is_of_the_machine
 
 _BATCHES = {
@@ -73,14 +73,16 @@ class Components:
         """
         try:
             yield
-        except Exception as error:
+        except Stopped:
+            raise
+        except BaseException as error:
             if not untried() or is_of_the_machine(error):
                 raise
             if (told := self._told(error, task)) is None:
                 raise
             raise told from error
 
-    def _told(self, error: Exception, task: str) -> ComponentError | None:
+    def _told(self, error: BaseException, task: str) -> ComponentError | None:
         """The sentence about an error, by the frames that it came through; None if no component
         is among them."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

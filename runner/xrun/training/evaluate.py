@@ -63,6 +63,11 @@ class Evaluation:
         Raises:
             TrainError: the recipe's metric is not among them.
         """
+        if not metrics:
+            raise TrainError(
+                "Every label of the split 'val' is -100, so there is nothing to evaluate on.",
+                "Give it labels that count, or leave the split out.",
+            )
         if self.metric not in metrics:
             raise TrainError(
                 f"train.evaluate.metric: there is no metric {self.metric!r}.",

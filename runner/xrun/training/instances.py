@@ -67,7 +67,7 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
         return build(**args)
     except XrunError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a component may raise anything
         if is_of_the_machine(error):
             raise  # what fails now may not fail in the next attempt
         raise ComponentError(f"{what}: build() failed: {in_short(error)}.") from error

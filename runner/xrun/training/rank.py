@@ -77,7 +77,7 @@ def live(plan: Plan, attempt: str, stop: StopFlag, store: Store | None) -> Outco
                 step = training.state.step
     except Stopped:
         return Outcome(EX_TEMPFAIL)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a component may raise anything
         from .failure import failure_of  # imports torch, which is to come after the store's files
 
         failure = failure_of(error, step)

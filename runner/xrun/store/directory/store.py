@@ -37,6 +37,9 @@ from .commits import CommitFolder, NumberTakenError, file_name, head_of, line_of
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 OBJECT = re.compile(rf"objects/({NAME})/{NAME}")
 
+_WAY_ON = "Bring the folder's files back from a copy, or start a new run with --new."
+"""After state that cannot be read; nothing is started from step 0."""
+
 
 class DirectoryStore:
     """The `Store` of one attempt of one run in the folder `root`, which the first put or commit
@@ -190,7 +193,8 @@ class DirectoryStore:
         """Return that nothing was ever committed, if that is certain."""
         if numbers:
             raise CheckpointCorrupt(
-                f"Every commit in {self.root} is damaged: {', '.join(self.damaged)}."
+                f"Every commit in {self.root} is damaged: {', '.join(self.damaged)}.",
+                _WAY_ON,
             )
         # The first commit precedes the first object, so commits are listed once more after an
         # object was seen.
@@ -199,7 +203,8 @@ class DirectoryStore:
                 raise FileNotFoundError
             raise CheckpointCorrupt(
                 f"{self.root} holds files, but its commits are gone: cannot tell what was"
-                " committed."
+                " committed.",
+                _WAY_ON,
             )
         return 0, None
 
