@@ -39,7 +39,7 @@ def mapped(batch: Batch, change: Callable[[Any], Any]) -> Batch:
 def as_tensors(batch: Batch) -> Batch:
     """The batch with tensors where it has numpy arrays of numbers, as torch's `default_collate`
     makes them."""
-    if all(type(value) is Tensor for value in _inside(batch) or (batch,)):
+    if type(batch) in (list, tuple) and {*map(type, batch)} == {Tensor}:
         return batch  # as most are, and this is asked for each
     has_arrays = any(isinstance(leaf, np.ndarray) for leaf in leaves(batch))
     return mapped(batch, _as_tensor) if has_arrays else batch

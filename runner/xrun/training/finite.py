@@ -19,6 +19,7 @@ class FiniteGradients:
         self.parameters = parameters
         kinds = dict.fromkeys(p.dtype for p in parameters)
         self._by_kind = [[p for p in parameters if p.dtype == kind] for kind in kinds]
+        self._plain = not any(hasattr(p, "to_local") or p.is_complex() for p in parameters)
         self._found = torch.zeros((), device=parameters[0].device)
         self._one = torch.ones_like(self._found)
 
@@ -31,7 +32,9 @@ class FiniteGradients:
         norm by `_foreach_norm` takes 15, and `get_total_norm` 37 (one thread).
         """
         for parameters in self._by_kind:
-            gradients = [_plain(p.grad) for p in parameters if p.grad is not None]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if not self._plain or any(grad.is_sparse for grad in gradients):
+                gradients = [_plain(grad) for grad in gradients]
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
         return self._found
 

@@ -215,16 +215,16 @@ class Training:
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
         loss."""
-        whole, rest = divmod(self.state.micro_batch, self.parts)
-        self.objective.whole = not rest and piece.samples == whole * self.parts
-        losses, parts = [], self._in_parts(piece, batch)
+        if self.objective.compiled is not None:
+            whole, rest = divmod(self.state.micro_batch, self.parts)
+            self.objective.whole = not rest and piece.samples == whole * self.parts
+        if self.parts == 1:
+            return self._loss(Part(batch, piece.samples), factor)
+        losses, parts = [], batch  # the loader has cut it
         for number, part in enumerate(parts, 1):
             with self.reduction.part(last=number == len(parts)):
                 losses.append(self._loss(part, factor * part.counts))
-        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-
-    def _in_parts(self, piece: MicroBatch, batch: Batch) -> list[Part]:
-        return [Part(batch, piece.samples)] if self.parts == 1 else batch
+        return torch.stack(losses).sum()
 
     def _loss(self, part: Part, factor: float) -> Tensor:
         """Forward and backward of data that is computed at once; its loss, which is 0 where it does
@@ -244,13 +244,13 @@ class Training:
         """What the step's loss is a mean over, on all processes together."""
         if self.objective.counts_samples:
             return pieces[0][0].total
-        own = sum(
-            self.objective.count(part.batch, part.samples)
-            for piece, batch in pieces
-            for part in self._in_parts(piece, batch)
-            if piece.weight and part.counts
-        )
+        own = sum(self._own_count(piece, batch) for piece, batch in pieces if piece.weight)
         return int(self.world.all_reduce_sum([own])[0]) or 1
+
+    def _own_count(self, piece: MicroBatch, batch: Batch) -> int:
+        if self.parts == 1:
+            return self.objective.count(batch, piece.samples)
+        return sum(self.objective.count(part.batch, part.samples) for part in batch if part.counts)
 
     def _must_stop(self) -> bool:
         """Whether somebody wants this process to stop, and there is no time for as much again as

@@ -27,6 +27,8 @@ from .contract import Components
 Sums = dict[str, Tensor]
 """`loss` and metrics summed over what `count` counts."""
 IGNORED = -100
+_FEW = 256
+"""Labels that are counted one by one."""
 _NAMELESS = Components()
 
 
@@ -79,6 +81,8 @@ class Objective(nn.Module):
             labels = labels[:, 1:]
         if labels.is_floating_point():
             return labels.numel() // max(1, labels.shape[min(1, labels.dim() - 1)])
+        if labels.dim() == 1 and len(labels) <= _FEW:  # as a list takes a third of numpy's time
+            return len(labels) - labels.tolist().count(IGNORED)
         if labels.device.type == "cpu":  # numpy takes a tenth of torch's time
             return int(np.count_nonzero(labels.numpy() != IGNORED))
         return int(torch.count_nonzero(labels != IGNORED))
