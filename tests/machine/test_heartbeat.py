@@ -117,6 +117,7 @@ def test_a_heartbeat_without_a_file_does_nothing(tmp_path: Path) -> None:
     for heart in (Heartbeat(), Heartbeat(tmp_path / "no" / "such" / "folder")):
         heart.beat()
         heart.saving()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_beat_costs_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..component import project_root
 from ..errors import LaunchError, XrunError
-from ..files import read_json, write_bytes
+from ..files import write_bytes
 from ..lock import held_by
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Head
@@ -131,11 +131,6 @@ class RunFolder:
     def points(self) -> list[dict[str, Any]]:
         """Every logged point."""
         return points.read_points(self.metrics)
-
-    def committed_step(self) -> int:
-        """The newest step that an attempt on this machine has committed; -1 if there is none."""
-        known = read_json(self.witness)
-        return int(known.get("step", -1)) if isinstance(known, dict) else -1
 
     def last_point(self) -> dict[str, Any]:
         """The newest point of training; empty if there is none."""

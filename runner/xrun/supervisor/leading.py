@@ -30,6 +30,7 @@ from ..run.record import AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
 from ..store.protocol import Head, Publisher, commit_delay
+from ..tracker.jsonl import JsonlTracker
 from ..tracker.wandb.processes import Sender, dismiss, start_witness
 from . import billing
 from .node import Node
@@ -223,7 +224,7 @@ class LeadingNode(Node):
                 parts = failure.parts
                 how = f"Starting again: each micro-batch is computed in {parts} parts."
                 self.say(f"{failure.message} {how}")
-            elif retries.again(failure, self.folder.committed_step()):
+            elif retries.again(failure, JsonlTracker(self.folder.path).committed_step()):
                 what = failure.message.rstrip(".")
                 self.say(f"{what}. The processes are started again on this machine.")
             else:

@@ -49,8 +49,8 @@ class Witnesses:
         Raises:
             StoreError: nobody can tell what was committed.
         """
-        known = JsonlTracker(self.folder.path).last_commit()
-        return self._up_to_date(self._ask(), known[0] if known else -1)
+        known = JsonlTracker(self.folder.path).committed_step()
+        return self._up_to_date(self._ask(), known)
 
     def _up_to_date(self, head: Head | None, step: int) -> Head | None:
         """The head, asked for again while it is older than a witness says: a store far away may

@@ -87,6 +87,11 @@ class JsonlTracker:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
+    def committed_step(self) -> int:
+        """The step of that commit; -1 where none is known."""
+        known = self.last_commit()
+        return known[0] if known else -1
+
     def finish(self) -> None:
         """See Tracker."""
         if self._file < 0:

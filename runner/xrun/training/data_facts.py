@@ -2,7 +2,7 @@
 
 A dataset names its version as well as it can, and some do it by what is another in each process (a
 `hash()`, a time). So before data are refused a fresh process builds them again, and a revision that
-is not the same there says nothing. It is `python -m xrun.training.data_facts PLAN`.
+is not the same there says nothing. It is `python -m xrun.training.data_facts`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from .. import environment
 from ..data.stream import is_stream
 from ..errors import CheckpointError
 from ..run.checkpoint import MOVES, SPLITS, DataFacts, data_differences
-from ..run.folder import RunFolder
 from ..run.plan import Plan
 from .instances import build_splits, revision_of
 from .start import Start
@@ -52,17 +51,7 @@ def agreed_data(plan: Plan, start: Start, splits: Mapping[str, Any], world: Worl
         CheckpointError: they are not those of the checkpoint that the attempt goes on from, and
             nobody has said that this is meant.
     """
-    found: Data | CheckpointError | None = None
-    if world.rank == 0:
-        try:
-            found = _compared(plan, start, facts_of(splits))
-        except CheckpointError as error:
-            found = error
-    found = world.broadcast(found)
-    if isinstance(found, CheckpointError):
-        raise found
-    assert found is not None, "the first process has said something"
-    return found
+    return world.from_first(lambda: _compared(plan, start, facts_of(splits)))
 
 
 def _compared(plan: Plan, start: Start, now: DataFacts) -> Data:
@@ -113,22 +102,22 @@ def _silenced(now: DataFacts, names: Sequence[str]) -> DataFacts:
 
 def _from_a_fresh_process(plan: Plan) -> DataFacts:
     """The facts as another process sees them; nothing where it cannot tell."""
-    path = RunFolder(plan.folder).plan_file
-    command = [*environment.PYTHON, "-m", "xrun.training.data_facts", str(path)]
-    quiet = subprocess.DEVNULL
-    done = subprocess.run(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, check=False)
+    command = [*environment.PYTHON, "-m", "xrun.training.data_facts"]
+    done = subprocess.run(
+        command, input=plan.to_json(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         return {}
     told: DataFacts = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
-def main(plan_path: str) -> None:
-    """Print the facts of a plan's data, in the last line."""
-    plan = Plan.from_json(Path(plan_path).read_text())
+def main() -> None:
+    """Print the facts of the data of the plan on standard input, in the last line."""
+    plan = Plan.from_json(sys.stdin.read())
     splits = build_splits(plan.load_recipe(), Path(plan.project))
     print("\n" + json.dumps(facts_of(splits)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms share 
 
 from ..checkpoint import restore
 from ..checkpoint.state import TrainState
-from ..errors import CheckpointError, LeaseLost, XrunError
+from ..errors import CheckpointError, LeaseLost
 from ..run.checkpoint import Checkpoint, DataFacts
 from ..run.plan import Plan
 from ..run.record import RunRecord
@@ -79,16 +79,7 @@ def find_start(plan: Plan, attempt: str, store: Store, world: World) -> Start:
         LeaseLost: another attempt has taken the run over.
         CheckpointError: every checkpoint is damaged, or there is none to fork from.
     """
-    chosen: Start | XrunError | None = None
-    if world.rank == 0:
-        try:
-            chosen = _choose(plan, attempt, store)
-        except XrunError as error:
-            chosen = error
-    chosen = world.broadcast(chosen)
-    if isinstance(chosen, XrunError):
-        raise chosen
-    assert chosen is not None, "the first process has said something"
+    chosen = world.from_first(lambda: _choose(plan, attempt, store))
     return _on_this_node(chosen, plan, attempt, store, world)
 
 

@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it comes from C++
 
-from ..errors import ProcessesApart
+from ..errors import ProcessesApart, XrunError
 
+Found = TypeVar("Found")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: evaluation, saving and exporting on one of them must
 fit."""
@@ -59,6 +60,20 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.loop)
         return box[0]
+
+    def from_first(self, find: Callable[[], Found]) -> Found:
+        """What the first process finds; an error of ours that it raises there is raised on all."""
+        found: Found | XrunError | None = None
+        if self.rank == 0:
+            try:
+                found = find()
+            except XrunError as error:
+                found = error
+        found = self.broadcast(found)
+        if isinstance(found, XrunError):
+            raise found
+        assert found is not None, "the first process has said something"
+        return found
 
     def barrier(self) -> None:
         """Until every process is here."""
