@@ -40,7 +40,8 @@ def fit(logits: Tensor, labels: Tensor) -> bool:
     class or as a probability of each."""
     if labels.is_floating_point():
         return logits.dim() > 1 and logits.shape == labels.shape
-    return logits.dim() > 1 and (logits.shape[0], *logits.shape[2:]) == tuple(labels.shape)
+    shape = logits.shape
+    return len(shape) > 1 and shape[:1] + shape[2:] == labels.shape
 
 
 def _told_by(logits: Tensor, labels: Tensor) -> bool | None:

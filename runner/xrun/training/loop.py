@@ -21,7 +21,7 @@ from ..backoff import Backoff
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.state import TrainState
 from ..data.batch import Batch, to_device
-from ..data.loader import Loader, Part, Piece
+from ..data.loader import Loader, Piece
 from ..data.randomness import LOOP, seed_generators
 from ..data.sampler import MicroBatch
 from ..errors import (
@@ -148,7 +148,8 @@ class Training:
                 ]
             )
             self.checkpointer.check()
-            self._check_finite(loss / count, fault)
+            if fault or not math.isfinite(loss):
+                self._check_finite(loss / count, fault)
             self._update(pieces[0][0].total, loss / count, int(samples))
             self.heartbeat.beat()
             now = self.clock()
@@ -219,18 +220,17 @@ class Training:
             whole, rest = divmod(self.state.micro_batch, self.parts)
             self.objective.whole = not rest and piece.samples == whole * self.parts
         if self.parts == 1:
-            return self._loss(Part(batch, piece.samples), factor)
+            return self._loss(batch, piece.samples, factor)
         losses, parts = [], batch  # the loader has cut it
         for number, part in enumerate(parts, 1):
             with self.reduction.part(last=number == len(parts)):
-                losses.append(self._loss(part, factor * part.counts))
+                losses.append(self._loss(part.batch, part.samples, factor * part.counts))
         return torch.stack(losses).sum()
 
-    def _loss(self, part: Part, factor: float) -> Tensor:
-        """Forward and backward of data that is computed at once; its loss, which is 0 where it does
-        not count."""
-        batch = to_device(part.batch, self.accelerator.device)
-        loss = self.reduction.model(batch, part.samples)["loss"]
+    def _loss(self, batch: Batch, samples: int, factor: float) -> Tensor:
+        """Forward and backward of so many samples that are computed at once; their loss, which is 0
+        where they do not count."""
+        loss = self.reduction.model(to_device(batch, self.accelerator.device), samples)["loss"]
         self._backward(loss, factor)
         return loss.detach() if factor else torch.zeros_like(loss)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -66,10 +67,12 @@ class Objective(nn.Module):
         logits, named = self._logits(batch)
         return self._cross_entropy(logits, self._labels(batch), named)
 
-    def _call(self, *arguments: Any, **named: Any) -> Any:
+    @property
+    def _call(self) -> Callable[..., Any]:
+        """What computes a batch: the model, or its compiled call."""
         if self.compiled is None or not self.whole:
-            return self.model(*arguments, **named)
-        return self.compiled(self.model, *arguments, **named)
+            return self.model
+        return functools.partial(self.compiled, self.model)
 
     def count(self, batch: Batch, samples: int) -> int:
         """What the loss of a batch is a mean over: its samples where the model has a loss of its
@@ -81,8 +84,8 @@ class Objective(nn.Module):
             labels = labels[:, 1:]
         if labels.is_floating_point():
             return labels.numel() // max(1, labels.shape[min(1, labels.dim() - 1)])
-        if labels.dim() == 1 and len(labels) <= _FEW:  # as a list takes a third of numpy's time
-            return len(labels) - labels.tolist().count(IGNORED)
+        if labels.dim() == 1 and labels.numel() <= _FEW:  # a list takes a third of numpy's time
+            return labels.numel() - labels.tolist().count(IGNORED)
         if labels.device.type == "cpu":  # numpy takes a tenth of torch's time
             return int(np.count_nonzero(labels.numpy() != IGNORED))
         return int(torch.count_nonzero(labels != IGNORED))
@@ -94,10 +97,11 @@ class Objective(nn.Module):
         return self.task == "model"
 
     def _labels(self, batch: Batch) -> Tensor:
-        if isinstance(batch, Mapping):
-            labels = batch.get("labels")
+        if _is_pair(batch):
+            labels = batch[1]
         else:
-            labels = batch[1] if _is_pair(batch) else getattr(batch, "labels", None)
+            named = isinstance(batch, Mapping)
+            labels = batch.get("labels") if named else getattr(batch, "labels", None)
         least = 2 if self.task == "language_modeling" else 1
         if not isinstance(labels, Tensor) or labels.dim() < least:
             raise self.components.bad_batch(self.task, batch)
@@ -175,9 +179,11 @@ class Objective(nn.Module):
 
 def _output(model: Callable[..., Any], batch: Batch) -> Any:
     """What the model makes of a batch without its labels."""
+    if _is_pair(batch):
+        return model(batch[0])
     if isinstance(batch, Mapping):
         return model(**{name: value for name, value in batch.items() if name != "labels"})
-    return model(batch[0] if _is_pair(batch) else batch)
+    return model(batch)
 
 
 def _is_pair(batch: Batch) -> bool:
