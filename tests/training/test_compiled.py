@@ -148,7 +148,7 @@ def test_a_model_that_would_be_compiled_for_ever_is_refused() -> None:
 def test_a_resumed_attempt_has_the_graphs_of_an_undisturbed_one(tmp_path: Any) -> None:
     """With a short last batch in each epoch and in each evaluation: two graphs in the whole run,
     two in the attempt that resumes behind all that, and the same bits."""
-    overrides = ("train.compile=true", "train.steps=16", "train.evaluate.every=4 steps")
+    overrides = ("train.compile=true", "train.steps=24", "train.evaluate.every=4 steps")
     overrides += ("dataset.args={n: 27}", "train.evaluate.batch=9")
     one, other = Project(tmp_path / "one"), Project(tmp_path / "other")
     for project in (one, other):
