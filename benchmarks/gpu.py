@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 SECONDS = 585.0
 TESTS = 270.0
 """Of these at most for the tests."""
-ROWS = {("1",): "", ("3", "4"): "", ("7",): "huggingface_hub starlette uvicorn", ("2",): ""}
+ROWS = {("1",): "", ("3", "4"): "", ("7",): "huggingface_hub starlette uvicorn lz4", ("2",): ""}
 """In this order, and what they need besides."""
 NEEDED = (
     "torch accelerate safetensors numpy click pydantic yaml blake3 xxhash tqdm tenacity pytest"

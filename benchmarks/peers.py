@@ -4,6 +4,7 @@ xrun's, nothing saved or logged."""
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import time
 import warnings
@@ -168,6 +169,9 @@ def lightning(work: Work) -> float:
 
 def trainer(work: Work) -> float:
     """Hugging Face's Trainer, not clipping, with everything optional switched off."""
+    # The folder `datasets` of this repository is not the library for which transformers takes it
+    # where the library is missing.
+    sys.modules["datasets"] = None  # type: ignore[assignment]  # Python's own mark for "not there"
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 

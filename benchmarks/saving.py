@@ -297,7 +297,11 @@ class Others:
         return Save(blocked + waited[0], took - steps * calm, took)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        optimizer = self.optimizer.state_dict()
+        # Plain dicts: `dcp.async_save` of torch 2.11 cannot stage what names its type, as a
+        # defaultdict does.
+        optimizer["state"] = dict(optimizer["state"])
+        return {"model": dict(self.model.state_dict()), "optimizer": optimizer}
 
     def torch_save(self) -> None:
         import torch

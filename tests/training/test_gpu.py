@@ -117,7 +117,10 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(
     other.trap("SIGKILL", call=7 * per_step + 1, committed=5)
     done = run(other, *overrides)
     assert done.code == 0, done.err
-    assert [each["resumed_step"] for each in record(other.run)["attempts"]][1:] == [5]
+    first, *more = record(other.run)["attempts"]
+    # A loader's worker that is gone is replaced within its attempt.
+    resumed = [first] if "workers" in feature else more
+    assert [each["resumed_step"] for each in resumed] == [5]
     assert bits(other) == bits(one)
     told = record(one.run)["checkpoints"][-1]["environment"]
     assert told["device"] == torch.cuda.get_device_name()
@@ -131,7 +134,7 @@ def test_what_does_not_fit_is_computed_in_parts(tmp_path: Path) -> None:
     done = run(project)
     assert done.code == 0, done.err
     assert "A micro-batch of 4 in 1 parts does not fit into memory" in done.err
-    assert record(project.run)["attempts"][-1]["parts"] == 2
+    assert record(project.run)["attempts"][-1]["parts"] == 2, done.err
     assert max(curve(project.run)) == 20
 
 

@@ -29,10 +29,10 @@ class Compiled:
     processors and Triton on GPUs; one that only counts, or computes as it is, needs neither."""
 
     def __init__(self, backend: Any = "inductor") -> None:
-        # Loud instead of uncompiled: process-wide, since each call would pay for a context.
+        # Loud instead of uncompiled. Process-wide: a call's own settings would cost a context each.
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        alone: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
-        self._call = torch.compile(_call, dynamic=False, backend=backend, **alone)
+        torch._dynamo.config.recompile_limit = GRAPHS
+        self._call = torch.compile(_call, dynamic=False, backend=backend)
 
     def __call__(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
         """What the model gives.
