@@ -36,6 +36,17 @@ def test_a_lost_peer_is_not_the_cause(sentence: str) -> None:
     assert (failure.end, failure.code, failure.again) == (AttemptEnd.OUTSIDE, 75, True)
 
 
+TOLD = """
+Search for `cudaErrorUnknown' in https://docs.nvidia.com/cuda/ for more information.
+CUDA kernel errors might be asynchronously reported at some other API call.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+
+"""
+"""What torch says after every error of CUDA's."""
+
+
+@pytest.mark.parametrize("more", ["", TOLD], ids=["alone", "as torch says it"])
 @pytest.mark.parametrize(
     "sentence",
     [
@@ -45,10 +56,10 @@ def test_a_lost_peer_is_not_the_cause(sentence: str) -> None:
         "CUDA error: no kernel image is available for execution on the device",
     ],
 )
-def test_a_failing_device_is_the_machines(sentence: str) -> None:
+def test_a_failing_device_is_the_machines(sentence: str, more: str) -> None:
     """Another machine may not have it, so it is never the recipe's mistake, and not tried again
     here."""
-    failure = failure_of(RuntimeError(sentence), 7)
+    failure = failure_of(RuntimeError(sentence + more), 7)
     assert (failure.end, failure.code, failure.again) == (AttemptEnd.OUTSIDE, 75, False)
 
 
@@ -91,7 +102,7 @@ def test_what_a_server_answers_is_looked_at(status: int, passes: bool) -> None:
         ValueError("shapes do not match"),
         FileNotFoundError(2, "no such file"),
         PermissionError(13, "no"),
-        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: device-side assert triggered" + TOLD),
     ],
 )
 def test_everything_else_is_unforeseen(error: Exception) -> None:

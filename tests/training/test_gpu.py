@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from support.paths import ROOT, SOURCES
 from support.running import PER_STEP, RECIPE, Done, Project, curve, record, steps_of, weights
-from xrun.checkpoint.snapshot import Snapshot
+from xrun.checkpoint.snapshot import Snapshot, _pin
 from xrun.checkpoint.tensor_file import bytes_of
 from xrun.machine.driver import ask_driver
 from xrun.training.conditions import build_here, environment_of
@@ -166,6 +167,26 @@ def test_a_snapshot_is_pinned_and_right() -> None:
         assert room.is_pinned()
         expected = b"".join(bytes(bytes_of(each.cpu().contiguous())) for each in sources.values())
         assert room.numpy().tobytes() == expected
+
+
+def test_memory_is_locked_for_as_long_as_it_lives() -> None:
+    """What is mapped where a copy was is ordinary memory: it is locked anew, and moves to the
+    GPU."""
+    source = {"file": {"t": torch.randn(1 << 24, device="cuda")}}
+    for _ in range(10):
+        Snapshot().copy(source, {"t"})
+        torch.cuda.synchronize()
+        plain = [torch.ones(1 << size) for size in range(20, 26)]
+        assert all(bool((each.cuda() == 1).all()) for each in plain)
+
+
+def test_memory_that_cannot_be_locked_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """The next kernel is not blamed for it."""
+    room = np.zeros(1 << 20, np.uint8)
+    for _ in range(2):
+        _pin(room)
+    assert "could not be locked (part or all of the requested memory range" in caplog.text
+    assert torch.ones(8, device="cuda").sum().item() == 8
 
 
 @pytest.mark.parametrize(("more", "code"), [(0, 0), (1, 75)])

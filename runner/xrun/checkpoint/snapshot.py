@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import mmap
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Set
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import TrainError
@@ -16,6 +20,7 @@ Files = Mapping[str, Mapping[str, Tensor]]
 """Tensors by their names, by the file that they are saved in."""
 _PORTABLE = 1
 """cudaHostRegisterPortable: pinned for every CUDA context."""
+log = logging.getLogger("xrun")
 _NOT_FINITE = {
     torch.float64: ("i8", 0x7FF0 << 48),
     torch.float32: ("i4", 0x7F80 << 16),
@@ -62,18 +67,13 @@ class Snapshot:
 
     def _make_room(self, file: str, tensors: Iterable[Tensor]) -> None:
         """A file's bytes, as it has had them if it is as large as before."""
-        size, of_gpu = (
-            sum(tensor.nbytes for tensor in tensors),
-            any(tensor.device.type == "cuda" for tensor in tensors),
-        )
+        kinds, size = set[str](), 0
+        for tensor in tensors:
+            kinds.add(tensor.device.type)
+            size += tensor.nbytes
         if file not in self.rooms or self.rooms[file].nbytes != size:
-            if of_gpu and file in self.rooms and self.rooms[file].nbytes:
-                torch.cuda.cudart().cudaHostUnregister(self.rooms[file].data_ptr())
-            self.rooms[file] = _pages(size)
-            if (
-                of_gpu and size
-            ):  # as `pin_memory` does, which would take the next power of two of bytes
-                torch.cuda.cudart().cudaHostRegister(self.rooms[file].data_ptr(), size, _PORTABLE)
+            self.rooms.pop(file, None)
+            self.rooms[file] = _pages(size, pinned="cuda" in kinds)
 
 
 def is_finite(data: Tensor, kind: torch.dtype) -> bool:
@@ -94,8 +94,9 @@ def is_finite(data: Tensor, kind: torch.dtype) -> bool:
     )
 
 
-def _pages(size: int) -> Tensor:
-    """Bytes of memory that begin with a page, which malloc's do not.
+def _pages(size: int, pinned: bool) -> Tensor:
+    """Bytes of memory that begin with a page, which malloc's do not; `pinned`, so that a GPU writes
+    to them while it computes.
 
     Raises:
         TrainError: there is no room for a copy.
@@ -110,7 +111,30 @@ def _pages(size: int) -> Tensor:
             f" ({error.strerror}).",
             "Use a machine with more memory.",
         ) from error
-    return torch.from_numpy(np.frombuffer(pages, np.uint8))
+    room = np.frombuffer(pages, np.uint8)
+    if pinned:
+        _pin(room)
+    return torch.from_numpy(room)
+
+
+def _pin(room: NDArray[np.uint8]) -> None:
+    """Lock these bytes in memory for as long as they live: what is mapped at their place afterwards
+    must not be taken for locked.
+
+    By hand, because `pin_memory` takes the next power of two of bytes.
+    """
+    address, cudart = room.ctypes.data, torch.cuda.cudart()
+    if code := int(cudart.cudaHostRegister(address, room.nbytes, _PORTABLE)):
+        # The next kernel would be blamed: CUDA tells of an error until somebody has asked.
+        with contextlib.suppress(torch.AcceleratorError):
+            torch.zeros(1, device="cuda")
+        log.warning(
+            "The memory of the saved copy could not be locked (%s): training waits while the state"
+            " is copied.",
+            cudart.cudaGetErrorString(cudart.cudaError(code)),
+        )
+    else:
+        weakref.finalize(room, cudart.cudaHostUnregister, address).atexit = False
 
 
 def _copy(source: Tensor, target: Tensor) -> None:

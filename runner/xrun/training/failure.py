@@ -28,8 +28,9 @@ _PEER_LOSS = (
     "Connection closed by remote peer",  # NCCL
 )
 _DEVICE = ("CUDA error", "CUDA driver", "CUDNN", "cuDNN", "CUBLAS", "HIP error", "ECC error")
-_INDEX = "device-side assert"
-"""How a GPU says that an index of the model's own is out of range."""
+_INDEX = "device-side assert triggered"
+"""How a GPU says that an index of the model's own is out of range. Every error of CUDA's speaks of
+device-side assertions, which can be switched on."""
 _MACHINE = (
     "NCCL",
     "nccl",

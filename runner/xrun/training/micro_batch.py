@@ -147,7 +147,7 @@ def enough_memory(micro_batch: int, parts: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
-        what = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
+        what = _asked(error)
         if parts * 2 > micro_batch:
             raise TrainError(
                 f"Not even one sample fits into memory: {what}", "Use a larger machine."
@@ -156,6 +156,12 @@ def enough_memory(micro_batch: int, parts: int) -> Iterator[None]:
             f"A micro-batch of {micro_batch} in {parts} parts does not fit into memory: {what}",
             parts * 2,
         ) from error
+
+
+def _asked(error: Exception) -> str:
+    """What was asked for: the first sentences of an error, which of CUDA's tell much more."""
+    line = [*str(error).strip().splitlines(), type(error).__name__][0]
+    return line if len(line) <= 200 else line[:200].rpartition(". ")[0] + "."
 
 
 def _lacks_memory(error: Exception) -> bool:
