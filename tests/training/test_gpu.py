@@ -58,6 +58,9 @@ def build():
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(0.7 * GIB / total)
+        # What cuBLAS takes for both threads of a step would else be cut out of the model's GIB / 2.
+        line = torch.ones(8, 8, device="cuda", requires_grad=True)
+        (line @ line).sum().backward()
     return Hungry(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
 """
 ROOTED = """
@@ -139,13 +142,16 @@ def test_what_does_not_fit_is_computed_in_parts(tmp_path: Path) -> None:
     assert max(curve(project.run)) == 20
 
 
-def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip", ["null", "0.1"])
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path, clip: str) -> None:
     """The loss is a number and its gradient is none: the fused optimizer leaves the weights as they
     were, the run ends with 6, and the newest checkpoint is finite."""
     project = Project(tmp_path)
     project.write("models/rooted.py", ROOTED)
-    done = run(project, "task=model", "model={name: rooted}")
+    setting = f"train.clip_grad_norm={clip}"
+    done = run(project, "task=model", "model={name: rooted}", setting)
     assert done.code == 6, done.err
+    assert "the gradient of net.weight is not finite" in done.err
     newest = record(project.run)["checkpoints"][-1]
     assert newest["step"] == steps_of(project.run)[-1] < 8
     assert max(curve(project.run)) == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from xrun.errors import TrainError
 from xrun.recipe.schema import Train
 from xrun.training.objective import Objective
 from xrun.training.optimizer import (
+    _FUSED,
     build_optimizer,
+    clip,
+    gate,
     learning_rate,
     optimizer_class,
     plain_step,
@@ -212,3 +216,48 @@ def test_a_plain_step_leaves_no_hook_out() -> None:
     optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
     plain_step(optimizer)()
     assert calls == ["hook"]
+
+
+@pytest.mark.parametrize("name", _FUSED)
+def test_a_fused_step_is_left_out_on_its_device(name: str) -> None:
+    """Weights and the optimizer's state stay as they are once the verdict is 1, and are what they
+    would be without one while it is 0. On a processor the verdict is read, so nothing is gated."""
+    gated, plain = ([torch.nn.Parameter(torch.arange(6.0))] for _ in range(2))
+    optimizers = [getattr(torch.optim, name)(each, lr=0.1, fused=True) for each in (gated, plain)]
+    verdict = torch.zeros(())
+    assert not gate(optimizers[0], verdict)
+    optimizers[0].found_inf = verdict
+    for _ in range(2):
+        for optimizer, (parameter,) in zip(optimizers, (gated, plain), strict=True):
+            parameter.grad = torch.linspace(-1, 1, 6)
+            optimizer.step()
+    before = copy.deepcopy(optimizers[0].state_dict())
+    assert str(before) == str(optimizers[1].state_dict())
+    assert torch.equal(gated[0], plain[0])
+    verdict.fill_(1)
+    gated[0].grad = torch.full((6,), float("nan"))
+    optimizers[0].step()
+    assert torch.equal(gated[0], plain[0])
+    assert str(before) == str(optimizers[0].state_dict())
+
+
+def test_clipping_is_torchs() -> None:
+    """To the last bit, with the norm that torch says."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(7, 5), torch.randn(3), torch.randn(11, 2).bfloat16()]
+    ours, theirs = ([nn.Parameter(torch.zeros_like(each)) for each in gradients] for _ in range(2))
+    for each, other, gradient in zip(ours, theirs, gradients, strict=True):
+        each.grad, other.grad = gradient.clone(), gradient.clone()
+    assert torch.equal(clip(ours, 0.5), nn.utils.clip_grad_norm_(theirs, 0.5))
+    for each, other in zip(ours, theirs, strict=True):
+        assert torch.equal(each.grad, other.grad)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_norm_that_is_not_finite_spoils_no_other_gradient(bad: float) -> None:
+    """Afterwards the parameter whose gradient it was can be named."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    parameters[0].grad, parameters[1].grad = torch.ones(2), torch.tensor([bad, 1.0])
+    assert not torch.isfinite(clip(parameters, 0.5))
+    assert torch.equal(parameters[0].grad, torch.zeros(2))
+    assert not torch.isfinite(parameters[1].grad).all()

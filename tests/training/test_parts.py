@@ -168,7 +168,7 @@ def test_what_was_asked_for_is_said_in_whole_sentences() -> None:
     """CUDA's own text goes on for a paragraph."""
     asked = "CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of 139.80"
     asked += " GiB of which 138.56 GiB is free."
-    more = " Including non-PyTorch memory, this process and its parents have 1.23 GiB memory in use."
+    more = " Including non-PyTorch memory, this process and more have 1.23 GiB memory in use."
     with pytest.raises(OutOfMemory) as caught, enough_memory(8, 2):
         raise torch.OutOfMemoryError(asked + more + " allowed; of the allocated memory")
     assert caught.value.message.endswith(f"does not fit into memory: {asked}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backoff import Backoff
 from ..checkpoint.checkpointer import Checkpointer
@@ -44,7 +44,7 @@ from .evaluate import Evaluation
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
-from .optimizer import learning_rate, plain_step, set_learning_rate
+from .optimizer import clip, gate, learning_rate, plain_step, set_learning_rate
 from .reduction import Reduction
 from .world import World
 
@@ -91,6 +91,7 @@ class Training:
     export: Callable[[TrainState], Finished | None] = lambda state: Finished(state.step)
     _looked: float = 0.0
     _finite: FiniteGradients = field(init=False)
+    _gated: bool = False
     _optimizer_step: Callable[[], Any] = lambda: None
 
     def run(self) -> None:
@@ -120,6 +121,7 @@ class Training:
         self._optimizer_step = plain_step(state.optimizer)
         trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         self._finite = FiniteGradients(trained)
+        self._gated = state.scaler is None and gate(state.optimizer, self._finite.verdict)
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
@@ -136,7 +138,11 @@ class Training:
             if state.step >= self.steps:
                 break
             pieces = self._next(batches)
-            own_loss, own_fault, count = self._gradients(pieces)
+            losses, count = self._gradients(pieces)
+            found = self._finite.found(losses if self._gated else ())
+            norm = self._step() if self._gated else []
+            *values, own_fault = read([*losses, *norm, found])
+            own_loss = self.reduction.loss(pieces, values[: len(losses)])
             # What each process has and wants; all of them then do what any of them wants.
             loss, fault, samples, save, stop = self.world.all_reduce_sum(
                 [
@@ -150,7 +156,8 @@ class Training:
             self.checkpointer.check()
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
-            self._update(pieces[0][0].total, loss / count, int(samples))
+            norms = values[len(losses) :] if self._gated else [float(each) for each in self._step()]
+            self._stepped(pieces[0][0].total, loss / count, int(samples), norms)
             self.heartbeat.beat()
             now = self.clock()
             state.seconds, began = state.seconds + now - began, now
@@ -164,9 +171,9 @@ class Training:
             )
         return pieces
 
-    def _gradients(self, pieces: list[Piece]) -> tuple[float, float, int]:
-        """The gradients of the global batch; this process's part of the loss's sum, whether a
-        gradient here is not finite, and what the sum is a mean over."""
+    def _gradients(self, pieces: list[Piece]) -> tuple[list[Tensor], int]:
+        """The gradients of the global batch; the losses of this process's micro-batches, and what
+        their sum is a mean over."""
         count = self._count(pieces)
         self._drop_gradients()
         losses = []
@@ -176,11 +183,10 @@ class Training:
             with self.reduction.micro_batch(piece):
                 losses.append(self._compute(piece, batch, factor))
         self.reduction.finish(pieces)
-        *values, fault = read([*losses, self._finite.found()])
-        return self.reduction.loss(pieces, values), fault, count
+        return losses, count
 
     def _check_finite(self, loss: float, fault: float) -> None:
-        """Before the optimizer steps; all processes have been told the same."""
+        """Before anything is made of a step; all processes have been told the same."""
         step = self.state.step + 1
         if not math.isfinite(loss):
             raise NonFiniteLoss(
@@ -199,19 +205,25 @@ class Training:
                 + _WAY_OUT,
             )
 
-    def _update(self, total: int, loss: float, samples: int) -> None:
-        """One optimizer step after a global batch of `total` samples, whose digest is `samples`."""
-        state, train = self.state, self.train
-        rate = learning_rate(train, state.step, self.steps)
+    def _step(self) -> list[Tensor]:
+        """One step of the optimizer; the norm of the gradient, if it is clipped. Where the verdict
+        gates it, nothing here waits for the device."""
         norm = self._clip()
         self.checkpointer.before_step()
-        set_learning_rate(state.optimizer, rate)
+        rate = learning_rate(self.train, self.state.step, self.steps)
+        set_learning_rate(self.state.optimizer, rate)
         self._optimize()
+        return norm
+
+    def _stepped(self, total: int, loss: float, samples: int, norms: list[float]) -> None:
+        """A step is done, on a global batch of `total` samples, whose digest is `samples`."""
+        state, train = self.state, self.train
+        rate = learning_rate(train, state.step, self.steps)
         state.step += 1
         state.samples += total
         if state.step % train.log_every == 0 or state.step == self.steps:
             values = {"train/loss": loss, "train/samples": f"{samples:014x}", "train/lr": rate}
-            self._log({**values, **norm})
+            self._log({**values, **dict(zip(("train/grad_norm",), norms, strict=False))})
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
@@ -260,15 +272,14 @@ class Training:
             self.checkpointer.last_save().lead + self._looked - before
         )
 
-    def _clip(self) -> dict[str, float]:
-        """Scale the gradient down to the recipe's largest norm."""
+    def _clip(self) -> list[Tensor]:
+        """Scale the gradient down to the recipe's largest norm, if it names one; the norm."""
         if self.state.scaler is not None:
             self.state.scaler.unscale_(self.state.optimizer)
         if self.train.clip_grad_norm is None:
-            return {}
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.train.clip_grad_norm)
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return {"train/grad_norm": float(whole)}
+            return []
+        norm = clip(self.objective.parameters(), self.train.clip_grad_norm)
+        return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm]
 
     def _optimize(self) -> None:
         state = self.state

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks as _global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as _global_pre_hooks
 
@@ -127,6 +127,33 @@ def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     if any(hooks) or not getattr(step, "hooked", False) or "step" in vars(optimizer):
         return optimizer.step
     return functools.partial(step.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps has set it
+
+
+def gate(optimizer: torch.optim.Optimizer, verdict: Tensor) -> bool:
+    """Let the optimizer's own kernels look at `verdict` and leave everything as it is where that is
+    1, as they do for a GradScaler; says whether they can.
+
+    So the step is on its way before anybody has read whether it may be made. On processors, where
+    reading costs nothing, nobody would gain by it.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    takes = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if not takes or verdict.is_cpu or any(hasattr(p, "to_local") for p in parameters):
+        return False
+    optimizer.found_inf = verdict  # type: ignore[attr-defined]  # where torch's fused kernels look for it
+    return True
+
+
+def clip(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients down to this norm; returns the norm that they had, on their device.
+
+    As `clip_grad_norm_` does it, but where the norm is not finite what is finite becomes 0 and
+    nothing else, so that it can still be told whose gradient it was.
+    """
+    trained = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    nn.utils.clip_grads_with_norm_(trained, largest, norm.nan_to_num(math.inf, math.inf))
+    return norm
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
