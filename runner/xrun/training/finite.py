@@ -59,7 +59,7 @@ class FiniteGradients:
 def read(tensors: Sequence[Tensor]) -> list[float]:
     """These numbers on the host, in one transfer."""
     if tensors[0].is_cpu:
-        return [float(tensor) for tensor in tensors]
+        return [tensor.item() for tensor in tensors]
     return torch.stack(list(tensors)).tolist()
 
 

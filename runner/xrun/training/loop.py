@@ -92,6 +92,8 @@ class Training:
     _looked: float = 0.0
     _finite: FiniteGradients = field(init=False)
     _gated: bool = False
+    _factor: tuple[tuple[float, torch.dtype], Tensor] | None = None
+    """What the last loss was multiplied with, and as a tensor: most steps share theirs."""
     _optimizer_step: Callable[[], Any] = lambda: None
 
     def run(self) -> None:
@@ -250,7 +252,9 @@ class Training:
         """The gradient of `factor * loss`, without a product in the graph, and without
         Accelerator's division by 1."""
         scaled = loss if self.state.scaler is None else self.state.scaler.scale(loss)
-        scaled.backward(torch.full_like(loss, factor))
+        if self._factor is None or self._factor[0] != (factor, loss.dtype):
+            self._factor = (factor, loss.dtype), torch.full_like(loss, factor)
+        scaled.backward(self._factor[1])
 
     def _count(self, pieces: list[Piece]) -> int:
         """What the step's loss is a mean over, on all processes together."""
