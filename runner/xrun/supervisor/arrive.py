@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import LaunchError, XrunError
 from ..run.folder import RunFolder
 from ..run.plan import Plan
+from ..terminal import only_text
 
 
 def arrive(cargo: Path) -> Path:
@@ -48,6 +49,7 @@ def _placed(plan: Plan) -> Plan:
 
 def main(cargo: str) -> int:
     """Arrive; returns the exit code. What is not xrun's to say ends with a traceback."""
+    only_text()
     try:
         arrive(Path(cargo).expanduser())
     except XrunError as error:

@@ -21,12 +21,14 @@ from ..errors import XrunError
 from ..machine.nodes import nodes_of
 from ..machine.stop import StopFlag, end_with_parent
 from ..run.plan import Plan
+from ..terminal import only_text
 from .leading import LeadingNode
 from .node import FollowingNode
 
 
 def main(path: str) -> int:
     """Run one attempt of the plan at `path`; returns its exit code."""
+    only_text()
     end_with_parent(signal.SIGTERM)
     stop = StopFlag()
     stop.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from ..files import read_json
 from ..run import logs
 from ..run.folder import RunFolder
+from ..terminal import bare, shown
 
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 10.0
@@ -31,10 +32,11 @@ class Progress:
         folder: RunFolder,
         attempt: str,
         batch: int,
-        stream: TextIO = sys.stderr,
+        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.batch, self.stream, self.clock = folder, batch, stream, clock
+        self.folder, self.batch, self.clock = folder, batch, clock
+        self.stream = stream or bare(sys.stderr)
         self.log = folder.logs(attempt) / "rank0.log"
         self.resumed = 0
         """The newest step that attempts before this one have committed."""
@@ -50,7 +52,7 @@ class Progress:
         """A line for people, above the bar."""
         if self._bar is not None:
             self._bar.clear()
-        print(text, file=self.stream, flush=True)
+        print(shown(text), file=self.stream, flush=True)
 
     def update(self) -> None:
         """Look at the run's files, a few times a second."""

@@ -30,6 +30,7 @@ from ...lock import Held, locked
 from ...machine.stop import end_with_parent
 from ...run.confirmation import FRESH_SECONDS
 from ...run.folder import RunFolder
+from ...terminal import only_text
 from .library import await_cores
 from .orders import Orders
 from .sending import PERSON, POLL_SECONDS, Sending, Wish
@@ -124,6 +125,7 @@ def main_and_exit(arguments: list[str]) -> NoReturn:
     """Send, below the training's priority, and end at once: the library would try once more to
     finish its run."""
     os.setpriority(os.PRIO_PROCESS, 0, 10)
+    only_text()
     code = main(arguments)
     sys.stdout.flush()
     os._exit(code)
