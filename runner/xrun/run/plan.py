@@ -307,9 +307,11 @@ def under_rule(plan: Plan, rule: int) -> Plan | None:
 
 
 def older_rules(plan: Plan) -> list[Plan]:
-    """The plan under every rule before its own that has a name for its recipe, the newest first."""
+    """The plan under every rule before its own that has another name for its recipe, the newest
+    first."""
     plans = (under_rule(plan, rule) for rule in range(plan.rule - 1, 0, -1))
-    return [older for older in plans if older is not None]
+    named = {older.digest: older for older in plans if older is not None}
+    return [older for digest, older in named.items() if digest != plan.digest]
 
 
 def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:
