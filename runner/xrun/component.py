@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from .errors import ComponentError, Problem, did_you_mean
 Kind = Literal["models", "datasets"]
 LARGEST = 2**20
 """Bytes of a component's file; more is data."""
+MOST_PROBLEMS = 200
 DEEPEST = 100
 """Levels of an annotation or a default; people write five."""
 MOST_FOLDERS = 10_000
@@ -214,43 +216,28 @@ def read_literal(expression: ast.expr) -> tuple[Any, bool]:
 
 
 def check_args(signature: Signature, args: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with these arguments; `key` is the argument's name, and "" where one is
-    missing. Problems have no place."""
+    """What is wrong with these arguments, as far as anybody reads; `key` is the argument's name,
+    and "" where one is missing. Problems have no place."""
+    return list(islice(wrong_args(signature, args), MOST_PROBLEMS))
+
+
+def wrong_args(signature: Signature, args: Mapping[str, Any]) -> Iterator[Problem]:
+    """All that is wrong with them, found as it is asked for."""
     known = {parameter.name: parameter for parameter in signature.parameters}
-    problems = []
     for name, value in args.items():
         if name not in known and not signature.has_kwargs:
             hint = did_you_mean(name, known) or (
-                f"It takes {', '.join(known)}." if known else "It takes no arguments."
+                f"It takes {', '.join(islice(known, 30))}." if known else "It takes no arguments."
             )
-            problems.append(
-                Problem(
-                    "",
-                    0,
-                    0,
-                    name,
-                    f"`build` in {signature.path.name} has no such argument",
-                    hint=hint,
-                )
-            )
+            what = f"`build` in {signature.path.name} has no such argument"
+            yield Problem("", 0, 0, name, what, hint=hint)
         elif name in known and not (expected := Expected(known[name].annotation)).accepts(value):
-            problems.append(
-                Problem(
-                    "",
-                    0,
-                    0,
-                    name,
-                    f"`build` in {signature.path.name} takes {expected}",
-                    shown(value),
-                )
-            )
+            what = f"`build` in {signature.path.name} takes {expected}"
+            yield Problem("", 0, 0, name, what, shown(value))
     for parameter in signature.parameters:
         if parameter.required and parameter.name not in args:
             what = f"`build` in {signature.path.name} needs the argument `{parameter.name}`"
-            problems.append(
-                Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`.")
-            )
-    return problems
+            yield Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`.")
 
 
 def shown(value: Any) -> str:
