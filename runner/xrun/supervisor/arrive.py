@@ -20,7 +20,7 @@ from ..terminal import only_text
 
 def arrive(cargo: Path) -> Path:
     """Write the plan of a cargo where its attempt looks for it; returns the path."""
-    plan = Plan.from_json((cargo / "plan.json").read_text())
+    plan = Plan.read(cargo / "plan.json")
     home, project, recipe = (
         str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path)
     )
@@ -49,7 +49,6 @@ def _placed(plan: Plan) -> Plan:
 
 def main(cargo: str) -> int:
     """Arrive; returns the exit code. What is not xrun's to say ends with a traceback."""
-    only_text()
     try:
         arrive(Path(cargo).expanduser())
     except XrunError as error:
@@ -59,4 +58,5 @@ def main(cargo: str) -> int:
 
 
 if __name__ == "__main__":
+    only_text()
     sys.exit(main(sys.argv[1]))

@@ -28,12 +28,11 @@ from .node import FollowingNode
 
 def main(path: str) -> int:
     """Run one attempt of the plan at `path`; returns its exit code."""
-    only_text()
     end_with_parent(signal.SIGTERM)
     stop = StopFlag()
     stop.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
-        plan = Plan.from_json(Path(path).read_text())
+        plan = Plan.read(Path(path))
         nodes = nodes_of(os.environ, plan.processes)
         return (FollowingNode if nodes.rank else LeadingNode)(plan, stop, nodes).run()
     except XrunError as error:
@@ -42,4 +41,5 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
+    only_text()
     sys.exit(main(sys.argv[1]))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..files import read_json
+from ..files import number, opened, read_json
 from ..run import logs
 from ..run.folder import RunFolder
 from ..terminal import bare, shown
@@ -78,11 +78,12 @@ class Progress:
 
     def _pass_on(self) -> None:
         """Whole lines that the first rank has printed since the last look."""
-        if not self.log.exists():
+        try:
+            with opened(self.log) as file:
+                file.seek(self._read)
+                text = file.read()
+        except OSError:  # not there yet; what only shows never stops a training
             return
-        with self.log.open("rb") as file:
-            file.seek(self._read)
-            text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode(errors="replace").splitlines():
@@ -121,7 +122,7 @@ class Progress:
         """Steps in all, once this attempt has written them; 0 before. What only shows never stops a
         training."""
         if not self._total and _written(self.folder.config) != self._config_before:
-            self._total = int((read_json(self.folder.config) or {}).get("steps") or 0)
+            self._total = int(number((read_json(self.folder.config, dict) or {}).get("steps")))
         return self._total
 
     def _commit_age(self) -> str:
