@@ -7,6 +7,7 @@ import ast
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import xrun.component
 from support.paths import ROOT
 from xrun import components
-from xrun.component import check_args, find, load_build, project_root, signature, sources
+from xrun.component import check_args, find, load_build, project_root, signature
 from xrun.errors import ComponentError
 
 MODELS = sorted((ROOT / "models").glob("*.py"))
@@ -223,6 +224,46 @@ def test_unknown_and_missing_arguments(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("levels", [200, 400, 700, 3000])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda n: "a: a" + ".a" * n + " = 1",
+        lambda n: "a=a" + ".a" * n,
+        lambda n: "a: " + "|".join(["int"] * n) + " = 1",
+        lambda n: "a=" + "+".join(["1"] * n),
+        lambda n: "a=" + "-" * n + "1",
+        lambda n: "*, a: " + "x(y)" + "(y)" * n,
+        lambda n: "**a: b" + "[b]" * n,
+    ],
+    ids="annotation default union sum signs calls kwargs".split(),
+)
+def test_a_signature_nested_however_deep_is_one_sentence(
+    tmp_path: Path, written: Callable[[int], str], levels: int
+) -> None:
+    """It names the file and the line; Python's own limits show nowhere."""
+    with pytest.raises(ComponentError) as error:
+        build_of(tmp_path, f"\n\ndef build({written(levels)}): ...\n")
+    assert str(error.value).startswith(f"{tmp_path / 'models' / 'm.py'}:")
+    assert "\n" not in str(error.value)
+
+
+def test_an_annotation_in_quotes_may_be_as_deep(tmp_path: Path) -> None:
+    """What cannot be read accepts everything."""
+    text = "|".join(["int"] * 5000)
+    signature = build_of(tmp_path, f"def build(a: '{text}'): ...\n")
+    assert check_args(signature, {"a": "text"}) == []
+
+
+def test_a_component_is_no_data(tmp_path: Path) -> None:
+    """A file that is too large is not read to its end."""
+    path = write(tmp_path / "models" / "m.py", "def build(): ...\n")
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ComponentError, match=r"m\.py: .*larger than 1024 KiB"):
+        signature(path)
+
+
 def test_kwargs_take_every_name(tmp_path: Path) -> None:
     """A `build` with `**kwargs` may be given anything."""
     assert check_args(build_of(tmp_path, "def build(**more): ...\n"), {"anything": 1}) == []
@@ -235,52 +276,6 @@ def test_kwargs_take_every_name(tmp_path: Path) -> None:
 def test_any_annotation_is_survived(annotation: str, value: Any) -> None:
     """Whatever stands in an annotation, the answer is yes or no."""
     assert xrun.component.Expected(annotation).accepts(value) in (True, False)
-
-
-# Sources
-
-
-def test_sources_follow_imports(project: Path) -> None:
-    """The digest of a run sees the component's file and every file of its project that it imports,
-    and nothing else."""
-    text = (
-        "import json, torch\nfrom . import a\nfrom .b import thing\nfrom ..datasets.count import"
-        " build as count\nimport xrun.components.models.c\n\n\ndef build():\n    from"
-        " xrun.components.models import d\n"
-    )
-    write(project / "models" / "m.py", text)
-    for name in "abcd":
-        write(project / "models" / f"{name}.py", "from . import m\n")
-    write(project / "models" / "unused.py", "")
-    found = sources("models", "m", project)
-    assert list(found) == ["datasets/count.py", *(f"models/{name}.py" for name in "abcdm")]
-    assert found["models/m.py"] == text.encode()
-
-
-def test_sources_of_a_package(project: Path) -> None:
-    """A folder beside the component counts with its `__init__.py` and the modules that are
-    imported."""
-    write(project / "models" / "m.py", "from .blocks.attention import head\n\n\ndef build(): ...\n")
-    write(project / "models" / "blocks" / "__init__.py", "from .norm import norm\n")
-    write(project / "models" / "blocks" / "norm.py", "")
-    write(project / "models" / "blocks" / "attention.py", "from . import norm\n")
-    write(project / "models" / "blocks" / "unused.py", "")
-    expected = [
-        "models/blocks/__init__.py",
-        "models/blocks/attention.py",
-        "models/blocks/norm.py",
-        "models/m.py",
-    ]
-    assert list(sources("models", "m", project)) == expected
-
-
-@pytest.mark.parametrize(
-    "path", [*MODELS, *DATASETS], ids=lambda path: f"{path.parent.name}/{path.name}"
-)
-def test_shipped_sources(path: Path) -> None:
-    """The sources of a shipped component hold its own file."""
-    kind: Any = path.parent.name
-    assert sources(kind, path.stem, ROOT)[f"{kind}/{path.name}"] == path.read_bytes()
 
 
 # Importing
@@ -333,7 +328,7 @@ def test_build_is_pickled_by_name(project: Path) -> None:
         (
             "import no_such_library\n\n\ndef build(): ...\n",
             "broken.py:1: ModuleNotFoundError: No module named",
-            "Install it: `pip install no_such_library`.",
+            "The project has no `no_such_library`: install the library that provides it.",
         ),
         ("def build(:\n", "broken.py:1: SyntaxError: ", ""),
         (

@@ -44,9 +44,9 @@ def test_a_reader_and_a_kill_find_a_whole_file(tmp_path: Path) -> None:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1, None]})
-    assert read_json(tmp_path / "a.json") == {"b": [1, None]}
+    assert read_json(tmp_path / "a.json", dict) == {"b": [1, None]}
     write_bytes(tmp_path / "a.json", b"{}")
-    assert read_json(tmp_path / "a.json") == {}
+    assert read_json(tmp_path / "a.json", dict) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -54,7 +54,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_what_is_not_whole_says_nothing(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
-    assert read_json(tmp_path / "a.json") is None
+    assert read_json(tmp_path / "a.json", dict) is None
 
 
 def test_json_is_json_whatever_the_numbers(tmp_path: Path) -> None:

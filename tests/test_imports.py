@@ -45,7 +45,7 @@ ARROWS = {
     "components": "",
     "component": "components",
     "recipe": "component store",
-    "run": "component recipe store",
+    "run": "component components recipe store",
     "tracker": "machine run",
     "checkpoint": "machine recipe run store tracker",
     "training": "checkpoint component components data machine recipe run store tracker",

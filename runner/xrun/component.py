@@ -1,4 +1,4 @@
-"""A component's name -> its file, the signature of its `build`, its sources, and `build` itself.
+"""A component's name -> its file, the signature of its `build`, and `build` itself.
 
 Everything but `load_build` reads files without importing them, so the launcher half needs none of
 their libraries.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,13 @@ from . import components
 from .errors import ComponentError, Problem, did_you_mean
 
 Kind = Literal["models", "datasets"]
-PACKAGE = ("xrun", "components")
+LARGEST = 2**20
+"""Bytes of a component's file; more is data."""
+MOST_PROBLEMS = 200
+DEEPEST = 100
+"""Levels of an annotation or a default; people write five."""
+MOST_FOLDERS = 10_000
+"""So many folders of a project are looked through for a module that is not found."""
 
 
 class _Required:
@@ -131,6 +139,12 @@ def signature(path: Path) -> Signature:
         raise ComponentError(
             f"{path}:{build.lineno}: `build` is called with names only.", "Remove `*args` and `/`."
         )
+    if too_deep(build.args):
+        raise ComponentError(
+            f"{path}:{build.lineno}: an annotation or a default of `build` has more than {DEEPEST}"
+            " levels.",
+            "Give it a name above `build`, and write the name here.",
+        )
     return Signature(
         path,
         build.lineno,
@@ -144,13 +158,21 @@ def parse(path: Path, source: bytes | None = None) -> ast.Module:
     """The file's syntax tree; `source` is what it holds, where that has been read already. Raises
     ComponentError."""
     try:
-        return ast.parse(path.read_bytes() if source is None else source, str(path))
+        text = _read(path) if source is None else source
+        if len(text) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST // 1024} KiB, so it holds data")
+        return ast.parse(text, str(path))
     except SyntaxError as error:
         raise ComponentError(
             f"{path}:{error.lineno or 1}: {error.msg}.", "The file is not Python."
         ) from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ComponentError(f"{path}: it cannot be read: {error}.") from error
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST + 1)
 
 
 def names_bound_by(node: ast.stmt) -> set[str]:
@@ -164,6 +186,16 @@ def names_bound_by(node: ast.stmt) -> set[str]:
         for name in ast.walk(node)
         if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
     }
+
+
+def too_deep(tree: ast.AST) -> bool:
+    """Whether a tree has more levels than whoever goes down in it by recursion can bear."""
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return False
+    return True
 
 
 def parameters(arguments: ast.arguments) -> Iterator[Parameter]:
@@ -184,43 +216,28 @@ def read_literal(expression: ast.expr) -> tuple[Any, bool]:
 
 
 def check_args(signature: Signature, args: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with these arguments; `key` is the argument's name, and "" where one is
-    missing. Problems have no place."""
+    """What is wrong with these arguments, as far as anybody reads; `key` is the argument's name,
+    and "" where one is missing. Problems have no place."""
+    return list(islice(wrong_args(signature, args), MOST_PROBLEMS))
+
+
+def wrong_args(signature: Signature, args: Mapping[str, Any]) -> Iterator[Problem]:
+    """All that is wrong with them, found as it is asked for."""
     known = {parameter.name: parameter for parameter in signature.parameters}
-    problems = []
     for name, value in args.items():
         if name not in known and not signature.has_kwargs:
             hint = did_you_mean(name, known) or (
-                f"It takes {', '.join(known)}." if known else "It takes no arguments."
+                f"It takes {', '.join(islice(known, 30))}." if known else "It takes no arguments."
             )
-            problems.append(
-                Problem(
-                    "",
-                    0,
-                    0,
-                    name,
-                    f"`build` in {signature.path.name} has no such argument",
-                    hint=hint,
-                )
-            )
+            what = f"`build` in {signature.path.name} has no such argument"
+            yield Problem("", 0, 0, name, what, hint=hint)
         elif name in known and not (expected := Expected(known[name].annotation)).accepts(value):
-            problems.append(
-                Problem(
-                    "",
-                    0,
-                    0,
-                    name,
-                    f"`build` in {signature.path.name} takes {expected}",
-                    shown(value),
-                )
-            )
+            what = f"`build` in {signature.path.name} takes {expected}"
+            yield Problem("", 0, 0, name, what, shown(value))
     for parameter in signature.parameters:
         if parameter.required and parameter.name not in args:
             what = f"`build` in {signature.path.name} needs the argument `{parameter.name}`"
-            problems.append(
-                Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`.")
-            )
-    return problems
+            yield Problem("", 0, 0, "", what, hint=f"Add `args: {{{parameter.name}: ...}}`.")
 
 
 def shown(value: Any) -> str:
@@ -251,9 +268,10 @@ class Expected:
 @cache
 def expression(text: str) -> ast.expr | None:
     try:
-        return ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError):
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    return None if too_deep(tree) else tree
 
 
 SIMPLE: dict[str, tuple[type, ...]] = {
@@ -317,64 +335,6 @@ def last_name(tree: ast.expr) -> str:
     )
 
 
-def sources(kind: Kind, name: str, project: Path) -> dict[str, bytes]:
-    """The component's file and, recursively, the components that it imports, keyed like
-    `models/vit.py` and sorted."""
-    roots = components.roots(project)
-    first = find(kind, name, project)
-    found: dict[str, bytes] = {}
-    waiting: list[tuple[Path, tuple[str, ...]]] = [(first, (kind, name))]
-    while waiting:
-        path, module = waiting.pop()
-        key = "/".join(module) + ("/__init__.py" if path.name == "__init__.py" else ".py")
-        if key not in found:
-            found[key] = path.read_bytes()
-            package = module if path.name == "__init__.py" else module[:-1]
-            waiting += [
-                hit for wanted in imports(parse(path), package) for hit in files(wanted, roots)
-            ]
-    return dict(sorted(found.items()))
-
-
-def imports(module: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Names below `xrun.components` that a file imports, anywhere in it; `from .a import b` may
-    mean `a` or `a.b`."""
-    for node in ast.walk(module):
-        if isinstance(node, ast.Import):
-            wanted = [tuple(alias.name.split(".")) for alias in node.names]
-            yield from (name[2:] for name in wanted if name[:2] == PACKAGE)
-        elif isinstance(node, ast.ImportFrom):
-            base = (
-                (*PACKAGE, *package)[: len(PACKAGE) + len(package) + 1 - node.level]
-                if node.level
-                else ()
-            )
-            base = (*base, *(node.module.split(".") if node.module else ()))
-            if base[:2] == PACKAGE:
-                yield base[2:]
-                yield from ((*base[2:], alias.name) for alias in node.names)
-
-
-def files(module: tuple[str, ...], roots: list[Path]) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The file of a module, and the `__init__.py` of the packages around it, which run when it is
-    imported."""
-    for depth in range(2, len(module) + 1):
-        part = module[:depth]
-        for root in roots:
-            folder = root.joinpath(*part)
-            path = next(
-                (
-                    path
-                    for path in (folder / "__init__.py", folder.with_suffix(".py"))
-                    if path.is_file()
-                ),
-                None,
-            )
-            if path:
-                yield path, part
-                break
-
-
 def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
     """The component's `build`, imported as `xrun.components.<kind>.<name>` so that workers can
     import it as well."""
@@ -387,7 +347,8 @@ def load_build(kind: Kind, name: str, project: Path) -> Callable[..., Any]:
         BaseException
     ) as error:  # argparse in a copied script leaves; others raise what they like
         raise ComponentError(
-            f"{place(error, path)}: {type(error).__name__}: {error}.", missing_library(error)
+            f"{place(error, path)}: {type(error).__name__}: {error}.",
+            missing_module(error, kind, project),
         ) from error
     build = getattr(module, "build", None)
     if not callable(build):
@@ -410,7 +371,33 @@ def place(error: BaseException, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def missing_library(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("xrun"):
-        return f"Install it: `pip install {error.name.partition('.')[0]}`."
-    return ""
+def missing_module(error: BaseException, kind: Kind, project: Path) -> str:
+    """What to do about a module that is not there. No name of a package to install is guessed: it
+    may be a stranger's, and what is missing may be the project's own."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    name = error.name.rpartition(".")[2]
+    found = own_file(name, project)
+    if found is None:
+        return f"The project has no `{name}`: install the library that provides it."
+    place = found.relative_to(project)
+    dotted = ".".join(place.with_suffix("").parts)
+    if place.parts[0] in ("models", "datasets"):
+        dotted = f"..{dotted}".replace(f"..{kind}.", ".")
+    return f"It is the project's own {place}. Write `from {dotted} import ...`."
+
+
+def own_file(name: str, project: Path) -> Path | None:
+    """Where the project has a module or a package of this name, if it has one."""
+    for visited, (folder, folders, files) in enumerate(os.walk(project)):
+        if visited == MOST_FOLDERS:
+            break
+        if "pyvenv.cfg" in files:
+            folders.clear()
+            continue
+        folders[:] = sorted(each for each in folders if each[0] not in "._")
+        if f"{name}.py" in files:
+            return Path(folder, f"{name}.py")
+        if name in folders and any(Path(folder, name).glob("*.py")):
+            return Path(folder, name)
+    return None

@@ -30,6 +30,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 EX_TEMPFAIL = 75
 """The exit code that asks whoever started the attempt to start it again (sysexits.h)."""
@@ -94,10 +95,14 @@ class Problem:
         return f"{place}:{key} {self.what}{got}{end} {self.hint}".rstrip()
 
 
+_LONGEST, _MOST = 100, 300
+"""Words are compared by so many characters, and with so many others: each comparison costs."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant, in any case; None if none is near."""
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower()[:100], by_lower, 1, 0.6)
+    by_lower = {name[:_LONGEST].lower(): name for name in islice(known, _MOST)}
+    near = difflib.get_close_matches(word[:_LONGEST].lower(), by_lower, 1, 0.6)
     return by_lower[near[0]] if near else None
 
 

@@ -1,15 +1,25 @@
 """Small files that are replaced as a whole: a reader, or a kill at any moment, finds the old one or
-the new one. And what JSON written by xrun looks like."""
+the new one. What JSON written by xrun looks like, and how whatever lies in its place is read: a
+folder, a pipe, a link in a circle, something endless or of another type is never waited for and
+never followed, and is an error that names it."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
+
+Kind = TypeVar("Kind")
+LARGEST = 64 << 20
+"""Bytes of a small file."""
 
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """JSON has no such numbers; they are written as these strings, as in Protobuf's JSON and W&B's."""
@@ -47,22 +57,106 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_text(value, indent=1).encode() + b"\n")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file; afterwards it survives a power cut. Raises OSError."""
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace a file, and put aside a folder that lies in its place; afterwards it survives a power
+    cut. `private`: only its owner can read it. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None if it is not there, or not whole after a full disk."""
     try:
-        return json.loads(path.read_bytes().rstrip(b"\0"))
+        temporary.replace(path)
+    except IsADirectoryError:
+        path.rename(_unused(path))
+        temporary.replace(path)
+
+
+def _unused(path: Path) -> Path:
+    places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(place for place in places if not os.path.lexists(place))
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file, to read from its beginning; whatever else lies there raises OSError at once, as a
+    file that is not there does."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return os.fdopen(file, "rb")
+
+
+def read_small(path: Path) -> bytes:
+    """All of a file that is small by its nature. Raises OSError."""
+    with opened(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB", str(path))
+    return content
+
+
+def parsed(text: str | bytes) -> Any:
+    """What JSON says; ValueError for all that is none, or deeper than anybody writes it."""
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: Path, kind: type[Kind]) -> Kind | None:
+    """What a JSON file holds; None if it is not there, not whole after a full disk, or of another
+    kind."""
+    try:
+        value = parsed(read_small(path).rstrip(b"\0"))
     except (OSError, ValueError):
         return None
+    return value if isinstance(value, kind) else None
+
+
+def number(value: Any, default: float = 0.0) -> float:
+    """A number of a file, where there is one."""
+    fits = _fits(value, "float") and not isinstance(value, bool)
+    return float(value) if fits else default
+
+
+def typed(kind: type, values: Any) -> dict[str, Any]:
+    """Those of the values that a dataclass has a field for, of the types that its annotations
+    name; others, which a newer xrun has added, are left out.
+
+    Raises ValueError for one that is of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{_kind_of(values)} instead of an object")
+    known = {each.name: str(each.type) for each in fields(kind) if each.name in values}
+    for name, annotation in known.items():
+        if not _fits(values[name], annotation):
+            raise ValueError(f"`{name}` is {_kind_of(values[name])} instead of {annotation}")
+    return {name: values[name] for name in known}
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),),
+    "Mapping": (dict,), "DataFacts": (dict,), "tuple": (list, tuple),
+}  # fmt: skip
+_NUMBERS = 2**1000
+"""Numbers beyond it count nothing here, and end in other errors."""
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kinds = [_TYPES.get(each.partition("[")[0]) for each in annotation.split(" | ")]
+    if None in kinds:
+        return True  # a type of ours, which reads its own value
+    if isinstance(value, int | float) and not abs(value) < _NUMBERS:
+        return False
+    return any(isinstance(value, kind) for kind in kinds if kind)
+
+
+def _kind_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def reserve(path: Path, size: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -217,6 +218,117 @@ def test_commit_and_changes_are_kept(project: Project) -> None:
     diff = (packed(project.plan(), []) / "dirty.diff").read_text()
     assert "+# changed" in diff
     assert "# not in git: recipes/tiny.yaml" in diff
+
+
+HIDDEN = (
+    ".env", "models/.env", "models/.hidden/x.py", "models/.ssh/deep/er/id_rsa",
+    "models/a/.git/config", "datasets/deep/.netrc", "models/__pycache__/x.py",
+)  # fmt: skip
+SECRET = (
+    "models/id_ed25519", "models/server.pem", "datasets/prod.env", "datasets/prod.env.local",
+    "models/deep/credentials.json", "datasets/token", "datasets/my-service-account-1.json",
+    "models/Secrets.yaml", "models/_netrc", "datasets/.kaggle.json",
+)  # fmt: skip
+"""Files that hold secrets, by their names; Python modules are code."""
+
+
+def test_neither_hidden_files_nor_secrets_travel(tmp_path: Path) -> None:
+    """However deep, and not by a link: what one leads to elsewhere stays where it is."""
+    inner, outside = tmp_path / "inner", tmp_path / "outside"
+    inner.mkdir()
+    outside.mkdir()
+    project = Project(inner)
+    for name in (*HIDDEN, *SECRET):
+        project.write(name, "top secret")
+    (outside / "secret.py").write_text("top secret")
+    links = {
+        "models/link.py": outside / "secret.py",
+        "models/folder": outside,
+        "models/up.py": Path("../../outside/secret.py"),
+        "models/hidden.py": Path(".env"),
+        "models/circle.py": Path("circle.py"),
+    }
+    for name, to in links.items():
+        (project.root / name).symlink_to(to)
+    project.write("models/secrets.py", "names = []\n")
+    (project.root / "models/same.py").symlink_to("line.py")
+    cargo = packed(project.plan(), [])
+    assert {name for name in names(cargo) if name.startswith("project/")} == {
+        "project/models/line.py",
+        "project/models/same.py",
+        "project/models/secrets.py",
+        "project/datasets/points.py",
+        "project/recipes/tiny.yaml",
+    }
+    found = {name for name in names(cargo) if b"top secret" in (cargo / name).read_bytes()}
+    assert found == set()
+
+
+def test_what_changed_in_secrets_does_not_travel(tmp_path: Path) -> None:
+    """Neither in the difference to the commit nor as a name; nor does git run a program that the
+    repository names, or look outside of the project."""
+    repository, inner = tmp_path, tmp_path / "inner"
+    inner.mkdir()
+    project = Project(inner)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repository)]
+    tracked = ("prod.env", "models/.key", "deep/.ssh/config", "models/key.pem", "x/y/token")
+    for name in (*tracked, "notes.txt"):
+        project.write(name, "old\n")
+    (repository / "outside.txt").write_text("old\n")
+    for command in (["init", "-q"], ["add", "-f", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    for name in tracked:
+        project.write(name, "top secret\n")
+    (repository / "outside.txt").write_text("top secret\n")
+    project.write("notes.txt", "new\n")
+    project.write(".env.new", "top secret\n")
+    project.write("id_rsa", "top secret\n")
+    subprocess.run([*git, "config", "diff.external", "echo top secret"], check=True)
+    subprocess.run([*git, "config", "core.fsmonitor", "touch top-secret"], check=True)
+    diff = (packed(project.plan(), []) / "dirty.diff").read_text()
+    assert "+new" in diff
+    assert "secret" not in diff
+    assert [name for name in (*tracked, ".env.new", "id_rsa", "outside") if name in diff] == []
+
+
+def test_own_modules_travel(project: Project) -> None:
+    """A package of the project's that a component imports is there on the machine, too."""
+    project.write("mylib/__init__.py", "from .parts import WIDTH\n")
+    project.write("mylib/parts.py", "WIDTH = 8\n")
+    project.write("mylib/unused.py", "")
+    line = (project.root / "models/line.py").read_text()
+    project.write("models/line.py", f"from mylib import WIDTH\n{line}")
+    cargo = packed(project.plan(), [])
+    assert {name for name in names(cargo) if name.startswith("project/mylib/")} == {
+        "project/mylib/__init__.py",
+        "project/mylib/parts.py",
+    }
+
+
+def test_plan_and_cargo_are_their_owners_alone(project: Project) -> None:
+    """0600 and 0700, whatever the umask."""
+    before = os.umask(0)
+    try:
+        plan = project.plan()
+        cargo = packed(plan, [PRICE])
+        written = RunFolder(plan.folder).write_plan(plan)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    assert stat.S_IMODE(cargo.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cargo.rglob("*") if path.is_file()} == {
+        0o600
+    }
+
+
+def test_a_damaged_cargo_is_packed_again(project: Project) -> None:
+    """What a killed launcher or a person has left there does not travel."""
+    cargo = packed(project.plan(), [PRICE])
+    before = {name: (cargo / name).read_bytes() for name in names(cargo)}
+    (cargo / "plan.json").write_text("{}")
+    (cargo / "project/models/line.py").unlink()
+    assert packed(project.plan(), [PRICE]) == cargo
+    assert {name: (cargo / name).read_bytes() for name in names(cargo)} == before
 
 
 def test_the_plan_arrives_with_the_paths_of_the_machine(project: Project) -> None:

@@ -91,7 +91,7 @@ def test_a_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_a_damaged_plan_is_named(tmp_path: Path, text: str) -> None:
     """A plan.json that is no plan is one sentence that names the file and how to write it anew."""
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(LaunchError, match=r"plan\.json is damaged.*Delete that file"):
+    with pytest.raises(LaunchError, match=r"plan\.json is damaged.*Move it away"):
         RunFolder(tmp_path).plan()
 
 

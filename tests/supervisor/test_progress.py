@@ -62,6 +62,19 @@ def test_whole_lines_are_passed_on_once(tmp_path: Path) -> None:
     assert stream.getvalue() == "one\ntwo\n"
 
 
+def test_what_a_component_prints_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    """Escape sequences are spelled; the bar, which is our own, is drawn as ever."""
+    stream = Terminal()
+    progress, _ = watch(tmp_path, stream)
+    (tmp_path / "logs" / "a" / "rank0.log").write_text("\x1b[2J\u202egnp.exe\n")
+    log(tmp_path, 47)
+    progress.update()
+    progress.close()
+    assert stream.getvalue().startswith("\\u001b[2J\\u202egnp.exe\n")
+    assert "\r" in stream.getvalue()
+    assert "47/100" in stream.getvalue()
+
+
 def test_another_machine_s_commit_is_not_forgotten(tmp_path: Path) -> None:
     """An attempt on a machine that has never seen the run says which step is committed, until it
     commits one itself."""

@@ -24,7 +24,7 @@ def test_a_failure_is_written_down(tmp_path: Path) -> None:
     assert "Traceback" not in done.err
     assert "Full traceback:" in done.err
     (end,) = project.run.path.glob("logs/*/end-0.json")
-    told = read_json(end)["failure"]
+    told = (read_json(end, dict) or {})["failure"]
     assert (told["code"], told["end"], told["traceback"], told["step"]) == (1, "own", True, 2)
     assert "Traceback" in end.with_name("rank0.log").read_text()
 
@@ -59,7 +59,7 @@ def test_a_rank_without_a_lease_trains_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 4, done.stderr
     assert not folder.state.exists()
-    end = read_json(folder.logs("nobody") / "end-0.json")
+    end = read_json(folder.logs("nobody") / "end-0.json", dict)
     assert "taken over" in end["failure"]["message"]
 
 

@@ -49,11 +49,13 @@ for _group in (train, recipes, runs):
 def main() -> None:
     """The one place where an error becomes a line and an exit code."""
     from ..errors import XrunError
+    from ..terminal import only_text
 
+    only_text()
     try:
-        cli(prog_name="xrun")
+        cli(prog_name="xrun", color=True)  # click takes nothing away: what it is given is text
     except XrunError as error:
-        click.echo(f"{'' if error.exit_code == 2 else 'xrun: '}{error}", err=True)
+        print(f"{'' if error.exit_code == 2 else 'xrun: '}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

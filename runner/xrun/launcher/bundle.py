@@ -9,7 +9,8 @@ prices, the pins.
                             torch_build.py which torch the GPUs need, failure.py what a failed
                             installation means
       recipe_setup.sh       what the recipe adds (only where it does)
-      project/              models/, datasets/ and the recipe's file
+      project/              models/, datasets/, the project's modules that they import, and the
+                            recipe's file
       plan.json             with paths under `~`, which `arrive` resolves there
       prices.json           what machines cost at the launch
       code.json, dirty.diff the project's git commit and what differed from it
@@ -20,20 +21,27 @@ launch does not change a run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
+from ..component import Kind
 from ..errors import LaunchError
+from ..files import opened, write_bytes
+from ..recipe.secret_text import is_secret_file
 from ..run.plan import Plan
 from ..run.prices import Price, prices_json
-from .wheel import pack_wheel
+from ..run.sources import sources
+from .wheel import goes_along, pack_wheel
 
 _ARRIVAL = Path(__file__).resolve().parent / "arrival"
 _CARRIED = (
@@ -61,16 +69,32 @@ class Cargo:
     files: Mapping[str, bytes]
 
     def write(self) -> None:
-        """Write the folder, as a whole or not at all, unless it is there."""
-        if self.folder.exists():
+        """Write the folder, as a whole or not at all, unless it is there; only its owner can read
+        it."""
+        if self._is_there():
             return
         new = self.folder.with_name(f".{self.folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.mkdir(mode=0o700)
         for name, data in self.files.items():
             path = new / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            write_bytes(path, data, private=True)
+        if os.path.lexists(self.folder):
+            self.folder.rename(self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}"))
         new.rename(self.folder)
+
+    def _is_there(self) -> bool:
+        """Whether the folder holds these very files: a killed launcher or a person may have left
+        others."""
+        with contextlib.suppress(OSError):
+            return all(self._has(name, data) for name, data in self.files.items())
+        return False
+
+    def _has(self, name: str, data: bytes) -> bool:
+        with opened(self.folder / name) as file:
+            return file.read() == data
 
 
 def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Cargo:
@@ -116,7 +140,7 @@ def _project(plan: Plan) -> Iterator[tuple[str, bytes]]:
         path
         for name in ("models", "datasets")
         for path in sorted((project / name).rglob("*"))
-        if _goes_along(path)
+        if goes_along(path, project)
     ]
     size = sum(path.stat().st_size for path in paths)
     if size > _LIMIT:
@@ -127,30 +151,56 @@ def _project(plan: Plan) -> Iterator[tuple[str, bytes]]:
             f"At most {_LIMIT / 2**20:.0f} MiB travel with a job: name data under `files:`, or take"
             " them from the Hub.",
         )
+    for place, source in _own_modules(plan, project):
+        yield f"project/{place}", source
     for path in paths:
         yield f"project/{path.relative_to(project).as_posix()}", path.read_bytes()
     yield f"project/recipes/{Path(plan.recipe_path).name}", Path(plan.recipe_path).read_bytes()
 
 
-def _goes_along(path: Path) -> bool:
-    return (
-        path.is_file()
-        and "__pycache__" not in path.parts
-        and not any(part.startswith(".") for part in path.parts[-2:])
-    )
+def _own_modules(plan: Plan, project: Path) -> Iterator[tuple[str, bytes]]:
+    """The modules of the project's that its components import from elsewhere in it."""
+    recipe = plan.recipe
+    kinds: dict[str, Kind] = {"model": "models", "dataset": "datasets"}
+    found: dict[str, bytes] = {}
+    for part, kind in kinds.items():
+        found |= sources(kind, recipe[part]["name"], project)
+    for place, source in sorted(found.items()):
+        if place.partition("/")[0] not in kinds.values() and goes_along(project / place, project):
+            yield place, source
 
 
 def _diff(project: Path) -> bytes:
     """What differs from the project's commit, with the names of files that git does not know; empty
-    without git."""
-    commands = (["diff", "--binary", "HEAD"], ["ls-files", "--others", "--exclude-standard"])
-    git = ["git", "-C", str(project)]
+    without git. Neither hidden files nor those that hold secrets are in it."""
     try:
-        done = [
-            subprocess.run([*git, *command], capture_output=True, check=True, timeout=60)
-            for command in commands
-        ]
+        changed = _git(project, "diff", "--name-only", "--relative", "--no-renames", "-z", "HEAD")
+        unknown = _git(project, "ls-files", "--others", "--exclude-standard", "-z")
+        kept = [name for name in _names(changed) if _is_open(name)]
+        diff = _git(project, *_DIFF, "--", *(f":(literal){name}" for name in kept)) if kept else b""
     except (OSError, subprocess.SubprocessError):
         return b""
-    unknown = b"".join(b"# not in git: " + line + b"\n" for line in done[1].stdout.splitlines())
-    return unknown + done[0].stdout
+    listed = (_one_line(name) for name in _names(unknown) if _is_open(name))
+    return "".join(f"# not in git: {name}\n" for name in listed).encode() + diff
+
+
+_DIFF = ("diff", "--binary", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD")
+
+
+def _git(project: Path, *arguments: str) -> bytes:
+    # A repository's own settings may name a program for git to run.
+    git = ["git", "-c", "core.fsmonitor=false", "-C", str(project)]
+    return subprocess.run([*git, *arguments], capture_output=True, check=True, timeout=60).stdout
+
+
+def _names(listed: bytes) -> list[str]:
+    return [os.fsdecode(name) for name in listed.split(b"\0") if name]
+
+
+def _one_line(name: str) -> str:
+    return name if name.isprintable() else json.dumps(name)
+
+
+def _is_open(name: str) -> bool:
+    parts = Path(name).parts
+    return not any(part.startswith(".") for part in parts) and not is_secret_file(parts[-1])

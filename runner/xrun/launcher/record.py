@@ -7,13 +7,13 @@ API server was reached.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..files import write_json
+from ..errors import LaunchError
+from ..files import parsed, read_small, typed, write_json
 from ..lock import Held, locked
 from ..run.folder import RunFolder
 from ..run.prices import Price
@@ -47,18 +47,30 @@ class LaunchRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LaunchRecord:
-        """Read it; keys that a newer xrun has added are ignored."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        """Read it; keys that a newer xrun has added are ignored. Raises ValueError."""
+        known = typed(cls, values)
+        if "run" not in known:
+            raise ValueError("it names no run")
         prices = tuple(map(Price.from_json, known.pop("prices", ())))
         return cls(**known, prices=prices)
 
 
 def read_launch(folder: RunFolder) -> LaunchRecord | None:
-    """The run's launch record; None for a run that was never launched on a cloud."""
+    """The run's launch record; None for a run that was never launched on a cloud.
+
+    Raises:
+        LaunchError: it is damaged, so nobody knows whether a job runs.
+    """
+    path = folder.path / "launch.json"
     try:
-        return LaunchRecord.from_json(json.loads((folder.path / "launch.json").read_text()))
+        return LaunchRecord.from_json(parsed(read_small(path)))
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise LaunchError(
+            f"{path} is damaged, so nobody knows whether a job of {folder.run} lives: {error}.",
+            "Look with `sky jobs queue` and end it there if it does; then move the file away.",
+        ) from error
 
 
 def write_launch(folder: RunFolder, record: LaunchRecord) -> None:

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from .. import components
+from ..recipe.secret_text import is_secret_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = ("models", "datasets", "recipes")
@@ -49,8 +50,24 @@ def _sources() -> Iterator[tuple[str, bytes]]:
         roots |= {f"xrun/components/{name}": root / name for name in _FOLDERS}
     for target, root in roots.items():
         for path in root.rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:
+            if goes_along(path, root):
                 yield f"{target}/{path.relative_to(root).as_posix()}", path.read_bytes()
+
+
+def goes_along(path: Path, root: Path) -> bool:
+    """Whether a file below a folder travels: no cache, nothing hidden, however deep, no secrets,
+    and nothing that a link leads to elsewhere."""
+    if not path.is_file():
+        return False
+    place, real = path.relative_to(root), path.resolve()
+    parts = place.parts
+    if real != root.resolve() / place:  # behind a link
+        if not real.is_relative_to(root.resolve()):
+            return False
+        parts += real.relative_to(root.resolve()).parts
+    hidden = "__pycache__" in parts or any(part.startswith(".") for part in parts)
+    secret = is_secret_file(path.name) or is_secret_file(real.name)
+    return not hidden and not secret
 
 
 def _metadata() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import environment
+from ..files import read_json
 
 NOBODY_ASKED = (float("inf"), False)
 """The deadline of no stop at all, and that it is not at once."""
@@ -86,9 +87,9 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         reason, seconds, at_once = signal.Signals(number).name, None, True
-        with contextlib.suppress(OSError, ValueError):
-            if self.told:
-                reason, deadline, at_once = json.loads(self.told.read_text())
+        if self.told and (told := read_json(self.told, list)):
+            with contextlib.suppress(ValueError, TypeError):
+                reason, deadline, at_once = told
                 seconds = deadline - self.clock()
         self.set(reason, seconds, at_once)
 

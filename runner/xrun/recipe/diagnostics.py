@@ -21,6 +21,8 @@ from .yaml_nodes import FLOAT, Mark, Node
 Loc = tuple[str | int, ...]
 LONGEST_SHOWN = 60
 MOST_PASSES = 10
+MOST_PROBLEMS = 100
+"""So many are told; nobody reads more."""
 HARDWARE = "Write `local`, `{local: {processes: 4}}` or `{any_of: [{accelerators: A100}]}`."
 WAYS_OUT: dict[Loc, str] = {
     ("version",): "A recipe of a later version needs a later xrun.",
@@ -72,9 +74,11 @@ def validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
             problems += rule_problems(broken(recipe), tree, wrong)
             return (None if problems else recipe), problems
         for loc, group in grouped(details, tree).items():
-            if not covered(loc, wrong, both_ways=True):
-                problems.append(translate(loc, group, tree))
-            wrong.add(suspected(loc, group))
+            # Where thousands of keys are wrong, each is found, and not each is worth a hint.
+            enough = len(problems) >= MOST_PROBLEMS
+            if enough or not covered(loc, wrong, both_ways=True):
+                problems.append(plain(loc, tree) if enough else translate(loc, group, tree))
+            wrong.add(loc if enough else suspected(loc, group))
             step_over(data, loc)
     return None, problems
 
@@ -177,6 +181,11 @@ def translate(loc: Loc, group: list[Any], tree: Node) -> Problem:
     phrases = list(dict.fromkeys(phrase(detail) for detail in group))
     what = phrases[0] if kind == "sentence" else "must be " + " or ".join(phrases)
     return node.mark.problem(key, what, shown(node), hint(group, node, loc))
+
+
+def plain(loc: Loc, tree: Node) -> Problem:
+    """A problem by its place alone."""
+    return key_place(tree, loc).problem(".".join(map(str, loc)), "it is wrong")
 
 
 def phrase(detail: Any) -> str:

@@ -10,9 +10,19 @@ from typing import cast
 
 from ..component import Kind, Signature, check_args, find, project_root, signature
 from ..errors import ComponentError, Problem, RecipeError
-from .diagnostics import Loc, key_place, model_at, node_at, number_hint, shown, validate
+from .diagnostics import (
+    MOST_PROBLEMS,
+    Loc,
+    key_place,
+    model_at,
+    node_at,
+    number_hint,
+    shown,
+    validate,
+)
+from .rules import BETRAYED
 from .schema import Recipe
-from .secret_text import without_secrets
+from .secret_text import assigns_a_secret, without_secrets
 from .yaml_nodes import MAX_BYTES, Mark, Node, Unreadable, join, read_nodes
 
 LONGEST_CHAIN = 10
@@ -42,11 +52,19 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def in_order(problems: Sequence[Problem]) -> list[Problem]:
     """Each once, file by file from top to bottom, without secrets."""
-    files = list(dict.fromkeys(problem.path for problem in problems))
-    return sorted(
-        dict.fromkeys(map(shareable, problems)),
-        key=lambda problem: (files.index(problem.path), problem.line, problem.column),
+    files = {path: index for index, path in enumerate(dict.fromkeys(p.path for p in problems))}
+    betrayed = {problem.key for problem in problems if problem.what == BETRAYED}
+    told = [shareable(replace(p, got="") if p.key in betrayed else p) for p in problems]
+    every = sorted(
+        dict.fromkeys(told),
+        key=lambda problem: (files[problem.path], problem.line, problem.column),
     )
+    first, rest = every[:MOST_PROBLEMS], len(every) - MOST_PROBLEMS
+    if rest > 0:
+        first.append(
+            replace(first[-1], key="", what=f"and {rest} more from here on", got="", hint="")
+        )
+    return first
 
 
 def shareable(problem: Problem) -> Problem:
@@ -60,9 +78,16 @@ def shareable(problem: Problem) -> Problem:
 # Files
 
 
-def read_tree(path: str, chain: tuple[str, ...], problems: list[Problem]) -> Node:
-    """The nodes of a file over those of the recipe that it extends. Raises Unreadable."""
-    tree, found = read_nodes(read_bytes(path), path)
+def read_tree(
+    path: str, chain: tuple[str, ...], problems: list[Problem], room: int = MAX_BYTES
+) -> Node:
+    """The nodes of a file over those of the recipe that it extends, which have so many bytes
+    together. Raises Unreadable."""
+    text = read_bytes(path)
+    if chain and len(text) > room:
+        what = f"together with what extends it, it is larger than {MAX_BYTES // 1024} KiB"
+        raise Unreadable(Mark(path).problem("", what))
+    tree, found = read_nodes(text, path)
     problems += found
     if tree.mapping is None:
         hint = "It starts with keys such as `name: ...`."
@@ -76,19 +101,27 @@ def read_tree(path: str, chain: tuple[str, ...], problems: list[Problem]) -> Nod
     base = tree.child("extends")
     if base is None or not isinstance(base.value, str) or not base.value:
         return tree
-    return merge(read_base(path, base, chain, problems), tree, ())
+    return merge(read_base(path, base, chain, problems, room - len(text)), tree, ())
 
 
 def read_bytes(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        # A pipe that nobody writes into is empty, and not waited for.
+        with open(path, "rb", opener=without_waiting) as file:
+            os.set_blocking(file.fileno(), True)
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Unreadable(Mark(path).problem("", f"it cannot be read: {reason.lower()}")) from None
 
 
-def read_base(path: str, base: Node, chain: tuple[str, ...], problems: list[Problem]) -> Node:
+def without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_base(
+    path: str, base: Node, chain: tuple[str, ...], problems: list[Problem], room: int
+) -> Node:
     """The nodes of the recipe that this one extends, checked before it is opened."""
     target = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
     chain = (*chain, os.path.realpath(path.replace("\0", "")))
@@ -109,7 +142,7 @@ def read_base(path: str, base: Node, chain: tuple[str, ...], problems: list[Prob
                 "extends", f"this is a chain of more than {LONGEST_CHAIN} recipes", base.text
             )
         )
-    return read_tree(target, chain, problems)
+    return read_tree(target, chain, problems, room)
 
 
 def merge(base: Node, over: Node, loc: Loc) -> Node:
@@ -164,7 +197,8 @@ def by_name_first(overrides: Sequence[str]) -> list[str]:
 
 def with_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     """The tree with one `a.b.c=VALUE` on top, or unchanged after saying what is wrong with it."""
-    mark = Mark("-s " + without_secrets(override))
+    said = f"{override.partition('=')[0]}=***" if assigns_a_secret(override) else override
+    mark = Mark("-s " + without_secrets(said))
     key, equals, text = override.partition("=")
     names = key.split(".")
     if not equals or not all(names):

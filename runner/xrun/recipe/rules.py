@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from .. import environment
@@ -48,9 +49,14 @@ def rule(*reads: str) -> Callable[[Rule], Rule]:
     return add
 
 
+BETRAYED = "this looks like a secret, whose value must not stand in a recipe"
+MOST = 200
+"""So many problems of one rule are looked for: a list may hold thousands."""
+
+
 def broken(recipe: Recipe) -> list[tuple[tuple[str, ...], Problem]]:
     """Every broken rule: the keys that the rule reads, and the problem."""
-    return [(reads, problem) for reads, check in RULES for problem in check(recipe)]
+    return [(reads, problem) for reads, check in RULES for problem in islice(check(recipe), MOST)]
 
 
 def problem(key: str, what: str, got: object = "", hint: str = "") -> Problem:
@@ -86,13 +92,23 @@ def micro_batch_divides_global_batch(recipe: Recipe) -> Iterator[Problem]:
     """`train.micro_batch` divides `train.global_batch`."""
     micro, total = recipe.train.micro_batch, recipe.train.global_batch
     if micro != "auto" and total % micro:
-        down = next(size for size in range(min(micro, total), 0, -1) if total % size == 0)
+        down = next_smaller_divisor(total, micro)
         yield problem(
             "train.micro_batch",
             f"it does not divide `global_batch`, which is {total}",
             micro,
-            f"The next smaller one that does is {down}.",
+            f"The next smaller one that does is {down}." if down else "",
         )
+
+
+def next_smaller_divisor(total: int, limit: int, tries: int = 100_000) -> int | None:
+    """The largest divisor of a number that is no larger than this one; None where that would take
+    long to find."""
+    down = (size for size in range(min(limit, total), 0, -1) if total % size == 0)
+    cofactors = (part for part in range(1, tries) if total % part == 0 and total // part <= limit)
+    if limit < tries:
+        return next(down)
+    return next((total // part for part in cofactors), None)
 
 
 @rule("train.global_batch", "train.micro_batch", "hardware")
@@ -437,8 +453,21 @@ def env_holds_no_secrets(recipe: Recipe) -> Iterator[Problem]:
         ):
             yield problem(
                 f"env.{name}",
-                "this looks like a secret, whose value must not stand in a recipe",
+                BETRAYED,
                 hint=f"Write `secrets: [{name}]` and set it in your shell.",
+            )
+
+
+@rule()
+def no_value_is_a_secret(recipe: Recipe) -> Iterator[Problem]:
+    """No value anywhere looks like a token, a password or a private key; a secret goes by name."""
+    for key, value in leaves(recipe.model_dump(mode="json"), ""):
+        key = key.removeprefix(".")
+        if not key.startswith(("env.", "secrets.")) and secret_text.betrays(key, value):
+            yield problem(
+                key,
+                BETRAYED,
+                hint="Write its name under `secrets`, and read it from the environment.",
             )
 
 

@@ -81,6 +81,7 @@ class Loader(yaml.SafeLoader):
     constructed."""
 
     depth = 0
+    composed = 0
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
         return "plain" if kind is yaml.ScalarNode and implicit[0] else "quoted"
@@ -91,6 +92,12 @@ class Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(
                 problem=f"it is nested more than {MAX_DEPTH} deep", problem_mark=mark
+            )
+        self.composed += 1
+        if self.composed > MAX_NODES:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"it holds more than {MAX_NODES} keys and values", problem_mark=mark
             )
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
@@ -234,10 +241,9 @@ class _Reader:
             elif (name := self.name(name_node, key, keys)) is not None:
                 keys[name] = self.mark(name_node.start_mark)
                 made[name] = self.node(value_node, join(key, name))
-        for base in merged:
-            keys = {**base.keys, **keys}
-            made = {**base.value, **made}
-        return Node(made, mark, keys=keys)
+        every = {name: each for base in reversed(merged) for name, each in base.value.items()}
+        places = {name: each for base in reversed(merged) for name, each in base.keys.items()}
+        return Node({**every, **made}, mark, keys={**places, **keys})
 
     def name(self, node: yaml.Node, key: str, keys: dict[str, Mark]) -> str | None:
         """The key as text, or None after saying why it is none."""

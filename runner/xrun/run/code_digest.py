@@ -18,6 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from .. import component
+from ..errors import ComponentError
 
 REGISTER = Path(component.__file__).parent / "components" / "shipped.json"
 _UNSEEN = {"ctx", "kind", "type_comment", "type_ignores"}
@@ -28,9 +29,13 @@ def code_digest(place: str, source: bytes) -> str:
     """Hex BLAKE3 of what the file at `place` (`models/vit.py`) computes: comments, docstrings and
     layout do not count.
 
-    Raises ComponentError for a file that is not Python.
+    Of a file that is not Python, which a component cannot be, every byte counts.
     """
-    found = blake3(canonical(component.parse(Path(place), source)).encode()).hexdigest()
+    try:
+        tree = component.parse(Path(place), source)
+    except ComponentError:
+        return blake3(source).hexdigest()
+    found = blake3(canonical(tree).encode()).hexdigest()
     shipped = _register().get(place, {"code": []})
     return shipped["code"][0] if found in shipped["code"] else found
 

@@ -61,5 +61,5 @@ class Confirmation:
     def is_fresh(self) -> bool:
         """Whether nobody else can have had the run for longer than `FRESH_SECONDS`, and not while
         this process did not run."""
-        woke, asked = self.tick(), read_json(self.path)
-        return isinstance(asked, float) and asked >= woke and self.clock() - asked < FRESH_SECONDS
+        woke, asked = self.tick(), read_json(self.path, float)
+        return asked is not None and asked >= woke and self.clock() - asked < FRESH_SECONDS

@@ -87,18 +87,15 @@ class RunFolder:
         Raises:
             LaunchError: there is no such run.
         """
-        try:
-            return Plan.from_json(self.plan_file.read_text())
-        except FileNotFoundError as error:
+        if not os.path.lexists(self.plan_file):
             raise LaunchError(
                 f"There is no run {self.run} in {self.path.parent}.",
                 "`xrun status` lists the runs.",
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise LaunchError(
-                f"{self.plan_file} is damaged: {error}.",
-                f"Delete that file and start the recipe again with --run {self.run}.",
-            ) from error
+            )
+        return Plan.read(
+            self.plan_file,
+            f"Move it away and start the recipe again with --run {self.run}.",
+        )
 
     def store(self) -> DirectoryStore | HubStore:
         """The run's store, to read from; the folder may have been moved since the plan was
@@ -150,8 +147,8 @@ class RunFolder:
         if not 1 <= number <= len(attempts):
             raise LaunchError(f"{self.run} has {len(attempts)} attempts (got {number}).")
         own = self.logs(attempts[number - 1])
-        if (path := own / f"rank{rank}.log").exists():
-            return path.read_text(errors="replace")
+        if (text := logs.here(own, rank)) is not None:
+            return text
         if (text := logs.read(store, record.logs, own.name, rank)) is not None:
             return text
         raise LaunchError(f"Attempt {number} of {self.run} has left no log of process {rank}.")
@@ -207,7 +204,7 @@ class RunFolder:
     def owner_pid(self) -> int | None:
         """The process that runs this run now."""
         written = held_by(self.lock) or ""
-        return int(written) or None if written.isdecimal() else None
+        return int(written) or None if written.isdecimal() and len(written) < 20 else None
 
     def metrics_now(self) -> dict[str, float]:
         """The newest value of every metric."""
@@ -220,7 +217,7 @@ class RunFolder:
     def write_plan(self, plan: Plan) -> Path:
         """Keep the plan, replacing the one before as a whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.plan_file, plan.to_json().encode())
+        write_bytes(self.plan_file, plan.to_json().encode(), private=True)
         return self.plan_file
 
 
@@ -244,5 +241,7 @@ def find_run(run: str, *, known: bool = True) -> RunFolder:
 
 def runs_in(home: Path) -> list[RunFolder]:
     """Every run in a folder of runs, the newest first."""
-    plans = sorted(home.glob("*/plan.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    written = (path / "plan.json" for path in home.glob("*"))
+    plans = [path for path in written if os.path.lexists(path)]
+    plans.sort(key=lambda path: path.lstat().st_mtime, reverse=True)
     return [RunFolder(path.parent) for path in plans]

@@ -19,11 +19,12 @@ from blake3 import blake3
 
 from .. import component
 from .code_digest import bytes_digest, code_digest
+from .sources import sources
 
 if TYPE_CHECKING:
     from ..recipe.schema import Recipe
 
-NEWEST = 2
+NEWEST = 3
 """The rule that new runs get."""
 _TRAIN = (
     "global_batch",
@@ -67,7 +68,7 @@ def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | No
 
     Never hardware, checkpoints, tracking, budget or the number of steps. Raises ComponentError.
     """
-    make = {1: _rule_1, 2: _rule_2}.get(rule)
+    make = {1: _rule_1, 2: _rule_2, 3: _rule_3}.get(rule)
     mathematics = make(recipe, project) if make else None
     if mathematics is None:
         return None
@@ -95,7 +96,8 @@ def _rule_1(recipe: Recipe, project: Path) -> dict[str, Any] | None:
     return {
         **made,
         "sources": {
-            place: bytes_digest(place, source) for place, source in _sources(recipe, project)
+            place: bytes_digest(place, source)
+            for place, source in _sources(recipe, project, own=False)
         },
     }
 
@@ -103,6 +105,15 @@ def _rule_1(recipe: Recipe, project: Path) -> dict[str, Any] | None:
 def _rule_2(recipe: Recipe, project: Path) -> dict[str, Any]:
     """What is not at its default, and what the components compute: no comment, docstring or
     layout."""
+    return _computed(recipe, project, own=False)
+
+
+def _rule_3(recipe: Recipe, project: Path) -> dict[str, Any]:
+    """The same with every module of the project's that the components import."""
+    return _computed(recipe, project, own=True)
+
+
+def _computed(recipe: Recipe, project: Path, *, own: bool) -> dict[str, Any]:
     made = _given(recipe)
     kinds: dict[str, component.Kind] = {"model": "models", "dataset": "datasets"}
     for part, kind in kinds.items():
@@ -111,7 +122,8 @@ def _rule_2(recipe: Recipe, project: Path) -> dict[str, Any]:
     return {
         **made,
         "sources": {
-            place: code_digest(place, source) for place, source in _sources(recipe, project)
+            place: code_digest(place, source)
+            for place, source in _sources(recipe, project, own=own)
         },
     }
 
@@ -152,10 +164,10 @@ def _as_written(default: Any) -> Any:
     return default
 
 
-def _sources(recipe: Recipe, project: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of the two components and of those that they import."""
-    yield from component.sources("models", recipe.model.name, project).items()
-    yield from component.sources("datasets", recipe.dataset.name, project).items()
+def _sources(recipe: Recipe, project: Path, *, own: bool) -> Iterator[tuple[str, bytes]]:
+    """The files of the two components and of what they import."""
+    yield from sources("models", recipe.model.name, project, own=own).items()
+    yield from sources("datasets", recipe.dataset.name, project, own=own).items()
 
 
 def _knows(keys: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

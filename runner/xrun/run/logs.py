@@ -9,11 +9,13 @@ stands in the record.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import StoreError
+from ..files import opened
 from ..store.protocol import Store, StoredFile
 
 LARGEST = 256 * 1024
@@ -56,6 +58,21 @@ def kept(store: Store, folder: Path, attempt: str, before: Logs) -> Logs:
     return {name: attempts[name] for name in sorted(attempts)[-ATTEMPTS:]}
 
 
+def here(folder: Path, rank: int) -> str | None:
+    """What a process of an attempt has printed on this machine; None if it has left nothing.
+
+    Raises StoreError.
+    """
+    path = folder / f"rank{rank}.log"
+    try:
+        with opened(path) as file, io.TextIOWrapper(file, errors="replace") as text:
+            return text.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.", "Move it away.") from error
+
+
 def read(store: Store, logs: Logs, attempt: str, rank: int) -> str | None:
     """What a process of an attempt has printed, as far as the store has it; None if it has nothing.
 
@@ -72,6 +89,6 @@ def _title(attempt: str, rank: str, text: bytes) -> bytes:
 
 
 def _end_of(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with opened(path) as file:
         file.seek(max(0, file.seek(0, 2) - LARGEST))
         return file.read(LARGEST)

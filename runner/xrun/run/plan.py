@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import component, environment
 from ..errors import ComponentError, LaunchError, Problem, RecipeError
+from ..files import parsed, read_small, typed
 from ..store.address import Address
 from .identity import Identity, identity, in_full
 
@@ -179,10 +180,51 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read a plan; keys that a newer xrun has added are ignored."""
-        values = json.loads(text)
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        return cls(**{**known, "overrides": tuple(known.get("overrides", ()))})
+        """Read a plan; keys that a newer xrun has added are ignored. Raises ValueError."""
+        known = typed(cls, parsed(text))
+        try:
+            plan = cls(**{**known, "overrides": tuple(known.get("overrides", ()))})
+        except TypeError:
+            raise ValueError("keys of a plan are missing") from None
+        _check_shape(plan.recipe)
+        return plan
+
+    @classmethod
+    def read(cls, path: Path, hint: str = "Launch the run again.") -> Plan:
+        """The plan in a file.
+
+        Raises:
+            LaunchError: there is none, or it is damaged.
+        """
+        try:
+            return cls.from_json(read_small(path).decode())
+        except FileNotFoundError as error:
+            raise LaunchError(f"There is no plan {path}.", hint) from error
+        except OSError as error:
+            raise LaunchError(f"{path} cannot be read: {error.strerror}.", hint) from error
+        except ValueError as error:
+            raise LaunchError(f"{path} is damaged: {error}.", hint) from error
+
+
+_SHAPE: dict[str, tuple[type, ...]] = {
+    "name": (str,), "task": (str,), "model": (dict,), "dataset": (dict,), "env": (dict,),
+    "hardware": (dict,), "hardware.any_of": (list, tuple), "tracking": (dict,),
+    "tracking.wandb": (dict, type(None)), "checkpoint": (dict,), "budget": (dict,),
+    "budget.usd": (int, float, type(None)), "budget.hours": (int, float, type(None)),
+    "train": (dict,), "train.steps": (int, type(None)), "train.epochs": (int, type(None)),
+    "train.global_batch": (int,), "train.reduction": (str,), "train.deterministic": (bool,),
+}  # fmt: skip
+"""What is read of a plan's recipe without the schema, which takes its time to be imported."""
+
+
+def _check_shape(recipe: Mapping[str, Any]) -> None:
+    for key, kinds in _SHAPE.items():
+        part, _, name = key.rpartition(".")
+        section = recipe[part] if part else recipe
+        if name in section and not isinstance(section[name], kinds):
+            raise ValueError(f"`recipe.{key}` is of another type than a recipe's")
+        if name not in section and type(None) not in kinds:
+            raise ValueError(f"`recipe.{key}` is missing")
 
 
 def make_plan(
@@ -307,9 +349,11 @@ def under_rule(plan: Plan, rule: int) -> Plan | None:
 
 
 def older_rules(plan: Plan) -> list[Plan]:
-    """The plan under every rule before its own that has a name for its recipe, the newest first."""
+    """The plan under every rule before its own that has another name for its recipe, the newest
+    first."""
     plans = (under_rule(plan, rule) for rule in range(plan.rule - 1, 0, -1))
-    return [older for older in plans if older is not None]
+    named = {older.digest: older for older in plans if older is not None}
+    return [older for digest, older in named.items() if digest != plan.digest]
 
 
 def home_of(recipe: Recipe, project: Path, environ: Mapping[str, str] = os.environ) -> Path:

@@ -13,14 +13,14 @@ most.
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..errors import CheckpointCorrupt
-from ..files import with_numbers, write_bytes
+from ..errors import CheckpointCorrupt, StoreError
+from ..files import opened, parsed, with_numbers, write_bytes
 from ..store.protocol import Store
 from .record import Piece
 
@@ -38,15 +38,28 @@ def key_of(values: Mapping[str, Any], step: int) -> Key:
 
 
 def parse(line: bytes) -> Point | None:
-    """One line's point; None for a torn one."""
+    """One line's point; None for a torn one, and for one that no xrun has written."""
     if not line.endswith(b"\n"):
         return None
     try:
-        point = json.loads(line)
+        point = parsed(line)
     except ValueError:
         return None
-    is_point = isinstance(point, dict) and isinstance(point.get("step"), int)
-    return with_numbers(point) if is_point else None
+    if not isinstance(point, dict) or type(point.get("step")) is not int:
+        return None
+    values = with_numbers(point)
+    return values if all(map(_is_own, values.items())) else None
+
+
+def _is_own(item: tuple[str, Any]) -> bool:
+    """Whether a value is of a point: numbers of a size that everybody can show, and a name."""
+    name, value = item
+    if name == "attempt":
+        return isinstance(value, str)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and isinstance(value, int) and abs(value) >= 2**1000:
+        return False
+    return number or name not in ("time", "step", "train/loss")
 
 
 class Succession:
@@ -85,8 +98,26 @@ def counted(lines: Iterable[bytes]) -> list[tuple[bytes, Point]]:
 
 
 def lines_of(path: Path) -> list[bytes]:
-    """Every line of a file, with what ends it; none where there is no file."""
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    """Every line of a file, with what ends it; none where there is no file. Raises StoreError."""
+    with _opened(path) as file:
+        return file.read().splitlines(keepends=True)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The log, or an empty one where there is none.
+
+    Raises:
+        StoreError: something else lies in its place.
+    """
+    try:
+        return opened(path)
+    except FileNotFoundError:
+        return io.BytesIO()
+    except OSError as error:
+        raise StoreError(
+            f"{path} is to be the log of the run's points, and cannot be read: {error.strerror}.",
+            "Move it away, or bring the log back; the run's state does not hang on it.",
+        ) from error
 
 
 def read_points(path: Path) -> list[Point]:
@@ -97,9 +128,7 @@ def read_points(path: Path) -> list[Point]:
 def last_point(path: Path) -> Point:
     """The newest point of training, found without reading the whole file; empty if there is
     none."""
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
+    with _opened(path) as file:
         file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
         lines = file.read().splitlines(keepends=True)
     points = (point for _, point in reversed(counted(lines)))
@@ -165,9 +194,7 @@ def _still_in(text: bytes, read: Sequence[tuple[Piece, bytes]]) -> Iterator[Piec
 
 def _lines_until(path: Path, start: int, step: int) -> Iterator[bytes]:
     """The whole lines from byte `start` on whose points are not after `step`."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
+    with _opened(path) as file:
         file.seek(start)
         for line in file:
             if _step(line) > step:

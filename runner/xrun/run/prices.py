@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..files import parsed, typed
 from ..recipe.accelerators import Accelerators
 
 
@@ -43,9 +44,10 @@ class Price:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Price:
         """Read what `to_json` wrote; keys that a newer xrun has added are ignored."""
-        known = {
-            name: value[name] for name in cls.__dataclass_fields__ if value.get(name) is not None
-        }
+        said = {name: each for name, each in dict(value).items() if each is not None}
+        known = typed(cls, said)
+        if {"cloud", "usd_per_hour"} - set(known):
+            raise ValueError("a price has no cloud or no dollars")
         text = known.pop("accelerators", "")
         return cls(**known, accelerators=Accelerators.parse(text) if text else None)
 
@@ -56,5 +58,8 @@ def prices_json(prices: Iterable[Price]) -> str:
 
 
 def read_prices(text: str) -> list[Price]:
-    """The list that `prices_json` wrote."""
-    return [Price.from_json(value) for value in json.loads(text)]
+    """The list that `prices_json` wrote. Raises ValueError."""
+    values = parsed(text)
+    if not isinstance(values, list):
+        raise ValueError("prices are a list")
+    return [Price.from_json(value) for value in values]

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EX_TEMPFAIL, AttemptEnd, StoppedOnPurpose
-from ..files import with_numbers
+from ..errors import EX_TEMPFAIL, AttemptEnd, CheckpointCorrupt, StoppedOnPurpose
+from ..files import typed, with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
 from .checkpoint import Checkpoint
@@ -123,7 +123,7 @@ class AttemptRecord:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> AttemptRecord:
         """Read an attempt of any format."""
-        values = {_OLDER.get(name, name): each for name, each in value.items()}
+        values = {_OLDER.get(name, name): each for name, each in dict(value).items()}
         if values.get("end") is not None:
             values["end"] = AttemptEnd(values["end"])
         return _from_json(cls, values)
@@ -186,8 +186,10 @@ class Failure:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Failure:
-        """Read what `to_json` wrote."""
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        """Read what `to_json` wrote. Raises ValueError."""
+        known = typed(cls, value)
+        if "message" not in known:
+            raise ValueError("a failure has no message")
         return cls(**{**known, "end": AttemptEnd(value.get("end", AttemptEnd.OWN))})
 
 
@@ -204,9 +206,12 @@ class Outcome:
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Outcome:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote. Raises ValueError."""
+        known = typed(cls, told)
+        if "code" not in known:
+            raise ValueError("an outcome has no code")
         failure = told.get("failure")
-        return cls(told["code"], Failure.from_json(failure) if failure else None)
+        return cls(known["code"], Failure.from_json(failure) if failure else None)
 
 
 @dataclass(frozen=True)
@@ -273,8 +278,19 @@ class RunRecord:
 
     @classmethod
     def of(cls, head: Head | None) -> RunRecord:
-        """What a head says; without one, nothing is committed."""
-        return cls.from_json(head.record) if head else cls()
+        """What a head says; without one, nothing is committed.
+
+        Raises:
+            CheckpointCorrupt: it is no record.
+        """
+        try:
+            return cls.from_json(head.record) if head else cls()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointCorrupt(
+                f"What commit {head.number if head else 0} of the run says of it is damaged:"
+                f" {error}.",
+                "Read it with the xrun that wrote it, or bring the state back from a copy.",
+            ) from error
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
@@ -451,6 +467,9 @@ def _to_json(value: AttemptRecord | Finished) -> dict[str, Any]:
 
 
 def _from_json(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
+    """Raises ValueError."""
     names = {each.name for each in fields(kind)} - {"more"}
-    known = {name: values[name] for name in names if name in values}
+    known = {name: each for name, each in typed(kind, values).items() if name != "more"}
+    if "step" in names - set(known) or "id" in names - set(known):
+        raise ValueError("it has no name")
     return kind(**known, more={name: each for name, each in values.items() if name not in names})

@@ -15,11 +15,12 @@ from pathlib import Path
 from ..errors import LaunchError, XrunError
 from ..run.folder import RunFolder
 from ..run.plan import Plan
+from ..terminal import only_text
 
 
 def arrive(cargo: Path) -> Path:
     """Write the plan of a cargo where its attempt looks for it; returns the path."""
-    plan = Plan.from_json((cargo / "plan.json").read_text())
+    plan = Plan.read(cargo / "plan.json")
     home, project, recipe = (
         str(Path(path).expanduser()) for path in (plan.home, plan.project, plan.recipe_path)
     )
@@ -57,4 +58,5 @@ def main(cargo: str) -> int:
 
 
 if __name__ == "__main__":
+    only_text()
     sys.exit(main(sys.argv[1]))

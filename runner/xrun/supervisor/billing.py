@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import environment
+from ..errors import LaunchError
+from ..files import read_small
 from ..machine.nodes import Place, accelerators_of, place_of
 from ..run.prices import Price, read_prices
 from ..run.record import AttemptRecord
@@ -42,7 +44,15 @@ def _seen(told: str) -> list[Price]:
     if told.startswith("["):
         return read_prices(told)
     path = Path(told).expanduser()
-    return read_prices(path.read_text()) if path.is_file() else []
+    try:
+        return read_prices(read_small(path).decode())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise LaunchError(
+            f"{path} is to hold the prices that were seen at the launch, and is damaged: {error}.",
+            "Without them nobody knows what the run costs. Launch it again.",
+        ) from error
 
 
 def facts(

@@ -21,6 +21,7 @@ from ..errors import XrunError
 from ..machine.nodes import nodes_of
 from ..machine.stop import StopFlag, end_with_parent
 from ..run.plan import Plan
+from ..terminal import only_text
 from .leading import LeadingNode
 from .node import FollowingNode
 
@@ -31,7 +32,7 @@ def main(path: str) -> int:
     stop = StopFlag()
     stop.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
-        plan = Plan.from_json(Path(path).read_text())
+        plan = Plan.read(Path(path))
         nodes = nodes_of(os.environ, plan.processes)
         return (FollowingNode if nodes.rank else LeadingNode)(plan, stop, nodes).run()
     except XrunError as error:
@@ -40,4 +41,5 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
+    only_text()
     sys.exit(main(sys.argv[1]))

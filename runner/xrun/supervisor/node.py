@@ -116,7 +116,7 @@ class Node:
         """This node's own copy of the plan: the run's may be replaced by another command."""
         path = self.folder.logs(attempt) / f"plan-{self.nodes.rank}.json"
         if not path.exists():
-            write_bytes(path, self.plan.to_json().encode())
+            write_bytes(path, self.plan.to_json().encode(), private=True)
         return path
 
     def _look(self, ranks: Ranks | None = None) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..files import read_json
+from ..files import number, opened, read_json
 from ..run import logs
 from ..run.folder import RunFolder
+from ..terminal import bare, shown
 
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 10.0
@@ -31,10 +32,11 @@ class Progress:
         folder: RunFolder,
         attempt: str,
         batch: int,
-        stream: TextIO = sys.stderr,
+        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.batch, self.stream, self.clock = folder, batch, stream, clock
+        self.folder, self.batch, self.clock = folder, batch, clock
+        self.stream = stream or bare(sys.stderr)
         self.log = folder.logs(attempt) / "rank0.log"
         self.resumed = 0
         """The newest step that attempts before this one have committed."""
@@ -50,7 +52,7 @@ class Progress:
         """A line for people, above the bar."""
         if self._bar is not None:
             self._bar.clear()
-        print(text, file=self.stream, flush=True)
+        print(shown(text), file=self.stream, flush=True)
 
     def update(self) -> None:
         """Look at the run's files, a few times a second."""
@@ -76,11 +78,12 @@ class Progress:
 
     def _pass_on(self) -> None:
         """Whole lines that the first rank has printed since the last look."""
-        if not self.log.exists():
+        try:
+            with opened(self.log) as file:
+                file.seek(self._read)
+                text = file.read()
+        except OSError:  # not there yet; what only shows never stops a training
             return
-        with self.log.open("rb") as file:
-            file.seek(self._read)
-            text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode(errors="replace").splitlines():
@@ -119,7 +122,7 @@ class Progress:
         """Steps in all, once this attempt has written them; 0 before. What only shows never stops a
         training."""
         if not self._total and _written(self.folder.config) != self._config_before:
-            self._total = int((read_json(self.folder.config) or {}).get("steps") or 0)
+            self._total = int(number((read_json(self.folder.config, dict) or {}).get("steps")))
         return self._total
 
     def _commit_age(self) -> str:

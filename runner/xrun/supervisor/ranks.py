@@ -3,6 +3,7 @@ ended and what they said."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -125,10 +126,12 @@ class Ranks:
     def _end_of(self, rank: int, code: int) -> Outcome:
         """How one has ended: as it says itself, else as its exit code tells; that of a process
         which says nothing may be a component's, and means nothing."""
-        if (told := read_json(end_file(self.logs, rank))) is not None:
-            outcome = Outcome.from_json(told)
-            failure = outcome.failure and replace(outcome.failure, rank=rank)
-            return Outcome(outcome.code, failure)
+        told = read_json(end_file(self.logs, rank), dict)
+        with contextlib.suppress(ValueError):  # a component's own file, or a torn one
+            if told is not None:
+                outcome = Outcome.from_json(told)
+                failure = outcome.failure and replace(outcome.failure, rank=rank)
+                return Outcome(outcome.code, failure)
         if rank in self._ended:
             return Outcome(EX_TEMPFAIL)
         return Outcome(EX_TEMPFAIL, replace(silent_end(rank, code), rank=rank))

@@ -12,7 +12,6 @@ was believed dead and logs on writes into a file that has no name any more.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
-from ..files import json_text, read_json, write_bytes, write_json
+from ..files import json_text, number, read_json, write_bytes, write_json
 from ..run.points import counted, lines_of
 from .protocol import Dropped
 
@@ -81,11 +80,7 @@ class JsonlTracker:
 
     def last_commit(self) -> tuple[int, str] | None:
         """See Tracker."""
-        try:
-            known = json.loads((self.folder / "committed.json").read_text())
-            return int(known["step"]), str(known["head"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+        return commit_in(self.folder / "committed.json")
 
     def committed_step(self) -> int:
         """The step of that commit; -1 where none is known."""
@@ -111,13 +106,12 @@ class JsonlTracker:
 
     def _config(self) -> dict[str, Any]:
         """What the newest attempt has written when it began to log."""
-        config = read_json(self.folder / "config.json")
-        return config if isinstance(config, dict) else {}
+        return read_json(self.folder / "config.json", dict) or {}
 
     def _cut(self, step: int) -> tuple[bytes, Dropped | None]:
         """The lines up to `step`, and what came after them; a torn last line counts as nothing."""
         kept, last, end = [], step, 0.0
-        when = float(self._config().get("started", 0.0))
+        when = number(self._config().get("started"))
         lines = lines_of(self.path)
         for line, point in counted(lines):
             if point["step"] <= step:
@@ -129,6 +123,14 @@ class JsonlTracker:
             Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None
         )
         return b"".join(kept), dropped
+
+
+def commit_in(path: Path) -> tuple[int, str] | None:
+    """The commit that a committed.json names; None where there is none, or nobody can read it."""
+    known = read_json(path, dict) or {}
+    step, head = known.get("step"), known.get("head")
+    of_ours = type(step) is int and abs(step) < 2**1000 and isinstance(head, str)
+    return (step, head) if of_ours and step is not None and head is not None else None
 
 
 def _line(point: Mapping[str, Any]) -> bytes:

@@ -50,7 +50,7 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches every process; the entrypoint says what it means
-    plan = Plan.from_json(Path(plan_path).read_text())
+    plan = Plan.read(Path(plan_path))
     store = _ready(plan, attempt) if wait else None
     if wait and not _told_to_go():
         return 0

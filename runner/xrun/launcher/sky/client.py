@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import CloudUnavailable, LaunchError
+from ...terminal import without_colours
 
 LOCAL = "`--local` trains on this machine now."
 PROGRAMS = {"rsync": "rsync", "ssh": "openssh-client"}
@@ -99,9 +100,7 @@ def no_clouds() -> LaunchError:
 
 def first_line(error: BaseException) -> str:
     """An exception in one line, without colours and the final period."""
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    text = without_colours(str(error)).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")
 
 

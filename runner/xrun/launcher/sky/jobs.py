@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from ...backoff import Backoff
 from ...errors import LaunchError
+from ...terminal import Plain
 from .client import skypilot
 
 _FIELDS = (
@@ -131,9 +132,9 @@ def cancel_job(job: int) -> None:
 def print_log(job: int, *, follow: bool, out: TextIO | None = None) -> None:
     """What a job's newest attempt has printed; with `follow` until the job has ended, through
     recoveries."""
-    out = out or sys.stdout
+    plain = Plain(out or sys.stdout)
     with skypilot() as sky:
-        sky.jobs.tail_logs(job_id=job, follow=follow, output_stream=out)
+        sky.jobs.tail_logs(job_id=job, follow=follow, output_stream=plain)
 
 
 def comes_true(what: Callable[[], bool], seconds: float) -> bool:

@@ -75,19 +75,30 @@ def with_jobs(
 
     SkyPilot is asked once, and only if there is such a run that has not finished.
     """
-    records = [read_launch(folder) for folder in folders]
+    records = [_record(folder) for folder in folders]
     unfinished = any(
-        record and report.status != "finished"
+        isinstance(record, LaunchRecord) and report.status != "finished"
         for record, report in zip(records, reports, strict=True)
     )
     live, problem = _jobs() if unfinished else ([], "")
     when = time.time() if now is None else now
     return [
         RunStatus(
-            report, _on_cloud(folder, report, record, live, problem, when) if record else None
+            report,
+            record
+            if isinstance(record, OnCloud | None)
+            else _on_cloud(folder, report, record, live, problem, when),
         )
         for folder, report, record in zip(folders, reports, records, strict=True)
     ]
+
+
+def _record(folder: RunFolder) -> LaunchRecord | OnCloud | None:
+    """What is written down of a run's launch, or why that cannot be read."""
+    try:
+        return read_launch(folder)
+    except XrunError as error:
+        return OnCloud(None, None, problem=str(error))
 
 
 def _jobs() -> tuple[list[Job], str]:

@@ -7,8 +7,8 @@ attempts that want a number one gets it. A file that was cut short or changed fa
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
 import re
 import uuid
@@ -18,7 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from ...errors import StoreError, StoreUnavailable
-from ...files import json_text
+from ...files import json_text, parsed, read_small
 from ..durable import (
     FULL,
     list_folder,
@@ -59,11 +59,13 @@ class CommitFolder:
         """Return one commit, None if it is damaged; raises FileNotFoundError."""
         path = self.path / file_name(number)
         with reading(path, "what was committed"):
-            line, _, rest = path.read_bytes().partition(b"\n")
+            line, _, rest = _content(path).partition(b"\n")
         if rest != _ending(line):
             return None
-        head = head_of(line)
-        return head if head.number == number else None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            head = head_of(line)
+            return head if head.number == number and isinstance(head.record, dict) else None
+        return None
 
     def add(self, number: int, line: bytes, attempt: str) -> None:
         """Make a commit file appear with all of its text and be durable.
@@ -87,7 +89,7 @@ class CommitFolder:
         """Delete all but the newest of these commit files, and what these attempts left
         half-written."""
         for number in numbers[KEPT:]:
-            (self.path / file_name(number)).unlink(missing_ok=True)
+            remove(self.path / file_name(number))
         for name in list_folder(self.path):
             if name.startswith(".") and name[1:].rsplit(".", 2)[0] in attempts:
                 (self.path / name).unlink(missing_ok=True)
@@ -113,6 +115,16 @@ def _link(temporary: Path, final: Path) -> None:
         ) from error
 
 
+def _content(path: Path) -> bytes:
+    """What a commit file holds; nothing of a folder or a pipe, which is a damaged one."""
+    try:
+        return read_small(path)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            return b""
+        raise
+
+
 def file_name(number: int) -> str:
     return f"{number:08}.json"
 
@@ -124,7 +136,7 @@ def line_of(head: dict[str, Any]) -> bytes:
 
 def head_of(line: bytes) -> Head:
     """Read a commit's line; unknown keys are ignored."""
-    value = json.loads(line)
+    value = parsed(line)
     keys = ("number", "parent", "run", "attempt", "owner", "time", "record")
     return Head(id=blake3(line).hexdigest(), **{key: value[key] for key in keys})
 

@@ -94,5 +94,5 @@ class Standing:
 
     def _is_overtaken(self) -> bool:
         """Whether another attempt logs into this folder by now; the file is its own then."""
-        logging = (read_json(self.path.with_name("config.json")) or {}).get("attempt")
+        logging = (read_json(self.path.with_name("config.json"), dict) or {}).get("attempt")
         return bool(self.attempt) and logging not in (None, self.attempt)

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import LaunchError
-from ...files import read_json
+from ...files import number, read_json
 from ...lock import Held, locked
 from ...machine.stop import end_with_parent
 from ...run.confirmation import FRESH_SECONDS
 from ...run.folder import RunFolder
+from ...terminal import only_text
 from .library import await_cores
 from .orders import Orders
 from .sending import PERSON, POLL_SECONDS, Sending, Wish
@@ -101,7 +102,8 @@ def _alone(stack: contextlib.ExitStack, lock: Path, orders: Orders, *, wait: boo
         except Held:
             if not wait:
                 return False
-            if time.monotonic() > deadline and PERSON not in lock.read_text().split():
+            said = lock.read_text(errors="replace").split()
+            if time.monotonic() > deadline and PERSON not in said:
                 return True
             orders.listen(POLL_SECONDS)
             continue
@@ -117,13 +119,14 @@ def _how_it_stands(folder: RunFolder) -> int:
     """The exit code that tells W&B how a run has ended that nobody trains now: 0 if it has reached
     its last step."""
     last = max((point["step"] for point in folder.points()), default=-1)
-    return 0 if last >= (read_json(folder.config) or {}).get("steps", 0) else 1
+    return 0 if last >= number((read_json(folder.config, dict) or {}).get("steps")) else 1
 
 
 def main_and_exit(arguments: list[str]) -> NoReturn:
     """Send, below the training's priority, and end at once: the library would try once more to
     finish its run."""
     os.setpriority(os.PRIO_PROCESS, 0, 10)
+    only_text()
     code = main(arguments)
     sys.stdout.flush()
     os._exit(code)

@@ -22,6 +22,7 @@ from ...run.confirmation import FRESH_SECONDS, PAUSE_SECONDS, Confirmation
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ...run.record import AttemptRecord
+from ..jsonl import commit_in
 from .api import Deleted, Refused, RunPath, Unreachable, run_status, run_url
 from .gate import Gate
 from .library import cores, end_cores
@@ -80,7 +81,7 @@ class Sending:
         self.standing = Standing(wish.folder, wish.attempt, wish.said)
         self.points = PointFile(self.folder.metrics)
         self.began = False
-        self.commit: Any = None
+        self.commit: tuple[int, str] | None = None
         self.told_commit: tuple[int, str] | None = None
         self.told_attempts: Any = None
         self.marked = self.said_stop = False
@@ -118,7 +119,7 @@ class Sending:
             self.orders.listen(POLL_SECONDS)
 
     def _config_attempt(self) -> Any:
-        return (read_json(self.folder.config) or {}).get("attempt")
+        return (read_json(self.folder.config, dict) or {}).get("attempt")
 
     def _tick(self) -> None:
         """Notice when this process was asleep, whatever its other threads wait for."""
@@ -178,13 +179,17 @@ class Sending:
         self._sending()
 
     def _attempts(self) -> Sequence[AttemptRecord]:
-        return [AttemptRecord.from_json(each) for each in read_json(self.folder.attempts) or ()]
+        try:
+            told = read_json(self.folder.attempts, list) or ()
+            return [AttemptRecord.from_json(each) for each in told]
+        except ValueError:  # it is written anew with the next attempt
+            return []
 
-    def _older_commit(self, known: tuple[int, str] | None) -> Any:
+    def _older_commit(self, known: tuple[int, str] | None) -> tuple[int, str] | None:
         """The commit that is in the folder, if W&B knows of a newer one: another machine has made
         that, and it stays."""
-        here = read_json(self.folder.witness)
-        return here if here and known and here["step"] < known[0] else None
+        here = commit_in(self.folder.witness)
+        return here if here and known and here[0] < known[0] else None
 
     def _retry(self, error: Exception) -> None:
         """Wait before another try, longer from time to time; the library needs a fresh process for
@@ -211,10 +216,10 @@ class Sending:
         """Hand over what is new."""
         for point in self.points.read():
             self.tracker.log(point["step"], point)
-        commit, attempts = read_json(self.folder.witness), read_json(self.folder.attempts)
+        commit, attempts = commit_in(self.folder.witness), read_json(self.folder.attempts, list)
         if commit and commit != self.commit:
-            self.commit, self.told_commit = commit, (commit["step"], commit["head"])
-            self.tracker.committed(*self.told_commit)
+            self.commit = self.told_commit = commit
+            self.tracker.committed(*commit)
         if attempts and attempts != self.told_attempts:
             self.told_attempts = attempts
             self.tracker.tell_attempts(self._attempts())
@@ -331,7 +336,7 @@ class Sending:
         """What W&B shows of the run: the whole recipe, versions of code and data, and what the plan
         adds to that."""
         unknown = {"run": self.plan.run, "recipe": self.plan.recipe}
-        config = read_json(self.folder.config) or unknown
+        config = read_json(self.folder.config, dict) or unknown
         names = ("store", "fork", "processes", "owner", "overrides")
         plan = {name: getattr(self.plan, name) for name in names}
         return {**config, "plan": {**plan, "sources": self.plan.mathematics.get("sources", {})}}

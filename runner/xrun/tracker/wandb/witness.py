@@ -36,7 +36,7 @@ _LOGIN = "Run `wandb login`, or set WANDB_API_KEY (https://wandb.ai/authorize)."
 
 def main(path: str, *options: str) -> int:
     """Print the answer; the exit code is 0 whatever it is."""
-    plan = Plan.from_json(Path(path).read_text())
+    plan = Plan.read(Path(path))
     answer = account(plan) if "--account" in options else last_commit(plan)
     print(json.dumps(answer), flush=True)
     return 0
