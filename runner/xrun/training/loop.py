@@ -278,7 +278,7 @@ class Training:
         else:
             self._optimizer_step()
         if state.ema is not None:
-            state.ema.update_parameters(self.objective.model)  # type: ignore[operator]  # an AveragedModel's method
+            state.ema.update()  # type: ignore[operator]  # an Average's method
 
     def _drop_gradients(self) -> None:
         """What `zero_grad` does, in a hundredth of its time.
@@ -293,6 +293,13 @@ class Training:
         """Log an evaluation's metrics; says whether they are the best so far."""
         state = self.state
         state.evaluated = state.step
+        if not metrics:
+            log.warning(
+                "step %d: every label of the split 'val' is -100: nothing was evaluated, and no"
+                " checkpoint is the best one. Give it labels that count, or leave the split out.",
+                state.step,
+            )
+            return False
         better = self.evaluation.better(metrics, state.best)
         if better:
             state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}

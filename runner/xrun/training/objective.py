@@ -8,7 +8,6 @@ a batch has is told, never guessed from its tensors.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from ..errors import ComponentError
 from .classes import Classes, fit
 from .compiled import Compiled
 from .contract import Components
+from .twin import twin
 
 Sums = dict[str, Tensor]
 """`loss` and metrics summed over what `count` counts."""
@@ -142,7 +142,14 @@ class Objective(nn.Module):
 
     def _shapes_of_others(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and labels of other batches, by a copy of the model: nothing of it changes."""
-        probe = copy.deepcopy(self.model).eval()
+        probe = twin(
+            self.model,
+            f"{self.components.model}: which dimension of the logits holds the classes is tried on"
+            " a copy of the model",
+            "Return logits with the classes in the second dimension, for samples of another length"
+            " than there are classes.",
+        )
+        probe.eval()
         for batch in self.others():
             with torch.no_grad():
                 logits = _logits_in(_output(probe, batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,10 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks as _global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as _global_pre_hooks
 
-from ..errors import TrainError
+from ..errors import ComponentError, TrainError
 from ..recipe.schema import Train
+
+log = logging.getLogger("xrun")
 
 _FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
 
@@ -108,6 +111,39 @@ def learning_rate(train: Train, step: int, total: int) -> float:
     if schedule.name == "linear":
         return lr * (1 - (1 - schedule.final) * done)
     return lr
+
+
+def check_warmup(train: Train, last: int, begun: bool) -> None:
+    """A warmup that does not end before the run does never reaches the peak rate; said where the
+    recipe counts in epochs, whose steps only the dataset tells. A run that has `begun` goes on.
+
+    Raises:
+        ComponentError: it does not, and nothing is trained yet.
+    """
+    warmup = train.schedule.warmup_steps
+    if not warmup or warmup < last:
+        return
+    what = (
+        f"train.schedule.warmup_steps: the warmup of {warmup} steps does not end before the run"
+        f" does, at step {last}, so the learning rate never reaches train.optimizer.lr."
+    )
+    if not begun:
+        raise ComponentError(what, f"Take fewer than {last}, or more epochs.")
+    log.warning("%s", what)
+
+
+def rate_jump(train: Train, step: int, before: int, now: int) -> str:
+    """The sentence about a run whose last step was `before` (0: nobody knows) and is `now`, where
+    that changes the learning rate of the step after `step`; "" where it does not."""
+    old, new = (learning_rate(train, step, total) for total in (before, now))
+    if not before or not step or old == new:
+        return ""
+    last = learning_rate(train, step - 1, before)
+    return (
+        f"The run was to end at step {before} and now ends at step {now}, so its schedule is"
+        f" another one: the learning rate is {last:.4g} at step {step} and {new:.4g} at step"
+        f" {step + 1}. Its weights will not be those of {now} steps in one go, which --new begins."
+    )
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
