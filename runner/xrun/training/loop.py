@@ -138,16 +138,19 @@ class Training:
             pieces = self._next(batches)
             own_loss, own_fault, count = self._gradients(pieces)
             # What each process has and wants; all of them then do what any of them wants.
-            loss, fault, samples, save, stop = self.world.all_reduce_sum(
+            loss, fault, unused, samples, save, stop = self.world.all_reduce_sum(
                 [
                     own_loss,
                     own_fault,
+                    float(len(self.reduction.unused)),
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
                     self._must_stop() or bool(self.budget()),
                 ]
             )
             self.checkpointer.check()
+            if unused:
+                self.reduction.drop_unused()
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
             self._update(pieces[0][0].total, loss / count, int(samples))
