@@ -44,7 +44,7 @@ from .evaluate import Evaluation
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
-from .optimizer import learning_rate, plain_step, set_learning_rate
+from .optimizer import learning_rate, plain_step, set_learning_rate, unfuse
 from .reduction import Reduction
 from .world import World
 
@@ -119,7 +119,7 @@ class Training:
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
         trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-        self._finite = FiniteGradients(trained)
+        self._finite = FiniteGradients(trained, lambda: unfuse(state.optimizer))
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:

@@ -31,7 +31,7 @@ from ..errors import OutOfMemory, TrainError
 from ..recipe.schema import Train
 from ..run.record import RunRecord
 from .objective import Objective
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, unfuse
 from .twin import twin
 from .world import World
 
@@ -175,6 +175,8 @@ def _train_once(
     with accelerator.autocast():
         loss = probe(batch, size)["loss"]
     loss.backward()
+    if any(p.grad is not None and p.grad.is_sparse for p in probe.parameters()):
+        unfuse(optimizer)
     optimizer.step()
 
 

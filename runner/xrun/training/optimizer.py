@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..recipe.schema import Train
 log = logging.getLogger("xrun")
 
 _FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+_FUSED_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer:
@@ -30,27 +32,34 @@ def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer
     """
     kind = optimizer_class(train.optimizer.name)
     options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
-    chosen = options.get("foreach") or options.get("differentiable")
-    fusible = (
-        kind.__name__ in _FUSED and train.sharding == "none" and _are_dense_and_real(objective)
-    )
-    if fusible and not chosen:
-        options.setdefault(
-            "fused", True
-        )  # one kernel for all parameters instead of a Python loop over them
+    groups = parameter_groups(objective, train.optimizer.weight_decay)
+    if kind.__name__ in _FUSED and train.sharding == "none" and _may_be_fused(options, objective):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            # one kernel for all parameters instead of a Python loop over them
+            return kind(groups, **options, fused=True)
     try:
-        return kind(parameter_groups(objective, train.optimizer.weight_decay), **options)
+        return kind(groups, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TrainError(
             f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}."
         ) from error
 
 
-def _are_dense_and_real(objective: nn.Module) -> bool:
-    """Whether all gradients will be, as torch's fused kernels ask for."""
+def _may_be_fused(options: Mapping[str, Any], objective: nn.Module) -> bool:
+    """Whether the recipe leaves that open, and torch's fused kernels take these parameters; that
+    their gradients are dense the first ones show."""
+    chosen = options.get("foreach") or options.get("differentiable") or "fused" in options
     sparse = any(getattr(module, "sparse", False) is True for module in objective.modules())
     trained = (p for p in objective.parameters() if p.requires_grad)
-    return not sparse and all(p.is_floating_point() for p in trained)
+    return not chosen and not sparse and all(p.dtype in _FUSED_TYPES for p in trained)
+
+
+def unfuse(optimizer: torch.optim.Optimizer) -> None:
+    """Step as torch does by default, from now on: fused kernels take no sparse gradients. With no
+    fused kernel a GradScaler has to leave steps out itself."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # what a GradScaler asks
+    for group in optimizer.param_groups:
+        group.update({"fused": None} if group.get("fused") else {})
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..data.loader import Piece
 from ..data.sampler import MicroBatch
 from ..errors import TrainError
+from .objective import zero_of
 from .running_statistics import RunningStatistics
 from .world import World
 
@@ -112,9 +113,7 @@ class FastReduction:
         ]
         self.unused += [p for p, old in missing if old is None]
         if missing:
-            torch.autograd.backward(
-                [p for p, _ in missing], [torch.zeros_like(p) for p, _ in missing]
-            )
+            zero_of(self.model, [p for p, _ in missing]).backward()
 
     def finish(self, pieces: list[Piece]) -> None:
         """See Reduction."""

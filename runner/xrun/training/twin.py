@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ComponentError
@@ -32,10 +33,14 @@ def twin(model: nn.Module, why: str, hint: str) -> nn.Module:
     ]
     known: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
     try:
-        return copy.deepcopy(model, known)
+        with torch.no_grad():  # or a scripted module's copy would have weights that were computed
+            copied = copy.deepcopy(model, known)
     except Exception as error:  # a module may hold anything
         name = _culprit(model)
         raise ComponentError(f"{why}, and {name} cannot be copied: {error}.", hint) from error
+    for own, p in zip(copied.parameters(), model.parameters(), strict=True):
+        own.requires_grad_(p.requires_grad)
+    return copied
 
 
 def _tensors(value: Any, deep: int = _DEEP) -> Iterator[Tensor]:
