@@ -35,7 +35,7 @@ from ..run.record import Finished, RunRecord
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
-from .accelerator import build_accelerator, configure_torch, prepare
+from .accelerator import build_accelerator, configure_scripts, configure_torch, prepare
 from .average import Average
 from .conditions import check_accelerators, environment_of, memory_of
 from .contract import Components
@@ -180,6 +180,8 @@ def build_trained(setting: Setting) -> Model:
     recipe, train, start = setting.recipe, setting.train, setting.start
     project = Path(setting.plan.project)
     model = build_shaped(setting)
+    if train.deterministic:
+        configure_scripts(model)
     if recipe.model.init_from and not start.record.checkpoints:
         warm_start(model, recipe.model.init_from, project)
     objective = build_objective(setting, model)
