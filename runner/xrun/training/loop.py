@@ -104,6 +104,7 @@ class Training:
             StoreError: the last state could not be committed.
         """
         proving = self.objective.components.proving(self.objective.task, self._is_untried)
+        self.objective.check_after_forward()
         with enough_memory(self.state.micro_batch, self.parts), proving:
             self._train()
 

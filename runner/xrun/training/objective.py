@@ -63,6 +63,25 @@ class Objective(nn.Module):
         logits, named = self._logits(batch)
         return self._cross_entropy(logits, self._labels(batch), named)
 
+    def check_after_forward(self) -> None:
+        """Look once, after the next batch, whether the model has the parameters that it was built
+        with; others would not be trained, and not come back on a resume."""
+        known = {id(p) for p in self.parameters()}
+
+        def check(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
+            if inputs[0] is None:
+                return
+            handle.remove()
+            late = [name for name, p in self.model.named_parameters() if id(p) not in known]
+            if late:
+                raise ComponentError(
+                    f"{self.components.model}: the forward pass makes the parameter {late[0]}, and"
+                    " the optimizer only trains those that build() has made.",
+                    "Make it in build(), or take a lazy module such as nn.LazyLinear.",
+                )
+
+        handle = self.register_forward_hook(check)
+
     @property
     def _call(self) -> Callable[..., Any]:
         """What computes a batch: the model, or its compiled call."""
@@ -232,7 +251,7 @@ def _logits_in(output: Any) -> Any:
 
 def _values_in(output: Any) -> dict[str, Any]:
     """What a model with a loss of its own returns, by names; a plain tuple's only scalar is its
-    loss."""
+    loss, else its only tensor with one number."""
     if isinstance(output, Mapping):
         return dict(output.items())
     if hasattr(output, "_asdict"):
@@ -240,7 +259,8 @@ def _values_in(output: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(output):
         return {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
     if isinstance(output, tuple | list):
-        scalars = [each for each in output if isinstance(each, Tensor) and not each.dim()]
+        tensors = [each for each in output if isinstance(each, Tensor) and each.numel() == 1]
+        scalars = [each for each in tensors if not each.dim()] or tensors
         return {"loss": scalars[0]} if len(scalars) == 1 else {}
     return {"loss": getattr(output, "loss", output)}
 

@@ -176,6 +176,11 @@ class ExactReduction:
                 " any, or train.reduction: fast.",
             )
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        if any(grad.is_sparse for grad in gradient):
+            raise TrainError(
+                "train.reduction: exact sums dense gradients, and the model has sparse ones.",
+                "Build its embeddings with sparse=False, or use train.reduction: fast.",
+            )
         if piece.weight:
             self._used |= {id(p) for p in self._parameters if p.grad is not None}
             self._add(piece.slot, gradient)
