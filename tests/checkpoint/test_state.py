@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xrun.checkpoint.state import TrainState, local, rows
 from xrun.checkpoint.tensor_file import TensorReader, bytes_of, header
 from xrun.errors import CheckpointError, ComponentError, TrainError
 from xrun.recipe.schema import Train
+from xrun.training.average import Average
 from xrun.training.objective import Objective
 from xrun.training.optimizer import build_optimizer
 from xrun.training.sharding import checkpoint_activations
@@ -57,9 +57,7 @@ def make(
     objective = Objective(model or Model(), "classification")
     if wrap:
         checkpoint_activations(objective.model)
-    average = (
-        AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
-    )
+    average = Average(objective.model, 0.9) if ema else None
     options: Any = optimizer or {"weight_decay": 0.1}
     train = Train(steps=10, global_batch=4, optimizer=options)
     return TrainState(objective.model, build_optimizer(train, objective), average, micro_batch=4)
@@ -76,7 +74,7 @@ def step(state: TrainState, number: int) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         average: Any = state.ema
-        average.update_parameters(state.model)
+        average.update()
     state.step += 1
 
 
@@ -93,8 +91,9 @@ def save(state: TrainState, path: Path) -> Path:
     return path
 
 
-def load(state: TrainState, path: Path) -> TrainState:
+def load(state: TrainState, path: Path, made: Any = None) -> TrainState:
     reader = TensorReader([path])
+    state.take_buffers(made or {}, reader.shapes())
     state.load_tensors(
         reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))
     )
@@ -262,6 +261,7 @@ def test_the_numbers_come_back_through_json() -> None:
         "seconds": 1.5,
         "stream": {"epoch": 1},
         "exact": False,
+        "steps": 40,
     }
     for name, value in values.items():
         setattr(first, name, value)
@@ -271,6 +271,59 @@ def test_the_numbers_come_back_through_json() -> None:
     older = make()
     older.load_numbers({name: value for name, value in values.items() if name != "exact"})
     assert older.exact, "what an older xrun did not save"
+
+
+class Growing(nn.Module):
+    """Buffers that a forward pass makes, shapes, turns into another type, and drops."""
+
+    mean: Tensor
+    late: Tensor | None
+    scratch: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 9)
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("late", None)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("scratch", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x.detach().float()
+        self.mean = seen if self.mean.numel() == 1 else 0.5 * self.mean + 0.5 * seen
+        self.late = torch.zeros(3, dtype=torch.float64) if self.late is None else self.late + 1
+        if not hasattr(self.line, "calls"):
+            self.line.register_buffer("calls", torch.zeros(2, dtype=torch.complex128))
+        self.line.calls = self.line.calls + 1j
+        self.count = self.count.double() + 0.5
+        self.scratch = None
+        return self.line(x.float()[:, None] - self.mean[:, None])
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_buffers_that_a_forward_pass_makes_come_back(tmp_path: Path, ema: bool) -> None:
+    """A fresh model gets them with shape, type and values, and goes on with the same bits."""
+    import json
+
+    first = trained(model=Growing(), ema=ema)
+    numbers = json.loads(json.dumps(first.numbers()))
+    assert numbers["buffers"] == {
+        "late": "float64",
+        "line.calls": "complex128",
+        "count": "float64",
+        "scratch": None,
+    }
+    pairs = {name: local(tensor) for name, tensor in first.tensors().items()}
+    path = tmp_path / "t"
+    path.write_bytes(header(pairs, {}) + b"".join(map(bytes, map(bytes_of, pairs.values()))))
+    second = load(make(model=Growing(), seed=1, ema=ema), path, numbers["buffers"])
+    assert same(first, second)
+    assert first.numbers()["buffers"] == second.numbers()["buffers"]
+    for state in (first, second):
+        step(state, 10)
+    assert same(first, second)
+    late: Any = second.tensors()["model.late"]
+    assert late.tolist() == [3.0, 3.0, 3.0]
 
 
 class Odd(nn.Module):

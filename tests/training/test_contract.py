@@ -11,7 +11,7 @@ import httpx
 import pytest
 import torch.distributed as dist
 
-from support.running import DATASET, MODEL, Project, record, steps_of
+from support.running import DATASET, MODEL, Project, curve, record, steps_of
 from xrun.errors import ComponentError, TrainError
 from xrun.training.contract import Components, in_short
 from xrun.training.failure import is_of_the_machine
@@ -81,6 +81,57 @@ def build(kind: str = ""):
     if kind == "nothing":
         return None
     return {"test" if kind == "no train" else "train": Rows(kind)}
+"""
+
+
+FLAT = """\
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+"""
+ROWS = """\
+import datasets
+
+
+def build(kind):
+    rows = [{"input": [[float(i % 7), 0.5], [i / 9, 2.0]], "labels": i % 3} for i in range(40)]
+    split = datasets.Dataset.from_list(rows)
+    split = split.to_iterable_dataset(num_shards=4) if kind == "iterable" else split
+    return {"train": split.with_format(kind) if kind in ("torch", "numpy") else split}
+"""
+LATE = """\
+import torch
+from torch import nn
+
+
+class Late(nn.Linear):
+    def forward(self, x):
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(3))
+        return super().forward(x) * self.scale
+
+
+def build():
+    return Late(4, 3)
+"""
+SPARSE = """\
+import torch
+from torch import nn
+
+
+class Table(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.table = nn.Embedding(2, 3, sparse=True)
+
+    def forward(self, x):
+        return super().forward(x) + self.table((x[:, 0] > 0).long())
+
+
+def build():
+    return Table()
 """
 
 
@@ -243,6 +294,52 @@ def test_errors_of_no_component_pass() -> None:
         _ = 1 / 0
     with pytest.raises(ComponentError, match=r"models/m\.py: .*got float"):
         raise components.bad_output("model", "got float")
+
+
+@pytest.mark.parametrize("kind", ["map", "iterable", "torch"])
+def test_hugging_face_rows_train_as_they_are(tmp_path: Path, kind: str) -> None:
+    """Rows of lists, without a format, are the tensors that a format makes of them."""
+    losses = {}
+    for each in (kind, "numpy"):
+        project = Project(tmp_path / each)
+        project.write("models/line.py", FLAT)
+        project.write("datasets/points.py", ROWS)
+        done = project.attempt("train.steps=4", f"dataset.args={{kind: {each}}}")
+        assert done.code == 0, done.err
+        losses[each] = [point["train/loss"] for point in curve(project.run).values()]
+    if kind != "iterable":  # whose samples come in another order
+        assert losses[kind] == losses["numpy"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_parameter_of_the_first_forward_pass_is_refused(tmp_path: Path, processes: int) -> None:
+    """Before a step is made, by its name: nothing would train it."""
+    project = Project(tmp_path)
+    project.write("models/line.py", LATE)
+    done = project.attempt(processes=processes)
+    assert done.code == 2
+    assert "models/line.py: the forward pass makes the parameter scale" in done.err
+    assert "train/loss" not in str(list(project.run.points()))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("{name: adamw, lr: 0.01}", "Adam does not support sparse gradients"),
+        ("{name: sparseadam, lr: 0.01}", "SparseAdam does not support dense gradients"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_is_a_sentence(
+    tmp_path: Path, optimizer: str, said: str
+) -> None:
+    """After the first gradients, with the way out, and no traceback."""
+    project = Project(tmp_path)
+    project.write("models/line.py", SPARSE)
+    done = project.attempt(f"train.optimizer={optimizer}")
+    assert done.code == 6
+    assert "The first step of the optimizer failed: RuntimeError: " in done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
 
 
 def test_hugging_face_streams_train(tmp_path: Path) -> None:

@@ -190,6 +190,30 @@ def test_more_steps_continue_a_finished_run(make: Any, undisturbed: Project) -> 
     assert curve(project.run) == curve(undisturbed.run)
 
 
+def test_a_schedule_that_is_continued_is_said(make: Any) -> None:
+    """Before a step is trained, with both rates; an attempt that has no more steps says nothing."""
+    project, cosine = make(), "train.schedule={name: cosine}"
+    assert project.attempt(cosine, "train.steps=6").code == 0
+    done = project.attempt(cosine, "train.steps=12")
+    assert done.code == 0
+    rates = {step: point["train/lr"] for step, point in curve(project.run).items()}
+    assert rates[6] < rates[7] / 5
+    assert f"the learning rate is {rates[6]:.4g} at step 6 and {rates[7]:.4g} at step 7" in done.err
+    assert "schedule is another one" not in project.attempt(cosine, "train.steps=12").err
+
+
+def test_a_warmup_longer_than_its_epochs_is_refused_before_training(make: Any) -> None:
+    """By the steps that the dataset makes of them; nothing is committed."""
+    project = make()
+    done = project.attempt(
+        "train.steps=null", "train.epochs=2", "train.schedule={name: cosine, warmup_steps: 26}"
+    )
+    assert done.code == 2
+    assert "train.schedule.warmup_steps: the warmup of 26 steps" in done.err
+    assert "at step 26" in done.err
+    assert steps_of(project.run) == []
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_samples_do_not_depend_on_processes(
     make: Any, undisturbed: Project, processes: int

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from xrun.errors import TrainError
+from xrun.errors import ComponentError, TrainError
+from xrun.recipe.rules import OPTIMIZERS, WITHOUT_DECAY
 from xrun.recipe.schema import Train
 from xrun.training.objective import Objective
 from xrun.training.optimizer import (
     _FUSED,
     build_optimizer,
+    check_warmup,
     clip,
     gate,
     learning_rate,
     optimizer_class,
     plain_step,
+    rate_jump,
     set_learning_rate,
 )
 
@@ -181,6 +185,44 @@ def test_a_run_no_longer_than_its_warmup_has_rates(total: int) -> None:
     """A warmup that takes all the steps leaves nothing to divide by, and still every rate is
     right."""
     assert rates("cosine", 4, 0.0, total)[:total] == pytest.approx([0.5, 1.0, 1.5, 2.0][:total])
+
+
+def test_a_warmup_that_never_ends_is_refused_before_training() -> None:
+    """Where the recipe counts in epochs only the dataset tells; a run that has begun goes on."""
+    train = recipe(schedule={"name": "cosine", "warmup_steps": 5}, steps=None, epochs=1)
+    check_warmup(train, 6, begun=False)
+    check_warmup(train, 5, begun=True)
+    with pytest.raises(ComponentError, match=r"warmup_steps: the warmup of 5 steps .* at step 5"):
+        check_warmup(train, 5, begun=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "before", "now", "rates"),
+    [
+        ("cosine", 10, 10, 20, "0.04894 at step 10 and 1 at step 11"),
+        ("linear", 5, 10, 20, "1.2 at step 5 and 1.5 at step 6"),
+        ("linear", 5, 10, 8, "1.2 at step 5 and 0.75 at step 6"),
+        ("constant", 10, 10, 20, ""),
+        ("cosine", 10, 10, 10, ""),
+        ("cosine", 10, 0, 20, ""),
+        ("cosine", 0, 10, 20, ""),
+    ],
+)
+def test_a_rate_that_jumps_is_said(name: str, step: int, before: int, now: int, rates: str) -> None:
+    """Both rates stand in the sentence; nothing is said where nothing changes, or nobody knows."""
+    said = rate_jump(recipe({"lr": 2.0}, schedule={"name": name}), step, before, now)
+    assert bool(said) == bool(rates)
+    assert rates in said
+
+
+def test_decay_that_would_change_nothing_is_known() -> None:
+    """The recipe's rule names those of torch's optimizers that have no weight decay."""
+    without = {
+        name.lower()
+        for name in OPTIMIZERS
+        if "weight_decay" not in inspect.signature(getattr(torch.optim, name)).parameters
+    }
+    assert without == {*WITHOUT_DECAY, "lbfgs"}
 
 
 def test_the_rate_reaches_every_group() -> None:

@@ -141,6 +141,72 @@ def exact(world: World, norms: bool = False) -> Any:
     )
 
 
+class Routed(nn.Module):
+    """Experts of which a micro-batch uses one or none, by its samples, and one that nobody uses."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(width, width) for _ in range(4)])
+        self.never = nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = int(x[0, 0].abs() * 1000) % 6
+        if chosen < len(self.experts):
+            x = x + self.experts[chosen](x).tanh()
+        return self.head(x)
+
+
+def routed(world: World, kind: str, parts: int = 1) -> Any:
+    """As the loop does it, with AdamW; which parameters had a gradient in each step, and the end.
+
+    The whole batch is one short step in three, where some processes only fill up."""
+    torch.manual_seed(0)
+    model = Objective(Routed(8), "classification")
+    replicas = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    reduction: Reduction = (
+        ExactReduction(model, world, GLOBAL, GLOBAL // MICRO)
+        if kind == "exact"
+        else FastReduction(replicas if world.size > 1 else model, world)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.5)
+    reduction.begin(optimizer)
+    used = []
+    for step in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        pieces = data(step, world.rank, world.size, 8)
+        for piece, (x, y) in pieces:
+            factor = reduction.scale * piece.weight / piece.total
+            with reduction.micro_batch(piece):
+                for number, (a, b) in enumerate(
+                    zip(x.chunk(parts), y.chunk(parts), strict=True), 1
+                ):
+                    with reduction.part(last=number == parts):
+                        (reduction.model((a, b))["loss"] * factor).backward()
+        reduction.finish(pieces)
+        if world.all_reduce_sum([len(reduction.unused)])[0]:
+            reduction.drop_unused()
+        used.append({name for name, p in model.named_parameters() if p.grad is not None})
+        optimizer.step()
+    return {"used": used, "end": copied(model.state_dict())}
+
+
+def plain() -> Any:
+    """What a plain torch loop makes of it."""
+    torch.manual_seed(0)
+    model = Routed(8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.5)
+    used = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for piece, (x, y) in data(step, 0, 1, 8):
+            loss = nn.functional.cross_entropy(model(x), y, reduction="sum")
+            (loss * piece.weight / piece.total).backward()
+        used.append({f"model.{n}" for n, p in model.named_parameters() if p.grad is not None})
+        optimizer.step()
+    return {"used": used, "end": {f"model.{n}": t for n, t in model.state_dict().items()}}
+
+
 def work(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     for size in SIZES:
@@ -154,6 +220,10 @@ def work(folder: Path, rank: int) -> None:
             "exact": exact(world),
             "norms": exact(world, norms=True),
             "fast": fast(world, FastReduction, 16, range(3)),
+            "routed fast": routed(world, "fast"),
+            "routed exact": routed(world, "exact"),
+            "routed parts": routed(world, "fast", parts=2),
+            "routed parts exact": routed(world, "exact", parts=2),
         }
         if size == 4:
             for kind in (FastReduction, WithoutBegin):
@@ -190,6 +260,35 @@ def test_processes_have_the_gradient_of_one(found: dict[int, Any], size: int) ->
         assert one.keys() == many.keys()
         assert all(torch.allclose(one[name], many[name], rtol=1e-4, atol=1e-6) for name in one)
     assert found[size]["fast"]["losses"] == pytest.approx(found[1]["fast"]["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["fast", "exact"])
+def test_a_parameter_that_is_not_used_is_left_alone(
+    found: dict[int, Any], size: int, kind: str
+) -> None:
+    """As in a plain torch loop, on any number of processes: by steps and by processes, decay and
+    moments too; what was never used is what it was."""
+    known, own = plain(), found[size][f"routed {kind}"]
+    assert own["used"] == known["used"]
+    assert len({frozenset(used) for used in known["used"]}) > 1
+    for name, tensor in known["end"].items():
+        assert torch.allclose(own["end"][name], tensor, rtol=1e-3, atol=1e-5), name
+    torch.manual_seed(0)
+    never = Routed(8).never.weight
+    assert torch.equal(own["end"]["model.never.weight"], never)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("kind", ["parts", "parts exact"])
+def test_parts_use_the_same_parameters_on_any_number_of_processes(
+    found: dict[int, Any], size: int, kind: str
+) -> None:
+    """Where micro-batches are computed in parts, each of which may use others."""
+    one, many = found[1][f"routed {kind}"], found[size][f"routed {kind}"]
+    assert one["used"] == many["used"]
+    for name, tensor in one["end"].items():
+        assert torch.allclose(many["end"][name], tensor, rtol=1e-3, atol=1e-5), name
 
 
 def test_the_gradient_is_that_of_the_whole_batch(found: dict[int, Any]) -> None:

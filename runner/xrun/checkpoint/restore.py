@@ -65,7 +65,7 @@ def load(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> No
         CheckpointError: the model does not have the tensors that were saved.
     """
     reader = tensor_file.TensorReader(paths)
-    state.take_shapes(reader.shapes())
+    state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
     state.load_tensors(
         reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))
     )

@@ -29,7 +29,8 @@ class TrainState:
     `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is
     the step of the last evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is
     training time so far; `stream` is the position of a streaming dataset; `exact` is whether every
-    step was computed as the recipe says, no micro-batch in parts.
+    step was computed as the recipe says, no micro-batch in parts; `steps` is the last step, by
+    which the learning rate goes (0: an older xrun did not say).
     """
 
     model: nn.Module
@@ -44,14 +45,24 @@ class TrainState:
     seconds: float = 0.0
     stream: dict[str, Any] | None = None
     exact: bool = True
+    steps: int = 0
     _names: dict[int, str] = field(default_factory=dict, repr=False)
+    _built: dict[str, str] = field(init=False, repr=False)
 
-    NUMBERS = ("micro_batch", "step", "samples", "evaluated", "best", "seconds", "stream", "exact")
+    NUMBERS = (
+        *("micro_batch", "step", "samples", "evaluated"),
+        *("best", "seconds", "stream", "exact", "steps"),
+    )
+
+    def __post_init__(self) -> None:
+        self._built = self._buffer_kinds()
 
     def numbers(self) -> dict[str, Any]:
         """Everything that is not a tensor, as JSON."""
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
-        return {**{name: getattr(self, name) for name in self.NUMBERS}, **scaler}
+        made = self._made_buffers()
+        buffers = {"buffers": made} if made else {}
+        return {**{name: getattr(self, name) for name in self.NUMBERS}, **buffers, **scaler}
 
     def load_numbers(self, numbers: dict[str, Any]) -> None:
         """The inverse of `numbers`; what an older xrun did not save stays as it is."""
@@ -82,20 +93,41 @@ class TrainState:
         ) as threads:  # fresh memory comes page by page, which takes longest
             list(threads.map(fill, wanted.keys(), wanted.values()))
 
-    def take_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Give buffers the shapes that they were saved with, which a forward pass may have
-        changed; their values are to be loaded."""
-        changing, saved = self.changing(), dict(self._saved())
-        for name, shape in shapes.items():
-            if name in changing and rows(buffer := saved[name.removeprefix("model.")])[1] != shape:
-                own = shape[:-1] if buffer.dtype in _PAIRS else shape
-                buffer.data = torch.zeros(own, dtype=buffer.dtype, device=buffer.device)
+    def take_buffers(self, made: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give the model, and its average, the buffers that were saved, in the shapes that they
+        had: a forward pass may have made, changed and dropped some. `made` is what `numbers` says
+        of that; their values are to be loaded."""
+        for name, kind in made.items():
+            for prefix, module in self._copies():
+                _set_buffer(module, name, kind, shapes.get(f"{prefix}.{name}", ()))
+        for prefix, module in self._copies():
+            for name, buffer in _buffers(module).items():
+                shape = shapes.get(f"{prefix}.{name}")
+                if shape is not None and rows(buffer)[1] != shape:
+                    buffer.data = torch.zeros(
+                        _own_shape(shape, buffer.dtype), dtype=buffer.dtype, device=buffer.device
+                    )
+
+    def _copies(self) -> list[tuple[str, nn.Module]]:
+        """The model and its average, by what their tensors' names begin with."""
+        average = [] if self.ema is None else [("ema.module", self.ema.get_submodule("module"))]
+        return [("model", self.model), *average]
+
+    def _buffer_kinds(self) -> dict[str, str]:
+        """The type of each buffer that is saved, as `float32`."""
+        kinds = {name: str(buffer.dtype) for name, buffer in _buffers(self.model).items()}
+        return {name: kind.removeprefix("torch.") for name, kind in kinds.items()}
+
+    def _made_buffers(self) -> dict[str, str | None]:
+        """The buffers that are not as `build` made them; None is one that is gone."""
+        now = self._buffer_kinds()
+        made = {name: kind for name, kind in now.items() if self._built.get(name) != kind}
+        return {**made, **dict.fromkeys(self._built.keys() - now.keys())}
 
     def changing(self) -> set[str]:
         """Names of the tensors that a forward pass may change (buffers); all others change in
         `optimizer.step()` only."""
-        buffers = {id(buffer) for buffer in self.model.buffers()}
-        return {f"model.{name}" for name, tensor in self._saved() if id(tensor) in buffers}
+        return {f"model.{name}" for name in _buffers(self.model)}
 
     def frozen(self) -> set[str]:
         """Names of the tensors that no step changes."""
@@ -181,6 +213,30 @@ class TrainState:
         return dict(self.optimizer.state.pop(small, {}))
 
 
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that its state_dict has, by their names there, which wrappers around blocks do
+    not change."""
+    buffers = {id(buffer) for buffer in module.buffers()}
+    saved = module.state_dict(keep_vars=True).items()
+    return {name: tensor for name, tensor in saved if id(tensor) in buffers}
+
+
+def _set_buffer(model: nn.Module, name: str, kind: str | None, shape: tuple[int, ...]) -> None:
+    """Make a buffer of this type, or take one away."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    module = getattr(module, "_checkpoint_wrapped_module", module)  # what torch wraps around blocks
+    if kind is None:
+        module._buffers[own] = None
+        return
+    dtype, device = getattr(torch, kind), next(model.parameters()).device
+    module.register_buffer(own, torch.zeros(_own_shape(shape, dtype), dtype=dtype, device=device))
+
+
+def _own_shape(saved: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    return saved[:-1] if dtype in _PAIRS else saved
+
+
 def _is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, whose import takes half a second."""
     return hasattr(tensor, "to_local")
@@ -234,7 +290,8 @@ def _module_tensors(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tenso
         if not isinstance(tensor, Tensor):
             raise TrainError(
                 f"{prefix}.{name}: a module keeps state that is not a tensor"
-                f" ({type(tensor).__name__})."
+                f" ({type(tensor).__name__}).",
+                "Make it a buffer, or let its get_extra_state return a tensor.",
             )
         _check(f"{prefix}.{name}", tensor)
         part = local(tensor.detach())

@@ -41,7 +41,8 @@ class Fetch(Dataset[Piece]):
 
     def __init__(self, split: Any, seed: int, purpose: int = DATA, parts: int = 1) -> None:
         self.split, self.seed, self.purpose, self.parts = split, seed, purpose, parts
-        self.collate: Callable[[list[Any]], Batch] = getattr(split, "collate", default_collate)
+        plain = collate_rows if is_hugging_face(split) else default_collate
+        self.collate: Callable[[list[Any]], Batch] = getattr(split, "collate", plain)
 
     def __getitem__(self, piece: MicroBatch) -> Piece:
         seed_generators(self.seed, self.purpose, piece.epoch, piece.number)
@@ -66,6 +67,29 @@ class Fetch(Dataset[Piece]):
         if hasattr(self.split, "__getitems__"):
             return self.split.__getitems__(indices)
         return [self.split[index] for index in indices]
+
+
+def is_hugging_face(split: Any) -> bool:
+    """Whether it is one of the library `datasets`, which need not be imported for that."""
+    return any(kind.__module__.partition(".")[0] == "datasets" for kind in type(split).__mro__)
+
+
+def collate_rows(rows: list[Any]) -> Batch:
+    """A batch of rows as Hugging Face gives them without a format: lists of numbers are tensors.
+    torch's own collate would turn them inside out."""
+    return default_collate([mapped_row(row) for row in rows])
+
+
+def mapped_row(row: Any) -> Any:
+    """The row with a tensor for each list of numbers."""
+    if isinstance(row, Mapping):
+        return {name: mapped_row(value) for name, value in row.items()}
+    if not isinstance(row, list):
+        return row
+    try:
+        return torch.tensor(row)
+    except (TypeError, ValueError):  # texts, or lists of different lengths
+        return row
 
 
 @dataclass

@@ -38,6 +38,8 @@ OPTIMIZERS = (
     "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS Muon NAdam RAdam RMSprop Rprop SGD"
     " SparseAdam"
 ).split()
+WITHOUT_DECAY = ("rprop", "sparseadam")
+"""Optimizers of `torch.optim` without weight decay: torch would ignore it without a word."""
 SET_BY_XRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -265,6 +267,59 @@ def optimizer_is_known(recipe: Recipe) -> Iterator[Problem]:
         yield problem(
             "train.optimizer.name", "there is no such optimizer in `torch.optim`", name, hint
         )
+
+
+@rule("train.optimizer.name", "train.optimizer.weight_decay")
+def weight_decay_needs_an_optimizer_that_has_it(recipe: Recipe) -> Iterator[Problem]:
+    """`train.optimizer.weight_decay` is for optimizers that have one: not for `Rprop` and
+    `SparseAdam`."""
+    optimizer = recipe.train.optimizer
+    if optimizer.weight_decay and optimizer.name.lower() in WITHOUT_DECAY:
+        yield problem(
+            "train.optimizer.weight_decay",
+            f"`{optimizer.name}` has no weight decay, so it would change nothing",
+            optimizer.weight_decay,
+            "Remove it, or take another optimizer.",
+        )
+
+
+@rule("train.optimizer.name", "train.schedule.name", "train.schedule.warmup_steps")
+def schedule_needs_an_optimizer_that_follows_it(recipe: Recipe) -> Iterator[Problem]:
+    """`train.schedule` is not for `Rprop`, which reads the learning rate in its first step only."""
+    train = recipe.train
+    if train.optimizer.name.lower() != "rprop":
+        return
+    given = {"name": train.schedule.name != "constant", "warmup_steps": train.schedule.warmup_steps}
+    for key in (key for key, has in given.items() if has):
+        yield problem(
+            f"train.schedule.{key}",
+            "Rprop reads the learning rate in its first step only, so a schedule would change"
+            " nothing later",
+            getattr(train.schedule, key),
+            "Remove it, or take another optimizer.",
+        )
+
+
+@rule("train.optimizer.name", "train.optimizer.weight_decay", "train.optimizer.args")
+def optimizer_args_have_what_they_act_on(recipe: Recipe) -> Iterator[Problem]:
+    """SGD's `dampening` and `nesterov` need a `momentum`, and `decoupled_weight_decay` needs a
+    `weight_decay`."""
+    optimizer = recipe.train.optimizer
+    momentum = optimizer.name.lower() != "sgd" or optimizer.args.get("momentum")
+    needs = {
+        "dampening": ("momentum", "Add `momentum: 0.9`.", momentum),
+        "nesterov": ("momentum", "Add `momentum: 0.9`.", momentum),
+        "decoupled_weight_decay": (
+            "train.optimizer.weight_decay",
+            "Add it, or remove this.",
+            optimizer.weight_decay,
+        ),
+    }
+    for name, (what, hint, given) in needs.items():
+        if optimizer.args.get(name) and not given:
+            key = f"train.optimizer.args.{name}"
+            value = str(optimizer.args[name]).lower()
+            yield problem(key, f"without `{what}` it would change nothing", value, hint)
 
 
 @rule("train.optimizer.args")

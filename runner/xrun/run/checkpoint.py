@@ -8,10 +8,12 @@ from typing import Any
 
 from ..store.protocol import StoredFile
 
-ARITHMETIC = 2
+ARITHMETIC = 3
 """The version of how xrun computes: raised when the same recipe on the same machine no longer ends
 in the same bits. 2: samples are not guessed from a batch's first tensor any more, and the loss of a
-classification is a mean over the labels that are not ignored."""
+classification is a mean over the labels that are not ignored. 3: modules that `build` puts into
+evaluation mode stay there, the moving average takes whole numbers over, and a parameter without a
+gradient is left alone on any number of processes, under `reduction: exact` too."""
 
 
 DataFacts = Mapping[str, Mapping[str, Any]]

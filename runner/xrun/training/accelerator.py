@@ -34,6 +34,13 @@ def configure_torch(train: Train) -> None:
         inductor.deterministic = True
 
 
+def configure_scripts(model: nn.Module) -> None:
+    """TorchScript computes its first calls in another way than the later ones, which it has
+    optimized by then. An attempt that resumes begins again, so none is optimized."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        torch._C._set_graph_executor_optimize(False)  # what torch.jit.optimized_execution sets
+
+
 def build_accelerator(train: Train, world: World) -> Accelerator:
     """Accelerate for placement, precision and replication.
 

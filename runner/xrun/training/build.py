@@ -4,6 +4,7 @@ them. Every function makes its part out of what it is given."""
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -34,21 +35,26 @@ from ..run.record import Finished, RunRecord
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
-from .accelerator import build_accelerator, configure_torch, prepare
+from .accelerator import build_accelerator, configure_scripts, configure_torch, prepare
+from .average import Average
 from .conditions import check_accelerators, environment_of, memory_of
 from .contract import Components
 from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .export import export, full_copy
 from .instances import build_model, build_splits, components_of, revision_of
+from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
-from .micro_batch import a_few_batches, settled_micro_batch, settled_parts
+from .micro_batch import a_few_batches, first_batch, settled_micro_batch, settled_parts
+from .modes import evaluating
 from .objective import Objective
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, check_warmup, rate_jump
 from .reduction import ExactReduction, FastReduction, Reduction
 from .start import Start, find_start
 from .warm_start import warm_start
 from .world import World, join_world
+
+log = logging.getLogger("xrun")
 
 
 @dataclass(frozen=True)
@@ -119,9 +125,11 @@ def build_training(
     model.state.exact &= parts == 1
     sampler = build_sampler(setting, model.state)
     steps = plan.last_step(sampler.steps_per_epoch)
+    check_warmup(train, steps, begun=start.checkpoint is not None)
     lease = build_lease(setting)
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
     tracker = begin_log(setting, lease, model, steps, parts) if world.rank == 0 else None
+    model.state.steps = steps
     schedule = build_schedule(setting, sampler.steps_per_epoch or 1)
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
     checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
@@ -171,7 +179,9 @@ def build_trained(setting: Setting) -> Model:
     """The model and its state: the newest checkpoint's, else that of step 0."""
     recipe, train, start = setting.recipe, setting.train, setting.start
     project = Path(setting.plan.project)
-    model = build_model(recipe, project)
+    model = build_shaped(setting)
+    if train.deterministic:
+        configure_scripts(model)
     if recipe.model.init_from and not start.record.checkpoints:
         warm_start(model, recipe.model.init_from, project)
     objective = build_objective(setting, model)
@@ -184,7 +194,7 @@ def build_trained(setting: Setting) -> Model:
         before=start.checkpoint.micro_batch if start.checkpoint else 0,
     )
     called = prepare(objective, train, setting.accelerator, setting.world)
-    average = build_average(model, train.ema)
+    average = Average(model, train.ema) if train.ema is not None else None
     optimizer = build_optimizer(train, objective)
     state = TrainState(model, optimizer, average, setting.accelerator.scaler, micro_batch)
     if start.checkpoint is not None:
@@ -193,6 +203,17 @@ def build_trained(setting: Setting) -> Model:
         if "train" in setting.data.changed and state.stream is not None:
             state.stream = next_epoch(state.stream, state.step)
     return Model(objective, called, state)
+
+
+def build_shaped(setting: Setting) -> nn.Module:
+    """The model as built, with the shapes that its lazy modules take from the first samples."""
+    model = build_model(setting.recipe, Path(setting.plan.project))
+    if lazy_modules(model):
+        train = setting.train
+        fetch = Fetch(setting.splits["train"], train.seed)
+        batch = first_batch(fetch, LAZY_SAMPLES)
+        give_shapes(build_objective(setting, model), batch, LAZY_SAMPLES, train.seed)
+    return model
 
 
 def build_objective(setting: Setting, model: nn.Module) -> Objective:
@@ -204,15 +225,6 @@ def build_objective(setting: Setting, model: nn.Module) -> Objective:
         device = setting.accelerator.device
         objective.others = functools.partial(a_few_batches, fetch, device)
     return objective
-
-
-def build_average(model: nn.Module, decay: float | None) -> nn.Module | None:
-    """The moving average of a model's weights and buffers."""
-    if decay is None:
-        return None
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def build_reduction(train: Train, called: nn.Module, world: World, micro_batch: int) -> Reduction:
@@ -344,7 +356,28 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
     elif was_here:  # elsewhere nobody knows what a machine that is gone had computed
         lease.note(steps_recomputed=0, seconds_lost=0.0)
     start.say(lease.environment, model.state, parts)
+    say_changes(setting, model, steps)
     return tracker
+
+
+def say_changes(setting: Setting, model: Model, steps: int) -> None:
+    """Tell people, before a step is trained, what is not as they may think."""
+    finished, state, dataset = (
+        setting.start.record.finished,
+        model.state,
+        setting.components.dataset,
+    )
+    before = state.steps or (finished.step if finished else 0)
+    if jump := rate_jump(setting.train, state.step, before, steps):
+        log.warning("%s", jump)
+    if still := evaluating(model.objective.model):
+        stay = "%s: in evaluation mode while the run trains: %s."
+        log.info(
+            stay, setting.components.model, ", ".join(still[:5]) + (", ..." if still[5:] else "")
+        )
+    if setting.splits.get("val") is None and setting.train.evaluate.every is not None:
+        given = ", ".join(map(str, setting.splits))
+        log.warning("train.evaluate: nothing is evaluated, %s gives only %s.", dataset, given)
 
 
 def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Callable[[], str]:
@@ -370,8 +403,7 @@ def finish(
     final = model.objective.model if model.averaged is None else model.averaged
     whole: nn.Module | None = final
     if setting.sharded:
-        rebuild = functools.partial(build_model, setting.recipe, Path(setting.plan.project))
-        whole = full_copy(final, rebuild)
+        whole = full_copy(final, functools.partial(build_shaped, setting))
     if setting.world.rank or whole is None:
         return None
     finished = Finished(

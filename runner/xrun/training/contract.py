@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from ..data.batch import Batch, described
-from ..errors import ComponentError, Stopped
+from ..errors import ComponentError, Stopped, TrainError, XrunError
 from .failure import is_of_the_machine
 
 _BATCHES = {
@@ -70,6 +70,7 @@ class Components:
 
         Raises:
             ComponentError: a component has raised something, and it was `untried` then.
+            TrainError: the optimizer has.
         """
         try:
             yield
@@ -82,9 +83,9 @@ class Components:
                 raise
             raise told from error
 
-    def _told(self, error: BaseException, task: str) -> ComponentError | None:
+    def _told(self, error: BaseException, task: str) -> XrunError | None:
         """The sentence about an error, by the frames that it came through; None if no component
-        is among them."""
+        and no optimizer is among them."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         where = {str(frame.f_globals.get("__name__")).removeprefix("xrun.") for frame in frames}
         what = in_short(error)
@@ -99,6 +100,12 @@ class Components:
                 f"{self.model}: the forward or backward pass failed: {what}. The batch was {got}.",
                 f"A model of `task: {task}` returns {_OUTPUTS[task]}.",
             )
+        if any(map(_steps, frames)):
+            return TrainError(
+                f"The first step of the optimizer failed: {what}.",
+                f"Change train.optimizer or train.clip_grad_norm, or in {self.model} what they"
+                " cannot take.",
+            )
         return None
 
 
@@ -108,6 +115,12 @@ def in_short(error: BaseException) -> str:
     if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
         return lines[-1][:300].rstrip(".")
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
+
+
+def _steps(frame: FrameType) -> bool:
+    """Whether it is the loop's, in which gradients are clipped and the optimizer steps."""
+    where = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+    return where == ("xrun.training.loop", "_update")
 
 
 def _computes(frame: FrameType) -> bool:

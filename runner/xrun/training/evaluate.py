@@ -23,6 +23,7 @@ from ..data.stream import is_stream
 from ..errors import ComponentError, TrainError
 from ..machine.heartbeat import Heartbeat
 from ..recipe.schema import Train
+from .modes import Modes
 from .objective import Objective, means
 from .world import World
 
@@ -63,11 +64,6 @@ class Evaluation:
         Raises:
             TrainError: the recipe's metric is not among them.
         """
-        if not metrics:
-            raise TrainError(
-                "Every label of the split 'val' is -100, so there is nothing to evaluate on.",
-                "Give it labels that count, or leave the split out.",
-            )
         if self.metric not in metrics:
             raise TrainError(
                 f"train.evaluate.metric: there is no metric {self.metric!r}.",
@@ -80,18 +76,19 @@ class Evaluation:
         return value > before if self.train.evaluate.better == "max" else value < before
 
     def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
-        """The metrics of the whole split; None if it was time to leave meanwhile, on any
-        process."""
+        """The metrics of the whole split, none at all where every label is ignored; None if it was
+        time to leave meanwhile, on any process."""
         if self.replicated:
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
-        training = self.objective.training
+        training, modes = self.objective.training, Modes.of(self.objective)
         self.objective.eval()
         try:
             with torch.no_grad():
                 return self._sums(leave)
         finally:
             self.objective.train(training)
+            modes.restore()  # what `build` has put into evaluation mode stays there
 
     def _sums(self, leave: Callable[[], bool]) -> dict[str, float] | None:
         batches = -(-len(self.split) // self.batch)

@@ -6,17 +6,20 @@ infinity behind `torch.where`), and one step on it turns weights into NaN for go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 class FiniteGradients:
-    """Looks at the gradients of these parameters, as far as this process has them."""
+    """Looks at the gradients of these parameters, as far as this process has them; `on_sparse` is
+    called once, when the first sparse one is there."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = parameters
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], on_sparse: Callable[[], None] = lambda: None
+    ) -> None:
+        self.parameters, self.on_sparse = parameters, on_sparse
         kinds = dict.fromkeys(p.dtype for p in parameters)
         self._by_kind = [[p for p in parameters if p.dtype == kind] for kind in kinds]
         self._odd = any(hasattr(p, "to_local") or p.is_complex() for p in parameters)
@@ -45,8 +48,11 @@ class FiniteGradients:
 
     def _look(self) -> None:
         """Whether a parameter has sparse gradients its first one tells."""
-        self._odd |= any(p.grad is not None and p.grad.is_sparse for p in self._unseen)
+        sparse = any(p.grad is not None and p.grad.is_sparse for p in self._unseen)
         self._unseen = [p for p in self._unseen if p.grad is None]
+        if sparse:
+            self._odd = True
+            self.on_sparse()
 
     def flags(self) -> list[float]:
         """1 for each parameter whose gradient is not finite here, else 0."""

@@ -17,6 +17,7 @@ from ..recipe.schema import Recipe
 from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
+from .modes import begin_training
 
 
 def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
 
 
 def build_model(recipe: Recipe, project: Path) -> nn.Module:
-    """The model as built from the recipe's seed, the same on every process.
+    """The model as built from the recipe's seed, the same on every process; it trains, except for
+    what `build` has put into evaluation mode.
 
     Raises:
         ComponentError: the component does not give one.
@@ -51,7 +53,7 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
         raise ComponentError(
             f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
         )
-    model.train()  # some return nothing
+    begin_training(model)
     return model
 
 

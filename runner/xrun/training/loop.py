@@ -44,7 +44,7 @@ from .evaluate import Evaluation
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
-from .optimizer import clip, gate, learning_rate, plain_step, set_learning_rate
+from .optimizer import clip, gate, learning_rate, plain_step, set_learning_rate, unfuse
 from .reduction import Reduction
 from .world import World
 
@@ -107,6 +107,7 @@ class Training:
             StoreError: the last state could not be committed.
         """
         proving = self.objective.components.proving(self.objective.task, self._is_untried)
+        self.objective.check_after_forward()
         with enough_memory(self.state.micro_batch, self.parts), proving:
             self._train()
 
@@ -117,13 +118,15 @@ class Training:
         return state.step == self.untried or first_evaluation
 
     def _train(self) -> None:
-        state, batches, began = self.state, iter(self.loader), self.clock()
+        state, train, batches, began = self.state, self.train, iter(self.loader), self.clock()
         self._looked = time.perf_counter()
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
         trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-        self._finite = FiniteGradients(trained)
-        self._gated = state.scaler is None and gate(state.optimizer, self._finite.verdict)
+        self._finite = FiniteGradients(trained, self._unfuse)
+        # Several processes agree first on what nobody has used, and so does a tree of sums.
+        alone = self.world.size == 1 and train.reduction == "fast" and state.scaler is None
+        self._gated = alone and gate(state.optimizer, self._finite.verdict)
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
@@ -146,16 +149,19 @@ class Training:
             *values, own_fault = read([*losses, *norm, found])
             own_loss = self.reduction.loss(pieces, values[: len(losses)])
             # What each process has and wants; all of them then do what any of them wants.
-            loss, fault, samples, save, stop = self.world.all_reduce_sum(
+            loss, fault, unused, samples, save, stop = self.world.all_reduce_sum(
                 [
                     own_loss,
                     own_fault,
+                    float(len(self.reduction.unused)),
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
                     self._must_stop() or bool(self.budget()),
                 ]
             )
             self.checkpointer.check()
+            if unused:
+                self.reduction.drop_unused()
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
             norms = values[len(losses) :] if self._gated else [float(each) for each in self._step()]
@@ -164,6 +170,11 @@ class Training:
             now = self.clock()
             state.seconds, began = state.seconds + now - began, now
         self._finish()
+
+    def _unfuse(self) -> None:
+        """A gradient is sparse: torch has no fused step for that, which could be gated."""
+        unfuse(self.state.optimizer)
+        self._gated = False
 
     def _next(self, batches: Iterator[list[Piece]]) -> list[Piece]:
         pieces = next(batches, None)
@@ -293,7 +304,7 @@ class Training:
         else:
             self._optimizer_step()
         if state.ema is not None:
-            state.ema.update_parameters(self.objective.model)  # type: ignore[operator]  # an AveragedModel's method
+            state.ema.update()  # type: ignore[operator]  # an Average's method
 
     def _drop_gradients(self) -> None:
         """What `zero_grad` does, in a hundredth of its time.
@@ -308,6 +319,13 @@ class Training:
         """Log an evaluation's metrics; says whether they are the best so far."""
         state = self.state
         state.evaluated = state.step
+        if not metrics:
+            log.warning(
+                "step %d: every label of the split 'val' is -100: nothing was evaluated, and no"
+                " checkpoint is the best one. Give it labels that count, or leave the split out.",
+                state.step,
+            )
+            return False
         better = self.evaluation.better(metrics, state.best)
         if better:
             state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}

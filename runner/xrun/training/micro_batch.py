@@ -11,7 +11,6 @@ differently.
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
 import logging
 import resource
@@ -32,7 +31,8 @@ from ..errors import OutOfMemory, TrainError
 from ..recipe.schema import Train
 from ..run.record import RunRecord
 from .objective import Objective
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, unfuse
+from .twin import twin
 from .world import World
 
 log = logging.getLogger("xrun")
@@ -175,16 +175,30 @@ def _lacks_memory(error: Exception) -> bool:
 def _train_once(
     train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int
 ) -> None:
-    probe = copy.deepcopy(objective).to(accelerator.device)
+    probe = _probe(objective).to(accelerator.device)
     optimizer = build_optimizer(train, probe)
-    batch = to_device(_batch(fetch, size), accelerator.device)
+    batch = to_device(first_batch(fetch, size), accelerator.device)
     with accelerator.autocast():
         loss = probe(batch, size)["loss"]
     loss.backward()
+    if any(p.grad is not None and p.grad.is_sparse for p in probe.parameters()):
+        unfuse(optimizer)
     optimizer.step()
 
 
-def _batch(fetch: Fetch, size: int) -> Any:
+def _probe(objective: Objective) -> Objective:
+    """The objective with a copy of its model."""
+    model = twin(
+        objective.model,
+        "train.micro_batch: auto tries sizes on a copy of the model",
+        "Give train.micro_batch a number.",
+    )
+    probe = Objective(model, objective.task, objective.components)
+    probe.others = objective.others
+    return probe
+
+
+def first_batch(fetch: Fetch, size: int) -> Batch:
     """The first `size` samples, as a micro-batch."""
     examples = None
     if is_stream(fetch.split):
@@ -197,7 +211,7 @@ def _batch(fetch: Fetch, size: int) -> Any:
 def a_few_batches(fetch: Fetch, device: torch.device) -> Iterator[Batch]:
     """Of the first sample, of the first two, and so on."""
     for size in range(1, 9):
-        yield to_device(_batch(fetch, size), device)
+        yield to_device(first_batch(fetch, size), device)
 
 
 @contextlib.contextmanager

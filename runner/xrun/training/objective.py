@@ -8,7 +8,6 @@ a batch has is told, never guessed from its tensors.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from ..errors import ComponentError
 from .classes import Classes, fit
 from .compiled import Compiled
 from .contract import Components
+from .twin import twin
 
 Sums = dict[str, Tensor]
 """`loss` and metrics summed over what `count` counts."""
@@ -57,15 +57,30 @@ class Objective(nn.Module):
             ComponentError: the batch or what the model makes of it does not fit the task.
         """
         if batch is None:
-            return {
-                "loss": sum(
-                    (p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(())
-                )
-            }
+            return {"loss": zero_of(self, [p for p in self.parameters() if p.requires_grad])}
         if self.task == "model":
             return self._own_loss(batch, samples)
         logits, named = self._logits(batch)
         return self._cross_entropy(logits, self._labels(batch), named)
+
+    def check_after_forward(self) -> None:
+        """Look once, after the next batch, whether the model has the parameters that it was built
+        with; others would not be trained, and not come back on a resume."""
+        known = {id(p) for p in self.parameters()}
+
+        def check(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
+            if inputs[0] is None:
+                return
+            handle.remove()
+            late = [name for name, p in self.model.named_parameters() if id(p) not in known]
+            if late:
+                raise ComponentError(
+                    f"{self.components.model}: the forward pass makes the parameter {late[0]}, and"
+                    " the optimizer only trains those that build() has made.",
+                    "Make it in build(), or take a lazy module such as nn.LazyLinear.",
+                )
+
+        handle = self.register_forward_hook(check)
 
     @property
     def _call(self) -> Callable[..., Any]:
@@ -142,7 +157,14 @@ class Objective(nn.Module):
 
     def _shapes_of_others(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and labels of other batches, by a copy of the model: nothing of it changes."""
-        probe = copy.deepcopy(self.model).eval()
+        probe = twin(
+            self.model,
+            f"{self.components.model}: which dimension of the logits holds the classes is tried on"
+            " a copy of the model",
+            "Return logits with the classes in the second dimension, for samples of another length"
+            " than there are classes.",
+        )
+        probe.eval()
         for batch in self.others():
             with torch.no_grad():
                 logits = _logits_in(_output(probe, batch))
@@ -175,6 +197,23 @@ class Objective(nn.Module):
             for name, value in values.items()
             if isinstance(value, Tensor) and value.dim() == 0
         }
+
+
+def zero_of(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A zero that depends on these parameters of a model; its gradient is sparse where the
+    parameter's own is."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = {id(m.weight) for m in model.modules() if isinstance(m, kinds) and m.sparse}
+    zero = torch.zeros(())
+    for p in parameters:
+        if id(p) in sparse:
+            part = functional.embedding(
+                torch.zeros(1, dtype=torch.int64, device=p.device), p, sparse=True
+            )
+        else:
+            part = torch.view_as_real(p) if p.is_complex() else p
+        zero = zero + part.sum() * 0
+    return zero
 
 
 def _output(model: Callable[..., Any], batch: Batch) -> Any:
@@ -212,7 +251,7 @@ def _logits_in(output: Any) -> Any:
 
 def _values_in(output: Any) -> dict[str, Any]:
     """What a model with a loss of its own returns, by names; a plain tuple's only scalar is its
-    loss."""
+    loss, else its only tensor with one number."""
     if isinstance(output, Mapping):
         return dict(output.items())
     if hasattr(output, "_asdict"):
@@ -220,7 +259,8 @@ def _values_in(output: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(output):
         return {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
     if isinstance(output, tuple | list):
-        scalars = [each for each in output if isinstance(each, Tensor) and not each.dim()]
+        tensors = [each for each in output if isinstance(each, Tensor) and each.numel() == 1]
+        scalars = [each for each in tensors if not each.dim()] or tensors
         return {"loss": scalars[0]} if len(scalars) == 1 else {}
     return {"loss": getattr(output, "loss", output)}
 

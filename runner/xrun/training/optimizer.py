@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +14,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks as _global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as _global_pre_hooks
 
-from ..errors import TrainError
+from ..errors import ComponentError, TrainError
 from ..recipe.schema import Train
 
+log = logging.getLogger("xrun")
+
 _FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+_FUSED_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer:
@@ -27,27 +32,35 @@ def build_optimizer(train: Train, objective: nn.Module) -> torch.optim.Optimizer
     """
     kind = optimizer_class(train.optimizer.name)
     options: dict[str, Any] = {"lr": train.optimizer.lr, **train.optimizer.args}
-    chosen = options.get("foreach") or options.get("differentiable")
-    fusible = (
-        kind.__name__ in _FUSED and train.sharding == "none" and _are_dense_and_real(objective)
-    )
-    if fusible and not chosen:
-        options.setdefault(
-            "fused", True
-        )  # one kernel for all parameters instead of a Python loop over them
+    groups = parameter_groups(objective, train.optimizer.weight_decay)
+    if kind.__name__ in _FUSED and train.sharding == "none" and _may_be_fused(options, objective):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            # one kernel for all parameters instead of a Python loop over them
+            return kind(groups, **options, fused=True)
     try:
-        return kind(parameter_groups(objective, train.optimizer.weight_decay), **options)
+        return kind(groups, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TrainError(
             f"train.optimizer: torch.optim.{kind.__name__} refuses its arguments: {error}."
         ) from error
 
 
-def _are_dense_and_real(objective: nn.Module) -> bool:
-    """Whether all gradients will be, as torch's fused kernels ask for."""
+def _may_be_fused(options: Mapping[str, Any], objective: nn.Module) -> bool:
+    """Whether the recipe leaves that open, and torch's fused kernels take these parameters; that
+    their gradients are dense the first ones show."""
+    chosen = options.get("foreach") or options.get("differentiable") or "fused" in options
     sparse = any(getattr(module, "sparse", False) is True for module in objective.modules())
     trained = (p for p in objective.parameters() if p.requires_grad)
-    return not sparse and all(p.is_floating_point() for p in trained)
+    return not chosen and not sparse and all(p.dtype in _FUSED_TYPES for p in trained)
+
+
+def unfuse(optimizer: torch.optim.Optimizer) -> None:
+    """Step as torch does by default, from now on: fused kernels take no sparse gradients. With no
+    fused kernel a GradScaler has to leave steps out itself, and no verdict gates them."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # what a GradScaler asks
+    vars(optimizer).pop("found_inf", None)
+    for group in optimizer.param_groups:
+        group.update({"fused": None} if group.get("fused") else {})
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -108,6 +121,39 @@ def learning_rate(train: Train, step: int, total: int) -> float:
     if schedule.name == "linear":
         return lr * (1 - (1 - schedule.final) * done)
     return lr
+
+
+def check_warmup(train: Train, last: int, begun: bool) -> None:
+    """A warmup that does not end before the run does never reaches the peak rate; said where the
+    recipe counts in epochs, whose steps only the dataset tells. A run that has `begun` goes on.
+
+    Raises:
+        ComponentError: it does not, and nothing is trained yet.
+    """
+    warmup = train.schedule.warmup_steps
+    if not warmup or warmup < last:
+        return
+    what = (
+        f"train.schedule.warmup_steps: the warmup of {warmup} steps does not end before the run"
+        f" does, at step {last}, so the learning rate never reaches train.optimizer.lr."
+    )
+    if not begun:
+        raise ComponentError(what, f"Take fewer than {last}, or more epochs.")
+    log.warning("%s", what)
+
+
+def rate_jump(train: Train, step: int, before: int, now: int) -> str:
+    """The sentence about a run whose last step was `before` (0: nobody knows) and is `now`, where
+    that changes the learning rate of the step after `step`; "" where it does not."""
+    old, new = (learning_rate(train, step, total) for total in (before, now))
+    if not before or not step or old == new:
+        return ""
+    last = learning_rate(train, step - 1, before)
+    return (
+        f"The run was to end at step {before} and now ends at step {now}, so its schedule is"
+        f" another one: the learning rate is {last:.4g} at step {step} and {new:.4g} at step"
+        f" {step + 1}. Its weights will not be those of {now} steps in one go, which --new begins."
+    )
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:

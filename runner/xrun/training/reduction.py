@@ -7,6 +7,9 @@ zeros, before the first step of every attempt, makes the layout final.
 
 `exact`: one fixed binary tree over the micro-batches of the global batch, so that the number of
 processes changes nothing.
+
+A parameter that no micro-batch of a step uses on any process has no gradient, as in a plain loop:
+the optimizer leaves it alone. One that some process uses has a gradient on all of them.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ from torch import Tensor, nn
 from ..data.loader import Piece
 from ..data.sampler import MicroBatch
 from ..errors import TrainError
+from .objective import zero_of
 from .running_statistics import RunningStatistics
 from .world import World
 
 
 class Reduction(Protocol):
     """`model` is what computes a micro-batch; `scale` is what its loss is multiplied with before
-    backward."""
+    backward; `unused` are the parameters that this process's micro-batches of a step have not
+    used."""
 
     model: nn.Module
     scale: float
+    unused: list[nn.Parameter]
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step of an attempt."""
@@ -49,14 +55,20 @@ class Reduction(Protocol):
     def loss(self, pieces: list[Piece], losses: list[float]) -> float:
         """This process's part of the step's loss sum, from its micro-batches' losses."""
 
+    def drop_unused(self) -> None:
+        """What no process has used gets no gradient; all of them call it, once one has anything
+        `unused`."""
+
 
 class FastReduction:
     """What the library does: exact to the last bit for one and the same number of processes."""
 
     def __init__(self, model: nn.Module, world: World) -> None:
-        self.model = model
+        self.model, self.world = model, world
         self.scale = float(world.size)  # DDP and FSDP give the mean over processes
+        self.unused: list[nn.Parameter] = []
         self._replicated = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """See Reduction."""
@@ -66,13 +78,42 @@ class FastReduction:
 
     def micro_batch(self, piece: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """See Reduction."""
+        if self._replicated and not piece.weight:
+            return self._filler(piece.last)
         return self.part(piece.last)
+
+    @contextlib.contextmanager
+    def _filler(self, last: bool) -> Iterator[None]:
+        """Around a micro-batch that does not count: what it alone reaches is not used."""
+        self.unused += [p for p in self._parameters if p.grad is None]
+        with self.part(last):
+            yield
 
     def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """See Reduction."""
-        if self._replicated and not last:
-            return self.model.no_sync()  # type: ignore[operator]  # a DDP's method
-        return contextlib.nullcontext()
+        if not self._replicated:
+            return contextlib.nullcontext()
+        return self._summed() if last else self.model.no_sync()  # type: ignore[operator]  # a DDP's method
+
+    @contextlib.contextmanager
+    def _summed(self) -> Iterator[None]:
+        """Around the backward pass in which DDP sums over the processes, once it has seen every
+        parameter's gradient.
+
+        Of those that this pass does not reach it is shown a zero: the others wait for it, and may
+        have reached them. DDP's own `find_unused_parameters` would search the graph of every step,
+        and never settle its buckets.
+        """
+        before = [p.grad for p in self._parameters]
+        yield
+        if not self.model.require_backward_grad_sync:  # inside of a `no_sync`
+            return
+        missing = [
+            (p, old) for p, old in zip(self._parameters, before, strict=True) if p.grad is old
+        ]
+        self.unused += [p for p, old in missing if old is None]
+        if missing:
+            zero_of(self.model, [p for p, _ in missing]).backward()
 
     def finish(self, pieces: list[Piece]) -> None:
         """See Reduction."""
@@ -80,6 +121,11 @@ class FastReduction:
     def loss(self, pieces: list[Piece], losses: list[float]) -> float:
         """See Reduction."""
         return sum(losses, 0.0)
+
+    def drop_unused(self) -> None:
+        """See Reduction."""
+        _drop(self.unused, self._parameters, self.world)
+        self.unused = []
 
 
 class ExactReduction:
@@ -97,6 +143,8 @@ class ExactReduction:
         check_powers_of_two(world.size, slots)
         self.model, self.world, self.global_batch, self.slots = model, world, global_batch, slots
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.unused: list[nn.Parameter] = []
+        self._used: set[int] = set()
         self._subtrees: dict[int, list[Tensor]] = {}
         self._statistics = RunningStatistics(model, world, slots)
 
@@ -128,10 +176,16 @@ class ExactReduction:
                 " any, or train.reduction: fast.",
             )
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        if any(grad.is_sparse for grad in gradient):
+            raise TrainError(
+                "train.reduction: exact sums dense gradients, and the model has sparse ones.",
+                "Build its embeddings with sparse=False, or use train.reduction: fast.",
+            )
+        if piece.weight:
+            self._used |= {id(p) for p in self._parameters if p.grad is not None}
+            self._add(piece.slot, gradient)
         for p in self._parameters:
             p.grad = None
-        if piece.weight:
-            self._add(piece.slot, gradient)
 
     def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """See Reduction; the parts' gradients add up in the parameters."""
@@ -150,6 +204,12 @@ class ExactReduction:
             _add(gradient, 0.0)
         for p, grad in zip(self._parameters, gradient, strict=True):
             p.grad = grad
+        self.unused = [p for p in self._parameters if id(p) not in self._used]
+        self._used = set()
+
+    def drop_unused(self) -> None:
+        """See Reduction."""
+        _drop(self.unused, self._parameters, self.world)
 
     def loss(self, pieces: list[Piece], losses: list[float]) -> float:
         """See Reduction; the first process returns the whole loss."""
@@ -200,6 +260,15 @@ class ExactReduction:
         while len(leaves) > 1:
             leaves = [left + right for left, right in zip(leaves[::2], leaves[1::2], strict=True)]
         return leaves[0] if self.world.rank == 0 else 0.0
+
+
+def _drop(unused: list[nn.Parameter], parameters: list[nn.Parameter], world: World) -> None:
+    """Take the gradients away that are zero because nobody has used the parameter."""
+    own = {id(p) for p in unused}
+    used = world.all_reduce_sum([float(id(p) not in own) for p in parameters])
+    for p, somewhere in zip(parameters, used, strict=True):
+        if not somewhere:
+            p.grad = None
 
 
 def check_powers_of_two(processes: int, slots: int) -> None:

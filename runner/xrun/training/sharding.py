@@ -3,9 +3,12 @@ them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from torch import nn
+
+log = logging.getLogger("xrun")
 
 
 def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -42,6 +45,11 @@ def checkpoint_activations(model: nn.Module) -> None:
     )
 
     blocks = set(repeated_blocks(model))
+    if not blocks:
+        log.warning(
+            "train.activation_checkpointing changes nothing: the model has no nn.ModuleList of"
+            " blocks whose activations could be computed again."
+        )
     apply_activation_checkpointing(model, check_fn=lambda module: module in blocks)
 
 
