@@ -3,8 +3,6 @@
 import sys
 
 from .supervisor.entrypoint import main
-from .terminal import only_text
 
 if __name__ == "__main__":
-    only_text()
     sys.exit(main(sys.argv[1]))

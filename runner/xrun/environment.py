@@ -7,6 +7,7 @@ another one, which it has started, what it needs to know; a recipe's `env` can s
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Mapping
@@ -61,6 +62,10 @@ CONFIRMED = Variable(
 )
 
 # What one process tells another.
+EPOCH = Variable(
+    "XRUN_EPOCH",
+    "Seconds from 1970 to the start of this machine, as its clock said when the attempt began.",
+)
 HEARTBEAT = Variable("XRUN_HEARTBEAT", "The file in which a rank counts its steps.")
 PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")
 PARTS = Variable(
@@ -73,5 +78,21 @@ PRICES = Variable(
 )
 PROJECT = Variable("XRUN_PROJECT", "The project whose components are imported first.")
 STOP = Variable("XRUN_STOP", "The file in which the reason and the deadline of a stop are told.")
+
+
+def name_the_user() -> None:
+    """For a user without a name, who is only a number as in containers: libraries ask for one, and
+    for a home."""
+    os.environ.setdefault("LOGNAME", user_name())
+    os.environ.setdefault("HOME", os.path.expanduser("~").replace("~", "/"))
+
+
+def user_name() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
+
 
 ALL = [value for value in list(vars().values()) if isinstance(value, Variable)]

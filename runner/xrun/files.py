@@ -12,10 +12,13 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from .environment import HOME
+from .errors import StoreError
 
 Kind = TypeVar("Kind")
 LARGEST = 64 << 20
@@ -23,6 +26,39 @@ LARGEST = 64 << 20
 
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """JSON has no such numbers; they are written as these strings, as in Protobuf's JSON and W&B's."""
+
+_NO_ROOM = "Make room there, or set {home} to a folder with room. {again}"
+_NOT_OURS = "Allow writing there, or set {home} to a folder that you may write to. {again}"
+_NO_FOLDER = "Move away what is there, or set {home} to another folder. {again}"
+_WAYS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _NOT_OURS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), _NO_FOLDER),
+    errno.EFBIG: "Raise the limit of a file's size (ulimit -f). {again}",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n 4096). {again}",
+}
+_AGAIN = "Nothing that was committed is lost; run the same command again."
+
+
+def refusal(error: OSError, folder: Path | None = None) -> StoreError:
+    """What a folder or a file that cannot be used means for a run, and the way out."""
+    place = error.filename or folder or "A file"
+    way = _WAYS.get(error.errno or 0, "{again}")
+    what = (error.strerror or str(error)).rstrip(".")
+    return StoreError(f"{place}: {what}.", way.format(home=HOME.name, again=_AGAIN))
+
+
+@contextlib.contextmanager
+def needed(folder: Path) -> Iterator[None]:
+    """What a run cannot do without in this folder.
+
+    Raises:
+        StoreError: instead of OSError; it names the place and the way out.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error, folder) from error
 
 
 def json_text(value: Any, **layout: Any) -> str:

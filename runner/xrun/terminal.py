@@ -1,8 +1,8 @@
 """What people read: text, and nothing that a terminal obeys.
 
 Recipes, names of folders, servers, exceptions and logs may hold escape sequences, which colour,
-overwrite or erase what stands there, fill a clipboard, or turn the direction of writing around. A
-program that people start calls `only_text` first; from then on everything that it says, also
+overwrite or erase what stands there, fill a clipboard, or turn the direction of writing around. In
+a program that people start (`streams`, or `only_text` without it) everything that is said, also
 click's errors and tracebacks, shows such characters spelled (`\\u001b`) and does not send them. The
 spelling is JSON's, so JSON stays JSON.
 """

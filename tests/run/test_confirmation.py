@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xrun.run.confirmation import FRESH_SECONDS, PAUSE_SECONDS, Confirmation, boot_seconds
+from xrun.clock import boot_seconds
+from xrun.run.confirmation import FRESH_SECONDS, PAUSE_SECONDS, Confirmation
 
 
 def test_what_the_store_has_said_holds_for_half_a_minute(tmp_path: Path) -> None:

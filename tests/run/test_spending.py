@@ -106,6 +106,13 @@ def test_an_old_record_that_does_not_say_when_counts_until_the_next_began() -> N
     assert hours(attempts(life, {"started": NOW}), NOW) == pytest.approx(QUIET_SECONDS / HOUR)
 
 
+def test_an_attempt_that_ended_by_a_clock_that_was_ahead_is_counted() -> None:
+    """Its own clock has measured it; setting it back a day makes nothing free."""
+    then = NOW + 24 * HOUR
+    lives = attempts({"started": then, "ended": then + 2 * HOUR}, {"started": NOW - HOUR})
+    assert hours(lives, NOW) == pytest.approx(3.0)
+
+
 def test_clocks_that_are_ahead_cost_nothing_that_has_not_been() -> None:
     """What a record says of the future is not counted."""
     lives = attempts({"started": NOW - HOUR, "last_seen": NOW + 72 * HOUR}, {"started": NOW})

@@ -33,9 +33,9 @@ from support.running import (
     weights,
 )
 from xrun import environment as variables
+from xrun.clock import boot_seconds
 from xrun.launcher.job import choose_run
 from xrun.run import stop_request
-from xrun.run.confirmation import boot_seconds
 
 # The library's own use of httpx and of hf_xet.
 pytestmark = [

@@ -13,7 +13,17 @@ from html import escape
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "runner" / "xrun"
-GROUND = ("errors", "environment", "files", "lock", "backoff", "terminal")
+GROUND = (
+    "errors",
+    "environment",
+    "clock",
+    "signals",
+    "terminal",
+    "streams",
+    "files",
+    "lock",
+    "backoff",
+)
 """What everybody may import; they import nothing of the package."""
 DOORS = ("__main__", "entrypoint", "attempt", "arrive")
 """What is started by name and leads into a room; the last three are names of old."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from ..clock import boot_seconds, now
 from ..errors import AttemptEnd, LeaseLost, XrunError
 from ..run import logs, points
 from ..run.checkpoint import ARITHMETIC, Checkpoint, DataFacts
@@ -55,8 +55,8 @@ class Lease:
         data: DataFacts = MappingProxyType({}),
         keep: Keep = Keep(),
         folder: RunFolder | None = None,
-        clock: Callable[[], float] = time.time,
-        ticks: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
+        ticks: Callable[[], float] = boot_seconds,
     ) -> None:
         self.store, self.head, self.record = store, head, RunRecord.of(head)
         self.environment, self.keep, self.folder, self.clock = environment, keep, folder, clock

@@ -2,7 +2,11 @@
 
 
 def main() -> None:
-    """The `xrun` command."""
+    """The `xrun` command; Ctrl-C while it is being imported ends it as every other command."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .app import main
 
     main()

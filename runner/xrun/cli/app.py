@@ -6,13 +6,16 @@ imported by it, so that `xrun --help` and `xrun check` answer at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from . import recipes, runs, train
+
+if TYPE_CHECKING:
+    from ..errors import XrunError
 
 
 class _Group(click.Group):
@@ -47,16 +50,24 @@ for _group in (train, recipes, runs):
 
 
 def main() -> None:
-    """The one place where an error becomes a line and an exit code."""
-    from ..errors import XrunError
-    from ..terminal import only_text
+    """The one place where an error becomes a line and an exit code.
 
-    only_text()
+    Until a command says otherwise SIGINT and SIGTERM end it at once: nothing was begun.
+    """
+    from .. import environment, streams
+    from ..errors import XrunError
+    from ..files import refusal
+
+    streams.polite()
+    environment.name_the_user()
     try:
         cli(prog_name="xrun", color=True)  # click takes nothing away: what it is given is text
     except XrunError as error:
-        print(f"{'' if error.exit_code == 2 else 'xrun: '}{error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _refuse(error)
+    except OSError as error:
+        _refuse(refusal(error))
+
+
+def _refuse(error: XrunError) -> NoReturn:
+    click.echo(f"{'' if error.exit_code == 2 else 'xrun: '}{error}", err=True)
+    sys.exit(error.exit_code)

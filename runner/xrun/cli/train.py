@@ -61,12 +61,14 @@ def run(
     Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
     log.
     """
+    from .. import streams
     from ..launcher.job import choose_run, launch
     from ..launcher.local import LocalCloud
     from ..launcher.preflight import place
     from ..run.folder import RunFolder
     from .texts import outcome_text, start_text
 
+    streams.patient()
     made = replace(_plan(recipe, overrides, run_id, fork, processes, local), other_data=other_data)
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
     online = place(meant, chosen=new or bool(fork))
@@ -75,17 +77,24 @@ def run(
     if online.plan.on_clouds:
         sys.exit(_launch_on_clouds(online.plan, yes, detach))
     click.echo(start_text(online.plan))
-    code = launch(online.plan, LocalCloud())
     command = _command(recipe, overrides, local, online.plan)
-    if text := outcome_text(RunFolder(online.plan.folder), code, command):
-        click.echo(text, err=code != 0)
+    cloud = LocalCloud()
+    with cloud.signals():
+        code = launch(online.plan, cloud)
+        if text := outcome_text(RunFolder(online.plan.folder), code, command):
+            click.echo(text, err=code != 0)
     sys.exit(code)
 
 
 def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
+    import signal
+
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
     from .offers import offers_text
+
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it ends the log only
 
     def confirm(about: Launch) -> None:
         click.echo(offers_text(about.offers))
@@ -168,7 +177,9 @@ def drill(
     Exit code 1 on any difference.
     """
     from .. import drill as drills
+    from .. import streams
 
+    streams.patient()
     result = drills.drill(
         recipe,
         overrides,

@@ -15,9 +15,11 @@ from typing import Protocol
 
 from .. import environment
 from ..errors import EX_TEMPFAIL, LaunchError
+from ..files import needed
 from ..lock import Held, locked
 from ..run.folder import RunFolder
 from ..run.plan import Plan
+from ..signals import STOPS, answer, held_back, is_wish
 
 _CRASHES = 20
 """So many entrypoints that were ended by a signal are started again; more is no accident."""
@@ -51,20 +53,19 @@ class LocalCloud:
                 "Name cloud machines under `hardware.any_of` in the recipe, or train it on Linux.",
             )
         folder = RunFolder(plan.folder)
-        with only_one(folder), self._signals():
-            while True:
+        code = EX_TEMPFAIL
+        with needed(folder.path), only_one(folder), self.signals():
+            while code == EX_TEMPFAIL and not self._asked:
                 code = self._attempt(folder.write_plan(plan))
-                if code != EX_TEMPFAIL or self._asked:
-                    return code
+        return code
 
     def _attempt(self, path: Path) -> int:
-        self._child = subprocess.Popen(
-            [*environment.PYTHON, "-m", "xrun.supervisor.entrypoint", str(path)],
-            stdin=subprocess.DEVNULL,
-            env={**_alone(os.environ), environment.PARENT.name: str(os.getpid())},
-        )
-        if self._asked:
-            self._child.send_signal(signal.SIGTERM)
+        with held_back(STOPS):
+            self._child = subprocess.Popen(
+                [*environment.PYTHON, "-m", "xrun.supervisor.entrypoint", str(path)],
+                stdin=subprocess.DEVNULL,
+                env={**_alone(os.environ), environment.PARENT.name: str(os.getpid())},
+            )
         code = self._child.wait()
         if code >= 0:
             return code
@@ -72,11 +73,9 @@ class LocalCloud:
         return EX_TEMPFAIL if self._crashes < _CRASHES else 1
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Pass requests to stop on to the attempt; Ctrl-C reaches it by itself, being in the same
-        process group."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+    def signals(self) -> Iterator[None]:
+        """While this lasts requests to stop are passed on to the attempt, and end nothing else."""
+        before = answer(self._on_signal, STOPS)
         try:
             yield
         finally:
@@ -84,9 +83,9 @@ class LocalCloud:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        if self._child is not None and number != signal.SIGINT:
-            self._child.send_signal(signal.SIGTERM)
+        self._asked |= is_wish(number)
+        if self._child is not None and self._asked:
+            self._child.send_signal(number)  # Ctrl-C has reached it as well, which is the same wish
 
 
 def _alone(environ: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import environment
+from ..files import reserve
 
 STEPS = 20
 """And neither is anything shorter than so many of the slowest steps."""
@@ -66,9 +67,16 @@ class Heartbeat:
 def _page(path: Path) -> mmap.mmap:
     """A page of a file; its room on the disk is taken now, since a write to mapped memory without
     room kills the process."""
-    with path.open("w+b") as file:
+    path.touch()
+    with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, mmap.PAGESIZE)
         return mmap.mmap(file.fileno(), mmap.PAGESIZE)
+
+
+def lay_out(path: Path) -> None:
+    """A new page for a rank that is about to start, if the disk has room."""
+    path.unlink(missing_ok=True)
+    reserve(path, mmap.PAGESIZE)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,13 @@ class Watch:
         self._looked = clock()
         self._seen: list[tuple[int, int, float]] = [(0, STARTING, 0.0)] * len(paths)
         self._still = 0.0
+
+    @property
+    def starting(self) -> bool:
+        """Whether every rank has certainly not done its first step; one without a page of its own,
+        for which the disk had no room, may have."""
+        unknown = (0, SAVING, 0.0)
+        return all(_read(path, unknown)[1] == STARTING for path in self.paths)
 
     def hang(self) -> str:
         """The sentence that says that the ranks hang; "" while one of them moves."""

@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from .. import environment
+from .. import environment, signals
+from ..errors import Stopped
 from ..files import read_json
 
 NOBODY_ASKED = (float("inf"), False)
@@ -48,6 +49,7 @@ class StopFlag:
         self.reason = ""
         self.deadline = float("inf")
         self.at_once = False
+        self._interrupts = False
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -81,17 +83,37 @@ class StopFlag:
             path.write_text(json.dumps([self.reason, self.deadline, self.at_once]))
 
     def on_signals(self, *numbers: signal.Signals) -> None:
-        """Let these signals set the flag instead of what they did before."""
-        for number in numbers:
-            signal.signal(number, self._on_signal)
+        """Let these signals set the flag instead of what they did before; see `signals.answer`."""
+        signals.answer(self._on_signal, numbers)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """While this lasts nothing has been trained that could be saved, so a signal interrupts
+        whatever the main thread waits for.
+
+        Raises:
+            Stopped: one has come, maybe before.
+        """
+        self._interrupts = True
+        try:
+            if self:
+                raise Stopped
+            yield
+        finally:
+            self._interrupts = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not signals.is_wish(number):
+            return
         reason, seconds, at_once = signal.Signals(number).name, None, True
         if self.told and (told := read_json(self.told, list)):
             with contextlib.suppress(ValueError, TypeError):
                 reason, deadline, at_once = told
                 seconds = deadline - self.clock()
         self.set(reason, seconds, at_once)
+        if self._interrupts:
+            self._interrupts = False
+            raise Stopped
 
 
 def end_with_parent(number: signal.Signals) -> None:

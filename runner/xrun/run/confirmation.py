@@ -12,22 +12,16 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import environment
+from ..clock import boot_seconds
 from ..files import read_json, write_json
 
 FRESH_SECONDS = float(environment.CONFIRMED.of())
 PAUSE_SECONDS = FRESH_SECONDS / 3
 """Who has not run for so long was asleep or stopped, and knows nothing any more."""
-_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boot_seconds() -> float:
-    """Seconds that go on while the machine sleeps, and that nobody sets back."""
-    return time.clock_gettime(_CLOCK)
 
 
 class Confirmation:

@@ -7,7 +7,6 @@ somebody else's weights.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -262,7 +261,7 @@ def make_plan(
         recipe_path=str(path.resolve()),
         project=str(project),
         home=str(home_of(recipe, project, environ)),
-        owner=getpass.getuser(),
+        owner=environment.user_name(),
         processes=processes or (recipe.hardware.local.processes if recipe.hardware.local else 1),
         overrides=tuple(overrides),
         fork=fork,

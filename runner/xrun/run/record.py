@@ -359,7 +359,7 @@ class RunRecord:
         """Seconds that the attempts before the last one have lived, as far as their ends are
         known."""
         known = (each for each in self.attempts[:-1] if each.ended is not None)
-        return sum((each.ended or 0.0) - each.started for each in known)
+        return sum(max(0.0, (each.ended or 0.0) - each.started) for each in known)
 
     @property
     def last_save(self) -> float:

@@ -32,7 +32,11 @@ def seconds(attempts: Sequence[AttemptRecord], now: float, *, running: bool = Tr
     """
     begins = [_began(attempt) for attempt in attempts]
     nexts = [*begins[1:], now]
-    ends = [min(now, _end(*each)) for each in zip(attempts, nexts, strict=True)]
+    # One that has ended has measured its time itself, whatever its clock said.
+    ends = [
+        min(now, _end(attempt, after)) if attempt.ended is None else attempt.ended
+        for attempt, after in zip(attempts, nexts, strict=True)
+    ]
     if attempts and running and attempts[-1].ended is None:
         ends[-1] = now
     return [max(0.0, end - begin) for begin, end in zip(begins, ends, strict=True)]

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from ..clock import boot_seconds
 from ..errors import XrunError
 from ..store.protocol import Head, StopRequests
-from .confirmation import FRESH_SECONDS, boot_seconds
+from .confirmation import FRESH_SECONDS
 from .plan import Plan
 from .stores import open_store
 

@@ -17,29 +17,41 @@ import signal
 import sys
 from pathlib import Path
 
-from ..errors import XrunError
+from .. import environment, streams
+from ..errors import Stopped, XrunError
+from ..files import refusal
 from ..machine.nodes import nodes_of
 from ..machine.stop import StopFlag, end_with_parent
 from ..run.plan import Plan
-from ..terminal import only_text
+from ..signals import STOPS
 from .leading import LeadingNode
 from .node import FollowingNode
 
 
 def main(path: str) -> int:
     """Run one attempt of the plan at `path`; returns its exit code."""
+    streams.patient()
+    environment.name_the_user()
     end_with_parent(signal.SIGTERM)
     stop = StopFlag()
-    stop.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    stop.on_signals(*STOPS)
     try:
         plan = Plan.read(Path(path))
         nodes = nodes_of(os.environ, plan.processes)
         return (FollowingNode if nodes.rank else LeadingNode)(plan, stop, nodes).run()
     except XrunError as error:
-        print(f"xrun: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _refused(error)
+    except OSError as error:
+        return _refused(refusal(error))
+    except Stopped:
+        print("Stopped before anything was trained.", file=sys.stderr, flush=True)
+        return Stopped.exit_code
+
+
+def _refused(error: XrunError) -> int:
+    print(f"xrun: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":
-    only_text()
     sys.exit(main(sys.argv[1]))

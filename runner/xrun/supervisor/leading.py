@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .. import clock
+from ..clock import boot_seconds
 from ..errors import (
     EX_TEMPFAIL,
     AttemptEnd,
@@ -24,7 +27,7 @@ from ..files import write_json
 from ..machine.nodes import Nodes, meeting_port
 from ..machine.stop import StopFlag
 from ..run import logs, spending
-from ..run.confirmation import Confirmation, boot_seconds
+from ..run.confirmation import Confirmation
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
@@ -49,6 +52,8 @@ _GOODBYE_SECONDS = 30.0
 finished waits longer."""
 _PARTING_SECONDS = 30.0
 """How long node 0 waits for the others to end before it does."""
+_UNTRAINED_SECONDS = 1.0
+"""How long recording an end may take before which nothing was trained."""
 _LAST_SECONDS = 1.0
 """What a process that has hung up may still take to end."""
 
@@ -60,13 +65,15 @@ class LeadingNode(Node):
 
     def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes | None = None) -> None:
         super().__init__(plan, stop, nodes or Nodes(processes=plan.processes))
-        self.id = new_id(time.time())
+        self.id = new_id(clock.now())
         self.store = open_store(plan, self.id)
         self.progress = Progress(self.folder, self.id, plan.global_batch)
         self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
         self.told = plan.wandb is not None and plan.wandb.online
         self.sender: Sender | None = None
         self.confirmation = Confirmation(self.folder.logs(self.id))
+        self._trained = True
+        """Whether the ranks, as far as they were started, may have trained anything."""
         self.lost = False
         """Whether another attempt has taken the run."""
         self.seen = 0.0
@@ -102,6 +109,13 @@ class LeadingNode(Node):
 
     def _lead(self) -> int:
         """Certainty, lease, ranks, end."""
+        with self.stop.interrupting():
+            fresh = self._taken()
+        return 0 if fresh is None else self._train(fresh)
+
+    def _taken(self) -> bool | None:
+        """Take the run over once that is certain to be right; says whether nothing was committed
+        before, and None if nothing is left to do."""
         asked = start_witness(self.folder.plan_file) if self.told else None
         try:
             head = self._certain(asked)
@@ -113,7 +127,7 @@ class LeadingNode(Node):
                 here = self.folder.model
                 where = f"in {here}" if here.exists() else f"at {self.plan.store}"
                 self.say(f"{self.plan.run} is finished; its model is {where}.")
-                return 0
+                return None
             try:
                 self._lease(head)
                 break
@@ -121,7 +135,7 @@ class LeadingNode(Node):
                 if last or not self.plan.address.durable:
                     raise
                 head = self._certain(None)  # a store far away may have answered with an old head
-        return self._train(fresh=head is None)
+        return head is None
 
     def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
         """What the store has, once both witnesses agree with it; W&B was asked meanwhile."""
@@ -137,7 +151,7 @@ class LeadingNode(Node):
 
     def _lease(self, head: Head | None) -> None:
         """Take the run over: from now on nobody else's commit succeeds."""
-        before, now = RunRecord.of(head).seen(self.folder.last_point(), self.seen), time.time()
+        before, now = RunRecord.of(head).seen(self.folder.last_point(), self.seen), clock.now()
         attempt = AttemptRecord(
             id=self.id,
             started=now,
@@ -189,7 +203,11 @@ class LeadingNode(Node):
         if self.sender is not None and self.lost:
             self.sender.abandon()
         elif self.sender is not None:
-            self.sender.finish(code, min(_SENDER_SECONDS, self.stop.seconds_left()))
+            self.sender.finish(code, min(_SENDER_SECONDS, self._seconds_left()))
+
+    def _seconds_left(self) -> float:
+        """How long the attempt's end may take: whoever stops a start does not want to wait."""
+        return min(self.stop.seconds_left(), math.inf if self._trained else _UNTRAINED_SECONDS)
 
     def _tell_attempts(self, record: RunRecord) -> None:
         """For the sender, which never asks the store."""
@@ -235,6 +253,7 @@ class LeadingNode(Node):
         self.peers.tell("start", attempt=self.id, port=port, parts=parts)
         ranks = self._start(self.id, port, parts)
         ranks.wait(functools.partial(self._watch, ranks, fresh))
+        self._trained = ranks.trained
         own = ranks.outcome()
         if own.code:
             self.peers.tell("failed", code=own.code)
@@ -256,8 +275,8 @@ class LeadingNode(Node):
         self._look(ranks)
         self.progress.update()
 
-    def _announce(self) -> None:
-        super()._announce()
+    def _announce(self, saves: bool) -> None:
+        super()._announce(saves)
         if self.sender is not None:
             self.sender.preempting()
 
@@ -319,7 +338,7 @@ class LeadingNode(Node):
             return code, ""
         stopped = bool(self.stop) and code in (EX_TEMPFAIL, StoppedOnPurpose.exit_code)
         record = record.with_last(
-            ended=time.time(),
+            ended=clock.now(),
             code=code,
             committed=record.newest_step,
             end=_end_of(code, stopped, failure),
@@ -330,7 +349,7 @@ class LeadingNode(Node):
             code = StoppedOnPurpose.exit_code
             record = record.with_last(code=code)
             why = " ".join(ends.why(self.folder.path / "logs"))
-        if not stopped or commit_delay(self.store) < self.stop.seconds_left():
+        if not stopped or commit_delay(self.store) < self._seconds_left():
             self._commit_end(record, head)
         self._tell_attempts(record)
         return code, why

@@ -20,6 +20,7 @@ from ..machine.nodes import Nodes, meeting_port, place_of
 from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.folder import RunFolder
 from ..run.plan import Plan
+from ..signals import OF_TERMINALS, held_back
 from .ranks import Ranks, rank_environment
 from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
 
@@ -103,7 +104,7 @@ class Node:
         self, attempt: str, own: dict[str, str], log: Path, *how: str
     ) -> subprocess.Popen[bytes]:
         arguments = [str(self._plan_file(attempt)), attempt, *how]
-        with log.open("ab") as output:
+        with log.open("ab") as output, held_back(OF_TERMINALS):
             return subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.training.rank", *arguments],
                 env={**os.environ, **own},
@@ -129,10 +130,10 @@ class Node:
             left, at_once = self.stop.seconds_left(), self.stop.at_once
             self.peers.tell("stop", reason=self.stop.reason, seconds=left, at_once=at_once)
             if first:
-                self._announce()
+                self._announce(saves=ranks is not None and not ranks.starting)
 
-    def _announce(self) -> None:
-        self.say(f"{self.stop.reason}: saving, then stopping.")
+    def _announce(self, saves: bool) -> None:
+        self.say(f"{self.stop.reason}: {'saving, then ' if saves else ''}stopping.")
 
     def _hear(self, message: Message, ranks: Ranks | None) -> None:
         if message["kind"] == "stop":

@@ -6,6 +6,7 @@ local run and a container show the same.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +46,9 @@ class Progress:
         self._seen: list[tuple[float, int]] = []
         self._bar: Any = None
         self._total = 0
+        then = _written(folder.witness)
+        self._committed = then, self.clock() - max(0.0, time.time() - then)
+        """When the newest commit was written, by the disk's clock and by this one's."""
         # An attempt before this one may have had other steps in all.
         self._config_before = _written(folder.config)
 
@@ -60,18 +64,19 @@ class Progress:
         if now - self._shown < _REFRESH_SECONDS:
             return
         self._shown = now
-        self._pass_on()
-        point = self.folder.last_point()
-        if point and (total := self._steps()):
-            self._show(point, now, total)
+        with contextlib.suppress(OSError):  # what only shows never stops a training
+            self._pass_on()
+            point = self.folder.last_point()
+            if point and (total := self._steps()):
+                self._show(point, now, total)
 
     def close(self) -> None:
         """The last lines, and the bar's end."""
-        self._pass_on()
+        with contextlib.suppress(OSError):
+            self._pass_on()
         if self._bar is not None:
-            point = self.folder.last_point()
-            if point:
-                self._bar.n = point["step"]
+            with contextlib.suppress(OSError):
+                self._bar.n = self.folder.last_point().get("step", self._bar.n)
             self._bar.refresh()
             self._bar.close()
             self._bar = None
@@ -119,16 +124,17 @@ class Progress:
         return f", {rate * self.batch:.0f} samples/s, {left} left"
 
     def _steps(self) -> int:
-        """Steps in all, once this attempt has written them; 0 before. What only shows never stops a
-        training."""
+        """Steps in all, once this attempt has written them; 0 before."""
         if not self._total and _written(self.folder.config) != self._config_before:
             self._total = int(number((read_json(self.folder.config, dict) or {}).get("steps")))
         return self._total
 
     def _commit_age(self) -> str:
-        when = _written(self.folder.witness)
+        when, now = _written(self.folder.witness), self.clock()
+        if when != self._committed[0]:
+            self._committed = when, now
         if when:
-            return f"committed {time.time() - when:.0f} s ago"
+            return f"committed {now - self._committed[1]:.0f} s ago"
         # A machine that has never seen the run.
         return f"step {self.resumed} committed" if self.resumed else "nothing committed yet"
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import environment
+from .. import clock, environment
 from ..errors import EX_TEMPFAIL, AttemptEnd
 from ..files import read_json, reserve
-from ..machine.heartbeat import Limits, Watch
+from ..machine.heartbeat import Limits, Watch, lay_out
 from ..machine.nodes import Nodes
 from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.logs import end_file
@@ -63,11 +63,14 @@ class Ranks:
         self.failed_at = float("inf")
         """When a rank here or on another node had failed."""
         self.hung = ""
+        self.trained = True
+        """False once they were ended before they could train anything."""
         self._ended: set[int] = set()
         self._told, self._known = logs / f"stop-{nodes.rank}.json", NOBODY_ASKED
         hearts = [logs / f"heartbeat-{rank}" for rank in nodes.ranks]
-        for path in [self._told, *hearts]:
-            path.unlink(missing_ok=True)
+        self._told.unlink(missing_ok=True)
+        for path in hearts:
+            lay_out(path)
         for rank in nodes.ranks:
             reserve(end_file(logs, rank), _END_BYTES)
         self._watch = Watch(hearts, Limits.of(os.environ))
@@ -83,7 +86,7 @@ class Ranks:
 
     def wait(self, look: Callable[[], None]) -> None:
         """Until every rank has ended: pass a stop on, and end the others when one has failed, hangs
-        or time is up.
+        or time is up. Where nothing was trained yet there is nothing to wait for.
 
         `look` is called many times a second.
         """
@@ -94,10 +97,17 @@ class Ranks:
             if any(rank.returncode for rank in self.processes):
                 self.fail()
             self._end_hanging()
+            if self.stop.at_once and self.starting:
+                self.trained = False
             lingers = time.monotonic() - self.failed_at > LINGER_SECONDS
-            if lingers or self.stop.seconds_left() < -LINGER_SECONDS:
+            if not self.trained or lingers or self.stop.seconds_left() < -LINGER_SECONDS:
                 self._end_all()
             time.sleep(POLL_SECONDS)
+
+    @property
+    def starting(self) -> bool:
+        """Whether no rank has trained anything yet."""
+        return self._watch.starting
 
     def fail(self) -> None:
         """A rank has failed, here or on another node: the others may end by themselves, then they
@@ -166,6 +176,7 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
         "OMP_NUM_THREADS": str(threads),
         environment.PROJECT.name: plan.project,
         environment.PARENT.name: str(os.getpid()),
+        environment.EPOCH.name: repr(clock.epoch),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONUNBUFFERED": "1",
         **{name: os.environ.get(name, value) for name, value in ours.items()},

@@ -15,12 +15,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
+from ..clock import now
 from ..files import json_text, number, read_json, write_bytes, write_json
 from ..run.points import counted, lines_of
 from .protocol import Dropped
@@ -31,7 +31,7 @@ log = logging.getLogger("xrun")
 class JsonlTracker:
     """Keeps points in `folder`/metrics.jsonl."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = now) -> None:
         self.folder, self.clock = folder, clock
         self.path = folder / "metrics.jsonl"
         self._file = -1

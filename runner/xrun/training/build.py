@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from .. import environment
+from .. import clock, environment
 from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
 from ..checkpoint.lease import Keep, Lease
@@ -25,6 +24,7 @@ from ..components import use_project
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
 from ..data.stream import StreamSampler, is_stream, next_epoch
+from ..files import needed
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import StopFlag
 from ..recipe.schema import Recipe, Train
@@ -319,12 +319,12 @@ def build_lease(setting: Setting) -> Lease:
 
 def build_schedule(setting: Setting, steps_per_epoch: int) -> SaveSchedule:
     """When to save, by what the attempts before have seen."""
-    record, began = setting.start.record, time.time()
+    record, began = setting.start.record, clock.now()
     return SaveSchedule(
         setting.recipe.checkpoint.every,
         steps_per_epoch,
-        uptime=lambda: mean_uptime(record.uptime + time.time() - began, record.losses),
-        clock=time.monotonic,
+        uptime=lambda: mean_uptime(record.uptime + clock.now() - began, record.losses),
+        clock=clock.boot_seconds,
         alone=record.last_save,
     )
 
@@ -348,7 +348,8 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
         "version": plan.version,
         "data_revision": revision_of(setting.splits["train"]),
     }
-    dropped = tracker.start(config, step)
+    with needed(setting.folder.path):
+        dropped = tracker.start(config, step)
     lease.note(resumed_step=step, other_data=str(setting.data) or None)
     if dropped is not None:
         recomputed, lost = dropped.last - step, round(dropped.seconds, 3)
@@ -386,11 +387,11 @@ def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Ca
     if world.rank or limits == Limits():
         return lambda: ""
     attempts = checkpointer.lease.record.attempts
-    left = spending.allowance(limits, attempts, time.time())
+    left = spending.allowance(limits, attempts, clock.now())
 
     def spent() -> str:
         ending = spending.TIDY_SECONDS + checkpointer.last_save().usual
-        return left.spent(time.time(), ending)
+        return left.spent(clock.now(), ending)
 
     return spent
 

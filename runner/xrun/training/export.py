@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from .. import clock
 from ..checkpoint.state import local
 from ..files import json_text
 from ..run import spending
@@ -73,7 +73,9 @@ def write(
     for path in temporary.rglob("*.safetensors"):
         in_one_order(path)
     sha256 = sha256_of(temporary / WEIGHTS)
-    (temporary / "README.md").write_text(model_card(plan, finished, attempts, sha256))
+    (temporary / "README.md").write_text(
+        model_card(plan, finished, attempts, sha256), encoding="utf-8"
+    )
     _replace(temporary, folder)
     return sha256
 
@@ -182,7 +184,7 @@ def _other_data(attempts: Sequence[AttemptRecord]) -> str:
 
 
 def _effort(attempts: Sequence[AttemptRecord]) -> str:
-    usd = spending.dollars(attempts, time.time())
+    usd = spending.dollars(attempts, clock.now())
     cost = "" if usd is None else f" They cost ${usd:.2f}."
     lost = sum(attempt.was_lost for attempt in attempts)
     return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"

@@ -3,13 +3,13 @@ whether the same machine may try again."""
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch.distributed as dist
 
+from .. import clock
 from ..errors import (
     EX_TEMPFAIL,
     AttemptEnd,
@@ -65,7 +65,7 @@ def failure_of(error: BaseException, step: int | None) -> Failure:
     """What an exception after so many steps (None: before the first was begun) says."""
     if isinstance(error, XrunError):
         return _ours(error, step)
-    own = Failure(f"{type(error).__name__}: {error}", time=time.time(), step=step, traceback=True)
+    own = Failure(f"{type(error).__name__}: {error}", time=clock.now(), step=step, traceback=True)
     if _NO_KERNEL in str(error):
         what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."
         return replace(own, message=what, code=TrainError.exit_code, hint=hint, traceback=False)
@@ -85,7 +85,7 @@ def _ours(error: XrunError, step: int | None) -> Failure:
         AttemptEnd.OUTSIDE if is_peer_loss(error) else error.end,
         error.exit_code,
         error.hint,
-        time.time(),
+        clock.now(),
         traceback=error.exit_code == 1 or of_component,
         parts=error.parts if isinstance(error, OutOfMemory) else 0,
         step=step,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import clock
 from ..backoff import Backoff
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.state import TrainState
@@ -400,7 +401,7 @@ class Training:
             end=AttemptEnd.STOPPED,
             code=StoppedOnPurpose.exit_code if budget else Stopped.exit_code,
             reason=budget or self.stop.reason or "another node was asked to stop",
-            ended=time.time(),
+            ended=clock.now(),
             committed=self.state.step,
         )
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from .. import environment
+from .. import environment, signals, streams
 from ..errors import EX_TEMPFAIL, Stopped
 from ..files import write_in_place
 from ..machine.stop import StopFlag, end_with_parent
@@ -47,9 +47,8 @@ def main(plan_path: str, attempt: str, wait: str = "") -> int:
     gc.disable()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the entrypoint asks a rank that hangs where it is
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process; the entrypoint says what it means
+    # Ctrl-C and a lost terminal reach every process; the entrypoint says what they mean.
+    signals.ignore(signals.OF_TERMINALS)
     plan = Plan.read(Path(plan_path))
     store = _ready(plan, attempt) if wait else None
     if wait and not _told_to_go():
@@ -161,6 +160,7 @@ def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) 
 def main_and_exit(*arguments: str) -> NoReturn:
     """Run this rank and end at once: threads of libraries (gloo, NCCL) must not hold back an
     attempt that has ended."""
+    streams.deaf()
     code = main(*arguments)
     logging.shutdown()
     sys.stdout.flush()

@@ -94,6 +94,21 @@ def test_content_that_others_may_write_waits_for_an_hour(
     assert hub.stored_bytes(REPO) == len(own("a1", b"one"))
 
 
+def test_a_clock_that_is_ahead_makes_nobodys_content_old(
+    attempt: Opener, hub: Hub, clock: Clock
+) -> None:
+    """This machine's clock is three days ahead: what another one has just sent is an hour old in an
+    hour."""
+    store = attempt(clock=lambda: clock() + 3 * 86400)
+    head, (file,) = saved(store, None, b"frozen")
+    head, _ = saved(store, head, own("a1", b"one"))
+    store.sweep()
+    assert hub.stored_bytes(REPO) == file.size + len(own("a1", b"one"))
+    clock.sleep(3601)
+    store.sweep()
+    assert hub.stored_bytes(REPO) == len(own("a1", b"one"))
+
+
 @pytest.mark.parametrize("kind", ["branch", "tag"])
 def test_nothing_that_a_branch_or_tag_names_is_deleted(
     attempt: Opener, hub: Hub, clock: Clock, kind: str

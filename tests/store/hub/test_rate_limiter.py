@@ -17,6 +17,7 @@ from support.hub_store import (
     ours,
 )
 from xrun.errors import StoreError, StoreUnavailable
+from xrun.store.hub.rate_limiter import RateLimiter
 from xrun.store.protocol import Head
 
 pytestmark = HUB_WARNINGS
@@ -57,3 +58,29 @@ def test_a_wait_that_is_given_up_commits_nothing(attempt: Opener, hub: Hub) -> N
         store.commit({"again": 1}, head)
     assert not isinstance(error.value, StoreUnavailable)
     assert len(ours(hub)) == 1
+
+
+def limiter(clock: Clock, hourly: int = 100) -> RateLimiter:
+    return RateLimiter(30, hourly, clock, clock.sleep)
+
+
+@pytest.mark.parametrize("ahead", [60.0, 86400.0, 40 * 365 * 86400.0])
+def test_a_clock_that_is_ahead_costs_one_distance(clock: Clock, ahead: float) -> None:
+    """Another machine's, or this one's before it was set back: its newest commit counts as now, the
+    others as long before, however often they are heard of."""
+    limits, theirs = limiter(clock, hourly=3), [clock() + ahead - back for back in (3000, 40, 0)]
+    limits.learn(theirs)
+    assert limits.delay() == pytest.approx(600, abs=0.01)  # the first of three is 3000 s old
+    clock.sleep(10)
+    limits.learn(theirs)
+    assert limits.delay() == pytest.approx(590, abs=0.01)
+    clock.sleep(591)
+    limits.learn([*theirs, clock() + ahead])
+    assert limits.delay() == pytest.approx(3600 - 40 - 601, abs=1)
+    assert limiter(clock).delay() == 0
+
+
+def test_a_clock_that_is_behind_never_makes_wait_longer(clock: Clock) -> None:
+    limits = limiter(clock)
+    limits.learn([clock() - 86400 - back for back in range(100)])
+    assert limits.delay() == 0

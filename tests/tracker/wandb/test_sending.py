@@ -26,8 +26,9 @@ import pytest
 from loopback.wandb import Wandb
 from support.running import children, until
 from xrun import environment
+from xrun.clock import boot_seconds
 from xrun.files import write_json
-from xrun.run.confirmation import Confirmation, boot_seconds
+from xrun.run.confirmation import Confirmation
 from xrun.run.plan import Plan
 from xrun.run.points import read_points
 from xrun.tracker.jsonl import JsonlTracker

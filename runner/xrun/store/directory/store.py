@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
 from ..durable import (
     file_slices,
@@ -49,7 +49,7 @@ class DirectoryStore:
     """
 
     def __init__(
-        self, root: Path, run: str, attempt: str, owner: str, clock: Callable[[], float] = time.time
+        self, root: Path, run: str, attempt: str, owner: str, clock: Callable[[], float] = now
     ) -> None:
         if not re.fullmatch(NAME, attempt):
             raise StoreError(

@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -87,6 +88,8 @@ class RepositoryObjects:
         self._own: set[str] = set()
         """Hashes of content that nobody writes again, and that a sweep may delete as soon as nobody
         names it."""
+        self._sent = "", 0.0
+        """What was uploaded last, and when by this machine's clock."""
         self._doubtful: set[str] = set()
         self._tree: tuple[str, frozenset[str]] = ("", frozenset())
         self._others: dict[str, set[str]] = {}
@@ -100,6 +103,7 @@ class RepositoryObjects:
             if hashed.size
             else EMPTY
         )
+        self._sent = sha256, self.clock()
         if sha256 in self._doubtful:
             raise StoreError(
                 f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is"
@@ -144,7 +148,7 @@ class RepositoryObjects:
         if refs.pop(f"refs/heads/{BRANCH}", "") != tip.commit:
             return
         kept |= self._named_elsewhere(set(refs.values()))
-        old = self.clock() - ORPHAN_SECONDS
+        old = self._server_time(listed) - ORPHAN_SECONDS
         gone = [
             o
             for o in listed
@@ -154,6 +158,13 @@ class RepositoryObjects:
             self._delete(gone)
         self._own &= kept
         self._looked = self.clock()
+
+    def _server_time(self, listed: Sequence[LFSFileInfo]) -> float:
+        """Seconds since 1970 by the Hub's clock, or less: this machine's may be days ahead, so that
+        what others write now would look old."""
+        sha256, when = self._sent
+        pushed = [o.pushed_at.timestamp() for o in listed if o.file_oid == sha256]
+        return max(pushed, default=-math.inf) + self.clock() - when
 
     def _delete(self, gone: list[LFSFileInfo]) -> None:
         try:

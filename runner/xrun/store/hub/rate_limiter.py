@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ...clock import now
 from ...errors import StoreError
 
 
@@ -16,16 +17,20 @@ class RateLimiter:
         self,
         spacing: float,
         hourly: int,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = now,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.spacing, self.hourly, self.clock, self.sleep = spacing, max(1, hourly), clock, sleep
         self._times: set[float] = set()
+        self._heard: set[float] = set()
+        """What others have said last, as they said it."""
 
     def learn(self, times: Sequence[float]) -> None:
-        """Others have committed at these times; a clock that is ahead of ours does not make us wait
-        longer."""
-        self._times |= {min(time, self.clock()) for time in times}
+        """Others have committed at these times; where their clock is ahead of ours, the newest was
+        now."""
+        news, self._heard = set(times) - self._heard, set(times)
+        ahead = max(0.0, max(news, default=0.0) - self.clock())
+        self._times |= {time - ahead for time in news}
 
     def note(self) -> None:
         """A commit was made, or may have been."""

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import re
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 
 from ... import environment
+from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, XrunError
 from ..address import Address, NoAddressError
 from ..durable import Hashed
@@ -67,7 +67,7 @@ class HubStore:
         *,
         token: str | None = None,
         create: bool = True,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = now,
         sleep: Callable[[float], object] | None = None,
         spacing: float = float(environment.HUB_SPACING.default),
         hourly: float = float(environment.HUB_HOURLY.default),

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ... import signals
 from ...files import read_json, write_json
 from ...run.points import Key
 from .rows import BEFORE_ALL
@@ -36,8 +37,7 @@ class Orders:
 
         SIGINT may also be the library's, when the run was stopped over there.
         """
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        signals.answer(self._on_signal, signals.STOPS)
 
     def listen(self, seconds: float) -> None:
         """Wait for so long, or until something was said."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import environment
+from ...signals import STOPS, held_back
 
 DELETED = 3
 """The sender's exit code when the run's id was used once, deleted there, and cannot be used
@@ -88,7 +89,7 @@ class Sender:
         self.folder, self.say, self.on_stop = folder, say, on_stop
         log = folder / "logs" / attempt / "wandb.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors:
+        with log.open("ab") as errors, held_back(STOPS):
             self.process = subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.tracker.wandb.sender", str(folder), attempt],
                 stdin=subprocess.PIPE,

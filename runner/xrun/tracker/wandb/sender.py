@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from ... import streams
 from ...errors import LaunchError
 from ...files import number, read_json
 from ...lock import Held, locked
@@ -125,6 +126,7 @@ def _how_it_stands(folder: RunFolder) -> int:
 def main_and_exit(arguments: list[str]) -> NoReturn:
     """Send, below the training's priority, and end at once: the library would try once more to
     finish its run."""
+    streams.deaf()
     os.setpriority(os.PRIO_PROCESS, 0, 10)
     only_text()
     code = main(arguments)

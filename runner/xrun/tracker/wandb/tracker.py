@@ -7,11 +7,11 @@ asks the server (`api`). Only a process that may wait and may be ended uses it: 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ... import clock
 from ...run.record import AttemptRecord
 from .api import RunPath, RunStatus, Unreachable, base_url, create_run, run_status
 from .library import open_run
@@ -70,7 +70,7 @@ class WandbTracker:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """See Tracker; a step is sent when a later one is there, as training and evaluation may
         share one."""
-        point = {"step": step, "time": time.time(), **values}
+        point = {"step": step, "time": clock.now(), **values}
         for row in self.rows.add([point]):
             self.run.log(row)
 
