@@ -38,6 +38,9 @@ FOUND = Path(__file__).with_name("found.json")
 def main() -> int:
     """The command."""
     told = _arguments()
+    if told.drawn:
+        print(json.dumps(vars(Try(told.seed, told.kind or "").drawn())))
+        return 0
     torch.set_num_threads(1)
     for name in [name for name in os.environ if name.startswith(("XRUN_", "WANDB_", "HF_TOKEN"))]:
         del os.environ[name]
@@ -64,15 +67,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, help="the first seed (default: by the clock)")
     parser.add_argument("--tries", type=int, help="at most so many")
     parser.add_argument("--kind", choices=KINDS, help="only tries of this kind")
-    parser.add_argument("--found", action="store_true", help="the cases that were found before")
+    parser.add_argument("--cases", type=Path, help="these cases, from a file as found.json")
+    parser.add_argument("--found", action="store_const", const=FOUND, dest="cases")
+    parser.add_argument("--drawn", action="store_true", help="only print what --seed draws")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--folder", help="where the tries that went wrong are kept")
     return parser.parse_args()
 
 
 def _tries(told: argparse.Namespace) -> Iterable[Try]:
-    if told.found:
-        return [Try(n, each["kind"], each["case"]) for n, each in enumerate(json.loads(FOUND.read_text()))]
+    if told.cases:
+        found = json.loads(told.cases.read_text())
+        return [Try(number, each["kind"], each["case"]) for number, each in enumerate(found)]
     if told.seed is not None:
         return [Try(told.seed, told.kind or "")]
     first = int(time.time()) if told.first is None else told.first
@@ -85,8 +91,8 @@ def _seeds(first: int, kind: str) -> Iterator[Try]:
 
 
 def _line(outcome: Outcome) -> str:
-    kind = f" KIND={outcome.kind}"
-    return f"{outcome.kind}: {outcome.wrong} -- make attack SEED={outcome.seed}{kind} ({outcome.folder})"
+    again = f"make attack SEED={outcome.seed} KIND={outcome.kind}"
+    return f"{outcome.kind}: {outcome.wrong} -- {again} ({outcome.folder})"
 
 
 def _summary(

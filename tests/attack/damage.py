@@ -1,5 +1,5 @@
-"""Tries that damage the files of a run: whatever was done to them, a command that reads the run says
-a sentence, and training goes on to the right bits or is refused; never from step 0 over a
+"""Tries that damage the files of a run: whatever was done to them, a command that reads the run
+says a sentence, and training goes on to the right bits or is refused; never from step 0 over a
 checkpoint."""
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def _fifo(run: Path, dice: random.Random) -> None:
 def _link(run: Path, dice: random.Random) -> None:
     path = one_of(run, dice)
     path.unlink()
-    path.symlink_to(dice.choice(["nowhere", path.name, "/dev/null", "/dev/full", "/etc/passwd", ".."]))
+    path.symlink_to(
+        dice.choice(["nowhere", path.name, "/dev/null", "/dev/full", "/etc/passwd", ".."])
+    )
 
 
 def _swap(run: Path, dice: random.Random) -> None:
@@ -124,7 +126,14 @@ def _older(run: Path, dice: random.Random) -> None:
 
 def _double(run: Path, dice: random.Random) -> None:
     path = one_of(run, dice)
-    names = [f"{path.name}.bak", f".{path.name}", "99999999.json", "00000099.json", "x" * 200, "a b\n"]
+    names = [
+        f"{path.name}.bak",
+        f".{path.name}",
+        "99999999.json",
+        "00000099.json",
+        "x" * 200,
+        "a b\n",
+    ]
     shutil.copyfile(path, path.with_name(dice.choice(names)))
 
 
@@ -145,7 +154,11 @@ def _value(run: Path, dice: random.Random) -> None:
     lines = path.read_bytes().splitlines() or [b""]
     number = dice.randrange(1 if path.parent.name == "commits" else len(lines))
     try:
-        text = b"\n".join(lines) if path.suffix == ".json" and path.parent.name != "commits" else lines[number]
+        text = (
+            b"\n".join(lines)
+            if path.suffix == ".json" and path.parent.name != "commits"
+            else lines[number]
+        )
         tree = json.loads(text)
     except ValueError:
         return
@@ -154,7 +167,11 @@ def _value(run: Path, dice: random.Random) -> None:
     if path.parent.name == "commits":
         path.write_bytes(line + b"\n" + blake3(line).hexdigest().encode() + b"\n")
     else:
-        path.write_bytes(b"\n".join([*lines[:number], line, *lines[number + 1 :]]) if path.suffix == ".jsonl" else line)
+        path.write_bytes(
+            b"\n".join([*lines[:number], line, *lines[number + 1 :]])
+            if path.suffix == ".jsonl"
+            else line
+        )
 
 
 def _changed(tree: Any, dice: random.Random) -> Any:
@@ -196,16 +213,25 @@ def play(case: Case, folder: Path) -> None:
     name, before = run.run, sorted(run.record().attempts, key=lambda attempt: attempt.started)
     signed = False
     for what, seed in case["damages"]:
-        with_commits = {path: path.read_bytes() for path in run.path.glob("state/commits/*") if path.is_file()}
+        with_commits = {
+            path: path.read_bytes() for path in run.path.glob("state/commits/*") if path.is_file()
+        }
         try:
             DAMAGES[what](run.path, random.Random(seed))
         except OSError:
             continue  # an earlier damage is in its way
         signed |= what == "value" and any(
-            path.is_file() and path.read_bytes() != content for path, content in with_commits.items()
+            path.is_file() and path.read_bytes() != content
+            for path, content in with_commits.items()
         )
     os.chdir(project.root)
-    for words in (["status"], ["status", "--json"], ["report", name], ["logs", name], ["plan", "recipes/tiny.yaml"]):
+    for words in (
+        ["status"],
+        ["status", "--json"],
+        ["report", name],
+        ["logs", name],
+        ["plan", "recipes/tiny.yaml"],
+    ):
         no_traceback(command(project.root, *words), f"xrun {words[0]}", READING)
     lost = not (run.path / "committed.json").exists() and not any(run.path.glob("state/commits/*"))
     done = train(project.recipe)
@@ -223,7 +249,9 @@ def _judge(
         record = project.run.record()
     except XrunError as error:
         if done.code == 0:
-            raise Wrong(f"trained to its end, and cannot be read: {last_line(str(error))}") from error
+            raise Wrong(
+                f"trained to its end, and cannot be read: {last_line(str(error))}"
+            ) from error
         return
     new = [attempt for attempt in record.attempts if attempt.id not in known]
     if any(attempt.resumed_step == 0 for attempt in new):

@@ -24,7 +24,18 @@ from .lives import TRACEBACK, Wrong, last_line
 from .started import started
 
 Case = dict[str, Any]
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", "SIGKILL", "SIGSTOP", "SIGSEGV", "SIGPIPE", "SIGCHLD", "SIGWINCH")
+SIGNALS = (
+    "SIGTERM",
+    "SIGINT",
+    "SIGHUP",
+    "SIGKILL",
+    "SIGKILL",
+    "SIGSTOP",
+    "SIGSEGV",
+    "SIGPIPE",
+    "SIGCHLD",
+    "SIGWINCH",
+)
 WHO = ("command", "entrypoint", "rank", "group")
 ENDS = (0, 75, 7)
 """What the command may end with: finished, stopped, given up after too many crashes."""
@@ -35,7 +46,10 @@ FREEZE_SECONDS = 0.2
 def draw(dice: random.Random) -> Case:
     """Lives, each with signals at moments: `[[seconds, who, signal], ...]`."""
     lives = [
-        sorted([dice.uniform(0, 1.2), dice.choice(WHO), dice.choice(SIGNALS)] for _ in range(dice.choice([1, 1, 2])))
+        sorted(
+            [dice.uniform(0, 1.2), dice.choice(WHO), dice.choice(SIGNALS)]
+            for _ in range(dice.choice([1, 1, 2]))
+        )
         for _ in range(dice.choice([1, 2]))
     ]
     return {"lives": lives, "cold": False}
@@ -44,7 +58,9 @@ def draw(dice: random.Random) -> Case:
 def cold(dice: random.Random) -> Case:
     """The same with the real command, most of whose time is its start."""
     case = draw(dice)
-    spread = [[[seconds * 6, who, number] for seconds, who, number in life] for life in case["lives"][:1]]
+    spread = [
+        [[seconds * 6, who, number] for seconds, who, number in life] for life in case["lives"][:1]
+    ]
     return {"lives": spread, "cold": True}
 
 
@@ -102,7 +118,9 @@ def _gone(project: Project) -> None:
     from support.running import processes_of
 
     end = time.monotonic() + 15
-    while left := [pid for pid in (*processes_of(project.root), *_ranks_of(project)) if pid != os.getpid()]:
+    while left := [
+        pid for pid in (*processes_of(project.root), *_ranks_of(project)) if pid != os.getpid()
+    ]:
         if time.monotonic() > end:
             raise Wrong(f"the processes {left} outlive the command")
         time.sleep(0.02)
@@ -113,11 +131,11 @@ def _ranks_of(project: Project) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            session = int((path / "stat").read_text().rpartition(")")[2].split()[3])
-            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
-            if session != os.getsid(0) and state != "Z" and int(path.name) != os.getpid():
-                if os.readlink(path / "fd" / "1").startswith(str(project.root)):
-                    found.append(int(path.name))
+            state, _, _, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            output = os.readlink(path / "fd" / "1")
+            own = output.startswith(str(project.root)) and int(session) != os.getsid(0)
+            if own and state != "Z":
+                found.append(int(path.name))
     return found
 
 
@@ -148,7 +166,9 @@ class _Started:
 
 def _cold(project: Project, log: Path) -> Any:
     file = log.open("ab")
-    started = project.start("run", "recipes/tiny.yaml", "--local", "--yes", stdout=file, stderr=file)
+    started = project.start(
+        "run", "recipes/tiny.yaml", "--local", "--yes", stdout=file, stderr=file
+    )
     file.close()
     return _Started(started)
 
@@ -176,12 +196,15 @@ class _Warm(LocalCloud):
 
     def _attempt(self, path: Path) -> int:
         parent = os.getpid()
-        process = multiprocessing.get_context("fork").Process(target=_entrypoint, args=(path, parent))
+        process = multiprocessing.get_context("fork").Process(
+            target=_entrypoint, args=(path, parent)
+        )
         process.start()
-        self._child = process = _Child(process)
+        child: Any = _Child(process)
+        self._child = child
         if self._asked:
-            process.send_signal(signal.SIGTERM)
-        code = process.wait()
+            child.send_signal(signal.SIGTERM)
+        code = child.wait()
         if code >= 0:
             return code
         self._crashes += 1

@@ -68,12 +68,18 @@ def command(folder: Path, *arguments: str) -> Done:
     """The `xrun` command in this process: what it exits with, and what it says."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
-    with patch.object(sys, "argv", ["xrun", *arguments]), redirect_stdout(out), redirect_stderr(err):
+    with (
+        patch.object(sys, "argv", ["xrun", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as end:
             code = end.code
-    return Done(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+    return Done(
+        code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue()
+    )
 
 
 def no_traceback(done: Done, what: str, codes: Sequence[int]) -> None:
@@ -96,7 +102,9 @@ def last_line(text: str) -> str:
 
 def project(folder: Path, recipe: str) -> Path:
     """The project of odd things with this recipe in it; the recipe's path."""
-    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copytree(
+        PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+    )
     path = folder / "recipes" / "odd.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(recipe)

@@ -3,7 +3,8 @@
 Written without xrun, but for what xrun promises and is tested elsewhere: which samples a step
 trains on (`Sampler`), and from which key its random numbers come (`seed_generators`). Everything
 else, from the loss to the moving average, is as one would write it by hand, in the order of sums
-that the documentation gives: a step's loss is the sum over its micro-batches divided by what counts.
+that the documentation gives: a step's loss is the sum over its micro-batches, divided by what
+counts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from xrun.data.sampler import Sampler
 from .cases import Case, part
 
 FUSED = {"adam", "adamw", "sgd", "adagrad"}
-KINDS = {kind.__name__.lower(): kind for kind in vars(torch.optim).values() if isinstance(kind, type)}
+KINDS = {
+    kind.__name__.lower(): kind for kind in vars(torch.optim).values() if isinstance(kind, type)
+}
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Answer:
 def answer(case: Case) -> Answer:
     """Train it; raises whatever torch raises."""
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module of properties
     return Loop(case).run()
 
 
@@ -200,11 +203,13 @@ def parted(batch: Any) -> tuple[Any, Tensor]:
     return (lambda model: model(batch)), batch.labels
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: Any) -> Any:
     """By name, or the first."""
     if isinstance(output, dict):
         return output["logits"]
-    return output if isinstance(output, Tensor) else getattr(output, "logits", None) if hasattr(output, "logits") else output[0]
+    if isinstance(output, Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output[0]
 
 
 def own_loss(output: Any) -> Tensor:
@@ -218,12 +223,15 @@ def own_loss(output: Any) -> Tensor:
 
 
 def optimizer_of(told: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """torch's own, without decay for what has one dimension and for norms, fused where torch can."""
+    """torch's own, without decay for what has one dimension, fused where torch can be."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     flat = {name for name, p in named if p.dim() < 2}
     decay = told.get("weight_decay", 0.0)
     groups = [
-        {"params": [p for name, p in named if not decay or name not in flat], "weight_decay": decay},
+        {
+            "params": [p for name, p in named if not decay or name not in flat],
+            "weight_decay": decay,
+        },
         {"params": [p for name, p in named if decay and name in flat], "weight_decay": 0.0},
     ]
     options = {"lr": told["lr"], **told.get("args", {})}

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -21,6 +22,8 @@ from .lives import Wrong
 from .mix import KINDS, kind_of, open_fault
 
 POLL_SECONDS = 0.005
+MEMORY = 6 << 30
+"""Bytes of addresses that a try may have: a file without an end must not end the machine."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Living:
 
 
 def outcomes(tries: Iterable[Try], workers: int, folder: Path, until: float) -> Iterator[Outcome]:
-    """The tries' outcomes as they come; none begins after `until`, seconds of the monotonic clock."""
+    """The tries' outcomes as they come; none begins after `until` of the monotonic clock."""
     waiting, living = iter(tries), list[Living]()
     while True:
         while len(living) < workers and time.monotonic() < until:
@@ -98,6 +101,7 @@ def _live(one: Try, folder: Path) -> None:
     said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     wrong = ""
     try:
         os.environ["HOME"] = str(folder)

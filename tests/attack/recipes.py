@@ -52,13 +52,15 @@ def valid(dice: random.Random) -> bytes:
             train[key] = dice.choice(values)
     recipe = {
         "name": dice.choice(["a", "abc-1", "x" * 28]),
-        "model": {"name": "mlp", "args": {"inputs": 64, "classes": 10, "hidden": dice.randint(1, 99)}},
+        "model": {
+            "name": "mlp",
+            "args": {"inputs": 64, "classes": 10, "hidden": dice.randint(1, 99)},
+        },
         "dataset": {"name": "digits", "args": dice.choice([{}, {"augment": True}])},
         "task": "classification",
         "train": train,
     }
-    for key, value in dice.sample(PARTS, dice.randint(0, 3)):
-        recipe[key] = value
+    recipe |= dict(dice.sample(PARTS, dice.randint(0, 3)))
     return yaml.safe_dump(recipe, sort_keys=dice.random() < 0.5).encode()
 
 
@@ -70,7 +72,11 @@ CHOICES: dict[str, list[Any]] = {
     "seed": [0, 1, 2**63 - 1],
     "deterministic": [True, False],
     "ema": [0.5, 0.9999],
-    "evaluate": [{"every": "5 steps"}, {"metric": "accuracy"}, {"every": "1 epochs", "mode": "max"}],
+    "evaluate": [
+        {"every": "5 steps"},
+        {"metric": "accuracy"},
+        {"every": "1 epochs", "mode": "max"},
+    ],
     "num_workers": [0, 3],
     "log_every": [1, 50],
     "compile": [False],
@@ -103,7 +109,16 @@ def _text(dice: random.Random) -> str:
     return "".join(dice.choice(SIGNS) for _ in range(dice.randint(1, 40)))
 
 
-SIGNS = [*"abc:-{}[],&*!|>%@`'\"# \n\t0123456789.", "\x1b[31m", "\x07", "‮", "\x9b", "é", "日", "\\x1b"]
+SIGNS = [
+    *"abc:-{}[],&*!|>%@`'\"# \n\t0123456789.",
+    "\x1b[31m",
+    "\x07",
+    "‮",
+    "\x9b",
+    "é",
+    "日",
+    "\\x1b",
+]
 GARBAGE: list[Callable[[random.Random], bytes]] = [
     lambda dice: dice.randbytes(dice.randint(0, 300)),
     lambda dice: _text(dice).encode(),
@@ -113,15 +128,32 @@ GARBAGE: list[Callable[[random.Random], bytes]] = [
     lambda dice: b"a: " * dice.choice([10, 1000]) + b"1",
     lambda dice: b"- " * dice.choice([10, 1000, 20_000]) + b"1",
     lambda dice: b"".join(b"k%d: 1\n" % n for n in range(dice.choice([10, 300, 2000]))),
-    lambda dice: b"a: &a [1,2]\n" + b"".join(
-        b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c]\n" % (98 + n, 98 + n, *[97 + n] * 6) for n in range(9)
+    lambda dice: (
+        b"a: &a [1,2]\n"
+        + b"".join(
+            b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c]\n" % (98 + n, 98 + n, *[97 + n] * 6)
+            for n in range(9)
+        )
     ),
     lambda dice: b"a: &a [*a]\nname: *a\n",
     lambda dice: b"name: " + b"9" * dice.choice([10, 5000, 50_000]),
-    lambda dice: b"name: !!" + dice.choice([b"binary =", b"set {a}", b"timestamp x", b"int a", b"python/name:os.system"]),
-    lambda dice: b"name: " + dice.choice([b"2024-13-45", b"1:99:99", b"0b2", b"0o9", b".inf", b"-.nan", b"1e400"]),
-    lambda dice: ("name: a\n" * 3).encode(dice.choice(["utf-16", "utf-32", "utf-16-le", "utf-8-sig"])),
-    lambda dice: b"extends: " + dice.choice([b"r.yaml", b"/dev/zero", b"/", b"..", b"/proc/self/mem", b"\"\\0\"", b"x" * 5000]),
+    lambda dice: (
+        b"name: !!"
+        + dice.choice([b"binary =", b"set {a}", b"timestamp x", b"int a", b"python/name:os.system"])
+    ),
+    lambda dice: (
+        b"name: "
+        + dice.choice([b"2024-13-45", b"1:99:99", b"0b2", b"0o9", b".inf", b"-.nan", b"1e400"])
+    ),
+    lambda dice: ("name: a\n" * 3).encode(
+        dice.choice(["utf-16", "utf-32", "utf-16-le", "utf-8-sig"])
+    ),
+    lambda dice: (
+        b"extends: "
+        + dice.choice(
+            [b"r.yaml", b"/dev/zero", b"/", b"..", b"/proc/self/mem", b'"\\0"', b"x" * 5000]
+        )
+    ),
 ]
 
 
@@ -158,7 +190,9 @@ def _same_run(path: Path, dice: random.Random) -> None:
     """The same recipe in another order, through a plan's JSON, has the same id."""
     one = make_plan(load_recipe(path), path, environ={})
     other = path.with_name("o.yaml")
-    other.write_text(yaml.safe_dump(_shuffled(yaml.safe_load(path.read_text()), dice), sort_keys=False))
+    other.write_text(
+        yaml.safe_dump(_shuffled(yaml.safe_load(path.read_text()), dice), sort_keys=False)
+    )
     two = Plan.from_json(make_plan(load_recipe(other), other, environ={}).to_json())
     if one.run != two.run:
         raise Wrong(f"in another order the run is {two.run}, not {one.run}")

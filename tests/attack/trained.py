@@ -55,7 +55,9 @@ def _by_xrun(case: Case, folder: Path) -> tuple[Path, Done]:
 
 def _refused(done: Done, error: Exception) -> None:
     """What torch cannot do either is refused in one sentence."""
-    no_traceback(done, f"what torch refuses ({type(error).__name__}: {last_line(str(error))})", REFUSALS)
+    no_traceback(
+        done, f"what torch refuses ({type(error).__name__}: {last_line(str(error))})", REFUSALS
+    )
     if not done.err.strip():
         raise Wrong("what torch refuses is refused without a word")
 
@@ -93,7 +95,9 @@ def _compare_weights(got: dict[str, Tensor], right: dict[str, Any], exact: bool)
 
 def _compare_tensor(name: str, got: Tensor, right: Tensor, exact: bool) -> None:
     if got.shape != right.shape or got.dtype != right.dtype:
-        raise Wrong(f"{name} is {got.dtype} {tuple(got.shape)}, not {right.dtype} {tuple(right.shape)}")
+        raise Wrong(
+            f"{name} is {got.dtype} {tuple(got.shape)}, not {right.dtype} {tuple(right.shape)}"
+        )
     equal = torch.equal(got, right)
     if not equal and not exact and right.is_floating_point():
         equal = torch.allclose(got, right, rtol=CLOSE, atol=CLOSE)

@@ -15,6 +15,7 @@ from xrun.errors import RecipeError
 from xrun.recipe.load import load_recipe
 from xrun.recipe.schema import Recipe
 
+
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutated") / "r.yaml"

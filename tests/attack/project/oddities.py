@@ -5,6 +5,7 @@ They are a user's code: nothing here knows of xrun. `BLOCKS` has them by name.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -62,7 +63,9 @@ def half_frozen_norm(width: int) -> nn.Module:
 @block
 def eval_norm(width: int) -> nn.Module:
     """A frozen part with the statistics that it came with."""
-    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width)).requires_grad_(False).eval()
+    return (
+        nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width)).requires_grad_(False).eval()
+    )
 
 
 @block
@@ -327,7 +330,9 @@ class Lists(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.list = nn.ParameterList([torch.randn(width) for _ in range(3)])
-        self.dict = nn.ParameterDict({"a.b".replace(".", "_"): torch.randn(width), "c": torch.ones(1)})
+        self.dict = nn.ParameterDict(
+            {"a.b".replace(".", "_"): torch.randn(width), "c": torch.ones(1)}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.list[0] + self.list[1] * self.dict["a_b"] + self.list[2] * self.dict["c"]
@@ -553,3 +558,15 @@ class Mute(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.line(x)
+
+
+@block
+class Unkeyed(nn.Module):
+    """Numbers that follow from no seed: never drawn, and never the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.line = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(x) + 0.01 * os.urandom(1)[0]
