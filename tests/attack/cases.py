@@ -142,6 +142,8 @@ def shared(dice: random.Random) -> Case:
     train.pop("num_workers", None)
     if dice.random() < 0.4:
         train["reduction"] = "exact"
+    if case["gives"] == "short":
+        case["gives"] = "logits"
     case["processes"], case["auto"] = 2, False
     return case
 
@@ -157,9 +159,10 @@ depend on how many processes there are, and on what is computed again."""
 
 def recipe_of(case: Case) -> str:
     """The recipe that says it; JSON is YAML."""
+    args = {"blocks": case["blocks"], "gives": case["gives"], "takes": case["takes"]}
     recipe = {
         "name": "odd",
-        "model": {"name": "odd", "args": {"blocks": case["blocks"], "gives": case["gives"]}},
+        "model": {"name": "odd", "args": args},
         "dataset": {"name": "odd", "args": {"takes": case["takes"], **case["data"]}},
         "task": case["task"],
         "train": case["train"] | ({"micro_batch": "auto"} if case["auto"] else {}),

@@ -3,6 +3,7 @@ known and still open, which are passed over so that others are found."""
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,19 +28,19 @@ class Kind:
 
 
 KINDS = {
-    "recipe": Kind(40, recipes.draw, recipes.play, 20, "xrun check of valid and broken recipes"),
-    "model": Kind(22, cases.draw, trained.play, 60, "trained at a stretch, against the oracle"),
-    "killed": Kind(17, cases.killed, trained.play, 90, "the same under SIGKILL and resumed"),
+    "recipe": Kind(35, recipes.draw, recipes.play, 20, "xrun check of valid and broken recipes"),
+    "model": Kind(24, cases.draw, trained.play, 60, "trained at a stretch, against the oracle"),
+    "killed": Kind(19, cases.killed, trained.play, 90, "the same under SIGKILL and resumed"),
     "damage": Kind(14, damage.draw, damage.play, 90, "files of a run damaged, then read and run"),
     "signal": Kind(4, disturbed.draw, disturbed.play, 150, "signals to any process of a run"),
-    "shared": Kind(1.5, cases.shared, trained.play, 120, "two processes, one killed"),
-    "server": Kind(1, far.draw, far.play, 240, "faults of Hub and W&B, lost machines"),
-    "command": Kind(0.5, disturbed.cold, disturbed.play, 240, "signals to the real command"),
+    "shared": Kind(6, cases.shared, trained.play, 120, "two processes, one killed"),
+    "server": Kind(1.5, far.draw, far.play, 240, "faults of Hub and W&B, lost machines"),
+    "command": Kind(1, disturbed.cold, disturbed.play, 240, "signals to the real command"),
 }
 
 WHOLE_NUMBERS = {
     *"batch_norm cumulative_norm bare_norm half_frozen_norm eval_norm owntrain pictures".split(),
-    *"counter kinds codes seldom lazy".split(),
+    *"counter kinds codes seldom lazy whole".split(),
 }
 """Blocks with buffers of whole numbers."""
 UNUSED = {"unused", "seldom"}
@@ -50,10 +51,19 @@ def _has(case: Case, *blocks: str) -> bool:
     return bool({*blocks} & {*case.get("blocks", ())})
 
 
+def _has_escapes(case: Case) -> bool:
+    text = base64.b64decode(case["text"]).decode("utf-8", "replace")
+    return any(not sign.isprintable() and sign not in "\n\t" for sign in text) or "\\" in text
+
+
 OPEN: dict[str, Callable[[str, Case], bool]] = {
     "averages of whole numbers": lambda kind, case: (
         "ema" in case.get("train", ()) and _has(case, *WHOLE_NUMBERS)
     ),
+    "copies of modules that torch cannot copy": lambda kind, case: (
+        _has(case, "pruned", "old_spectral") and ("ema" in case["train"] or case["auto"])
+    ),
+    "terminal escapes": lambda kind, case: kind == "recipe" and _has_escapes(case),
     "evaluation mode from build()": lambda kind, case: _has(case, "eval_norm"),
     "lazy modules": lambda kind, case: _has(case, "lazy"),
     "buffers that grow or come late": lambda kind, case: _has(case, "growing", "late"),

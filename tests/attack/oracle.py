@@ -58,8 +58,8 @@ class Loop:
         seed_generators(self.seed, INIT, 1)
         self.splits = part("datasets").build(case["takes"], **case["data"])
         seed_generators(self.seed, INIT, 0)
-        self.model = part("models").build(case["blocks"], case["gives"])
-        self.average: nn.Module | None = None
+        self.model = part("models").build(case["blocks"], case["gives"], case["takes"])
+        self.average = copy.deepcopy(self.model) if "ema" in self.train else None
         self.optimizer = optimizer_of(self.train["optimizer"], self.model)
         self.answer = Answer()
 
@@ -96,7 +96,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.train, step)
         self.optimizer.step()
-        self.move_average()
+        self.move_average(step == 0)
 
     def batch(self, name: str, piece: Any, purpose: int) -> Any:
         """The samples of a micro-batch, collated, with tensors for arrays."""
@@ -104,7 +104,9 @@ class Loop:
         seed_generators(self.seed, purpose, piece.epoch, piece.number)
         batch = split.collate([split[i] for i in piece.indices.tolist()])
         if isinstance(batch, dict):
-            arrays = {k: torch.tensor(v) for k, v in batch.items() if isinstance(v, np.ndarray)}
+            arrays = {
+                k: torch.tensor(v.copy("C")) for k, v in batch.items() if isinstance(v, np.ndarray)
+            }
             return {**batch, **arrays}
         return batch
 
@@ -145,22 +147,21 @@ class Loop:
             for piece in pieces_of(len(self.splits["val"]), self.train["micro_batch"]):
                 batch = self.batch("val", piece, EVALUATION)
                 counts += self.count(batch, len(piece.indices))
+                seed_generators(self.seed, EVALUATION, 0, piece.number)
                 sums.append(float(self.loss(model, batch, len(piece.indices))))
         for module, mode in modes.items():
             module.training = mode
         if counts:
             self.answer.evaluated[step] = math.fsum(sums) / counts
 
-    def move_average(self) -> None:
-        """Real and complex numbers follow, whole ones are the newest."""
-        if "ema" not in self.train:
-            return
+    def move_average(self, first: bool) -> None:
+        """It begins after the first step; real and complex numbers follow, whole ones are the
+        newest."""
         if self.average is None:
-            self.average = copy.deepcopy(self.model)
             return
         with torch.no_grad():
             for kept, new in zip(tensors(self.average), tensors(self.model), strict=True):
-                if kept.is_floating_point() or kept.is_complex():
+                if not first and (kept.is_floating_point() or kept.is_complex()):
                     kept.lerp_(new, 1 - self.train["ema"])
                 else:
                     kept.copy_(new)

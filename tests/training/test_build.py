@@ -46,3 +46,39 @@ def test_workers_that_shared_memory_cannot_hold_are_refused(
     assert said, done.err
     assert said[1].endswith(workers)
     assert int(said[2]) / int(said[3]) == pytest.approx(1.5, rel=0.02)
+
+
+COPYING = """
+from torch import nn
+
+
+class Copying(nn.Linear):
+    def _save_to_state_dict(self, state, prefix, keep_vars):
+        super()._save_to_state_dict(state, prefix, keep_vars)
+        {what}
+
+
+def build(width: int = 8):
+    return Copying(4, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("state[prefix + 'weight'] = self.weight.detach().clone()", "weight"),
+        ("del state[prefix + 'bias']", "bias"),
+        ("state[prefix + 'norm'] = self.weight.norm().detach()", "norm"),
+    ],
+)
+def test_a_state_dict_that_is_not_the_model_s_own_is_refused(
+    tmp_path: Path, what: str, name: str
+) -> None:
+    """A state_dict with copies, or without a trainable parameter, cannot be restored: said before
+    the first step, with the tensor's name."""
+    project = Project(tmp_path)
+    project.write("models/line.py", COPYING.format(what=what))
+    done = project.attempt()
+    assert done.code == 2, done.err
+    assert f"models/line.py: the model's state_dict does not hold {name} itself" in done.err
+    assert "Traceback" not in done.err

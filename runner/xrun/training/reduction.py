@@ -127,7 +127,7 @@ class ExactReduction:
                 "Use BatchNorm, whose statistics are replayed in order, a normalisation without"
                 " any, or train.reduction: fast.",
             )
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        gradient = [_dense(p) for p in self._parameters]
         for p in self._parameters:
             p.grad = None
         if piece.weight:
@@ -216,6 +216,13 @@ def check_powers_of_two(processes: int, slots: int) -> None:
                 "Change train.micro_batch or the number of processes, or use train.reduction:"
                 " fast.",
             )
+
+
+def _dense(p: Tensor) -> Tensor:
+    """Its gradient with all of its elements."""
+    if p.grad is None:
+        return torch.zeros_like(p)
+    return p.grad.to_dense() if p.grad.is_sparse else p.grad
 
 
 def _add(tensors: list[Tensor], more: list[Tensor] | float) -> None:

@@ -75,6 +75,7 @@ class OwnTrain(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.line, self.norm = nn.Linear(width, width), nn.BatchNorm1d(width)
+        self.train()
 
     def train(self, mode: bool = True) -> OwnTrain:
         super().train(mode)

@@ -41,11 +41,11 @@ def labels(items: list[Any]) -> Tensor:
 
 
 def padded(items: list[Any]) -> dict[str, Any]:
-    """A row of three for each sample, of which some do not count."""
+    """A row of four for each sample, of which some do not count."""
     x, y = default_collate(items)
-    rows = torch.stack([y, torch.full_like(y, -100), (y + 1) % CLASSES], 1)
+    rows = torch.stack([y, torch.full_like(y, -100), (y + 1) % CLASSES, y], 1)
     rows[y == 0, 2] = -100
-    return {"x": torch.stack([x, -x, 2 * x], 1), "labels": rows}
+    return {"x": torch.stack([x, -x, 2 * x, x + 1], 1), "labels": rows}
 
 
 def ignored(items: list[Any]) -> dict[str, Any]:

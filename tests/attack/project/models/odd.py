@@ -33,21 +33,21 @@ class Logits(NamedTuple):
 
 
 class Odd(nn.Module):
-    def __init__(self, blocks: list[str], gives: str, width: int) -> None:
+    def __init__(self, blocks: list[str], gives: str, takes: str, width: int) -> None:
         super().__init__()
         self.gives = gives
         self.line = nn.Linear(FEATURES, width)
-        self.words = nn.Embedding(WORDS, FEATURES)
-        self.bag = nn.EmbeddingBag(WORDS, FEATURES, mode="mean")
+        if takes == "tokens":
+            self.words = nn.Embedding(WORDS, FEATURES)
+        if takes == "offsets":
+            self.bag = nn.EmbeddingBag(WORDS, FEATURES, mode="mean")
         self.blocks = nn.ModuleList(BLOCKS[name](width) for name in blocks)
-        self.head = nn.Linear(width, CLASSES)
-        self.speak = nn.Linear(width, WORDS)
+        self.head = nn.Linear(width, WORDS if takes == "tokens" else CLASSES)
 
     def forward(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> Any:
         named = {"x": x, "y": y, "labels": None, **named}
         hidden = self._trunk(self._features(named))
-        speaks = named.get("input_ids") is not None
-        logits = self.speak(hidden) if speaks else self.head(hidden)
+        logits = self.head(hidden)
         if self.gives in LOGITS:
             return LOGITS[self.gives](logits, hidden)
         given = (named["labels"], named["y"], getattr(x, "labels", None))
@@ -105,5 +105,5 @@ LOSSES: dict[str, Any] = {
 }
 
 
-def build(blocks: list[str], gives: str, width: int = 8) -> nn.Module:
-    return Odd(blocks, gives, width)
+def build(blocks: list[str], gives: str, takes: str, width: int = 8) -> nn.Module:
+    return Odd(blocks, gives, takes, width)
