@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.running import DATASET, Project
+from support.running import DATASET, Project, curve, weights
 
 # A tensor that has a size and no memory, of half of what /dev/shm has free: its workers keep three.
 HUGE = """
@@ -82,3 +82,39 @@ def test_a_state_dict_that_is_not_the_model_s_own_is_refused(
     assert done.code == 2, done.err
     assert f"models/line.py: the model's state_dict does not hold {name} itself" in done.err
     assert "Traceback" not in done.err
+
+
+SPARSE = """
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(4, 3, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x) + self.table(x.argmax(1))
+
+
+def build(width: int = 8):
+    return Words()
+"""
+SGD = ["train.optimizer={name: sgd, lr: 0.1}", "train.steps=6"]
+
+
+def test_sparse_gradients_on_several_processes(tmp_path: Path) -> None:
+    """Summed in a tree they are right to the last bit on any number of processes; where torch would
+    sum them wrongly they are refused by the module's name."""
+    ends = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        project = Project(tmp_path / str(processes))
+        project.write("models/line.py", SPARSE)
+        done = project.attempt(*SGD, "train.reduction=exact", processes=processes)
+        assert done.code == 0, done.err
+        ends.append((weights(project.run), curve(project.run)))
+    assert ends[0] == ends[1]
+    done = project.attempt(SGD[0], "train.steps=7", processes=2)
+    assert done.code == 6, done.err
+    assert "table: the gradients of Embedding(sparse=True) cannot be summed" in done.err

@@ -57,23 +57,15 @@ class Objective(nn.Module):
             ComponentError: the batch or what the model makes of it does not fit the task.
         """
         if batch is None:
-            return {"loss": sum(self._nothings(), torch.zeros(()))}
+            return {
+                "loss": sum(
+                    (p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(())
+                )
+            }
         if self.task == "model":
             return self._own_loss(batch, samples)
         logits, named = self._logits(batch)
         return self._cross_entropy(logits, self._labels(batch), named)
-
-    def _nothings(self) -> Iterator[Tensor]:
-        """A zero of each trainable parameter, with a gradient of the kind that it has in training:
-        replicas are told beforehand which ones are sparse."""
-        tables = (m for m in self.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
-        sparse = {id(table.weight) for table in tables if table.sparse}
-        for p in self.parameters():
-            if p.requires_grad and id(p) in sparse:
-                row = torch.zeros(1, dtype=torch.int64, device=p.device)
-                yield functional.embedding(row, p, sparse=True).sum() * 0
-            elif p.requires_grad:
-                yield p.sum() * 0
 
     @property
     def _call(self) -> Callable[..., Any]:
