@@ -28,14 +28,14 @@ class Kind:
 
 
 KINDS = {
-    "recipe": Kind(35, recipes.draw, recipes.play, 20, "xrun check of valid and broken recipes"),
-    "model": Kind(24, cases.draw, trained.play, 60, "trained at a stretch, against the oracle"),
-    "killed": Kind(19, cases.killed, trained.play, 90, "the same under SIGKILL and resumed"),
-    "damage": Kind(14, damage.draw, damage.play, 90, "files of a run damaged, then read and run"),
+    "recipe": Kind(40, recipes.draw, recipes.play, 20, "xrun check of valid and broken recipes"),
+    "model": Kind(26, cases.draw, trained.play, 60, "trained at a stretch, against the oracle"),
+    "killed": Kind(18, cases.killed, trained.play, 90, "the same under SIGKILL and resumed"),
+    "damage": Kind(16, damage.draw, damage.play, 90, "files of a run damaged, then read and run"),
     "signal": Kind(4, disturbed.draw, disturbed.play, 150, "signals to any process of a run"),
-    "shared": Kind(6, cases.shared, trained.play, 120, "two processes, one killed"),
-    "server": Kind(1.5, far.draw, far.play, 240, "faults of Hub and W&B, lost machines"),
-    "command": Kind(1, disturbed.cold, disturbed.play, 240, "signals to the real command"),
+    "shared": Kind(5, cases.shared, trained.play, 120, "two processes, one killed"),
+    "server": Kind(0.7, far.draw, far.play, 240, "faults of Hub and W&B, lost machines"),
+    "command": Kind(0.4, disturbed.cold, disturbed.play, 240, "signals to the real command"),
 }
 
 WHOLE_NUMBERS = {
@@ -44,7 +44,7 @@ WHOLE_NUMBERS = {
 }
 """Blocks with buffers of whole numbers."""
 UNUSED = {"unused", "seldom"}
-ODD_FILES = {"fifo", "link", "folder", "content", "value"}
+ODD_FILES = {"fifo", "link", "folder", "content", "value", "lose"}
 
 
 def _has(case: Case, *blocks: str) -> bool:

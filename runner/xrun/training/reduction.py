@@ -149,7 +149,7 @@ class ExactReduction:
             # -0.0 and 0.0 become one: whether a zero was added depends on P
             _add(gradient, 0.0)
         for p, grad in zip(self._parameters, gradient, strict=True):
-            p.grad = grad
+            p.grad = _laid_out_as(p, grad)
 
     def loss(self, pieces: list[Piece], losses: list[float]) -> float:
         """See Reduction; the first process returns the whole loss."""
@@ -223,6 +223,14 @@ def _dense(p: Tensor) -> Tensor:
     if p.grad is None:
         return torch.zeros_like(p)
     return p.grad.to_dense() if p.grad.is_sparse else p.grad
+
+
+def _laid_out_as(p: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in its parameter's layout of memory, which torch's fused optimizers take for
+    granted: in another one they would give each element the gradient of another."""
+    if gradient.stride() == p.stride():
+        return gradient
+    return torch.empty_like(p, memory_format=torch.preserve_format).copy_(gradient)
 
 
 def _add(tensors: list[Tensor], more: list[Tensor] | float) -> None:
