@@ -11,7 +11,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-unty
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test e2e check format newest bench gpu soak contract docs clean
+.PHONY: install demo test e2e check format newest bench gpu attack soak contract docs clean
 
 install: .venv/stamp
 
@@ -77,6 +77,12 @@ bench: .venv-newest/stamp
 # unseen.
 gpu:
 	PYTHONPATH=runner:servers:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu
+
+# Looks for faults: random models, recipes, damages, signals and servers for ten minutes, or as told:
+# `make attack MINUTES=60`, `make attack SEED=123 KIND=model` for one try again.
+attack: install
+	PYTHONPATH=tests $(BIN)/python -m attack $(and $(MINUTES),--minutes $(MINUTES)) $(and $(FIRST),--first $(FIRST)) \
+		$(and $(SEED),--seed $(SEED)) $(and $(KIND),--kind $(KIND))
 
 # The long drills, sweeps and simulations: hours; one of them needs rsync and ssh. What came of them
 # is kept by the day in tests/soak/.

@@ -86,7 +86,7 @@ def test_tests_lie_in_the_rooms_of_the_package() -> None:
     """And beside them only what belongs to no room."""
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     folders = {path.name for path in TESTS.iterdir() if any(path.rglob("*.py"))}
-    assert folders - rooms == {"cluster", "fixtures", "servers", "support"}
+    assert folders - rooms == {"attack", "cluster", "fixtures", "servers", "support"}
 
 
 def test_one_module_knows_the_environment() -> None:

@@ -42,6 +42,8 @@ from xrun.supervisor.node import FollowingNode
 from .paths import SOURCES
 
 STEPS = 20
+START = "forkserver"
+"""How warm ranks come to be; `fork` where the process that starts them is warm itself."""
 _WRITING = threading.Lock()
 """Nodes that share a folder are threads of one process here, and a file is replaced by one process
 at a time."""
@@ -312,7 +314,9 @@ def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None
 
 def forkserver() -> Any:
     """Where processes come from that have imported torch."""
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context(START)
+    if START == "fork":
+        return context
     context.set_forkserver_preload(
         [
             "xrun.training.build",

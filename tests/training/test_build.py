@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.running import DATASET, Project
+from support.running import DATASET, Project, curve, weights
 
 # A tensor that has a size and no memory, of half of what /dev/shm has free: its workers keep three.
 HUGE = """
@@ -46,3 +46,75 @@ def test_workers_that_shared_memory_cannot_hold_are_refused(
     assert said, done.err
     assert said[1].endswith(workers)
     assert int(said[2]) / int(said[3]) == pytest.approx(1.5, rel=0.02)
+
+
+COPYING = """
+from torch import nn
+
+
+class Copying(nn.Linear):
+    def _save_to_state_dict(self, state, prefix, keep_vars):
+        super()._save_to_state_dict(state, prefix, keep_vars)
+        {what}
+
+
+def build(width: int = 8):
+    return Copying(4, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("state[prefix + 'weight'] = self.weight.detach().clone()", "weight"),
+        ("del state[prefix + 'bias']", "bias"),
+        ("state[prefix + 'norm'] = self.weight.norm().detach()", "norm"),
+    ],
+)
+def test_a_state_dict_that_is_not_the_model_s_own_is_refused(
+    tmp_path: Path, what: str, name: str
+) -> None:
+    """A state_dict with copies, or without a trainable parameter, cannot be restored: said before
+    the first step, with the tensor's name."""
+    project = Project(tmp_path)
+    project.write("models/line.py", COPYING.format(what=what))
+    done = project.attempt()
+    assert done.code == 2, done.err
+    assert f"models/line.py: the model's state_dict does not hold {name} itself" in done.err
+    assert "Traceback" not in done.err
+
+
+SPARSE = """
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(4, 3, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x) + self.table(x.argmax(1))
+
+
+def build(width: int = 8):
+    return Words()
+"""
+SGD = ["train.optimizer={name: sgd, lr: 0.1}", "train.steps=6"]
+
+
+def test_sparse_gradients_on_several_processes(tmp_path: Path) -> None:
+    """Summed in a tree they are right to the last bit on any number of processes; where torch would
+    sum them wrongly they are refused by the module's name."""
+    ends = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        project = Project(tmp_path / str(processes))
+        project.write("models/line.py", SPARSE)
+        done = project.attempt(*SGD, "train.reduction=exact", processes=processes)
+        assert done.code == 0, done.err
+        ends.append((weights(project.run), curve(project.run)))
+    assert ends[0] == ends[1]
+    done = project.attempt(SGD[0], "train.steps=7", processes=2)
+    assert done.code == 6, done.err
+    assert "table: the gradients of Embedding(sparse=True) cannot be summed" in done.err

@@ -217,6 +217,24 @@ def test_workers_change_no_number() -> None:
     assert runs[0] == runs[1]
 
 
+class Noisy(Classifier):
+    """It draws random numbers in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(3)
+
+
+def test_random_numbers_of_an_evaluation_follow_from_its_batches() -> None:
+    """A model that draws in evaluation finds the same numbers with and without workers, and
+    whatever was drawn before."""
+    runs = []
+    for workers, before in ((0, 0), (0, 3), (1, 7)):
+        own = evaluation(made(Noisy), "classification", images(), World(), workers=workers)
+        torch.rand(before)
+        runs.append(own.run(lambda: False))
+    assert runs[0] == runs[1] == runs[2]
+
+
 def test_it_is_due_at_its_interval_and_at_the_end() -> None:
     """Every n steps and after the last step, never before the first, and never without a split."""
     own = evaluation(Counting(), "model", Numbers(), World(), every=4)

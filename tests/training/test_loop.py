@@ -90,6 +90,25 @@ def build():
     return nn.Sequential(nn.Linear(4, 8), norms[0], nn.GELU(), nn.Linear(8, 3), norms[1])
 """
 
+TURNED = """\
+import torch
+from torch import nn
+
+
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4).t())
+        self.conv = nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return x @ self.weight + self.conv(x.reshape(-1, 2, 2, 1).expand(-1, -1, -1, 2)).flatten(1)
+
+
+def build():
+    return Turned()
+"""
+
 FEATURES = {
     "ema": ["train.ema=0.9"],
     "activation_checkpointing": ["model.name=blocks", "train.activation_checkpointing=true"],
@@ -114,6 +133,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
         project.write("models/own.py", OWN_LOSS)
         project.write("models/blocks.py", BLOCKS)
         project.write("models/norms.py", NORMS)
+        project.write("models/turned.py", TURNED)
         project.write("datasets/streamed.py", STREAMED)
         return project
 
@@ -274,7 +294,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: P
     same_samples_and_losses(curve(project.run), curve(undisturbed.run))
 
 
-@pytest.mark.parametrize("model", ["line", "norms"])
+@pytest.mark.parametrize("model", ["line", "norms", "turned"])
 def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
     make: Any, model: str
 ) -> None:

@@ -237,6 +237,33 @@ def _own_shape(saved: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
     return saved[:-1] if dtype in _PAIRS else saved
 
 
+def check_own_tensors(model: nn.Module, name: str) -> None:
+    """What the model's state_dict holds is what the model computes with, so that a checkpoint can
+    bring it back.
+
+    Raises:
+        ComponentError: it lacks a trainable parameter, or holds a copy of something.
+    """
+    once, again = (model.state_dict(keep_vars=True) for _ in range(2))
+    there = {id(tensor) for tensor in once.values()}
+    apart = (n for n, p in model.named_parameters() if p.requires_grad and id(p) not in there)
+    wrong = next(apart, None) or next((n for n in once if _is_copy(once[n], again.get(n))), None)
+    if wrong is not None:
+        raise ComponentError(
+            f"{name}: the model's state_dict does not hold {wrong} itself, but a copy or nothing of"
+            " it, so that no checkpoint could bring it back.",
+            "Leave out the state_dict hook or method that changes it; what is to be saved in"
+            " another form can be made from the final weights.",
+        )
+
+
+def _is_copy(one: Any, other: Any) -> bool:
+    """Whether a state_dict makes this tensor anew each time it is asked."""
+    if one is other or not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    return one.numel() > 0 and one.data_ptr() != other.data_ptr()
+
+
 def _is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, whose import takes half a second."""
     return hasattr(tensor, "to_local")

@@ -17,6 +17,8 @@ from .objective import Objective
 from .sharding import checkpoint_activations, shard
 from .world import World
 
+_TABLES = nn.Embedding | nn.EmbeddingBag
+
 
 def configure_torch(train: Train) -> None:
     """Threads as the entrypoint has set them, and deterministic kernels where the recipe asks for
@@ -68,8 +70,10 @@ def prepare(
     compilation, replication or sharding as the recipe says.
 
     Raises:
-        TrainError: nothing would sum the processes' gradients.
+        TrainError: nothing would sum the processes' gradients, or not rightly.
     """
+    if world.size > 1 and train.reduction != "exact":
+        _check_dense(objective.model)
     if train.activation_checkpointing:
         checkpoint_activations(objective.model)
     if train.compile:
@@ -86,3 +90,19 @@ def prepare(
             " gradients."
         )
     return model
+
+
+def _check_dense(model: nn.Module) -> None:
+    """DistributedDataParallel sums dense gradients wrongly where there are sparse ones beside them
+    (gloo, torch 2.13), NCCL sums no sparse ones at all.
+
+    Raises:
+        TrainError: a module makes some.
+    """
+    tables = ((n, m) for n, m in model.named_modules() if isinstance(m, _TABLES) and m.sparse)
+    for name, table in tables:
+        raise TrainError(
+            f"{name or 'The model'}: the gradients of {type(table).__name__}(sparse=True) cannot be"
+            " summed over several processes.",
+            "Use sparse=False there, one process, or train.reduction: exact.",
+        )

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ..data.batch import Batch, to_device
 from ..data.loader import Fetch, Loader, Piece
-from ..data.randomness import EVALUATION
+from ..data.randomness import EVALUATION, seed_generators
 from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
 from ..errors import ComponentError, TrainError
@@ -111,6 +111,8 @@ class Evaluation:
     def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
         where, batch = piece
         self.objective.whole = where.samples == self.batch
+        # Whoever has fetched it, and whatever was drawn before.
+        seed_generators(self.train.seed, EVALUATION, where.epoch, where.number)
         count = self.objective.count(batch, where.samples)
         with self.accelerator.autocast():
             sums = self.objective(to_device(batch, self.accelerator.device), where.samples)

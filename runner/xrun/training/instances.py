@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .. import component
+from ..checkpoint.state import check_own_tensors
 from ..data.loader import check_splits
 from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
@@ -54,6 +55,7 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
             f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
         )
     begin_training(model)
+    check_own_tensors(model, f"models/{ref.name}.py")
     return model
 
 

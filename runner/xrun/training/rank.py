@@ -77,6 +77,8 @@ def live(plan: Plan, attempt: str, stop: StopFlag, store: Store | None) -> Outco
     except Stopped:
         return Outcome(EX_TEMPFAIL)
     except BaseException as error:  # a component may raise anything
+        # torch's handler raises wherever the news of another loader's worker that has gone comes.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         from .failure import failure_of  # imports torch, which is to come after the store's files
 
         failure = failure_of(error, step)

@@ -175,12 +175,7 @@ class ExactReduction:
                 "Use BatchNorm, whose statistics are replayed in order, a normalisation without"
                 " any, or train.reduction: fast.",
             )
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        if any(grad.is_sparse for grad in gradient):
-            raise TrainError(
-                "train.reduction: exact sums dense gradients, and the model has sparse ones.",
-                "Build its embeddings with sparse=False, or use train.reduction: fast.",
-            )
+        gradient = [_dense(p) for p in self._parameters]
         if piece.weight:
             self._used |= {id(p) for p in self._parameters if p.grad is not None}
             self._add(piece.slot, gradient)
@@ -203,7 +198,7 @@ class ExactReduction:
             # -0.0 and 0.0 become one: whether a zero was added depends on P
             _add(gradient, 0.0)
         for p, grad in zip(self._parameters, gradient, strict=True):
-            p.grad = grad
+            p.grad = _laid_out_as(p, grad)
         self.unused = [p for p in self._parameters if id(p) not in self._used]
         self._used = set()
 
@@ -285,6 +280,21 @@ def check_powers_of_two(processes: int, slots: int) -> None:
                 "Change train.micro_batch or the number of processes, or use train.reduction:"
                 " fast.",
             )
+
+
+def _dense(p: Tensor) -> Tensor:
+    """Its gradient with all of its elements."""
+    if p.grad is None:
+        return torch.zeros_like(p)
+    return p.grad.to_dense() if p.grad.is_sparse else p.grad
+
+
+def _laid_out_as(p: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in its parameter's layout of memory, which torch's fused optimizers take for
+    granted: in another one they would give each element the gradient of another."""
+    if gradient.stride() == p.stride():
+        return gradient
+    return torch.empty_like(p, memory_format=torch.preserve_format).copy_(gradient)
 
 
 def _add(tensors: list[Tensor], more: list[Tensor] | float) -> None:
