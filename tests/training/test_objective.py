@@ -168,6 +168,8 @@ OUTPUTS: list[tuple[str, Any]] = [
     ("loss last", lambda x: (x, x.mean())),
     ("a named tuple", lambda x: Named(x, x.mean())),
     ("a dataclass", lambda x: Returned(x.mean(), x)),
+    ("one element in a tuple", lambda x: (x, x.mean().reshape(1))),
+    ("one element and scalar", lambda x: (x.mean(), x[:1, :1])),
 ]
 
 

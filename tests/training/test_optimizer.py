@@ -25,6 +25,7 @@ from xrun.training.optimizer import (
     plain_step,
     rate_jump,
     set_learning_rate,
+    unfuse,
 )
 
 
@@ -146,6 +147,27 @@ def test_what_torch_fuses_is_fused(name: str) -> None:
             out.abs().sum().backward()
             optimizer.step()
             assert not torch.equal(p, before)
+
+
+def test_sparse_gradients_are_stepped_on_as_torch_does_it() -> None:
+    """What only the first gradient shows: afterwards the optimizer is torch's default, for a
+    GradScaler too."""
+    ends = []
+    for ours in (True, False):
+        table = nn.ParameterList([torch.ones(5, 2)])
+        optimizer: Any = (
+            build_optimizer(recipe({"name": "sgd", "lr": 0.1}), Objective(table, "model"))
+            if ours
+            else torch.optim.SGD(table.parameters(), lr=0.1)
+        )
+        for _ in range(2):
+            nn.functional.embedding(torch.tensor([1, 3]), table[0], sparse=True).sum().backward()
+            if ours:
+                unfuse(optimizer)
+                assert not optimizer._step_supports_amp_scaling
+            optimizer.step()
+        ends.append(table[0].detach())
+    assert torch.equal(*ends)
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:

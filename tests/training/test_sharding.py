@@ -225,5 +225,14 @@ def test_recomputed_activations_give_the_same_gradient() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+def test_checkpointing_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A model without blocks has nothing to compute again."""
+    checkpoint_activations(nn.Sequential(nn.Linear(2, 2)))
+    assert "train.activation_checkpointing changes nothing" in caplog.text
+    caplog.clear()
+    checkpoint_activations(nn.Sequential(nn.ModuleList([nn.Linear(2, 2)])))
+    assert caplog.text == ""
+
+
 if __name__ == "__main__":
     work(Path(sys.argv[1]), int(sys.argv[2]))

@@ -55,7 +55,7 @@ class TrainState:
     )
 
     def __post_init__(self) -> None:
-        self._built = self._buffer_kinds()
+        self._built = _buffer_kinds(self.model)
 
     def numbers(self) -> dict[str, Any]:
         """Everything that is not a tensor, as JSON."""
@@ -97,10 +97,11 @@ class TrainState:
         """Give the model, and its average, the buffers that were saved, in the shapes that they
         had: a forward pass may have made, changed and dropped some. `made` is what `numbers` says
         of that; their values are to be loaded."""
-        for name, kind in made.items():
-            for prefix, module in self._copies():
-                _set_buffer(module, name, kind, shapes.get(f"{prefix}.{name}", ()))
         for prefix, module in self._copies():
+            now = _buffer_kinds(module)
+            for name, kind in made.items():
+                if now.get(name) != kind:
+                    _set_buffer(module, name, kind, shapes.get(f"{prefix}.{name}", ()))
             for name, buffer in _buffers(module).items():
                 shape = shapes.get(f"{prefix}.{name}")
                 if shape is not None and rows(buffer)[1] != shape:
@@ -113,14 +114,9 @@ class TrainState:
         average = [] if self.ema is None else [("ema.module", self.ema.get_submodule("module"))]
         return [("model", self.model), *average]
 
-    def _buffer_kinds(self) -> dict[str, str]:
-        """The type of each buffer that is saved, as `float32`."""
-        kinds = {name: str(buffer.dtype) for name, buffer in _buffers(self.model).items()}
-        return {name: kind.removeprefix("torch.") for name, kind in kinds.items()}
-
     def _made_buffers(self) -> dict[str, str | None]:
         """The buffers that are not as `build` made them; None is one that is gone."""
-        now = self._buffer_kinds()
+        now = _buffer_kinds(self.model)
         made = {name: kind for name, kind in now.items() if self._built.get(name) != kind}
         return {**made, **dict.fromkeys(self._built.keys() - now.keys())}
 
@@ -219,6 +215,12 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
     buffers = {id(buffer) for buffer in module.buffers()}
     saved = module.state_dict(keep_vars=True).items()
     return {name: tensor for name, tensor in saved if id(tensor) in buffers}
+
+
+def _buffer_kinds(module: nn.Module) -> dict[str, str]:
+    """The type of each of them, as `float32`."""
+    kinds = {name: str(buffer.dtype) for name, buffer in _buffers(module).items()}
+    return {name: kind.removeprefix("torch.") for name, kind in kinds.items()}
 
 
 def _set_buffer(model: nn.Module, name: str, kind: str | None, shape: tuple[int, ...]) -> None:

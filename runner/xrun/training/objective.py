@@ -66,13 +66,13 @@ class Objective(nn.Module):
     def check_after_forward(self) -> None:
         """Look once, after the next batch, whether the model has the parameters that it was built
         with; others would not be trained, and not come back on a resume."""
-        known = {id(p) for p in self.parameters()}
+        known = dict(self.model.named_parameters())
 
         def check(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
             if inputs[0] is None:
                 return
             handle.remove()
-            late = [name for name, p in self.model.named_parameters() if id(p) not in known]
+            late = [name for name, _ in self.model.named_parameters() if name not in known]
             if late:
                 raise ComponentError(
                     f"{self.components.model}: the forward pass makes the parameter {late[0]}, and"
