@@ -34,15 +34,16 @@ _WAYS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _NOT_OURS),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), _NO_FOLDER),
+    errno.ENOENT: "Make it, or work in a folder that is there. {again}",
     errno.EFBIG: "Raise the limit of a file's size (ulimit -f). {again}",
     errno.EMFILE: "Raise the limit of open files (ulimit -n 4096). {again}",
 }
 _AGAIN = "Nothing that was committed is lost; run the same command again."
 
 
-def refusal(error: OSError, folder: Path | None = None) -> StoreError:
+def refusal(error: OSError, folder: Path | str = "A file") -> StoreError:
     """What a folder or a file that cannot be used means for a run, and the way out."""
-    place = error.filename or folder or "A file"
+    place = error.filename or folder
     way = _WAYS.get(error.errno or 0, "{again}")
     what = (error.strerror or str(error)).rstrip(".")
     return StoreError(f"{place}: {what}.", way.format(home=HOME.name, again=_AGAIN))

@@ -119,6 +119,8 @@ class _Polite(_Standard):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
             sys.exit(0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "Standard output") from error
 
 
 class _Patient(_Standard):

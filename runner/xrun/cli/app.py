@@ -65,7 +65,7 @@ def main() -> None:
     except XrunError as error:
         _refuse(error)
     except OSError as error:
-        _refuse(refusal(error))
+        _refuse(refusal(error, "The current folder"))
 
 
 def _refuse(error: XrunError) -> NoReturn:
