@@ -42,7 +42,7 @@ from tenacity import Retrying
 from ...backoff import Backoff, Errors
 from ...errors import LaunchError, StoreError, StoreUnavailable, XrunError
 from ..durable import FULL
-from .client import LARGEST, hub_api, is_of_the_library, room_for
+from .client import LARGEST, NOT_OF_A_HUB, hub_api, is_of_the_library, room_for
 
 Result = TypeVar("Result")
 Operation = CommitOperationAdd | CommitOperationDelete
@@ -367,6 +367,11 @@ class HubApi:
             )
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
+        if isinstance(error, NOT_OF_A_HUB):
+            return NoAnswerError(
+                f"Cannot {what} at {self.where}: what answers there is no Hub"
+                f" ({type(error).__name__})."
+            )
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return NoAnswerError(f"Cannot {what} at {self.where}: {reason[0][:_SAID].rstrip('.')}.")
 

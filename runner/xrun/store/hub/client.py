@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import json
 import os
 import re
 import sys
@@ -36,7 +37,7 @@ REDIRECTS = 10
 LONGEST_PAUSE = 300
 """Seconds for which a server may ask to be left alone."""
 _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
-_SHAPE = (TypeError, AttributeError, RecursionError, LookupError)
+NOT_OF_A_HUB = (json.JSONDecodeError, TypeError, AttributeError, RecursionError, LookupError)
 """What comes of an answer that is JSON and not the Hub's."""
 
 _room: contextvars.ContextVar[int | None] = contextvars.ContextVar("room", default=None)
@@ -113,7 +114,7 @@ def reaching() -> Iterator[None]:
         raise CloudUnavailable(
             f"The Hugging Face Hub cannot be reached: {_short(error)}.", hint
         ) from error
-    except (ValueError, *_SHAPE) as error:
+    except (ValueError, *NOT_OF_A_HUB) as error:
         raise CloudUnavailable(
             "The Hugging Face Hub cannot be reached: what answers in its place is no Hub"
             f" ({type(error).__name__}).",
@@ -152,7 +153,7 @@ def is_of_the_library(error: Exception) -> bool:
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     ours = at is not None and str(at.tb_frame.f_globals.get("__name__")).startswith("xrun.")
-    return isinstance(error, _SHAPE) and not ours
+    return isinstance(error, NOT_OF_A_HUB) and not ours
 
 
 # The client
