@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loopback.hub import Hub
+from loopback.portal import Portal
 from loopback.wandb import Wandb
 from support.running import Project
 from xrun.errors import CloudUnavailable, LaunchError, RecipeError
@@ -223,3 +224,25 @@ def test_the_command(project: Project, hub: Hub, tmp_path: Path) -> None:
         assert done.code == 3
         assert "0000" not in done.err
         assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "how", ["html", "circle", "elsewhere", "list", "deep", "other types", "bomb"]
+)
+@pytest.mark.parametrize("after", [False, True], ids=["at once", "after the account"])
+def test_a_sign_in_page_is_no_hub(
+    project: Project, monkeypatch: pytest.MonkeyPatch, how: str, after: bool
+) -> None:
+    """What answers in the Hub's place is out of reach: 75, one sentence, and no token elsewhere."""
+    token = {"accessToken": {"role": "write", "displayName": "x"}}
+    who = {"type": "user", "name": "alice", "orgs": [], "auth": token}
+    with Portal(how, {"/api/whoami-v2": who} if after else {}) as portal:
+        monkeypatch.setenv("HF_ENDPOINT", portal.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_verysecrettoken")
+        model = "model={name: hub, args: {name: bob/open}}"
+        recipe = load_recipe(project.recipe, ["checkpoint.store=hub", model])
+        with pytest.raises(CloudUnavailable) as error:
+            check_online(recipe, make_plan(recipe, project.recipe, environ={}))
+    assert error.value.exit_code == 75
+    assert "\n" not in str(error.value)
+    assert not any(each.elsewhere and each.authorized for each in portal.heard)

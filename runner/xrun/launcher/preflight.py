@@ -8,12 +8,10 @@ need.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,20 +120,24 @@ class _Hub:
     """The Hugging Face Hub, as the person who launches sees it."""
 
     def __init__(self, path: str) -> None:
-        from huggingface_hub import HfApi, get_token
+        from huggingface_hub import get_token
+
+        from ..store.hub.client import hub_api
 
         self.path = path
         self.token = get_token()
-        self.api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=self.token)
+        self.api = hub_api(self.token)
 
     def place(self, plan: Plan) -> tuple[Plan, list[Problem]]:
         """The plan with its store's full address and the Hub's user as the owner of the lease."""
+        from ..store.hub.client import account
+
         key = "checkpoint.store"
         if not self.token:
             hint = f"{TOKEN_HINT}, or keep the state here with -s checkpoint.store=local."
             what = "there is no Hugging Face token here"
             return plan, [self._problem(key, what, plan.store, hint)]
-        who = self._whoami()
+        who = account(self.api)
         if who is None:
             what = "the Hugging Face token is not valid"
             return plan, [self._problem(key, what, plan.store, f"{TOKEN_HINT}.")]
@@ -164,19 +166,6 @@ class _Hub:
             if isinstance(name, str) and not Path(name).expanduser().exists():
                 found += self._may_read(key, kind, name, args.get("revision"))
         return found
-
-    def _whoami(self) -> dict[str, Any] | None:
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            with _reaching("The Hugging Face Hub"):
-                return self.api.whoami()
-        except HfHubHTTPError as error:
-            if error.response.status_code == 401:
-                return None
-            raise CloudUnavailable(
-                f"The Hugging Face Hub does not answer: {error}.", "Try again."
-            ) from error
 
     def _may_write(self, address: Address, who: dict[str, Any]) -> Iterator[Problem]:
         from huggingface_hub.errors import HFValidationError
@@ -207,8 +196,10 @@ class _Hub:
             RevisionNotFoundError,
         )
 
+        from ..store.hub.client import reaching
+
         try:
-            with _reaching("The Hugging Face Hub"):
+            with reaching():
                 self.api.repo_info(name, repo_type=kind, revision=revision)
                 self.api.auth_check(name, repo_type=kind)
         except GatedRepoError:
@@ -239,25 +230,6 @@ class _Hub:
 
     def _problem(self, key: str, what: str, got: str, hint: str) -> Problem:
         return Problem(self.path, 0, 0, key, what, got, hint)
-
-
-@contextmanager
-def _reaching(whom: str) -> Iterator[None]:
-    """Translate a connection that fails into CloudUnavailable; an answer of the server stays what
-    it is."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from ..store.hub.api import http_errors
-
-    broken: tuple[type[Exception], ...] = (*http_errors(), ConnectionError, TimeoutError)
-    try:
-        yield
-    except HfHubHTTPError:
-        raise
-    except broken as error:
-        raise CloudUnavailable(
-            f"{whom} cannot be reached: {error}.", "Look at the network, then try again."
-        ) from error
 
 
 def _token_writes(token: dict[str, Any], owner: str) -> bool:

@@ -8,7 +8,6 @@ python -m xrun.supervisor.arrive CARGO && python -m xrun.supervisor.entrypoint
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -33,18 +32,14 @@ def _placed(plan: Plan) -> Plan:
     launched by hand has not."""
     if not plan.address.durable or plan.address.name:
         return plan
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from ..store.hub.client import account, hub_api
 
-    try:
-        return plan.placed(HfApi(endpoint=os.environ.get("HF_ENDPOINT")).whoami()["name"])
-    except HfHubHTTPError as error:
-        if error.response.status_code != 401:
-            raise
-        raise LaunchError(
-            "The Hugging Face token of this job is not valid, so its store cannot be found.",
-            "Launch it again with a token that is: https://huggingface.co/settings/tokens.",
-        ) from error
+    if (who := account(hub_api())) is not None:
+        return plan.placed(who["name"])
+    raise LaunchError(
+        "The Hugging Face token of this job is not valid, so its store cannot be found.",
+        "Launch it again with a token that is: https://huggingface.co/settings/tokens.",
+    )
 
 
 def main(cargo: str) -> int:

@@ -55,6 +55,19 @@ def account(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         wandb.start()
 
 
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "task": "classification",
+    "model": {"name": "line"},
+    "dataset": {"name": "points"},
+    "hardware": {"any_of": []},
+    "checkpoint": {"store": "hub"},
+    "env": {"A": "b"},
+    "budget": {"usd": 1.0},
+    "train": {"steps": 40, "global_batch": 8, "reduction": "fast", "deterministic": True},
+}
+
+
 class Run:
     """A run's folder as attempts leave it, and the sender of the attempt that lives."""
 
@@ -71,7 +84,7 @@ class Run:
             run=run,
             digest="d",
             mathematics={"sources": {"models/line.py": "ab"}},
-            recipe={"tracking": {"wandb": told}},
+            recipe={**RECIPE, "tracking": {"wandb": told}},
             recipe_path="tiny.yaml",
             project=str(home),
             home=str(home),

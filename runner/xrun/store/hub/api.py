@@ -9,10 +9,7 @@ Whoever commits has to look first (`branch.py`).
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +18,7 @@ from typing import Any, TypeVar
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
-    HfApi,
     hf_hub_url,
-    set_client_factory,
 )
 from huggingface_hub.errors import (
     BucketNotFoundError,
@@ -38,23 +33,22 @@ from huggingface_hub.hf_api import LFSFileInfo
 from huggingface_hub.lfs import UploadInfo
 from huggingface_hub.utils import (
     build_hf_headers,
-    disable_progress_bars,
     get_session,
     hf_raise_for_status,
     validate_repo_id,
 )
-from huggingface_hub.utils._http import default_client_factory
 from tenacity import Retrying
 
 from ...backoff import Backoff, Errors
 from ...errors import LaunchError, StoreError, StoreUnavailable, XrunError
 from ..durable import FULL
+from .client import LARGEST, NOT_OF_A_HUB, hub_api, is_of_the_library, room_for
 
 Result = TypeVar("Result")
 Operation = CommitOperationAdd | CommitOperationDelete
 
-TIMEOUT = 60.0
-"""Seconds without a byte after which a connection counts as broken."""
+_SAID = 300
+"""Characters of what a server says that are repeated."""
 BACKOFF = Backoff(first=0.25, longest=60.0, spread=1.0)
 
 
@@ -113,8 +107,7 @@ class HubApi:
                 f"{name!r} cannot be a repository's name on the Hub: {error}."
             ) from error
         self.name, self.patience = name, patience
-        self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
-        _prepare_library()
+        self._api = hub_api(token)
 
     @property
     def where(self) -> str:
@@ -169,7 +162,8 @@ class HubApi:
         headers = {**build_hf_headers(token=self._api.token), "Accept-Encoding": "identity"}
 
         def get() -> bytes:
-            response = get_session().get(url, headers=headers)
+            with room_for(LARGEST):
+                response = get_session().get(url, headers=headers)
             hf_raise_for_status(response)
             named = response.headers.get("etag", "").removeprefix("W/").strip('"')
             if len(named) == 40 and named != blob_id(response.content):
@@ -341,7 +335,7 @@ class HubApi:
             ) from error
         except Exception as error:
             ours = isinstance(error, XrunError | MissingError | ConflictError)
-            if ours or not isinstance(error, _library_errors()):
+            if ours or not is_of_the_library(error):
                 raise
             raise self._ours(what, error) from error
 
@@ -350,8 +344,8 @@ class HubApi:
         if answer is None:
             return self._without_answer(what, error)
         status = answer.response.status_code
-        said = answer.server_message or str(answer).strip().splitlines()[-1]
-        sentence = f"Cannot {what} at {self.where}: {status}, {said.rstrip('.')}."
+        said = (answer.server_message or str(answer)).strip().splitlines()[-1:] or [""]
+        sentence = f"Cannot {what} at {self.where}: {status}, {said[0][:_SAID].rstrip('.')}."
         if status in (408, 429) or status >= 500:
             return NoAnswerError(
                 sentence,
@@ -373,8 +367,13 @@ class HubApi:
             )
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
+        if isinstance(error, NOT_OF_A_HUB):
+            return NoAnswerError(
+                f"Cannot {what} at {self.where}: what answers there is no Hub"
+                f" ({type(error).__name__})."
+            )
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return NoAnswerError(f"Cannot {what} at {self.where}: {reason[0].rstrip('.')}.")
+        return NoAnswerError(f"Cannot {what} at {self.where}: {reason[0][:_SAID].rstrip('.')}.")
 
 
 def blob_id(content: bytes) -> str:
@@ -414,42 +413,6 @@ def _by_lfs(addition: CommitOperationAdd) -> CommitOperationAdd:
 
 def _sha256(entry: Any) -> str:
     return entry.lfs.sha256 if entry.lfs else ""
-
-
-@functools.cache
-def _prepare_library() -> None:
-    """Once for all stores of a process, because it closes the library's connections."""
-    set_client_factory(_client)
-    if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
-        disable_progress_bars()
-
-
-def _client() -> Any:
-    """The library's client waits for ever, and some calls ask for that; one stalled connection
-    would end all saving."""
-    client = default_client_factory()
-    client.event_hooks["request"].append(_limit_waiting)
-    return client
-
-
-def _limit_waiting(request: Any) -> None:
-    given = request.extensions.get("timeout") or {}
-    request.extensions["timeout"] = {
-        name: given.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")
-    }
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    """HTTP errors of whichever httpx the library uses, broken JSON (ValueError, KeyError), and what
-    hf_xet raises."""
-    return (*http_errors(), OSError, RuntimeError, ValueError, KeyError)
-
-
-def http_errors() -> tuple[type[Exception], ...]:
-    """What the HTTP library raises: huggingface_hub 2 has imported httpx2, the versions before
-    httpx."""
-    loaded = (sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules)
-    return tuple(library.HTTPError for library in loaded)
 
 
 def _answer(error: BaseException | None) -> HfHubHTTPError | None:

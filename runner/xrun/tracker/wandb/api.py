@@ -9,21 +9,28 @@ talks to knows them.
 from __future__ import annotations
 
 import configparser
-import json
 import netrc
 import os
-from collections.abc import Mapping
+import queue
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...files import parsed
 from ...run.plan import Plan
 
 PUBLIC = ("https://api.wandb.ai", "https://api.forge.coreweave.com")
 """Two names of the public service; which one `wandb login` writes down depends on its version."""
 KEY_LENGTH = 40
+_STEPS = {"_step", "train/step", "xrun/commit_step"}
+"""What of a run's last row and summary is a step."""
 _SECONDS = 10.0
+"""Seconds until an answer begins, and between its bytes."""
+_WHOLE_SECONDS, _LARGEST = 20.0, 64 << 20
+"""Seconds and bytes of a whole answer."""
 
 _RESUME_STATUS = """
 query RunResumeStatus($project: String, $entity: String, $name: String!) {
@@ -155,16 +162,26 @@ def run_status(address: RunPath) -> RunStatus | None:
         Unreachable: it does not answer.
         Refused: the key is not valid, or not for this.
     """
-    model = ask(_RESUME_STATUS, address.variables).get("model") or {}
-    bucket = model.get("bucket")
+    data = ask(_RESUME_STATUS, address.variables)
+    try:
+        return _status_in(data)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _not_wandb(error) from error
+
+
+def _status_in(data: Mapping[str, Any]) -> RunStatus | None:
+    """What an answer says of a run; nothing at all is no word that there is none."""
+    bucket = (data["model"] or {}).get("bucket")
     if bucket is None:
         return None
-    tail = json.loads(bucket.get("historyTail") or "[]") or []
-    summary = json.loads(bucket.get("summaryMetrics") or "{}") or {}
-    last = json.loads(tail[-1]) if tail else {}
-    return RunStatus(
-        bucket.get("historyLineCount") or 0, last, summary, bool(bucket.get("stopped"))
-    )
+    tail = parsed(bucket.get("historyTail") or "[]") or []
+    summary = parsed(bucket.get("summaryMetrics") or "{}") or {}
+    last = parsed(tail[-1]) if tail else {}
+    for values in (dict(last), dict(summary)):
+        for name in _STEPS & values.keys():
+            int(values[name])  # as whoever asks will read it
+    rows = int(bucket.get("historyLineCount") or 0)
+    return RunStatus(rows, dict(last), dict(summary), bool(bucket.get("stopped")))
 
 
 def create_run(address: RunPath) -> None:
@@ -185,41 +202,94 @@ def viewer() -> Viewer:
         Unreachable: the server does not answer.
         Refused: the key is not valid.
     """
-    found = ask(_VIEWER, {}).get("viewer")
-    if not found:
+    data = ask(_VIEWER, {})
+    try:
+        found = data["viewer"] or None
+        edges = ((found or {}).get("teams") or {}).get("edges") or []
+        teams = tuple(str(edge["node"]["name"]) for edge in edges)
+        entity = str((found or {}).get("entity") or (found or {}).get("username") or "")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _not_wandb(error) from error
+    if found is None:
         raise Refused("the API key is not valid")
-    edges = (found.get("teams") or {}).get("edges") or []
-    return Viewer(
-        found.get("entity") or found.get("username") or "",
-        tuple(edge["node"]["name"] for edge in edges),
-    )
+    return Viewer(entity, teams)
 
 
 def is_read_only(entity: str, project: str) -> bool:
     """Whether a project is there and takes nothing; one that is not there yet is made by its first
     run."""
     found = ask(_READ_ONLY, {"entity": entity, "project": project}).get("project")
-    return bool(found and found.get("readOnly"))
+    return isinstance(found, dict) and bool(found.get("readOnly"))
 
 
 def ask(query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     """One GraphQL request; no answer, error or log has the key in it."""
-    import requests
-
     if not (key := api_key()):
         raise Refused("there is no API key here")
+    status, text = _post({"query": query, "variables": variables}, key)
     try:
-        answer = requests.post(
-            f"{base_url()}/graphql",
-            json={"query": query, "variables": variables},
-            auth=("api", key),
-            timeout=_SECONDS,
-            allow_redirects=False,
-        )
-        content = answer.json() if answer.status_code < 500 else {}
-    except (requests.RequestException, ValueError) as error:
-        raise Unreachable(f"{base_url()} does not answer ({type(error).__name__})") from error
-    return _checked(answer.status_code, content if isinstance(content, dict) else {})
+        content = parsed(text) if status < 500 else {}
+        return _checked(status, content if isinstance(content, dict) else {})
+    except (ValueError, TypeError) as error:
+        raise _not_wandb(error) from error
+
+
+def _post(asked: Mapping[str, Any], key: str) -> tuple[int, bytes]:
+    """Status and body of an answer that comes within `_WHOLE_SECONDS`, its headers included, and is
+    no larger than `_LARGEST`.
+
+    Asked by a thread, since nothing else ends headers that come a byte at a time; one that is given
+    up ends with the process.
+    """
+    answers: queue.Queue[tuple[int, bytes] | Exception] = queue.Queue()
+
+    def ask_now() -> None:
+        try:
+            answers.put(_answered(asked, key))
+        except Exception as error:  # for whoever waits
+            answers.put(error)
+
+    threading.Thread(target=ask_now, name="xrun-wandb-ask", daemon=True).start()
+    try:
+        answer = answers.get(timeout=_WHOLE_SECONDS)
+    except queue.Empty:
+        answer = TimeoutError()
+    if isinstance(answer, Exception):
+        raise Unreachable(f"{base_url()} does not answer ({type(answer).__name__})") from answer
+    return answer
+
+
+def _answered(asked: Mapping[str, Any], key: str) -> tuple[int, bytes]:
+    """The key goes to the server that is meant, and nowhere else."""
+    import requests
+
+    with requests.post(
+        f"{base_url()}/graphql",
+        json=asked,
+        auth=("api", key),
+        headers={"Accept-Encoding": "identity"},
+        timeout=_SECONDS,
+        allow_redirects=False,
+        stream=True,
+    ) as answer:
+        return answer.status_code, b"".join(_pieces(answer))
+
+
+def _pieces(answer: Any) -> Iterator[bytes]:
+    if answer.headers.get("Content-Encoding", "identity") not in ("", "identity"):
+        raise ValueError("compressed, which nobody asked for")
+    size = 0
+    for piece in answer.iter_content(65536):
+        size += len(piece)
+        if size > _LARGEST:
+            raise ValueError("too large")
+        yield piece
+
+
+def _not_wandb(error: Exception) -> Unreachable:
+    return Unreachable(
+        f"what answers at {base_url()} is not Weights & Biases ({type(error).__name__})"
+    )
 
 
 def _checked(status: int, content: dict[str, Any]) -> dict[str, Any]:
@@ -237,5 +307,7 @@ def _checked(status: int, content: dict[str, Any]) -> dict[str, Any]:
         raise Refused(said or f"HTTP {status}")
     if status != 200:
         raise Unreachable(f"{base_url()} answers HTTP {status}")
-    data: dict[str, Any] = content.get("data") or {}
+    data = content.get("data")
+    if not isinstance(data, dict):
+        raise ValueError("it has no data")
     return data
