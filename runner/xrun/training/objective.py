@@ -59,7 +59,8 @@ class Objective(nn.Module):
         if batch is None:
             return {
                 "loss": sum(
-                    (p.sum() * 0 for p in self.parameters() if p.requires_grad), torch.zeros(())
+                    (p.sum().real * 0 for p in self.parameters() if p.requires_grad),
+                    torch.zeros(()),
                 )
             }
         if self.task == "model":
