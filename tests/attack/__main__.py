@@ -26,8 +26,9 @@ import torch.distributed.tensor
 import torch.nn.parallel
 
 import xrun.training.build  # noqa: F401  every try needs it
+from support import running
 
-from .mix import KINDS
+from .mix import KINDS, OPEN
 from .pool import Outcome, Try, outcomes, to_json
 from .started import SHARED
 
@@ -42,11 +43,14 @@ def main() -> int:
         print(json.dumps(vars(Try(told.seed, told.kind or "").drawn())))
         return 0
     torch.set_num_threads(1)
+    running.START = "fork"
     for name in [name for name in os.environ if name.startswith(("XRUN_", "WANDB_", "HF_TOKEN"))]:
         del os.environ[name]
     folder = Path(told.folder or tempfile.mkdtemp(prefix="xrun-attack-", dir=_memory()))
     os.environ.setdefault(SHARED, str(folder))
     until = time.monotonic() + 60 * told.minutes
+    if told.all:
+        OPEN.clear()
     counts, seconds = Counter[str](), Counter[str]()
     wrong: list[Outcome] = []
     for outcome in outcomes(_tries(told), told.workers, folder, until):
@@ -75,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=Path, help="these cases, from a file as found.json")
     parser.add_argument("--found", action="store_const", const=FOUND, dest="cases")
     parser.add_argument("--drawn", action="store_true", help="only print what --seed draws")
+    parser.add_argument("--all", action="store_true", help="those with open faults too")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--folder", help="where the tries that went wrong are kept")
     return parser.parse_args()

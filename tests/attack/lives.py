@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-from support import running
 from support.running import Done, attempt
 from xrun.cli.app import main
 from xrun.errors import EX_TEMPFAIL, XrunError
@@ -27,7 +26,6 @@ from .cases import PROJECT
 
 LIVES = 6
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
-running.START = "fork"
 
 
 class Wrong(Exception):

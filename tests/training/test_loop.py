@@ -108,6 +108,25 @@ class Turned(nn.Module):
 def build():
     return Turned()
 """
+MIXED = """\
+import torch
+from torch import nn
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 3)
+        self.turn = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+        self.long = nn.Parameter(torch.randn(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.line(x) * self.turn).abs() + self.long.float()
+
+
+def build():
+    return Mixed()
+"""
 
 FEATURES = {
     "ema": ["train.ema=0.9"],
@@ -134,6 +153,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
         project.write("models/blocks.py", BLOCKS)
         project.write("models/norms.py", NORMS)
         project.write("models/turned.py", TURNED)
+        project.write("models/mixed.py", MIXED)
         project.write("datasets/streamed.py", STREAMED)
         return project
 
@@ -294,7 +314,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(make: Any, undisturbed: P
     same_samples_and_losses(curve(project.run), curve(undisturbed.run))
 
 
-@pytest.mark.parametrize("model", ["line", "norms", "turned"])
+@pytest.mark.parametrize("model", ["line", "norms", "turned", "mixed"])
 def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
     make: Any, model: str
 ) -> None:
@@ -308,6 +328,16 @@ def test_exact_reduction_has_the_same_bits_on_any_number_of_processes(
         assert done.code == 0, done.err
     assert curve(one.run) == curve(other.run)
     assert weights(one.run) == weights(other.run)
+
+
+def test_processes_train_parameters_of_any_kind_of_number(make: Any) -> None:
+    """Complex and 64-bit parameters on 2 processes: the losses of one process, but for rounding."""
+    one, two = make(), make()
+    overrides = ["model.name=mixed", "train.steps=4", "train.optimizer.name=sgd"]
+    assert one.attempt(*overrides).code == 0
+    done = two.attempt(*overrides, processes=2)
+    assert done.code == 0, done.err
+    same_samples_and_losses(curve(two.run), curve(one.run))
 
 
 def test_a_sharded_run_goes_on_with_any_number_of_processes(make: Any) -> None:

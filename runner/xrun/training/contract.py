@@ -120,7 +120,7 @@ def in_short(error: BaseException) -> str:
 def _steps(frame: FrameType) -> bool:
     """Whether it is the loop's, in which gradients are clipped and the optimizer steps."""
     where = str(frame.f_globals.get("__name__")), frame.f_code.co_name
-    return where == ("xrun.training.loop", "_update")
+    return where == ("xrun.training.loop", "_step")
 
 
 def _computes(frame: FrameType) -> bool:

@@ -239,15 +239,23 @@ class ExactReduction:
         return right
 
     def _with_partner(self, gradient: list[Tensor], partner: int) -> list[Tensor]:
-        """The sum of this process's and a partner's."""
-        flat = torch.cat([grad.reshape(-1) for grad in gradient])
+        """The sum of this process's and a partner's, each type of number by itself."""
+        sums = {}
+        for kind in dict.fromkeys(grad.dtype for grad in gradient):
+            own = [grad for grad in gradient if grad.dtype == kind]
+            flat = torch.cat([grad.reshape(-1) for grad in own])
+            flat += self._of(partner, flat)
+            sums[kind] = iter(flat.split([grad.numel() for grad in own]))
+        return [next(sums[grad.dtype]).view_as(grad) for grad in gradient]
+
+    def _of(self, partner: int, flat: Tensor) -> Tensor:
+        """What the partner has in the place of this; complex numbers travel as pairs."""
         other = torch.empty_like(flat)
-        swap = [dist.P2POp(dist.isend, flat, partner), dist.P2POp(dist.irecv, other, partner)]
+        here, there = (torch.view_as_real(t) if t.is_complex() else t for t in (flat, other))
+        swap = [dist.P2POp(dist.isend, here, partner), dist.P2POp(dist.irecv, there, partner)]
         for request in dist.batch_isend_irecv(swap):
             request.wait()
-        flat += other
-        cut = flat.split([grad.numel() for grad in gradient])
-        return [part.view_as(grad) for part, grad in zip(cut, gradient, strict=True)]
+        return other
 
     def _loss(self, own: dict[int, float]) -> float:
         """The tree's sum over all leaves, on the first process; 0 on the others."""
