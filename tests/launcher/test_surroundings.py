@@ -11,10 +11,12 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +146,22 @@ def test_closed_descriptors_end_nothing(project: Project, undisturbed: Project) 
     assert speaking == []
 
 
+def test_logs_that_are_taken_away_end_nothing(project: Project, undisturbed: Project) -> None:
+    """A file lies where the folder of logs was: nobody can say how the ranks end, and the store
+    knows that the run has finished."""
+    project.trap("hold", call=8 * PER_STEP)
+    command = project.start(RECIPE)
+    held(project)
+    folder = project.run.path / "logs"
+    shutil.rmtree(folder)
+    folder.touch()
+    (project.root / "go").touch()
+    done = ended(command)
+    assert done.code == 0, done.err
+    assert len(record(project.run)["attempts"]) == 1
+    assert same(project, undisturbed)
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C twice", "SIGINT to the command", "SIGTERM to the command"])
 def test_a_slow_start_ends_at_once(project: Project, how: str) -> None:
     """While a component builds for minutes nothing is there to save: no grace, and no word of a
@@ -214,6 +232,14 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(project: Project, place: s
     assert not processes_of(project.root)
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may write to; pytest keeps others out of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
 def python_for(user: int) -> str:
     """An interpreter that this user may start: a test's own may lie in somebody's home."""
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
@@ -224,12 +250,9 @@ def python_for(user: int) -> str:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_a_user_without_a_name_trains(project: Project, undisturbed: Project) -> None:
+def test_a_user_without_a_name_trains(open_folder: Path, undisturbed: Project) -> None:
     """As in containers: a number only, no home, and nothing that says who it is."""
-    for folder in [project.root, *project.root.parents]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    for path in [project.root, *project.root.rglob("*")]:
-        path.chmod(path.stat().st_mode | 0o066 | (0o011 if path.is_dir() else 0))
+    project = Project(open_folder)
     done = subprocess.run(
         [python_for(12345), "-P", "-m", "xrun", RECIPE],
         cwd=project.root,

@@ -44,7 +44,7 @@ def main(path: str) -> int:
     except OSError as error:
         return _refused(refusal(error))
     except Stopped:
-        print("Stopped before anything was trained.", file=sys.stderr, flush=True)
+        print("Stopped before this attempt trained anything.", file=sys.stderr, flush=True)
         return Stopped.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -238,6 +239,8 @@ class LeadingNode(Node):
                 return Outcome(LaunchError.exit_code, failure)
             if failure is None or self.stop:
                 return outcome
+            if self._has_reached_the_end():  # and the ranks could not say so
+                return Outcome(0)
             if failure.parts:
                 parts = failure.parts
                 how = f"Starting again: each micro-batch is computed in {parts} parts."
@@ -247,6 +250,14 @@ class LeadingNode(Node):
                 self.say(f"{what}. The processes are started again on this machine.")
             else:
                 return _mistake(failure) if retries.is_mistake else outcome
+
+    def _has_reached_the_end(self) -> bool:
+        """Whether the store says that this attempt has finished the run."""
+        with contextlib.suppress(XrunError):
+            head = self.store.head()
+            mine = head is not None and head.attempt == self.id
+            return mine and RunRecord.of(head).has_reached_the_end(self.plan)
+        return False
 
     def _round(self, fresh: bool, parts: int) -> Outcome:
         port, self._reports = free_port(), {}
