@@ -50,7 +50,7 @@ ARROWS = {
     "checkpoint": "machine recipe run store tracker",
     "training": "checkpoint component components data machine recipe run store tracker",
     "supervisor": "machine run store tracker",
-    "launcher": "components recipe run store tracker",
+    "launcher": "component components recipe run store tracker",
     "drill": "recipe run",
     "cli": "drill launcher recipe run tracker",
 }
