@@ -26,7 +26,6 @@ import torch.distributed.tensor
 import torch.nn.parallel
 
 import xrun.training.build  # noqa: F401  every try needs it
-
 from support import running
 
 from .mix import KINDS, OPEN
