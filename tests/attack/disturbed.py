@@ -20,7 +20,7 @@ from xrun.launcher.local import LocalCloud
 from xrun.machine.stop import StopFlag, end_with_parent
 from xrun.run.plan import Plan
 
-from .lives import TRACEBACK, Wrong, last_line
+from .lives import Wrong, has_traceback, last_line
 from .started import started
 
 Case = dict[str, Any]
@@ -87,7 +87,7 @@ def play(case: Case, folder: Path) -> None:
 
 def _check(code: int, said: str, life: list[Any]) -> None:
     to_it = {-getattr(signal, number) for _, who, number in life if who in ("command", "group")}
-    if TRACEBACK.search(said):
+    if has_traceback(said):
         raise Wrong(f"the command prints a traceback: {last_line(said)}")
     if code not in ENDS and code not in to_it:
         raise Wrong(f"the command ends with {code}: {last_line(said)}")

@@ -15,7 +15,7 @@ from support.running import Done, curve
 from xrun.run.folder import RunFolder, runs_in
 
 from .cases import Case, recipe_of
-from .lives import TRACEBACK, Wrong, last_line, no_traceback, project, train
+from .lives import Wrong, has_traceback, last_line, no_traceback, project, train
 from .oracle import Answer, answer
 
 REFUSALS = (2, 6)
@@ -40,7 +40,7 @@ def play(case: Case, folder: Path) -> None:
     no_traceback(done, "training", [0])
     run = runs_in(recipe.parent.parent / "runs")[0]
     for log in [] if case["kills"] else run.path.glob("logs/*/rank*.log"):
-        if TRACEBACK.search(text := log.read_text(errors="replace")):
+        if has_traceback(text := log.read_text(errors="replace")):
             raise Wrong(f"{log.name} of a run that went well has a traceback: {last_line(text)}")
     _compare(run, right, exact=case.get("processes", 1) == 1)
 
