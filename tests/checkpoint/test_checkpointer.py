@@ -159,6 +159,17 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     )
 
 
+def test_the_thread_that_saves_asks_the_model_for_nothing(tmp_path: Path) -> None:
+    """A sharded model that tells its state_dict shards itself for it, wherever the main thread's
+    forward pass is."""
+    run, asked = Run(tmp_path), list[threading.Thread]()
+    run.model.register_state_dict_pre_hook(lambda *_: asked.append(threading.current_thread()))
+    for _ in range(3):
+        run.save()
+        run.step()
+    assert set(asked) == {threading.main_thread()}
+
+
 def restored(folder: Path, width: int = 5) -> dict[str, Tensor]:
     """What a new attempt finds."""
     run = Run(folder, f"a{len(list((folder / 'state' / 'commits').iterdir())) + 10}", width)

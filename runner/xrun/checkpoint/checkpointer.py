@@ -143,6 +143,7 @@ class Checkpointer:
             files=files,
             late=parts.keys() - early,
             trained=self.state.trained(),
+            frozen=self.state.frozen(),
             ready=ready,
             rows={
                 name: rows(tensor)
@@ -249,7 +250,7 @@ class Checkpointer:
             self._stream.synchronize()
         moved = (saving.moved() | saving.touched()) & saving.late
         self._copied.set()
-        still = self.state.frozen() - self._movement.moving
+        still = saving.frozen - self._movement.moving
         digests = {
             name: hash_of([tensor_file.bytes_of(data)])
             for name, data in self._snapshot.parts(saving.files, still)

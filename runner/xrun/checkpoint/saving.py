@@ -56,7 +56,11 @@ class Made:
 @dataclass(frozen=True)
 class Saving:
     """What one save needs: this process's part of the state as it was when the save began; `late`
-    is what is copied beside the next forward pass."""
+    is what is copied beside the next forward pass.
+
+    The thread that saves asks the model for nothing: a sharded one that tells its `state_dict`
+    shards itself for it, in the middle of the main thread's forward pass.
+    """
 
     step: int
     numbers: Mapping[str, Any]
@@ -64,6 +68,7 @@ class Saving:
     files: Files
     late: Set[str]
     trained: Set[str]
+    frozen: Set[str]
     rows: Mapping[str, tensor_file.Rows]
     versions: Mapping[str, int]
     samples: Mapping[str, Tensor]
