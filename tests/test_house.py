@@ -130,7 +130,7 @@ def test_what_stands_in_one_place(what: str, where: set[str]) -> None:
         ("xrun.entrypoint", ["nowhere/plan.json"], "nowhere/plan.json"),
         ("xrun.attempt", ["nowhere/plan.json", "a1"], "nowhere/plan.json"),
         ("xrun.arrive", ["nowhere"], "nowhere/plan.json"),
-        ("xrun.tracker.wandb_sender", ["nowhere"], "nowhere/plan.json"),
+        ("xrun.tracker.wandb_sender", ["nowhere"], "There is no run nowhere"),
         ("xrun.tracker.wandb_witness", ["nowhere/plan.json"], "nowhere/plan.json"),
     ],
 )

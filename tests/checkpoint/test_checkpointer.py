@@ -163,7 +163,8 @@ def test_the_thread_that_saves_asks_the_model_for_nothing(tmp_path: Path) -> Non
     """A sharded model that tells its state_dict shards itself for it, wherever the main thread's
     forward pass is."""
     run, asked = Run(tmp_path), list[threading.Thread]()
-    run.model.register_state_dict_pre_hook(lambda *_: asked.append(threading.current_thread()))
+    model: Any = run.model
+    model.register_state_dict_pre_hook(lambda *_: asked.append(threading.current_thread()))
     for _ in range(3):
         run.save()
         run.step()

@@ -295,7 +295,8 @@ class Growing(nn.Module):
         if not hasattr(self.line, "calls"):
             self.line.register_buffer("calls", torch.zeros(2, dtype=torch.complex128))
         self.line.calls = self.line.calls + 1j
-        self.count = self.count.double() + 0.5
+        count = self.get_buffer("count")
+        self.count = count.double() + 0.5
         self.scratch = None
         return self.line(x.float()[:, None] - self.mean[:, None])
 

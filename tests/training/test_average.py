@@ -53,7 +53,7 @@ def trained(model: nn.Module, *averages: Any, steps: int = 4) -> None:
         model(torch.randn(8, 4))
         with torch.no_grad():
             for p in model.parameters():
-                p += torch.randn_like(p)
+                p.add_(torch.randn_like(p))
         for average in averages:
             average()
 
@@ -125,7 +125,7 @@ def test_a_twin_computes_the_same_and_shares_nothing(norm: Any) -> None:
     """Also where the model keeps what it has computed, as `weight_norm` does."""
     model = nn.Sequential(norm(nn.Linear(4, 3)), nn.Linear(3, 2))
     x = torch.randn(5, 4)
-    model.kept = [{"last": model(x)}]  # type: ignore[assignment]
+    model.kept = [{"last": model(x)}]
     copy = twin(model, "because", "do")
     assert torch.equal(copy(x), model(x))
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_a_twin_computes_the_same_and_shares_nothing(norm: Any) -> None:
 def test_what_cannot_be_copied_is_named() -> None:
     """One sentence: why it is to be copied, what cannot be, and the way out."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[1].lock = threading.Lock()  # type: ignore[assignment]
+    model[1].lock = threading.Lock()
     with pytest.raises(ComponentError, match=r"train\.ema averages .*, and 1\.lock cannot be") as e:
         Average(model, 0.9)
     assert "Leave train.ema out" in e.value.hint

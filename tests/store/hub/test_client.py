@@ -150,6 +150,6 @@ def test_a_mistake_of_our_own_is_not_the_networks() -> None:
     with pytest.raises(AttributeError) as ours:
         client._checked_account(None)
     with pytest.raises(TypeError) as theirs:
-        json.loads(None)  # type: ignore[arg-type]
+        json.loads(None)
     assert not client.is_of_the_library(ours.value)
     assert client.is_of_the_library(theirs.value)
