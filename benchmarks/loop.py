@@ -54,10 +54,13 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
         name: [1e6 * (value - raw) for value, raw in zip(values, seen["raw"], strict=True)]
         for name, values in seen.items()
     }
-    beside = [mine / theirs for mine, theirs in zip(over["xrun"], over["accelerate"], strict=True)]
+    beside, unchecked = (
+        [mine / theirs for mine, theirs in zip(over["xrun"], over[name], strict=True)]
+        for name in ("accelerate, checking", "accelerate")
+    )
     return Row(
         1,
-        "loop overhead per step, over a plain accelerate loop's",
+        "loop overhead per step, over an accelerate loop's that checks its gradients as well",
         median(beside),
         0.30,
         "lower",
@@ -68,6 +71,7 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
         },
         spread(beside),
         {
+            "over_accelerate_without_the_check": median(unchecked),
             "xrun_us": median(over["xrun"]),
             "xrun_us_spread": spread(over["xrun"]),
             "raw_us": 1e6 * median(seen["raw"]),

@@ -31,8 +31,13 @@ def synchronize() -> None:
 
 def installed() -> dict[str, Callable[[Work], float]]:
     """The loops of others whose library is here."""
-    loops = {"accelerate": accelerate, "lightning": lightning, "transformers": trainer}
-    return {name: loop for name, loop in loops.items() if find_spec(name)}
+    loops = {
+        "accelerate": accelerate,
+        "accelerate, checking": accelerate_checked,
+        "lightning": lightning,
+        "transformers": trainer,
+    }
+    return {name: loop for name, loop in loops.items() if find_spec(name.partition(",")[0])}
 
 
 @dataclass
@@ -116,7 +121,12 @@ def accelerate(work: Work) -> float:
     return _timed(work, accelerate_steps(work))
 
 
-def accelerate_steps(work: Work) -> Iterator[None]:
+def accelerate_checked(work: Work) -> float:
+    """The same, and like xrun it does not step on gradients that are not finite."""
+    return _timed(work, accelerate_steps(work, checked=True))
+
+
+def accelerate_steps(work: Work, checked: bool = False) -> Iterator[None]:
     """The same, a step at a time."""
     from accelerate import Accelerator
 
@@ -127,6 +137,9 @@ def accelerate_steps(work: Work) -> Iterator[None]:
             optimizer.zero_grad()
             loss = cross_entropy(model(x), y)
             accelerator.backward(loss)
+            if checked:
+                gradients = [p.grad for p in model.parameters()]
+                nn.utils.get_total_norm(gradients, error_if_nonfinite=True)
             optimizer.step()
         yield
 

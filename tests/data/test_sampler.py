@@ -1,4 +1,7 @@
-"""Which samples a step trains on: every promise of the data's order, without a process in sight."""
+"""Which samples a step trains on: every promise of the data's order, without a process in sight.
+
+Covers `xrun.data.randomness`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from xrun.data.randomness import seed_generators
 from xrun.data.sampler import MicroBatch, Sampler, cut, key, permute
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -235,3 +240,19 @@ def test_a_weighted_draw_at_the_very_end_is_a_sample() -> None:
     the last."""
     sampler = Sampler(4, 4, 4, 0, [1.0, 1.0, 1.0, 0.0])
     assert sampler.at(np.array([0, 2**64 - 1], dtype=np.uint64)).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("place", [(0, 1), (7, 2, 100, 0), (2**64 - 1, 3, 2**40)])
+def test_generators_are_seeded_as_their_libraries_do(place: tuple[int, ...]) -> None:
+    """With the key of the place, whatever was drawn before: also the second half of a pair of
+    normal numbers is gone."""
+    seed = key(*place)
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+    expected = random.gauss(0, 1), np.random.rand(), torch.rand(1).item()
+    random.gauss(0, 1)
+    seed_generators(*place)
+    assert (random.gauss(0, 1), np.random.rand(), torch.rand(1).item()) == expected
+    seed_generators(*place)
+    assert random.getstate() == random.Random(seed).getstate()

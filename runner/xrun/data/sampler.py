@@ -30,10 +30,9 @@ _AHEAD = 64
 _MASK = (1 << 64) - 1
 
 
-def key(*parts: int) -> int:
+def key(*parts: int, mixed: int = 0) -> int:
     """Mix integers into one 64-bit seed (splitmix64, Steele et al. 2014), so that near inputs give
-    far seeds."""
-    mixed = 0
+    far seeds; `mixed` is the key of those before them."""
     for part in parts:
         mixed = (mixed + part + 0x9E3779B97F4A7C15) & _MASK
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -232,12 +232,14 @@ class Training:
     def _stepped(self, total: int, loss: float, samples: int, norms: list[float]) -> None:
         """A step is done, on a global batch of `total` samples, whose digest is `samples`."""
         state, train = self.state, self.train
-        rate = learning_rate(train, state.step, self.steps)
+        rate = state.optimizer.param_groups[0]["lr"]
         state.step += 1
         state.samples += total
         if state.step % train.log_every == 0 or state.step == self.steps:
             values = {"train/loss": loss, "train/samples": f"{samples:014x}", "train/lr": rate}
-            self._log({**values, **dict(zip(("train/grad_norm",), norms, strict=False))})
+            if norms:
+                values["train/grad_norm"] = norms[0]
+            self._log(values)
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
