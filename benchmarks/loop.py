@@ -62,7 +62,7 @@ def _measure(own: Lab, rounds: int, steps: int) -> Row:
         1,
         "loop overhead per step, over an accelerate loop's that checks its gradients as well",
         median(beside),
-        0.30,
+        0.25,
         "lower",
         {
             f"{name} µs": median(values)
