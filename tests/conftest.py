@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ ACCOUNTS = {name: value for name, value in os.environ.items() if name.startswith
 
 # huggingface_hub reads it once, at its first import, which may be the import of a test file.
 os.environ["HF_ENDPOINT"] = NOBODY
+
+# What a script starts in the background has SIGINT ignored, and so would every process of a test.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMMIT = pytest.StashKey[str]()
 
