@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from xrun.data.randomness import DATA, EVALUATION, INIT, LOOP, seed_generators
@@ -81,7 +80,7 @@ class Loop:
         """What its lazy modules begin with, when two samples come by."""
         begun: dict[str, Tensor] = {}
         for name, module in model.named_modules():
-            if isinstance(module, LazyModuleMixin):
+            if any(map(is_lazy, [*module.parameters(False), *module.buffers(False)])):
                 module.register_forward_pre_hook(partial(note, begun, name))
         batch = self.batch("train", Slice(0, np.arange(2)), DATA)
         seed_generators(self.seed, INIT, 2)
