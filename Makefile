@@ -82,7 +82,7 @@ gpu:
 # `make attack MINUTES=60`, `make attack SEED=123 KIND=model` for one try again.
 attack: install
 	PYTHONPATH=tests $(BIN)/python -m attack $(and $(MINUTES),--minutes $(MINUTES)) $(and $(FIRST),--first $(FIRST)) \
-		$(and $(SEED),--seed $(SEED)) $(and $(KIND),--kind $(KIND)) $(and $(ALL),--all)
+		$(and $(SEED),--seed $(SEED)) $(and $(KIND),--kind $(KIND))
 
 # The long drills, sweeps and simulations: hours; one of them needs rsync and ssh. What came of them
 # is kept by the day in tests/soak/.

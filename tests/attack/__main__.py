@@ -28,7 +28,7 @@ import torch.nn.parallel
 import xrun.training.build  # noqa: F401  every try needs it
 from support import running
 
-from .mix import KINDS, OPEN
+from .mix import KINDS
 from .pool import Outcome, Try, outcomes, to_json
 from .started import SHARED
 
@@ -49,12 +49,10 @@ def main() -> int:
     folder = Path(told.folder or tempfile.mkdtemp(prefix="xrun-attack-", dir=_memory()))
     os.environ.setdefault(SHARED, str(folder))
     until = time.monotonic() + 60 * told.minutes
-    if told.all:
-        OPEN.clear()
     counts, seconds = Counter[str](), Counter[str]()
     wrong: list[Outcome] = []
     for outcome in outcomes(_tries(told), told.workers, folder, until):
-        counts["known" if outcome.known else outcome.kind] += 1
+        counts[outcome.kind] += 1
         seconds[outcome.kind] += outcome.seconds
         if outcome.wrong:
             wrong.append(outcome)
@@ -79,7 +77,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=Path, help="these cases, from a file as found.json")
     parser.add_argument("--found", action="store_const", const=FOUND, dest="cases")
     parser.add_argument("--drawn", action="store_true", help="only print what --seed draws")
-    parser.add_argument("--all", action="store_true", help="those with open faults too")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--folder", help="where the tries that went wrong are kept")
     return parser.parse_args()
@@ -113,8 +110,7 @@ def _summary(
         f"{name:>8} {counts[name]:6} tries {seconds[name]:8.0f} s {bad[name]:4} wrong   {kind.what}"
         for name, kind in KINDS.items()
     ]
-    total = sum(counts.values()) - counts["known"]
-    rows.append(f"{total} tries, {len(wrong)} wrong; {counts['known']} passed over (open faults).")
+    rows.append(f"{counts.total()} tries, {len(wrong)} wrong.")
     return "\n".join([*rows, f"What went wrong is kept in {folder}."] if wrong else rows)
 
 

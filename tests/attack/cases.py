@@ -73,6 +73,7 @@ def draw(dice: random.Random) -> Case:
     takes = dice.choice(BATCHES[task])
     blocks = dice.sample(blocks_known, dice.choice([1, 1, 2, 3]))
     micro = dice.choice([2, 3, 4, 6])
+    optimizer = dice.choice(SPARSE if "sparse" in blocks else OPTIMIZERS)
     return {
         "task": task,
         "takes": takes,
@@ -90,8 +91,8 @@ def draw(dice: random.Random) -> Case:
             "micro_batch": micro,
             "global_batch": micro * dice.choice([1, 2, 3]),
             "seed": dice.randrange(1000),
-            "optimizer": dice.choice(SPARSE if "sparse" in blocks else OPTIMIZERS),
-            **_sometimes(dice, blocks),
+            "optimizer": optimizer,
+            **_sometimes(dice, blocks, optimizer["name"]),
         },
         "auto": dice.random() < 0.05,
         "every": dice.choice([1, 2, 3]),
@@ -99,10 +100,10 @@ def draw(dice: random.Random) -> Case:
     }
 
 
-def _sometimes(dice: random.Random, blocks: list[str]) -> dict[str, Any]:
+def _sometimes(dice: random.Random, blocks: list[str], optimizer: str) -> dict[str, Any]:
     """Settings of `train` that most recipes leave out."""
     drawn: dict[str, Any] = {}
-    if dice.random() < 0.3:
+    if dice.random() < 0.3 and optimizer != "rprop":  # which reads the rate in its first step only
         drawn["schedule"] = dice.choice(SCHEDULES)
     if dice.random() < 0.25:
         drawn["clip_grad_norm"] = dice.choice([0.1, 1.0])

@@ -232,7 +232,7 @@ def play(case: Case, folder: Path) -> None:
         ["logs", name],
         ["plan", "recipes/tiny.yaml"],
     ):
-        no_traceback(command(project.root, *words), f"xrun {words[0]}", READING)
+        no_traceback(command(*words), f"xrun {words[0]}", READING)
     lost = not (run.path / "committed.json").exists() and not any(run.path.glob("state/commits/*"))
     done = train(project.recipe)
     no_traceback(done, "training", TRAINING)

@@ -3,12 +3,12 @@ code, a real process per rank, real signals and files, a tenth of a second each.
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -65,22 +65,38 @@ def train(recipe: Path, overrides: Sequence[str] = (), processes: int = 1) -> Do
     return Done(code, "", "".join(done.err for done in here.done))
 
 
-def command(folder: Path, *arguments: str) -> Done:
+def command(*arguments: str) -> Done:
     """The `xrun` command in this process: what it exits with, and what it says."""
-    out, err = io.StringIO(), io.StringIO()
     code: object = 0
     with (
         patch.object(sys, "argv", ["xrun", *arguments]),
-        redirect_stdout(out),
-        redirect_stderr(err),
+        _caught("stdout", 1) as out,
+        _caught("stderr", 2) as err,
     ):
         try:
             main()
         except SystemExit as end:
             code = end.code
-    return Done(
-        code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue()
-    )
+    return Done(code if isinstance(code, int) else int(code is not None), _text(out), _text(err))
+
+
+@contextmanager
+def _caught(name: str, descriptor: int) -> Iterator[int]:
+    """A file in memory takes what is written to the descriptor, through whatever stream."""
+    file, before = os.memfd_create(name), os.dup(descriptor)
+    getattr(sys, name).flush()
+    os.dup2(file, descriptor)
+    with patch.object(sys, name, getattr(sys, name)):  # the command makes its own
+        yield file
+        getattr(sys, name).flush()
+    os.dup2(before, descriptor)
+    os.close(before)
+
+
+def _text(file: int) -> str:
+    with open(file, "rb") as said:
+        said.seek(0)
+        return said.read().decode(errors="surrogateescape")
 
 
 def no_traceback(done: Done, what: str, codes: Sequence[int]) -> None:

@@ -9,16 +9,17 @@ counts.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from xrun.data.randomness import DATA, EVALUATION, INIT, LOOP, seed_generators
 from xrun.data.sampler import Sampler
@@ -57,11 +58,35 @@ class Loop:
         self.seed = self.train["seed"]
         seed_generators(self.seed, INIT, 1)
         self.splits = part("datasets").build(case["takes"], **case["data"])
-        seed_generators(self.seed, INIT, 0)
-        self.model = part("models").build(case["blocks"], case["gives"], case["takes"])
-        self.average = copy.deepcopy(self.model) if "ema" in self.train else None
+        self.model = self.built()
+        self.average = self.built() if "ema" in self.train else None
         self.optimizer = optimizer_of(self.train["optimizer"], self.model)
         self.answer = Answer()
+
+    def built(self) -> nn.Module:
+        """The model of the seed, a new one each time; what is lazy in it has got its shape, and
+        nothing else has happened to it."""
+        model = self.fresh()
+        if any(map(is_lazy, named_tensors(model).values())):
+            model.load_state_dict(self.shapes(self.fresh()), strict=False)
+        return model
+
+    def fresh(self) -> nn.Module:
+        """As the project builds it."""
+        seed_generators(self.seed, INIT, 0)
+        return part("models").build(self.case["blocks"], self.case["gives"], self.case["takes"])
+
+    def shapes(self, model: nn.Module) -> dict[str, Tensor]:
+        """What its lazy modules begin with, when two samples come by."""
+        begun: dict[str, Tensor] = {}
+        for name, module in model.named_modules():
+            if any(map(is_lazy, [*module.parameters(False), *module.buffers(False)])):
+                module.register_forward_pre_hook(partial(note, begun, name))
+        batch = self.batch("train", Slice(0, np.arange(2)), DATA)
+        seed_generators(self.seed, INIT, 2)
+        with torch.no_grad():
+            self.loss(model, batch, 2)
+        return begun
 
     def run(self) -> Answer:
         """From step 0 to the last."""
@@ -156,12 +181,17 @@ class Loop:
 
     def move_average(self, first: bool) -> None:
         """It begins after the first step; real and complex numbers follow, whole ones are the
-        newest."""
+        newest, as is what is new or has another shape."""
         if self.average is None:
             return
+        averages = named_tensors(self.average)
         with torch.no_grad():
-            for kept, new in zip(tensors(self.average), tensors(self.model), strict=True):
-                if not first and (kept.is_floating_point() or kept.is_complex()):
+            for name, new in named_tensors(self.model).items():
+                kept = averages.get(name)
+                if kept is None or kept.shape != new.shape:
+                    owner, _, own = name.rpartition(".")
+                    setattr(self.average.get_submodule(owner), own, new.clone())
+                elif not first and (kept.is_floating_point() or kept.is_complex()):
                     kept.lerp_(new, 1 - self.train["ema"])
                 else:
                     kept.copy_(new)
@@ -182,9 +212,15 @@ def pieces_of(samples: int, size: int) -> Iterable[Slice]:
         yield Slice(number, np.arange(start, min(start + size, samples)))
 
 
-def tensors(module: nn.Module) -> list[Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, each once."""
-    return [*module.parameters(), *module.buffers()]
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def note(begun: dict[str, Tensor], name: str, module: nn.Module, *_: Any) -> None:
+    """Of a lazy module that has its shape since just now."""
+    for key, value in module.state_dict().items():
+        begun[f"{name}.{key}"] = value.clone()
 
 
 def called(model: nn.Module, batch: Any) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .lives import Wrong
-from .mix import KINDS, kind_of, open_fault
+from .mix import KINDS, kind_of
 
 POLL_SECONDS = 0.005
 MEMORY = 6 << 30
@@ -44,13 +44,12 @@ class Try:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: `wrong` is "" where all was right, `known` the open fault that it meets."""
+    """What came of it: `wrong` is "" where all was right."""
 
     seed: int
     kind: str
     case: Any
     wrong: str = ""
-    known: str = ""
     seconds: float = 0.0
     folder: str = ""
 
@@ -73,9 +72,6 @@ def outcomes(tries: Iterable[Try], workers: int, folder: Path, until: float) -> 
             if (one := next(waiting, None)) is None:
                 break
             one = one.drawn()
-            if known := open_fault(one.kind, one.case):
-                yield Outcome(one.seed, one.kind, one.case, known=known)
-                continue
             living.append(_begin(one, folder / f"{one.kind}-{one.seed}"))
         if not living:
             return
@@ -144,7 +140,7 @@ def _end(each: Living) -> Outcome:
         _remove(each.folder)
     one = each.one
     kept = str(each.folder) if wrong else ""
-    return Outcome(one.seed, one.kind, one.case, wrong, "", seconds, kept)
+    return Outcome(one.seed, one.kind, one.case, wrong, seconds, kept)
 
 
 def family(session: int, folder: Path) -> list[int]:

@@ -169,7 +169,7 @@ def play(case: Case, folder: Path) -> None:
     os.chdir(folder)
     options = [part for override in case["overrides"] for part in ("-s", override)]
     began = time.monotonic()
-    done = command(folder, "check", str(path), *options)
+    done = command("check", str(path), *options)
     seconds = time.monotonic() - began
     no_traceback(done, "check", (0,) if case["fine"] else (0, 2))
     if seconds > SECONDS:
@@ -178,7 +178,7 @@ def play(case: Case, folder: Path) -> None:
         raise Wrong(f"check prints {sorted(map(ascii, hidden))} as they are")
     if done.code == 2 and not done.err.strip():
         raise Wrong("check refuses without a word")
-    told = command(folder, "check", "--json", str(path), *options)
+    told = command("check", "--json", str(path), *options)
     no_traceback(told, "check --json", (done.code,))
     if done.code != (2 if json.loads(told.out) else 0):
         raise Wrong("check --json says something else than check")

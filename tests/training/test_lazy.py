@@ -26,7 +26,7 @@ def build():
 
 
 class Counting(nn.Module):
-    """Buffers that every forward pass changes, makes and replaces."""
+    """What every forward pass changes, makes and replaces: buffers, a parameter, extra state."""
 
     seen: Tensor
     mean: Tensor
@@ -38,19 +38,34 @@ class Counting(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("late", None)
+        self.register_buffer("row", torch.zeros(2, 3))
+        self.register_buffer("part", self.row[1])
+        self.calls = 0
+        self.slow = nn.Parameter(torch.zeros(3), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.part += 1
+        self.calls += 1
+        self.slow.data = self.slow.data * 0.5 + 1
         self.seen += 1
         self.mean = x.mean(0)
         self.late = torch.ones(2)
         if not hasattr(self, "made"):
             self.register_buffer("made", torch.ones(2))
+        shaped = self.norm(self.line(x))
         self.norm.eval()
-        return self.norm(self.line(x))
+        return shaped
+
+    def get_extra_state(self) -> int:
+        return self.calls
+
+    def set_extra_state(self, state: int) -> None:
+        self.calls = state
 
 
 def test_only_shapes_come_of_it() -> None:
-    """Weights have shapes and values that follow from the seed; buffers and modes are as before."""
+    """Weights have shapes and values that follow from the seed; all else is as before, and the
+    norm's statistics are those of no sample."""
     ends = []
     for _ in range(2):
         model: Any = Counting()
@@ -60,6 +75,12 @@ def test_only_shapes_come_of_it() -> None:
         assert (model.line.weight.shape, model.norm.running_mean.shape) == ((3, 5), (3,))
         assert lazy_modules(model) == []
         assert (int(model.seen), model.mean.shape, model.late) == (0, (1,), None)
+        assert (model.norm.running_mean.tolist(), int(model.norm.num_batches_tracked)) == (
+            3 * [0],
+            0,
+        )
+        assert (model.slow.tolist(), model.row.tolist()) == (3 * [0], 2 * [3 * [0]])
+        assert model.part.data_ptr() == model.row[1].data_ptr()
         assert (hasattr(model, "made"), model.norm.training) == (False, True)
         ends.append(model.line.weight)
     assert torch.equal(*ends)
