@@ -254,7 +254,9 @@ def _judge(
             ) from error
         return
     new = [attempt for attempt in record.attempts if attempt.id not in known]
-    if any(attempt.resumed_step == 0 for attempt in new):
+    # Where every later checkpoint was damaged, and said so, step 0 is the newest that is whole.
+    damaged = any(project.run.path.glob("state/quarantine/*"))
+    if any(attempt.resumed_step == 0 for attempt in new) and not damaged:
         raise Wrong("it began anew over what was committed")
     if done.code or not new:
         return
