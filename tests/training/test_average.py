@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -141,3 +142,18 @@ def test_what_cannot_be_copied_is_named() -> None:
     with pytest.raises(ComponentError, match=r"train\.ema averages .*, and 1\.lock cannot be") as e:
         Average(model, 0.9)
     assert "Leave train.ema out" in e.value.hint
+
+
+def test_parametrized_blocks_that_are_computed_again_are_averaged() -> None:
+    """torch's copy of such a block has lost its wrapper; the average is that of the block."""
+    norm = parametrizations.weight_norm
+    plain, wrapped = (nn.Sequential(norm(nn.Linear(4, 3)), nn.BatchNorm1d(3)) for _ in range(2))
+    wrapped.load_state_dict(plain.state_dict())
+    wrapped[0] = checkpoint_wrapper(wrapped[0])
+    averages = [Average(model, 0.9) for model in (plain, wrapped)]
+    for model, average in zip((plain, wrapped), averages, strict=True):
+        torch.manual_seed(0)
+        trained(model, average.update)
+    one, other = (average.module.state_dict() for average in averages)
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)

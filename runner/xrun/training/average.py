@@ -34,7 +34,8 @@ class Average(nn.Module):
             "Leave train.ema out, or keep in the model only what copy.deepcopy can copy.",
         )
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.int64))
-        self._modules_of = list(zip(self.module.modules(), model.modules(), strict=True))
+        own = _by_name(self.module)
+        self._modules_of = [(own[name], module) for name, module in _by_name(model).items()]
         self._parameters_of = list(zip(self.module.parameters(), model.parameters(), strict=True))
         self._still: dict[int, tuple[Tensor, int]] | None = None
 
@@ -93,3 +94,12 @@ def _is_measure(tensor: Tensor) -> bool:
 
 def _are_alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
+
+
+def _by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """Its modules, without what torch wraps around blocks to compute them again: a copy of a
+    wrapped module that brings its own way to be copied, as parametrized ones do, has no wrapper."""
+    return {
+        ".".join(part for part in name.split(".") if part != "_checkpoint_wrapped_module"): module
+        for name, module in model.named_modules()
+    }
