@@ -15,7 +15,7 @@ from typing import Any
 
 from support.running import Project, WarmAttempt, children, curve, weights
 from xrun import environment
-from xrun.errors import XrunError
+from xrun.errors import Stopped, XrunError
 from xrun.launcher.local import LocalCloud
 from xrun.machine.stop import StopFlag, end_with_parent
 from xrun.run.plan import Plan
@@ -237,6 +237,8 @@ def _entrypoint(path: Path, parent: int) -> None:
     except XrunError as error:
         print(f"xrun: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
+    except Stopped:
+        code = Stopped.exit_code
     os._exit(code)
 
 
