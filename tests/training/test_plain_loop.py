@@ -262,8 +262,8 @@ KINDS = [
 ]
 OWN_MEMORY = ("Late", "Memory", "spectral norm")
 """What they keep depends on the micro-batches that a process has seen, as under torch's own DDP."""
-NO_DDP = ("SparseFunctional", "scripted", "compiled")
-"""What torch's DDP itself does not take, or what takes long twice."""
+NO_DDP = ("SparseFunctional", "SparseModule", "scripted", "compiled")
+"""What torch's DDP itself does not take or sums wrongly, or what takes long twice."""
 SPARSE = {"SparseFunctional", "SparseModule"}
 
 

@@ -262,15 +262,6 @@ def test_processes_have_the_gradient_of_one(found: dict[int, Any], size: int) ->
     assert found[size]["fast"]["losses"] == pytest.approx(found[1]["fast"]["losses"], rel=1e-5)
 
 
-def test_exact_refuses_sparse_gradients() -> None:
-    """Before a step is made of them, with the way out."""
-    model = Objective(nn.Sequential(nn.Embedding(5, 3, sparse=True)), "classification")
-    reduction = ExactReduction(model, World(), 2, 1)
-    piece = next(Sampler(2, 2, 2, 0).steps(0, 1, 0, 1))
-    with pytest.raises(TrainError, match="sparse=False"), reduction.micro_batch(piece):
-        model((torch.tensor([1, 2]), torch.tensor([0, 1])))["loss"].backward()
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["fast", "exact"])
 def test_a_parameter_that_is_not_used_is_left_alone(
