@@ -16,19 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xrun.component
-from support.paths import ROOT
+from support.paths import ROOT, write
 from xrun import components
 from xrun.component import check_args, find, load_build, project_root, signature
 from xrun.errors import ComponentError
 
 MODELS = sorted((ROOT / "models").glob("*.py"))
 DATASETS = sorted((ROOT / "datasets").glob("*.py"))
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 @pytest.fixture

@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from support.mutations import SMALL
 from xrun.errors import RecipeError
 from xrun.recipe.load import load_recipe
 from xrun.recipe.secret_text import is_secret_file
 
-RECIPE = """\
-name: s
-model: {name: mlp, args: {inputs: 8, hidden: 16, depth: 1, classes: 4}}
-dataset: {name: digits}
-task: classification
-hardware: local
-train: {steps: 100, global_batch: 8, micro_batch: 4}
-"""
 TOKENS = {
     "hugging face": "hf_SECRETsecretSECRETsecret12",
     "wandb": "0123456789abcdef0123456789abcdef01234567",
@@ -73,13 +66,13 @@ def test_a_token_is_refused_and_not_shown(tmp_path: Path, place: str, kind: str)
     token = TOKENS[kind]
     of_commits = kind == "wandb" and place.endswith(("init_from", "image", "VALUE"))
     override = PLACES[place].replace("VALUE", f"'{token}'")
-    said = problems(tmp_path, RECIPE, override)
+    said = problems(tmp_path, SMALL, override)
     assert bool(said) or of_commits
     assert token not in said
     assert "hunter2" not in said
     key, _, value = override.partition("=")
     if key in ("env", "secrets", "nothing"):
-        said = problems(tmp_path, RECIPE + f"{key}: {value}\n")
+        said = problems(tmp_path, SMALL + f"{key}: {value}\n")
         assert said
         assert token not in said
 
@@ -90,13 +83,13 @@ def test_a_token_is_refused_and_not_shown(tmp_path: Path, place: str, kind: str)
 )  # fmt: skip
 def test_a_value_is_a_secret_by_its_name(tmp_path: Path, key: str) -> None:
     """Whatever it looks like; the name of a variable is none. The override is not repeated."""
-    said = problems(tmp_path, RECIPE.replace("inputs: 8", f"{key}: hunter2"))
+    said = problems(tmp_path, SMALL.replace("inputs: 8", f"{key}: hunter2"))
     assert "looks like a secret" in said
     assert "hunter2" not in said
-    said = problems(tmp_path, RECIPE, f"model.args.{key}=hunter2")
+    said = problems(tmp_path, SMALL, f"model.args.{key}=hunter2")
     assert "looks like a secret" in said
     assert "hunter2" not in said
-    said = problems(tmp_path, RECIPE, f"model.args.{key}=MY_VARIABLE")
+    said = problems(tmp_path, SMALL, f"model.args.{key}=MY_VARIABLE")
     assert "looks like a secret" not in said
 
 
@@ -114,7 +107,7 @@ def test_a_value_is_a_secret_by_its_name(tmp_path: Path, key: str) -> None:
 )  # fmt: skip
 def test_what_is_none_stays(tmp_path: Path, value: str) -> None:
     """Commits, ordinary words and addresses are no secrets."""
-    assert "looks like a secret" not in problems(tmp_path, RECIPE, value)
+    assert "looks like a secret" not in problems(tmp_path, SMALL, value)
 
 
 @pytest.mark.parametrize(

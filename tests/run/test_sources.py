@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.paths import ROOT
+from support.paths import ROOT, write
 from support.running import Project
 from xrun.component import load_build
 from xrun.errors import ComponentError
@@ -19,12 +19,6 @@ from xrun.run.sources import sources
 
 MODELS = sorted((ROOT / "models").glob("*.py"))
 DATASETS = sorted((ROOT / "datasets").glob("*.py"))
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 @pytest.fixture

@@ -9,6 +9,15 @@ from typing import Any
 
 import yaml
 
+SMALL = """\
+name: s
+model: {name: mlp, args: {inputs: 8, hidden: 16, depth: 1, classes: 4}}
+dataset: {name: digits}
+task: classification
+hardware: local
+train: {steps: 100, global_batch: 8, micro_batch: 4}
+"""
+"""A recipe to begin with."""
 TOKENS = [
     b":",
     b"- ",

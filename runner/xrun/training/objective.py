@@ -57,7 +57,7 @@ class Objective(nn.Module):
             ComponentError: the batch or what the model makes of it does not fit the task.
         """
         if batch is None:
-            return {"loss": zero_of(self, [p for p in self.parameters() if p.requires_grad])}
+            return {"loss": zero_of(p for p in self.parameters() if p.requires_grad)}
         if self.task == "model":
             return self._own_loss(batch, samples)
         logits, named = self._logits(batch)
@@ -199,21 +199,10 @@ class Objective(nn.Module):
         }
 
 
-def zero_of(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """A zero that depends on these parameters of a model; its gradient is sparse where the
-    parameter's own is."""
-    kinds = (nn.Embedding, nn.EmbeddingBag)
-    sparse = {id(m.weight) for m in model.modules() if isinstance(m, kinds) and m.sparse}
-    zero = torch.zeros(())
-    for p in parameters:
-        if id(p) in sparse:
-            part = functional.embedding(
-                torch.zeros(1, dtype=torch.int64, device=p.device), p, sparse=True
-            )
-        else:
-            part = torch.view_as_real(p) if p.is_complex() else p
-        zero = zero + part.sum() * 0
-    return zero
+def zero_of(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A zero that depends on these parameters."""
+    parts = (torch.view_as_real(p) if p.is_complex() else p for p in parameters)
+    return sum((part.sum() * 0 for part in parts), torch.zeros(()))
 
 
 def _output(model: Callable[..., Any], batch: Batch) -> Any:

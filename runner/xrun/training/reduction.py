@@ -113,7 +113,7 @@ class FastReduction:
         ]
         self.unused += [p for p, old in missing if old is None]
         if missing:
-            zero_of(self.model, [p for p, _ in missing]).backward()
+            zero_of(p for p, _ in missing).backward()
 
     def finish(self, pieces: list[Piece]) -> None:
         """See Reduction."""
