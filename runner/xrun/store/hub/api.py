@@ -42,7 +42,7 @@ from tenacity import Retrying
 from ...backoff import Backoff, Errors
 from ...errors import LaunchError, StoreError, StoreUnavailable, XrunError
 from ..durable import FULL
-from .client import LARGEST, NOT_OF_A_HUB, hub_api, is_of_the_library, room_for
+from .client import LARGEST, NOT_OF_A_HUB, hub_api, in_time, is_of_the_library, room_for
 
 Result = TypeVar("Result")
 Operation = CommitOperationAdd | CommitOperationDelete
@@ -197,12 +197,14 @@ class HubApi:
             self._api.preupload_lfs_files(self.name, [addition], revision=branch)
             return addition.upload_info.sha256.hex()
 
-        return self._call("upload", send)
+        return self._move("upload", path.stat().st_size, send)
 
     def upload_all(self, additions: Sequence[CommitOperationAdd], branch: str) -> None:
         """Send what of these files goes beside git."""
-        self._call(
-            "upload", lambda: self._api.preupload_lfs_files(self.name, additions, revision=branch)
+        self._move(
+            "upload",
+            sum(addition.upload_info.size for addition in additions),
+            lambda: self._api.preupload_lfs_files(self.name, additions, revision=branch),
         )
 
     def commit(
@@ -252,11 +254,12 @@ class HubApi:
 
     # Files
 
-    def download(self, place: str, revision: str, folder: Path) -> None:
-        """Download a file at a commit to `folder/place`, in one move that replaces what is
-        there."""
-        self._call(
+    def download(self, place: str, size: int, revision: str, folder: Path) -> None:
+        """Download a file of so many bytes at a commit to `folder/place`, in one move that replaces
+        what is there."""
+        self._move(
             f"download {place}",
+            size,
             lambda: self._api.hf_hub_download(
                 self.name, place, revision=revision, local_dir=folder, force_download=True
             ),
@@ -287,10 +290,14 @@ class HubApi:
 
     def upload_to_bucket(self, path: Path, place: str) -> None:
         """Send a file to a place in the bucket."""
-        self._call("upload", lambda: self._api.batch_bucket_files(self.name, add=[(path, place)]))
+        self._move(
+            "upload",
+            path.stat().st_size,
+            lambda: self._api.batch_bucket_files(self.name, add=[(path, place)]),
+        )
 
-    def download_from_bucket(self, place: str, path: Path) -> None:
-        """Download a file of the bucket to a new path."""
+    def download_from_bucket(self, place: str, size: int, path: Path) -> None:
+        """Download a file of so many bytes of the bucket to a new path."""
 
         def download() -> None:
             found = list(self._api.get_bucket_paths_info(self.name, [place]))
@@ -298,7 +305,7 @@ class HubApi:
                 raise MissingError("file")
             self._api.download_bucket_files(self.name, [(found[0], path)])
 
-        self._call(f"download {place}", download)
+        self._move(f"download {place}", size, download)
 
     def bucket_files(self, folder: str) -> list[str]:
         """The places of all files in a folder of the bucket."""
@@ -317,6 +324,9 @@ class HubApi:
 
     def _call(self, what: str, call: Callable[[], Result]) -> Result:
         return self.patience.tries()(self._once, what, call)
+
+    def _move(self, what: str, size: int, call: Callable[[], Result]) -> Result:
+        return self._call(what, lambda: in_time(size, call))
 
     def _once(self, what: str, call: Callable[[], Result]) -> Result:
         with self._translated(what):

@@ -5,6 +5,8 @@ An answer begins within `TIMEOUT` seconds; it comes faster than `SLOWEST` bytes 
 first `GRACE` seconds; it is not compressed, which nobody asks for; one of the API has at most
 `LARGEST` bytes and comes from the host that was asked; and nobody is redirected more than
 `REDIRECTS` times. All else is an OSError, as a broken connection is.
+
+What the library leaves to hf_xet does not go through this client: `in_time` bounds it.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import _xet, disable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
 
 from ...errors import CloudUnavailable, LaunchError
+
+Result = TypeVar("Result")
 
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as broken."""
@@ -61,6 +67,36 @@ def room_for(size: int) -> Iterator[None]:
         yield
     finally:
         _room.reset(before)
+
+
+def in_time(size: int, call: Callable[[], Result]) -> Result:
+    """The result of a call that moves so many bytes, begins within `TIMEOUT` seconds and is as fast
+    as all else; one that is not, is told to stop and left behind.
+
+    Raises:
+        ConnectionError: it takes longer.
+    """
+    result: Future[Result] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result.set_result(context.run(call))
+        except BaseException as error:  # whoever waits gets it
+            result.set_exception(error)
+
+    seconds = TIMEOUT + GRACE + size / SLOWEST
+    threading.Thread(target=run, name="xrun-transfer", daemon=True).start()
+    try:
+        return result.result(seconds)
+    except (TimeoutError, KeyboardInterrupt) as error:
+        if result.done():
+            raise
+        # huggingface_hub 1 has no way to stop it.
+        getattr(_xet, "abort_xet_session", lambda: None)()
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise ConnectionError(f"{size} bytes are not there after {seconds:.0f} s") from None
 
 
 def account(api: HfApi) -> dict[str, Any] | None:
@@ -163,6 +199,8 @@ def is_of_the_library(error: Exception) -> bool:
 def _prepare_library() -> None:
     """Once for all stores of a process, because it closes the library's connections."""
     set_client_factory(_client)
+    # hf_xet asks again by itself, for six minutes unless told otherwise; whoever calls does it too.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{TIMEOUT:.0f}sec")
     if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
         disable_progress_bars()
 

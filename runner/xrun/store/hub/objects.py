@@ -71,8 +71,8 @@ class Objects(Protocol):
     def committed(self, tip: Tip, named: Named) -> None:
         """`tip` was committed with the last `changes` and names these files."""
 
-    def download(self, place: str, tip: Tip, folder: Path) -> None:
-        """Download a file to `folder/place`. Raises `MissingError`."""
+    def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
+        """Download a file of so many bytes to `folder/place`. Raises `MissingError`."""
 
     def sweep(self, tip: Tip, named: Named) -> None:
         """Delete for good what nobody names and nobody will; `tip` is this attempt's own commit."""
@@ -134,9 +134,9 @@ class RepositoryObjects:
         self._own |= {self._sha256(place) for place in dropped}
         self._tree = (tip.commit, frozenset(named))
 
-    def download(self, place: str, tip: Tip, folder: Path) -> None:
+    def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
         """See `Objects.download`; from the commit that names it."""
-        self.api.download(place, tip.found_in, folder)
+        self.api.download(place, size, tip.found_in, folder)
 
     def sweep(self, tip: Tip, named: Named) -> None:
         """See `Objects.sweep`. Raises `StoreError`; trying again later is harmless."""
@@ -225,11 +225,11 @@ class BucketObjects:
         """See `Objects.committed`."""
         self._pending = True
 
-    def download(self, place: str, tip: Tip, folder: Path) -> None:
+    def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
         """See `Objects.download`; written aside and moved into place."""
         aside = folder / f".{self.attempt}.{uuid.uuid4().hex}"
         try:
-            self.api.download_from_bucket(place, aside)
+            self.api.download_from_bucket(place, size, aside)
             make_folder((folder / place).parent)
             aside.replace(folder / place)
         finally:

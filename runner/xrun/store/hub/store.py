@@ -296,15 +296,15 @@ class HubStore:
     def _fetched(self, file: StoredFile, place: str) -> Path:
         if not self._objects.place.fullmatch(place) or "/.." in place:
             raise CheckpointCorrupt(f"{place} is not a place in this store")
-        return self._kept_here.fetch(file, place, lambda: self._download(place))
+        return self._kept_here.fetch(file, place, lambda: self._download(place, file.size))
 
-    def _download(self, place: str) -> None:
+    def _download(self, place: str, size: int) -> None:
         if self._tip is None:
             self.head()
         if self._tip is None:
             raise CheckpointCorrupt(f"{place} is missing")
         try:
-            self._objects.download(place, self._tip, self.cache)
+            self._objects.download(place, size, self._tip, self.cache)
         except MissingError as error:
             if error.what not in ("file", "place"):
                 what = f"Cannot download {place} from {self._api.where}: {error}."
