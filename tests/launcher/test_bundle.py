@@ -25,7 +25,6 @@ from packaging.requirements import Requirement
 from loopback.hub import Hub
 from support.paths import ROOT
 from support.running import Project
-from xrun.errors import LaunchError
 from xrun.launcher.arrival.has_pins import missing
 from xrun.launcher.bundle import pack, there
 from xrun.launcher.offers import Offer, rank
@@ -200,13 +199,6 @@ def test_cargo_holds_the_project_the_prices_and_no_caches(project: Project) -> N
         True,
         "2026-11-21",
     )
-
-
-def test_data_does_not_travel_as_code(project: Project) -> None:
-    with (project.root / "datasets" / "big.bin").open("wb") as file:
-        file.truncate(201 * 2**20)
-    with pytest.raises(LaunchError, match=r"the largest file is .+/big\.bin"):
-        packed(project.plan(), [])
 
 
 def test_commit_and_changes_are_kept(project: Project) -> None:

@@ -21,6 +21,7 @@ from support.running import (
     ended,
     processes_of,
     record,
+    start,
     steps_of,
     until,
     weights,
@@ -155,6 +156,23 @@ def test_files_named_like_libraries_hide_none(project: Project) -> None:
     project.write("mine/__init__.py", "WIDTH = 8\n")
     project.write("models/line.py", "from mine import WIDTH\n" + MODEL.replace("= 8", "= WIDTH"))
     done = project.xrun("recipes/tiny.yaml", "-s", "train.num_workers=1", "-s", "train.steps=5")
+    assert done.code == 0, done.err
+    assert project.run.report().step == 5
+
+
+def test_packages_and_paths_are_found_wherever_the_command_is_typed(project: Project) -> None:
+    """A package below `src/` is imported, and a relative path begins at the recipe's project."""
+    project.write("src/mine/__init__.py", "def width(path):\n    return int(open(path).read())\n")
+    project.write("assets/width.txt", "8")
+    body = MODEL.replace("width: int = 8", "path: str").replace(
+        "return", "width = read(path)\n    return"
+    )
+    project.write("models/line.py", f"from mine import width as read\n{body}")
+    elsewhere = project.root / "elsewhere"
+    (elsewhere / "home").mkdir(parents=True)
+    arguments = ["train.num_workers=1", "train.steps=5", "model.args.path=assets/width.txt"]
+    settings = [part for each in arguments for part in ("-s", each)]
+    done = ended(start(elsewhere, str(project.recipe), *settings), 180)
     assert done.code == 0, done.err
     assert project.run.report().step == 5
 

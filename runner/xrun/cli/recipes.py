@@ -37,6 +37,7 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     for path in recipes:
         try:
             recipe = load_recipe(path, overrides)
+            _refuse_what_stays(recipe, path, overrides)
             of_account = _online_problems(recipe, path) if online else ()
             refused += of_account
             if not as_json and not of_account:
@@ -51,6 +52,15 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
             click.echo(str(problem), err=True)
     if problems:
         sys.exit(RecipeError.exit_code if wrong else LaunchError.exit_code)
+
+
+def _refuse_what_stays(recipe: Recipe, path: Path, overrides: Sequence[str]) -> None:
+    """Raises RecipeError for what a cloud's machine would not have of the project."""
+    if recipe.hardware.any_of:
+        from ..launcher.project import refuse_what_stays
+        from ..run.plan import make_plan
+
+        refuse_what_stays(make_plan(recipe, path, overrides=overrides))
 
 
 def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:

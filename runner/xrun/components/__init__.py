@@ -2,10 +2,10 @@
 `xrun.components.datasets.digits`.
 
 `__path__` holds the recipe's project, then this checkout, then the packaged copy, and the first
-that has a file wins. The project's root is on sys.path as well, after everything that is
-installed, so that its own packages can be imported and none stands before a library. The project
-travels to child processes in the environment, so that workers under spawn and forkserver find the
-same files.
+that has a file wins. The project's root and its `src/` are on sys.path as well, after everything
+that is installed, so that its own packages can be imported and none stands before a library. The
+project travels to child processes in the environment, so that workers under spawn and forkserver
+find the same files.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def _make_rooms() -> None:
 
 
 def _importable(project: str) -> None:
-    """The project's own packages, after everything that is installed."""
-    if project not in sys.path:
-        sys.path.append(project)
+    """The project's own packages, in its folder or below `src/`, after everything that is
+    installed."""
+    for folder in (project, os.path.join(project, "src")):
+        if folder not in sys.path and os.path.isdir(folder):
+            sys.path.append(folder)
 
 
 _project = PROJECT.of()

@@ -9,8 +9,7 @@ prices, the pins.
                             torch_build.py which torch the GPUs need, failure.py what a failed
                             installation means
       recipe_setup.sh       what the recipe adds (only where it does)
-      project/              models/, datasets/, the project's modules that they import, and the
-                            recipe's file
+      project/              the project's files, as git sees them (project.py), and the recipe's
       plan.json             with paths under `~`, which `arrive` resolves there
       prices.json           what machines cost at the launch
       code.json, dirty.diff the project's git commit and what differed from it
@@ -34,14 +33,12 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from ..component import Kind
-from ..errors import LaunchError
 from ..files import opened, write_bytes
 from ..recipe.secret_text import is_secret_file
 from ..run.plan import Plan
 from ..run.prices import Price, prices_json
-from ..run.sources import sources
-from .wheel import goes_along, pack_wheel
+from .project import Project, git_says
+from .wheel import pack_wheel
 
 _ARRIVAL = Path(__file__).resolve().parent / "arrival"
 _CARRIED = (
@@ -52,8 +49,6 @@ _CARRIED = (
     "torch_build.py",
     "failure.py",
 )
-_LIMIT = 200 * 2**20
-"""Bytes of models/ and datasets/; more is data, which has places of its own."""
 
 
 def there(run: str) -> str:
@@ -101,7 +96,7 @@ def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Cargo
     """A run's cargo; nothing is written yet.
 
     Raises:
-        LaunchError: the project's folders are too large to go along.
+        LaunchError: the project is too large to go along.
     """
     files = dict(_files(plan, prices_json(prices), setup))
     digests = {name: blake3(data).hexdigest() for name, data in sorted(files.items())}
@@ -135,49 +130,26 @@ def travelling(plan: Plan) -> Plan:
 
 
 def _project(plan: Plan) -> Iterator[tuple[str, bytes]]:
-    project = Path(plan.project)
-    paths = [
-        path
-        for name in ("models", "datasets")
-        for path in sorted((project / name).rglob("*"))
-        if goes_along(path, project)
-    ]
-    size = sum(path.stat().st_size for path in paths)
-    if size > _LIMIT:
-        largest = max(paths, key=lambda path: path.stat().st_size)
-        raise LaunchError(
-            f"models/ and datasets/ of {project} hold {size / 2**20:.0f} MiB (the largest file is"
-            f" {largest}).",
-            f"At most {_LIMIT / 2**20:.0f} MiB travel with a job: name data under `files:`, or take"
-            " them from the Hub.",
-        )
-    for place, source in _own_modules(plan, project):
-        yield f"project/{place}", source
-    for path in paths:
-        yield f"project/{path.relative_to(project).as_posix()}", path.read_bytes()
-    yield f"project/recipes/{Path(plan.recipe_path).name}", Path(plan.recipe_path).read_bytes()
-
-
-def _own_modules(plan: Plan, project: Path) -> Iterator[tuple[str, bytes]]:
-    """The modules of the project's that its components import from elsewhere in it."""
-    recipe = plan.recipe
-    kinds: dict[str, Kind] = {"model": "models", "dataset": "datasets"}
-    found: dict[str, bytes] = {}
-    for part, kind in kinds.items():
-        found |= sources(kind, recipe[part]["name"], project)
-    for place, source in sorted(found.items()):
-        if place.partition("/")[0] not in kinds.values() and goes_along(project / place, project):
-            yield place, source
+    recipe = Path(plan.recipe_path)
+    for place, data in Project(plan).contents():
+        yield f"project/{place}", data
+    yield f"project/recipes/{recipe.name}", recipe.read_bytes()
 
 
 def _diff(project: Path) -> bytes:
     """What differs from the project's commit, with the names of files that git does not know; empty
     without git. Neither hidden files nor those that hold secrets are in it."""
     try:
-        changed = _git(project, "diff", "--name-only", "--relative", "--no-renames", "-z", "HEAD")
-        unknown = _git(project, "ls-files", "--others", "--exclude-standard", "-z")
+        changed = git_says(
+            project, "diff", "--name-only", "--relative", "--no-renames", "-z", "HEAD"
+        )
+        unknown = git_says(project, "ls-files", "--others", "--exclude-standard", "-z")
         kept = [name for name in _names(changed) if _is_open(name)]
-        diff = _git(project, *_DIFF, "--", *(f":(literal){name}" for name in kept)) if kept else b""
+        diff = (
+            git_says(project, *_DIFF, "--", *(f":(literal){name}" for name in kept))
+            if kept
+            else b""
+        )
     except (OSError, subprocess.SubprocessError):
         return b""
     listed = (_one_line(name) for name in _names(unknown) if _is_open(name))
@@ -185,12 +157,6 @@ def _diff(project: Path) -> bytes:
 
 
 _DIFF = ("diff", "--binary", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD")
-
-
-def _git(project: Path, *arguments: str) -> bytes:
-    # A repository's own settings may name a program for git to run.
-    git = ["git", "-c", "core.fsmonitor=false", "-C", str(project)]
-    return subprocess.run([*git, *arguments], capture_output=True, check=True, timeout=60).stdout
 
 
 def _names(listed: bytes) -> list[str]:

@@ -57,17 +57,26 @@ def _sources() -> Iterator[tuple[str, bytes]]:
 def goes_along(path: Path, root: Path) -> bool:
     """Whether a file below a folder travels: no cache, nothing hidden, however deep, no secrets,
     and nothing that a link leads to elsewhere."""
+    place = real_place(path, root)
+    return place is not None and not any(map(is_private, (path.relative_to(root), place)))
+
+
+def real_place(path: Path, root: Path) -> Path | None:
+    """Where below a folder a file lies that is no cache; None for one that is none, or that a link
+    leads to elsewhere."""
     if not path.is_file():
-        return False
-    place, real = path.relative_to(root), path.resolve()
-    parts = place.parts
-    if real != root.resolve() / place:  # behind a link
-        if not real.is_relative_to(root.resolve()):
-            return False
-        parts += real.relative_to(root.resolve()).parts
-    hidden = "__pycache__" in parts or any(part.startswith(".") for part in parts)
-    secret = is_secret_file(path.name) or is_secret_file(real.name)
-    return not hidden and not secret
+        return None
+    real, folder = path.resolve(), root.resolve()
+    if not real.is_relative_to(folder):
+        return None
+    place = real.relative_to(folder)
+    return None if "__pycache__" in place.parts else place
+
+
+def is_private(place: Path) -> bool:
+    """Whether a file or one of its folders is hidden, or the file's name is of those that hold
+    secrets."""
+    return any(part.startswith(".") for part in place.parts) or is_secret_file(place.name)
 
 
 def _metadata() -> str:

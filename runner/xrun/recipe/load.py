@@ -17,9 +17,11 @@ from .diagnostics import (
     model_at,
     node_at,
     number_hint,
+    place,
     shown,
     validate,
 )
+from .paths import missing_paths
 from .rules import BETRAYED
 from .schema import Recipe
 from .secret_text import assigns_a_secret, without_secrets
@@ -35,19 +37,38 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises RecipeError with everything that is wrong, and nothing else, whatever the file holds.
     """
     problems: list[Problem] = []
-    try:
-        tree = read_tree(os.fspath(path), (), problems)
-    except Unreadable as error:
-        raise RecipeError(in_order([*problems, error.problem])) from None
-    for override in by_name_first(overrides):
-        tree = with_override(tree, override, problems)
-    tree = without_nulls(tree)
+    tree = whole_tree(os.fspath(path), overrides, problems)
     recipe, wrong = validate(tree)
     problems += wrong
     problems += component_problems(tree, project_root(os.fspath(path)))
     if recipe is None or problems:
         raise RecipeError(in_order(problems))
     return recipe.model_copy(update={"extends": None})
+
+
+def whole_tree(path: str, overrides: Sequence[str], problems: list[Problem]) -> Node:
+    """The nodes of a file, of what it extends, and of the overrides. Raises RecipeError."""
+    try:
+        tree = read_tree(path, (), problems)
+    except Unreadable as error:
+        raise RecipeError(in_order([*problems, error.problem])) from None
+    for override in by_name_first(overrides):
+        tree = with_override(tree, override, problems)
+    return without_nulls(tree)
+
+
+def at_their_places(
+    problems: Sequence[Problem], path: str, overrides: Sequence[str]
+) -> list[Problem]:
+    """Problems that were found later, each where its key was written."""
+    tree = whole_tree(path, overrides, [])
+    marks = [place(tree, tuple(problem.key.split("."))) for problem in problems]
+    return in_order(
+        [
+            mark.problem(problem.key, problem.what, problem.got, problem.hint)
+            for mark, problem in zip(marks, problems, strict=True)
+        ]
+    )
 
 
 def in_order(problems: Sequence[Problem]) -> list[Problem]:
@@ -274,7 +295,8 @@ def one_component(key: str, kind: Kind, name: Node, args: Node, project: Path) -
         yield name.mark.problem(join(key, "name"), error.message, hint=error.hint)
         return
     if args.mapping is not None:
-        for problem in check_args(build, args.plain()):
+        found = args.plain()
+        for problem in (*check_args(build, found), *missing_paths(build, found, project)):
             yield at_argument(join(key, "args"), problem, args, build)
 
 

@@ -108,10 +108,15 @@ class Node:
             return subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.training.rank", *arguments],
                 env={**os.environ, **own},
+                cwd=self._project(),
                 stdin=subprocess.PIPE if how else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
+
+    def _project(self) -> str | None:
+        """Where relative paths of a recipe begin, wherever the command was typed."""
+        return self.plan.project if os.path.isdir(self.plan.project) else None
 
     def _plan_file(self, attempt: str) -> Path:
         """This node's own copy of the plan: the run's may be replaced by another command."""

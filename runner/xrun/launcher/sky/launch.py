@@ -12,6 +12,7 @@ from typing import Any
 from ...run.plan import Plan
 from ..bundle import Cargo, pack
 from ..offers import Offers
+from ..project import refuse_what_stays
 from ..throughput import known_throughput
 from .controller import find_controller
 from .offers import find_offers
@@ -46,9 +47,11 @@ def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
     """Ask for prices, and settle what would be launched. Nothing is written.
 
     Raises:
+        RecipeError: something that the recipe needs would not travel.
         LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
             job controller, or a file that should go along is not there or too large.
     """
+    refuse_what_stays(plan)
     offers = find_offers(plan, known_throughput(plan))
     candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, candidate.setup)
