@@ -47,7 +47,7 @@ def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
 
     Raises:
         LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
-            job controller, or a file that should go along is not there or too large.
+            job controller, or what should go along is too large.
     """
     offers = find_offers(plan, known_throughput(plan))
     candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
