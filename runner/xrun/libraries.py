@@ -32,7 +32,7 @@ class Need:
 
 
 TRAINING = Need("Training on this machine", ("torch", "accelerate", "safetensors", "numpy"))
-LAUNCHING = Need("Launching on clouds", ("sky",), "cloud")
+LAUNCHING = Need("Running on clouds", ("sky",), "cloud")
 HUB = Need("The Hugging Face Hub", ("huggingface_hub",))
 WANDB = Need("Weights & Biases", ("wandb",))
 

@@ -3,6 +3,7 @@ distribution, in an empty environment."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -162,15 +163,15 @@ def test_check_notes_what_keeps_a_recipe_from_running_here(first: Path, python: 
         ),
         (
             f"recipes/my_first.yaml -s '{CLOUD}'",
-            f"Launching on clouds needs skypilot, which is {ABSENT} 'xrun[cloud]'",
+            f"Running on clouds needs skypilot, which is {ABSENT} 'xrun[cloud]'",
         ),
         (
             f"recipes/my_first.yaml -s '{CLOUD}' -s checkpoint.store=hub",
-            f"Launching on clouds needs skypilot, {HUB}, which are {ABSENT} 'xrun[cloud]'",
+            f"Running on clouds needs skypilot, {HUB}, which are {ABSENT} 'xrun[cloud]'",
         ),
         (
             f"plan recipes/my_first.yaml -s '{CLOUD}'",
-            f"Launching on clouds needs skypilot, which is {ABSENT} 'xrun[cloud]'",
+            f"Running on clouds needs skypilot, which is {ABSENT} 'xrun[cloud]'",
         ),
         (
             "check --online recipes/my_first.yaml",
@@ -194,6 +195,28 @@ def test_what_is_missing_is_said_in_one_line(
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "", f"xrun: {said}\n")
     assert sorted(first.rglob("*")) == before
+
+
+def test_a_run_on_the_hub_is_read_with_its_library(
+    first: Path, python: Path, tmp_path: Path
+) -> None:
+    """`status` says of this run alone that it cannot be read here; `report` and `sync` end
+    with 3."""
+    xrun, env = python.with_name("xrun"), elsewhere(python)
+    overrides = ["-s", "checkpoint.store=hub://me/run", "-s", "tracking.wandb.project=p"]
+    plan = run(xrun, "plan", first / "recipes/my_first.yaml", *overrides, cwd=tmp_path, env=env)
+    name = json.loads(plan)["run"]
+    (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / name / "plan.json").write_text(plan.replace(f"{first}/runs", "runs"))
+    hub = f"The Hugging Face Hub needs huggingface_hub, which is {ABSENT} 'xrun[train]'"
+    assert run(xrun, "status", cwd=tmp_path, env=env).split("unreadable  ")[1] == f"{hub}\n"
+    wandb = f"Weights & Biases needs wandb, which is {ABSENT} 'xrun[train]'"
+    for command, said in (("report", hub), ("sync", wandb)):
+        asked = [xrun, command, name]
+        done = subprocess.run(
+            asked, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (3, "", f"xrun: {said}\n")
 
 
 def test_the_extra_of_clouds_is_enough_to_launch(python: Path, tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ class Candidate(Part):
     max_hourly_cost: Positive | None = None
     """US dollars per hour for all nodes together. Default: no limit."""
     image: Line | None = None
-    """Machine or container image, as SkyPilot's `image_id`. Default: SkyPilot's own."""
+    """Machine or container image, as SkyPilot's `image_id`. Default: SkyPilot's own, on which each
+    new machine installs the pinned libraries. On `docker:OWNER/NAME`, made of xrun's
+    `docker/Dockerfile`, it installs none."""
     disk: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Disk of each node in GB. Default: SkyPilot's."""
     setup: Text | None = None
