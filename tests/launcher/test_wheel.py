@@ -219,6 +219,17 @@ def test_a_run_on_the_hub_is_read_with_its_library(
         assert (done.returncode, done.stdout, done.stderr) == (3, "", f"xrun: {said}\n")
 
 
+def test_a_component_without_its_library_names_the_extra(python: Path, tmp_path: Path) -> None:
+    """A run that was started by other means than the command, which looks before."""
+    build = (
+        "from pathlib import Path; from xrun import component, errors\n"
+        "try: component.load_build('datasets', 'digits', Path())\n"
+        "except errors.ComponentError as error: print(error.hint)"
+    )
+    said = run(python, "-c", build, cwd=tmp_path, env=elsewhere(python))
+    assert said == "Install it with: pip install 'xrun[train]'\n"
+
+
 def test_the_extra_of_clouds_is_enough_to_launch(python: Path, tmp_path: Path) -> None:
     """State on the Hub, which spot machines need, is asked about before a launch."""
     ask = "from xrun.libraries import extras_of; print(*extras_of('huggingface_hub'))"

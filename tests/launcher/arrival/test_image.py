@@ -1,14 +1,12 @@
 """docker/Dockerfile makes an image on which a machine installs nothing: read here, and its pins met
-with the environment of the tests. No image is built: that needs Docker."""
+with the environment of the tests. No image is built: that needs a Docker daemon."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution, version
 
 import pytest
 
@@ -38,8 +36,7 @@ def test_the_image_has_the_pins_and_the_python_that_they_are_for() -> None:
 @pytest.mark.cloud
 def test_skypilot_finds_the_programs_that_it_would_install() -> None:
     """Those of its own list."""
-    (sky,) = find_spec("sky").submodule_search_locations
-    source = Path(sky, "provision", "docker_utils.py").read_text()
+    source = distribution("skypilot").locate_file("sky/provision/docker_utils.py").read_text()
     (listed,) = re.findall(r"force-confnew install -y '\s+'([\w -]+)", source)
     assert {"rsync", "openssh-server"} <= set(listed.split())
     assert set(listed.split()) <= set(instructions("RUN")[0].split())
