@@ -324,6 +324,11 @@ def test_build_is_pickled_by_name(project: Path) -> None:
             "broken.py:1: ModuleNotFoundError: No module named",
             "The project has no `no_such_library`: install the library that provides it.",
         ),
+        (  # it is here, and no extra brings another one
+            "import numpy.no_such_part\n\n\ndef build(): ...\n",
+            "broken.py:1: ModuleNotFoundError: No module named",
+            "The project has no `no_such_part`: install the library that provides it.",
+        ),
         ("def build(:\n", "broken.py:1: SyntaxError: ", ""),
         (
             "build = 3\n",

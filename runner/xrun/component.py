@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from . import components
 from .errors import ComponentError, Problem, did_you_mean
+from .libraries import extras_of, is_here
 
 Kind = Literal["models", "datasets"]
 LARGEST = 2**20
@@ -372,12 +373,16 @@ def place(error: BaseException, path: Path) -> str:
 
 
 def missing_module(error: BaseException, kind: Kind, project: Path) -> str:
-    """What to do about a module that is not there. No name of a package to install is guessed: it
-    may be a stranger's, and what is missing may be the project's own."""
+    """What to do about a module that is not there. A library that an extra of xrun has comes with
+    it. No other name of a package to install is guessed: it may be a stranger's, and what is
+    missing may be the project's own."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ""
     name = error.name.rpartition(".")[2]
     found = own_file(name, project)
+    library = error.name.partition(".")[0]
+    if found is None and not is_here(library) and (extras := extras_of(library)):
+        return f"Install it with: pip install 'xrun[{extras[0]}]'"
     if found is None:
         return f"The project has no `{name}`: install the library that provides it."
     place = found.relative_to(project)

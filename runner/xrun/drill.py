@@ -24,6 +24,7 @@ from typing import Any
 
 from . import environment
 from .errors import AttemptEnd, LaunchError, XrunError
+from .libraries import TRAINING, require
 from .recipe.load import load_recipe
 from .recipe.schema import Recipe
 from .run.folder import RunFolder, runs_in
@@ -109,9 +110,11 @@ def drill(
     """Run the drill; see the module.
 
     Raises:
-        XrunError: the recipe is wrong, or the undisturbed run does not finish.
+        XrunError: the recipe is wrong, what trains is not installed, or the undisturbed run does
+            not finish.
     """
     loaded = load_recipe(recipe, overrides)
+    require(TRAINING)
     folder = Path(folder or tempfile.mkdtemp(prefix="xrun-drill-")).resolve()
     size = processes or (loaded.hardware.local.processes if loaded.hardware.local else 1)
     command = [

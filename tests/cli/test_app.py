@@ -52,6 +52,19 @@ def test_the_same_command_again_does_nothing(project: Project) -> None:
     )
 
 
+def test_a_local_run_says_which_files_are_not_here(project: Project) -> None:
+    """And goes on: it is the same run, whatever `files` says."""
+    files = "files={/no/such/path: s3://bucket}"
+    done = project.xrun("run", "recipes/tiny.yaml", "-s", "train.steps=10", "-s", files)
+    assert done.code == 0, done.err
+    assert done.err.splitlines()[0] == (
+        "  note     files: /no/such/path is for machines of clouds, and this machine has none. If"
+        " the run reads it, copy the data of s3://bucket there first."
+    )
+    assert f"Run {project.run.run}:" in done.out
+    assert "is finished" in done.err
+
+
 def test_status_lists_runs(project: Project) -> None:
     """`xrun status` has one line per run, and `--json` the same as JSON."""
     done = project.xrun("status")

@@ -3,7 +3,10 @@ distribution, in an empty environment."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -122,16 +125,136 @@ def test_checks_a_recipe_copied_out_of_the_wheel(
     run(python.with_name("xrun"), "check", recipe, cwd=tmp_path, env=elsewhere(python))
 
 
-def test_trains_from_the_wheel(wheel: Path, python: Path, tmp_path: Path) -> None:
-    """A run from the recipe to the final weights; only the libraries are this environment's.
+CLOUD = "hardware={any_of: [{accelerators: T4, spot: false}]}"
+TRAINING = "Training on this machine needs torch, accelerate, safetensors and numpy"
+HUB = "`checkpoint.store: hub` needs huggingface_hub"
+ABSENT = "not installed here. Install with: pip install"
+
+
+@pytest.fixture(scope="module")
+def first(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder after `xrun init`."""
+    folder = tmp_path_factory.mktemp("first")
+    said = run(python.with_name("xrun"), "init", cwd=folder, env=elsewhere(python))
+    assert said == (
+        "Wrote recipes/my_first.yaml. Next: xrun check recipes/my_first.yaml, then xrun"
+        f" recipes/my_first.yaml\n{TRAINING}, which are {ABSENT} 'xrun[train]'\n"
+    )
+    return folder
+
+
+def test_check_notes_what_keeps_a_recipe_from_running_here(first: Path, python: Path) -> None:
+    """It is no problem of the recipe: the exit code is 0."""
+    check = [python.with_name("xrun"), "check", "recipes/my_first.yaml"]
+    note = f"  note: {TRAINING}, which are {ABSENT} 'xrun[train]'"
+    told = run(*check, cwd=first, env=elsewhere(python)).splitlines()
+    assert told == ["recipes/my_first.yaml: my-first is fine.", note]
+    assert run(*check, "--json", cwd=first, env=elsewhere(python)) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("recipes/my_first.yaml", f"{TRAINING}, which are {ABSENT} 'xrun[train]'"),
+        ("drill recipes/my_first.yaml", f"{TRAINING}, which are {ABSENT} 'xrun[train]'"),
+        (
+            "recipes/my_first.yaml -s checkpoint.store=hub -s tracking.wandb.project=p",
+            f"{TRAINING}, {HUB}, `tracking.wandb` needs wandb, which are {ABSENT} 'xrun[train]'",
+        ),
+        (
+            f"recipes/my_first.yaml -s '{CLOUD}'",
+            f"Running on clouds needs skypilot, which is {ABSENT} 'xrun[cloud]'",
+        ),
+        (
+            f"recipes/my_first.yaml -s '{CLOUD}' -s checkpoint.store=hub",
+            f"Running on clouds needs skypilot, {HUB}, which are {ABSENT} 'xrun[cloud]'",
+        ),
+        (
+            f"plan recipes/my_first.yaml -s '{CLOUD}'",
+            f"Running on clouds needs skypilot, which is {ABSENT} 'xrun[cloud]'",
+        ),
+        (
+            "check --online recipes/my_first.yaml",
+            f"The Hugging Face Hub needs huggingface_hub, which is {ABSENT} 'xrun[train]'",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    first: Path, python: Path, command: str, said: str
+) -> None:
+    """With exit code 3, before anything is written."""
+    before = sorted(first.rglob("*"))
+    done = subprocess.run(
+        [python.with_name("xrun"), *shlex.split(command)],
+        cwd=first,
+        env=elsewhere(python),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", f"xrun: {said}\n")
+    assert sorted(first.rglob("*")) == before
+
+
+def test_a_run_on_the_hub_is_read_with_its_library(
+    first: Path, python: Path, tmp_path: Path
+) -> None:
+    """`status` says of this run alone that it cannot be read here; `report` and `sync` end
+    with 3."""
+    xrun, env = python.with_name("xrun"), elsewhere(python)
+    overrides = ["-s", "checkpoint.store=hub://me/run", "-s", "tracking.wandb.project=p"]
+    plan = run(xrun, "plan", first / "recipes/my_first.yaml", *overrides, cwd=tmp_path, env=env)
+    name = json.loads(plan)["run"]
+    (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / name / "plan.json").write_text(plan.replace(f"{first}/runs", "runs"))
+    hub = f"The Hugging Face Hub needs huggingface_hub, which is {ABSENT} 'xrun[train]'"
+    assert run(xrun, "status", cwd=tmp_path, env=env).split("unreadable  ")[1] == f"{hub}\n"
+    wandb = f"Weights & Biases needs wandb, which is {ABSENT} 'xrun[train]'"
+    for command, said in (("report", hub), ("sync", wandb)):
+        asked = [xrun, command, name]
+        done = subprocess.run(
+            asked, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (3, "", f"xrun: {said}\n")
+
+
+def test_a_component_without_its_library_names_the_extra(python: Path, tmp_path: Path) -> None:
+    """A run that was started by other means than the command, which looks before."""
+    build = (
+        "from pathlib import Path; from xrun import component, errors\n"
+        "try: component.load_build('datasets', 'digits', Path())\n"
+        "except errors.ComponentError as error: print(error.hint)"
+    )
+    said = run(python, "-c", build, cwd=tmp_path, env=elsewhere(python))
+    assert said == "Install it with: pip install 'xrun[train]'\n"
+
+
+def test_the_extra_of_clouds_is_enough_to_launch(python: Path, tmp_path: Path) -> None:
+    """State on the Hub, which spot machines need, is asked about before a launch."""
+    ask = "from xrun.libraries import extras_of; print(*extras_of('huggingface_hub'))"
+    assert run(python, "-c", ask, cwd=tmp_path, env=elsewhere(python)) == "cloud train\n"
+
+
+def test_the_page_for_the_index_stands_alone(python: Path, tmp_path: Path) -> None:
+    """Nothing on it needs a checkout: no `make`, and no link into the repository."""
+    show = "from importlib.metadata import metadata; print(metadata('xrun').get_payload())"
+    page = run(python, "-c", show, cwd=tmp_path, env=elsewhere(python))
+    assert "pip install 'xrun[train]'" in page
+    assert "make " not in page
+    assert re.findall(r"\]\((?!https://)[^)]*\)", page) == []
+
+
+def test_trains_from_the_wheel(python: Path, tmp_path: Path) -> None:
+    """From `xrun init` to the final weights; only the libraries are this environment's.
 
     PYTHONPATH leads to them and not to this checkout: the `.pth` file of an editable installation
     is not read there.
     """
-    (tmp_path / "digits_mlp.yaml").write_bytes(
-        zipfile.ZipFile(wheel).read("xrun/components/recipes/digits_mlp.yaml")
-    )
     env = elsewhere(python, PYTHONPATH=sysconfig.get_path("purelib"), HF_HUB_OFFLINE="1")
-    short = ["-s", "train.steps=20", "-s", "train.schedule.warmup_steps=5"]
-    run(python.with_name("xrun"), "digits_mlp.yaml", "--yes", *short, cwd=tmp_path, env=env)
+    xrun, path = python.with_name("xrun"), "recipes/my_first.yaml"
+    run(xrun, "init", cwd=tmp_path, env=env)
+    assert run(xrun, "check", path, cwd=tmp_path, env=env) == f"{path}: my-first is fine.\n"
+    said = run(xrun, path, "-s", "train.epochs=3", cwd=tmp_path, env=env)
+    assert "Finished my-first-" in said
     assert len(list(tmp_path.rglob("model/*.safetensors"))) == 1

@@ -111,6 +111,9 @@ def fits(shape: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         return all(fits(shape.get("items", {}), item, root) for item in value)
     if isinstance(value, dict):
         known = shape.get("properties", {})
+        named = shape.get("patternProperties", {}).values()
+        if not all(fits(part, item, root) for part in named for item in value.values()):
+            return False
         extra = shape.get("additionalProperties", True)
         return (
             shape.get("required", [])
@@ -130,6 +133,8 @@ def test_schema_takes_what_loads(path: Path) -> None:
     value = yaml.safe_load(text)
     assert fits(schema(), value, schema())
     assert not fits(schema(), value | {"trian": {}}, schema())
+    assert fits(schema(), value | {"files": {"/a": "s3://b", "/c": {"volume": "d"}}}, schema())
+    assert not fits(schema(), value | {"files": {"/a": {"mode": "MUONT"}}}, schema())
 
 
 def test_template_is_a_recipe(tmp_path: Path) -> None:

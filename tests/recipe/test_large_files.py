@@ -50,6 +50,8 @@ KINDS = {
     "secrets": SMALL + f"secrets: [{', '.join(f'a{i}' for i in range(15000))}]",
     "the same secret": SMALL + f"secrets: [{'TOKEN, ' * 15000}]",
     "environment": SMALL + "env: {" + ", ".join(f"A{i}_KEY: x" for i in range(9000)) + "}",
+    "files": SMALL + f"files: {{{many('/a/b/c{}: x', ', ')}}}",
+    "deep files": SMALL + f"files: {{{', '.join('a/' * i + ': x' for i in range(1, 400))}}}",
     "a long list": SMALL + "x: [" + "1," * 120_000 + "]",
     "aliases": SMALL + "a: &a [" + "x," * 90 + "]\n" + "b: [" + "*a," * 60_000 + "]",
     "merges": "a: &a {}\nb: {<<: [" + "*a," * 9000 + "], " + "k: 1," * 9000 + "}\n" + SMALL,

@@ -45,7 +45,8 @@ def problems(folder: Path, text: str) -> list[str]:
 def test_broken_rule_has_its_sentence(tmp_path: Path, case: str) -> None:
     """A recipe that breaks a rule is refused at the key where the person can act, with exactly this
     sentence."""
-    assert problems(tmp_path, BROKEN[case]["recipe"]) == BROKEN[case]["problems"]
+    found = problems(tmp_path, BROKEN[case]["recipe"])
+    assert [line.replace(str(tmp_path), "FOLDER") for line in found] == BROKEN[case]["problems"]
 
 
 def small(**changes: object) -> Recipe:

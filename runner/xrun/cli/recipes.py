@@ -31,6 +31,7 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     an account's."""
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
+    from ..recipe.notes import notes
 
     wrong: list[Problem] = []
     refused: list[Problem] = []
@@ -42,6 +43,8 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
             refused += of_account
             if not as_json and not of_account:
                 click.echo(f"{path}: {recipe.name} is fine.")
+                for note in notes(recipe, path):
+                    click.echo(f"  note: {note}")
         except RecipeError as error:
             wrong += error.problems
     problems = [*wrong, *refused]
@@ -77,10 +80,13 @@ def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:
 @click.argument("path", type=click.Path(path_type=Path), default=Path("recipes/my_first.yaml"))
 def init(path: Path) -> None:
     """Write a commented recipe to start from."""
+    from ..libraries import TRAINING, what_is_missing
     from ..recipe.template import write_template
 
     write_template(path)
     click.echo(f"Wrote {path}. Next: xrun check {path}, then xrun {path}")
+    if missing := what_is_missing(TRAINING):
+        click.echo(missing)
 
 
 @click.command()

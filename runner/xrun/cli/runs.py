@@ -84,10 +84,12 @@ def cancel(run_id: str, save: bool) -> None:
 def sync(run_id: str) -> None:
     """Send what Weights & Biases does not have yet of RUN's metrics; sending twice changes
     nothing."""
+    from ..libraries import WANDB, require
     from ..run.folder import find_run
     from ..tracker.wandb.processes import send_all
 
     folder = find_run(run_id)
+    require(WANDB)
     folder.check_newest()
     sys.exit(send_all(folder.path))
 

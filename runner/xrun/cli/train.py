@@ -65,17 +65,23 @@ def run(
     from ..launcher.job import choose_run, launch
     from ..launcher.local import LocalCloud
     from ..launcher.preflight import place
+    from ..libraries import require
+    from ..recipe.needs import needs
+    from ..recipe.notes import absent_files
     from ..run.folder import RunFolder
     from .texts import outcome_text, start_text
 
     streams.patient()
     made = replace(_plan(recipe, overrides, run_id, fork, processes, local), other_data=other_data)
+    require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
     online = place(meant, chosen=new or bool(fork))
     for link in online.links:
         click.echo(f"  see      {link}")
     if online.plan.on_clouds:
         sys.exit(_launch_on_clouds(online.plan, yes, detach))
+    for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
+        click.echo(f"  note     {note}", err=True)
     click.echo(start_text(online.plan))
     command = _command(recipe, overrides, local, online.plan)
     cloud = LocalCloud()

@@ -13,12 +13,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .. import environment
 from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
+from ..libraries import HUB, is_here, require
 from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
 from ..run.plan import Plan, older_rules
@@ -51,6 +51,7 @@ def check_online(
     which rule it has its id.
 
     Raises:
+        LaunchError: the library that asks the Hub is not installed.
         CloudUnavailable: one of them cannot be reached.
         StoreUnavailable: nobody can tell which run the store holds.
     """
@@ -120,6 +121,7 @@ class _Hub:
     """The Hugging Face Hub, as the person who launches sees it."""
 
     def __init__(self, path: str) -> None:
+        require(HUB)
         from huggingface_hub import get_token
 
         from ..store.hub.client import hub_api
@@ -256,7 +258,7 @@ def _warm_start(recipe: Recipe) -> dict[str, Any]:
 def _wandb(plan: Plan) -> tuple[list[Problem], str]:
     """What Weights & Biases says of the key, the entity and the project; asked by a process, which
     may import its library."""
-    if find_spec("wandb") is None:
+    if not is_here("wandb"):
         return [], ""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(plan.to_json())

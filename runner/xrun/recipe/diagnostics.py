@@ -88,9 +88,20 @@ def rule_problems(
 ) -> Iterator[Problem]:
     for reads, problem in broken:
         if not any(covered(tuple(key.split(".")), wrong, both_ways=True) for key in reads):
-            loc = tuple(int(part) if part.isdigit() else part for part in problem.key.split("."))
-            mark = place(tree, loc)
+            mark = place(tree, loc_of(problem.key, tree))
             yield replace(problem, path=mark.path, line=mark.line, column=mark.column)
+
+
+def loc_of(key: str, tree: Node) -> Loc:
+    """The place that a dotted key means. A name that was written may hold dots: `files./a.txt`."""
+    loc: Loc = ()
+    while key:
+        node = node_at(tree, loc)
+        written = (name for name in node.mapping or () if f"{key}.".startswith(f"{name}."))
+        name = max(written, key=len, default=key.partition(".")[0])
+        loc += (int(name) if name.isdigit() and isinstance(node.value, list) else name,)
+        key = key[len(name) + 1 :]
+    return loc
 
 
 def covered(loc: Loc, wrong: set[Loc], both_ways: bool = False) -> bool:
@@ -273,24 +284,30 @@ def all_keys(model: type[Part], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
         inner = model_in(field.annotation)
-        if inner and not is_list(field.annotation):
+        if inner and not (is_list(field.annotation) or is_mapping(field.annotation)):
             yield from all_keys(inner, f"{prefix}{name}.")
 
 
 def model_at(loc: Loc) -> type[Part] | None:
     """The model of the mapping at this place; None where keys are free, as in `args`."""
     model: type[Part] | None = Recipe
-    for name in loc:
-        if isinstance(name, int):
-            continue
+    named: type[Part] | None = None  # what is under each name of a mapping with free names
+    for name in (name for name in loc if not isinstance(name, int)):
         field = model.model_fields.get(name) if model else None
-        model = model_in(field.annotation) if field else None
+        below = model_in(field.annotation) if field else named
+        free = field is not None and is_mapping(field.annotation)
+        model, named = (None, below) if free else (below, None)
     return model
 
 
 def is_list(annotation: Any) -> bool:
     """Whether an annotation such as `tuple[Candidate, ...] | None` may hold several."""
     return get_origin(annotation) is tuple or any(map(is_list, get_args(annotation)))
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Whether an annotation such as `dict[str, FileSource]` has free names."""
+    return get_origin(annotation) is dict or any(map(is_mapping, get_args(annotation)))
 
 
 def model_in(annotation: Any) -> type[Part] | None:

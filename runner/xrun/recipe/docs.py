@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Part
-from .diagnostics import is_list, model_in
+from .diagnostics import is_list, is_mapping, model_in
 from .rules import RULES
 from .schema import Recipe
 from .yaml_nodes import join
@@ -95,15 +95,7 @@ def schema() -> dict[str, Any]:
         for key, field in part["properties"].items():
             field.pop("title", None)
             field["description"] = field_docs()[name][key]
-    hardware = parts["Hardware"]
-    hardware["properties"]["local"] = {
-        "$ref": "#/$defs/Local",
-        "description": field_docs()["Hardware"]["local"],
-    }
-    hardware["properties"]["any_of"] |= {"minItems": 1}
-    hardware["oneOf"] = [{"required": ["local"]}, {"required": ["any_of"]}]
-    made["properties"]["hardware"] |= {"anyOf": [{"const": "local"}, {"$ref": "#/$defs/Hardware"}]}
-    made["properties"]["hardware"].pop("$ref")
+    _take_short_forms(made, parts)
     # What must be there may also come from the recipe that this one extends.
     return {
         "$schema": DRAFT,
@@ -114,13 +106,30 @@ def schema() -> dict[str, Any]:
     }
 
 
+def _take_short_forms(made: dict[str, Any], parts: dict[str, Any]) -> None:
+    """What is read before a type reads it: `hardware: local`, and a text as the source of a
+    file."""
+    hardware = parts["Hardware"]
+    hardware["properties"]["local"] = {
+        "$ref": "#/$defs/Local",
+        "description": field_docs()["Hardware"]["local"],
+    }
+    hardware["properties"]["any_of"] |= {"minItems": 1}
+    hardware["oneOf"] = [{"required": ["local"]}, {"required": ["any_of"]}]
+    made["properties"]["hardware"] |= {"anyOf": [{"const": "local"}, {"$ref": "#/$defs/Hardware"}]}
+    made["properties"]["hardware"].pop("$ref")
+    named = made["properties"]["files"]["patternProperties"]
+    for pattern, source in named.items():
+        named[pattern] = {"anyOf": [{"type": "string"}, source]}
+
+
 def demands(model: type[Part]) -> dict[str, Any]:
     """The keys without a default, of this model and of those in it."""
     required = [name for name, field in model.model_fields.items() if field.is_required()]
     inner = {
         name: demands(part)
         for name, field in model.model_fields.items()
-        if (part := model_in(field.annotation))
+        if not is_mapping(field.annotation) and (part := model_in(field.annotation))
     }
     inner = {name: part for name, part in inner.items() if part}
     return ({"required": required} if required else {}) | ({"properties": inner} if inner else {})
@@ -154,7 +163,8 @@ def models_in(model: type[Part], key: str = "") -> Iterator[tuple[str, type[Part
     yield key, model
     for name, field in model.model_fields.items():
         if inner := model_in(field.annotation):
-            item = ".N" if is_list(field.annotation) else ""
+            free = ".PATH" if is_mapping(field.annotation) else ""
+            item = ".N" if is_list(field.annotation) else free
             yield from models_in(inner, join(key, name) + item)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from .diagnostics import (
     shown,
     validate,
 )
+from .location import Location, NoLocationError
 from .paths import missing_paths
 from .rules import BETRAYED
 from .schema import Recipe
@@ -40,7 +42,9 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     tree = whole_tree(os.fspath(path), overrides, problems)
     recipe, wrong = validate(tree)
     problems += wrong
-    problems += component_problems(tree, project_root(os.fspath(path)))
+    project = project_root(os.fspath(path))
+    problems += component_problems(tree, project)
+    problems += file_problems(tree, project)
     if recipe is None or problems:
         raise RecipeError(in_order(problems))
     return recipe.model_copy(update={"extends": None})
@@ -286,6 +290,26 @@ def component_problems(tree: Node, project: Path) -> Iterator[Problem]:
         if section and name and isinstance(name.value, str) and name.value.isidentifier():
             args = section.child("args") or Node({}, name.mark)
             yield from one_component(key, cast(Kind, kind), name, args, project)
+
+
+def file_problems(tree: Node, project: Path) -> Iterator[Problem]:
+    """The files that should go along to machines of clouds, and are not here."""
+    hardware, files = tree.child("hardware"), tree.child("files")
+    on_clouds = hardware is not None and hardware.child("any_of") is not None
+    for target, node in (files.mapping or {}).items() if files and on_clouds else ():
+        source = node.child("source") or node
+        path = local_path(source, project)
+        if path is not None and not os.path.exists(path):
+            hint = f"It is looked for at {path}."
+            yield source.mark.problem(f"files.{target}", "it is not here", source.text, hint)
+
+
+def local_path(source: Node, project: Path) -> str | None:
+    """Where a source of `files` is here; None for a bucket, and for what is wrong in itself."""
+    with contextlib.suppress(NoLocationError):
+        if isinstance(source.value, str) and source.value:
+            return Location.parse(source.value).path(project)
+    return None
 
 
 def one_component(key: str, kind: Kind, name: Node, args: Node, project: Path) -> Iterator[Problem]:

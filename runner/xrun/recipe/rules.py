@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 from .. import environment
 from ..errors import Problem, did_you_mean
 from . import secret_text
 from .accelerators import unserved
+from .location import is_within, target_there
 from .metrics import METRICS, better
 from .schema import Recipe
 
@@ -40,6 +42,8 @@ OPTIMIZERS = (
 ).split()
 WITHOUT_DECAY = ("rprop", "sparseadam")
 """Optimizers of `torch.optim` without weight decay: torch would ignore it without a word."""
+OWN_FOLDER = "~/xrun"
+"""Where everything of a run is on a job's machine."""
 SET_BY_XRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -482,6 +486,37 @@ def remote_code_comes_from_the_hub(recipe: Recipe) -> Iterator[Problem]:
             "true",
             "Remove it.",
         )
+
+
+@rule("files")
+def files_leave_the_runs_own_folders_alone(recipe: Recipe) -> Iterator[Problem]:
+    """A path of `files` is a path on the machine, outside of `~/xrun`, where the run itself is."""
+    for target in recipe.files:
+        there = target_there(target)
+        if "://" in target:
+            what, hint = "this is no path on the machine", "Write `/data: s3://BUCKET`."
+        elif is_within(there, OWN_FOLDER) or is_within(OWN_FOLDER, there):
+            what, hint = f"the run itself is in {OWN_FOLDER}", "Take another path, such as `/data`."
+        elif ".." in target.split("/"):
+            what, hint = "it leads back out of a folder", "Write the path without `..`."
+        else:
+            continue
+        yield problem(f"files.{target}", what, target, hint)
+
+
+@rule("files")
+def files_lie_beside_one_another(recipe: Recipe) -> Iterator[Problem]:
+    """No path of `files` is inside another one."""
+    places: dict[str, str] = {}
+    for target in recipe.files:
+        outer = places.setdefault(target_there(target), target)
+        if outer != target:
+            yield problem(f"files.{target}", f"this is the path `{outer}` again", target)
+    for there, target in places.items():
+        for folder in islice(map(str, PurePosixPath(there).parents), MOST):
+            if folder in places:
+                what = f"it lies in `{places[folder]}`, and one would hide the other"
+                yield problem(f"files.{target}", what, target, "Use paths beside one another.")
 
 
 @rule("env", "secrets")

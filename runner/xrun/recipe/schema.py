@@ -16,6 +16,7 @@ from ..store.address import Address, NoAddressError
 from .accelerators import PATTERN, Accelerators
 from .base import Before, Field, Parsed, Part, default
 from .interval import Every, interval
+from .location import Location, NoLocationError
 from .metrics import better
 from .secret_text import looks_like_a_secret
 
@@ -46,6 +47,22 @@ def read_address(text: str) -> Address:
     except NoAddressError as error:
         context = {"what": error.what, "hint": error.hint}
         raise PydanticCustomError("sentence", "{what}", context) from None
+
+
+def read_location(text: str) -> Location:
+    """Where data lie, or what is wrong with it and the way out."""
+    try:
+        return Location.parse(text)
+    except NoLocationError as error:
+        context = {"what": error.what, "hint": error.hint}
+        raise PydanticCustomError("sentence", "{what}", context) from None
+
+
+def read_source(value: Any) -> Any:
+    """`/data: s3://bucket` is `/data: {source: s3://bucket}`."""
+    if not isinstance(value, str | dict | FileSource):
+        raise PydanticCustomError("sentence", "must be a path, an address or a mapping")
+    return {"source": value} if isinstance(value, str) else value
 
 
 class ModelRef(Part):
@@ -97,7 +114,9 @@ class Candidate(Part):
     max_hourly_cost: Positive | None = None
     """US dollars per hour for all nodes together. Default: no limit."""
     image: Line | None = None
-    """Machine or container image, as SkyPilot's `image_id`. Default: SkyPilot's own."""
+    """Machine or container image, as SkyPilot's `image_id`. Default: SkyPilot's own, on which each
+    new machine installs the pinned libraries. On `docker:OWNER/NAME`, made of xrun's
+    `docker/Dockerfile`, it installs none."""
     disk: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Disk of each node in GB. Default: SkyPilot's."""
     setup: Text | None = None
@@ -316,6 +335,34 @@ class Budget(Part):
     """Hours of machine time. Default: no limit."""
 
 
+class FileSource(Part):
+    """Where the data of one path come from. A text is short for `{source: TEXT}`."""
+
+    source: Annotated[Location, Parsed(read_location, **LINE)] | None = None
+    """A file or a folder here, or a bucket or a part of one: `s3://`, `gs://`, `r2://`,
+    `https://ACCOUNT.blob.core.windows.net/CONTAINER`, `hf://`, `cos://`, `oci://`, `nebius://`, `cw://`,
+    `vastdata://`. The machine reads it with the credentials that SkyPilot has for that cloud."""
+    volume: Line | None = None
+    """In place of `source`: a volume of SkyPilot's by its name (`sky volumes ls`), which is
+    attached. It binds the run to the place where the volume is."""
+    mode: Literal["COPY", "MOUNT", "MOUNT_CACHED"] = "COPY"
+    """How a bucket gets there: `COPY` downloads it to each new machine's disk before the attempt;
+    `MOUNT` reads and writes the bucket itself, over the network; `MOUNT_CACHED` does so with a
+    cache on the disk, and sends what is written later. The last two take whole buckets."""
+
+    def checked(self) -> Self:
+        if (self.source is None) == (self.volume is None):
+            raise PydanticCustomError("sentence", "must hold one of `source` and `volume`")
+        if self.mode != "COPY" and (self.source is None or not self.source.scheme):
+            hint = {"hint": "Remove `mode`."}
+            raise PydanticCustomError("sentence", "`mode` is for a bucket", hint)
+        if self.mode != "COPY" and self.source is not None and not self.source.is_whole:
+            what = f"`mode: {self.mode}` takes a whole bucket, and this is a part of one"
+            hint = {"hint": "Use `mode: COPY`, or name the bucket alone.", "what": what}
+            raise PydanticCustomError("sentence", "{what}", hint)
+        return self
+
+
 class Recipe(Part):
     """One training run, from the data to the machine."""
 
@@ -350,5 +397,8 @@ class Recipe(Part):
     ] = ()
     """Names of environment variables whose values go along from your machine without being written
     anywhere."""
-    files: dict[Line, Line] = default({})
-    """Files and folders that go along: path on the machine -> path here."""
+    files: dict[Line, Annotated[FileSource, Before(read_source)]] = default({})
+    """Data on machines of clouds: path there -> a path here, a bucket (`s3://BUCKET/PREFIX`), or
+    the mapping below. A path here begins at the project's folder, a path there at the home folder.
+    Nothing is put anywhere on this machine: a local run says which of these paths it does not have.
+    What is downloaded while training (`HF_HOME`) is on the machine's disk, and gone with it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import environment
 from ..errors import XrunError
+from ..libraries import HUB, require
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Store
 from .plan import Plan
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
 def open_store(
     plan: Plan, attempt: str, *, create: bool = True, environ: Mapping[str, str] = os.environ
 ) -> DirectoryStore | HubStore:
-    """The store of a plan's run; without `create` nothing is made where nothing is."""
+    """The store of a plan's run; without `create` nothing is made where nothing is.
+
+    Raises:
+        LaunchError: the library of a store on the Hub is not installed.
+    """
     if not plan.address.durable:
         return DirectoryStore(plan.folder / "state", plan.run, attempt, plan.owner)
+    require(HUB)
     # Its library takes a second to import, which a run without it does not pay.
     from ..store.hub.store import HubStore
 

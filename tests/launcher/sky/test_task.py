@@ -13,7 +13,6 @@ import yaml
 
 from support.paths import ROOT
 from support.sky_home import CLOUDS, SkyHome
-from xrun.errors import LaunchError
 from xrun.launcher.offers import Offer, rank
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
@@ -177,14 +176,60 @@ def test_secrets_go_by_name(tmp_path: Path) -> None:
     ]
 
 
+FILES = """files={
+    data: ./README.md, '~/there/': ./docs,
+    /copied: s3://bucket/prefix/, /azure: 'https://account.blob.core.windows.net/container/part',
+    /mounted: {source: 'gs://bucket', mode: MOUNT},
+    /cached: {source: 'r2://bucket', mode: MOUNT_CACHED},
+    /hub: {source: 'hf://datasets/owner/name', mode: MOUNT}, /mnt/volume: {volume: datasets}
+}""".replace("\n", " ")
+
+
 def test_files_of_the_recipe_go_along(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, "files={data: ./README.md, '~/there': ./docs}")
-    mounts = config_of(plan, tmp_path)["file_mounts"]
-    assert mounts["~/data"] == str(ROOT / "README.md")
-    assert mounts["~/there"] == str(ROOT / "docs")
-    assert mounts[f"~/xrun/{plan.run}/cargo"] == str(tmp_path / "cargo")
-    with pytest.raises(LaunchError, match=r"files: data: .+/nothing is not there"):
-        config_of(plan_of(tmp_path, "files={data: ./nothing}"), tmp_path)
+    plan = plan_of(tmp_path, FILES)
+    config = config_of(plan, tmp_path)
+    assert config["file_mounts"] == {
+        f"~/xrun/{plan.run}/cargo": str(tmp_path / "cargo"),
+        "~/data": str(ROOT / "README.md"),
+        "~/there": str(ROOT / "docs"),
+        "/copied": "s3://bucket/prefix",
+        "/azure": "https://account.blob.core.windows.net/container/part",
+        "/mounted": {"source": "gs://bucket", "mode": "MOUNT"},
+        "/cached": {"source": "r2://bucket", "mode": "MOUNT_CACHED"},
+        "/hub": {"source": "hf://datasets/owner/name", "mode": "MOUNT"},
+    }
+    assert config["volumes"] == {"/mnt/volume": "datasets"}
+
+
+@pytest.mark.cloud
+def test_skypilot_takes_buckets_and_volumes_as_the_recipe_names_them(
+    home: SkyHome, tmp_path: Path
+) -> None:
+    """Its own reading and checks of the task, as a client makes them: what is in a bucket it asks
+    at the launch."""
+    given = config_of(plan_of(tmp_path, FILES), tmp_path)
+    (tmp_path / "cargo").mkdir()
+    done = home.python(MOUNTED, json.dumps(given | {"secrets": {"HF_TOKEN": "value"}}))
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["copied"] == {
+        target: source for target, source in given["file_mounts"].items() if isinstance(source, str)
+    }
+    assert told["mounted"] == {
+        "/mounted": ["gs://bucket", "MOUNT"],
+        "/cached": ["r2://bucket", "MOUNT_CACHED"],
+        "/hub": ["hf://datasets/owner/name", "MOUNT"],
+    }
+    assert told["volumes"] == {"/mnt/volume": "datasets"}
+
+
+def test_a_plan_of_before_buckets_has_files_as_texts(tmp_path: Path) -> None:
+    """Its recipe says path -> path."""
+    plan = plan_of(tmp_path, "files={data: ./README.md}")
+    written = json.loads(plan.to_json())
+    written["recipe"]["files"] = {"data": "./README.md"}
+    older = Plan.from_json(json.dumps(written))
+    assert config_of(older, tmp_path) == config_of(plan, tmp_path)
 
 
 def test_the_yaml_is_what_was_made(tmp_path: Path) -> None:
@@ -192,6 +237,20 @@ def test_the_yaml_is_what_was_made(tmp_path: Path) -> None:
     assert yaml.safe_load(task_yaml(config)) == config
 
 
+MOUNTED = """
+import json, sys
+import sky
+
+task = sky.Task.from_yaml_config(json.loads(sys.argv[1]))
+task.validate()
+storages = {
+    target: (storage.source, storage.mode.value)
+    for target, storage in task.storage_mounts.items()
+}
+for storage in task.storage_mounts.values():
+    storage._validate_storage_spec(None)  # what it asks of a source before it asks the cloud
+print(json.dumps({"copied": task.file_mounts, "mounted": storages, "volumes": task.volumes}))
+"""
 VALIDATED = """
 import json, sys
 import sky

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import CloudUnavailable, LaunchError
+from ...libraries import LAUNCHING, require
 from ...terminal import without_colours
 
 LOCAL = "`--local` trains on this machine now."
@@ -30,14 +31,15 @@ def skypilot() -> Iterator[ModuleType]:
         LaunchError: SkyPilot is not installed, no cloud is enabled, or it refuses.
         CloudUnavailable: its API server does not answer.
     """
+    require(LAUNCHING)
     with contextlib.redirect_stdout(sys.stderr):
         try:
             import sky
             import sky.exceptions
         except ImportError as error:
             raise LaunchError(
-                "SkyPilot is not installed here, and it is what launches on clouds.",
-                f"Install xrun[cloud]. {LOCAL}",
+                f"SkyPilot, which launches on clouds, cannot be imported: {first_line(error)}.",
+                "Install it anew: pip install --force-reinstall 'xrun[cloud]'",
             ) from error
         try:
             yield sky

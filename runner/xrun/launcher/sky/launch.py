@@ -49,7 +49,7 @@ def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
     Raises:
         RecipeError: something that the recipe needs would not travel.
         LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
-            job controller, or a file that should go along is not there or too large.
+            job controller, or what should go along is too large.
     """
     refuse_what_stays(plan)
     offers = find_offers(plan, known_throughput(plan))

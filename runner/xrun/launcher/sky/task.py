@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from ... import environment
-from ...errors import EX_TEMPFAIL, LaunchError
-from ...recipe.schema import Candidate
+from ...errors import EX_TEMPFAIL
+from ...recipe.location import target_there
+from ...recipe.schema import Candidate, FileSource
 from ...run.plan import Plan
 from ..bundle import there
 from ..offers import Offer, Offers, affordable
@@ -44,11 +45,7 @@ _TRAVEL = (
 def task_config(
     plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The task as SkyPilot's YAML has it; secrets are names without values.
-
-    Raises:
-        LaunchError: a file that should go along is not there.
-    """
+    """The task as SkyPilot's YAML has it; secrets are names without values."""
     recipe = plan.load_recipe()
     config = {
         "name": plan.run,
@@ -57,6 +54,7 @@ def task_config(
         "envs": {name: environ[name] for name in _TRAVEL if environ.get(name)},
         "secrets": dict.fromkeys(secret_names(recipe)),
         "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
+        "volumes": _volumes(recipe.files),
         "run": _run(plan.run),
     }
     return {name: value for name, value in config.items() if value not in ({}, None)}
@@ -147,15 +145,24 @@ def _entry(candidate: Candidate, spot: bool, infra: str, fast_network: bool) -> 
     return {name: value for name, value in entry.items() if value is not None}
 
 
-def _files(plan: Plan, files: Mapping[str, str]) -> dict[str, str]:
-    """The recipe's own files: path on the machine -> path here."""
-    mounts = {}
-    for target, source in files.items():
-        path = (Path(plan.project) / Path(source).expanduser()).resolve()
-        if not path.exists():
-            raise LaunchError(f"{plan.recipe_path}: files: {target}: {path} is not there.")
-        mounts[target if target.startswith(("/", "~")) else f"~/{target}"] = str(path)
+def _files(plan: Plan, files: Mapping[str, FileSource]) -> dict[str, str | dict[str, str]]:
+    """The recipe's own files: path on the machine -> path here, or a bucket that is copied or
+    mounted there."""
+    mounts: dict[str, str | dict[str, str]] = {}
+    for target, each in files.items():
+        if (source := each.source) is None:
+            continue
+        if each.mode != "COPY":
+            mounts[target_there(target)] = {"source": str(source), "mode": each.mode}
+        else:
+            here = source.path(plan.project)
+            mounts[target_there(target)] = os.path.realpath(here) if here else str(source)
     return mounts
+
+
+def _volumes(files: Mapping[str, FileSource]) -> dict[str, str]:
+    """Path on the machine -> the name of the volume that is attached there."""
+    return {target_there(target): each.volume for target, each in files.items() if each.volume}
 
 
 def _run(run: str) -> str:

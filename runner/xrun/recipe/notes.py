@@ -1,0 +1,39 @@
+"""What is not wrong with a recipe, and yet is not as it says on this machine: a sentence each."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..component import project_root
+from ..libraries import what_is_missing
+from .location import target_there
+from .needs import needs
+from .schema import FileSource, Recipe
+
+
+def notes(recipe: Recipe, path: Path) -> Iterator[str]:
+    """Libraries that are not installed here, and what `absent_files` says; `path` is the
+    recipe's."""
+    if missing := what_is_missing(*needs(recipe)):
+        yield missing
+    yield from absent_files(recipe, project_root(path))
+
+
+def absent_files(recipe: Recipe, project: Path) -> Iterator[str]:
+    """The paths of `files` that a local run does not find. It makes none of them: they may lie
+    anywhere, and only the components know whether they read them."""
+    for target, each in recipe.files.items() if recipe.hardware.local else ():
+        here = os.path.expanduser(target_there(target))
+        if not os.path.exists(here):
+            way = _way_out(each, here, project)
+            yield f"files: {target} is for machines of clouds, and this machine has none. {way}"
+
+
+def _way_out(each: FileSource, here: str, project: Path) -> str:
+    if each.source is not None and (source := each.source.path(project)):
+        return f"If the run reads it: {shlex.join(['ln', '-s', source, here])}"
+    came = each.source or f"the volume {each.volume}"
+    return f"If the run reads it, copy the data of {came} there first."

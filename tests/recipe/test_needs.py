@@ -1,0 +1,34 @@
+"""A recipe needs of this machine what it asks for, and no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.recipes import SMALL, write
+from xrun.recipe.load import load_recipe
+from xrun.recipe.needs import needs
+
+CLOUD = "hardware={any_of: [{accelerators: T4}]}"
+TRAIN = "torch accelerate safetensors numpy"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ([], [(TRAIN, "train")]),
+        (["tracking.wandb.project=p"], [(TRAIN, "train"), ("wandb", "train")]),
+        (["tracking.wandb={project: p, mode: offline}"], [(TRAIN, "train")]),
+        (["checkpoint.store=hub"], [(TRAIN, "train"), ("huggingface_hub", "train")]),
+        (
+            [CLOUD, "checkpoint.store=hub", "tracking.wandb.project=p"],
+            [("sky", "cloud"), ("huggingface_hub", "cloud")],
+        ),
+    ],
+)
+def test_needs(tmp_path: Path, overrides: list[str], wanted: list[tuple[str, str]]) -> None:
+    """What a machine of a cloud needs comes with it; points that wait for `xrun sync` need no
+    wandb."""
+    recipe = load_recipe(write(tmp_path, SMALL), overrides)
+    assert [(" ".join(need.modules), need.extra) for need in needs(recipe)] == wanted
