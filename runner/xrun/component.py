@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from . import components
 from .errors import ComponentError, Problem, did_you_mean
+from .extras import how_to_install
 
 Kind = Literal["models", "datasets"]
 LARGEST = 2**20
@@ -379,7 +380,7 @@ def missing_module(error: BaseException, kind: Kind, project: Path) -> str:
     name = error.name.rpartition(".")[2]
     found = own_file(name, project)
     if found is None:
-        return f"The project has no `{name}`: install the library that provides it."
+        return how_to_install(error.name)
     place = found.relative_to(project)
     dotted = ".".join(place.with_suffix("").parts)
     if place.parts[0] in ("models", "datasets"):

@@ -23,6 +23,7 @@ GROUND = (
     "files",
     "lock",
     "backoff",
+    "extras",
 )
 """What everybody may import; they import nothing of the package."""
 DOORS = ("__main__", "entrypoint", "attempt", "arrive")

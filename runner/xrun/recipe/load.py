@@ -36,18 +36,33 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     problems: list[Problem] = []
     try:
-        tree = read_tree(os.fspath(path), (), problems)
+        tree = whole_tree(os.fspath(path), overrides, problems)
     except Unreadable as error:
         raise RecipeError(in_order([*problems, error.problem])) from None
-    for override in by_name_first(overrides):
-        tree = with_override(tree, override, problems)
-    tree = without_nulls(tree)
     recipe, wrong = validate(tree)
     problems += wrong
-    problems += component_problems(tree, project_root(os.fspath(path)))
+    project = project_root(os.fspath(path))
+    problems += component_problems(tree, project)
+    problems += library_problems(tree, project)
     if recipe is None or problems:
         raise RecipeError(in_order(problems))
     return recipe.model_copy(update={"extends": None})
+
+
+def place_of(key: str, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Mark:
+    """Where a key of a recipe that was loaded is written; its file where that has changed since."""
+    try:
+        return node_at(whole_tree(os.fspath(path), overrides, []), (key,)).mark
+    except Unreadable:
+        return Mark(os.fspath(path))
+
+
+def whole_tree(path: str, overrides: Sequence[str], problems: list[Problem]) -> Node:
+    """The nodes of a recipe with what it extends and the overrides. Raises Unreadable."""
+    tree = read_tree(path, (), problems)
+    for override in by_name_first(overrides):
+        tree = with_override(tree, override, problems)
+    return without_nulls(tree)
 
 
 def in_order(problems: Sequence[Problem]) -> list[Problem]:
@@ -254,7 +269,15 @@ def put_in_list(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     return replace(tree, value=items)
 
 
-# Components
+# Components and libraries
+
+
+def library_problems(tree: Node, project: Path) -> Iterator[Problem]:
+    """What is wrong with the libraries that the recipe names."""
+    if node := tree.child("requirements"):
+        from .requirements import requirement_problems  # takes its time, and most have none
+
+        yield from requirement_problems(node, project)
 
 
 def component_problems(tree: Node, project: Path) -> Iterator[Problem]:

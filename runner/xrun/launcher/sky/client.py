@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import CloudUnavailable, LaunchError
+from ...extras import how_to_install
 from ...terminal import without_colours
 
 LOCAL = "`--local` trains on this machine now."
@@ -37,7 +38,7 @@ def skypilot() -> Iterator[ModuleType]:
         except ImportError as error:
             raise LaunchError(
                 "SkyPilot is not installed here, and it is what launches on clouds.",
-                f"Install xrun[cloud]. {LOCAL}",
+                f"{how_to_install('sky')} {LOCAL}",
             ) from error
         try:
             yield sky
