@@ -20,6 +20,7 @@ from support.paths import ROOT, write
 from xrun import components
 from xrun.component import check_args, find, load_build, project_root, signature
 from xrun.errors import ComponentError
+from xrun.libraries import how_to_install
 
 MODELS = sorted((ROOT / "models").glob("*.py"))
 DATASETS = sorted((ROOT / "datasets").glob("*.py"))
@@ -322,12 +323,12 @@ def test_build_is_pickled_by_name(project: Path) -> None:
         (
             "import no_such_library\n\n\ndef build(): ...\n",
             "broken.py:1: ModuleNotFoundError: No module named",
-            "The project has no `no_such_library`: install the library that provides it.",
+            how_to_install("no_such_library"),
         ),
         (  # it is here, and no extra brings another one
             "import numpy.no_such_part\n\n\ndef build(): ...\n",
             "broken.py:1: ModuleNotFoundError: No module named",
-            "The project has no `no_such_part`: install the library that provides it.",
+            "`numpy` is installed and has no `numpy.no_such_part`; another version may have it.",
         ),
         ("def build(:\n", "broken.py:1: SyntaxError: ", ""),
         (

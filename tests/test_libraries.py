@@ -14,6 +14,7 @@ from xrun.libraries import (
     WANDB,
     Need,
     extras_of,
+    how_to_install,
     is_here,
     require,
     what_is_missing,
@@ -61,3 +62,14 @@ def test_a_folder_of_the_name_is_no_library(
     monkeypatch.syspath_prepend(tmp_path)
     assert not is_here("no_such_library")
     assert is_here("json")
+
+
+def test_no_package_is_guessed() -> None:
+    """For a library of ours the extra; for another one the recipe's key, and no `pip install`."""
+    assert (
+        how_to_install("sky") == how_to_install("uv") == "Install with: pip install 'xrun[cloud]'"
+    )
+    assert how_to_install("no_such_library.dnn") == (
+        "Add the library that has `no_such_library` to `requirements:` of the recipe (its name on"
+        " PyPI may differ)."
+    )

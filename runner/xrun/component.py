@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from . import components
 from .errors import ComponentError, Problem, did_you_mean
-from .libraries import extras_of, is_here
+from .libraries import how_to_install
 
 Kind = Literal["models", "datasets"]
 LARGEST = 2**20
@@ -380,11 +380,8 @@ def missing_module(error: BaseException, kind: Kind, project: Path) -> str:
         return ""
     name = error.name.rpartition(".")[2]
     found = own_file(name, project)
-    library = error.name.partition(".")[0]
-    if found is None and not is_here(library) and (extras := extras_of(library)):
-        return f"Install it with: pip install 'xrun[{extras[0]}]'"
     if found is None:
-        return f"The project has no `{name}`: install the library that provides it."
+        return how_to_install(error.name)
     place = found.relative_to(project)
     dotted = ".".join(place.with_suffix("").parts)
     if place.parts[0] in ("models", "datasets"):

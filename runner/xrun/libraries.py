@@ -79,6 +79,20 @@ def extras_of(module: str) -> tuple[str, ...]:
     return tuple(each[2] for each in found if each and _same(each[1], package))
 
 
+def how_to_install(module: str) -> str:
+    """What to type where a module cannot be imported: xrun's own extra, or the recipe's
+    `requirements`. No name of a package is guessed: one of that name may be a stranger's."""
+    library = module.partition(".")[0]
+    if library != module and is_here(library):
+        return f"`{library}` is installed and has no `{module}`; another version may have it."
+    if extras := extras_of(library):
+        return f"Install with: pip install 'xrun[{extras[0]}]'"
+    return (
+        f"Add the library that has `{library}` to `requirements:` of the recipe (its name on PyPI"
+        " may differ)."
+    )
+
+
 def _command(needs: Iterable[Need]) -> str:
     return f"pip install 'xrun[{','.join(dict.fromkeys(need.extra for need in needs))}]'"
 

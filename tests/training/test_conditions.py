@@ -146,6 +146,8 @@ def test_on_processors_the_conditions_keep_their_form() -> None:
     assert set(told) == {"device", "torch", "accelerate", "cuda", "threads", "processes"}
     assert told["torch"] == torch.__version__
     assert environment_of(torch.device("cpu"), 2, compiles=True) == told | {"compile": 2}
+    more = environment_of(torch.device("cpu"), 2, requirements="einops 0.8.1")
+    assert more == told | {"requirements": "einops 0.8.1"}
     before = Checkpoint(step=1, environment=told | {"torch": "2.13.0+cu126"}, arithmetic=ARITHMETIC)
     assert before.differences(told | {"torch": "2.13.0+cu130"}) == (
         "torch 2.13.0+cu126 -> 2.13.0+cu130"

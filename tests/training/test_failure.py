@@ -131,3 +131,11 @@ def test_our_own_errors_say_it_themselves() -> None:
     assert failure_of(OutOfMemory("What.", 4), 3).parts == 4
     assert failure_of(ProcessesApart("What."), None).again
     assert failure_of(StoreUnavailable("What."), 3).again
+
+
+def test_a_missing_module_is_the_recipes() -> None:
+    """Which names it under `requirements`; of a library of xrun's own the extra is named."""
+    for module, hint in (("einops.layers", "`requirements:`"), ("torch.nope", "xrun[train]")):
+        failure = failure_of(ModuleNotFoundError(f"No module named {module!r}", name=module), 3)
+        assert failure.code == 2
+        assert hint in failure.hint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,12 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
 
     wrong: list[Problem] = []
     refused: list[Problem] = []
+    missing: list[Problem] = []
     for path in recipes:
         try:
             recipe = load_recipe(path, overrides)
             _refuse_what_stays(recipe, path, overrides)
+            missing += _missing_libraries(recipe, path, overrides)
             of_account = _online_problems(recipe, path) if online else ()
             refused += of_account
             if not as_json and not of_account:
@@ -51,8 +53,11 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     if as_json:
         click.echo(json.dumps([vars(problem) for problem in problems], indent=1))
     else:
-        for problem in problems:
-            click.echo(str(problem), err=True)
+        for told in [
+            *(f"{each} Machines of clouds install it by themselves." for each in missing),
+            *problems,
+        ]:
+            click.echo(str(told), err=True)
     if problems:
         sys.exit(RecipeError.exit_code if wrong else LaunchError.exit_code)
 
@@ -64,6 +69,20 @@ def _refuse_what_stays(recipe: Recipe, path: Path, overrides: Sequence[str]) -> 
         from ..run.plan import make_plan
 
         refuse_what_stays(make_plan(recipe, path, overrides=overrides))
+
+
+def _missing_libraries(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Iterator[Problem]:
+    """What this environment lacks of the recipe's requirements: raised where the recipe trains
+    here, told where machines install it."""
+    if not recipe.requirements:
+        return
+    from ..errors import RecipeError
+    from ..recipe.missing import missing_of
+
+    if problem := missing_of(recipe, path, overrides):
+        if recipe.hardware.local:
+            raise RecipeError([problem])
+        yield problem
 
 
 def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:

@@ -8,6 +8,7 @@ prices, the pins.
       machine_setup.sh      makes ~/xrun/python of the two; has_pins.py says what is there,
                             torch_build.py which torch the GPUs need, failure.py what a failed
                             installation means
+      requirements.txt      the recipe's libraries, in exact versions (only where it names some)
       recipe_setup.sh       what the recipe adds (only where it does)
       project/              the project's files, as git sees them (project.py), and the recipe's
       plan.json             with paths under `~`, which `arrive` resolves there
@@ -110,6 +111,8 @@ def _files(plan: Plan, prices: str, setup: str | None) -> Iterator[tuple[str, by
     yield name, wheel
     yield from carried.items()
     yield "environment.key", blake3(wheel + carried["container.txt"]).hexdigest()[:16].encode()
+    if plan.libraries.text:
+        yield "requirements.txt", plan.libraries.text.encode()
     if setup:
         yield "recipe_setup.sh", setup.encode()
     yield "plan.json", travelling(plan).to_json().encode()

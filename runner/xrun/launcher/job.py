@@ -124,7 +124,10 @@ def _same(plan: Plan, known: Plan) -> Plan:
             f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
         )
     _same_place(plan, known)
-    return dataclasses.replace(plan, fork=known.fork, fork_store=known.fork_store)
+    kept = known.libraries.of(plan.libraries.wanted).to_json()
+    return dataclasses.replace(
+        plan, fork=known.fork, fork_store=known.fork_store, requirements=kept
+    )
 
 
 def _same_place(plan: Plan, known: Plan) -> None:

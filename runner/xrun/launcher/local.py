@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 from .. import environment
-from ..errors import EX_TEMPFAIL, LaunchError
+from ..errors import EX_TEMPFAIL, LaunchError, RecipeError
 from ..files import needed
 from ..lock import Held, locked
 from ..run.folder import RunFolder
@@ -46,12 +46,14 @@ class LocalCloud:
 
         Raises:
             LaunchError: another process runs this run now, or this is no Linux.
+            RecipeError: a library that the recipe names is not installed here.
         """
         if sys.platform != "linux":
             raise LaunchError(
                 f"Training needs Linux, and this machine runs {platform.system()}.",
                 "Name cloud machines under `hardware.any_of` in the recipe, or train it on Linux.",
             )
+        check_libraries(plan)
         folder = RunFolder(plan.folder)
         code = EX_TEMPFAIL
         with needed(folder.path), only_one(folder), self.signals():
@@ -86,6 +88,19 @@ class LocalCloud:
         self._asked |= is_wish(number)
         if self._child is not None and self._asked:
             self._child.send_signal(number)  # Ctrl-C has reached it as well, which is the same wish
+
+
+def check_libraries(plan: Plan) -> None:
+    """What the recipe needs is installed here.
+
+    Raises:
+        RecipeError: it is not; with the command that installs it.
+    """
+    if plan.libraries.wanted:
+        from ..recipe.missing import missing_problem
+
+        if problem := missing_problem(plan.libraries.wanted, plan.recipe_path, plan.overrides):
+            raise RecipeError([problem])
 
 
 def _alone(environ: Mapping[str, str]) -> dict[str, str]:

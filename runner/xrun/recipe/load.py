@@ -15,6 +15,7 @@ from .diagnostics import (
     MOST_PROBLEMS,
     Loc,
     key_place,
+    loc_of,
     model_at,
     node_at,
     number_hint,
@@ -39,40 +40,49 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises RecipeError with everything that is wrong, and nothing else, whatever the file holds.
     """
     problems: list[Problem] = []
-    tree = whole_tree(os.fspath(path), overrides, problems)
+    try:
+        tree = whole_tree(os.fspath(path), overrides, problems)
+    except Unreadable as error:
+        raise RecipeError(in_order([*problems, error.problem])) from None
     recipe, wrong = validate(tree)
     problems += wrong
     project = project_root(os.fspath(path))
     problems += component_problems(tree, project)
     problems += file_problems(tree, project)
+    problems += library_problems(tree, project)
     if recipe is None or problems:
         raise RecipeError(in_order(problems))
     return recipe.model_copy(update={"extends": None})
 
 
-def whole_tree(path: str, overrides: Sequence[str], problems: list[Problem]) -> Node:
-    """The nodes of a file, of what it extends, and of the overrides. Raises RecipeError."""
-    try:
-        tree = read_tree(path, (), problems)
-    except Unreadable as error:
-        raise RecipeError(in_order([*problems, error.problem])) from None
-    for override in by_name_first(overrides):
-        tree = with_override(tree, override, problems)
-    return without_nulls(tree)
-
-
 def at_their_places(
     problems: Sequence[Problem], path: str, overrides: Sequence[str]
 ) -> list[Problem]:
-    """Problems that were found later, each where its key was written."""
-    tree = whole_tree(path, overrides, [])
-    marks = [place(tree, tuple(problem.key.split("."))) for problem in problems]
+    """Problems that were found later, each where its key is written."""
+    marks = [place_of(problem.key, path, overrides) for problem in problems]
     return in_order(
         [
             mark.problem(problem.key, problem.what, problem.got, problem.hint)
             for mark, problem in zip(marks, problems, strict=True)
         ]
     )
+
+
+def place_of(key: str, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Mark:
+    """Where a key of a recipe that was loaded is written; its file where that has changed since."""
+    try:
+        tree = whole_tree(os.fspath(path), overrides, [])
+    except Unreadable:
+        return Mark(os.fspath(path))
+    return place(tree, loc_of(key, tree))
+
+
+def whole_tree(path: str, overrides: Sequence[str], problems: list[Problem]) -> Node:
+    """The nodes of a recipe with what it extends and the overrides. Raises Unreadable."""
+    tree = read_tree(path, (), problems)
+    for override in by_name_first(overrides):
+        tree = with_override(tree, override, problems)
+    return without_nulls(tree)
 
 
 def in_order(problems: Sequence[Problem]) -> list[Problem]:
@@ -279,7 +289,15 @@ def put_in_list(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     return replace(tree, value=items)
 
 
-# Components
+# Components and libraries
+
+
+def library_problems(tree: Node, project: Path) -> Iterator[Problem]:
+    """What is wrong with the libraries that the recipe names."""
+    if node := tree.child("requirements"):
+        from .requirements import requirement_problems  # takes its time, and most have none
+
+        yield from requirement_problems(node, project)
 
 
 def component_problems(tree: Node, project: Path) -> Iterator[Problem]:

@@ -120,7 +120,8 @@ class Candidate(Part):
     disk: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Disk of each node in GB. Default: SkyPilot's."""
     setup: Text | None = None
-    """Shell commands that run once on each new machine, before the attempt."""
+    """Shell commands for this kind of machine. They follow the recipe's own `setup` in the same
+    shell, and may assume what it says there."""
 
     @property
     def accelerator(self) -> str | None:
@@ -390,6 +391,16 @@ class Recipe(Part):
     """Who is told."""
     budget: Budget = default({})
     """When to stop spending."""
+    requirements: Annotated[tuple[Line, ...], Field(strict=False)] | Line = ()
+    """Libraries beside those that xrun brings: a list such as `[einops, "timm>=1.0"]`, the path of
+    a requirements.txt in the project, `.` for the `dependencies` of the project's pyproject.toml,
+    or `.[train]` for its extra `train` as well. A launch fixes them to exact versions and hashes,
+    which the run keeps, and each machine installs them once; on this machine you install them."""
+    setup: Text | None = None
+    """Shell commands for what is no Python library. They run once on each new machine, after the
+    libraries and before the attempt: with `bash -e`, in the home folder, the run's Python first in
+    PATH, the network and the recipe's `secrets` at hand. Where the network fails they run again
+    from the beginning, so each may be repeated; any other failure ends the run."""
     env: dict[EnvName, str] = default({})
     """Environment variables of the training processes."""
     secrets: Annotated[

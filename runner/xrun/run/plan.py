@@ -21,6 +21,7 @@ from ..errors import ComponentError, LaunchError, Problem, RecipeError
 from ..files import parsed, read_small, typed
 from ..store.address import Address
 from .identity import Identity, identity, in_full
+from .requirements import Requirements
 
 if TYPE_CHECKING:
     from ..recipe.schema import Recipe
@@ -63,7 +64,8 @@ class Plan:
     address of the state where that is not the run's folder: `hub` until a launch has asked whose
     token it is, then `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the
     forked run. `other_data`: somebody has said that the data may be others than those that the run
-    was trained on.
+    was trained on. `requirements`: the recipe's libraries, and their versions once a launch has
+    fixed them.
     """
 
     run: str
@@ -85,6 +87,7 @@ class Plan:
     other_data: bool = False
     code: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    requirements: Mapping[str, Any] = field(default_factory=dict)
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -145,6 +148,11 @@ class Plan:
         return Limits(**self.recipe["budget"])
 
     @property
+    def libraries(self) -> Requirements:
+        """What it needs beside the pins."""
+        return Requirements.from_json(self.requirements)
+
+    @property
     def address(self) -> Address:
         """Where the state is."""
         return Address.parse(self.store or "local")
@@ -186,6 +194,7 @@ class Plan:
         except TypeError:
             raise ValueError("keys of a plan are missing") from None
         _check_shape(plan.recipe)
+        Requirements.from_json(plan.requirements)
         return plan
 
     @classmethod
@@ -267,7 +276,17 @@ def make_plan(
         fork=fork,
         store=str(recipe.checkpoint.store) if recipe.checkpoint.durable else "",
         version=_version(),
+        requirements=_requirements(recipe, project, path),
     )
+
+
+def _requirements(recipe: Recipe, project: Path, path: Path) -> dict[str, Any]:
+    """The libraries that the recipe names, without versions yet. Raises RecipeError."""
+    if not recipe.requirements:
+        return {}
+    from ..recipe.requirements import wanted
+
+    return Requirements(wanted(recipe.requirements, project, str(path))).to_json()
 
 
 def check_rules(recipe: Recipe, path: Path) -> None:

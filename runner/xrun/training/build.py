@@ -310,7 +310,10 @@ def build_lease(setting: Setting) -> Lease:
         setting.start.head,
         data=setting.data.facts,
         environment=environment_of(
-            setting.accelerator.device, setting.world.size, setting.train.compile
+            setting.accelerator.device,
+            setting.world.size,
+            setting.train.compile,
+            setting.plan.libraries.installed(),
         ),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,

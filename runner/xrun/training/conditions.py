@@ -90,10 +90,13 @@ def check_accelerators(recipe: Recipe, environ: Mapping[str, str]) -> None:
         )
 
 
-def environment_of(device: torch.device, processes: int, compiles: bool = False) -> dict[str, Any]:
+def environment_of(
+    device: torch.device, processes: int, compiles: bool = False, requirements: str = ""
+) -> dict[str, Any]:
     """Everything that the bits of a step depend on besides the recipe and xrun's own arithmetic.
 
     torch's version has the build (`2.13.0+cu126`), and NCCL counts where gradients go through it.
+    `requirements`: the versions of the libraries that the recipe adds.
     """
     cuda = device.type == "cuda"
     nccl = nccl_of(torch.cuda.nccl.version(), os.environ) if cuda and processes > 1 else ""
@@ -106,6 +109,7 @@ def environment_of(device: torch.device, processes: int, compiles: bool = False)
         "processes": processes,
         **({"nccl": nccl} if nccl else {}),
         **({"compile": compiled.VERSION} if compiles else {}),
+        **({"requirements": requirements} if requirements else {}),
     }
 
 

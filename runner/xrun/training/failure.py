@@ -18,6 +18,7 @@ from ..errors import (
     TrainError,
     XrunError,
 )
+from ..libraries import how_to_install
 from ..run.record import Failure
 
 _PEER_LOSS = (
@@ -75,6 +76,8 @@ def failure_of(error: BaseException, step: int | None) -> Failure:
         return replace(own, end=AttemptEnd.OUTSIDE, code=EX_TEMPFAIL)
     if is_of_the_machine(error):
         return replace(own, code=EX_TEMPFAIL, again=True)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return replace(own, code=ComponentError.exit_code, hint=how_to_install(error.name))
     return replace(own, message=_exit(error) or own.message, code=1)
 
 

@@ -92,7 +92,7 @@ def test_the_verdict_is_an_exit_code() -> None:
     passing, final = Failure("no network", passing=True), Failure("no such version", passing=False)
     assert [verdict(passing, PINS, seconds)[0] for seconds in (5, 0)] == [0, 75]
     assert [verdict(final, PINS, seconds)[0] for seconds in (5, 0)] == [2, 2]
-    assert "Change `setup`" in verdict(final, RECIPE, 5)[1]
+    assert "Change `setup` of the recipe" in verdict(final, RECIPE, 5)[1]
 
 
 @dataclass
@@ -158,17 +158,22 @@ class Machine:
         (self.cargo / "environment.key").write_text("key")
         (self.cargo / "container.txt").write_text("small==1.0\n")
         (self.root / "bin").mkdir()
-        sleep = self.root / "bin" / "sleep"
-        sleep.write_text(f"#!/bin/sh\necho $1 >> {self.root}/waits\n")
-        sleep.chmod(0o755)
+        self.program("sleep", f"echo $1 >> {self.root}/waits")
+        self.program("python3", f'exec {sys.executable} "$@"')
         self.environ = {
             "HOME": str(self.root),
-            "PATH": f"{self.root}/bin:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PATH": f"{self.root}/bin:/usr/bin:/bin",
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_INDEX_URL": index.url,
             "PIP_RETRIES": "0",
             "PIP_NO_CACHE_DIR": "1",
         }
+
+    def program(self, name: str, does: str) -> None:
+        """A program of the machine's; it has no uv unless a test gives it one."""
+        path = self.root / "bin" / name
+        path.write_text(f"#!/bin/sh\n{does}\n")
+        path.chmod(0o755)
 
     def set_up(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -9,6 +9,8 @@ import pytest
 
 from support.running import Project
 from support.sky_home import CLOUDS, SkyHome
+from xrun.launcher.sky.launch import setup_of
+from xrun.recipe.schema import Recipe
 
 pytestmark = pytest.mark.cloud
 
@@ -70,3 +72,20 @@ def test_what_was_printed_is_what_is_launched(home: SkyHome, tmp_path: Path) -> 
     assert told["plan"]
     chosen = told["chosen"]
     assert chosen["usd_per_hour"] in [price["usd_per_hour"] for price in told["prices"]]
+
+
+def test_a_kind_of_machine_adds_to_the_recipes_setup() -> None:
+    """The recipe's commands come first."""
+    recipe = Recipe(
+        name="r",
+        model={"name": "mlp"},
+        dataset={"name": "digits"},
+        task="classification",
+        train={"steps": 1, "global_batch": 1},
+        setup="echo all",
+        hardware={"any_of": [{"setup": "echo one"}, {}]},
+    )
+    one, other = recipe.hardware.any_of
+    assert setup_of(recipe, one) == "echo all\necho one"
+    assert setup_of(recipe, other) == "echo all"
+    assert setup_of(recipe.model_copy({"setup": None}), other) == ""

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 PINS = "the pinned libraries"
+REQUIREMENTS = "the recipe's requirements"
 RECIPE = "the recipe's setup"
 EDIT, COME_BACK = 2, 75
 """Exit codes: a person has to change something; another machine may do (xrun.errors)."""
@@ -27,7 +28,8 @@ _FINAL = re.compile(
     r"No matching distribution found|ResolutionImpossible|conflicting dependencies"
     r"|No solution found|was not found in the package registry|are unsatisfiable"
     r"|requires a different Python|No space left on device|ensurepip is not available"
-    r"|command not found"
+    r"|command not found|No module named pip|DO NOT MATCH THE HASHES|Hash mismatch"
+    r"|is not a supported wheel|no wheels with a matching|because it doesn't have a (wheel|source)"
 )
 """What is the same on the next machine."""
 _SUMS_UP = re.compile(
@@ -36,7 +38,8 @@ _SUMS_UP = re.compile(
 """How pip and uv begin the line that says most."""
 _HINTS = {
     PINS: "Use another image, a larger disk, or the xrun that the recipe was made for",
-    RECIPE: "Change `setup` of the recipe's machine",
+    REQUIREMENTS: "Change `requirements` of the recipe, or install what they lack under `setup`",
+    RECIPE: "Change `setup` of the recipe",
 }
 
 
@@ -52,8 +55,8 @@ class Failure:
 def failure_of(printed: str, what: str) -> Failure:
     """Read what a step has printed, and its installer's log.
 
-    Where nothing in it is known, the pins, which are installed everywhere, failed because of the
-    machine; a recipe's own commands, because of themselves.
+    Where nothing in it is known, the pins and the requirements, whose versions were found before,
+    failed because of the machine; a recipe's own commands, because of themselves.
     """
     lines = [line for line in printed.splitlines() if line.strip()]
     network = [line for line in lines if _NETWORK.search(line)]
@@ -61,7 +64,7 @@ def failure_of(printed: str, what: str) -> Failure:
     found = network or final or lines[-1:] or ["it printed nothing"]
     told = next((line for line in found if _SUMS_UP.search(line)), found[-1])
     plain = re.sub(r"^(ERROR:|error:|\s*cause:|\d{4}-\d\d-\d\dT\S+)\s*", "", told).strip()
-    return Failure(plain[:300].rstrip("."), bool(network) or (not final and what == PINS))
+    return Failure(plain[:300].rstrip("."), bool(network) or (not final and what != RECIPE))
 
 
 def verdict(failure: Failure, what: str, seconds: int) -> tuple[int, str]:

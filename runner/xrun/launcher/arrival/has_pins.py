@@ -1,5 +1,6 @@
 """Exit 0 if this interpreter has every library that a constraints file pins, in that version, and
-torch in one of the builds that are named after it (`cu130 cu126`), if any are.
+torch in one of the builds that are named after it (`cu130 cu126`), if any are. With `build` for the
+file: print the build of torch that is here.
 
 Runs on a machine that may have nothing but Python, so it imports the standard library only.
 """
@@ -37,6 +38,9 @@ def fits(builds: list[str]) -> bool:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["build"]:
+        print(build_of(version("torch")))
+        sys.exit()
     with open(sys.argv[1]) as file:
         old = sys.version_info < (3, 11)
         sys.exit(old or bool(missing(file.read())) or not fits(sys.argv[2:]))

@@ -37,11 +37,13 @@ persist() {
   rm -f "$printed" "$PIP_LOG"
 }
 
-# Makes $home/python run "$1" with the rest as its environment.
+# Makes FOLDER/python run a PROGRAM in an environment: interpreter FOLDER PROGRAM NAME=VALUE...
 interpreter() {
-  printf '#!/bin/sh\nexport %s\nexec %s "$@"\n' "$2" "$1" > "$home/python.new"
-  chmod +x "$home/python.new"
-  mv "$home/python.new" "$home/python"
+  local folder=$1 program=$2
+  shift 2
+  { printf '#!/bin/sh\n'; printf 'export %s\n' "$@"; printf 'exec %s "$@"\n' "$program"; } > "$folder/python.new"
+  chmod +x "$folder/python.new"
+  mv "$folder/python.new" "$folder/python"
 }
 
 install() {
@@ -57,7 +59,7 @@ install() {
     if [ -n "$backend" ]; then export PIP_EXTRA_INDEX_URL="https://download.pytorch.org/whl/$backend ${PIP_EXTRA_INDEX_URL:-}"; fi
     "$home/venv/bin/python" -m pip install -q --disable-pip-version-check -c "$cargo/container.txt" "xrun[train] @ file://$wheel"
   fi
-  interpreter "$home/venv/bin/python" "PATH=$home/venv/bin:\$PATH"
+  interpreter "$home" "$home/venv/bin/python" "PATH=$home/venv/bin:\$PATH"
 }
 
 # Nodes of a Slurm cluster have one home folder: the first installs, the others wait for it.
@@ -69,7 +71,7 @@ if [ ! -e "$home/ready" ]; then
   if python3 "$cargo/has_pins.py" "$cargo/container.txt" $builds; then
     # An image that brings the libraries along: only xrun itself is put in front of them.
     python3 -m zipfile -e "$wheel" "$home/site"
-    interpreter "$(command -v python3)" "PYTHONPATH=$home/site\${PYTHONPATH:+:\$PYTHONPATH}"
+    interpreter "$home" "$(command -v python3)" "PYTHONPATH=$home/site\${PYTHONPATH:+:\$PYTHONPATH}"
     say "this machine has the pinned libraries; xrun is ready after $(($(date +%s) - started)) s."
   else
     persist "the pinned libraries" install
@@ -77,16 +79,60 @@ if [ ! -e "$home/ready" ]; then
   fi
   touch "$home/ready"
 fi
-ln -sfn "$home/python" ~/xrun/python
+
+# Puts libraries of exact versions into the folder of the recipe's.
+add() {
+  local uv options=(--quiet --no-deps --only-binary :all: --target "$added/site" "$@")
+  uv=$(command -v uv || echo ~/.local/bin/uv)
+  if [ -x "$uv" ]; then
+    "$uv" pip install --python "$("$home/python" -c 'import sys; print(sys.executable)')" "${options[@]}"
+  else
+    "$home/python" -m pip install --disable-pip-version-check "${options[@]}"
+  fi
+}
+
+install_requirements() {
+  local locked=$cargo/requirements.txt twins='^(torchvision|torchaudio)==' build=cu130
+  rm -rf "$added/site"
+  if grep -qE "$twins" "$locked"; then build=$("$home/python" "$cargo/has_pins.py" build); fi
+  if [ "$build" = cu130 ]; then
+    add --require-hashes -r "$locked"
+    return
+  fi
+  # What is built for each build of torch comes from that build's index, in the locked version: the hashes are of PyPI's build.
+  awk -v twins="$twins" '/^[^ ]/ { twin = $0 ~ twins } !twin' "$locked" > "$added/others.txt"
+  sed -nE "s/($twins[^ ]+).*/\1/p" "$locked" > "$added/twins.txt"
+  if [ -s "$added/others.txt" ]; then add --require-hashes -r "$added/others.txt"; fi
+  export UV_TORCH_BACKEND=$build PIP_EXTRA_INDEX_URL="https://download.pytorch.org/whl/$build ${PIP_EXTRA_INDEX_URL:-}"
+  add -r "$added/twins.txt"
+}
+
+# The recipe's libraries lie beside the pins, each list of versions in a folder of its own: runs share the pins, and a home
+# folder, and none takes another one's versions away.
+added=$home
+if [ -e "$cargo/requirements.txt" ]; then
+  added=$home/requirements/$(sha256sum < "$cargo/requirements.txt" | cut -c 1-16)
+  if [ ! -e "$added/ready" ]; then
+    started=$(date +%s)
+    mkdir -p "$added"
+    persist "the recipe's requirements" install_requirements
+    interpreter "$added" "$home/python" "PATH=$added/site/bin:\$PATH" "PYTHONPATH=$added/site\${PYTHONPATH:+:\$PYTHONPATH}"
+    touch "$added/ready"
+    say "installed the recipe's requirements in $(($(date +%s) - started)) s."
+  fi
+fi
+ln -sfn "$added/python" ~/xrun/python
 exec 9>&-
 
+# `python` is the run's, with its libraries; `pip` installs beside the pins.
 recipe_setup() {
-  PATH=$home/venv/bin:$PATH VIRTUAL_ENV=$home/venv env -u PYTHONSAFEPATH bash -e "$cargo/recipe_setup.sh"
+  cd ~
+  PATH=$added:$home/venv/bin:$added/site/bin:$PATH VIRTUAL_ENV=$home/venv env -u PYTHONSAFEPATH bash -e "$cargo/recipe_setup.sh"
 }
 
 # What the recipe adds, once on each machine.
 if [ -e "$cargo/recipe_setup.sh" ]; then
-  done_file=$home/recipe-$(cksum < "$cargo/recipe_setup.sh" | tr ' ' '-')
+  done_file=$added/recipe-$(cksum < "$cargo/recipe_setup.sh" | tr ' ' '-')
   if [ ! -e "$done_file" ]; then
     persist "the recipe's setup" recipe_setup
     touch "$done_file"

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...recipe.schema import Candidate, Recipe
 from ...run.plan import Plan
 from ..bundle import Cargo, pack
 from ..offers import Offers
 from ..project import refuse_what_stays
+from ..requirements import lock
 from ..throughput import known_throughput
 from .controller import find_controller
 from .offers import find_offers
@@ -44,17 +46,27 @@ class Launch:
 
 
 def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
-    """Ask for prices, and settle what would be launched. Nothing is written.
+    """Fix the libraries' versions, ask for prices, and settle what would be launched. Nothing is
+    written.
 
     Raises:
-        RecipeError: something that the recipe needs would not travel.
+        RecipeError: something that the recipe needs would not travel, or a library that it names
+            cannot be had on a machine.
+        CloudUnavailable: the package index does not answer.
         LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
             job controller, or what should go along is too large.
     """
     refuse_what_stays(plan)
+    plan = lock(plan, environ)
     offers = find_offers(plan, known_throughput(plan))
-    candidate = plan.load_recipe().hardware.any_of[offers.best.candidate]
-    cargo = pack(plan, offers.prices, candidate.setup)
+    recipe = plan.load_recipe()
+    candidate = recipe.hardware.any_of[offers.best.candidate]
+    cargo = pack(plan, offers.prices, setup_of(recipe, candidate))
     task = task_config(plan, offers, cargo.folder, environ)
     offers = replace(offers, controller=find_controller(task["resources"]))
     return Launch(plan, offers, cargo, task)
+
+
+def setup_of(recipe: Recipe, candidate: Candidate) -> str:
+    """What a kind of machine runs before the attempt: the recipe's commands, then its own."""
+    return "\n".join(part for part in (recipe.setup, candidate.setup) if part)
