@@ -134,8 +134,11 @@ def test_our_own_errors_say_it_themselves() -> None:
 
 
 def test_a_missing_module_is_the_recipes() -> None:
-    """Which names it under `requirements`; of a library of xrun's own the extra is named."""
-    for module, hint in (("einops.layers", "`requirements:`"), ("torch.nope", "xrun[train]")):
+    """Which names it under `requirements`; of a part of what is installed another version."""
+    for module, hint in (
+        ("einops.layers", "`requirements:`"),
+        ("torch.nope", "`torch` is installed and has no"),
+    ):
         failure = failure_of(ModuleNotFoundError(f"No module named {module!r}", name=module), 3)
         assert failure.code == 2
         assert hint in failure.hint
