@@ -64,7 +64,7 @@ class LocalCloud:
             self._child = subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.supervisor.entrypoint", str(path)],
                 stdin=subprocess.DEVNULL,
-                env={**_alone(os.environ), environment.PARENT.name: str(os.getpid())},
+                env={**alone(os.environ), environment.PARENT.name: str(os.getpid())},
             )
         code = self._child.wait()
         if code >= 0:
@@ -88,7 +88,7 @@ class LocalCloud:
             self._child.send_signal(number)  # Ctrl-C has reached it as well, which is the same wish
 
 
-def _alone(environ: Mapping[str, str]) -> dict[str, str]:
+def alone(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without what says that this machine is a node of a cluster: a local run has
     it to itself."""
     return {name: value for name, value in environ.items() if not name.startswith("SKYPILOT_")}

@@ -63,7 +63,8 @@ class Plan:
     address of the state where that is not the run's folder: `hub` until a launch has asked whose
     token it is, then `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the
     forked run. `other_data`: somebody has said that the data may be others than those that the run
-    was trained on.
+    was trained on. `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for
+    one that counts.
     """
 
     run: str
@@ -85,6 +86,7 @@ class Plan:
     other_data: bool = False
     code: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    rehearsal: int = 0
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -157,6 +159,8 @@ class Plan:
     def last_step(self, steps_per_epoch: int | None) -> int:
         """The step at which the run is finished."""
         train = self.recipe["train"]
+        if self.rehearsal:
+            return self.rehearsal
         return int(train["steps"] or train["epochs"] * (steps_per_epoch or 0))
 
     @property
