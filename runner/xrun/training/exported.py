@@ -7,6 +7,7 @@ A rehearsal starts it: `python -m xrun.training.exported PLAN`.
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from ..errors import ComponentError, XrunError
 from ..files import read_json
 from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
+from ..run.logs import aside
 from ..run.plan import Plan
-from .contract import in_short
 from .export import WEIGHTS
 from .instances import build_model
 
@@ -42,7 +43,7 @@ def load(plan: Plan) -> nn.Module:
     except Exception as error:
         raise ComponentError(
             f"models/{recipe.model.name}.py: the exported model cannot be loaded:"
-            f" {in_short(error)}.",
+            f" {type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}.",
             "It is saved by its own `save_pretrained` where it has one, else as its state_dict.",
         ) from error
 
@@ -78,6 +79,7 @@ def main(path: str) -> int:
     try:
         load(Plan.read(Path(path)))
     except XrunError as error:
+        print(aside(traceback.format_exc()), file=sys.stderr)
         print(f"xrun: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0

@@ -13,14 +13,14 @@ from typing import Protocol
 from ...errors import XrunError
 from ...files import read_json
 from ...run.folder import RunFolder
-from ...run.logs import end_file
+from ...run.logs import end_file, is_aside
 from ...run.record import Outcome
 
 _POLL_SECONDS = 0.05
 _PATIENCE_SECONDS = 20.0
 """After so long a stage is said to be still on its way."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_ASIDE = "Full traceback: "
+_WHERE = "Full traceback: "
 
 
 class Running(Protocol):
@@ -133,7 +133,7 @@ class Said:
 def said_by(run: RunFolder, before: Sequence[str], printed: Path) -> Said:
     """What the newest attempt of a run has said, unless it is one of those before."""
     lines = printed.read_text(errors="replace").splitlines() if printed.exists() else []
-    told = [line for line in lines if line.strip() and not line.startswith(_ASIDE)]
+    told = [line for line in lines if line.strip() and not _is_beside(line)]
     last = Said((told or ["It said nothing."])[-1].removeprefix("xrun: "), log="\n".join(lines))
     new = [attempt for attempt in attempts(run) if attempt not in before]
     if not new:
@@ -145,6 +145,10 @@ def said_by(run: RunFolder, before: Sequence[str], printed: Path) -> Said:
     except (ValueError, XrunError):
         failure = None
     return Said(failure.message, failure.hint, log) if failure else Said(last.message, log=log)
+
+
+def _is_beside(line: str) -> bool:
+    return is_aside(line) or line.startswith(_WHERE)
 
 
 def attempts(run: RunFolder) -> list[str]:

@@ -1,0 +1,240 @@
+"""Recipes that fail after the money is spent, and what is said of each before.
+
+Covers `xrun.launcher.rehearsal.stages`, `xrun.training.exported` and `xrun.training.miniature`.
+
+Its processes cost seconds of imports each, so most of these are forked from one that has imported
+everything (`support.running`); those at the end are real ones, by the command.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from support.rehearsing import warm
+from support.running import Project, one_line
+from xrun.errors import RecipeError, RehearsalFailed, XrunError
+from xrun.launcher.bundle import pack
+from xrun.launcher.rehearsal import remembered
+from xrun.launcher.rehearsal.rehearse import Place, Rehearsal, lay_out
+
+pytestmark = pytest.mark.once
+
+STAGES = [
+    "build",
+    "first step",
+    "evaluation",
+    "save",
+    "export",
+    "restore in a new process",
+    "second step",
+    "second evaluation",
+    "second save",
+    "second export",
+    "load what was exported",
+]
+
+
+def rehearse(project: Project, folder: Path, *overrides: str) -> list[str]:
+    """What a rehearsal of the project's recipe says."""
+    plan = project.plan(*overrides)
+    place = lay_out(pack(plan, []), Place(folder / "there", Path(sys.executable)))
+    said: list[str] = []
+    Rehearsal(plan, place, said.append, "digest", warm).run()
+    return said
+
+
+def stages_of(said: list[str]) -> list[str]:
+    found = (re.fullmatch(r"  (\S.*?) +[\d.]+ s", line) for line in said)
+    return [match[1] for match in found if match]
+
+
+MODEL = """\
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+"""
+OWN = """\
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+{more}
+
+def build():
+    return Own()
+"""
+DATA = """\
+from pathlib import Path
+
+import torch
+{top}
+
+class Points:
+    def __init__(self, n):
+        self.x = torch.randn(n, 4, generator=torch.Generator().manual_seed(n))
+        self.y = (self.x.sum(1) > 0).long()
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+{more}
+
+def build():
+    {first}
+    return {{"train": Points(100), "val": Points(41)}}
+"""
+LOSES_ITS_HEAD = """
+    def save_pretrained(self, folder, **options):
+        import json
+        from safetensors.torch import save_file
+        save_file({"layer.weight": self.layer.weight.detach()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"model_type": "own"}))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        from safetensors.torch import load_file
+        model = cls()
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model
+"""
+GROWS = """
+    def forward(self, x):
+        if not hasattr(self, "queue"):
+            self.register_buffer("queue", x.detach().clone())
+        self.queue = torch.cat([self.queue, x.detach()])
+        return self.layer(x)
+"""
+
+
+def data(top: str = "", first: str = "pass", more: str = "") -> str:
+    return DATA.format(top=top, first=first, more=more)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A project that fails, where and how: the stage (`check`: before), the exit code, and what is
+    said of it."""
+
+    stage: str
+    code: int
+    says: str
+    model: str = MODEL
+    dataset: str = data()
+    overrides: tuple[str, ...] = ()
+
+
+WRONG: Mapping[str, Wrong] = MappingProxyType(
+    {
+        "a module that is not there": Wrong(
+            "build", 2, r"datasets/points\.py:4: ModuleNotFoundError: .*'no_such_lib'",
+            dataset=data(top="import no_such_lib"),
+        ),
+        "a file that does not travel": Wrong(
+            "build", 2, r"FileNotFoundError: .*weights\.csv.* \(at .*datasets/points\.py:20\)",
+            dataset=data(first='(Path(__file__).parents[1] / "weights.csv").read_text()'),
+        ),
+        "a tokenizer that is not there": Wrong(
+            "build", 2, r"build\(\) failed: OSError: .*no-such/tokenizer/here",
+            dataset=data(
+                first="__import__('transformers').AutoTokenizer.from_pretrained("
+                "'no-such/tokenizer/here')"
+            ),
+        ),
+        "an unknown key": Wrong(
+            "check", 2, r"train\.evaluate\.metric", overrides=("train.evaluate.metric=f1",)
+        ),
+        "a wrong shape": Wrong(
+            "first step", 2, r"mat1 and mat2 shapes cannot be multiplied \(2x4 and 5x3\)",
+            model=MODEL.replace("nn.Linear(4, 8), nn.Linear(8, 3)", "nn.Linear(5, 3)"),
+        ),
+        "labels out of range": Wrong(
+            "first step", 2, r"Target \d is out of bounds",
+            model=MODEL.replace("nn.Linear(8, 3)", "nn.Linear(8, 1)"),
+        ),
+        "a metric that the model does not give": Wrong(
+            "evaluation", 6, r"there is no metric 'f1'.* This task has loss",
+            model=OWN.format(
+                more="""
+    def forward(self, x, y):
+        return {"loss": nn.functional.cross_entropy(self.layer(x), y)}
+"""
+            ),
+            overrides=("task=model", "train.evaluate={metric: f1, mode: max}"),
+        ),
+        "an evaluation that crashes": Wrong(
+            "evaluation", 2, r"KeyError: 41 \(at .*datasets/points\.py:17\)",
+            dataset=data(more="    def __getitem__(self, i):\n"
+                         "        return self.x[i], {100: int(self.y[i])}[len(self)]\n"),
+        ),
+        "an export that fails": Wrong(
+            "export", 2, r"ValueError: not today \(at .*models/line\.py:14\)",
+            model=OWN.format(
+                more="""
+    def save_pretrained(self, folder, **options):
+        raise ValueError("not today")
+"""
+            ),
+        ),
+        "a state that cannot be restored": Wrong(
+            "restore in a new process", 5, r"",
+            model=MODEL.replace("from torch", "import os\nfrom torch").replace(
+                "nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))",
+                'nn.Sequential(OrderedDict({f"layer{os.getpid()}": nn.Linear(4, 3)}))'
+            ).replace("import os", "import os\nfrom collections import OrderedDict"),
+        ),
+        "a buffer that training makes": Wrong(
+            "load what was exported", 2, r'Unexpected key\(s\) in state_dict: "queue"',
+            model=OWN.format(more=GROWS),
+        ),
+        "an export that cannot be loaded": Wrong(
+            "load what was exported", 2, r'Missing key\(s\) in state_dict: "layer\.bias"',
+            model=OWN.format(more=LOSES_ITS_HEAD),
+        ),
+        "a warmup longer than the data": Wrong(
+            "after", 2, r"the warmup of 50 steps does not end before the run does, at step 26: 100"
+            " samples are 13 steps an epoch",
+            overrides=("train.steps=null", "train.epochs=2", "train.schedule.warmup_steps=50"),
+        ),
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_fails_on_the_machine_fails_before(name: str, tmp_path: Path) -> None:
+    """In one sentence, with the stage, the line of the component and the run's own exit code."""
+    wrong, project = WRONG[name], Project(tmp_path)
+    project.write("models/line.py", wrong.model)
+    project.write("datasets/points.py", wrong.dataset)
+    project.write("weights.csv", "here, and not packed")
+    with pytest.raises(XrunError) as no:
+        rehearse(project, tmp_path, *wrong.overrides)
+    told = str(no.value)
+    assert no.value.exit_code == wrong.code, told
+    assert one_line(told), told
+    assert re.search(wrong.says, told), told
+    if isinstance(no.value, RehearsalFailed) and wrong.stage != "after":
+        assert f"failed in the stage `{wrong.stage}`: " in told, told
+        assert str(tmp_path / "there") not in told
+        log = Path(told.rpartition(": ")[2])
+        assert log.parent == remembered.folder()
+        assert str(tmp_path / "there" / "project") not in log.read_text()
+    else:
+        assert isinstance(no.value, RecipeError) == (wrong.stage == "check")
