@@ -3,6 +3,7 @@ rehearse, drill."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -94,18 +95,22 @@ def run(
 def _launch_on_clouds(plan: Plan, yes: bool, detach: bool, rehearsed: bool) -> int:
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
-    from .offers import offers_text
 
     _interruptible()  # it ends the log, or the rehearsal, only
+    ask = functools.partial(confirm, yes=yes, rehearsed=rehearsed)
+    return launch(plan, SkyCloud(confirm=ask, detach=detach, say=click.echo))
 
-    def confirm(about: Launch) -> None:
-        if rehearsed:
-            _rehearse_before(about)
-        click.echo(offers_text(about.offers))
-        if not yes:
-            click.confirm("Launch?", abort=True)
 
-    return launch(plan, SkyCloud(confirm=confirm, detach=detach, say=click.echo))
+def confirm(about: Launch, *, yes: bool, rehearsed: bool) -> None:
+    """What comes before anything is paid for: the rehearsal of this very launch, its price, and the
+    question."""
+    from .offers import offers_text
+
+    if rehearsed:
+        _rehearse_before(about)
+    click.echo(offers_text(about.offers))
+    if not yes:
+        click.confirm("Launch?", abort=True)
 
 
 def _rehearse_before(launch: Launch) -> None:

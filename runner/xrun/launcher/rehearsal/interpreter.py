@@ -6,6 +6,7 @@ Elsewhere they are installed once, and kept by what was asked for.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -148,10 +149,12 @@ def _commands(kept: Path, files: Sequence[str]) -> Iterator[tuple[list[str], dic
         backend = {"UV_TORCH_BACKEND": "cpu"} if mirror else {}
         yield [uv, "pip", "install", "--python", python, *files], backend
         return
-    yield [sys.executable, "-m", "venv", str(kept)], {}
+    has_pip = importlib.util.find_spec("pip") is not None  # a new one takes seconds to be made
+    yield [sys.executable, "-m", "venv", *(["--without-pip"] if has_pip else []), str(kept)], {}
     known = os.environ.get("PIP_EXTRA_INDEX_URL", "")
     index = {"PIP_EXTRA_INDEX_URL": f"{_TORCH} {known}".strip()} if mirror else {}
-    yield [python, "-m", "pip", "install", "--disable-pip-version-check", *files], index
+    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
+    yield [*pip, "install", "--disable-pip-version-check", *files], index
 
 
 def _answers(address: str) -> bool:

@@ -14,6 +14,7 @@ from ...files import needed, number, read_json, write_json
 from ...run.plan import Plan
 from ..bundle import Cargo
 from .interpreter import Libraries
+from .small import small_recipe
 
 _ELSE = ("plan.json", "prices.json", "code.json", "dirty.diff")
 """Files of a cargo that change nothing of what is rehearsed: the recipe counts by itself."""
@@ -32,14 +33,14 @@ class Rehearsed:
 
 
 def digest_of(plan: Plan, cargo: Cargo, libraries: Libraries) -> str:
-    """Of all that goes into a rehearsal: the recipe, the cargo with the project and xrun, and the
-    libraries."""
+    """Of all that goes into a rehearsal: what it reads of the recipe, the project and xrun as they
+    are packed, and the libraries."""
     files = {
         name: blake3(data).hexdigest()
         for name, data in sorted(cargo.files.items())
         if name not in _ELSE
     }
-    told = [dict(plan.recipe), files, libraries.key]
+    told = [small_recipe(plan), dict(plan.recipe["train"]), files, libraries.key]
     return blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -23,7 +23,7 @@ def small_plan(plan: Plan, folder: Path) -> Plan:
     project = folder / "project"
     return replace(
         plan,
-        recipe=_recipe(plan),
+        recipe=small_recipe(plan),
         recipe_path=str(project / "recipes" / Path(plan.recipe_path).name),
         project=str(project),
         home=str(folder / "runs"),
@@ -35,7 +35,8 @@ def small_plan(plan: Plan, folder: Path) -> Plan:
     )
 
 
-def _recipe(plan: Plan) -> dict[str, Any]:
+def small_recipe(plan: Plan) -> dict[str, Any]:
+    """The plan's recipe with one process, few samples, and nobody who is told."""
     told: dict[str, Any] = copy.deepcopy(dict(plan.recipe))
     train = plan.load_recipe().train
     micro = min(_SAMPLES, train.global_batch, _number(train))
