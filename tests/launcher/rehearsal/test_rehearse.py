@@ -8,6 +8,7 @@ everything (`support.running`); those at the end are real ones, by the command.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ from types import MappingProxyType
 
 import pytest
 
+from support.paths import SOURCES
 from support.rehearsing import warm
-from support.running import Project, one_line
+from support.running import RECIPE, Project, one_line
 from xrun.errors import RecipeError, RehearsalFailed, XrunError
 from xrun.launcher.bundle import pack
 from xrun.launcher.rehearsal import remembered
@@ -148,8 +150,8 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
             dataset=data(top="import no_such_lib"),
         ),
         "a file that does not travel": Wrong(
-            "build", 2, r"FileNotFoundError: .*weights\.csv.* \(at .*datasets/points\.py:20\)",
-            dataset=data(first='(Path(__file__).parents[1] / "weights.csv").read_text()'),
+            "build", 2, r"FileNotFoundError: .*weights\.csv.* \(at .*datasets/points\.py:19\)",
+            dataset=data(first='(Path(__file__).parents[2] / "weights.csv").read_text()'),
         ),
         "a tokenizer that is not there": Wrong(
             "build", 2, r"build\(\) failed: OSError: .*no-such/tokenizer/here",
@@ -220,10 +222,11 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
 @pytest.mark.parametrize("name", WRONG)
 def test_what_fails_on_the_machine_fails_before(name: str, tmp_path: Path) -> None:
     """In one sentence, with the stage, the line of the component and the run's own exit code."""
-    wrong, project = WRONG[name], Project(tmp_path)
+    (tmp_path / "project").mkdir()
+    wrong, project = WRONG[name], Project(tmp_path / "project")
     project.write("models/line.py", wrong.model)
     project.write("datasets/points.py", wrong.dataset)
-    project.write("weights.csv", "here, and not packed")
+    (tmp_path / "weights.csv").write_text("beside the project")
     with pytest.raises(XrunError) as no:
         rehearse(project, tmp_path, *wrong.overrides)
     told = str(no.value)
@@ -232,9 +235,82 @@ def test_what_fails_on_the_machine_fails_before(name: str, tmp_path: Path) -> No
     assert re.search(wrong.says, told), told
     if isinstance(no.value, RehearsalFailed) and wrong.stage != "after":
         assert f"failed in the stage `{wrong.stage}`: " in told, told
-        assert str(tmp_path / "there") not in told
+        assert str(tmp_path / "there" / "project") not in told
         log = Path(told.rpartition(": ")[2])
         assert log.parent == remembered.folder()
         assert str(tmp_path / "there" / "project") not in log.read_text()
     else:
         assert isinstance(no.value, RecipeError) == (wrong.stage == "check")
+
+
+def test_a_recipe_that_is_right_goes_through_every_stage(tmp_path: Path) -> None:
+    """And what was made smaller is said; nothing is left beside the recipe."""
+    project = Project(tmp_path)
+    said = rehearse(project, tmp_path)
+    assert stages_of(said) == STAGES
+    assert said[-1] == (
+        "  made smaller: steps of 4 instead of 8 samples, in micro-batches of 2; evaluation on 8 of"
+        " 41 samples"
+    )
+    assert not project.home.exists()
+
+
+def test_a_dataset_without_val_is_not_evaluated(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("models/line.py", MODEL)
+    project.write("datasets/points.py", data().replace(', "val": Points(41)', ""))
+    assert stages_of(rehearse(project, tmp_path)) == [
+        stage for stage in STAGES if "evaluation" not in stage
+    ]
+
+
+def test_what_does_not_fit_into_this_machine_is_tried_by_its_shapes(tmp_path: Path) -> None:
+    """A model of a thousand billion parameters, of which no memory is taken; why is said."""
+    project = Project(tmp_path)
+    large = "nn.Linear(4, 10**6), nn.Linear(10**6, 10**6)"
+    project.write("models/line.py", MODEL.replace("nn.Linear(4, 8)", large))
+    said = rehearse(project, tmp_path)
+    assert stages_of(said) == []
+    assert re.fullmatch(
+        r"  build: by shapes alone, since 1000\.\d billion parameters need \d+ GiB to be trained,"
+        r" and this machine has \d+ GiB left",
+        said[0],
+    )
+
+
+def test_files_that_only_a_machine_has_end_no_launch(tmp_path: Path) -> None:
+    """What `files:` names lies elsewhere here, so its absence says nothing of the run."""
+    project = Project(tmp_path)
+    project.write("models/line.py", MODEL)
+    project.write("datasets/points.py", data(first='open("/nowhere/here/data.csv")'))
+    said = rehearse(project, tmp_path, "files={/nowhere/here: recipes}")
+    assert said == [
+        "  build: /nowhere/here of `files` is not on this machine; the rest is not rehearsed"
+    ]
+    with pytest.raises(RehearsalFailed, match="FileNotFoundError"):
+        rehearse(project, tmp_path, "files={/elsewhere: recipes}")
+
+
+def test_the_command_rehearses_what_would_travel(tmp_path: Path) -> None:
+    """In real processes, which work in the packed project and find nothing of this machine there:
+    no library that only this one has, no module that PYTHONPATH names. Once it went well, the same
+    again takes no time."""
+    project = Project(tmp_path, RECIPE)
+    project.write("models/line.py", "import only_here\n" + MODEL)
+    project.write(
+        "datasets/points.py", data(first="assert Path.cwd() == Path(__file__).parents[1]")
+    )
+    project.write("elsewhere/only_here.py", "")
+    hidden = {"PYTHONPATH": f"{SOURCES}{os.pathsep}{project.root / 'elsewhere'}"}
+    done = project.xrun("rehearse", "recipes/tiny.yaml", environ=hidden)
+    assert done.code == 2, done.out + done.err
+    assert one_line(done.err)
+    assert "models/line.py:1: ModuleNotFoundError: No module named 'only_here'" in done.err
+    project.write("models/line.py", MODEL)
+    done = project.xrun("rehearse", "recipes/tiny.yaml")
+    assert done.code == 0, done.out + done.err
+    assert stages_of(done.out.splitlines()) == ["environment", *STAGES]
+    assert done.out.splitlines()[-1].endswith("not seen here: CUDA, a GPU's memory, speed")
+    (once,) = project.xrun("rehearse", "recipes/tiny.yaml").out.splitlines()
+    assert re.search(r"rehearsed 20\d\d-.* in \d+ s, nothing changed\.$", once)
+    assert not project.home.exists()

@@ -85,9 +85,10 @@ def rehearse(plan: Plan, cargo: Cargo, say: Say, *, again: bool = False) -> None
         python = interpreter(libraries, root / "environment", say)
         say(stages.line("environment", time.monotonic() - began))
         place = lay_out(cargo, Place(root, python))
-        Rehearsal(plan, place, say, digest).run()
+        whole = Rehearsal(plan, place, say, digest).run()
     seconds = time.monotonic() - began
-    remembered.remember(digest, seconds)
+    if whole:
+        remembered.remember(digest, seconds)
     say(f"  rehearsed in {seconds:.0f} s; not seen here: {', '.join(unseen(plan))}")
 
 
@@ -165,9 +166,11 @@ class Rehearsal:
     say: Say
     digest: str
     start: Start = started
+    _absent: str = ""
+    """What `files:` of the recipe names, and what stopped the rehearsal by not being here."""
 
-    def run(self) -> None:
-        """Every stage in its order.
+    def run(self) -> bool:
+        """Every stage in its order; whether that was all that can be done here.
 
         Raises:
             RehearsalFailed: in one of them, what would have failed on the machine.
@@ -178,9 +181,12 @@ class Rehearsal:
             self._check_warmup(run)
             first = stages.attempts(run)
             self._life(replace(small, rehearsal=2), stages.second_life(run, first), first)
-            self._through([Stage("load what was exported")], "xrun.training.exported", run, first)
+            self._through([Stage("load what was exported")], "xrun.training.exported", run, None)
+        if self._absent:
+            return False
         smaller = [made_smaller(self.plan, small), *self._smaller(run).get("smaller", [])]
         self.say(f"  made smaller: {'; '.join(smaller)}")
+        return True
 
     def _life(self, small: Plan, through: Sequence[Stage], before: Sequence[str]) -> bool:
         """One attempt of the small plan; False if its model was only tried by its shapes."""
@@ -189,20 +195,33 @@ class Rehearsal:
         return self._through(through, "xrun.supervisor.entrypoint", run, before)
 
     def _through(
-        self, through: Sequence[Stage], module: str, run: RunFolder, before: Sequence[str]
+        self, through: Sequence[Stage], module: str, run: RunFolder, before: Sequence[str] | None
     ) -> bool:
+        """A process to its end; False if what stopped it says nothing of the run. `before`: the
+        attempts before this one; None if it is no attempt."""
         self.place.printed.unlink(missing_ok=True)
         with self.start(self.place, module, str(run.plan_file)) as process:
             failed = stages.follow(process, through, self.say)
         if failed is None:
             return True
-        if shapes := self._smaller(run).get("shapes"):
-            self.say(f"  {failed.name}: by shapes alone, since {shapes}")
-            return False
-        # An attempt that a signal ends would come back: nothing here says that it would fail.
-        code = max(process.poll() or 1, 1)
-        before = stages.attempts(run) if module.endswith("exported") else before
-        raise self._failure(failed, code, stages.said_by(run, before, self.place.printed))
+        said = stages.said_by(run, before, self.place.printed)
+        self._absent = self._not_here(f"{said.message}\n{said.log}")
+        if self._absent:
+            what = f"{self._absent} of `files` is not on this machine; the rest is not rehearsed"
+        elif shapes := self._smaller(run).get("shapes"):
+            what = f"by shapes alone, since {shapes}"
+        else:
+            raise self._failure(failed, max(process.poll() or 1, 1), said)
+        self.say(f"  {failed.name}: {what}")
+        return False
+
+    def _not_here(self, text: str) -> str:
+        """Which of the recipe's `files:` the text speaks of that only a job's machine has."""
+        for target in self.plan.load_recipe().files:
+            path = self.place.project / Path(target).expanduser()
+            if not path.exists() and (target in text or str(path) in text):
+                return target
+        return ""
 
     def _failure(self, stage: Stage, code: int, said: Said) -> RehearsalFailed:
         at = said.frame(self.place.project, self.place.site / "xrun" / "components")

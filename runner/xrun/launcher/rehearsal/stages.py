@@ -130,12 +130,13 @@ class Said:
         return ""
 
 
-def said_by(run: RunFolder, before: Sequence[str], printed: Path) -> Said:
-    """What the newest attempt of a run has said, unless it is one of those before."""
+def said_by(run: RunFolder, before: Sequence[str] | None, printed: Path) -> Said:
+    """What the newest attempt of a run has said, unless it is one of those before; what a process
+    has `printed` that is no attempt (None)."""
     lines = printed.read_text(errors="replace").splitlines() if printed.exists() else []
     told = [line for line in lines if line.strip() and not _is_beside(line)]
     last = Said((told or ["It said nothing."])[-1].removeprefix("xrun: "), log="\n".join(lines))
-    new = [attempt for attempt in attempts(run) if attempt not in before]
+    new = [] if before is None else [each for each in attempts(run) if each not in before]
     if not new:
         return last
     folder = run.logs(new[-1])
