@@ -153,6 +153,10 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
             "build", 2, r"FileNotFoundError: .*weights\.csv.* \(at .*datasets/points\.py:19\)",
             dataset=data(first='(Path(__file__).parents[2] / "weights.csv").read_text()'),
         ),
+        "a file that stays here": Wrong(
+            "build", 2, r"/project/\.env is here, but does not travel with a job\.",
+            dataset=data(first='(Path(__file__).parents[1] / ".env").read_text()'),
+        ),
         "a tokenizer that is not there": Wrong(
             "build", 2, r"build\(\) failed: OSError: .*no-such/tokenizer/here",
             dataset=data(
@@ -226,6 +230,7 @@ def test_what_fails_on_the_machine_fails_before(name: str, tmp_path: Path) -> No
     wrong, project = WRONG[name], Project(tmp_path / "project")
     project.write("models/line.py", wrong.model)
     project.write("datasets/points.py", wrong.dataset)
+    project.write(".env", "WHERE=here")
     (tmp_path / "weights.csv").write_text("beside the project")
     with pytest.raises(XrunError) as no:
         rehearse(project, tmp_path, *wrong.overrides)

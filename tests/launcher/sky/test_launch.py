@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.running import Project
+from support.running import MODEL, Project
 from support.sky_home import CLOUDS, SkyHome
 
 pytestmark = pytest.mark.cloud
@@ -96,7 +96,7 @@ def test_a_launch_is_rehearsed_before_its_question(home: SkyHome, tmp_path: Path
     """What fails on the machine fails here, before a price is shown or anything is asked; with
     --no-rehearsal nothing is tried."""
     project = Project(tmp_path)
-    project.write("models/line.py", "import no_such_library\n")
+    project.write("models/line.py", f"import no_such_library\n{MODEL}")
     done = home.python(REHEARSED, cwd=project.root)
     assert done.code == 0, done.err
     lines = done.out.splitlines()

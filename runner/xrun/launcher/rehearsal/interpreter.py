@@ -142,18 +142,22 @@ def _install(libraries: Libraries, kept: Path, say: Callable[[str], None]) -> No
 def _commands(kept: Path, files: Sequence[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
     """What makes the environment, each with what it is told besides; by uv where there is one, as
     on a job's machine."""
-    python, mirror = str(kept / "bin" / "python"), sys.platform == "linux" and _answers(_TORCH)
+    mirror = sys.platform == "linux" and _answers(_TORCH)
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path("~/.local/bin").expanduser()))
+    python = str(kept / "bin" / "python")
     if uv:
-        yield [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(kept)], {}
+        how = ["--quiet", "--allow-existing", "--python", environment.PYTHON[0]]
+        yield [uv, "venv", *how, str(kept)], {}
         backend = {"UV_TORCH_BACKEND": "cpu"} if mirror else {}
         yield [uv, "pip", "install", "--python", python, *files], backend
         return
     has_pip = importlib.util.find_spec("pip") is not None  # a new one takes seconds to be made
-    yield [sys.executable, "-m", "venv", *(["--without-pip"] if has_pip else []), str(kept)], {}
+    how = ["--without-pip"] if has_pip else []
+    yield [*environment.PYTHON, "-m", "venv", *how, str(kept)], {}
+    own = [*environment.PYTHON, "-m", "pip", "--python", python]
+    pip = own if has_pip else [python, "-m", "pip"]
     known = os.environ.get("PIP_EXTRA_INDEX_URL", "")
     index = {"PIP_EXTRA_INDEX_URL": f"{_TORCH} {known}".strip()} if mirror else {}
-    pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
     yield [*pip, "install", "--disable-pip-version-check", *files], index
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from .stages import Running, Said, Stage
 Say = Callable[[str], None]
 Start = Callable[["Place", str, str], contextlib.AbstractContextManager[Running]]
 """Starts `python -m MODULE PLAN` in a place; at the end of the context it has ended."""
+_MISSING = re.compile(r"FileNotFoundError: .*'([^']+)'")
 _END_SECONDS = 30.0
 """How long an attempt may take to end that nobody waits for any more."""
 
@@ -230,11 +232,12 @@ class Rehearsal:
             message = f"{message.removesuffix('.')} (at {at})."
         log = remembered.keep_log(self.digest, self._as_here(said.log))
         whole = f"Full traceback: {log}" if "Traceback" in said.log else f"Its log: {log}"
-        return RehearsalFailed(
-            f"The rehearsal failed in the stage `{stage.name}`: {self._as_here(message)}",
-            f"{self._as_here(said.hint)} {whole}".strip(),
-            code,
-        )
+        message, hint = self._as_here(message), self._as_here(said.hint)
+        stays = _MISSING.search(message)
+        if stays and Path(stays[1]).exists():
+            hint = f"{stays[1]} is here, but does not travel with a job. {hint}"
+        what = f"The rehearsal failed in the stage `{stage.name}`: {message}"
+        return RehearsalFailed(what, f"{hint.strip()} {whole}".strip(), code)
 
     def _check_warmup(self, run: RunFolder) -> None:
         """What a run says at its start, whose recipe counts in epochs of this many samples."""
