@@ -115,3 +115,14 @@ def test_a_requirement_that_is_no_exact_version_is_not_here() -> None:
     assert not Libraries("", "click @ file:///somewhere.whl\n").are_here()
     assert not Libraries("", f"click==0.{version}\n").are_here()
     assert Libraries("# nothing\n").are_here()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_real_pins_are_installed(tmp_path: Path) -> None:
+    """With a requirement that is not here; torch comes for processors where its index can be
+    reached, and computes."""
+    python = interpreter(Libraries(PINS, "einops==0.8.1\n"), tmp_path / "unused", print)
+    code = "import torch, einops; print(torch.ones(2).sum().item(), einops.__version__)"
+    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2.0 0.8.1\n"

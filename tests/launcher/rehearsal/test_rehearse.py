@@ -17,8 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import transformers
 
-from support.paths import SOURCES
+from support.paths import ROOT, SOURCES
 from support.rehearsing import warm
 from support.running import RECIPE, Project, one_line
 from xrun.errors import RecipeError, RehearsalFailed, XrunError
@@ -102,6 +103,15 @@ class Points:
 def build():
     {first}
     return {{"train": Points(100), "val": Points(41)}}
+"""
+TOKENS = """\
+import torch
+
+
+def build():
+    tokens = [torch.arange(i, i + 16) for i in range(40)]
+    samples = [{"input_ids": each, "labels": each} for each in tokens]
+    return {"train": samples, "val": samples}
 """
 LOSES_ITS_HEAD = """
     def save_pretrained(self, folder, **options):
@@ -260,6 +270,19 @@ def test_a_recipe_that_is_right_goes_through_every_stage(tmp_path: Path) -> None
     assert not project.home.exists()
 
 
+def test_a_large_base_is_exported_and_loaded_by_transformers(tmp_path: Path) -> None:
+    """With few layers, from a configuration without weights; the tied head counts as there."""
+    settings = {"n_embd": 512, "n_layer": 16, "n_head": 8, "n_positions": 16, "vocab_size": 8192}
+    transformers.GPT2Config(**settings).save_pretrained(tmp_path / "base")
+    project = Project(tmp_path)
+    project.write("datasets/points.py", TOKENS)
+    args = f"{{name: {tmp_path / 'base'}, auto_class: AutoModelForCausalLM}}"
+    model = f"model={{name: hub, args: {args}}}"
+    said = rehearse(project, tmp_path, model, "task=language_modeling")
+    assert stages_of(said) == STAGES
+    assert "its configuration with 2 of 16 layers (11 of 55 million parameters)" in said[-1]
+
+
 def test_a_dataset_without_val_is_not_evaluated(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write("models/line.py", MODEL)
@@ -319,3 +342,12 @@ def test_the_command_rehearses_what_would_travel(tmp_path: Path) -> None:
     (once,) = project.xrun("rehearse", "recipes/tiny.yaml").out.splitlines()
     assert re.search(r"rehearsed 20\d\d-.* in \d+ s, nothing changed\.$", once)
     assert not project.home.exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["digits", "digits_mlp", "text_gpt"])
+def test_shipped_recipes_are_rehearsed(name: str, tmp_path: Path) -> None:
+    """Those that need no network, in real processes."""
+    done = Project(tmp_path).xrun("rehearse", str(ROOT / "recipes" / f"{name}.yaml"))
+    assert done.code == 0, done.out + done.err
+    assert stages_of(done.out.splitlines()) == ["environment", *STAGES]
