@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 PREFIX = "XRUN_"
 PYTHON = (sys.executable, "-P")
@@ -85,6 +86,11 @@ def name_the_user() -> None:
     for a home."""
     os.environ.setdefault("LOGNAME", user_name())
     os.environ.setdefault("HOME", os.path.expanduser("~").replace("~", "/"))
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "xrun"
 
 
 def user_name() -> str:

@@ -18,6 +18,7 @@
     ├── ProcessesApart            75   the training processes cannot reach each other
     ├── AcceleratorsMissing       75   torch cannot use what was rented; another machine may do
     ├── OutOfMemory               75   a micro-batch does not fit; the next try computes it in parts
+    ├── RehearsalFailed                as the run would have ended; nothing is paid for
     └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
     Stopped(BaseException)        75   state is committed; no error: `except Exception` lets it pass
 
@@ -212,6 +213,15 @@ class OutOfMemory(XrunError):
     def __init__(self, message: str, parts: int) -> None:
         super().__init__(message)
         self.parts = parts
+
+
+class RehearsalFailed(XrunError):
+    """What would have failed on a machine that costs money has failed here, with the exit code that
+    the run would have ended with."""
+
+    def __init__(self, message: str, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
 
 
 class StoppedOnPurpose(XrunError):

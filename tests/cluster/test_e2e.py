@@ -59,7 +59,7 @@ class Site:
             EPOCHS,
         )
         sets = [part for setting in settings for part in ("-s", setting)]
-        self.xrun(str(RECIPE), "--run", run, "--yes", "--detach", *sets)
+        self.xrun(str(RECIPE), "--run", run, "--yes", "--detach", "--no-rehearsal", *sets)
 
     def xrun(self, *arguments: str) -> str:
         """Run the `xrun` command as the person; what it printed."""

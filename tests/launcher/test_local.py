@@ -26,7 +26,7 @@ from support.running import (
     until,
     weights,
 )
-from xrun.launcher.local import _alone
+from xrun.launcher.local import alone
 from xrun.run.folder import RunFolder
 
 
@@ -206,6 +206,6 @@ def test_three_failures_end_the_command(project: Project) -> None:
 
 def test_a_local_run_is_no_node_of_a_cluster() -> None:
     """On a cluster's machine a local run has the machine to itself."""
-    assert _alone(
+    assert alone(
         {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2", "PATH": "/bin"}
     ) == {"PATH": "/bin"}

@@ -166,15 +166,16 @@ def test_everything_at_once(project: Project, hub: Hub, monkeypatch: pytest.Monk
     overrides = [
         "checkpoint.store=hub://bob/x",
         "model={name: hub, args: {name: bob/no}}",
-        "dataset={name: hub_text, args: {name: bob/no}}",
+        "dataset={name: hub_text, args: {name: bob/no, tokenizer: bob/none}}",
     ]
     online = ask(project, hub, monkeypatch, *overrides)
     assert [one.key for one in online.problems] == [
         "checkpoint.store",
         "model.args.name",
         "dataset.args.name",
+        "dataset.args.tokenizer",
     ]
-    with pytest.raises(LaunchError, match=r"(?s)bob/x.*bob/no.*bob/no"):
+    with pytest.raises(LaunchError, match=r"(?s)bob/x.*bob/no.*bob/no.*bob/none"):
         refuse(online)
 
 

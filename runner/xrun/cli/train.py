@@ -1,7 +1,9 @@
-"""The commands that train a recipe, or say what training it would be: run, plan, drill."""
+"""The commands that train a recipe, or say what training it would be: run, plan,
+rehearse, drill."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     help="Go on although the dataset has changed; the run is marked as not exact.",
 )
 @click.option("--detach", is_flag=True, help="On clouds: do not follow the log.")
+@click.option(
+    "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
+)
 def run(
     recipe: Path,
     overrides: Sequence[str],
@@ -55,6 +60,7 @@ def run(
     fork: str,
     other_data: bool,
     detach: bool,
+    no_rehearsal: bool,
 ) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
 
@@ -79,7 +85,7 @@ def run(
     for link in online.links:
         click.echo(f"  see      {link}")
     if online.plan.on_clouds:
-        sys.exit(_launch_on_clouds(online.plan, yes, detach))
+        sys.exit(_launch_on_clouds(online.plan, yes, detach, not no_rehearsal))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
         click.echo(f"  note     {note}", err=True)
     click.echo(start_text(online.plan))
@@ -92,22 +98,73 @@ def run(
     sys.exit(code)
 
 
-def _launch_on_clouds(plan: Plan, yes: bool, detach: bool) -> int:
-    import signal
-
+def _launch_on_clouds(plan: Plan, yes: bool, detach: bool, rehearsed: bool) -> int:
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
+
+    _interruptible()  # it ends the log, or the rehearsal, only
+    ask = functools.partial(confirm, yes=yes, rehearsed=rehearsed)
+    return launch(plan, SkyCloud(confirm=ask, detach=detach, say=click.echo))
+
+
+def confirm(about: Launch, *, yes: bool, rehearsed: bool) -> None:
+    """What comes before anything is paid for: the rehearsal of this very launch, its price, and the
+    question."""
     from .offers import offers_text
 
+    if rehearsed:
+        _rehearse_before(about)
+    click.echo(offers_text(about.offers))
+    if not yes:
+        click.confirm("Launch?", abort=True)
+
+
+def _rehearse_before(launch: Launch) -> None:
+    """Rehearse what is about to be launched; what fails ends it."""
+    from ..errors import RehearsalFailed
+    from ..launcher.rehearsal.rehearse import rehearse
+
+    if sys.platform != "linux":
+        click.echo("  not rehearsed: that needs Linux")
+        return
+    try:
+        rehearse(launch.plan, launch.cargo, click.echo)
+    except RehearsalFailed as error:
+        error.hint = f"{error.hint} Nothing was launched; --no-rehearsal launches it all the same."
+        raise
+
+
+def _interruptible() -> None:
+    """Ctrl-C is an exception from now on."""
+    import signal
+
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # it ends the log only
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def confirm(about: Launch) -> None:
-        click.echo(offers_text(about.offers))
-        if not yes:
-            click.confirm("Launch?", abort=True)
 
-    return launch(plan, SkyCloud(confirm=confirm, detach=detach, say=click.echo))
+@click.command(short_help="Train RECIPE in miniature here, before money is spent.")
+@options.recipe
+@options.overrides
+@click.option("--again", is_flag=True, help="Although it went well and nothing has changed.")
+def rehearse(recipe: Path, overrides: Sequence[str], again: bool) -> None:
+    """Train RECIPE in miniature on this machine's processors: what would be packed, by the
+    libraries that would be installed.
+
+    Build, one step, one evaluation, one save, a restore in a new process, one more step, the
+    export, and loading it again. The exit code is the one that the run would have ended with.
+    """
+    from .. import streams
+    from ..launcher.bundle import pack
+    from ..launcher.project import refuse_what_stays
+    from ..launcher.rehearsal import rehearse as rehearsal
+    from ..launcher.requirements import lock
+
+    streams.patient()
+    _interruptible()
+    made = lock(_plan(recipe, overrides, "", "", None, local=False))
+    if made.on_clouds:
+        refuse_what_stays(made)
+    rehearsal.rehearse(made, pack(made, []), click.echo, again=again)
 
 
 @click.command()
@@ -200,7 +257,7 @@ def drill(
     sys.exit(0 if result.equal else 1)
 
 
-COMMANDS = (run, plan, drill)
+COMMANDS = (run, plan, rehearse, drill)
 
 
 def _plan(

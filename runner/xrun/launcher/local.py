@@ -66,7 +66,7 @@ class LocalCloud:
             self._child = subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.supervisor.entrypoint", str(path)],
                 stdin=subprocess.DEVNULL,
-                env={**_alone(os.environ), environment.PARENT.name: str(os.getpid())},
+                env={**alone(os.environ), environment.PARENT.name: str(os.getpid())},
             )
         code = self._child.wait()
         if code >= 0:
@@ -103,7 +103,7 @@ def check_libraries(plan: Plan) -> None:
             raise RecipeError([problem])
 
 
-def _alone(environ: Mapping[str, str]) -> dict[str, str]:
+def alone(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without what says that this machine is a node of a cluster: a local run has
     it to itself."""
     return {name: value for name, value in environ.items() if not name.startswith("SKYPILOT_")}

@@ -161,6 +161,7 @@ class _Hub:
                 "dataset",
                 recipe.dataset.args if recipe.dataset.name.startswith("hub_") else {},
             ),
+            ("dataset.args.tokenizer", "model", _tokenizer(recipe)),
         ]
         found: list[Problem] = []
         for key, kind, args in wanted:
@@ -253,6 +254,11 @@ def _warm_start(recipe: Recipe) -> dict[str, Any]:
         return {}
     name, _, revision = source.partition("@")
     return {"name": name, "revision": revision or None}
+
+
+def _tokenizer(recipe: Recipe) -> dict[str, Any]:
+    args = recipe.dataset.args if recipe.dataset.name == "hub_text" else {}
+    return {"name": args.get("tokenizer"), "revision": args.get("tokenizer_revision")}
 
 
 def _wandb(plan: Plan) -> tuple[list[Problem], str]:

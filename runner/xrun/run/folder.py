@@ -77,6 +77,11 @@ class RunFolder:
         """The run's attempts, for the process that feeds Weights & Biases."""
         return self.path / "attempts.json"
 
+    @property
+    def smaller(self) -> Path:
+        """Of a rehearsal: what its process has made smaller."""
+        return self.path / "smaller.json"
+
     def logs(self, attempt: str) -> Path:
         """What the processes of an attempt have printed."""
         return self.path / "logs" / attempt

@@ -65,7 +65,8 @@ class Plan:
     token it is, then `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the
     forked run. `other_data`: somebody has said that the data may be others than those that the run
     was trained on. `requirements`: the recipe's libraries, and their versions once a launch has
-    fixed them.
+    fixed them. `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one
+    that counts.
     """
 
     run: str
@@ -88,6 +89,7 @@ class Plan:
     code: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     requirements: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: int = 0
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -165,6 +167,8 @@ class Plan:
     def last_step(self, steps_per_epoch: int | None) -> int:
         """The step at which the run is finished."""
         train = self.recipe["train"]
+        if self.rehearsal:
+            return self.rehearsal
         return int(train["steps"] or train["epochs"] * (steps_per_epoch or 0))
 
     @property

@@ -42,10 +42,11 @@ from .contract import Components
 from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .export import export, full_copy
-from .instances import build_model, build_splits, components_of, revision_of
+from .instances import build_model, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
 from .micro_batch import a_few_batches, first_batch, settled_micro_batch, settled_parts
+from .miniature import Miniature
 from .modes import evaluating
 from .objective import Objective
 from .optimizer import build_optimizer, check_warmup, rate_jump
@@ -167,7 +168,9 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     world = join_world(recipe.train.sharding == "fsdp")
     configure_torch(recipe.train)
     start = find_start(plan, attempt, store, world)
-    splits = build_splits(recipe, project)
+    splits = splits_of(plan)
+    if plan.rehearsal:
+        recipe = Miniature(plan).recipe()
     data = agreed_data(plan, start, splits, world)
     accelerator = build_accelerator(recipe.train, world)
     own = environment.HEARTBEAT.of()

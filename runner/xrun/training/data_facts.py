@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .. import environment
@@ -21,7 +20,7 @@ from ..data.stream import is_stream
 from ..errors import CheckpointError
 from ..run.checkpoint import MOVES, SPLITS, DataFacts, data_differences
 from ..run.plan import Plan
-from .instances import build_splits, revision_of
+from .instances import revision_of, splits_of
 from .start import Start
 from .world import World
 
@@ -115,8 +114,7 @@ def _from_a_fresh_process(plan: Plan) -> DataFacts:
 def main() -> None:
     """Print the facts of the data of the plan on standard input, in the last line."""
     plan = Plan.from_json(sys.stdin.read())
-    splits = build_splits(plan.load_recipe(), Path(plan.project))
-    print("\n" + json.dumps(facts_of(splits)))
+    print("\n" + json.dumps(facts_of(splits_of(plan))))
 
 
 if __name__ == "__main__":

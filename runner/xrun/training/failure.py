@@ -58,6 +58,9 @@ _NETWORK = {"aiohttp", "botocore", "httpcore", "httpx", "requests", "urllib3"}
 """Libraries whose errors are the network's, whether they say OSError or not."""
 _OFFLINE = "LocalEntryNotFoundError"
 """What huggingface_hub makes of a Hub that does not answer: a FileNotFoundError."""
+_NO_NAME = "HFValidationError"
+"""What it makes of a name that no repository can have, such as the path of a folder that is not
+there."""
 _BUSY = (408, 425, 429)
 """Statuses of HTTP below 500 that may be others the next time."""
 
@@ -127,7 +130,19 @@ def _is_devices(error: BaseException) -> bool:
 def is_of_the_network(error: BaseException) -> bool:
     """Whether an error, or one that it came from, is the network's or the disk's of now; a file
     that is not there is not."""
-    return any(_is_transient(each) for each in _chain(error))
+    return not _is_refused(error) and any(_is_transient(each) for each in _chain(error))
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether a server has answered that something is not there, or a library knew before: it may
+    be told as an OSError that comes of it."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        refused = isinstance(status, int) and 400 <= status < 500 and status not in _BUSY
+        if refused or type(error).__name__ == _NO_NAME:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,18 @@ from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
 from ..errors import ComponentError, XrunError
 from ..recipe.schema import Recipe
+from ..run.plan import Plan
 from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
+from .miniature import Miniature
 from .modes import begin_training
+
+
+def splits_of(plan: Plan) -> dict[str, Any]:
+    """The splits of a plan's dataset; few samples of them in a rehearsal."""
+    build = functools.partial(build_splits, plan.load_recipe(), Path(plan.project))
+    return Miniature(plan).splits(build) if plan.rehearsal else build()
 
 
 def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:

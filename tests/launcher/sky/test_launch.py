@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.running import Project
+from support.running import MODEL, Project
 from support.sky_home import CLOUDS, SkyHome
 from xrun.launcher.sky.launch import setup_of
 from xrun.recipe.schema import Recipe
@@ -89,3 +89,42 @@ def test_a_kind_of_machine_adds_to_the_recipes_setup() -> None:
     assert setup_of(recipe, one) == "echo all\necho one"
     assert setup_of(recipe, other) == "echo all"
     assert setup_of(recipe.model_copy({"setup": None}), other) == ""
+
+
+REHEARSED = """
+import sys
+from pathlib import Path
+from xrun.cli.train import confirm
+from xrun.errors import XrunError
+from xrun.launcher.sky.launch import prepare
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import make_plan
+
+path = Path("recipes/tiny.yaml")
+hardware = "hardware={any_of: [{accelerators: 'A100:8', spot: true}]}"
+recipe = load_recipe(path, [hardware, "train.micro_batch=1", "checkpoint.store=hub"])
+launch = prepare(make_plan(recipe, path))
+try:
+    confirm(launch, yes=True, rehearsed="--no-rehearsal" not in sys.argv)
+except XrunError as error:
+    print(error.exit_code, error)
+"""
+
+
+def test_a_launch_is_rehearsed_before_its_question(home: SkyHome, tmp_path: Path) -> None:
+    """What fails on the machine fails here, before a price is shown or anything is asked; with
+    --no-rehearsal nothing is tried."""
+    project = Project(tmp_path)
+    project.write("models/line.py", f"import no_such_library\n{MODEL}")
+    done = home.python(REHEARSED, cwd=project.root)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].endswith("rehearsing what would be packed, on this machine's processors")
+    assert lines[-1].startswith("2 The rehearsal failed in the stage `build`: ")
+    assert "models/line.py:1: ModuleNotFoundError: No module named 'no_such_library'" in lines[-1]
+    assert lines[-1].endswith("Nothing was launched; --no-rehearsal launches it all the same.")
+    assert "$" not in done.out
+    done = home.python(REHEARSED, "--no-rehearsal", cwd=project.root)
+    assert done.code == 0, done.err
+    assert "rehearsing" not in done.out
+    assert "$" in done.out

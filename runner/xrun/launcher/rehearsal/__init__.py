@@ -1,0 +1,1 @@
+"""A run in miniature on this machine, before money is spent."""
