@@ -83,7 +83,7 @@ def unseen(plan: Plan) -> Iterator[str]:
         yield "sharding"
     if recipe.train.precision == "fp16":
         yield "fp16"
-    if any(candidate.setup for candidate in recipe.hardware.any_of):
+    if recipe.setup or any(candidate.setup for candidate in recipe.hardware.any_of):
         yield "`setup`"
     if any(candidate.image for candidate in recipe.hardware.any_of):
         yield "`image`"
