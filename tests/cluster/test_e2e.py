@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from support.running import until as eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
+EXAMPLE = RECIPE.parents[1] / "examples" / "iris"
 EPOCHS = "train.epochs=40"
 """920 steps: half of the recipe's, enough for two preemptions in mid-training."""
 FREQUENT = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000"}
@@ -49,17 +51,19 @@ class Site:
             | {"XRUN_HOME": str(cluster.root / "runs")}
         )
 
-    def launch(self, run: str, *, nodes: int = 1) -> None:
-        """Launch the recipe as this run and leave it alone."""
+    def launch(
+        self, run: str, *, nodes: int = 1, recipe: Path = RECIPE, epochs: str = EPOCHS
+    ) -> None:
+        """Launch a recipe as this run and leave it alone."""
         hardware = f"hardware={{any_of: [{{clouds: [slurm], spot: false, nodes: {nodes}}}]}}"
         settings = (
             hardware,
             f"checkpoint.store=hub://alice/{run}",
             "tracking.wandb={project: e2e, entity: alice}",
-            EPOCHS,
+            epochs,
         )
         sets = [part for setting in settings for part in ("-s", setting)]
-        self.xrun(str(RECIPE), "--run", run, "--yes", "--detach", "--no-rehearsal", *sets)
+        self.xrun(str(recipe), "--run", run, "--yes", "--detach", "--no-rehearsal", *sets)
 
     def xrun(self, *arguments: str) -> str:
         """Run the `xrun` command as the person; what it printed."""
@@ -221,6 +225,26 @@ def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(
     )
     with capsys.disabled():
         print(f"\ncancelled and given back after {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.soak
+def test_a_project_of_ones_own_arrives_and_survives(site: Site) -> None:
+    """The example's package, its data file and its library are on the machine, and two preemptions
+    end in the weights of an undisturbed run."""
+    project = site.cluster.root / "project"
+    shutil.copytree(EXAMPLE, project, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    site.cluster.run("git", "init", "-q", str(project), env=site.environment, cwd=project)
+    recipe, epochs, home = project / "recipes/iris.yaml", "train.epochs=1000", project / "alone"
+    site.xrun(str(recipe), "--local", "--yes", "-s", epochs, "-s", f"checkpoint.store={home}")
+    site.launch("iris", recipe=recipe, epochs=epochs)
+    for step, notice in ((400, True), (2000, False)):
+        site.wait_for_step("iris", step)
+        site.cluster.preempt("iris", notice=notice)
+    job = site.cluster.wait_for("iris", "SUCCEEDED", seconds=600)
+    assert job.recovery_count == 2
+    assert len(site.record("iris")["attempts"]) == 3
+    (undisturbed,) = home.glob("*/model/model.safetensors")
+    assert site.weights("iris") == undisturbed.read_bytes()
 
 
 def naming(secret: str, *folders: Path) -> list[Path]:
