@@ -227,7 +227,7 @@ def test_a_component_without_its_library_names_the_extra(python: Path, tmp_path:
         "except errors.ComponentError as error: print(error.hint)"
     )
     said = run(python, "-c", build, cwd=tmp_path, env=elsewhere(python))
-    assert said == "Install it with: pip install 'xrun[train]'\n"
+    assert said == "Install with: pip install 'xrun[train]'\n"
 
 
 def test_the_extra_of_clouds_is_enough_to_launch(python: Path, tmp_path: Path) -> None:
