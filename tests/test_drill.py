@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
-from support.running import DATASET, Project
+from support.running import DATASET, Project, ended, processes_of, until
 from xrun.drill import Result, _compare_points
 
 
@@ -58,6 +59,18 @@ def test_a_recipe_that_does_not_finish_is_no_proof(tmp_path: Path) -> None:
     assert "ended with 2" in done.err
     assert "output.log" in done.err
     assert "Traceback" not in done.err
+
+
+def test_ctrl_c_leaves_no_run_behind(tmp_path: Path) -> None:
+    """The command ends, and with it the run that it has started."""
+    project = Project(tmp_path)
+    drills = tmp_path / "drills"
+    arguments = ("recipes/tiny.yaml", "-s", "train.steps=100000", "--folder", str(drills))
+    command = project.start("drill", *arguments)
+    until(lambda: list(drills.glob("undisturbed/*/metrics.jsonl")), "the first step")
+    command.send_signal(signal.SIGINT)
+    assert ended(command, 30).code != 0
+    until(lambda: not processes_of(drills), "the end of all processes", 10)
 
 
 def test_every_kind_of_difference_counts() -> None:

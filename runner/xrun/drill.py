@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from . import environment
 from .errors import AttemptEnd, LaunchError, XrunError
@@ -128,9 +128,9 @@ def drill(
         *_options(overrides),
     ]
     result = Result(str(recipe), str(folder), resize, asked=kills)
-    undisturbed = _Life(command, folder / "undisturbed", size)
     say(f"Undisturbed: {' '.join(command[3:])} --processes {size}")
-    times = undisturbed.to_the_end(say)
+    with _Life(command, folder / "undisturbed", size) as life:
+        times = life.to_the_end(say)
     result.undisturbed_seconds = times["end"]
     began = time.monotonic()
     _disturb(loaded, command, folder / "disturbed", size, result, times, random.Random(seed), say)
@@ -161,15 +161,16 @@ def _disturb(
     places = rng.choices(list(_SHARES), list(_SHARES.values()), k=result.asked)
     targets = sorted(rng.uniform(0, 0.92 * steps) for _ in places)
     for number, (place, target) in enumerate(zip(places, targets, strict=True), 1):
-        life = _Life(command, home, size)
-        where = life.kill(place, int(target), times, rng)
+        with _Life(command, home, size) as life:
+            where = life.kill(place, int(target), times, rng)
         if where is None:
             break
         result.kills[place] += 1
         say(f"kill {number}/{result.asked} in {place}, {where}")
         if result.resized:
             size = rng.choice([other for other in _sizes(recipe) if other != size] or [size])
-    _Life(command, home, size).to_the_end(say)
+    with _Life(command, home, size) as life:
+        life.to_the_end(say)
 
 
 def _sizes(recipe: Recipe) -> list[int]:
@@ -178,7 +179,7 @@ def _sizes(recipe: Recipe) -> list[int]:
 
 
 class _Life:
-    """One start of the command, in a process group of its own."""
+    """One start of the command, in a process group of its own, which ends with the context."""
 
     def __init__(self, command: list[str], home: Path, size: int) -> None:
         home.mkdir(parents=True, exist_ok=True)
@@ -194,6 +195,17 @@ class _Life:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self._end()
+
+    def _end(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def to_the_end(self, say: Callable[[str], None]) -> dict[str, float]:
         """Let it finish; when the lease, the first step and the end came (seconds), and how many
@@ -237,8 +249,7 @@ class _Life:
                     f"Its output is in {self.log}",
                 )
             return None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self._end()
         return (
             f"{time.monotonic() - self.began:.2f} s after its start, at step {max(0, self._step())}"
         )

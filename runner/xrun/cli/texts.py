@@ -50,7 +50,7 @@ def status_line(status: RunStatus) -> str:
     kills = sum(attempt.was_lost for attempt in report.attempts)
     parts = [
         _committed(report, status.status),
-        f"{len(report.attempts)} attempts",
+        f"{len(report.attempts)} attempt{'s' if len(report.attempts) != 1 else ''}",
         f"{kills} ended from outside",
         *(cloud_words(status.cloud, status.status) if status.cloud else ()),
     ]

@@ -135,11 +135,12 @@ def _rehearse_before(launch: Launch) -> None:
 
 
 def _interruptible() -> None:
-    """Ctrl-C is an exception from now on."""
+    """Ctrl-C, and a request to end, are exceptions from now on: what was started ends as well."""
     import signal
 
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 @click.command(short_help="Train RECIPE in miniature here, before money is spent.")
@@ -243,6 +244,7 @@ def drill(
     from .. import streams
 
     streams.patient()
+    _interruptible()
     result = drills.drill(
         recipe,
         overrides,

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from uv import find_uv_bin
 
 from support.package_index import PackageIndex, package_index, wheel
 from support.paths import ROOT
 from xrun.launcher.arrival.failure import REQUIREMENTS, failure_of, verdict
+from xrun.launcher.requirements import find_uv
 
 pytestmark = pytest.mark.once
 
@@ -52,7 +52,7 @@ class Machine:
         self.program("bin/sleep", f"echo $1 >> {root}/waits")
         self.program("bin/python3", pinned if image else f'exec {sys.executable} "$@"')
         if installer == "uv":
-            self.program("bin/uv", f'exec {find_uv_bin()} "$@"')
+            self.program("bin/uv", f'exec {find_uv()} "$@"')
         if not image:
             self.program("xrun/environments/key/python", pinned)
             (root / "xrun" / "environments" / "key" / "ready").touch()
@@ -182,7 +182,7 @@ def test_torchs_twins_are_of_its_build(
     machine = Machine(tmp_path / "machine", index, "uv")
     told = machine.root / "backends"
     log = f'echo "${{UV_TORCH_BACKEND:--}}" >> {told}\nunset UV_TORCH_BACKEND'
-    machine.program("bin/uv", f'{log}\nexec {find_uv_bin()} "$@"')
+    machine.program("bin/uv", f'{log}\nexec {find_uv()} "$@"')
     torch = wheel(tmp_path, "torch", f"2.13.0{build}")
     shutil.unpack_archive(torch, machine.root / "pins", "zip")
     index.add("torchvision", "0.28.0")
