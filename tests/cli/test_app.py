@@ -81,7 +81,7 @@ def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
     project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
     assert project.attempt().code == 75
     assert re.search(
-        r" stopped +step \d+ committed \d+ s ago, 1 attempt$", project.xrun("status").out
+        r" stopped +step \d+ committed \d+ s ago, 1 attempt\b", project.xrun("status").out
     )
 
 
