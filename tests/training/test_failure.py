@@ -136,7 +136,7 @@ def test_our_own_errors_say_it_themselves() -> None:
 def test_a_missing_module_is_the_recipes() -> None:
     """Which names it under `requirements`; of a part of what is installed another version."""
     for module, hint in (
-        ("einops.layers", "`requirements:`"),
+        ("no_such_library.layers", "`requirements:`"),
         ("torch.nope", "`torch` is installed and has no"),
     ):
         failure = failure_of(ModuleNotFoundError(f"No module named {module!r}", name=module), 3)
