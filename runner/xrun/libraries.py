@@ -99,7 +99,9 @@ def _command(needs: Iterable[Need]) -> str:
 
 def _same(one: str, other: str) -> bool:
     """Whether two names of packages mean one."""
-    return re.sub(r"[-_.]+", "-", one).lower() == re.sub(r"[-_.]+", "-", other).lower()
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(one) == canonicalize_name(other)
 
 
 def _listed(modules: tuple[str, ...]) -> str:

@@ -1,4 +1,7 @@
-"""Which run a recipe means."""
+"""Which run a recipe means.
+
+Covers `xrun.launcher.git`.
+"""
 
 from __future__ import annotations
 

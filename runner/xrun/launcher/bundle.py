@@ -38,7 +38,8 @@ from ..files import opened, write_bytes
 from ..recipe.secret_text import is_secret_file
 from ..run.plan import Plan
 from ..run.prices import Price, prices_json
-from .project import Project, git_says
+from .git import git_says
+from .project import Project
 from .wheel import pack_wheel
 
 _ARRIVAL = Path(__file__).resolve().parent / "arrival"

@@ -13,6 +13,7 @@ from ..run.folder import RunFolder, runs_in
 from ..run.plan import Plan, differences, older_rules, under_rule
 from ..run.record import RunRecord
 from ..run.stores import open_store
+from .git import git_says
 from .local import Cloud
 
 
@@ -70,17 +71,9 @@ def code_version(project: Path) -> dict[str, object]:
 
 def _git(project: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
-            # A repository's own settings may name a program for git to run.
-            ["git", "-c", "core.fsmonitor=false", "-C", str(project), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        return git_says(project, *arguments, seconds=10).decode(errors="replace").strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
 
 
 def by_the_rule_of(plan: Plan, rule: int) -> Plan:

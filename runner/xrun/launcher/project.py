@@ -12,10 +12,11 @@ Without git models/, datasets/ and the modules that they import travel.
 from __future__ import annotations
 
 import os
+import posixpath
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from pathspec import GitIgnoreSpec
@@ -23,9 +24,11 @@ from pathspec import GitIgnoreSpec
 from ..component import Kind, shown
 from ..errors import LaunchError, Problem, RecipeError
 from ..recipe.load import at_their_places
+from ..recipe.location import is_within, target_there
 from ..recipe.paths import path_of
 from ..run.plan import Plan
 from ..run.sources import sources
+from .git import git_says
 from .wheel import is_private, real_place
 
 IGNORE = ".xrunignore"
@@ -127,13 +130,6 @@ def listed_by_git(root: Path) -> list[str] | None:
     return sorted({os.fsdecode(name) for name in found.split(b"\0") if name})
 
 
-def git_says(root: Path, *arguments: str) -> bytes:
-    """What git prints about a folder. Raises OSError and SubprocessError."""
-    # A repository's own settings may name a program for git to run.
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
-
-
 def _too_large(root: Path, total: int, sizes: Mapping[str, int]) -> LaunchError:
     largest = sorted(sizes, key=lambda place: sizes[place], reverse=True)[:_NAMED]
     named = ", ".join(f"{place} ({_mib(sizes[place])})" for place in largest)
@@ -200,9 +196,8 @@ def _arguments(plan: Plan) -> Iterator[tuple[str, Any]]:
 
 def _is_brought(value: str, plan: Plan) -> bool:
     """Whether it is one of the paths that `files:` brings to the machine."""
-    targets = plan.recipe.get("files", {})
-    brought = (each if each.startswith(("/", "~")) else f"~/{each}" for each in targets)
-    return any(PurePath(value).is_relative_to(target) for target in brought)
+    there = posixpath.normpath(value)
+    return any(is_within(there, target_there(each)) for each in plan.recipe.get("files", {}))
 
 
 def _place(path: Path, root: Path) -> str | None:

@@ -90,10 +90,11 @@ def _closure(names: Sequence[str]) -> list[Distribution] | None:
     """These packages and all that they need here, as they are installed; None if somebody has
     installed one in a way that does not tell its files."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     waiting, found = [*names], dict[str, Distribution]()
     while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        name = canonicalize_name(waiting.pop())
         try:
             package = found.get(name) or distribution(name)
         except PackageNotFoundError:  # what the environment does without
