@@ -20,7 +20,7 @@ import torch
 
 from support.paths import ROOT, SOURCES
 from support.running import PER_STEP, RECIPE, Done, Project, curve, record, steps_of, weights
-from xrun.checkpoint.snapshot import Snapshot, _pin
+from xrun.checkpoint.snapshot import Snapshot, _pin, on_device
 from xrun.checkpoint.tensor_file import bytes_of
 from xrun.machine.driver import ask_driver
 from xrun.training.conditions import build_here, environment_of
@@ -173,6 +173,26 @@ def test_a_snapshot_is_pinned_and_right() -> None:
         assert room.is_pinned()
         expected = b"".join(bytes(bytes_of(each.cpu().contiguous())) for each in sources.values())
         assert room.numpy().tobytes() == expected
+
+
+def test_a_copy_on_the_gpu_is_made_where_there_is_room() -> None:
+    """A step may change the weights at once; where training has taken nearly all of the memory no
+    such copy is made, nor of what lies elsewhere."""
+    parts = {"a": torch.randn(1000, 7, device="cuda").t(), "b": torch.ones(3, device="cuda")}
+    before = {name: part.cpu() for name, part in parts.items()}
+    staged = on_device(parts)
+    for part in parts.values():
+        part.zero_()
+    assert staged.keys() == before.keys()
+    assert all(part.cpu().equal(before[name]) for name, part in staged.items())
+    assert on_device({**parts, "c": torch.ones(3)}) == {}
+    most = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.95), dtype=torch.uint8, device="cuda")
+    assert on_device(parts) == {}
+    del most
+    torch.cuda.empty_cache()
+    assert on_device(parts) == {}, "training has taken as much before and may do so again"
+    torch.cuda.reset_peak_memory_stats()
+    assert on_device(parts).keys() == parts.keys()
 
 
 def test_memory_is_locked_for_as_long_as_it_lives() -> None:

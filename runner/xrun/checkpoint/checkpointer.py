@@ -40,7 +40,7 @@ from .lease import Lease
 from .movement import Movement
 from .saving import Made, MovedError, Saving, check_weights, fault_of, sample_of
 from .schedule import LastSave, SaveSchedule
-from .snapshot import Files, Snapshot
+from .snapshot import Files, Snapshot, on_device
 from .state import TrainState, local, rows
 
 log = logging.getLogger("xrun")
@@ -132,6 +132,8 @@ class Checkpointer:
         parts = {name: local(tensor) for name, tensor in sources.items()}
         early = set(parts) if alone or self._first else self._early(parts)
         self._first = False
+        staged = on_device({name: part for name, part in parts.items() if name not in early})
+        parts |= staged
         files = self._files(parts)
         self._snapshot.copy(files, early)
         self._copied.clear()
@@ -151,9 +153,13 @@ class Checkpointer:
                 if hasattr(tensor, "to_local")
             },
             versions={name: part._version for name, part in parts.items()},
-            samples={name: sample_of(parts[name]) for name in self.state.trained() - early},
+            samples={
+                name: sample_of(parts[name]) for name in self.state.trained() - early - set(staged)
+            },
             started=started,
         )
+        if staged:
+            self._copied.set()
         self._watched = saving
         self._saving = self._thread.submit(self._save, saving)
         self._stall = time.perf_counter() - started

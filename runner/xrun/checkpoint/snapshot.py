@@ -31,6 +31,8 @@ _NOT_FINITE = {
     torch.float8_e4m3fn: ("i1", 0x7F),
 }
 """The integer as which a number is read, and the least positive one that is none."""
+_SPARE = 10
+"""One part in so many of a GPU's memory stays free beside a copy and what training takes."""
 _BLOCK = 1 << 20
 """Numbers that are looked at twice while the processor still has them near."""
 
@@ -74,6 +76,25 @@ class Snapshot:
         if file not in self.rooms or self.rooms[file].nbytes != size:
             self.rooms.pop(file, None)
             self.rooms[file] = _pages(size, pinned="cuda" in kinds)
+
+
+def on_device(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of these tensors beside them in a GPU's memory, made in the order of its stream, so
+    that a step need not wait for their way to the host: 2.4 GB take 2 ms there and 44 over PCIe.
+
+    None where one lies elsewhere, or where the most that training has taken so far would not leave
+    room for them: a step must never run out of memory because of a save.
+    """
+    if not parts or any(part.device.type != "cuda" for part in parts.values()):
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    room = free + torch.cuda.memory_reserved() - torch.cuda.max_memory_allocated()
+    if sum(part.nbytes for part in parts.values()) > room - total // _SPARE:
+        return {}
+    try:
+        return {name: part.clone() for name, part in parts.items()}
+    except torch.OutOfMemoryError:  # there is room, but not in one piece
+        return {}
 
 
 def is_finite(data: Tensor, kind: torch.dtype) -> bool:
