@@ -4,6 +4,7 @@ recipe needs it is a problem before money is spent."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,29 @@ def test_what_git_tracks_and_what_is_new_travels(project: Project) -> None:
     assert files["project/assets/vocab.json"] == b"2"
     (project.root / "assets/vocab.json").unlink()
     assert travelling(project) == own | new - {"assets/vocab.json"}
+
+
+def test_programs_stay_programs_and_links_to_folders_are_followed(project: Project) -> None:
+    """A folder that a link within the project leads to is there under both names, without what git
+    ignores in it; one that leads elsewhere is not."""
+    project.write("data/one.csv", "1")
+    project.write("data/cache.tmp", "1")
+    project.write(".gitignore", "*.tmp\n")
+    project.write("tools/count.sh", "#!/bin/sh\n").chmod(0o755)
+    (project.root / "assets").mkdir()
+    (project.root / "assets/linked").symlink_to("../data")
+    (project.root / "outside").symlink_to(project.root.parent)
+    assert {"data/one.csv", "assets/linked/one.csv"} <= travelling(project)
+    assert not {each for each in travelling(project) if each.startswith(("outside", "data/cache"))}
+    cargo = pack(project.plan(), [])
+    cargo.write()
+    there = cargo.folder / "project"
+    assert (there / "assets/linked/one.csv").read_text() == "1"
+    assert not (there / "assets/linked/cache.tmp").exists()
+    assert [os.access(there / name, os.X_OK) for name in ("tools/count.sh", "data/one.csv")] == [
+        True,
+        False,
+    ]
 
 
 def test_runs_and_environments_stay_where_they_are(project: Project) -> None:

@@ -28,7 +28,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +60,12 @@ def there(run: str) -> str:
 
 @dataclass(frozen=True)
 class Cargo:
-    """The files of a run's cargo, in memory, and the folder that they belong in."""
+    """The files of a run's cargo, in memory, the folder that they belong in, and the names of those
+    that may be executed."""
 
     folder: Path
     files: Mapping[str, bytes]
+    programs: Set[str] = frozenset()
 
     def write(self) -> None:
         """Write the folder, as a whole or not at all, unless it is there; only its owner can read
@@ -78,6 +80,8 @@ class Cargo:
             path = new / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data, private=True)
+            if name in self.programs:
+                path.chmod(0o700)
         if os.path.lexists(self.folder):
             self.folder.rename(self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}"))
         new.rename(self.folder)
@@ -103,7 +107,9 @@ def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Cargo
     files = dict(_files(plan, prices_json(prices), setup))
     digests = {name: blake3(data).hexdigest() for name, data in sorted(files.items())}
     key = blake3(json.dumps(digests).encode()).hexdigest()[:16]
-    return Cargo(plan.folder / "cargo" / key, files)
+    project = Project(plan)
+    programs = {f"project/{place}" for place in project.files if project.is_program(place)}
+    return Cargo(plan.folder / "cargo" / key, files, programs)
 
 
 def _files(plan: Plan, prices: str, setup: str | None) -> Iterator[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import posixpath
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Project:
     def files(self) -> list[str]:
         """What travels, by place (`models/vit.py`), sorted."""
         places = self._without_git() if self._listed is None else self._listed
-        return [place for place in sorted(places) if self._travels(place)]
+        linked = self._through_links(places)
+        return [place for place in sorted({*places, *linked}) if self._travels(place)]
 
     @cached_property
     def imported(self) -> Mapping[str, list[str]]:
@@ -67,6 +68,10 @@ class Project:
             key: [place for place in places if (self.root / place).is_file()]
             for key, places in found.items()
         }
+
+    def is_program(self, place: str) -> bool:
+        """Whether one of the files may be executed."""
+        return os.access(self.root / place, os.X_OK)
 
     def contents(self) -> Iterator[tuple[str, bytes]]:
         """What travels, with what it holds.
@@ -83,6 +88,18 @@ class Project:
     @cached_property
     def _listed(self) -> list[str] | None:
         return listed_by_git(self.root)
+
+    def _through_links(self, places: Iterable[str]) -> Iterator[str]:
+        """What lies in folders of the project that links lead to, by the links' names; git tells
+        of the link alone."""
+        root = self.root.resolve()
+        links = (self.root / place for place in places)
+        folders = {link: link.resolve() for link in links if link.is_symlink() and link.is_dir()}
+        for link, folder in folders.items():
+            within = folder != root and folder.is_relative_to(root)
+            for path in (root / place for place in places if within):
+                if path.is_relative_to(folder):
+                    yield (link / path.relative_to(folder)).relative_to(self.root).as_posix()
 
     def _without_git(self) -> set[str]:
         folders = (self.root / kind for kind in _KINDS.values())

@@ -119,6 +119,7 @@ def lay_out(cargo: Cargo, place: Place) -> Place:
             path = place.root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data)
+            path.chmod(0o755 if name in cargo.programs else 0o644)
         elif name.endswith(".whl"):
             zipfile.ZipFile(BytesIO(data)).extractall(place.site)
     place.project.mkdir(exist_ok=True)
