@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import filelock
 import torch
 from torch import Tensor
 
@@ -163,6 +164,13 @@ def only(rows: Any, text_column: str) -> Any:
     return rows.select_columns([text_column])
 
 
+def one_at_a_time() -> filelock.BaseFileLock:
+    """Held by one process of a machine at a time: what the first makes, the others find on the disk."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / "xrun.lock")
+
+
 def build(
     name: str,
     revision: str | None = None,
@@ -191,7 +199,8 @@ def build(
 
     def blocks(rows: Any) -> Blocks:
         how = {"text_column": text_column, "encoder": encoder, "context": context}
-        return Blocks(rows.map(pack if packing else cut, batched=True, remove_columns=[text_column], fn_kwargs=how), tag)
+        with one_at_a_time():
+            return Blocks(rows.map(pack if packing else cut, batched=True, remove_columns=[text_column], fn_kwargs=how), tag)
 
     if not streaming:
         return {key: blocks(split(which)) for key, which in (("train", train_split), ("val", val_split)) if which}

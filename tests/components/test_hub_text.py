@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +184,24 @@ def test_hub_text_names_the_columns_there_are(texts: Path) -> None:
     """A column that does not exist is an error that lists those that do."""
     with pytest.raises(ComponentError, match=r"no column body.*text"):
         build("datasets", "hub_text", name=str(texts), val_split=None, text_column="body")
+
+
+def test_processes_of_a_machine_tokenise_once(texts: Path, monkeypatch: Any) -> None:
+    """Two that begin at the same time: the second finds on the disk what the first has made, and so
+    does the next run."""
+    arguments = {"name": str(texts), "val_split": None, "context": 16}
+    build("datasets", "hub_text", **arguments, val_documents=1)  # loads the component
+    hub_text = sys.modules["xrun.components.datasets.hub_text"]
+    pack, packed = hub_text.pack, list[int]()
+
+    def counted(batch: Any, **how: Any) -> Any:
+        packed.append(len(batch["text"]))
+        return pack(batch, **how)
+
+    monkeypatch.setattr(hub_text, "pack", counted)
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda _: build("datasets", "hub_text", **arguments), range(2)))
+    assert sum(packed) == len(documents(0)) + len(documents(1))
+    again = build("datasets", "hub_text", **arguments)["train"]
+    assert same(list(both[0]["train"]), list(again))
+    assert sum(packed) == len(documents(0)) + len(documents(1))
