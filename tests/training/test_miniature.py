@@ -106,3 +106,14 @@ def test_a_small_base_stays_as_it_is(tmp_path: Path) -> None:
     transformers.GPT2Config(n_embd=8, n_layer=3, n_head=2).save_pretrained(tmp_path / "base")
     plan = Project(tmp_path).plan(f"model={{name: hub, args: {{name: {tmp_path / 'base'}}}}}")
     assert Miniature(rehearsed(plan)).recipe() == plan.load_recipe()
+
+
+def test_a_step_of_a_large_model_of_ones_own_is_one_micro_batch(tmp_path: Path) -> None:
+    """The step is what takes longest."""
+    micro = ("train.global_batch=4", "train.micro_batch=2")
+    model = "model={name: mlp, args: {inputs: 4, hidden: 8000, depth: 2, classes: 3}}"
+    plan = Project(tmp_path).plan(model, *micro)
+    RunFolder(plan.folder).write_plan(plan)
+    train = Miniature(rehearsed(plan)).recipe().train
+    assert (train.global_batch, train.micro_batch) == (2, 2)
+    assert told(plan) == ["a step is one micro-batch of 2, for the model is large"]

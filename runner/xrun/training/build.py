@@ -292,7 +292,8 @@ def build_evaluation(
     epochs = every.epochs if every is not None else (1 if train.epochs else None)
     by_epochs = epochs * (steps_per_epoch or last) if epochs else None
     return Evaluation(
-        split=setting.splits.get("val"),
+        # Once is enough for a rehearsal, whose second life shows a restore.
+        split=None if setting.plan.rehearsal > 1 else setting.splits.get("val"),
         objective=evaluated,
         train=train,
         every=every.steps if every is not None and every.steps else by_epochs,

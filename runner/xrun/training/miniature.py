@@ -26,12 +26,13 @@ from ..recipe.schema import ModelRef, Recipe
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 
-SAMPLES = 8
+SAMPLES = 4
 """So many are evaluated, and so many of a stream are shuffled at once."""
 ROWS = 64
 """So many of a dataset that would be downloaded whole."""
 LARGE = 50_000_000
-"""A base from the Hub with more parameters is neither downloaded nor built whole."""
+"""A base from the Hub with more parameters is neither downloaded nor built whole, and a step of a
+build of one's own with more is one micro-batch."""
 LAYERS = 2
 BYTES = 24
 """What a parameter takes in a run: itself, its gradient, two moments, a copy to be saved, and as
@@ -111,7 +112,15 @@ class Miniature:
             )
             self.note("models by their shapes alone", shapes=what)
             raise TrainError(f"models/{recipe.model.name}.py: {what}.")
-        return recipe
+        return self._one_micro_batch(recipe) if whole > LARGE else recipe
+
+    def _one_micro_batch(self, recipe: Recipe) -> Recipe:
+        """The recipe with steps of one micro-batch, which is what takes longest."""
+        few = recipe.train.global_batch // recipe.train.micro_batches
+        self.note(f"a step is one micro-batch of {few}, for the model is large")
+        return recipe.model_copy(
+            update={"train": recipe.train.model_copy(update={"global_batch": few})}
+        )
 
     def _few_layers(self, ref: ModelRef, project: Path) -> ModelRef | None:
         """A large base from its configuration, with few layers; None where it is not large, or

@@ -37,7 +37,6 @@ STAGES = [
     "export",
     "restore in a new process",
     "second step",
-    "second evaluation",
     "second save",
     "second export",
     "load what was exported",
@@ -264,7 +263,7 @@ def test_a_recipe_that_is_right_goes_through_every_stage(tmp_path: Path) -> None
     said = rehearse(project, tmp_path)
     assert stages_of(said) == STAGES
     assert said[-1] == (
-        "  made smaller: steps of 4 instead of 8 samples, in micro-batches of 2; evaluation on 8 of"
+        "  made smaller: steps of 4 instead of 8 samples, in micro-batches of 2; evaluation on 4 of"
         " 41 samples"
     )
     assert not project.home.exists()

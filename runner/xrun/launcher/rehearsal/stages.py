@@ -44,7 +44,7 @@ def first_life(run: RunFolder) -> list[Stage]:
     return [
         Stage("build", lambda: _logs(run)),
         Stage("first step", lambda: _step(run) >= 1),
-        Stage("evaluation", lambda: _evaluated(run, 1)),
+        Stage("evaluation", lambda: _evaluated(run)),
         Stage("save", lambda: _committed(run) >= 1),
         Stage("export"),
     ]
@@ -55,7 +55,6 @@ def second_life(run: RunFolder, first: Sequence[str]) -> list[Stage]:
     return [
         Stage("restore in a new process", lambda: _logs(run, first)),
         Stage("second step", lambda: _step(run) >= 2),
-        Stage("second evaluation", lambda: _evaluated(run, 2)),
         Stage("second save", lambda: _committed(run) >= 2),
         Stage("second export"),
     ]
@@ -70,9 +69,8 @@ def _step(run: RunFolder) -> int:
     return int(run.last_point().get("step", 0))
 
 
-def _evaluated(run: RunFolder, step: int) -> bool:
-    points = (point for point in run.points() if point["step"] == step)
-    return any(name.startswith("val/") for point in points for name in point)
+def _evaluated(run: RunFolder) -> bool:
+    return any(name.startswith("val/") for point in run.points() for name in point)
 
 
 def _committed(run: RunFolder) -> int:
