@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,12 @@ def code_digest(place: str, source: bytes) -> str:
     found = blake3(canonical(tree).encode()).hexdigest()
     shipped = _register().get(place, {"code": []})
     return shipped["code"][0] if found in shipped["code"] else found
+
+
+def digest_of_all(files: Mapping[str, bytes]) -> str:
+    """Hex BLAKE3 of what files compute together, by their places."""
+    told = {place: code_digest(place, source) for place, source in sorted(files.items())}
+    return blake3(json.dumps(told).encode()).hexdigest()
 
 
 def bytes_digest(place: str, source: bytes) -> str:

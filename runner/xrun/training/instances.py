@@ -11,12 +11,15 @@ from torch import nn
 
 from .. import component
 from ..checkpoint.state import check_own_tensors
+from ..data.fingerprint import count_code, imports_datasets
 from ..data.loader import check_splits
 from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
 from ..errors import ComponentError, XrunError
 from ..recipe.schema import Recipe
+from ..run.code_digest import digest_of_all
 from ..run.plan import Plan
+from ..run.sources import sources
 from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
@@ -38,6 +41,9 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
     """
     dataset, train = recipe.dataset, recipe.train
     build = component.load_build("datasets", dataset.name, project)
+    code = sources("datasets", dataset.name, project)
+    if imports_datasets(code.values()):
+        count_code(digest_of_all(code))
     seed_generators(train.seed, INIT, 1)
     splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
     check_splits(splits, dataset.name)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .. import component
+from ..data.fingerprint import imports_datasets
 from ..data.loader import is_hugging_face
 from ..data.stream import is_stream
 from ..errors import TrainError
@@ -37,7 +38,6 @@ LAYERS = 2
 BYTES = 24
 """What a parameter takes in a run: itself, its gradient, two moments, a copy to be saved, and as
 much again for what is computed."""
-_IMPORTS = re.compile(r"^\s*(import|from) datasets\b", re.MULTILINE)
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Miniature:
         """While this lasts nothing of Hugging Face's `datasets` is downloaded whole."""
         recipe, project = self.plan.load_recipe(), Path(self.plan.project)
         path = component.find("datasets", recipe.dataset.name, project)
-        if not _IMPORTS.search(path.read_text(errors="replace")):
+        if not imports_datasets([path.read_bytes()]):
             yield
             return
         from datasets import DatasetBuilder

@@ -19,6 +19,8 @@ from types import MappingProxyType
 import pytest
 import transformers
 
+from loopback.hub import Hub
+from support.named_repositories import fill
 from support.paths import ROOT, SOURCES
 from support.rehearsing import warm
 from support.running import RECIPE, Project, one_line
@@ -348,5 +350,19 @@ def test_the_command_rehearses_what_would_travel(tmp_path: Path) -> None:
 def test_shipped_recipes_are_rehearsed(name: str, tmp_path: Path) -> None:
     """Those that need no network, in real processes."""
     done = Project(tmp_path).xrun("rehearse", str(ROOT / "recipes" / f"{name}.yaml"))
+    assert done.code == 0, done.out + done.err
+    assert stages_of(done.out.splitlines()) == ["environment", *STAGES]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["gpt_h100", "vit_a100"])
+def test_recipes_for_clouds_are_rehearsed(name: str, tmp_path: Path) -> None:
+    """With a Hub that has what they name: texts and photographs are streamed, the base is built of
+    its configuration."""
+    with Hub(tmp_path / "hub") as hub:
+        fill(hub, tmp_path / "named")
+        project = Project(tmp_path / "project")
+        recipe = str(ROOT / "recipes" / f"{name}.yaml")
+        done = project.xrun("rehearse", recipe, environ=hub.environ("me"), timeout=1200)
     assert done.code == 0, done.out + done.err
     assert stages_of(done.out.splitlines()) == ["environment", *STAGES]

@@ -1,0 +1,73 @@
+"""What Hugging Face's `datasets` keeps on the disk is that of the component's code as it is now.
+
+Covers `xrun.data.fingerprint`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import datasets  # before the processes that are forked
+import pytest
+
+from support.running import Project
+from xrun.components import use_project
+from xrun.run.plan import Plan
+from xrun.training.instances import build_splits
+
+COMPONENT = """\
+from pathlib import Path
+
+import datasets
+
+import times
+
+
+def more(row):
+    with Path(times.__file__).with_name("calls").open("a") as calls:
+        calls.write("1")
+    return {"y": row["x"] * times.FACTOR}
+
+
+def build(folder: str):
+    rows = datasets.load_dataset("json", data_files=folder + "/rows.jsonl", split="train")
+    return {"train": rows.map(more)}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "kept")
+    project = Project(tmp_path)
+    project.write("rows.jsonl", '{"x": 1}\n{"x": 2}\n')
+    project.write("times.py", "FACTOR = 2\n")
+    project.write("datasets/mapped.py", COMPONENT)
+    return project
+
+
+def column(plan: Plan) -> list[Any]:
+    use_project(Path(plan.project))
+    return list(build_splits(plan.load_recipe(), Path(plan.project))["train"]["y"])
+
+
+def made(project: Project) -> tuple[list[Any], int]:
+    """The column as a new process makes it, and how many rows were ever computed."""
+    arguments = f"dataset={{name: mapped, args: {{folder: {project.root}}}}}"
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        rows = pool.apply(column, (project.plan(arguments),))
+    return rows, (project.root / "calls").stat().st_size
+
+
+def test_edited_code_gets_no_rows_of_older_code(project: Project) -> None:
+    """Also where a module that the component imports was edited; without an edit, and where only a
+    comment was, the disk has them."""
+    assert made(project) == ([2, 4], 2)
+    assert made(project) == ([2, 4], 2)
+    project.write("times.py", "FACTOR = 7\n")
+    assert made(project) == ([7, 14], 4)
+    project.write("datasets/mapped.py", "# the rows\n" + COMPONENT.replace("* times", "+ times"))
+    assert made(project) == ([8, 9], 6)
+    project.write("datasets/mapped.py", COMPONENT.replace("* times", "+ times"))
+    assert made(project) == ([8, 9], 6)
