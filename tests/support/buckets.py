@@ -7,18 +7,18 @@ import base64
 import email.utils
 import hashlib
 import hmac
+import http.client
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import obstore
 from obstore.store import ObjectStore
@@ -38,10 +38,10 @@ class Server:
     def make(self, bucket: str) -> str:
         """An empty bucket; its address."""
         if self.scheme == "az":
-            asked = _azure(self.url, bucket)
+            made = asked("PUT", f"{self.url}/{bucket}?restype=container", _signed(bucket))
         else:
-            asked = urllib.request.Request(f"{self.url}/{bucket}", method="PUT")
-        urllib.request.urlopen(asked, timeout=10)
+            made = asked("PUT", f"{self.url}/{bucket}")
+        assert made in (200, 201), made
         return f"{self.scheme}://{bucket}"
 
     def at(self, url: str) -> dict[str, str]:
@@ -122,27 +122,27 @@ def started(command: list[str], url: str, environ: dict[str, str] | None = None)
 
 def answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=5)
-    except urllib.error.HTTPError:
-        return True
+        return asked("GET", url) > 0
     except OSError:
         return False
-    return True
 
 
-def _azure(url: str, container: str) -> urllib.request.Request:
-    """The signed request that makes a container."""
+def asked(method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})) -> int:
+    """The status of an answer without a body in the question."""
+    host, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.request(method, f"/{path}", headers=dict(headers))
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def _signed(container: str) -> dict[str, str]:
+    """The headers of the request that makes a container at Azure."""
     date, version = email.utils.formatdate(usegmt=True), "2021-08-06"
     names = f"x-ms-date:{date}\nx-ms-version:{version}\n"
     resource = f"/{ACCOUNT}/{ACCOUNT}/{container}\nrestype:container"
     text = "PUT" + "\n" * 12 + names + resource
-    signed = hmac.new(base64.b64decode(KEY), text.encode(), hashlib.sha256).digest()
-    headers = {
-        "x-ms-date": date,
-        "x-ms-version": version,
-        "Authorization": f"SharedKey {ACCOUNT}:{base64.b64encode(signed).decode()}",
-        "Content-Length": "0",
-    }
-    return urllib.request.Request(
-        f"{url}/{container}?restype=container", method="PUT", headers=headers
-    )
+    digest = hmac.new(base64.b64decode(KEY), text.encode(), hashlib.sha256).digest()
+    signature = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+    return {"x-ms-date": date, "x-ms-version": version, "Authorization": signature}

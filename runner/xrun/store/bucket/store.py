@@ -87,6 +87,7 @@ class BucketStore:
         self._kept_here = Cache(self.cache, attempt)
         self._seen: tuple[int, Head | None] | None = None
         """The highest number and the head, at the last look or commit."""
+        self._highest = 0
         self._sent: set[str] = set()
         """The ids of commits that this store could not confirm."""
         self._fetching: dict[str, Future[Path]] = {}
@@ -204,6 +205,9 @@ class BucketStore:
         listing."""
         for _ in range(3):
             numbers, self.damaged = self._numbers(), []
+            if numbers and numbers[0] < self._highest:  # an old answer
+                continue
+            self._highest = max([self._highest, *numbers[:1]])
             try:
                 if not numbers:
                     return self._nothing()
@@ -251,6 +255,7 @@ class BucketStore:
         """The highest number, and the id of the head to replace: `parent`, or this store's own
         commit that it could not confirm."""
         expected = parent.id if parent else ""
+        self._highest = max(self._highest, parent.number if parent else 0)
         seen = self._seen
         if parent is None or seen is None or self._sent or _id(seen[1]) != expected:
             seen = self._seen = self._scan()
