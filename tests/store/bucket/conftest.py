@@ -1,4 +1,4 @@
-"""A run's store in an empty bucket."""
+"""A run's store in an empty bucket, on a clock that is in hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from support.bad_way import BadWay
 from support.buckets import Server, moto
+from support.hub_store import Clock
 from xrun.store.address import Address
 from xrun.store.bucket.store import BucketStore
 
@@ -30,13 +32,32 @@ def place(s3: Server) -> str:
 
 
 @pytest.fixture
-def attempt(s3: Server, place: str, tmp_path: Path) -> Opener:
+def way(s3: Server) -> Iterator[BadWay]:
+    """To the server."""
+    with BadWay(s3.url) as way:
+        yield way
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def attempt(s3: Server, way: BadWay, place: str, clock: Clock, tmp_path: Path) -> Opener:
     """Opens the run's store as an attempt, each one on an empty machine of its own."""
 
     def opened(name: str = "a1", **options: Any) -> BucketStore:
-        settings = {"environ": s3.environ, "patience": 5.0, "piece": 1000, **options}
-        run, where = settings.pop("run", "digits-1"), settings.pop("place", place)
-        cache = settings.pop("cache", tmp_path / f"cache-{name}")
-        return BucketStore(Address.parse(where), run, name, f"{name}@host", cache, **settings)
+        settings = {
+            "environ": s3.at(way.url),
+            "clock": clock,
+            "sleep": clock.sleep,
+            "patience": 60.0,
+            "piece": 1000,
+            **options,
+        }
+        where, cache = settings.pop("place", place), tmp_path / f"cache-{name}"
+        address = Address.parse(where)
+        return BucketStore(address, "digits-1", name, f"{name}@host", cache, **settings)
 
     return opened

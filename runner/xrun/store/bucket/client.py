@@ -40,8 +40,8 @@ SECONDS = 30.0
 """For which a small request may last."""
 ONE_REQUEST = 64 << 20
 """Bytes that are written in one request."""
-BULK_SECONDS = 300.0
-"""For which a request may last that moves up to 64 MB."""
+BULK = 10
+"""How many times longer one may last that moves up to 64 MB."""
 SETTINGS = {
     "s3": """AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION
         AWS_DEFAULT_REGION AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3 AWS_ALLOW_HTTP
@@ -60,6 +60,7 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]{1,200})")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+_REDIRECT = "Received redirect"
 _PASSES = (408, 409, 425, 429)
 """Refusals that may not be one a moment later, besides what a server says of itself (5xx)."""
 
@@ -67,7 +68,8 @@ _PASSES = (408, 409, 425, 429)
 class BucketClient:
     """The objects below an address, by keys that are relative to it.
 
-    What may pass is tried again for `patience` seconds of this clock; `sleep` may return True for
+    A request lasts at most `seconds`. What may pass is tried again for `patience` seconds of this
+    clock; `sleep` may return True for
     "give up now". Every method raises `StoreUnavailable` where nobody can tell, `LaunchError` where
     the account may not, and `StoreError` where the bucket is not there or refuses.
     """
@@ -77,6 +79,7 @@ class BucketClient:
         address: Address,
         *,
         environ: Mapping[str, str] = os.environ,
+        seconds: float = SECONDS,
         patience: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
@@ -85,8 +88,8 @@ class BucketClient:
         self._clock, self._sleep = clock, sleep or threading.Event().wait
         self._patience, self._hint = patience, _hint(address)
         try:
-            self._small = opened(address, environ, SECONDS)
-            self._bulk = opened(address, environ, BULK_SECONDS)
+            self._small = opened(address, environ, seconds)
+            self._bulk = opened(address, environ, seconds * BULK)
         except (BaseError, ValueError) as error:
             what = f"{self.where} cannot be asked: {_sentence(error)}."
             raise LaunchError(what, self._hint) from error
@@ -209,7 +212,7 @@ class BucketClient:
         denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if denied or status in (401, 403) or code in _EXPIRED:
             return LaunchError(f"{self.where} does not let this account in: {text}.", self._hint)
-        if status in (301, 307, 308):
+        if _REDIRECT in text:
             what = f"{self.where} is elsewhere: {text}."
             return StoreError(what, "Set AWS_REGION to the bucket's region.")
         if 400 <= status < 500 and status not in _PASSES:
