@@ -43,6 +43,9 @@ HUB_HOURLY = Variable("XRUN_HUB_HOURLY", "Commits in an hour to a Hub.", "100")
 HUB_PATIENCE = Variable(
     "XRUN_HUB_PATIENCE", "Seconds for which what a Hub refuses is tried again.", "300"
 )
+BUCKET_PATIENCE = Variable(
+    "XRUN_BUCKET_PATIENCE", "Seconds for which what a bucket refuses is tried again.", "300"
+)
 HANG_SECONDS = Variable("XRUN_HANG_SECONDS", "Seconds without a step that count as a hang.", "600")
 METADATA_ADDRESS = Variable(
     "XRUN_METADATA_ADDRESS", "The address of the cloud's metadata server.", "http://169.254.169.254"

@@ -34,6 +34,7 @@ class Need:
 TRAINING = Need("Training on this machine", ("torch", "accelerate", "safetensors", "numpy"))
 LAUNCHING = Need("Running on clouds", ("sky",), "cloud")
 HUB = Need("The Hugging Face Hub", ("huggingface_hub",))
+BUCKET = Need("State in a bucket", ("obstore",), "bucket")
 WANDB = Need("Weights & Biases", ("wandb",))
 
 
@@ -75,7 +76,9 @@ def extras_of(module: str) -> tuple[str, ...]:
         lines = requires("xrun") or []
     except PackageNotFoundError:
         return ()
-    found = (re.match(r"([\w.-]+).*\bextra == ['\"](train|cloud)['\"]", line) for line in lines)
+    found = (
+        re.match(r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket)['\"]", line) for line in lines
+    )
     return tuple(each[2] for each in found if each and _same(each[1], package))
 
 

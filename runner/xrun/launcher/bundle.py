@@ -8,7 +8,8 @@ prices, the pins.
       machine_setup.sh      makes ~/xrun/python of the two; has_pins.py says what is there,
                             torch_build.py which torch the GPUs need, failure.py what a failed
                             installation means
-      requirements.txt      the recipe's libraries, in exact versions (only where it names some)
+      requirements.txt      the recipe's libraries, in exact versions (only where it names some),
+                            and what state in a bucket needs
       recipe_setup.sh       what the recipe adds (only where it does)
       project/              the project's files, as git sees them (project.py), and the recipe's
       plan.json             with paths under `~`, which `arrive` resolves there
@@ -118,8 +119,9 @@ def _files(plan: Plan, prices: str, setup: str | None) -> Iterator[tuple[str, by
     yield name, wheel
     yield from carried.items()
     yield "environment.key", blake3(wheel + carried["container.txt"]).hexdigest()[:16].encode()
-    if plan.libraries.text:
-        yield "requirements.txt", plan.libraries.text.encode()
+    bucket = (_ARRIVAL / "bucket.txt").read_text() if plan.address.in_bucket else ""
+    if requirements := plan.libraries.text + bucket:
+        yield "requirements.txt", requirements.encode()
     if setup:
         yield "recipe_setup.sh", setup.encode()
     yield "plan.json", travelling(plan).to_json().encode()

@@ -25,6 +25,7 @@ from ..run.plan import Plan, older_rules
 from ..run.record import RunRecord
 from ..run.stores import open_store
 from ..store.address import Address
+from .bucket import check_bucket
 from .job import by_the_rule_of
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
@@ -44,26 +45,27 @@ class Online:
 def check_online(
     recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False
 ) -> Online:
-    """Ask the Hub and Weights & Biases about a recipe; without `everything` only about where its
-    state and metrics go.
+    """Ask the Hub, the bucket and Weights & Biases about a recipe; without `everything` only about
+    where its state and metrics go.
 
     `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by
     which rule it has its id.
 
     Raises:
-        LaunchError: the library that asks the Hub is not installed.
+        LaunchError: the library that asks the Hub or the bucket is not installed.
         CloudUnavailable: one of them cannot be reached.
         StoreUnavailable: nobody can tell which run the store holds.
     """
     far_away = plan.address.durable
-    hub = _Hub(plan.recipe_path) if far_away or everything else None
+    hub = _Hub(plan.recipe_path) if plan.address.on_hub or everything else None
     problems: list[Problem] = []
     links: list[str] = []
-    if far_away and hub is not None:
-        plan, wrong = hub.place(plan)
+    if far_away:
+        on_hub = hub if plan.address.on_hub else None
+        plan, wrong = on_hub.place(plan) if on_hub else (plan, check_bucket(plan))
         plan = _as_begun(plan) if unknown_here and not wrong else plan
         problems += wrong
-        links.append(hub.link(plan.address))
+        links.append(on_hub.link(plan.address) if on_hub else plan.where)
     if everything and hub is not None:
         problems += hub.sources(recipe)
     if plan.wandb is not None and plan.wandb.online:
@@ -97,7 +99,9 @@ def _as_begun(plan: Plan) -> Plan:
     for meant in (plan, *older_rules(plan)):
         if by_run:
             meant = replace(meant, store=str(Address("hub"))).placed(plan.owner)
-        head = open_store(replace(meant, run=""), "reader", create=False).head()
+        # A repository may be any run's; in a bucket each run has a place of its own.
+        asked = meant if meant.address.in_bucket else replace(meant, run="")
+        head = open_store(asked, "reader", create=False).head()
         if head is not None and head.run == meant.run:
             return by_the_rule_of(meant, RunRecord.of(head).rule)
     return plan

@@ -14,7 +14,7 @@ from ..recipe.schema import Recipe
 def secret_names(recipe: Recipe) -> list[str]:
     """What the recipe names, and what its store and tracker cannot do without."""
     wandb = recipe.tracking.wandb is not None and recipe.tracking.wandb.mode == "online"
-    needed = ["HF_TOKEN"] * recipe.checkpoint.durable + ["WANDB_API_KEY"] * wandb
+    needed = ["HF_TOKEN"] * recipe.checkpoint.store.on_hub + ["WANDB_API_KEY"] * wandb
     return list(dict.fromkeys([*recipe.secrets, *needed]))
 
 

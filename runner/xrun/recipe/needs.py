@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import HUB, LAUNCHING, TRAINING, WANDB, Need
+from ..libraries import BUCKET, HUB, LAUNCHING, TRAINING, WANDB, Need
 from .schema import Recipe
 
 
@@ -15,8 +15,10 @@ def needs(recipe: Recipe) -> Iterator[Need]:
     Hub its client, which asks whose token it is."""
     where = TRAINING if recipe.hardware.local else LAUNCHING
     yield where
-    if recipe.checkpoint.durable:
-        yield replace(HUB, what=f"`checkpoint.store: {recipe.checkpoint.store}`", extra=where.extra)
+    store = recipe.checkpoint.store
+    if store.durable:
+        need = BUCKET if store.in_bucket else replace(HUB, extra=where.extra)
+        yield replace(need, what=f"`checkpoint.store: {store}`")
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")

@@ -304,7 +304,14 @@ class Checkpointing(Part):
 
     store: Annotated[Address, Parsed(read_address, **LINE)] = default("local")
     """`local` (`runs/` of the project, or `$XRUN_HOME`), a path, `hub` (a private repository of
-    yours), `hub://owner/name` or `hub-bucket://owner/name`."""
+    yours), `hub://owner/name`, `hub-bucket://owner/name`, or a bucket: `s3://bucket/prefix`,
+    `gs://bucket/prefix`, `az://container/prefix`, below which each run has a folder of its id.
+    A bucket's credentials are environment variables of the usual names (`AWS_ACCESS_KEY_ID`,
+    `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`, ...; keys for
+    machines elsewhere go into `secrets`), else the machine's identity."""
+    team: Line | None = None
+    """Whose the run is: everybody whose recipe names the same team goes on with it, and others are
+    refused. Default: the user who launches it, on the Hub the token's."""
     every: Annotated[Every, interval("auto", "seconds", "steps")] = default("auto")
     """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate
     of preemptions."""

@@ -13,7 +13,6 @@ from ..component import project_root
 from ..errors import LaunchError, XrunError
 from ..files import write_bytes
 from ..lock import held_by
-from ..store.directory.store import DirectoryStore
 from ..store.protocol import Head
 from . import logs, points
 from .plan import Plan, check_run_id, default_home
@@ -22,7 +21,7 @@ from .report import RunReport
 from .stores import open_store
 
 if TYPE_CHECKING:
-    from ..store.hub.store import HubStore
+    from .stores import AnyStore
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class RunFolder:
             f"Move it away and start the recipe again with --run {self.run}.",
         )
 
-    def store(self) -> DirectoryStore | HubStore:
+    def store(self) -> AnyStore:
         """The run's store, to read from; the folder may have been moved since the plan was
         written."""
         return open_store(replace(self.plan(), home=str(self.path.parent)), "reader", create=False)
@@ -158,7 +157,7 @@ class RunFolder:
             return text
         raise LaunchError(f"Attempt {number} of {self.run} has left no log of process {rank}.")
 
-    def _record_or_nothing(self, store: DirectoryStore | HubStore) -> RunRecord:
+    def _record_or_nothing(self, store: AnyStore) -> RunRecord:
         """What the store has; logs that lie here can be read without it."""
         try:
             return RunRecord.of(store.head())

@@ -62,11 +62,11 @@ class Plan:
     run cannot change, with a hash per component file. `home` holds the runs' folders; `processes`
     train on this node; `fork` is the run whose newest checkpoint starts this one. `store` is the
     address of the state where that is not the run's folder: `hub` until a launch has asked whose
-    token it is, then `hub://owner/name` or `hub-bucket://owner/name`; `fork_store` the same for the
-    forked run. `other_data`: somebody has said that the data may be others than those that the run
-    was trained on. `requirements`: the recipe's libraries, and their versions once a launch has
-    fixed them. `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one
-    that counts.
+    token it is, then `hub://owner/name` or `hub-bucket://owner/name`; a bucket with the prefix of
+    all its runs; `fork_store` the same for the forked run. `other_data`: somebody has said that the
+    data may be others than those that the run was trained on. `requirements`: the recipe's
+    libraries, and their versions once a launch has fixed them. `rehearsal`: the last step of a
+    rehearsal, which is a run in miniature; 0 for one that counts.
     """
 
     run: str
@@ -160,9 +160,14 @@ class Plan:
         return Address.parse(self.store or "local")
 
     @property
+    def place(self) -> Address:
+        """Where the state of this very run is."""
+        return self.address.place_of(self.run)
+
+    @property
     def where(self) -> str:
         """Where the state is, for people."""
-        return self.store or str(self.folder / "state")
+        return str(self.place) if self.store else str(self.folder / "state")
 
     def last_step(self, steps_per_epoch: int | None) -> int:
         """The step at which the run is finished."""
@@ -187,7 +192,8 @@ class Plan:
 
     def placed(self, owner: str) -> Plan:
         """The plan of this owner's run: its store's address is the one for everybody."""
-        return replace(self, owner=owner, store=str(self.address.of_run(owner, self.run)))
+        store = str(self.address.of_run(owner, self.run))
+        return replace(self, owner=self.recipe["checkpoint"].get("team") or owner, store=store)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -274,7 +280,7 @@ def make_plan(
         recipe_path=str(path.resolve()),
         project=str(project),
         home=str(home_of(recipe, project, environ)),
-        owner=environment.user_name(),
+        owner=recipe.checkpoint.team or environment.user_name(),
         processes=processes or (recipe.hardware.local.processes if recipe.hardware.local else 1),
         overrides=tuple(overrides),
         fork=fork,

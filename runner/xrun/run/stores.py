@@ -9,24 +9,29 @@ from typing import TYPE_CHECKING
 
 from .. import environment
 from ..errors import XrunError
-from ..libraries import HUB, require
+from ..libraries import BUCKET, HUB, require
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Store
 from .plan import Plan
 from .record import RunRecord
 
 if TYPE_CHECKING:
+    from ..store.bucket.store import BucketStore
     from ..store.hub.store import HubStore
+
+    AnyStore = DirectoryStore | HubStore | BucketStore
 
 
 def open_store(
     plan: Plan, attempt: str, *, create: bool = True, environ: Mapping[str, str] = os.environ
-) -> DirectoryStore | HubStore:
+) -> AnyStore:
     """The store of a plan's run; without `create` nothing is made where nothing is.
 
     Raises:
-        LaunchError: the library of a store on the Hub is not installed.
+        LaunchError: the library of a store far away is not installed, or it has no account there.
     """
+    if plan.address.in_bucket:
+        return _in_bucket(plan, attempt, create, environ)
     if not plan.address.durable:
         return DirectoryStore(plan.folder / "state", plan.run, attempt, plan.owner)
     require(HUB)
@@ -43,6 +48,23 @@ def open_store(
         spacing=float(environment.HUB_SPACING.of(environ)),
         hourly=int(environment.HUB_HOURLY.of(environ)),
         patience=float(environment.HUB_PATIENCE.of(environ)),
+    )
+
+
+def _in_bucket(plan: Plan, attempt: str, create: bool, environ: Mapping[str, str]) -> BucketStore:
+    """What the recipe adds to the environment of its processes says where the bucket is, too."""
+    require(BUCKET)
+    from ..store.bucket.store import BucketStore
+
+    return BucketStore(
+        plan.place,
+        plan.run,
+        attempt,
+        plan.owner,
+        plan.folder / "cache",
+        reads=not create,
+        environ={**environ, **plan.env},
+        patience=float(environment.BUCKET_PATIENCE.of(environ)),
     )
 
 

@@ -126,7 +126,7 @@ class LeadingNode(Node):
         for last in (False, False, True):
             if RunRecord.of(head).has_reached_the_end(self.plan):
                 here = self.folder.model
-                where = f"in {here}" if here.exists() else f"at {self.plan.store}"
+                where = f"in {here}" if here.exists() else f"at {self.plan.where}"
                 self.say(f"{self.plan.run} is finished; its model is {where}.")
                 return None
             try:

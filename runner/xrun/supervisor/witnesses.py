@@ -100,7 +100,8 @@ class Witnesses:
         if head is not None and head.owner != self.plan.owner:
             raise StoreError(
                 f"The run {self.plan.run} belongs to {head.owner}, not to {self.plan.owner}.",
-                "Give the recipe another name, or start a run of your own with --run.",
+                "Give the recipe another name, or start a run of your own with --run; to go on with"
+                f" theirs: -s checkpoint.team={head.owner}.",
             )
         if record.digest not in ("", self.plan.digest):
             raise CheckpointError(

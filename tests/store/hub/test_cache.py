@@ -1,4 +1,4 @@
-"""What a machine has fetched, whole and once (`xrun.store.hub.cache`)."""
+"""What a machine has fetched, whole and once. Covers `xrun.store.cache`."""
 
 from __future__ import annotations
 

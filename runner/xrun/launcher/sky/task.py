@@ -38,8 +38,17 @@ _TRAVEL = (
     environment.HUB_SPACING.name,
     environment.HUB_HOURLY.name,
     environment.HUB_PATIENCE.name,
+    environment.BUCKET_PATIENCE.name,
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ALLOW_HTTP",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_STORAGE_ACCOUNT_NAME",
 )
-"""Where the Hub and W&B are and what they take, for people who have their own."""
+"""Where the Hub, the bucket and W&B are and what they take, for people who have their own. Keys are
+no part of it: they are secrets, by name."""
 
 
 def task_config(

@@ -59,13 +59,8 @@ class CommitFolder:
         """Return one commit, None if it is damaged; raises FileNotFoundError."""
         path = self.path / file_name(number)
         with reading(path, "what was committed"):
-            line, _, rest = _content(path).partition(b"\n")
-        if rest != _ending(line):
-            return None
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            head = head_of(line)
-            return head if head.number == number and isinstance(head.record, dict) else None
-        return None
+            content = _content(path)
+        return checked(content, number)
 
     def add(self, number: int, line: bytes, attempt: str) -> None:
         """Make a commit file appear with all of its text and be durable.
@@ -77,7 +72,7 @@ class CommitFolder:
             make_folder(self.path)
         temporary = self.path / f".{attempt}.{os.getpid()}.{uuid.uuid4().hex}"
         try:
-            write_file(temporary, [line + b"\n" + _ending(line)])
+            write_file(temporary, [sealed(line)])
             with writing(self.path):
                 _link(temporary, self.path / file_name(number))
         finally:
@@ -141,5 +136,17 @@ def head_of(line: bytes) -> Head:
     return Head(id=blake3(line).hexdigest(), **{key: value[key] for key in keys})
 
 
-def _ending(line: bytes) -> bytes:
-    return blake3(line).hexdigest().encode() + b"\n"
+def sealed(line: bytes) -> bytes:
+    """A commit as it is written: its line, and the BLAKE3 of that."""
+    return line + b"\n" + blake3(line).hexdigest().encode() + b"\n"
+
+
+def checked(content: bytes, number: int) -> Head | None:
+    """The commit of this number from what was written; None if it is damaged."""
+    line = content.partition(b"\n")[0]
+    if content != sealed(line):
+        return None
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        head = head_of(line)
+        return head if head.number == number and isinstance(head.record, dict) else None
+    return None

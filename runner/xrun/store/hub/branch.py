@@ -119,6 +119,8 @@ class StateBranch:
             now = self.look_again(end)
             if now.id == head_of(text).id:
                 return self._landed(now)
+            if 0 < now.highest < tip.highest:  # an old answer
+                raise failure
             if now.id != tip.id and now.id not in self.sent:
                 raise TakenError(now.head)
             text, tip = (text if now.id == tip.id else line(now)), now

@@ -28,11 +28,11 @@ from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, XrunError
 from ..address import Address, NoAddressError
+from ..cache import Cache
 from ..durable import Hashed
 from ..protocol import Chunk, Head, StoredFile
 from .api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
 from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line, title_of
-from .cache import Cache
 from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
 from .rate_limiter import RateLimiter
 
@@ -319,7 +319,7 @@ def _on_the_hub(address: str | Address) -> Address:
     """The address of a repository or a bucket; raises `StoreError` for any other."""
     with contextlib.suppress(NoAddressError):
         found = Address.parse(address) if isinstance(address, str) else address
-        if found.durable and found.name:
+        if found.on_hub and found.name:
             return found
     raise StoreError(
         f"{str(address)!r} is no place on the Hub.",

@@ -1,5 +1,5 @@
-"""What was sent to a Hub or fetched from it, on this machine: nothing depends on it, and what it
-holds is verified before it is used.
+"""What was sent to a store far away or fetched from it, on this machine: nothing depends on it, and
+what it holds is verified before it is used.
 
 Several processes of a run share it, and each may be killed anywhere.
 """
@@ -11,10 +11,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ...errors import CheckpointCorrupt
-from ...lock import locked
-from ..durable import Hashed, hash_file, make_folder, remove, write_file, writing
-from ..protocol import Chunk, StoredFile
+from ..errors import CheckpointCorrupt
+from ..lock import locked
+from .durable import Hashed, hash_file, make_folder, remove, write_file, writing
+from .protocol import Chunk, StoredFile
 
 Download = Callable[[], None]
 """Puts a place's file into the cache's folder, in one move that replaces what is there."""

@@ -1,0 +1,335 @@
+"""A store in a bucket: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`. Below
+the prefix and the run's id lies what a folder's store has, as objects:
+
+    commits/00000012.json                made with "must not exist", in one request
+    objects/<attempt>/<random>.<bytes>/  the pieces of a file: `objects`
+    model/                               the finished model
+    stop/<attempt>                       the wish that this attempt stop
+
+A machine that was believed dead can do no harm: its commit needs a number that is free and the
+highest afterwards, each of its files has a name that nobody else has, and it deletes only what was
+listed while it had the head and that head does not name; no later head names that again.
+
+What was fetched also lies in a folder of this machine (`cache`), where a restart finds it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from ... import environment
+from ...clock import now
+from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable, XrunError
+from ..address import Address
+from ..cache import Cache
+from ..directory.commits import KEPT, checked, file_name, head_of, line_of, sealed
+from ..durable import file_slices, hash_of
+from ..protocol import Chunk, Head, StoredFile, copies_named
+from .client import BucketClient
+from .objects import NAME, PIECE, PLACE, Pieces, place_of
+
+log = logging.getLogger("xrun")
+
+READERS_PATIENCE = 10.0
+"""Seconds: a person waits for what `xrun status` says."""
+DOWNLOADS = 2
+"""Files that are fetched at a time, each one in several pieces."""
+_COMMIT = re.compile(r"commits/(\d{8,})\.json")
+_WAY_ON = "Bring the bucket's objects back from a copy, or start a new run with --new."
+
+
+class BucketStore:
+    """The `Store` of one attempt of one run at `address`, the run's own, and its `Publisher` and
+    `StopRequests`; `cache` is a folder of the run on this machine.
+
+    Whoever only wants to read may give "" as the run: then any run's head is right. A reader
+    (`reads`) is not patient.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        run: str,
+        attempt: str,
+        owner: str,
+        cache: Path,
+        *,
+        reads: bool = False,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = now,
+        sleep: Callable[[float], object] | None = None,
+        patience: float = float(environment.BUCKET_PATIENCE.default),
+        piece: int = PIECE,
+    ) -> None:
+        if not re.fullmatch(NAME, attempt):
+            raise StoreError(
+                f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
+            )
+        self.run, self.attempt, self.owner, self.cache = run, attempt, owner, Path(cache)
+        self.damaged: list[str] = []
+        self._clock = clock
+        self._client = BucketClient(
+            address,
+            **({} if environ is None else {"environ": environ}),
+            patience=min(patience, READERS_PATIENCE) if reads else patience,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._pieces = Pieces(self._client, attempt, piece)
+        self._kept_here = Cache(self.cache, attempt)
+        self._seen: tuple[int, Head | None] | None = None
+        """The highest number and the head, at the last look or commit."""
+        self._highest = 0
+        self._sent: set[str] = set()
+        """The ids of commits that this store could not confirm."""
+        self._fetching: dict[str, Future[Path]] = {}
+        self._warned = 0.0
+
+    @property
+    def where(self) -> str:
+        """The address, for people."""
+        return self._client.where
+
+    def head(self) -> Head | None:
+        """See `Store.head`; damaged commits are skipped and listed in `damaged`."""
+        self._seen = self._scan()
+        return self._seen[1]
+
+    def put(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
+        """See `Store.put`.
+
+        Files without any commit would make a new run look like one whose commits are gone, so it
+        refuses.
+        """
+        if not (self._seen and self._seen[0]) and not self._numbers():
+            raise StoreError(
+                f"Nothing was committed at {self.where} yet: the run's first commit comes before"
+                " its first file."
+            )
+        return self._pieces.put(chunks)
+
+    def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
+        """See `Store.commit`; two requests where nobody came between: the number is taken, and it
+        is the highest."""
+        for _ in range(3):
+            highest, replaced = self._confirmed(parent)
+            line = self._line(highest + 1, replaced, record)
+            head = head_of(line)
+            if self._added(head, line, parent):
+                self._seen, self._sent = (head.number, head), set()
+                return head
+            self._seen = None  # taken, maybe by a commit of this store's own that came late
+        raise StoreUnavailable(f"The commits at {self.where} change while one is added.")
+
+    def fetch(self, file: StoredFile) -> Path:
+        """See `Store.fetch`; what the cache has wrong is downloaded again."""
+        wrong = []
+        for place in file.copies:
+            begun = self._fetching.pop(place, None)
+            try:
+                return begun.result() if begun else self._fetched(file, place)
+            except CheckpointCorrupt as error:
+                wrong.append(error.message)
+        what = "; ".join(wrong) or "it has no place"
+        raise CheckpointCorrupt(f"File {file.hash} at {self.where} is not intact: {what}.")
+
+    def fetch_soon(self, files: Iterable[StoredFile]) -> None:
+        """See `Store.fetch_soon`; downloads several files at a time."""
+        threads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="xrun-fetch")
+        for file in files:
+            for place in file.copies[:1]:
+                self._fetching[place] = threads.submit(self._fetched, file, place)
+        threads.shutdown(wait=False)
+
+    def sweep(self) -> None:
+        """See `Store.sweep`; also deletes all but the newest commits. What cannot be deleted now
+        can be later, and is no reason to fail."""
+        head = self._seen[1] if self._seen else None
+        if head is None or head.attempt != self.attempt or self._sent:
+            return
+        named = set(copies_named(head.record))
+        self._kept_here.prune(dict.fromkeys(named, 0), ours=True)
+        try:
+            self._sweep(head, named)
+        except XrunError as error:
+            if self._clock() - self._warned > 3600:
+                log.warning("Old state could not be deleted: %s Trying again later.", error)
+                self._warned = self._clock()
+
+    def publish(self, folder: Path, run: str, message: str) -> str:
+        """See `Publisher`; below `model/`, and what lay there before is gone. The revision is a
+        digest of the files."""
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files = {f"model/{path.relative_to(folder).as_posix()}": path for path in paths}
+        for key, path in files.items():
+            self._client.put_file(key, path)
+        self._client.delete([key for key in self._client.keys("model") if key not in files])
+        told = [f"{key} {hash_of(file_slices(path))}" for key, path in files.items()]
+        return blake3("\n".join(told).encode()).hexdigest()[:40]
+
+    def drop_history(self) -> None:
+        """See `Publisher`; what a sweep leaves is the history."""
+        self.head()
+        self.sweep()
+
+    def ask_to_stop(self) -> str:
+        """See `StopRequests`; the wish is an object with the attempt's name."""
+        head = self.head()
+        if head is not None:
+            self._client.put(f"stop/{head.attempt}", b"stop\n")
+        return head.attempt if head else ""
+
+    def asked_to_stop(self) -> bool:
+        """See `StopRequests`; wishes that came too late for an earlier attempt are removed too."""
+        own, wishes = f"stop/{self.attempt}", self._client.keys("stop")
+        self._client.delete([wish for wish in wishes if wish <= own])
+        return own in wishes
+
+    # Commits
+
+    def _numbers(self) -> list[int]:
+        """The numbers of all commits, damaged ones too, highest first."""
+        found = map(_COMMIT.fullmatch, self._client.keys("commits"))
+        return sorted((int(each[1]) for each in found if each), reverse=True)
+
+    def _scan(self) -> tuple[int, Head | None]:
+        """The highest number seen, valid or not, and the newest valid head; both from one
+        listing."""
+        for _ in range(3):
+            numbers, self.damaged = self._numbers(), []
+            if numbers and numbers[0] < self._highest:  # an old answer
+                continue
+            self._highest = max([self._highest, *numbers[:1]])
+            try:
+                if not numbers:
+                    return self._nothing()
+                return numbers[0], self._ours(self._newest(numbers))
+            except FileNotFoundError:  # swept since it was listed, or begun
+                continue
+        raise StoreUnavailable(f"The commits at {self.where} change while they are being read.")
+
+    def _newest(self, numbers: list[int]) -> Head:
+        """The newest valid one of these commits; one that seems damaged is read twice, since a
+        transfer can go wrong. Raises FileNotFoundError."""
+        for number in numbers:
+            for _ in range(2):
+                content = self._client.read(_key(number))
+                if content is None:
+                    raise FileNotFoundError
+                if head := checked(content, number):
+                    return head
+            self.damaged.append(file_name(number))
+        raise CheckpointCorrupt(
+            f"Every commit at {self.where} is damaged: {', '.join(self.damaged)}.", _WAY_ON
+        )
+
+    def _nothing(self) -> tuple[int, None]:
+        """That nothing was ever committed, if that is certain: the first commit precedes the first
+        file, so commits are listed once more after a file was seen."""
+        if self._client.keys("objects"):
+            if self._numbers():
+                raise FileNotFoundError
+            raise CheckpointCorrupt(
+                f"{self.where} holds files, but its commits are gone: cannot tell what was"
+                " committed.",
+                _WAY_ON,
+            )
+        return 0, None
+
+    def _ours(self, head: Head) -> Head:
+        if self.run and head.run != self.run:
+            raise StoreError(
+                f"{self.where} belongs to run {head.run}, not to {self.run}.", "Use another prefix."
+            )
+        return head
+
+    def _confirmed(self, parent: Head | None) -> tuple[int, str]:
+        """The highest number, and the id of the head to replace: `parent`, or this store's own
+        commit that it could not confirm."""
+        expected = parent.id if parent else ""
+        self._highest = max(self._highest, parent.number if parent else 0)
+        seen = self._seen
+        if parent is None or seen is None or self._sent or _id(seen[1]) != expected:
+            seen = self._seen = self._scan()
+        if _id(seen[1]) != expected and _id(seen[1]) not in self._sent:
+            raise self._lost(seen[1])
+        return seen[0], _id(seen[1])
+
+    def _line(self, number: int, parent: str, record: dict[str, Any]) -> bytes:
+        """A commit's line; no two are the same, so that one is known by its bytes."""
+        who = {"run": self.run, "attempt": self.attempt, "owner": self.owner, "time": self._clock()}
+        mark = {"number": number, "parent": parent, "mark": uuid.uuid4().hex}
+        return line_of({**mark, **who, "record": record})
+
+    def _added(self, head: Head, line: bytes, parent: Head | None) -> bool:
+        """Make a commit appear and be sure that it is the newest; False if its number is taken.
+        What cannot be confirmed now is recognised later.
+
+        Raises:
+            LeaseLost: it was an old number that a successor's sweep had freed.
+        """
+        self._sent.add(head.id)
+        if not self._client.create(_key(head.number), sealed(line)):
+            self._sent.discard(head.id)
+            return False
+        numbers = self._numbers()
+        if numbers and numbers[0] > head.number:
+            raise self._lost(self.head())
+        if head.number not in numbers:
+            raise StoreUnavailable(f"{self.where} does not show commit {head.number} yet.")
+        if parent is not None and parent.number not in numbers:
+            self._client.delete([_key(head.number)])  # or it would be the head of what is gone
+            raise self._lost(None)
+        return True
+
+    def _lost(self, head: Head | None) -> LeaseLost:
+        if head is None:
+            return LeaseLost(
+                f"The commits at {self.where} are gone: somebody has deleted the run's state."
+            )
+        if head.attempt == self.attempt:
+            damaged = f" Damaged: {', '.join(self.damaged)}." if self.damaged else ""
+            return LeaseLost(
+                f"The head at {self.where} is now commit {head.number} of this attempt,"
+                f" {self.attempt}.{damaged}"
+            )
+        who = f"attempt {head.attempt} of {head.owner}"
+        return LeaseLost(
+            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt}"
+            " stops."
+        )
+
+    # Files
+
+    def _fetched(self, file: StoredFile, place: str) -> Path:
+        if not PLACE.fullmatch(place):
+            raise CheckpointCorrupt(f"{place} is not a place in this store")
+        return self._kept_here.fetch(
+            file, place, lambda: self._pieces.download(place, file.size, self.cache)
+        )
+
+    def _sweep(self, head: Head, named: set[str]) -> None:
+        """Delete what the head does not name and what was there while it was the head: whoever
+        writes here then is this attempt, which is not between `put` and `commit`, or one before."""
+        listed = self._client.keys("objects")
+        numbers = self._numbers()
+        if numbers[:1] != [head.number]:
+            return
+        gone = [key for key in listed if place_of(key) not in named]
+        self._client.delete([*gone, *map(_key, numbers[KEPT:])])
+
+
+def _key(number: int) -> str:
+    return f"commits/{file_name(number)}"
+
+
+def _id(head: Head | None) -> str:
+    return head.id if head else ""
