@@ -28,6 +28,7 @@ from .libraries import TRAINING, require
 from .recipe.load import load_recipe
 from .recipe.schema import Recipe
 from .run.folder import RunFolder, runs_in
+from .run.points import reproducible
 
 START, RESUME, SAVE, TRAIN = "start-up", "resume", "save", "training"
 _SHARES = {START: 2, RESUME: 2, SAVE: 3, TRAIN: 3}
@@ -328,8 +329,8 @@ def _by_place(run: RunFolder) -> dict[tuple[int, str], dict[str, Any]]:
     """Points by step and kind, without what the clock says."""
     points: dict[tuple[int, str], dict[str, Any]] = {}
     for point in run.points():
-        own = ("attempt", "time", "step")
-        values = {name: value for name, value in point.items() if name not in own}
+        values = reproducible(point)
+        del values["step"]
         place = point["step"], next(iter(values)).partition("/")[0]
         if place in points:
             values = {"doubled": json.dumps([points[place], values])}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from xrun.run.folder import RunFolder
 from xrun.supervisor.progress import Progress
@@ -41,9 +43,9 @@ def configure(folder: Path, steps: int) -> None:
     (folder / "config.json").write_text(json.dumps({"steps": steps}))
 
 
-def log(folder: Path, step: int) -> None:
+def log(folder: Path, step: int, more: Mapping[str, float] = MappingProxyType({})) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "train/loss": 0.5}) + "\n")
+        file.write(json.dumps({"step": step, "train/loss": 0.5, **more}) + "\n")
 
 
 def test_whole_lines_are_passed_on_once(tmp_path: Path) -> None:
@@ -120,6 +122,31 @@ def test_looking_is_rare(tmp_path: Path) -> None:
     clock.now = 0.3
     progress.update()
     assert stream.getvalue() == "one\n"
+
+
+def test_what_the_ranks_measure_stands_beside_the_loss(tmp_path: Path) -> None:
+    """Not every point has it: the newest that is there counts."""
+    stream = io.StringIO()
+    progress, clock = watch(tmp_path, stream)
+    log(tmp_path, 1)
+    progress.update()
+    speed = {
+        "speed/samples_per_second": 4.0,
+        "speed/tokens_per_second": 4321.0,
+        "speed/step_seconds": 2.0,
+        "speed/data_wait_seconds": 0.5,
+        "speed/mfu": 0.4321,
+        "speed/memory_gib": 1.25,
+        "speed/gpu_utilization": 97.0,
+    }
+    log(tmp_path, 11, speed)
+    log(tmp_path, 12)
+    clock.now = 11.0
+    progress.update()
+    assert stream.getvalue().splitlines()[-1] == (
+        "step 12/100: loss 0.5, 8 samples/s, 4321 tokens/s, 43.2 % MFU, 1.25 GiB, GPU 97 %,"
+        " 25 % waiting for data, 01:28 left, nothing committed yet"
+    )
 
 
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:

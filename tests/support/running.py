@@ -36,6 +36,7 @@ from xrun.machine.stop import StopFlag
 from xrun.recipe.load import load_recipe
 from xrun.run.folder import RunFolder, runs_in
 from xrun.run.plan import Plan, make_plan
+from xrun.run.points import reproducible
 from xrun.supervisor.leading import LeadingNode
 from xrun.supervisor.node import FollowingNode
 
@@ -417,14 +418,10 @@ def weights(run: RunFolder) -> str:
 
 
 def curve(run: RunFolder) -> dict[int, dict[str, Any]]:
-    """Every point of training by its step, without the clock; a step that is there twice fails."""
+    """Every point of training by its step, without what tells of clock and machine; a step that is
+    there twice fails."""
     points = [point for point in run.points() if "train/loss" in point]
-    by_step = {
-        point["step"]: {
-            name: value for name, value in point.items() if name not in ("time", "attempt")
-        }
-        for point in points
-    }
+    by_step = {point["step"]: reproducible(point) for point in points}
     assert len(by_step) == len(points), "a step was logged twice"
     return by_step
 

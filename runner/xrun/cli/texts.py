@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
 from ..run.record import AttemptRecord
-from ..run.report import RunReport
+from ..run.report import RunReport, speed_words
 
 if TYPE_CHECKING:
     from ..launcher.sky.status import OnCloud, RunStatus
@@ -52,6 +52,7 @@ def status_line(status: RunStatus) -> str:
         _committed(report, status.status),
         f"{len(report.attempts)} attempt{'s' if len(report.attempts) != 1 else ''}",
         f"{kills} ended from outside",
+        *(list(speed_words(report.speed))[:1] if status.status == "running" else ()),
         *(cloud_words(status.cloud, status.status) if status.cloud else ()),
     ]
     return f"{report.run:<40} {status.status:<9} {', '.join(parts)}"
@@ -94,6 +95,8 @@ def report_text(report: RunReport) -> str:
     lines = [f"{report.run}: {report.status}, step {report.step} committed"]
     lines += [_attempt(number, each) for number, each in enumerate(report.attempts, 1)]
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
+    if speed := ", ".join(speed_words(report.speed)):
+        lines.append(f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}")
     least = "" if report.knows_what_was_lost else "at least "
     lines.append(
         f"  recomputed {least}{report.steps_recomputed} steps, {least}{report.seconds_lost:.1f} s"

@@ -137,6 +137,10 @@ class RunFolder:
         """The newest point of training; empty if there is none."""
         return points.last_point(self.metrics)
 
+    def last_speed(self) -> dict[str, float]:
+        """The newest of what tells how fast it trains, from the end of the log alone."""
+        return points.last_speed(self.metrics)
+
     def log_text(self, attempt: int | None, rank: int) -> str:
         """What one training process of an attempt (counted from 1, default the last) has printed.
 
@@ -185,6 +189,7 @@ class RunFolder:
             steps_recomputed=sum(attempt.steps_recomputed or 0 for attempt in attempts),
             seconds_lost=round(sum(attempt.seconds_lost or 0.0 for attempt in attempts), 3),
             metrics=self.metrics_now(),
+            speed=self.speed_now(),
             weights_sha256=finished.weights_sha256 if finished else None,
             model=str(self.model) if finished else None,
         )
@@ -212,6 +217,13 @@ class RunFolder:
 
     def metrics_now(self) -> dict[str, float]:
         """The newest value of every metric."""
+        return {name: v for name, v in self._newest().items() if not name.startswith(points.SPEED)}
+
+    def speed_now(self) -> dict[str, float]:
+        """The newest of what tells how fast it trains, without `speed/`."""
+        return points.speed_of(self._newest())
+
+    def _newest(self) -> dict[str, float]:
         newest: dict[str, float] = {}
         for point in self.points():
             numbers = (item for item in point.items() if isinstance(item[1], int | float))

@@ -27,7 +27,10 @@ from .record import Piece
 log = logging.getLogger("xrun")
 
 _TAIL_BYTES = 4096
+_SPEED_BYTES = 64 * 1024
 Point = dict[str, Any]
+SPEED = "speed/"
+"""How names begin that tell of the machine: `training/speed.py`."""
 Key = tuple[int, int]
 """The place of a point: its step, then training (0) before evaluation (1)."""
 
@@ -35,6 +38,16 @@ Key = tuple[int, int]
 def key_of(values: Mapping[str, Any], step: int) -> Key:
     """The place of a point or of a row."""
     return step, int(any(name.startswith("val/") for name in values))
+
+
+def reproducible(point: Mapping[str, Any]) -> Point:
+    """What two runs with the same bits agree on: a point without its clock, its attempt, and what
+    tells of the machine."""
+    return {
+        name: value
+        for name, value in point.items()
+        if name not in ("time", "attempt") and not name.startswith(SPEED)
+    }
 
 
 def parse(line: bytes) -> Point | None:
@@ -133,6 +146,25 @@ def last_point(path: Path) -> Point:
         lines = file.read().splitlines(keepends=True)
     points = (point for _, point in reversed(counted(lines)))
     return next((point for point in points if "train/loss" in point), {})
+
+
+def last_speed(path: Path) -> dict[str, float]:
+    """The newest of what tells how fast the run trains, without `speed/`; empty where there is
+    none at the end of the file. Not every point has it."""
+    with _opened(path) as file:
+        file.seek(max(0, file.seek(0, 2) - _SPEED_BYTES))
+        text = file.read()
+    start = text.rfind(b"\n", 0, max(0, text.rfind(f'"{SPEED}'.encode()))) + 1
+    return speed_of(parse(text[start : text.find(b"\n", start) + 1]) or {})
+
+
+def speed_of(point: Mapping[str, Any]) -> dict[str, float]:
+    """What a point tells of the machine, without `speed/`."""
+    return {
+        name.removeprefix(SPEED): value
+        for name, value in point.items()
+        if name.startswith(SPEED) and isinstance(value, int | float)
+    }
 
 
 def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tuple[Piece, ...]:

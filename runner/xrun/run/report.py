@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from .record import AttemptRecord
+
+
+def speed_words(speed: Mapping[str, float]) -> Iterator[str]:
+    """What a run's speed is, for people: rates, and what the device does meanwhile."""
+    for name, unit in (("samples_per_second", "samples/s"), ("tokens_per_second", "tokens/s")):
+        if name in speed:
+            yield f"{_three_digits(speed[name])} {unit}"
+    if "mfu" in speed:
+        yield f"{100 * speed['mfu']:.1f} % MFU"
+    if "memory_gib" in speed:
+        yield f"{speed['memory_gib']:.3g} GiB"
+    if "gpu_utilization" in speed:
+        yield f"GPU {speed['gpu_utilization']:.0f} %"
+    step, waited = speed.get("step_seconds", 0.0), speed.get("data_wait_seconds", 0.0)
+    if step and waited >= 0.01 * step:
+        yield f"{100 * waited / step:.0f} % waiting for data"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -17,7 +37,7 @@ class RunReport:
     `status` is `running`, `finished`, `failed` (it will not go on by itself), `stopped` (the same
     command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
-    `logged_step` the newest logged point's.
+    `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
     """
 
     run: str
@@ -33,6 +53,7 @@ class RunReport:
     steps_recomputed: int = 0
     seconds_lost: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    speed: Mapping[str, float] = field(default_factory=dict)
     weights_sha256: str | None = None
     model: str | None = None
     error: str = ""

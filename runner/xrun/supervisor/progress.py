@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import number, opened, read_json
 from ..run import logs
 from ..run.folder import RunFolder
+from ..run.report import speed_words
 from ..terminal import bare, shown
 
 _REFRESH_SECONDS = 0.2
@@ -44,6 +45,7 @@ class Progress:
         self._read = 0
         self._shown = self._lined = -float("inf")
         self._seen: list[tuple[float, int]] = []
+        self._speed: dict[str, float] = {}
         self._bar: Any = None
         self._total = 0
         then = _written(folder.witness)
@@ -98,7 +100,8 @@ class Progress:
     def _show(self, point: dict[str, Any], now: float, total: int) -> None:
         recent = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS]
         self._seen = [*recent, (now, point["step"])]
-        text = f"loss {point['train/loss']:.4g}{self._speed(total)}, {self._commit_age()}"
+        words = [f"loss {point['train/loss']:.4g}", *self._rates(total), self._commit_age()]
+        text = ", ".join(words)
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:
                 self._lined = now
@@ -115,13 +118,16 @@ class Progress:
         self._bar.n = point["step"]
         self._bar.set_postfix_str(text)
 
-    def _speed(self, total: int) -> str:
+    def _rates(self, total: int) -> Iterator[str]:
+        """How fast it goes: by the steps that were seen, evaluations and saves included; and what
+        the ranks have measured of this attempt's steps."""
         (then, first), (now, last) = self._seen[0], self._seen[-1]
         if last <= first:
-            return ""
+            return
         rate = (last - first) / (now - then)
-        left = _tqdm().format_interval((total - last) / rate)
-        return f", {rate * self.batch:.0f} samples/s, {left} left"
+        self._speed = self.folder.last_speed() or self._speed
+        yield from speed_words(self._speed | {"samples_per_second": rate * self.batch})
+        yield f"{_tqdm().format_interval((total - last) / rate)} left"
 
     def _steps(self) -> int:
         """Steps in all, once this attempt has written them; 0 before."""

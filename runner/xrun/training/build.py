@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -21,6 +22,7 @@ from ..checkpoint.lease import Keep, Lease
 from ..checkpoint.schedule import SaveSchedule, mean_uptime
 from ..checkpoint.state import TrainState
 from ..components import use_project
+from ..data.batch import to_device
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
 from ..data.stream import StreamSampler, is_stream, next_epoch
@@ -43,6 +45,7 @@ from .contract import Components
 from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .export import export, full_copy
+from .flops import sample_flops
 from .instances import build_model, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
@@ -51,7 +54,9 @@ from .miniature import Miniature
 from .modes import evaluating
 from .objective import Objective
 from .optimizer import build_optimizer, check_warmup, rate_jump
+from .peak import peak_flops
 from .reduction import ExactReduction, FastReduction, Reduction
+from .speed import Speed
 from .start import Start, find_start
 from .warm_start import warm_start
 from .world import World, join_world
@@ -138,6 +143,7 @@ def build_training(
     evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
     with setting.components.proving(setting.recipe.task):
         check_workers(setting, sampler, evaluation, model.state.step)
+        speed = build_speed(setting, model, parts)
     return Training(
         train=train,
         steps=steps,
@@ -156,6 +162,7 @@ def build_training(
         fresh=start.checkpoint is None,
         untried=model.state.step if start.record.newest_step <= 0 else -1,
         parts=parts,
+        speed=speed,
         budget=build_budget(plan.limits, checkpointer, world),
         export=lambda state: finish(setting, model, lease.record, sampler.steps_per_epoch),
     )
@@ -310,6 +317,22 @@ def build_evaluation(
         heartbeat=setting.heartbeat,
         replicated=setting.world.size > 1 and not setting.sharded,
     )
+
+
+def build_speed(setting: Setting, model: Model, parts: int) -> Speed:
+    """What measures this rank. FLOPs are counted where a device's peak is known, by the first
+    micro-batch; not of a sharded model, whose pieces only compute together."""
+    train, device, objective = setting.train, setting.accelerator.device, model.objective
+    speed = Speed(device, tokens=objective.task == "language_modeling")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, train.precision)
+    if peak and not setting.sharded:
+        samples = max(1, model.state.micro_batch // parts)
+        batch = first_batch(Fetch(setting.splits["train"], train.seed), samples)
+        with setting.accelerator.autocast():
+            speed.flops = sample_flops(objective, to_device(batch, device), samples)
+        speed.peak = peak * setting.world.size
+    return speed
 
 
 def build_lease(setting: Setting) -> Lease:

@@ -47,6 +47,7 @@ from .micro_batch import enough_memory
 from .objective import Objective
 from .optimizer import clip, gate, learning_rate, plain_step, set_learning_rate, unfuse
 from .reduction import Reduction
+from .speed import Speed
 from .world import World
 
 log = logging.getLogger("xrun")
@@ -87,6 +88,7 @@ class Training:
     fresh: bool = False
     untried: int = -1
     parts: int = 1
+    speed: Speed = field(default_factory=Speed)
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
     export: Callable[[TrainState], Finished | None] = lambda state: Finished(state.step)
@@ -166,6 +168,7 @@ class Training:
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
             norms = values[len(losses) :] if self._gated else [float(each) for each in self._step()]
+            self.speed.stepped(pieces[0][0].total, count)
             self._stepped(pieces[0][0].total, loss / count, int(samples), norms)
             self.heartbeat.beat()
             now = self.clock()
@@ -178,7 +181,9 @@ class Training:
         self._gated = False
 
     def _next(self, batches: Iterator[list[Piece]]) -> list[Piece]:
+        self.speed.begin()
         pieces = next(batches, None)
+        self.speed.fetched()
         if pieces is None:
             raise DataExhausted(
                 f"The data ended at step {self.state.step}, the recipe wants {self.steps}."
@@ -239,7 +244,7 @@ class Training:
             values = {"train/loss": loss, "train/samples": f"{samples:014x}", "train/lr": rate}
             if norms:
                 values["train/grad_norm"] = norms[0]
-            self._log(values)
+            self._log(values | self.speed.values(last=state.step == self.steps))
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
