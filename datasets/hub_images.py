@@ -9,15 +9,17 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from xrun.errors import ComponentError
+
+if TYPE_CHECKING:
+    import datasets  # takes a second, and datasets/image_folder does without
 
 Item = tuple[Tensor, int]
 SMALLEST_CROP = 0.25
@@ -29,6 +31,10 @@ RESIZE = 1.143
 class Transform:
     """A raw example -> (float32 (channels, image_size, image_size), label); draws from torch's generator if it augments."""
 
+    smallest_crop = SMALLEST_CROP
+    resize_to = RESIZE
+    mirrors = True
+
     def __init__(
         self, image_column: str, label_column: str, image_size: int, channels: int, mean: list[float], std: list[float],
         augment: bool,
@@ -38,24 +44,31 @@ class Transform:
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
     def __call__(self, example: dict[str, Any]) -> Item:
-        image = datasets.Image().decode_example(example[self.image_column]).convert(self.mode)
+        import datasets
+
+        image = datasets.Image().decode_example(example[self.image_column])
+        return self.item(image, int(example[self.label_column]))
+
+    def item(self, image: Image.Image, label: int) -> Item:
+        """A picture and its class, as the model takes them."""
+        image = image.convert(self.mode)
         image = self.random_crop(image) if self.augment else self.center_crop(image)
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(self.image_size, self.image_size, -1)
-        return (pixels.permute(2, 0, 1) / 255 - self.mean) / self.std, int(example[self.label_column])
+        return (pixels.permute(2, 0, 1) / 255 - self.mean) / self.std, label
 
     def random_crop(self, image: Image.Image) -> Image.Image:
         """A rectangle of random area and shape (3/4 to 4/3), resized, and mirrored half of the time."""
         area, ratio, x, y, mirror = torch.rand(5).tolist()
-        size = math.sqrt((SMALLEST_CROP + (1 - SMALLEST_CROP) * area) * image.width * image.height)
+        size = math.sqrt((self.smallest_crop + (1 - self.smallest_crop) * area) * image.width * image.height)
         stretch = math.exp((ratio - 0.5) * math.log(4 / 3))
         width, height = min(size * stretch, image.width), min(size / stretch, image.height)
         left, top = x * (image.width - width), y * (image.height - height)
         out = self.resize(image, (left, top, left + width, top + height))
-        return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else out
+        return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrors and mirror < 0.5 else out
 
     def center_crop(self, image: Image.Image) -> Image.Image:
         """The middle square, of a side such that resizing first and cropping then would give the same picture."""
-        side = min(image.width, image.height) / RESIZE
+        side = min(image.width, image.height) / self.resize_to
         left, top = (image.width - side) / 2, (image.height - side) / 2
         return self.resize(image, (left, top, left + side, top + side))
 
@@ -100,6 +113,8 @@ def version(name: str, revision: str | None) -> str:
 
 def encoded(rows: Any, image_column: str, label_column: str) -> Any:
     """`rows` with these two columns and the images as the file's bytes."""
+    import datasets
+
     known = rows.column_names or [image_column, label_column]  # some streams do not know theirs
     missing = {image_column, label_column} - set(known)
     if missing:
@@ -135,6 +150,8 @@ def build(
     `std` are per channel, for pixels from 0 to 1 (default 0.5). With `streaming` nothing is downloaded first; then `val` is held
     in memory, encoded, and has about `val_samples` examples.
     """
+    import datasets
+
     if channels not in (1, 3):
         raise ComponentError(f"datasets/hub_images: channels is 1 or 3 (got {channels}).")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,9 @@ from support.components import (
 )
 from support.paths import ROOT
 from xrun.component import check_args, signature
+from xrun.data.loader import Fetch
+from xrun.data.sampler import MicroBatch
+from xrun.training.objective import Objective
 
 
 def parts(recipe: Path) -> list[tuple[Any, str, dict[str, Any]]]:
@@ -40,9 +44,9 @@ def test_a_recipes_model_takes_its_datasets_batch(recipe: Path) -> None:
     if {model, dataset} & NEEDS_THE_HUB:
         pytest.skip("needs the Hub")
     train = build("datasets", dataset, **dataset_args)["train"]
-    batch = torch.utils.data.default_collate(train.__getitems__([0, len(train) - 1]))
-    inputs, labels = (batch["input_ids"], batch["labels"]) if isinstance(batch, dict) else batch
-    logits = build("models", model, **model_args)(inputs)
-    assert logits.shape[: labels.ndim] == labels.shape
-    assert torch.isfinite(logits).all()
-    assert logits.shape[-1] > labels.max()
+    task = yaml.safe_load(recipe.read_text())["task"]
+    two = MicroBatch(0, 0, 0, 0, np.array([0, len(train) - 1]), 2)
+    objective = Objective(build("models", model, **model_args), task).eval()
+    sums = objective(Fetch(train, 0)[two][1], 2)
+    assert {"loss"} <= sums.keys()
+    assert all(torch.isfinite(value).all() for value in sums.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def mapped(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     """The same containers with each leaf changed; what has a method `to` is one, whatever is in
     it."""
     inside = None if hasattr(batch, "to") else _inside(batch)
-    return change(batch) if inside is None else _again(batch, [mapped(v, change) for v in inside])
+    return change(batch) if inside is None else refilled(batch, [mapped(v, change) for v in inside])
 
 
 def as_tensors(batch: Batch) -> Batch:
@@ -86,15 +87,15 @@ def _inside(batch: Batch) -> Iterable[Any] | None:
         return None
     if isinstance(batch, Mapping):
         return batch.values()
-    if isinstance(batch, list | tuple):
+    if isinstance(batch, list | tuple | UserList | deque):
         return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return [getattr(batch, field.name) for field in dataclasses.fields(batch)]
     return None
 
 
-def _again(batch: Batch, values: list[Any]) -> Batch:
-    """The same container with other values."""
+def refilled(batch: Batch, values: list[Any]) -> Batch:
+    """The same container with other values; a dataclass with other fields."""
     if isinstance(batch, Mapping):
         new: Any = copy.copy(batch) if isinstance(batch, MutableMapping) else {}
         new.update(zip(list(batch), values, strict=True))
@@ -102,8 +103,9 @@ def _again(batch: Batch, values: list[Any]) -> Batch:
     if isinstance(batch, tuple):
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     new = copy.copy(batch)
-    if isinstance(batch, list):
-        new[:] = values
+    if isinstance(batch, list | UserList | deque):
+        for place, value in enumerate(values):
+            new[place] = value
         return new
     for field, value in zip(dataclasses.fields(batch), values, strict=True):
         object.__setattr__(new, field.name, value)  # it may be frozen

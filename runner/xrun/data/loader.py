@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..errors import ComponentError, TrainError
 from .batch import Batch, as_tensors, batch_bytes
+from .collate import collated, collated_rows, is_hugging_face
 from .randomness import DATA, seed_generators
 from .sampler import MicroBatch
 
@@ -41,7 +42,7 @@ class Fetch(Dataset[Piece]):
 
     def __init__(self, split: Any, seed: int, purpose: int = DATA, parts: int = 1) -> None:
         self.split, self.seed, self.purpose, self.parts = split, seed, purpose, parts
-        plain = collate_rows if is_hugging_face(split) else default_collate
+        plain = collated_rows if is_hugging_face(split) else collated
         self.collate: Callable[[list[Any]], Batch] = getattr(split, "collate", plain)
 
     def __getitem__(self, piece: MicroBatch) -> Piece:
@@ -67,29 +68,6 @@ class Fetch(Dataset[Piece]):
         if hasattr(self.split, "__getitems__"):
             return self.split.__getitems__(indices)
         return [self.split[index] for index in indices]
-
-
-def is_hugging_face(split: Any) -> bool:
-    """Whether it is one of the library `datasets`, which need not be imported for that."""
-    return any(kind.__module__.partition(".")[0] == "datasets" for kind in type(split).__mro__)
-
-
-def collate_rows(rows: list[Any]) -> Batch:
-    """A batch of rows as Hugging Face gives them without a format: lists of numbers are tensors.
-    torch's own collate would turn them inside out."""
-    return default_collate([mapped_row(row) for row in rows])
-
-
-def mapped_row(row: Any) -> Any:
-    """The row with a tensor for each list of numbers."""
-    if isinstance(row, Mapping):
-        return {name: mapped_row(value) for name, value in row.items()}
-    if not isinstance(row, list):
-        return row
-    try:
-        return torch.tensor(row)
-    except (TypeError, ValueError):  # texts, or lists of different lengths
-        return row
 
 
 @dataclass
@@ -122,7 +100,7 @@ class Loader:
     def _with_data_loader(self, fetch: Fetch) -> Iterator[Piece]:
         workers: dict[str, Any] = {}
         if self.num_workers:
-            workers = {"prefetch_factor": _PREFETCH, "worker_init_fn": leave_signals_to_the_rank}
+            workers = {"prefetch_factor": _PREFETCH, "worker_init_fn": prepare_worker}
         loader: DataLoader[Piece] = DataLoader(
             fetch,
             batch_size=None,  # a MicroBatch is a batch already
@@ -176,10 +154,14 @@ def check_items(items: Any, samples: int) -> None:
         )
 
 
-def leave_signals_to_the_rank(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; workers go on until their rank has saved."""
+def prepare_worker(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; workers go on until their rank has saved. The
+    worker's own split prepares itself by its `worker_init`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    split = get_worker_info().dataset.split  # type: ignore[union-attr]  # this is a worker
+    if hasattr(split, "worker_init"):
+        split.worker_init(worker)
 
 
 def check_shared_memory(

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from ..errors import ComponentError, DataExhausted
 from .sampler import Indices, MicroBatch, cut, key, permute, share
@@ -26,9 +27,12 @@ _SHARDS, _BLOCKS = range(2)
 
 
 def is_stream(split: Any) -> bool:
-    """Whether a split streams: it has shards, or it can be iterated but not indexed."""
-    return hasattr(split, "num_shards") or not (
-        hasattr(split, "__len__") and hasattr(split, "__getitem__")
+    """Whether a split streams: it has shards, or it can be iterated but not indexed. Torch's own
+    stream is one whatever its base class has, and may have a length."""
+    return (
+        hasattr(split, "num_shards")
+        or isinstance(split, IterableDataset)
+        or not (hasattr(split, "__len__") and hasattr(split, "__getitem__"))
     )
 
 

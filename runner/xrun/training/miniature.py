@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from .. import component
+from ..data.collate import is_hugging_face
 from ..data.fingerprint import imports_datasets
-from ..data.loader import is_hugging_face
 from ..data.stream import is_stream
 from ..errors import TrainError
 from ..files import read_json, write_json
