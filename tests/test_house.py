@@ -8,6 +8,7 @@ Covers `xrun.entrypoint`, `xrun.attempt`, `xrun.arrive`, `xrun.tracker.wandb_sen
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -68,18 +69,20 @@ def literals(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
+@functools.cache
+def first_lines() -> str:
+    """Of every test file."""
+    trees = (ast.parse(test.read_text()) for test in TESTS.rglob("test_*.py"))
+    return "\n".join(ast.get_docstring(tree) or "" for tree in trees)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_has_its_test(path: Path) -> None:
     """A test file of its name in the room of its name, or a test file whose first lines name it:
     ``Covers `xrun.room.module`.``"""
     room, _, _ = name_of(path).removeprefix("xrun.").replace("loopback", "servers").rpartition(".")
     own = TESTS / room.replace(".", "/") / f"test_{path.name}"
-    covering = [
-        test
-        for test in TESTS.rglob("test_*.py")
-        if f"`{name_of(path)}`" in (ast.get_docstring(ast.parse(test.read_text())) or "")
-    ]
-    assert own.exists() or covering
+    assert own.exists() or f"`{name_of(path)}`" in first_lines()
 
 
 def test_tests_lie_in_the_rooms_of_the_package() -> None:
