@@ -5,17 +5,13 @@ Covers `xrun.data.fingerprint`.
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
-import datasets  # before the processes that are forked
 import pytest
 
+from support.datasets_elsewhere import elsewhere
 from support.running import Project
-from xrun.components import use_project
-from xrun.run.plan import Plan
-from xrun.training.instances import build_splits
 
 COMPONENT = """\
 from pathlib import Path
@@ -38,8 +34,7 @@ def build(folder: str):
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "kept")
+def project(tmp_path: Path) -> Project:
     project = Project(tmp_path)
     project.write("rows.jsonl", '{"x": 1}\n{"x": 2}\n')
     project.write("times.py", "FACTOR = 2\n")
@@ -47,16 +42,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def column(plan: Plan) -> list[Any]:
-    use_project(Path(plan.project))
-    return list(build_splits(plan.load_recipe(), Path(plan.project))["train"]["y"])
-
-
 def made(project: Project) -> tuple[list[Any], int]:
     """The column as a new process makes it, and how many rows were ever computed."""
     arguments = f"dataset={{name: mapped, args: {{folder: {project.root}}}}}"
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        rows = pool.apply(column, (project.plan(arguments),))
+    kept = {"HF_DATASETS_CACHE": str(project.root / "kept")}
+    rows, _ = elsewhere(project.plan(arguments), project.root, kept)
     return rows, (project.root / "calls").stat().st_size
 
 

@@ -443,4 +443,5 @@ class Recipe(Part):
     """Data on machines of clouds: path there -> a path here, a bucket (`s3://BUCKET/PREFIX`), or
     the mapping below. A path here begins at the project's folder, a path there at the home folder.
     Nothing is put anywhere on this machine: a local run says which of these paths it does not have.
-    What is downloaded while training (`HF_HOME`) is on the machine's disk, and gone with it."""
+    What is downloaded while training (`HF_HOME`) is on the machine's disk, and gone with it; what
+    `datasets` prepares of it is kept beside the run's state where that is in a bucket."""

@@ -55,6 +55,7 @@ from .modes import evaluating
 from .objective import Objective
 from .optimizer import build_optimizer, check_warmup, rate_jump
 from .peak import peak_flops
+from .prepared import prepared
 from .reduction import ExactReduction, FastReduction, Reduction
 from .speed import Speed
 from .start import Start, find_start
@@ -176,7 +177,12 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     world = join_world(recipe.train.sharding == "fsdp")
     configure_torch(recipe.train)
     start = find_start(plan, attempt, store, world)
+    kept = prepared(plan, attempt)
+    if kept is not None:
+        kept.fetch()
     splits = splits_of(plan)
+    if kept is not None and not world.rank:
+        kept.keep()
     if plan.rehearsal:
         recipe = Miniature(plan).recipe()
     data = agreed_data(plan, start, splits, world)
