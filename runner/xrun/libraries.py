@@ -35,6 +35,7 @@ TRAINING = Need("Training on this machine", ("torch", "accelerate", "safetensors
 LAUNCHING = Need("Running on clouds", ("sky",), "cloud")
 HUB = Need("The Hugging Face Hub", ("huggingface_hub",))
 BUCKET = Need("State in a bucket", ("obstore",), "bucket")
+PEFT = Need("`model.adapter`", ("peft",))
 WANDB = Need("Weights & Biases", ("wandb",))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import BUCKET, HUB, LAUNCHING, TRAINING, WANDB, Need
+from ..libraries import BUCKET, HUB, LAUNCHING, PEFT, TRAINING, WANDB, Need
 from .schema import Recipe
 
 
@@ -19,6 +19,8 @@ def needs(recipe: Recipe) -> Iterator[Need]:
     if store.durable:
         need = BUCKET if store.in_bucket else replace(HUB, extra=where.extra)
         yield replace(need, what=f"`checkpoint.store: {store}`")
+    if recipe.hardware.local and recipe.model.adapter is not None:
+        yield PEFT
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")
