@@ -187,7 +187,8 @@ class RunFolder:
             seconds_lost=round(sum(attempt.seconds_lost or 0.0 for attempt in attempts), 3),
             metrics=self.metrics_now(),
             weights_sha256=finished.weights_sha256 if finished else None,
-            model=str(self.model) if finished else None,
+            model=str(self.model) if finished and not finished.export_failed else None,
+            export_failed=finished.export_failed if finished else None,
         )
 
     def describe(self) -> RunReport:
@@ -211,10 +212,12 @@ class RunFolder:
         written = held_by(self.lock) or ""
         return int(written) or None if written.isdecimal() and len(written) < 20 else None
 
-    def metrics_now(self) -> dict[str, float]:
-        """The newest value of every metric."""
+    def metrics_now(self, until: int | None = None) -> dict[str, float]:
+        """The newest value of every metric, up to a step."""
         newest: dict[str, float] = {}
         for point in self.points():
+            if until is not None and point["step"] > until:
+                continue
             numbers = (item for item in point.items() if isinstance(item[1], int | float))
             newest |= {name: value for name, value in numbers if "/" in name}
         return newest

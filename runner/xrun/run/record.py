@@ -137,8 +137,13 @@ _OLDER = {"kind": "end", "split": "parts"}
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run has come to: its last step, its metrics then, the final weights' SHA-256, and the
-    revision of the published model where there is one."""
+    """What a run has come to: its last step, its metrics then, the final weights' SHA-256 (of
+    several files `training.export.digest_of`), and the revision of the published model where there
+    is one.
+
+    `exported_step` is the step of the exported weights. `export_failed` is why there are none;
+    with `export_again` the next attempt tries once more, by itself.
+    """
 
     step: int
     steps_per_epoch: int | None = None
@@ -147,6 +152,9 @@ class Finished:
     weights_sha256: str | None = None
     data_revision: str | None = None
     model_revision: str | None = None
+    exported_step: int | None = None
+    export_failed: str | None = None
+    export_again: bool | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -345,6 +353,12 @@ class RunRecord:
         return self.newest.step if self.newest else -1
 
     @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one epoch, as far as anybody has counted them."""
+        known = [each.steps_per_epoch for each in self.attempts if each.steps_per_epoch]
+        return self.finished.steps_per_epoch if self.finished else next(reversed(known), None)
+
+    @property
     def newest_step(self) -> int:
         """The newest step that was committed, rejected ones included; -1 if none ever was."""
         return max([self.committed_step, *self.rejected])
@@ -392,6 +406,16 @@ class RunRecord:
         """Whether the run has finished the step that this plan asks for."""
         finished = self.finished
         return finished is not None and finished.step >= plan.last_step(finished.steps_per_epoch)
+
+    def is_done(self, plan: Plan) -> bool:
+        """Whether it has, and its model is exported."""
+        done = self.has_reached_the_end(plan)
+        return done and self.finished is not None and self.finished.export_failed is None
+
+    def is_left(self, plan: Plan) -> bool:
+        """Whether an attempt has something to do: to train, or to try an export again."""
+        again = self.finished is not None and self.finished.export_again
+        return bool(again) or not self.has_reached_the_end(plan)
 
     def begun(self, plan: Plan, attempt: AttemptRecord) -> RunRecord:
         """The record with one more attempt; the one before that said nothing of its end was ended

@@ -17,7 +17,7 @@ class RunReport:
     `status` is `running`, `finished`, `failed` (it will not go on by itself), `stopped` (the same
     command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
-    `logged_step` the newest logged point's.
+    `logged_step` the newest logged point's. `export_failed` is why a finished run has no model.
     """
 
     run: str
@@ -35,6 +35,7 @@ class RunReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     weights_sha256: str | None = None
     model: str | None = None
+    export_failed: str | None = None
     error: str = ""
 
     @property

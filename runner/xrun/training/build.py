@@ -31,7 +31,6 @@ from ..recipe.schema import Recipe, Train
 from ..run import spending
 from ..run.folder import RunFolder
 from ..run.plan import Limits, Plan
-from ..run.record import Finished, RunRecord
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
@@ -41,7 +40,7 @@ from .conditions import check_accelerators, environment_of, memory_of
 from .contract import Components
 from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
-from .export import export, full_copy
+from .finish import finish
 from .instances import build_model, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
@@ -156,7 +155,13 @@ def build_training(
         untried=model.state.step if start.record.newest_step <= 0 else -1,
         parts=parts,
         budget=build_budget(plan.limits, checkpointer, world),
-        export=lambda state: finish(setting, model, lease.record, sampler.steps_per_epoch),
+        export=lambda _: finish(
+            setting,
+            model,
+            lease,
+            functools.partial(build_shaped, setting),
+            sampler.steps_per_epoch,
+        ),
     )
 
 
@@ -400,24 +405,3 @@ def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Ca
         return left.spent(clock.now(), ending)
 
     return spent
-
-
-def finish(
-    setting: Setting, model: Model, record: RunRecord, steps_per_epoch: int | None
-) -> Finished | None:
-    """Make the final weights, the averaged ones where there are; what the record says of them on
-    the first process."""
-    final = model.objective.model if model.averaged is None else model.averaged
-    whole: nn.Module | None = final
-    if setting.sharded:
-        whole = full_copy(final, functools.partial(build_shaped, setting))
-    if setting.world.rank or whole is None:
-        return None
-    finished = Finished(
-        step=model.state.step,
-        steps_per_epoch=steps_per_epoch,
-        samples=model.state.samples,
-        metrics=setting.folder.metrics_now(),
-        data_revision=revision_of(setting.splits["train"]),
-    )
-    return export(setting.plan, setting.store, whole, finished, record.attempts)

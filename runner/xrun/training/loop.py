@@ -415,9 +415,11 @@ class Training:
             if unavailable := self.world.broadcast(self.checkpointer.unavailable):
                 raise StoreUnavailable(f"{what} {unavailable}")
             raise StoreError(what, "Start the same command again.")
-        finished = self.export(self.state)
-        if self.world.rank == 0 and finished is not None:
-            self.checkpointer.lease.finish(finished)
-        if self.tracker is not None:
-            self.tracker.finish()
+        try:
+            finished = self.export(self.state)
+            if self.world.rank == 0 and finished is not None:
+                self.checkpointer.lease.finish(finished)
+        finally:
+            if self.tracker is not None:
+                self.tracker.finish()
         self.world.barrier()
