@@ -12,30 +12,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from support.running import Project, curve, one_line, record, weights
+from support.running import FAILING, Project, curve, one_line, record, weights
 from xrun.cli.app import cli
 from xrun.errors import LaunchError
 from xrun.launcher.export import export_model
-
-FAILING = """
-from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import nn
-
-BROKEN = Path(__file__).parent.parent / "broken"
-
-
-class Line(nn.Sequential):
-    def save_pretrained(self, folder):
-        if BROKEN.exists():
-            raise RuntimeError(BROKEN.read_text()) if BROKEN.read_text() else OSError(28, "full")
-        save_file(self.state_dict(), Path(folder) / "line.safetensors")
-
-
-def build(width: int = 8):
-    return Line(nn.Linear(4, width), nn.GELU(), nn.Linear(width, 3))
-"""
 
 
 def failing(root: Path, why: str = "no such key") -> Project:

@@ -25,6 +25,7 @@ from ..run.plan import Plan
 from .contract import in_short
 from .export import WEIGHTS
 from .instances import build_model, call_build
+from .lazy import lazy_modules
 from .miniature import Miniature
 from .warm_start import joined
 
@@ -112,7 +113,17 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
         others = file.metadata() or {}
     values |= {name: values[kept] for name, kept in others.items() if kept in values}
     fitting = {n: joined(t, own[n]) if n in own else t for n, t in values.items()}
-    model.load_state_dict(fitting)
+    if fitting.keys() != own.keys() or lazy_modules(model):
+        model.load_state_dict(fitting)
+        return model
+    for name, tensor in own.items():  # in place, as from a checkpoint: it may name them as it likes
+        if fitting[name].shape == tensor.shape:
+            tensor.copy_(fitting[name])
+        elif name not in others:  # else it is a view of another one, which has all its numbers
+            wrong = (
+                f"{name} is {list(fitting[name].shape)} in {path.name}, {list(tensor.shape)} here"
+            )
+            raise ComponentError(f"{wrong}: the component or its arguments have changed since.")
     return model
 
 
