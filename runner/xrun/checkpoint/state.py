@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import CheckpointError, ComponentError, TrainError
 from . import tensor_file
@@ -268,8 +268,9 @@ def check_own_tensors(model: nn.Module, name: str) -> None:
 def _check_elements(model: nn.Module, name: str) -> None:
     """Raises ComponentError where a step would change several elements of a parameter at once."""
     for own, p in model.named_parameters():
-        sizes = () if is_lazy(p) else zip(p.shape, p.stride(), strict=True)
-        if p.requires_grad and any(size > 1 and not stride for size, stride in sizes):
+        if isinstance(p, UninitializedParameter) or not p.requires_grad:
+            continue
+        if any(size > 1 and not step for size, step in zip(p.shape, p.stride(), strict=True)):
             raise ComponentError(
                 f"{name}: elements of the parameter {own} share one number in memory, which each of"
                 " them would change in a step.",
