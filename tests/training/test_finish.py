@@ -25,11 +25,12 @@ def failing(root: Path, why: str = "no such key") -> Project:
     return project
 
 
-def test_an_export_that_fails_leaves_a_finished_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_export_that_fails_leaves_a_finished_run(tmp_path: Path, processes: int) -> None:
     """The end is said with its cause and the way out, in code 2; the record has both, and the same
     command again trains nothing and says so."""
     project = failing(tmp_path)
-    done = project.attempt()
+    done = project.attempt(processes=processes)
     assert done.code == 2, done.err
     said = (
         "Training is finished, and step 20 is committed; the export failed: models/line.py:"
@@ -42,7 +43,7 @@ def test_an_export_that_fails_leaves_a_finished_run(tmp_path: Path) -> None:
     assert report.export_failed == "models/line.py: RuntimeError: no such key."
     assert len(report.attempts) == 1
     assert not project.run.model.exists()
-    again = project.attempt()
+    again = project.attempt(processes=processes)
     assert again.code == 2
     assert one_line(again.err), again.err
     assert f"type `xrun export-model {project.run.run}`" in again.err

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EX_TEMPFAIL, AttemptEnd, CheckpointCorrupt, StoppedOnPurpose
+from ..errors import EX_TEMPFAIL, AttemptEnd, CheckpointCorrupt, ExportError, StoppedOnPurpose
 from ..files import typed, with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
@@ -411,6 +411,22 @@ class RunRecord:
         """Whether it has, and its model is exported."""
         done = self.has_reached_the_end(plan)
         return done and self.finished is not None and self.finished.export_failed is None
+
+    def check_exported(self, run: str) -> None:
+        """A run that has finished has its model.
+
+        Raises:
+            ExportError: it could not be made.
+        """
+        finished = self.finished
+        if finished is not None and finished.export_failed is not None:
+            code = self.attempts[-1].code if self.attempts else None
+            raise ExportError(
+                f"{run} is finished, and step {finished.step} is committed; its model is not there:"
+                f" {finished.export_failed}",
+                f"Nothing was trained. Fix the cause, then type `xrun export-model {run}`.",
+                code or ExportError.exit_code,
+            )
 
     def is_left(self, plan: Plan) -> bool:
         """Whether an attempt has something to do: to train, or to try an export again."""

@@ -18,7 +18,6 @@ from ..errors import (
     EX_TEMPFAIL,
     AttemptEnd,
     ComponentError,
-    ExportError,
     LaunchError,
     LeaseLost,
     StoppedOnPurpose,
@@ -143,15 +142,8 @@ class LeadingNode(Node):
         Raises:
             ExportError: its model was not made.
         """
-        run, finished, here = self.plan.run, record.finished, self.folder.model
-        if finished is not None and finished.export_failed is not None:
-            code = record.attempts[-1].code if record.attempts else None
-            raise ExportError(
-                f"{run} is finished, and step {finished.step} is committed; its model is not there:"
-                f" {finished.export_failed}",
-                f"Nothing was trained. Fix the cause, then type `xrun export-model {run}`.",
-                code or ExportError.exit_code,
-            )
+        run, here = self.plan.run, self.folder.model
+        record.check_exported(run)
         where = f"in {here}" if here.exists() else f"at {self.plan.store}"
         self.say(f"{run} is finished; its model is {where}.")
 
