@@ -105,8 +105,9 @@ def test_a_run_that_has_not_finished_has_no_model_yet(tmp_path: Path) -> None:
 BEST = (
     "train.export=best",
     "train.evaluate={every: 2 steps, metric: accuracy, mode: min}",
+    "checkpoint={every: 1 steps, keep: 3}",
 )
-"""The step that is worst is early, and is taken for the best."""
+"""The step that is worst is early, and is taken for the best; saves are always on their way."""
 
 
 @pytest.mark.parametrize(

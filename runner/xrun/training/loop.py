@@ -135,6 +135,8 @@ class Training:
                 if metrics is None:
                     stop = 1.0
                 elif self._is_best(metrics):
+                    # What is to be exported is saved now, after what is on its way; else soon.
+                    save = save or float(train.export == "best")
                     save = save or self.world.broadcast(self.checkpointer.want())
             if save and not stop:
                 self._remember_stream()
