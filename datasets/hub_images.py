@@ -6,6 +6,7 @@ Images stay encoded until `transform`, which runs in the workers. Nothing remote
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,34 @@ class Transform:
         return image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR, box=box)
 
 
+class Processor:
+    """What evaluation does with an image, for transformers' image processors: goes with the exported model."""
+
+    def __init__(self, image_size: int, channels: int, mean: list[float], std: list[float]) -> None:
+        self.config = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": channels == 3,
+            "do_resize": True,
+            "size": {"shortest_edge": round(RESIZE * image_size)},
+            "resample": int(Image.Resampling.BILINEAR),
+            "do_center_crop": True,
+            "crop_size": {"height": image_size, "width": image_size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": mean,
+            "image_std": std,
+        }
+
+    def save_pretrained(self, folder: str) -> None:
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+
+
 class Images:
     """Map-style: `rows` are raw examples, a memory-mapped dataset or a list."""
+
+    class_names: list[str] | None = None
+    processor: Processor | None = None
 
     def __init__(self, rows: Any, transform: Transform, revision: str) -> None:
         self.rows, self.transform, self.revision = rows, transform, revision
@@ -94,6 +121,9 @@ class Images:
 
 class ImageStream:
     """Streaming: one shard per file; a shard is a `datasets.IterableDataset`, which resumes by its state."""
+
+    class_names: list[str] | None = None
+    processor: Processor | None = None
 
     def __init__(self, rows: datasets.IterableDataset, transform: Transform, revision: str) -> None:
         self.rows, self.transform, self.revision = rows, transform, revision
@@ -148,7 +178,7 @@ def build(
 
     `name` is owner/dataset or a local folder (parquet, arrow or an image folder); pin `revision` to a full commit. `mean` and
     `std` are per channel, for pixels from 0 to 1 (default 0.5). With `streaming` nothing is downloaded first; then `val` is held
-    in memory, encoded, and has about `val_samples` examples.
+    in memory, encoded, and has about `val_samples` examples. The class names and what evaluation does with an image go with the model.
     """
     import datasets
 
@@ -159,14 +189,18 @@ def build(
         rows = datasets.load_dataset(name, config_name, split=which, revision=revision, streaming=streaming)
         return encoded(rows, image_column, label_column)
 
+    half = [0.5] * channels
+
     def transform(random: bool) -> Transform:
-        half = [0.5] * channels
         return Transform(image_column, label_column, image_size, channels, mean or half, std or half, random)
 
     tag = version(name, revision)
     kind = ImageStream if streaming else Images
-    splits: dict[str, Images | ImageStream] = {"train": kind(split(train_split), transform(augment), tag)}
+    rows = split(train_split)
+    splits: dict[str, Images | ImageStream] = {"train": kind(rows, transform(augment), tag)}
+    splits["train"].class_names = getattr((rows.features or {}).get(label_column), "names", None)
+    splits["train"].processor = Processor(image_size, channels, mean or half, std or half)
     if val_split:
-        rows = first_of_each(split(val_split), val_samples) if streaming else split(val_split)
-        splits["val"] = Images(rows, transform(False), tag)
+        held = first_of_each(split(val_split), val_samples) if streaming else split(val_split)
+        splits["val"] = Images(held, transform(False), tag)
     return splits

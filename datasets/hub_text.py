@@ -77,8 +77,8 @@ def columns(blocks: list[Example]) -> Batch:
 class Blocks:
     """Map-style: `rows` have `input_ids` and `real`."""
 
-    def __init__(self, rows: Any, revision: str) -> None:
-        self.rows, self.revision = rows, revision
+    def __init__(self, rows: Any, revision: str, tokenizer: Any) -> None:
+        self.rows, self.revision, self.tokenizer = rows, revision, tokenizer
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,7 +132,7 @@ class TextStream:
         tag: str,
     ) -> None:  # fmt: skip
         self.rows, self.text_column, self.encoder, self.context = rows, text_column, encoder, context
-        self.packing, self.held_out, self.revision = packing, held_out, tag
+        self.packing, self.held_out, self.revision, self.tokenizer = packing, held_out, tag, encoder.tokenizer
         self.num_shards: int = rows.num_shards
 
     def shard(self, index: int) -> Any:
@@ -200,7 +200,8 @@ def build(
     def blocks(rows: Any) -> Blocks:
         how = {"text_column": text_column, "encoder": encoder, "context": context}
         with one_at_a_time():
-            return Blocks(rows.map(pack if packing else cut, batched=True, remove_columns=[text_column], fn_kwargs=how), tag)
+            mapped = rows.map(pack if packing else cut, batched=True, remove_columns=[text_column], fn_kwargs=how)
+        return Blocks(mapped, tag, encoder.tokenizer)
 
     if not streaming:
         return {key: blocks(split(which)) for key, which in (("train", train_split), ("val", val_split)) if which}

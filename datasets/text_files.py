@@ -26,6 +26,9 @@ class Blocks:
     Labels are the inputs, not shifted. Only the last block is filled up, with the separator, where labels are -100.
     """
 
+    tokenizer = None
+    """Bytes need none."""
+
     def __init__(self, data: bytes, context: int, revision: str) -> None:
         self.size, self.revision = len(data), revision
         padded = data + SEPARATOR * (-len(data) % context)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .run.plan import Plan, make_plan
     from .store.protocol import Store
     from .tracker.protocol import Tracker
+    from .training.exported import load_model
     from .training.rank import train
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Tracker",
     "errors",
     "launch",
+    "load_model",
     "load_recipe",
     "make_plan",
     "train",
@@ -39,6 +41,7 @@ _HOMES = {
     "Store": "store.protocol",
     "Tracker": "tracker.protocol",
     "launch": "launcher.job",
+    "load_model": "training.exported",
     "load_recipe": "recipe.load",
     "make_plan": "run.plan",
     "train": "training.rank",

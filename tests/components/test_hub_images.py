@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -119,3 +120,32 @@ def test_hub_images_name_the_columns_there_are(pictures: Path) -> None:
     """A column that does not exist is an error that lists those that do."""
     with pytest.raises(ComponentError, match=r"no column class.*image, label, note"):
         build("datasets", "hub_images", name=str(pictures), label_column="class")
+
+
+def test_what_evaluation_does_goes_with_the_model(tmp_path: Path) -> None:
+    """The class names of the features, and a processor of transformers that makes of a picture what
+    evaluation makes of it, up to how pixels are averaged."""
+    import datasets
+    from transformers.models.clip import CLIPImageProcessorPil
+
+    smooth = np.linspace(0, 255, 60 * 90 * 3).reshape(60, 90, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).save(buffer, "png")
+    raw = {"bytes": buffer.getvalue(), "path": None}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    rows = datasets.Dataset.from_dict({"image": [raw] * 2, "label": [1, 0]}, features=features)
+    (tmp_path / "rows").mkdir()
+    rows.to_parquet(tmp_path / "rows" / "train-0.parquet")
+    args = {"name": str(tmp_path / "rows"), "image_size": 28, "val_split": None, "augment": False}
+    std = [0.25, 0.5, 0.75]
+    split = build("datasets", "hub_images", **args, std=std)["train"]
+    assert split.class_names == ["cat", "dog"]
+    split.processor.save_pretrained(str(tmp_path))
+    made = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    pixels = made(Image.fromarray(smooth), return_tensors="pt")["pixel_values"][0]
+    assert pixels.shape == split[0][0].shape
+    assert (pixels - split[0][0]).abs().mean() < 0.05
+    stream = build("datasets", "hub_images", **args, streaming=True)["train"]
+    assert stream.class_names == ["cat", "dog"]

@@ -157,7 +157,10 @@ def test_text_goes_through_a_tokenizer(texts: Path, tmp_path: Path) -> None:
         "tokenizer": str(tmp_path / "words"),
         "context": 8,
     }
-    tokens = torch.cat([item["labels"] for item in build("datasets", "hub_text", **args)["train"]])
+    split = build("datasets", "hub_text", **args)["train"]
+    assert split.tokenizer.eos_token == "<eos>", "it goes with the model"
+    assert build("datasets", "hub_text", **args | {"tokenizer": None})["train"].tokenizer is None
+    tokens = torch.cat([item["labels"] for item in split])
     counted = [int((tokens == number).sum()) for number in (0, 2, 3)]
     text = " ".join(text for shard in range(2) for text in documents(shard))
     assert counted == [40, text.count("spot"), text.count("run")]

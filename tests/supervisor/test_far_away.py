@@ -6,6 +6,7 @@ Covers `xrun.run.logs`, `xrun.run.stop_request` and `xrun.run.stores`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ import pytest
 from loopback.hub import Hub
 from loopback.wandb import Wandb
 from support.far_away import FarAway, environment, play, step_of
+from support.paths import SOURCES
 from support.running import (
+    FAILING,
     PER_STEP,
     STEPS,
     Project,
@@ -34,6 +37,7 @@ from support.running import (
 )
 from xrun import environment as variables
 from xrun.clock import boot_seconds
+from xrun.launcher.export import export_model
 from xrun.launcher.job import choose_run
 from xrun.run import stop_request
 
@@ -356,3 +360,26 @@ def test_many_schedules_of_faults(
         print(json.dumps({**vars(result), "faults": dict(result.faults)}), flush=True)
         wrong += [result] if result.wrong else []
     assert not wrong
+
+
+def test_an_export_that_failed_is_published_later(tmp_path: Path, hub: Hub) -> None:
+    """The run is finished on the Hub without a model; `export-model`, on a machine that has its
+    plan, publishes it from the last commit, and no attempt was added."""
+    far = FarAway(tmp_path, hub, None, "later")
+    far.project.write("models/line.py", FAILING)
+    far.project.write("broken", "no such key")
+    assert far.live().code == 2
+    finished = (far.committed() or {})["finished"]
+    assert finished["export_failed"] == "models/line.py: RuntimeError: no such key."
+    (tmp_path / "broken").unlink()
+    for name in ("cache", "logs", "metrics.jsonl"):
+        path = far.run.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with environment(far.environ | {"PYTHONPATH": SOURCES}):
+        assert export_model(far.run) == 0
+    record = far.committed() or {}
+    assert "export_failed" not in record["finished"]
+    assert record["finished"]["model_revision"] == hub.history(far.repo)[0].id
+    assert len(record["attempts"]) == 1
+    published = hub.read(far.repo, "line.safetensors", "main")
+    assert hashlib.sha256(published).hexdigest() == record["finished"]["weights_sha256"]

@@ -75,6 +75,28 @@ def build(width: int = 8):
     )
 """
 
+FAILING = """
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+BROKEN = Path(__file__).parent.parent / "broken"
+
+
+class Line(nn.Sequential):
+    def save_pretrained(self, folder):
+        if BROKEN.exists():
+            raise RuntimeError(BROKEN.read_text()) if BROKEN.read_text() else OSError(28, "full")
+        save_file(self.state_dict(), Path(folder) / "line.safetensors")
+
+
+def build(width: int = 8):
+    return Line(nn.Linear(4, width), nn.GELU(), nn.Linear(width, 3))
+"""
+"""A model whose export fails while the project has a file `broken`, with what that says; where it
+says nothing, by a full disk."""
+
 DATASET = """\
 import faulthandler, json, os, signal, time
 from pathlib import Path

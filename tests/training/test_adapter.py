@@ -228,7 +228,7 @@ def test_an_attempt_that_comes_back_ends_with_the_same_adapter(
     state = train(whole).state
     with attempt(cut, "a1") as training:
         training.steps = 2
-        training.export = lambda _: None
+        training.export = lambda *_: None
         training.run()
     train(cut, "a2")
     assert sha256(whole) == sha256(cut)
@@ -258,7 +258,7 @@ def test_a_base_that_changed_is_refused(tmp_path: Path) -> None:
     plan = project.plan()
     with attempt(plan, "a1") as training:
         training.steps = 2
-        training.export = lambda _: None
+        training.export = lambda *_: None
         training.run()
     llama(seed=2).save_pretrained(tmp_path / "base")
     with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--new"):

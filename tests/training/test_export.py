@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from support.paths import RECIPES
+from xrun.errors import ComponentError
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
@@ -213,6 +215,39 @@ def test_a_transformers_model_loads_with_from_pretrained(tmp_path: Path, plan: P
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert (tmp_path / "model" / "README.md").exists()
+
+
+class Sharded(nn.Sequential):
+    """Saved in two files by its own way, with an index."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        for number, (name, tensor) in enumerate(sorted(self.state_dict().items())):
+            save_file({name: tensor}, Path(folder) / f"part-{number}.safetensors")
+        (Path(folder) / "model.safetensors.index.json").write_text("{}")
+
+
+def test_several_files_have_one_digest(tmp_path: Path, plan: Plan) -> None:
+    """It is what `sha256sum` says of what `sha256sum` says of them, as the card has it."""
+    sha256 = write(tmp_path / "model", Sharded(nn.Linear(3, 2)), plan, FINISHED)
+    card = (tmp_path / "model" / "README.md").read_text()
+    command = "sha256sum part-0.safetensors part-1.safetensors | sha256sum"
+    assert f"`{command}` is `{sha256}`" in card
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path / "model", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[0] == sha256
+
+
+def test_a_model_without_weights_is_no_model(tmp_path: Path, plan: Plan) -> None:
+    """A `save_pretrained` that writes none is told what it has written."""
+
+    class Empty(nn.Linear):
+        def save_pretrained(self, folder: Path, max_shard_size: str) -> None:
+            (Path(folder) / "notes.txt").write_text(max_shard_size)
+
+    with pytest.raises(ComponentError, match=r"tied\.py: save_pretrained has written no weights"):
+        write(tmp_path / "model", Empty(2, 2), plan, FINISHED)
+    assert not (tmp_path / "model").exists()
 
 
 def test_complex_weights_are_exported_and_begun_from(tmp_path: Path, plan: Plan) -> None:

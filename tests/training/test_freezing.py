@@ -56,7 +56,7 @@ def two_lives(plan: Plan) -> Any:
     """An attempt that ends after 3 steps, and one that goes on from there."""
     with attempt(plan, "a1") as training:
         training.steps = 3
-        training.export = lambda _: None
+        training.export = lambda *_: None
         training.run()
     return train(plan, "a2")
 
@@ -107,7 +107,7 @@ def test_weights_from_init_from_are_read_in_every_attempt(project: Project, tmp_
     shutil.copy(tmp_path / "base.safetensors", tmp_path / "kept.safetensors")
     with attempt(plan, "a1") as training:
         training.steps = 3
-        training.export = lambda _: None
+        training.export = lambda *_: None
         training.run()
     base["body.2.weight"][3, 3] += 1e-3
     save_file(base, tmp_path / "base.safetensors")

@@ -118,8 +118,8 @@ class Checkpointer:
         return self.schedule.last_save(self.busy, commit_delay(self.lease.store))
 
     def begin(self, alone: bool = False) -> None:
-        """Start to save the state as it is now; call `before_step` before it changes, and not while
-        `busy`. `alone`: nothing trains beside it, so everything may be copied at once."""
+        """Start to save the state as it is now, after a save that is on its way; call `before_step`
+        before it changes. `alone`: nothing trains beside it, everything may be copied at once."""
         if self.writers.rank >= self.writers.count:
             return
         self.wait()

@@ -140,9 +140,11 @@ class Lease:
             self.record = replace(self.record, points=whole)
 
     def finish(self, finished: Finished) -> None:
-        """Commit that the run has finished. Raises what `Store.commit` raises."""
-        end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": finished.reason or ""}
-        self.note(**end, ended=self.clock(), committed=finished.step)
+        """Commit that the run has finished, and the attempt with it, unless it has not made the
+        model. Raises what `Store.commit` raises."""
+        if finished.export_failed is None:
+            end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": finished.reason or ""}
+            self.note(**end, ended=self.clock(), committed=finished.step)
         self._replace_head(replace(self.record.with_last(**self._facts), finished=finished))
 
     def look_again(self) -> None:

@@ -58,6 +58,16 @@ def _reject(store: Store, head: Head, steps: Sequence[int]) -> Head:
     return store.commit(replace(record, checkpoints=left, rejected=known).to_json(), head)
 
 
+def load_weights(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
+    """Put a checkpoint's model, and its average, into the modules; nothing else of the state
+    changes."""
+    reader = tensor_file.TensorReader(paths)
+    state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
+    for name, tensor in state.tensors().items():
+        if not name.startswith("optimizer."):
+            reader.fill(name, local(tensor), rows(tensor))
+
+
 def load(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
     """Put a checkpoint's state into the modules, on any number of processes.
 

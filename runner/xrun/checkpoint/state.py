@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import CheckpointError, ComponentError, TrainError
 from . import tensor_file
@@ -264,9 +265,14 @@ def check_own_tensors(model: nn.Module, name: str) -> None:
     bring it back.
 
     Raises:
-        ComponentError: it lacks a trainable parameter, or holds a copy of something.
+        ComponentError: it lacks a trainable parameter, or holds a copy of something, or a tensor
+            that no checkpoint can hold.
     """
     once, again = (model.state_dict(keep_vars=True) for _ in range(2))
+    for each, tensor in once.items():
+        if isinstance(tensor, Tensor):
+            _check(f"model.{each}", tensor)
+    _check_elements(model, name)
     there = {id(tensor) for tensor in once.values()}
     apart = (n for n, p in model.named_parameters() if p.requires_grad and id(p) not in there)
     wrong = next(apart, None) or next((n for n in once if _is_copy(once[n], again.get(n))), None)
@@ -277,6 +283,19 @@ def check_own_tensors(model: nn.Module, name: str) -> None:
             "Leave out the state_dict hook or method that changes it; what is to be saved in"
             " another form can be made from the final weights.",
         )
+
+
+def _check_elements(model: nn.Module, name: str) -> None:
+    """Raises ComponentError where a step would change several elements of a parameter at once."""
+    for own, p in model.named_parameters():
+        if isinstance(p, UninitializedParameter) or not p.requires_grad:
+            continue
+        if any(size > 1 and not step for size, step in zip(p.shape, p.stride(), strict=True)):
+            raise ComponentError(
+                f"{name}: elements of the parameter {own} share one number in memory, which each of"
+                " them would change in a step.",
+                "Give it numbers of its own (`.expand(...).clone()`), or expand it in forward().",
+            )
 
 
 def _is_copy(one: Any, other: Any) -> bool:

@@ -1,4 +1,5 @@
-"""The commands about runs: status, report, logs, cancel, sync."""
+"""The commands about runs: status, report, logs, cancel, sync,
+export-model."""
 
 from __future__ import annotations
 
@@ -94,4 +95,26 @@ def sync(run_id: str) -> None:
     sys.exit(send_all(folder.path))
 
 
-COMMANDS = (status, report, cancel, logs, sync)
+@click.command(name="export-model")
+@options.run_id
+@click.option("--best", "which", flag_value="best", help="The best evaluated weights.")
+@click.option("--last", "which", flag_value="last", help="The last weights.")
+def export_model(run_id: str, which: str | None) -> None:
+    """Make RUN's model again from its last commit, and publish it where its store does that. For a
+    run that has finished, whose export has failed or whose folder is gone.
+
+    Without --best or --last: as `train.export` of its recipe says.
+    """
+    from ..launcher.export import export_model as export
+    from ..libraries import TRAINING, require
+    from ..run.folder import find_run
+
+    folder = find_run(run_id)
+    require(TRAINING)
+    if code := export(folder, which or ""):
+        sys.exit(code)
+    step = (finished := folder.record().finished) and finished.exported_step
+    click.echo(f"Exported step {step} of {run_id} to {folder.model}")
+
+
+COMMANDS = (status, report, cancel, logs, sync, export_model)

@@ -53,6 +53,7 @@ def status_line(status: RunStatus) -> str:
         f"{len(report.attempts)} attempt{'s' if len(report.attempts) != 1 else ''}",
         f"{kills} ended from outside",
         *(list(speed_words(report.speed))[:1] if status.status == "running" else ()),
+        *(["no model: `xrun export-model`"] if report.export_failed else ()),
         *(cloud_words(status.cloud, status.status) if status.cloud else ()),
     ]
     return f"{report.run:<40} {status.status:<9} {', '.join(parts)}"
@@ -105,6 +106,9 @@ def report_text(report: RunReport) -> str:
     lines += _why_not_exact(report)
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
+    if report.export_failed:
+        lines.append(f"  no model: {report.export_failed}")
+        lines.append(f"  `xrun export-model {report.run}` tries again")
     return "\n".join(lines)
 
 

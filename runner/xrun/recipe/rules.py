@@ -380,6 +380,15 @@ def optimizer_args_do_not_repeat(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+@rule("train.export", "train.evaluate.every", "train.epochs")
+def best_of_several_evaluations(recipe: Recipe) -> Iterator[Problem]:
+    """`train.export: best` needs evaluations before the last step."""
+    train = recipe.train
+    if train.export == "best" and train.evaluate.every is None and train.epochs is None:
+        what = "only the last step is evaluated, so no other one can be the best"
+        yield problem("train.export", what, "best", "Set `train.evaluate.every`.")
+
+
 @rule("task", "train.evaluate.metric", "train.evaluate.mode")
 def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
     """`train.evaluate.metric` is one that the task measures; where its name does not tell, `mode`

@@ -320,6 +320,9 @@ class Train(Part):
     as well. Default: none."""
     evaluate: Evaluate = default({})
     """Evaluation on the split `val`."""
+    export: Literal["last", "best"] = "last"
+    """Which weights become the run's model: those of the last step, or of the best evaluated one by
+    `evaluate.metric`, which is then saved as soon as it is known."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Worker processes per training process that load data. 0 loads in the training process."""
     log_every: Count = 1

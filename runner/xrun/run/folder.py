@@ -191,7 +191,8 @@ class RunFolder:
             metrics=self.metrics_now(),
             speed=self.speed_now(),
             weights_sha256=finished.weights_sha256 if finished else None,
-            model=str(self.model) if finished else None,
+            model=str(self.model) if finished and not finished.export_failed else None,
+            export_failed=finished.export_failed if finished else None,
         )
 
     def describe(self) -> RunReport:
@@ -215,17 +216,20 @@ class RunFolder:
         written = held_by(self.lock) or ""
         return int(written) or None if written.isdecimal() and len(written) < 20 else None
 
-    def metrics_now(self) -> dict[str, float]:
-        """The newest value of every metric."""
-        return {name: v for name, v in self._newest().items() if not name.startswith(points.SPEED)}
+    def metrics_now(self, until: int | None = None) -> dict[str, float]:
+        """The newest value of every metric, up to a step."""
+        newest = self._newest(until).items()
+        return {name: value for name, value in newest if not name.startswith(points.SPEED)}
 
     def speed_now(self) -> dict[str, float]:
         """The newest of what tells how fast it trains, without `speed/`."""
         return points.speed_of(self._newest())
 
-    def _newest(self) -> dict[str, float]:
+    def _newest(self, until: int | None = None) -> dict[str, float]:
         newest: dict[str, float] = {}
         for point in self.points():
+            if until is not None and point["step"] > until:
+                continue
             numbers = (item for item in point.items() if isinstance(item[1], int | float))
             newest |= {name: value for name, value in numbers if "/" in name}
         return newest

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EX_TEMPFAIL, AttemptEnd, CheckpointCorrupt, StoppedOnPurpose
+from ..errors import EX_TEMPFAIL, AttemptEnd, CheckpointCorrupt, ExportError, StoppedOnPurpose
 from ..files import typed, with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
@@ -137,9 +137,14 @@ _OLDER = {"kind": "end", "split": "parts"}
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run has come to: its last step, its metrics then, the final weights' SHA-256, and the
-    revision of the published model where there is one. Of a run that was stopped early `waited`
-    evaluations in a row had been no better, and `reason` is the sentence."""
+    """What a run has come to: its last step, its metrics then, the final weights' SHA-256 (of
+    several files `training.export.digest_of`), and the revision of the published model where there
+    is one. Of a run that was stopped early `waited` evaluations in a row had been no better, and
+    `reason` is the sentence.
+
+    `exported_step` is the step of the exported weights. `export_failed` is why there are none;
+    with `export_again` the next attempt tries once more, by itself.
+    """
 
     step: int
     steps_per_epoch: int | None = None
@@ -150,6 +155,9 @@ class Finished:
     model_revision: str | None = None
     waited: int | None = None
     reason: str | None = None
+    exported_step: int | None = None
+    export_failed: str | None = None
+    export_again: bool | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -348,6 +356,12 @@ class RunRecord:
         return self.newest.step if self.newest else -1
 
     @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one epoch, as far as anybody has counted them."""
+        known = [each.steps_per_epoch for each in self.attempts if each.steps_per_epoch]
+        return self.finished.steps_per_epoch if self.finished else next(reversed(known), None)
+
+    @property
     def newest_step(self) -> int:
         """The newest step that was committed, rejected ones included; -1 if none ever was."""
         return max([self.committed_step, *self.rejected])
@@ -400,6 +414,32 @@ class RunRecord:
         patience = plan.recipe["train"].get("evaluate", {}).get("patience")
         early = patience is not None and (finished.waited or 0) >= patience
         return early or finished.step >= plan.last_step(finished.steps_per_epoch)
+
+    def is_done(self, plan: Plan) -> bool:
+        """Whether it has, and its model is exported."""
+        done = self.has_reached_the_end(plan)
+        return done and self.finished is not None and self.finished.export_failed is None
+
+    def check_exported(self, run: str) -> None:
+        """A run that has finished has its model.
+
+        Raises:
+            ExportError: it could not be made.
+        """
+        finished = self.finished
+        if finished is not None and finished.export_failed is not None:
+            code = self.attempts[-1].code if self.attempts else None
+            raise ExportError(
+                f"{run} is finished, and step {finished.step} is committed; its model is not there:"
+                f" {finished.export_failed}",
+                f"Nothing was trained. Fix the cause, then type `xrun export-model {run}`.",
+                code or ExportError.exit_code,
+            )
+
+    def is_left(self, plan: Plan) -> bool:
+        """Whether an attempt has something to do: to train, or to try an export again."""
+        again = self.finished is not None and self.finished.export_again
+        return bool(again) or not self.has_reached_the_end(plan)
 
     def begun(self, plan: Plan, attempt: AttemptRecord) -> RunRecord:
         """The record with one more attempt; the one before that said nothing of its end was ended

@@ -38,6 +38,7 @@ class RunReport:
     command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
     `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
+    `export_failed` is why a finished run has no model.
     """
 
     run: str
@@ -56,6 +57,7 @@ class RunReport:
     speed: Mapping[str, float] = field(default_factory=dict)
     weights_sha256: str | None = None
     model: str | None = None
+    export_failed: str | None = None
     error: str = ""
 
     @property

@@ -124,10 +124,8 @@ class LeadingNode(Node):
             if asked is not None:
                 dismiss(asked)
         for last in (False, False, True):
-            if RunRecord.of(head).has_reached_the_end(self.plan):
-                here = self.folder.model
-                where = f"in {here}" if here.exists() else f"at {self.plan.where}"
-                self.say(f"{self.plan.run} is finished; its model is {where}.")
+            if not RunRecord.of(head).is_left(self.plan):
+                self._say_finished(RunRecord.of(head))
                 return None
             try:
                 self._lease(head)
@@ -138,6 +136,17 @@ class LeadingNode(Node):
                 head = self._certain(None)  # a store far away may have answered with an old head
         return head is None
 
+    def _say_finished(self, record: RunRecord) -> None:
+        """That nothing is left to train.
+
+        Raises:
+            ExportError: its model was not made.
+        """
+        run, here = self.plan.run, self.folder.model
+        record.check_exported(run)
+        where = f"in {here}" if here.exists() else f"at {self.plan.store}"
+        self.say(f"{run} is finished; its model is {where}.")
+
     def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
         """What the store has, once both witnesses agree with it; W&B was asked meanwhile."""
         witnesses = Witnesses(self.plan, self.store, self.stop, self.say)
@@ -146,7 +155,7 @@ class LeadingNode(Node):
             self.say(f"The commit {damaged} is damaged; the one before it counts.")
         record = RunRecord.of(head)
         witnesses.check(head, record)
-        if asked is not None and not record.has_reached_the_end(self.plan):
+        if asked is not None and record.is_left(self.plan):
             head, self.seen = witnesses.check_wandb(head, asked), witnesses.seen
         return head
 
@@ -239,7 +248,7 @@ class LeadingNode(Node):
                 return Outcome(LaunchError.exit_code, failure)
             if failure is None or self.stop:
                 return outcome
-            if self._has_reached_the_end():  # and the ranks could not say so
+            if self._is_done():  # and the ranks could not say so
                 return Outcome(0)
             if failure.parts:
                 parts = failure.parts
@@ -251,12 +260,12 @@ class LeadingNode(Node):
             else:
                 return _mistake(failure) if retries.is_mistake else outcome
 
-    def _has_reached_the_end(self) -> bool:
-        """Whether the store says that this attempt has finished the run."""
+    def _is_done(self) -> bool:
+        """Whether the store says that this attempt has finished the run, its model included."""
         with contextlib.suppress(XrunError):
             head = self.store.head()
             mine = head is not None and head.attempt == self.id
-            return mine and RunRecord.of(head).has_reached_the_end(self.plan)
+            return mine and RunRecord.of(head).is_done(self.plan)
         return False
 
     def _round(self, fresh: bool, parts: int) -> Outcome:
@@ -329,7 +338,7 @@ class LeadingNode(Node):
                 code = code or StoreError.exit_code  # another attempt has taken over
             else:
                 self._confirm(asked)
-                if code == 0 and not RunRecord.of(head).has_reached_the_end(self.plan):
+                if code == 0 and not RunRecord.of(head).is_done(self.plan):
                     code, failure = EX_TEMPFAIL, Failure("The ranks ended before the run had.")
                 code, why = self._record_end(head, code, failure)
         except StoreError as error:

@@ -35,18 +35,17 @@ from ..recipe.schema import Recipe, Train
 from ..run import spending
 from ..run.folder import RunFolder
 from ..run.plan import Limits, Plan
-from ..run.record import Finished, RunRecord
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_scripts, configure_torch, prepare
-from .adapter import final_of, load_adapter, with_adapter
+from .adapter import load_adapter, with_adapter
 from .average import Average
 from .conditions import check_accelerators, environment_of, memory_of
 from .contract import Components
 from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
-from .export import export, full_copy
+from .finish import finish
 from .flops import sample_flops
 from .freezing import freeze, sourced_of
 from .instances import build_model, components_of, revision_of, splits_of
@@ -168,7 +167,14 @@ def build_training(
         parts=parts,
         speed=speed,
         budget=build_budget(plan.limits, checkpointer, world),
-        export=lambda state: finish(setting, model, lease.record, sampler.steps_per_epoch),
+        export=lambda _, early: finish(
+            setting,
+            model,
+            lease,
+            functools.partial(build_started, setting),
+            sampler.steps_per_epoch,
+            early,
+        ),
     )
 
 
@@ -458,25 +464,3 @@ def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Ca
         return left.spent(clock.now(), ending)
 
     return spent
-
-
-def finish(
-    setting: Setting, model: Model, record: RunRecord, steps_per_epoch: int | None
-) -> Finished | None:
-    """Make the final weights, the averaged ones where there are; what the record says of them on
-    the first process."""
-    final = model.objective.model if model.averaged is None else model.averaged
-    whole: nn.Module | None = final
-    if setting.sharded:
-        whole = full_copy(final, functools.partial(build_started, setting))
-    if setting.world.rank or whole is None:
-        return None
-    finished = Finished(
-        step=model.state.step,
-        steps_per_epoch=steps_per_epoch,
-        samples=model.state.samples,
-        metrics=setting.folder.metrics_now(),
-        data_revision=revision_of(setting.splits["train"]),
-    )
-    whole = final_of(whole, setting.recipe.model)
-    return export(setting.plan, setting.store, whole, finished, record.attempts)

@@ -1,9 +1,10 @@
-"""The final weights, in the standard Hugging Face layout: model.safetensors, config.json, README.md
-(the model card)."""
+"""The final weights, in the layout of the library that the model comes of, with what goes with them
+and README.md (the model card)."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -16,20 +17,21 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from .. import clock
 from ..checkpoint.state import local
+from ..errors import ComponentError
 from ..files import json_text
-from ..run import spending
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
 from ..store.durable import sync_folder
 from ..store.protocol import Publisher, Store
-from .warm_start import ADAPTER_WEIGHTS
+from .companions import NOTHING, Companions
+from .model_card import library_of, model_card
 
 WEIGHTS = "model.safetensors"
-_DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
-"""What the digests of a plan's sources are, by the rule that made them."""
+"""Those of a model that has no way of its own to be saved."""
+_SUFFIXES = ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt"))
+"""What weights are called, and what only a `save_pretrained` of a project's own calls them."""
 
 
 def export(
@@ -38,14 +40,16 @@ def export(
     model: nn.Module,
     finished: Finished,
     attempts: Sequence[AttemptRecord],
+    companions: Companions = NOTHING,
 ) -> Finished:
     """Write the final weights into the run's folder, and publish them where the store is a place
     for that; what the record says of them."""
     folder = RunFolder(plan.folder).model
-    sha256 = write(folder, model, plan, finished, attempts)
+    sha256 = write(folder, model, plan, finished, attempts, companions)
     revision = ""
     if isinstance(store, Publisher):
-        revision = store.publish(folder, plan.run, f"{plan.run}: {finished.step} steps")
+        step = finished.step if finished.exported_step is None else finished.exported_step
+        revision = store.publish(folder, plan.run, f"{plan.run}: {step} steps")
     return replace(finished, weights_sha256=sha256, model_revision=revision or None)
 
 
@@ -55,31 +59,69 @@ def write(
     plan: Plan,
     finished: Finished,
     attempts: Sequence[AttemptRecord] = (),
+    companions: Companions = NOTHING,
 ) -> str:
-    """Write the folder as a whole, replacing an older one; returns the SHA-256 of the weights,
-    whose file is a function of the tensors and their names alone.
+    """Write the folder as a whole, replacing an older one; returns the digest of the weights, whose
+    files are a function of the tensors and their names alone.
 
-    A transformers model is saved by its own `save_pretrained`, so that `from_pretrained` loads it;
-    any other one as safetensors (tied weights once) and a config that names its component and
-    arguments.
+    A model with `save_pretrained` (of transformers, peft, diffusers or its own) is saved by it, so
+    that `from_pretrained` loads it; any other one as safetensors (tied weights once) and a config
+    that names its component and arguments.
+
+    Raises:
+        ComponentError: its `save_pretrained` writes no weights.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]  # transformers has it as a method
+        _save_pretrained(model, temporary, companions, plan)
     else:
         _save(_Stored(model), temporary / WEIGHTS)
-        (temporary / "config.json").write_text(json_text(_config(plan), indent=1) + "\n")
+        config = _config(plan) | companions.labels()
+        (temporary / "config.json").write_text(json_text(config, indent=1) + "\n")
+    companions.write(temporary)
+    files = weights_in(temporary)
+    if not files:
+        raise ComponentError(
+            f"models/{plan.load_recipe().model.name}.py: save_pretrained has written no weights"
+            f" ({', '.join(sorted(path.name for path in temporary.iterdir())) or 'nothing'})."
+        )
     for path in temporary.rglob("*.safetensors"):
         in_one_order(path)
-    adapter = temporary / ADAPTER_WEIGHTS
-    sha256 = sha256_of(adapter if adapter.exists() else temporary / WEIGHTS)
-    (temporary / "README.md").write_text(
-        model_card(plan, finished, attempts, sha256), encoding="utf-8"
-    )
+    finished = replace(finished, weights_sha256=digest_of(temporary, files))
+    card = model_card(plan, finished, attempts, files, model)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, folder)
-    return sha256
+    return str(finished.weights_sha256)
+
+
+def _save_pretrained(model: Any, folder: Path, companions: Companions, plan: Plan) -> None:
+    """By the model's own method; in one file as far as it can be told so."""
+    given = plan.load_recipe().model.args.get("config") or {}
+    if library_of(model) == "transformers" and "id2label" not in given:
+        for name, labels in companions.labels(model.config.num_labels).items():
+            setattr(model.config, name, labels)
+    takes = inspect.signature(model.save_pretrained).parameters
+    any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
+    whole = {"max_shard_size": "1TB"} if any_name or "max_shard_size" in takes else {}
+    model.save_pretrained(folder, **whole)
+
+
+def weights_in(folder: Path) -> list[str]:
+    """The names of the files below a folder that hold weights, sorted."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    kinds = ([name for name in names if name.endswith(kind)] for kind in _SUFFIXES)
+    return next(filter(None, kinds), [])
+
+
+def digest_of(folder: Path, files: Sequence[str]) -> str:
+    """The SHA-256 of the one file; of several that of what `sha256sum` prints for them, sorted by
+    name."""
+    if len(files) == 1:
+        return sha256_of(folder / files[0])
+    lines = (f"{sha256_of(folder / name)}  {name}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _save(model: nn.Module, path: Path) -> None:
@@ -138,72 +180,6 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def model_card(
-    plan: Plan, finished: Finished, attempts: Sequence[AttemptRecord], sha256: str
-) -> str:
-    """What was trained, on what, how well, and by which code."""
-    recipe = plan.load_recipe()
-    metrics = "\n".join(
-        f"| {name} | {value:.6g} |" for name, value in sorted(finished.metrics.items())
-    )
-    return f"""---
-library_name: {"transformers" if recipe.model.name == "hub" else "pytorch"}
-tags: [xrun]
----
-# {plan.run}
-
-`{recipe.model.name}` trained on `{recipe.dataset.name}` ({recipe.task}) for
-{finished.step} steps, {finished.samples} samples, by xrun {plan.version}.
-
-| metric | value |
-|---|---|
-{metrics}
-
-Weights: `{WEIGHTS}`, SHA-256 `{sha256}`.
-Data revision: {finished.data_revision or "not named by the dataset"}.{_other_data(attempts)}
-{_effort(attempts)}
-
-## Recipe
-
-```json
-{json_text(plan.recipe, indent=1)}
-```
-
-## Code
-
-{_code(plan)}
-"""
-
-
-def _other_data(attempts: Sequence[AttemptRecord]) -> str:
-    return "".join(
-        f" Other data from step {each.first_step} on ({each.other_data})."
-        for each in attempts
-        if each.other_data
-    )
-
-
-def _effort(attempts: Sequence[AttemptRecord]) -> str:
-    usd = spending.dollars(attempts, clock.now())
-    cost = "" if usd is None else f" They cost ${usd:.2f}."
-    lost = sum(attempt.was_lost for attempt in attempts)
-    return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"
-
-
-def _code(plan: Plan) -> str:
-    commit = plan.code.get("commit")
-    state = (
-        f"commit `{commit}`{' with uncommitted changes' if plan.code.get('dirty') else ''}"
-        if commit
-        else "not under git"
-    )
-    files = "\n".join(
-        f"* `{path}`, {_DIGESTS.get(plan.rule, 'digest')} `{digest}`"
-        for path, digest in plan.sources.items()
-    )
-    return f"The project is {state}.\n\n{files}"
 
 
 def _config(plan: Plan) -> dict[str, Any]:

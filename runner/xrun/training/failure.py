@@ -14,6 +14,7 @@ from ..errors import (
     EX_TEMPFAIL,
     AttemptEnd,
     ComponentError,
+    ExportError,
     OutOfMemory,
     TrainError,
     XrunError,
@@ -85,7 +86,7 @@ def failure_of(error: BaseException, step: int | None) -> Failure:
 
 
 def _ours(error: XrunError, step: int | None) -> Failure:
-    of_component = isinstance(error, ComponentError) and error.__cause__ is not None
+    of_component = isinstance(error, ComponentError | ExportError) and error.__cause__ is not None
     return Failure(
         error.message,
         AttemptEnd.OUTSIDE if is_peer_loss(error) else error.end,

@@ -20,6 +20,7 @@ from ..recipe.schema import Recipe
 from ..run.code_digest import digest_of_all
 from ..run.plan import Plan
 from ..run.sources import sources
+from .companions import Companions
 from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
@@ -49,6 +50,12 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
     check_splits(splits, dataset.name)
     check_stream(dataset.name, splits["train"], train.epochs)
     check_validation(splits.get("val"), dataset.name)
+    Companions.of(splits["train"], f"datasets/{dataset.name}.py")
+    if train.export == "best" and splits.get("val") is None:
+        raise ComponentError(
+            f"train.export: `best` needs the split 'val', and datasets/{dataset.name}.py gives only"
+            f" {', '.join(map(str, splits))}."
+        )
     return dict(splits)
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -91,7 +91,9 @@ class Training:
     speed: Speed = field(default_factory=Speed)
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
-    export: Callable[[TrainState], Finished | None] = lambda state: Finished(state.step)
+    export: Callable[[TrainState, Mapping[str, Any]], Finished | None] = lambda state, early: (
+        Finished(state.step, **early)
+    )
     _looked: float = 0.0
     _finite: FiniteGradients = field(init=False)
     _gated: bool = False
@@ -444,9 +446,11 @@ class Training:
             if unavailable := self.world.broadcast(self.checkpointer.unavailable):
                 raise StoreUnavailable(f"{what} {unavailable}")
             raise StoreError(what, "Start the same command again.")
-        finished = self.export(self.state)
-        if self.world.rank == 0 and finished is not None:
-            self.checkpointer.lease.finish(replace(finished, **early))
-        if self.tracker is not None:
-            self.tracker.finish()
+        try:
+            finished = self.export(self.state, early)
+            if self.world.rank == 0 and finished is not None:
+                self.checkpointer.lease.finish(finished)
+        finally:
+            if self.tracker is not None:
+                self.tracker.finish()
         self.world.barrier()

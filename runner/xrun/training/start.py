@@ -80,7 +80,7 @@ def find_start(plan: Plan, attempt: str, store: Store, world: World) -> Start:
         CheckpointError: every checkpoint is damaged, or there is none to fork from.
     """
     chosen = world.from_first(lambda: _choose(plan, attempt, store))
-    return _on_this_node(chosen, plan, attempt, store, world)
+    return on_this_node(chosen, plan, attempt, store, world)
 
 
 def _choose(plan: Plan, attempt: str, store: Store) -> Start:
@@ -107,7 +107,7 @@ def _forked_store(plan: Plan, attempt: str) -> Store:
     return open_store(replace(plan, run=plan.fork, store=plan.fork_store), attempt, create=False)
 
 
-def _on_this_node(start: Start, plan: Plan, attempt: str, store: Store, world: World) -> Start:
+def on_this_node(start: Start, plan: Plan, attempt: str, store: Store, world: World) -> Start:
     """Where the chosen checkpoint's files lie here: each node has a disk of its own, and its first
     process fetches first."""
     if start.checkpoint is None or world.size == 1:

@@ -34,7 +34,7 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
                 f"model.init_from: {path} is damaged: {error}.", "Fetch it again."
             ) from error
     own = model.state_dict()
-    known = {name: _joined(tensor, own[name]) for name, tensor in found.items() if name in own}
+    known = {name: joined(tensor, own[name]) for name, tensor in found.items() if name in own}
     fitting = {name: tensor for name, tensor in known.items() if own[name].shape == tensor.shape}
     if not fitting:
         raise TrainError(
@@ -53,7 +53,7 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
     )
 
 
-def _joined(tensor: Tensor, own: Tensor) -> Tensor:
+def joined(tensor: Tensor, own: Tensor) -> Tensor:
     """Complex numbers where the file has pairs of real ones, as `export` writes them."""
     pairs = own.is_complex() and not tensor.is_complex() and tensor.shape == (*own.shape, 2)
     # A copy: in a file they may lie where the processor does not take complex numbers from.

@@ -55,6 +55,7 @@ class SkyCloud:
         """See Cloud. Follows the log until the job has ended, unless `detach`."""
         folder = RunFolder(plan.folder)
         if finished(folder, plan):
+            folder.record().check_exported(plan.run)
             self.say(f"{plan.run} is finished; `xrun report {plan.run}` tells how.")
             return 0
         job = self.launch(plan)
@@ -188,6 +189,6 @@ def finished(folder: RunFolder, plan: Plan) -> bool:
     """Whether the run has nothing left to do; where that cannot be told now, the attempt will
     tell."""
     try:
-        return folder.plan_file.exists() and folder.record().has_reached_the_end(plan)
+        return folder.plan_file.exists() and not folder.record().is_left(plan)
     except XrunError:
         return False

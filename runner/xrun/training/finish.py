@@ -1,0 +1,145 @@
+"""The end of a run that is trained: which weights become its model, and what the record says where
+that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..checkpoint import restore
+from ..checkpoint.lease import Lease
+from ..errors import ExportError, LeaseLost, StoreError, XrunError
+from ..run.record import Finished
+from .adapter import final_of
+from .companions import companions_of
+from .contract import in_short
+from .export import export, full_copy
+from .failure import is_of_the_machine
+from .instances import revision_of
+from .start import Start, on_this_node
+
+if TYPE_CHECKING:
+    from .build import Model, Setting
+
+log = logging.getLogger("xrun")
+
+
+def finish(
+    setting: Setting,
+    model: Model,
+    lease: Lease,
+    rebuild: Callable[[], nn.Module],
+    steps_per_epoch: int | None,
+    early: Mapping[str, Any] = MappingProxyType({}),
+) -> Finished | None:
+    """Make the final weights, the averaged ones where there are; what the record says of them on
+    the first process. The last state is committed; `rebuild` builds the model anew, and `early` is
+    what the record says of a run that ended before its last step.
+
+    Raises:
+        ExportError: the model cannot be made or published; the record has it, and that the run is
+            finished.
+        XrunError: it cannot now; the record has it, and the next attempt tries again.
+    """
+    split, state = setting.splits["train"], model.state
+    finished = Finished(
+        step=state.step,
+        steps_per_epoch=steps_per_epoch,
+        samples=state.samples,
+        metrics=setting.folder.metrics_now(),
+        data_revision=revision_of(split),
+        **early,
+    )
+    with _outlived(setting, lease, finished):
+        taken = take_best(setting, model, lease) if setting.train.export == "best" else state.step
+        final = model.objective.model if model.averaged is None else model.averaged
+        whole: nn.Module | None = full_copy(final, rebuild) if setting.sharded else final
+        if setting.world.rank or whole is None:
+            return None
+        # The card tells of the exported weights, the record of the whole run.
+        own = replace(finished, exported_step=taken, metrics=setting.folder.metrics_now(taken))
+        companions = companions_of(split, setting.recipe)
+        attempts = lease.record.attempts
+        whole = final_of(whole, setting.recipe.model)
+        made = export(setting.plan, setting.store, whole, own, attempts, companions)
+        return replace(made, metrics=finished.metrics)
+
+
+def take_best(setting: Setting, model: Model, lease: Lease) -> int:
+    """Put the weights of the best committed checkpoint into the model; returns their step. The last
+    ones stay where the best are not among the committed ones.
+
+    Every process takes part. Raises what `Store.fetch` raises.
+    """
+    chosen = setting.world.from_first(lambda: _best(lease))
+    found = chosen.checkpoint
+    if found is None or found.step == model.state.step:
+        return model.state.step
+    plan, store = setting.plan, setting.store
+    paths = on_this_node(chosen, plan, lease.attempt, store, setting.world).paths
+    restore.load_weights(model.state, found, paths)
+    return found.step
+
+
+def _best(lease: Lease) -> Start:
+    """The best checkpoint of the run's own, with its files' paths."""
+    newest = lease.record.newest
+    best = newest.best_step if newest else None
+    for each in lease.record.checkpoints:
+        if each.step == best:
+            return Start(
+                lease.head, each, [lease.store.fetch(file) for file in each.files.values()]
+            )
+    log.warning(
+        "train.export: the best state%s is not among the committed ones; the last one becomes the"
+        " model.",
+        "" if best is None else f", step {best},",
+    )
+    return Start(lease.head)
+
+
+@contextlib.contextmanager
+def _outlived(setting: Setting, lease: Lease, finished: Finished) -> Iterator[None]:
+    """What fails in here leaves a run that is finished; a rehearsal wants the cause alone."""
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        passes = _passes(error)
+        why, hint, code = _told(setting, error)
+        if setting.world.rank == 0:
+            failed = replace(finished, export_failed=why, export_again=passes or None)
+            with contextlib.suppress(StoreError):  # then the next attempt comes here again
+                lease.finish(failed)
+        if passes:
+            raise
+        if not setting.plan.rehearsal:
+            why = (
+                f"Training is finished, and step {finished.step} is committed; the export failed:"
+                f" {why}"
+            )
+            hint = (
+                f"{hint} Fix the cause, then type `xrun export-model {setting.plan.run}`.".strip()
+            )
+        raise ExportError(why, hint, code) from error
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it may not come again, here or on another machine."""
+    if isinstance(error, XrunError):
+        return error.again
+    return is_of_the_machine(error)
+
+
+def _told(setting: Setting, error: Exception) -> tuple[str, str, int]:
+    """The sentence about a failed export, the way out, and the exit code."""
+    if isinstance(error, XrunError):
+        return error.message, error.hint, error.exit_code
+    return f"{setting.components.model}: {in_short(error)}.", "", ExportError.exit_code

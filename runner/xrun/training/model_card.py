@@ -1,0 +1,132 @@
+"""The model card: what was trained, on what, how well, by which code, and how it is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import clock
+from ..files import json_text
+from ..run import spending
+from ..run.plan import Plan
+from ..run.record import AttemptRecord, Finished
+
+_DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
+"""What the digests of a plan's sources are, by the rule that made them."""
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_LOADS = {
+    "transformers": "from transformers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
+    "diffusers": "from diffusers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
+    "peft": "from peft import AutoPeftModel\n\nmodel = AutoPeftModel.from_pretrained(FOLDER)",
+    "pytorch": "import xrun\n\nmodel = xrun.load_model(FOLDER, project=PROJECT)",
+}
+"""How people load it; FOLDER is where these files lie, PROJECT the folder whose `models/` has the
+component (not needed in that project, nor for what xrun ships)."""
+
+
+def library_of(model: Any) -> str:
+    """Which library's layout a model has, by the class that it comes of."""
+    found = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    return next(
+        (each for each in ("peft", "diffusers", "transformers") if each in found), "pytorch"
+    )
+
+
+def model_card(
+    plan: Plan,
+    finished: Finished,
+    attempts: Sequence[AttemptRecord],
+    weights: Sequence[str],
+    model: Any = None,
+) -> str:
+    """The card of a model whose weights are these files, with the digest that `finished` has."""
+    recipe = plan.load_recipe()
+    library = library_of(model)
+    metrics = "\n".join(
+        f"| {name} | {value:.6g} |" for name, value in sorted(finished.metrics.items())
+    )
+    return f"""---
+library_name: {library}
+tags: [xrun]{_base(plan)}
+---
+# {plan.run}
+
+`{recipe.model.name}` trained on `{recipe.dataset.name}` ({recipe.task}) for
+{finished.step} steps, {finished.samples} samples, by xrun {plan.version}.{_which(finished)}
+
+| metric | value |
+|---|---|
+{metrics}
+
+Weights: {_weights(weights, finished.weights_sha256)}.
+Data revision: {finished.data_revision or "not named by the dataset"}.{_other_data(attempts)}
+{_effort(attempts)}
+{_use(library, model)}
+## Recipe
+
+```json
+{json_text(plan.recipe, indent=1)}
+```
+
+## Code
+
+{_code(plan)}
+"""
+
+
+def _base(plan: Plan) -> str:
+    """The model on the Hub that it was trained from."""
+    model = plan.load_recipe().model
+    name = str(model.args.get("name", ""))
+    of_hub = model.name == "hub" and model.args.get("pretrained", True)
+    known = of_hub and _REPOSITORY.fullmatch(name) and not Path(plan.project, name).exists()
+    return f"\nbase_model: {name}" if known else ""
+
+
+def _which(finished: Finished) -> str:
+    step = finished.exported_step
+    return "" if step in (None, finished.step) else f"\nThis is step {step}, the best one."
+
+
+def _weights(files: Sequence[str], sha256: str | None) -> str:
+    names = ", ".join(f"`{name}`" for name in files)
+    if len(files) == 1:
+        return f"{names}, SHA-256 `{sha256}`"
+    return f"{names}; `sha256sum {' '.join(files)} | sha256sum` is `{sha256}`"
+
+
+def _use(library: str, model: Any) -> str:
+    if library == "pytorch" and hasattr(model, "save_pretrained"):
+        return ""  # it is loaded by a class of its own
+    return f"\n## Use\n\n```python\n{_LOADS[library].format(name=type(model).__name__)}\n```\n"
+
+
+def _other_data(attempts: Sequence[AttemptRecord]) -> str:
+    return "".join(
+        f" Other data from step {each.first_step} on ({each.other_data})."
+        for each in attempts
+        if each.other_data
+    )
+
+
+def _effort(attempts: Sequence[AttemptRecord]) -> str:
+    usd = spending.dollars(attempts, clock.now())
+    cost = "" if usd is None else f" They cost ${usd:.2f}."
+    lost = sum(attempt.was_lost for attempt in attempts)
+    return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"
+
+
+def _code(plan: Plan) -> str:
+    commit = plan.code.get("commit")
+    state = (
+        f"commit `{commit}`{' with uncommitted changes' if plan.code.get('dirty') else ''}"
+        if commit
+        else "not under git"
+    )
+    files = "\n".join(
+        f"* `{path}`, {_DIGESTS.get(plan.rule, 'digest')} `{digest}`"
+        for path, digest in plan.sources.items()
+    )
+    return f"The project is {state}.\n\n{files}"

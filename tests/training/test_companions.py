@@ -1,0 +1,245 @@
+"""What goes with the weights, and every kind of exported model in the hands of people who have no
+xrun.
+
+Covers `xrun.training.model_card`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import nn
+
+from support.paths import RECIPES, ROOT
+from xrun.component import load_build
+from xrun.errors import ComponentError
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import Plan
+from xrun.run.record import Finished
+from xrun.training.companions import Companions, companions_of
+from xrun.training.export import write
+
+NAMES = ("cat", "dog", "bird")
+FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5})
+
+
+class Split:
+    """A split with what is given as attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def of(**attributes: Any) -> Companions:
+    return Companions.of(Split(**attributes), "datasets/points.py")
+
+
+def plan_for(model: dict[str, Any]) -> Plan:
+    recipe = load_recipe(RECIPES / "digits_mlp.yaml").model_dump(mode="json") | {"model": model}
+    sources = {"sources": {"models/line.py": "ab"}}
+    return Plan("r-12345678", "0" * 64, sources, recipe, "r.yaml", "/p", "/h", "me", version="0.1")
+
+
+PLAN = plan_for({"name": "line", "args": {}})
+
+
+def tokenizer() -> Any:
+    """A word tokenizer that is trained on the spot."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", "<pad>", "<eos>"])
+    words.train_from_iterator(["spot machines come and go", "the run stays"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
+    )
+
+
+def gpt(vocab: int) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16}
+    return GPT2LMHeadModel(
+        GPT2Config(**sizes, vocab_size=vocab, bos_token_id=2, eos_token_id=2, pad_token_id=1)
+    ).eval()
+
+
+def test_class_names_are_texts_once_each() -> None:
+    """What a split says of its classes is checked before anything is trained."""
+    assert of(class_names=["a", "b"]).labels() == {
+        "id2label": {0: "a", 1: "b"},
+        "label2id": {"a": 0, "b": 1},
+    }
+    assert of().labels() == of(class_names=None).labels() == {}
+    for wrong, said in (("ab", "a list of texts"), ([1], "a list of texts"), (["a", "a"], "twice")):
+        with pytest.raises(ComponentError, match=said):
+            of(class_names=wrong)
+    with pytest.raises(ComponentError, match="the tokenizer of the split 'train' is a str"):
+        of(tokenizer="gpt2")
+
+
+def test_hugging_face_s_own_splits_have_their_names() -> None:
+    """A dataset that is handed over as it is names its classes in its features."""
+    features = datasets.Features(
+        {"x": datasets.Value("int64"), "label": datasets.ClassLabel(names=list(NAMES))}
+    )
+    rows = datasets.Dataset.from_dict({"x": [1], "label": [2]}, features=features)
+    assert Companions.of(rows, "datasets/rows.py").class_names == NAMES
+
+
+def test_outputs_without_a_class_keep_their_number() -> None:
+    """More outputs than classes are all there; fewer are some other model's business."""
+    companions = of(class_names=NAMES)
+    assert list(companions.labels(4)["id2label"].values()) == [*NAMES, "LABEL_3"]
+    assert companions.labels(2) == {}
+
+
+def test_an_own_model_has_its_class_names(tmp_path: Path) -> None:
+    """In its config.json, as transformers writes them."""
+    write(tmp_path / "model", nn.Linear(4, 3), PLAN, FINISHED, (), of(class_names=NAMES))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog", "2": "bird"}
+    assert config["label2id"] == {"cat": 0, "dog": 1, "bird": 2}
+
+
+def test_a_base_brings_its_tokenizer(tmp_path: Path) -> None:
+    """What was trained from a base has the base's tokenizer, unless the dataset has another, or
+    says that it has none."""
+    base = tmp_path / "base"
+    gpt(12).save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    recipe = plan_for({"name": "hub", "args": {"name": str(base)}}).load_recipe()
+    found = companions_of(Split(), recipe).tokenizer
+    assert found("the run stays")["input_ids"] == tokenizer()("the run stays")["input_ids"]
+    assert companions_of(Split(tokenizer=None), recipe).tokenizer is None
+    own = tokenizer()
+    assert companions_of(Split(tokenizer=own), recipe).tokenizer is own
+    fresh = {"name": "hub", "args": {"name": str(base), "pretrained": False}}
+    assert companions_of(Split(), plan_for(fresh).load_recipe()).tokenizer is None
+
+
+def exported(folder: Path) -> dict[str, Any]:
+    """Every kind of model, with what it computes here; what is to be found there."""
+    import peft
+    from diffusers import UNet2DModel
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    words = tokenizer()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {**sizes, "intermediate_size": 8, "num_labels": 3}
+    torch.manual_seed(0)
+    text = BertForSequenceClassification(BertConfig(**small, vocab_size=len(words))).eval()
+    image = ViTForImageClassification(ViTConfig(**small, image_size=16, patch_size=8)).eval()
+    causal = gpt(len(words))
+    causal.save_pretrained(folder / "base")
+    words.save_pretrained(folder / "base")
+    based = type(causal).from_pretrained(folder / "base")
+    lora = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True
+    )
+    adapter = peft.get_peft_model(based, lora).eval()
+    for p in adapter.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(4, 8), down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+    images = load_build("datasets", "hub_images", ROOT).__globals__
+    processor = images["Processor"](16, 3, [0.5] * 3, [0.25] * 3)
+    with_names = of(class_names=NAMES, tokenizer=words)
+    kinds = {
+        "text": (text, with_names),
+        "image": (image, of(class_names=NAMES, processor=processor)),
+        "causal": (causal, of(tokenizer=words)),
+        "adapter": (adapter, of(tokenizer=words)),
+        "unet": (unet, of()),
+    }
+    for name, (model, companions) in kinds.items():
+        write(folder / name, model, PLAN, FINISHED, (), companions)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        said = text(**words("the run stays", return_tensors="pt")).logits
+        return {
+            "text": NAMES[int(said.argmax())],
+            "causal": causal(ids).logits.flatten().tolist(),
+            "adapter": adapter(ids).logits.flatten().tolist(),
+            "unet": unet(torch.ones(1, 1, 8, 8), 3).sample.flatten().tolist(),
+        }
+
+
+STRANGER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import numpy as np, torch
+from PIL import Image
+from diffusers import UNet2DModel
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers.models.clip import CLIPImageProcessorPil
+folder, found = sys.argv[1] + "/", {}
+found["text"] = pipeline("text-classification", model=folder + "text")("the run stays")[0]["label"]
+# Where torchvision is installed the pipeline finds it by itself.
+processor = CLIPImageProcessorPil.from_pretrained(folder + "image")
+picture = Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3))
+classify = pipeline("image-classification", model=folder + "image", image_processor=processor)
+found["image"] = sorted(each["label"] for each in classify(picture))
+found["pixels"] = processor(picture, return_tensors="pt")["pixel_values"].shape[1:]
+write = pipeline("text-generation", model=folder + "causal")
+found["words"] = write("spot machines", max_new_tokens=2, do_sample=False)[0]["generated_text"]
+ids = torch.tensor([[3, 4, 5]])
+with torch.no_grad():
+    causal = AutoModelForCausalLM.from_pretrained(folder + "causal")
+    found["causal"] = causal(ids).logits.flatten().tolist()
+    adapter = AutoPeftModelForCausalLM.from_pretrained(folder + "adapter")
+    found["adapter"] = adapter(ids).logits.flatten().tolist()
+    unet = UNet2DModel.from_pretrained(folder + "unet")
+    found["unet"] = unet(torch.ones(1, 1, 8, 8), 3).sample.flatten().tolist()
+found["tokens"] = AutoTokenizer.from_pretrained(folder + "adapter")("the run")["input_ids"]
+found["strangers"] = [name for name in sys.modules if name.partition(".")[0] == "xrun"]
+print(json.dumps(found))
+"""
+
+
+def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
+    """`pipeline()` answers with class names and words, and `from_pretrained` gives models that
+    compute the same numbers, in a process that never imports xrun."""
+    here = exported(tmp_path)
+    command = [sys.executable, "-I", "-c", STRANGER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout.splitlines()[-1])
+    assert there["strangers"] == []
+    assert there["text"] == here["text"]
+    assert there["image"] == sorted(NAMES)
+    assert there["pixels"] == [3, 16, 16]
+    assert there["words"].startswith("spot machines")
+    assert there["tokens"] == tokenizer()("the run")["input_ids"]
+    for name in ("causal", "adapter", "unet"):
+        assert there[name] == pytest.approx(here[name], abs=1e-5), name
+    cards = {path.parent.name: path.read_text() for path in tmp_path.glob("*/README.md")}
+    told = {name: re.findall("library_name: (.*)", card)[0] for name, card in cards.items()}
+    assert told == {
+        **dict.fromkeys(("text", "image", "causal"), "transformers"),
+        "adapter": "peft",
+        "unet": "diffusers",
+    }
+    assert "`adapter_model.safetensors`, SHA-256 `" in cards["adapter"]
+    assert "`diffusion_pytorch_model.safetensors`, SHA-256 `" in cards["unet"]
+    assert (tmp_path / "causal" / "generation_config.json").exists()
