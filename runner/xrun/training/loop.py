@@ -111,6 +111,7 @@ class Training:
         """
         proving = self.objective.components.proving(self.objective.task, self._is_untried)
         self.objective.check_after_forward()
+        self.objective.doubtful = self.untried >= 0
         with enough_memory(self.state.micro_batch, self.parts), proving:
             self._train()
 
