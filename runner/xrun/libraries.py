@@ -36,6 +36,7 @@ LAUNCHING = Need("Running on clouds", ("sky",), "cloud")
 HUB = Need("The Hugging Face Hub", ("huggingface_hub",))
 BUCKET = Need("State in a bucket", ("obstore",), "bucket")
 PEFT = Need("`model.adapter`", ("peft",))
+METRICS = Need("`train.evaluate.metrics`", ("torchmetrics",))
 WANDB = Need("Weights & Biases", ("wandb",))
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import BUCKET, HUB, LAUNCHING, PEFT, TRAINING, WANDB, Need
+from ..libraries import BUCKET, HUB, LAUNCHING, METRICS, PEFT, TRAINING, WANDB, Need
+from .metrics import over_the_split
 from .schema import Recipe
 
 
@@ -21,6 +22,9 @@ def needs(recipe: Recipe) -> Iterator[Need]:
         yield replace(need, what=f"`checkpoint.store: {store}`")
     if recipe.hardware.local and recipe.model.adapter is not None:
         yield PEFT
+    evaluate = recipe.train.evaluate
+    if recipe.hardware.local and over_the_split(recipe.task, evaluate.metric, evaluate.metrics):
+        yield METRICS
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")
