@@ -34,15 +34,20 @@ def test_the_arguments_in_every_recipe_fit_its_components(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipes_model_takes_its_datasets_batch(recipe: Path) -> None:
+def test_a_recipes_model_takes_its_datasets_batch(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Components build from their recipe's arguments and fit together, unless they need the Hub."""
     (_, model, model_args), (_, dataset, dataset_args) = parts(recipe)
     if {model, dataset} & NEEDS_THE_HUB:
         pytest.skip("needs the Hub")
+    monkeypatch.chdir(ROOT)  # the project, in whose folder ranks run
     train = build("datasets", dataset, **dataset_args)["train"]
-    batch = torch.utils.data.default_collate(train.__getitems__([0, len(train) - 1]))
+    collate = getattr(train, "collate", torch.utils.data.default_collate)
+    batch = collate([train[0], train[len(train) - 1]])
     inputs, labels = (batch["input_ids"], batch["labels"]) if isinstance(batch, dict) else batch
-    logits = build("models", model, **model_args)(inputs)
+    output = build("models", model, **model_args)(inputs)
+    logits = getattr(output, "logits", output)
     assert logits.shape[: labels.ndim] == labels.shape
     assert torch.isfinite(logits).all()
     assert logits.shape[-1] > labels.max()
