@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import CheckpointCorrupt
+from ..errors import CheckpointCorrupt, CheckpointError
 from ..run.checkpoint import Checkpoint
 from ..run.record import RunRecord
 from ..store.protocol import Head, Store
@@ -62,11 +62,31 @@ def load(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> No
     """Put a checkpoint's state into the modules, on any number of processes.
 
     Raises:
-        CheckpointError: the model does not have the tensors that were saved.
+        CheckpointError: the model does not have the tensors that were saved, or its frozen weights
+            are others than those of the run.
     """
+    check_frozen(state, checkpoint)
     reader = tensor_file.TensorReader(paths)
     state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
     state.load_tensors(
         reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))
     )
     state.load_numbers(dict(checkpoint.numbers))
+
+
+def check_frozen(state: TrainState, checkpoint: Checkpoint) -> None:
+    """The frozen weights that were built are those that the run was trained with.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    before = checkpoint.numbers.get("frozen")
+    if state.outside is None or before in (None, state.outside.digest):
+        return
+    raise CheckpointError(
+        f"The frozen weights are not those that the checkpoint of step {checkpoint.step} was"
+        f" trained with: their digest is {state.outside.digest[:12]}, and was {before[:12]}. No"
+        " step was trained on them.",
+        "Put the weights back at the recipe's model.args or model.init_from (a commit as revision"
+        " stays the same), or begin a new run with --new.",
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ComponentError, TrainError
 from . import tensor_file
+from .frozen import Frozen
 
 Fill = Callable[[str, Tensor], None]
 """Writes the saved values of the named tensor into the one given, in place."""
@@ -30,7 +31,8 @@ class TrainState:
     the step of the last evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is
     training time so far; `stream` is the position of a streaming dataset; `exact` is whether every
     step was computed as the recipe says, no micro-batch in parts; `steps` is the last step, by
-    which the learning rate goes (0: an older xrun did not say).
+    which the learning rate goes (0: an older xrun did not say). `outside` are the frozen weights
+    that are not part of it, but for a digest.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class TrainState:
     stream: dict[str, Any] | None = None
     exact: bool = True
     steps: int = 0
+    outside: Frozen | None = None
     _names: dict[int, str] = field(default_factory=dict, repr=False)
     _built: dict[str, str] = field(init=False, repr=False)
 
@@ -62,7 +65,9 @@ class TrainState:
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         made = self._made_buffers()
         buffers = {"buffers": made} if made else {}
-        return {**{name: getattr(self, name) for name in self.NUMBERS}, **buffers, **scaler}
+        frozen = {} if self.outside is None else {"frozen": self.outside.digest}
+        own = {name: getattr(self, name) for name in self.NUMBERS}
+        return {**own, **buffers, **frozen, **scaler}
 
     def load_numbers(self, numbers: dict[str, Any]) -> None:
         """The inverse of `numbers`; what an older xrun did not save stays as it is."""
@@ -75,12 +80,16 @@ class TrainState:
         """Every tensor by its name in the checkpoint; tied ones once, under their first name."""
         named = dict(_module_tensors("model", self.model))
         named |= _optimizer_tensors(self.optimizer, self.parameter_names())
-        return named | (dict(_module_tensors("ema", self.ema)) if self.ema is not None else {})
+        named |= dict(_module_tensors("ema", self.ema)) if self.ema is not None else {}
+        left = self._left_out()
+        return {name: tensor for name, tensor in named.items() if name not in left}
 
     def load_tensors(self, names: set[str], fill: Fill) -> None:
         """The inverse of `tensors`: `fill` is called once for each tensor that the state now has,
         `names` are the saved ones."""
         self._make_optimizer_state(names)
+        if self.outside is not None:
+            self.outside.add(names)
         wanted = self.tensors()
         if missing := sorted(set(wanted) ^ names):
             raise CheckpointError(
@@ -121,17 +130,27 @@ class TrainState:
         return {**made, **dict.fromkeys(self._built.keys() - now.keys())}
 
     def changing(self) -> set[str]:
-        """Names of the tensors that a forward pass may change (buffers); all others change in
-        `optimizer.step()` only."""
-        return {f"model.{name}" for name in _buffers(self.model)}
+        """Names of the tensors that a forward pass may change (buffers, and what has moved although
+        it is frozen); all others change in `optimizer.step()` only."""
+        moved = set() if self.outside is None else self.outside.moved()
+        return {f"model.{name}" for name in _buffers(self.model)} | moved
 
     def frozen(self) -> set[str]:
-        """Names of the tensors that no step changes."""
-        return {
+        """Names of the saved tensors that no step changes."""
+        frozen = {
             f"model.{name}"
             for name, p in self._saved()
             if isinstance(p, nn.Parameter) and not p.requires_grad
         }
+        return frozen if self.outside is None else frozen - self.outside.names
+
+    def _left_out(self) -> set[str]:
+        """Names of what a checkpoint does not hold: it is built again, and nothing has moved it.
+        The average shares it with the model."""
+        if self.outside is None:
+            return set()
+        names = self.outside.names - self.outside.moved()
+        return names | {f"ema.module.{name.removeprefix('model.')}" for name in names}
 
     def trained(self) -> set[str]:
         """Names of the tensors that the optimizer's step changes."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import HUB, LAUNCHING, TRAINING, WANDB, Need
+from ..libraries import HUB, LAUNCHING, PEFT, TRAINING, WANDB, Need
 from .schema import Recipe
 
 
@@ -17,6 +17,8 @@ def needs(recipe: Recipe) -> Iterator[Need]:
     yield where
     if recipe.checkpoint.durable:
         yield replace(HUB, what=f"`checkpoint.store: {recipe.checkpoint.store}`", extra=where.extra)
+    if recipe.hardware.local and recipe.model.adapter is not None:
+        yield PEFT
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")

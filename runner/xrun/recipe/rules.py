@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,6 +19,7 @@ from .. import environment
 from ..errors import Problem, did_you_mean
 from . import secret_text
 from .accelerators import unserved
+from .adapters import wrong_adapter_args
 from .location import is_within, target_there
 from .metrics import METRICS, better
 from .schema import Recipe
@@ -71,6 +73,48 @@ def problem(key: str, what: str, got: object = "", hint: str = "") -> Problem:
 
 def power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
+
+
+# What is frozen
+
+
+@rule("model.adapter")
+def adapter_args_are_peft_s(recipe: Recipe) -> Iterator[Problem]:
+    """`model.adapter.args` are arguments of peft's `LoraConfig`, and leave the base as it is."""
+    adapter = recipe.model.adapter
+    for each in wrong_adapter_args(adapter.args) if adapter else ():
+        yield replace(each, key=f"model.adapter.args.{each.key}")
+
+
+@rule("model.adapter", "model.frozen_modules")
+def an_adapter_freezes_all(recipe: Recipe) -> Iterator[Problem]:
+    """`model.frozen_modules` is not for `model.adapter`, which freezes the whole model."""
+    if recipe.model.adapter is not None and recipe.model.frozen_modules:
+        yield problem(
+            "model.frozen_modules",
+            "under an adapter the whole model is frozen",
+            hint="Remove it; `exclude_modules` in `model.adapter.args` leaves modules without one.",
+        )
+
+
+@rule("model.adapter", "model.frozen", "model.frozen_modules", "train.precision")
+def frozen_precision_fits(recipe: Recipe) -> Iterator[Problem]:
+    """`model.frozen` needs something frozen, and `bf16` there a `train.precision` of `bf16` or
+    `fp16`."""
+    model = recipe.model
+    if model.frozen is not None and not model.freezes:
+        yield problem(
+            "model.frozen",
+            "nothing is frozen",
+            model.frozen,
+            "Add `model.adapter` or `model.frozen_modules`, or remove it.",
+        )
+    elif model.held == "bf16" and recipe.train.precision == "fp32":
+        yield problem(
+            "model.frozen" if model.frozen else "model.adapter",
+            "frozen weights are held in bf16, and `train.precision: fp32` computes in fp32",
+            hint="Set `train.precision: bf16`, or `model.frozen: fp32`.",
+        )
 
 
 # Training

@@ -65,6 +65,20 @@ def read_source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+class Adapter(Part):
+    """Small weights that are trained in place of the model's own, which stay as they are."""
+
+    name: Literal["lora"]
+    """`lora`, with the variants that its arguments choose (`use_dora`, `use_rslora`)."""
+    args: dict[str, Any] = default({})
+    """Arguments of peft's `LoraConfig`, checked without importing it: `{r: 16, lora_alpha: 32,
+    target_modules: all-linear}`. For the usual classes of `models/hub` `task_type` follows from
+    `auto_class`."""
+    merge: bool = False
+    """The finished run's model is the base with the adapter merged into it, in the base's own
+    layout, in place of the adapter alone. It changes nothing that is trained."""
+
+
 class ModelRef(Part):
     """A file of `models/` and the arguments of its `build`."""
 
@@ -74,10 +88,32 @@ class ModelRef(Part):
     """Arguments of its `build(...)`, checked against the signature without importing the file."""
     init_from: Line | None = None
     """Warm start from these weights: a local file or folder, or `owner/name[@revision]` on the
-    Hugging Face Hub. Only the first attempt reads them; afterwards the run's own checkpoints count.
-    Default: the weights that `build` makes."""
+    Hugging Face Hub; what the run saves itself counts afterwards. An adapter's folder goes onto
+    `adapter`. Where weights are frozen by `adapter` or `frozen_modules` every attempt reads the
+    others again, so name a revision that stays. Default: the weights that `build` makes."""
+    adapter: Adapter | None = None
+    """Train an adapter and freeze the model. A checkpoint has the adapter and a digest of what is
+    frozen, which each attempt builds again from its source: one that changed is refused. Default:
+    all weights that `build` leaves trainable are trained."""
+    frozen_modules: Annotated[tuple[Line, ...], Field(strict=False)] = ()
+    """Modules of the model, by their names in it (`backbone`, `encoder.layers.0`), whose weights
+    are frozen and, as under an adapter, built again instead of saved. What the forward pass moves
+    (statistics of a BatchNorm, a teacher that follows) is saved all the same. Default: none."""
+    frozen: Literal["bf16", "fp32"] | None = None
+    """Precision in which frozen weights are held; with `bf16` the arithmetic is `train.precision:
+    bf16` or `fp16`. Default: `bf16` under an `adapter`, else as `build` has made them."""
     trust_remote_code: bool = False
     """Run the code that a Hub repository brings along. Only for the model `hub`."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether weights are frozen that are built again from their source, not saved."""
+        return self.adapter is not None or bool(self.frozen_modules)
+
+    @property
+    def held(self) -> Literal["bf16", "fp32"] | None:
+        """The precision of frozen weights; None leaves them as `build` has made them."""
+        return self.frozen or ("bf16" if self.adapter is not None else None)
 
 
 class DatasetRef(Part):

@@ -37,6 +37,8 @@ _TRAIN = (
     "ema",
 )
 """Keys of `train` that change what is computed; the others change where, how fast, or how long."""
+_FREEZING = ("adapter", "frozen_modules", "frozen")
+"""Keys of `model` that plans from before they were there lack."""
 _RULE_1: dict[str, Any] = {
     "model": dict.fromkeys(("name", "args", "init_from", "trust_remote_code")),
     "dataset": dict.fromkeys(("name", "args")),
@@ -81,8 +83,10 @@ def in_full(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, 
     """What changes the mathematics with defaults written out, for people to compare; `recipe` as a
     plan has it."""
     train = {name: value for name, value in recipe["train"].items() if name in _TRAIN}
+    model = {n: value for n, value in recipe["model"].items() if value or n not in _FREEZING}
     return {
-        **{name: recipe[name] for name in ("model", "dataset", "task")},
+        "model": _trained(model),
+        **{name: recipe[name] for name in ("dataset", "task")},
         "train": train,
         "sources": sources,
     }
@@ -133,11 +137,19 @@ def _given(recipe: Recipe) -> dict[str, Any]:
     given = recipe.given()
     train = {name: value for name, value in given["train"].items() if name in _TRAIN}
     return {
-        "model": given["model"],
+        "model": _trained(given["model"]),
         "dataset": given["dataset"],
         "task": given["task"],
         "train": train,
     }
+
+
+def _trained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's part about the model without what is only done with the finished one."""
+    adapter = model.get("adapter")
+    if adapter is None:
+        return dict(model)
+    return {**model, "adapter": {name: adapter[name] for name in adapter if name != "merge"}}
 
 
 def _given_args(

@@ -8,7 +8,7 @@ nobody writes to is its own average, one with infinities (a causal mask) too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,25 @@ Pair = tuple[Tensor, Tensor]
 
 class Average(nn.Module):
     """`module` is the averaged model. Its tensors have the names in a checkpoint that torch's
-    AveragedModel would give them."""
+    AveragedModel would give them. `shared` are weights that do not change, which it has of the
+    model."""
 
     n_averaged: Tensor
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, shared: Collection[Tensor] = ()) -> None:
         super().__init__()
         self.decay = decay
         self.module = twin(
             model,
             "train.ema averages a copy of the model",
             "Leave train.ema out, or keep in the model only what copy.deepcopy can copy.",
+            shared,
         )
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.int64))
         own = _by_name(self.module)
         self._modules_of = [(own[name], module) for name, module in _by_name(model).items()]
-        self._parameters_of = list(zip(self.module.parameters(), model.parameters(), strict=True))
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        self._parameters_of = [(own, new) for own, new in pairs if own is not new]
         self._still: dict[int, tuple[Tensor, int]] | None = None
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import nn
 from .. import clock, environment
 from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
+from ..checkpoint.frozen import Frozen
 from ..checkpoint.lease import Keep, Lease
 from ..checkpoint.schedule import SaveSchedule, mean_uptime
 from ..checkpoint.state import TrainState
@@ -36,12 +37,14 @@ from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_scripts, configure_torch, prepare
+from .adapter import final_of, load_adapter, with_adapter
 from .average import Average
 from .conditions import check_accelerators, environment_of, memory_of
 from .contract import Components
 from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .export import export, full_copy
+from .freezing import freeze, sourced_of
 from .instances import build_model, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
@@ -52,7 +55,7 @@ from .objective import Objective
 from .optimizer import build_optimizer, check_warmup, rate_jump
 from .reduction import ExactReduction, FastReduction, Reduction
 from .start import Start, find_start
-from .warm_start import warm_start
+from .warm_start import adapter_at, warm_start
 from .world import World, join_world
 
 log = logging.getLogger("xrun")
@@ -181,12 +184,10 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
 def build_trained(setting: Setting) -> Model:
     """The model and its state: the newest checkpoint's, else that of step 0."""
     recipe, train, start = setting.recipe, setting.train, setting.start
-    project = Path(setting.plan.project)
-    model = build_shaped(setting)
+    model = build_started(setting)
     if train.deterministic:
         configure_scripts(model)
-    if recipe.model.init_from and not start.record.checkpoints:
-        warm_start(model, recipe.model.init_from, project)
+    sourced = sourced_of(model, recipe.model, setting.world)
     objective = build_objective(setting, model)
     micro_batch = settled_micro_batch(
         train,
@@ -195,17 +196,38 @@ def build_trained(setting: Setting) -> Model:
         setting.accelerator,
         setting.world,
         before=start.checkpoint.micro_batch if start.checkpoint else 0,
+        shared=sourced.parameters if sourced else (),
     )
     called = prepare(objective, train, setting.accelerator, setting.world)
-    average = Average(model, train.ema) if train.ema is not None else None
+    outside = Frozen(model, sourced.lines) if sourced else None
+    shared = outside.parameters if outside else ()
+    average = Average(model, train.ema, shared) if train.ema is not None else None
     optimizer = build_optimizer(train, objective)
-    state = TrainState(model, optimizer, average, setting.accelerator.scaler, micro_batch)
+    scaler = setting.accelerator.scaler
+    state = TrainState(model, optimizer, average, scaler, micro_batch, outside=outside)
     if start.checkpoint is not None:
         restore.load(state, start.checkpoint, start.paths)
         state.exact &= not setting.data.changed
         if "train" in setting.data.changed and state.stream is not None:
             state.stream = next_epoch(state.stream, state.step)
     return Model(objective, called, state)
+
+
+def build_started(setting: Setting) -> nn.Module:
+    """The model with its first weights, what the recipe freezes frozen, and its adapter. Those that
+    a checkpoint does not hold are read in every attempt."""
+    ref, project = setting.recipe.model, Path(setting.plan.project)
+    model, source = build_shaped(setting), ref.init_from
+    fresh = not setting.start.record.checkpoints
+    adapter = adapter_at(source, project) if source and ref.adapter is not None else None
+    if source and adapter is None and (fresh or ref.freezes):
+        warm_start(model, source, project)
+    freeze(model, ref)
+    if ref.adapter is not None:
+        model = with_adapter(model, setting.recipe, ref.adapter)
+    if source and adapter is not None and fresh:
+        load_adapter(model, source, adapter)
+    return model
 
 
 def build_shaped(setting: Setting) -> nn.Module:
@@ -410,7 +432,7 @@ def finish(
     final = model.objective.model if model.averaged is None else model.averaged
     whole: nn.Module | None = final
     if setting.sharded:
-        whole = full_copy(final, functools.partial(build_shaped, setting))
+        whole = full_copy(final, functools.partial(build_started, setting))
     if setting.world.rank or whole is None:
         return None
     finished = Finished(
@@ -420,4 +442,5 @@ def finish(
         metrics=setting.folder.metrics_now(),
         data_revision=revision_of(setting.splits["train"]),
     )
+    whole = final_of(whole, setting.recipe.model)
     return export(setting.plan, setting.store, whole, finished, record.attempts)

@@ -25,6 +25,7 @@ from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
 from ..store.durable import sync_folder
 from ..store.protocol import Publisher, Store
+from .warm_start import ADAPTER_WEIGHTS
 
 WEIGHTS = "model.safetensors"
 _DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
@@ -72,7 +73,8 @@ def write(
         (temporary / "config.json").write_text(json_text(_config(plan), indent=1) + "\n")
     for path in temporary.rglob("*.safetensors"):
         in_one_order(path)
-    sha256 = sha256_of(temporary / WEIGHTS)
+    adapter = temporary / ADAPTER_WEIGHTS
+    sha256 = sha256_of(adapter if adapter.exists() else temporary / WEIGHTS)
     (temporary / "README.md").write_text(
         model_card(plan, finished, attempts, sha256), encoding="utf-8"
     )

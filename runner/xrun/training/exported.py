@@ -22,6 +22,7 @@ from ..run.logs import aside
 from ..run.plan import Plan
 from .export import WEIGHTS
 from .instances import build_model
+from .warm_start import ADAPTER_WEIGHTS
 
 
 def load(plan: Plan) -> nn.Module:
@@ -33,6 +34,8 @@ def load(plan: Plan) -> nn.Module:
     folder, recipe = RunFolder(plan.folder).model, plan.load_recipe()
     config = read_json(folder / "config.json", dict) or {}
     try:
+        if (folder / ADAPTER_WEIGHTS).exists():
+            return _adapted(folder, recipe, plan)
         if config.get("model_type") == "xrun":
             model = build_model(recipe, Path(plan.project))
             load_model(model, folder / WEIGHTS)
@@ -46,6 +49,12 @@ def load(plan: Plan) -> nn.Module:
             f" {type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}.",
             "It is saved by its own `save_pretrained` where it has one, else as its state_dict.",
         ) from error
+
+
+def _adapted(folder: Path, recipe: Recipe, plan: Plan) -> nn.Module:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(build_model(recipe, Path(plan.project)), folder)
 
 
 def _from_pretrained(folder: Path, config: dict[str, Any], recipe: Recipe, plan: Plan) -> nn.Module:

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
 
 from .. import environment
 from ..data.batch import Batch, to_device
 from ..data.loader import Fetch
 from ..data.sampler import MicroBatch
 from ..data.stream import is_stream, shard_of
-from ..errors import OutOfMemory, TrainError
+from ..errors import ComponentError, OutOfMemory, TrainError
 from ..recipe.schema import Train
 from ..run.record import RunRecord
 from .objective import Objective
@@ -58,10 +60,16 @@ def sizes(global_batch: int, world: int) -> list[int]:
 
 
 def settled_micro_batch(
-    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World, before: int
+    train: Train,
+    objective: Objective,
+    fetch: Fetch,
+    accelerator: Any,
+    world: World,
+    before: int,
+    shared: Collection[Tensor] = (),
 ) -> int:
     """What the run has settled on `before` (0: on nothing), else what the recipe says, else the
-    largest that fits.
+    largest that fits; weights that are `shared` by the model and a copy of it are there once.
 
     Raises:
         TrainError: the processes cannot share such micro-batches evenly, or not even one sample
@@ -69,7 +77,7 @@ def settled_micro_batch(
     """
     settled = before or (0 if train.micro_batch == "auto" else train.micro_batch)
     if not settled:
-        settled = find_micro_batch(train, objective, fetch, accelerator, world)
+        settled = find_micro_batch(train, objective, fetch, accelerator, world, shared)
         log.info("micro_batch: auto found %d.", settled)
     slots, rest = divmod(train.global_batch, settled)
     if rest or slots % world.size:
@@ -88,7 +96,12 @@ def settled_parts(record: RunRecord, memory: str, processes: int) -> int:
 
 
 def find_micro_batch(
-    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World
+    train: Train,
+    objective: Objective,
+    fetch: Fetch,
+    accelerator: Any,
+    world: World,
+    shared: Collection[Tensor] = (),
 ) -> int:
     """Try forward, backward and an optimizer step with ever smaller micro-batches until one fits on
     every process.
@@ -97,14 +110,23 @@ def find_micro_batch(
 
     Raises:
         TrainError: not even one sample fits.
+        ComponentError: the forward pass moves a frozen weight, which the copy shares.
     """
+    versions = [tensor._version for tensor in shared]
     if not (allowed := sizes(train.global_batch, world.size)):
         raise TrainError(
             f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples"
             " evenly."
         )
-    fitting = (size for size in allowed if _fits(train, objective, fetch, accelerator, size))
-    if not (found := next(fitting, 0)):
+    probing = functools.partial(_fits, train, objective, fetch, accelerator, shared=shared)
+    found = next(filter(probing, allowed), 0)
+    if versions != [tensor._version for tensor in shared]:
+        raise ComponentError(
+            f"{objective.components.model}: the forward pass changes weights that are frozen, so"
+            " that train.micro_batch: auto cannot try it.",
+            "Give train.micro_batch a number.",
+        )
+    if not found:
         raise TrainError(
             "train.micro_batch: auto: not even one sample fits into memory.",
             "Use a larger machine.",
@@ -112,10 +134,17 @@ def find_micro_batch(
     return int(world.all_reduce_min(found))
 
 
-def _fits(train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int) -> bool:
+def _fits(
+    train: Train,
+    objective: Objective,
+    fetch: Fetch,
+    accelerator: Any,
+    size: int,
+    shared: Collection[Tensor],
+) -> bool:
     try:
         with limited_memory():
-            _train_once(train, objective, fetch, accelerator, size)
+            _train_once(train, _probe(objective, shared), fetch, accelerator, size)
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
@@ -172,10 +201,8 @@ def _lacks_memory(error: Exception) -> bool:
     return should_reduce_batch_size(error) or any(words in text for words in _NO_MEMORY)
 
 
-def _train_once(
-    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, size: int
-) -> None:
-    probe = _probe(objective).to(accelerator.device)
+def _train_once(train: Train, probe: Objective, fetch: Fetch, accelerator: Any, size: int) -> None:
+    probe = probe.to(accelerator.device)
     optimizer = build_optimizer(train, probe)
     batch = to_device(first_batch(fetch, size), accelerator.device)
     with accelerator.autocast():
@@ -186,12 +213,13 @@ def _train_once(
     optimizer.step()
 
 
-def _probe(objective: Objective) -> Objective:
+def _probe(objective: Objective, shared: Collection[Tensor]) -> Objective:
     """The objective with a copy of its model."""
     model = twin(
         objective.model,
         "train.micro_batch: auto tries sizes on a copy of the model",
         "Give train.micro_batch a number.",
+        shared,
     )
     probe = Objective(model, objective.task, objective.components)
     probe.others = objective.others

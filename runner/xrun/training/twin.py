@@ -1,9 +1,9 @@
-"""A copy of a model that shares nothing with it: to be averaged, to be tried, to be asked."""
+"""A copy of a model that shares nothing with it that changes: to be averaged, tried, asked."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ _DEEP = 4
 """Containers in one another in which a module may keep tensors; one may hold itself."""
 
 
-def twin(model: nn.Module, why: str, hint: str) -> nn.Module:
-    """The copy; `why` it is needed and the way out, for a model that cannot be copied.
+def twin(model: nn.Module, why: str, hint: str, shared: Collection[Tensor] = ()) -> nn.Module:
+    """The copy; `why` it is needed and the way out, for a model that cannot be copied. `shared`
+    are tensors that nobody writes to, of which one is enough.
 
     torch copies no tensor that was computed, and some modules keep one: `weight_norm` its weight,
     others their last output. Such a tensor becomes a plain one in the copy.
@@ -32,6 +33,7 @@ def twin(model: nn.Module, why: str, hint: str) -> nn.Module:
         if not tensor.is_leaf
     ]
     known: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    known |= {id(tensor): tensor for tensor in shared}
     try:
         with torch.no_grad():  # or a scripted module's copy would have weights that were computed
             copied = copy.deepcopy(model, known)

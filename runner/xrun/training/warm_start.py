@@ -14,6 +14,9 @@ from ..errors import TrainError
 
 log = logging.getLogger("xrun")
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""What peft calls an adapter's file."""
+
 
 def warm_start(model: nn.Module, source: str, project: Path) -> None:
     """Load every weight whose name and shape fit; the others keep their first values, and that is
@@ -23,7 +26,7 @@ def warm_start(model: nn.Module, source: str, project: Path) -> None:
         TrainError: there are no safetensors at `source`, or none of the weights fits.
     """
     found: dict[str, Tensor] = {}
-    for path in _files(source, project):
+    for path in weights_at(source, project):
         try:
             found |= load_file(path)
         except SafetensorError as error:
@@ -57,7 +60,17 @@ def _joined(tensor: Tensor, own: Tensor) -> Tensor:
     return torch.view_as_complex(tensor.clone()) if pairs else tensor
 
 
-def _files(source: str, project: Path) -> list[Path]:
+def adapter_at(source: str, project: Path) -> Path | None:
+    """The file of an adapter that peft has saved there; None for weights of another kind."""
+    return next((p for p in weights_at(source, project) if p.name == ADAPTER_WEIGHTS), None)
+
+
+def weights_at(source: str, project: Path) -> list[Path]:
+    """The safetensors files of a local file or folder, or of a repository.
+
+    Raises:
+        TrainError: there are none.
+    """
     local = (project / Path(source).expanduser()).resolve()
     if not local.exists():
         local = _download(source)

@@ -1,0 +1,91 @@
+"""What a recipe freezes: the base under its adapter, or the modules that it names, in the precision
+in which they are held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.frozen import digest_of, lines_of
+from ..errors import ComponentError, TrainError, did_you_mean
+from ..recipe.schema import ModelRef
+from .world import World
+
+_KINDS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """The frozen parameters of a model that come from their source again in every attempt, and what
+    `lines_of` says of them by their names in its state_dict."""
+
+    lines: Mapping[str, str]
+    parameters: Sequence[Tensor]
+
+
+def sourced_of(model: nn.Module, ref: ModelRef, world: World) -> Sourced | None:
+    """Those of a model whose adapter and frozen modules are in place; None where the recipe freezes
+    nothing.
+
+    Raises:
+        TrainError: the processes have built different ones.
+    """
+    if not ref.freezes:
+        return None
+    frozen = {id(p): p for p in _frozen(model, ref) if not p.requires_grad}
+    state = model.state_dict(keep_vars=True)
+    named = {name: tensor for name, tensor in state.items() if id(tensor) in frozen}
+    lines = lines_of(named)
+    digest = digest_of(lines)
+    if world.all_reduce_sum([float(digest != world.broadcast(digest))])[0]:
+        raise TrainError(
+            f"models/{ref.name}.py: the processes have built different frozen weights.",
+            "Each machine must find the same weights: name a commit as revision, or one folder.",
+        )
+    return Sourced(lines, tuple(frozen.values()))
+
+
+def _frozen(model: nn.Module, ref: ModelRef) -> list[nn.Parameter]:
+    if ref.adapter is not None:
+        return list(model.parameters())
+    modules = (model.get_submodule(name) for name in ref.frozen_modules)
+    return [p for module in modules for p in module.parameters()]
+
+
+def freeze(model: nn.Module, ref: ModelRef) -> None:
+    """Freeze the modules that the recipe names.
+
+    Raises:
+        ComponentError: the model has no such module, or nothing is left to train.
+    """
+    known = dict(model.named_modules())
+    for name in ref.frozen_modules:
+        if name not in known:
+            raise ComponentError(
+                f"model.frozen_modules: models/{ref.name}.py has no module {name!r}.",
+                did_you_mean(name, [each for each in known if each])
+                or f"It has {', '.join(name for name, _ in model.named_children())}.",
+            )
+        known[name].requires_grad_(False)
+        hold(known[name], ref.held)
+    if ref.frozen_modules and not any(p.requires_grad for p in model.parameters()):
+        raise ComponentError(
+            "model.frozen_modules: every weight of the model is frozen.",
+            "Leave out the modules that are to be trained.",
+        )
+
+
+def hold(module: nn.Module, precision: str | None) -> None:
+    """Put a module's real parameters into this precision, one after the other. Those beside running
+    statistics stay in float32, as these do: batch norms do not mix the two."""
+    if precision is None:
+        return
+    for each in module.modules():
+        statistics = each._buffers.get("running_mean") is not None
+        kind = torch.float32 if statistics else _KINDS[precision]
+        for p in each.parameters(recurse=False):
+            if p.is_floating_point():
+                p.data = p.data.to(kind)

@@ -1,0 +1,379 @@
+"""LoRA runs beside peft's own: a loop of a few lines ends with the same weights, what was exported
+loads as people load it, and what has no place in an adapter is refused.
+
+Attempts run in this process (`support.in_process`); one run is killed for real.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from support.adapters import ARGS, GLOBAL, MICRO, STEPS, llama, project_with_llama
+from support.in_process import attempt, train
+from support.running import Project
+from xrun.component import load_build
+from xrun.data.loader import Fetch
+from xrun.data.randomness import INIT, LOOP, seed_generators
+from xrun.data.sampler import Sampler
+from xrun.errors import CheckpointError, ComponentError, TrainError
+from xrun.recipe.adapters import _REFUSED, LORA
+from xrun.run.folder import RunFolder
+from xrun.run.plan import Plan
+from xrun.training.loop import Training
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+BF16 = ("model.frozen=bf16", "train.precision=bf16")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return project_with_llama(tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(scope="module")
+def plan(project: Project) -> Plan:
+    return project.plan()
+
+
+@pytest.fixture(scope="module")
+def trained(plan: Plan) -> Training:
+    return train(plan)
+
+
+def folder_of(plan: Plan) -> Path:
+    return RunFolder(plan.folder).model
+
+
+def adapter_of(plan: Plan) -> dict[str, Tensor]:
+    return load_file(folder_of(plan) / "adapter_model.safetensors")
+
+
+def sha256(plan: Plan) -> str:
+    return hashlib.sha256((folder_of(plan) / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def plain_loop(project: Project, plan: Plan, base: Any, bf16: bool = False) -> Any:
+    """What a person writes by hand with torch and peft, on the same samples with the same seeds."""
+    recipe = plan.load_recipe()
+    assert recipe.model.adapter is not None
+    seed_generators(0, INIT, 3)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **recipe.model.adapter.args)
+    model = peft.get_peft_model(base.train(), config)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0, fused=True)
+    split = load_build("datasets", "words", project.root)()["train"]
+    fetch = Fetch(split, 0)
+    steps = list(Sampler(len(split), GLOBAL, MICRO, 0).steps(0, STEPS, 0, 1))
+    for step in range(STEPS):
+        pieces = [piece for piece in steps if piece.step == step]
+        optimizer.zero_grad()
+        batches = [fetch[piece][1] for piece in pieces]
+        count = sum(batch["labels"][:, 1:].numel() for batch in batches)
+        for piece, batch in zip(pieces, batches, strict=True):
+            seed_generators(0, LOOP, piece.step, piece.slot)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = model(input_ids=batch["input_ids"]).logits
+            said, labels = logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
+            loss = nn.functional.cross_entropy(said, labels, reduction="sum")
+            loss.backward(torch.tensor(1 / count))
+        optimizer.step()
+    return model
+
+
+def base_of(project: Project, **options: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(project.root / "base", **options)
+
+
+@pytest.mark.parametrize("overrides", [(), BF16, (*BF16, f"{ARGS}use_dora=true")])
+def test_a_loop_of_torch_and_peft_ends_with_the_same_adapter(
+    project: Project, overrides: tuple[str, ...]
+) -> None:
+    """Same samples, same seeds, a base in float32 or in bfloat16: the same adapter to the last
+    bit, and not the one that it began with."""
+    plan, bf16 = project.plan(*overrides), bool(overrides)
+    training = train(plan) if overrides else None
+    if training is None and not folder_of(plan).exists():
+        train(plan)
+    base = base_of(project, dtype=torch.bfloat16 if bf16 else torch.float32)
+    torch.set_num_threads(1)
+    loop = plain_loop(project, plan, base, bf16)
+    expected = peft.get_peft_model_state_dict(loop)
+    found = adapter_of(plan)
+    assert found.keys() == expected.keys()
+    assert [n for n in found if not torch.equal(found[n], expected[n])] == []
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(found[name].any() for name in found)
+
+
+def test_a_commit_holds_the_adapter_three_times(plan: Plan, trained: Training) -> None:
+    """Weights and Adam's two moments, within 2 % and a header; nothing of the base."""
+    weights = sum(t.nbytes for t in adapter_of(plan).values())
+    state = trained.state
+    steps = 4 * sum(name.endswith(".step") for name in state.tensors())
+    assert sum(t.nbytes for t in state.tensors().values()) == 3 * weights + steps
+    newest = trained.checkpointer.lease.record.checkpoints[-1]
+    headers = 4096 * len(newest.files) + 220 * len(state.tensors())
+    written = sum(file.size for file in newest.files.values())
+    assert 3 * weights <= written <= 3 * weights + steps + headers
+    assert state.outside is not None
+    assert newest.numbers["frozen"] == state.outside.digest
+    assert not any(name.startswith("frozen") for name in newest.files)
+
+
+def test_peft_loads_the_adapter_from_its_folder_alone(
+    project: Project, plan: Plan, trained: Training
+) -> None:
+    """The folder names its base, and what AutoPeftModelForCausalLM makes of it computes what the
+    run's model computes."""
+    config = json.loads((folder_of(plan) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(project.root / "base")
+    assert (config["r"], config["task_type"], config["revision"]) == (4, "CAUSAL_LM", None)
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(folder_of(plan))
+    words = torch.arange(10).reshape(2, 5)
+    own = trained.state.model.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=words).logits, own(input_ids=words).logits)
+        assert not torch.equal(base_of(project)(words).logits, own(input_ids=words).logits)
+
+
+@pytest.mark.parametrize("overrides", [(), BF16])
+def test_merged_weights_are_those_that_peft_merges(
+    project: Project, overrides: tuple[str, ...]
+) -> None:
+    """`merge: true` trains the same run, and exports a plain transformers model in the base's own
+    layout and precision."""
+    alone = project.plan(*overrides)
+    merged = project.plan(*overrides, "model.adapter.merge=true")
+    assert merged.digest == alone.digest
+    if not (folder_of(alone) / "adapter_model.safetensors").exists():
+        train(alone)
+    kind = torch.bfloat16 if overrides else torch.float32
+    base = base_of(project, dtype=kind)
+    expected = peft.PeftModel.from_pretrained(base, folder_of(alone)).merge_and_unload()
+    merged = project.plan(
+        *overrides, "model.adapter.merge=true", run="merged-" + kind.__repr__()[6:]
+    )
+    train(merged)
+    found = transformers.AutoModelForCausalLM.from_pretrained(folder_of(merged), dtype="auto")
+    assert not (folder_of(merged) / "adapter_config.json").exists()
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert {tensor.dtype for tensor in ours.values()} == {kind}
+
+
+def test_the_average_is_of_the_adapter_alone(project: Project) -> None:
+    """The average shares the base's memory with the model, its adapter is torch's own average of
+    the adapters, and a commit holds the adapter four times."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    with attempt(project.plan("train.ema=0.5"), "a1") as training:
+        state = training.state
+        oracle = AveragedModel(
+            nn.ParameterList(_trainable(state.model)), multi_avg_fn=get_ema_multi_avg_fn(0.5)
+        )
+        training.state.optimizer.register_step_post_hook(
+            lambda *_: oracle.update_parameters(nn.ParameterList(_trainable(state.model)))
+        )
+        training.run()
+    assert state.ema is not None
+    averaged = state.ema.get_submodule("module")
+    frozen = {id(p) for p in state.model.parameters() if not p.requires_grad}
+    assert {id(p) for p in averaged.parameters() if not p.requires_grad} == frozen
+    pairs = zip(_trainable(averaged), oracle.module, strict=True)
+    assert all(torch.equal(own, theirs) for own, theirs in pairs)
+    trained = sum(p.nbytes for p in _trainable(state.model))
+    moments = [t for n, t in state.tensors().items() if not n.endswith((".step", "n_averaged"))]
+    assert sum(t.nbytes for t in moments) == 4 * trained
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.reduction=exact",),
+        ("train.activation_checkpointing=true", f"{ARGS}lora_dropout=0.0"),
+        (f"{ARGS}modules_to_save=[lm_head]",),
+        (
+            f"{ARGS}target_parameters=[mlp.gate_proj.weight]",
+            f"{ARGS}target_modules=[q_proj]",
+            f"{ARGS}lora_dropout=0.0",
+        ),
+        (f"{ARGS}trainable_token_indices=[1, 2]",),
+        (f"{ARGS}layer_replication=[[0, 2], [1, 2]]",),
+        ("train.ema=0.9", f"{ARGS}use_rslora=true"),
+    ],
+)
+def test_an_attempt_that_comes_back_ends_with_the_same_adapter(
+    project: Project, overrides: tuple[str, ...]
+) -> None:
+    """Whatever the adapter is: an attempt that begins at the checkpoint of step 2 ends with the
+    weights of an undisturbed run, and the commit has what is trained three times and no more."""
+    whole, cut = (project.plan(*overrides, run=f"{name}-{abs(hash(overrides))}") for name in "ab")
+    state = train(whole).state
+    with attempt(cut, "a1") as training:
+        training.steps = 2
+        training.export = lambda _: None
+        training.run()
+    train(cut, "a2")
+    assert sha256(whole) == sha256(cut)
+    trained = sum(p.nbytes for p in _trainable(state.model))
+    own = [t for n, t in state.tensors().items() if n.startswith(("model.", "optimizer."))]
+    assert sum(t.nbytes for t in own if t.dim()) == 3 * trained
+
+
+@pytest.mark.once
+def test_a_run_that_is_killed_ends_with_the_same_adapter(
+    project: Project, plan: Plan, trained: Training
+) -> None:
+    """A real rank with a real SIGKILL after the commit of step 2, and the same command again."""
+    overrides = ["checkpoint.every=1 steps"]
+    project.write("killed_at", "2")
+    done = project.attempt(*overrides, run="killed")
+    assert (done.code, (project.root / "killed_at").exists()) == (75, False), done.err
+    done = project.attempt(*overrides, run="killed")
+    assert done.code == 0, done.err
+    killed = project.plan(*overrides, run="killed")
+    assert sha256(killed) == sha256(plan)
+
+
+def test_a_base_that_changed_is_refused(tmp_path: Path) -> None:
+    """Other weights in the base's folder: the attempt ends before a step, and says what to type."""
+    project = project_with_llama(tmp_path)
+    plan = project.plan()
+    with attempt(plan, "a1") as training:
+        training.steps = 2
+        training.export = lambda _: None
+        training.run()
+    llama(seed=2).save_pretrained(tmp_path / "base")
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--new"):
+        train(plan, "a2")
+    llama(seed=1).save_pretrained(tmp_path / "base")
+    assert train(plan, "a3").state.step == STEPS
+
+
+def test_init_from_puts_an_adapter_onto_the_adapter(
+    project: Project, plan: Plan, trained: Training
+) -> None:
+    """An adapter's folder: the run begins with its weights, and another adapter's are refused."""
+    warm = project.plan(f"model.init_from={folder_of(plan)}")
+    with attempt(warm, "a1") as training:
+        found = peft.get_peft_model_state_dict(training.state.model)
+        expected = adapter_of(plan)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    other = project.plan(f"model.init_from={folder_of(plan)}", f"{ARGS}r=2")
+    with pytest.raises(TrainError, match=r"model\.init_from: .* does not fit the adapter"):
+        train(other)
+
+
+def test_the_arguments_are_those_of_peft() -> None:
+    """Every field of the installed LoraConfig is taken or refused by name, and of those that are
+    taken each has peft's own annotation."""
+    own = {each.name for each in fields(peft.LoraConfig)}
+    assert own == {*LORA, *_REFUSED}
+    tree = ast.parse(Path(inspect.getsourcefile(peft.LoraConfig) or "").read_text())
+    config = next(n for n in tree.body if getattr(n, "name", "") == "LoraConfig")
+    told = {
+        ast.unparse(each.target): ast.unparse(each.annotation)
+        for each in ast.walk(config)
+        if isinstance(each, ast.AnnAssign)
+    }
+    narrower = {"init_lora_weights", "task_type"}
+    assert {n: told[n] for n in LORA if n not in narrower} == {
+        n: text for n, text in LORA.items() if n not in narrower
+    }
+
+
+OWN = """\
+from torch import nn
+
+
+def build(norm: bool = False, eval: bool = False):
+    middle = nn.BatchNorm1d(8) if norm else nn.GELU()
+    model = nn.Sequential(nn.Linear(4, 8), middle, nn.Linear(8, 3))
+    if eval:
+        model[1].eval()
+    return model
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Project:
+    """A project with a module of its own."""
+    project = Project(tmp_path)
+    project.write("models/line.py", OWN)
+    return project
+
+
+ONTO = ("model.adapter={name: lora, args: {r: 2, target_modules: all-linear}}", "model.frozen=fp32")
+
+
+def test_own_modules_take_an_adapter(own: Project) -> None:
+    """A module that is nobody's: what was exported goes onto what the component builds."""
+    plan = own.plan(*ONTO, "train.steps=3")
+    state = train(plan).state
+    seed_generators(0, INIT, 0)
+    base = load_build("models", "line", own.root)()
+    loaded = peft.PeftModel.from_pretrained(base, folder_of(plan)).eval()
+    x = torch.randn(5, 4)
+    assert torch.equal(loaded(x), state.model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("model.args.norm=true",),
+            r"models/line\.py has 1, whose running statistics move",
+        ),
+        (
+            (f"{ARGS}target_modules=[query]",),
+            r"peft cannot put it onto models/line\.py: .*query",
+        ),
+    ],
+)
+def test_what_an_adapter_cannot_hold_is_refused(
+    own: Project, overrides: tuple[str, ...], said: str
+) -> None:
+    """Before the first step, with the module's name."""
+    with pytest.raises(ComponentError, match=said):
+        train(own.plan(*ONTO, *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("model.args.eval=true",), (f"{ARGS}modules_to_save=['1']",), ("model.adapter.merge=true",)],
+)
+def test_running_statistics_that_have_a_place_are_exported(
+    own: Project, overrides: tuple[str, ...]
+) -> None:
+    """In evaluation mode, in modules_to_save, or merged: what was exported computes what the run's
+    model computes."""
+    plan = own.plan(*ONTO, "model.args.norm=true", *overrides, "train.steps=3")
+    state = train(plan).state
+    seed_generators(0, INIT, 0)
+    loaded = load_build("models", "line", own.root)(norm=True)
+    x = torch.randn(5, 4)
+    if "merge" in overrides[0]:
+        loaded.load_state_dict(load_file(folder_of(plan) / "model.safetensors"))
+        own_model = state.model.get_base_model()  # type: ignore[operator]  # merged in its place
+    else:
+        loaded = peft.PeftModel.from_pretrained(loaded, folder_of(plan))
+        own_model = state.model
+    assert torch.equal(loaded.eval()(x), own_model.eval()(x))
