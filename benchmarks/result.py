@@ -122,6 +122,8 @@ def machine() -> dict[str, Any]:
         "accelerate",
         "lightning",
         "transformers",
+        "peft",
+        "trl",
         "torchdata",
         "numpy",
         "xxhash",

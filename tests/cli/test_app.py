@@ -154,6 +154,19 @@ def test_init_writes_a_recipe_that_is_fine(project: Project, tmp_path: Path) -> 
     assert path.read_bytes() == before
 
 
+def test_init_offers_the_recipes_that_ship(project: Project, tmp_path: Path) -> None:
+    """`xrun init --list` names them, and `xrun init NAME FOLDER` writes one that is fine."""
+    listed = project.xrun("init", "--list").out.splitlines()
+    assert any(line.startswith("chat-lora  ") for line in listed)
+    done = project.xrun("init", "chat-lora", str(tmp_path / "own"))
+    path = tmp_path / "own" / "recipes" / "chat_lora.yaml"
+    assert done.out.startswith(f"Wrote {path}. Next: xrun check {path}")
+    assert project.xrun("check", str(path)).code == 0
+    done = project.xrun("init", "chat-lore")
+    assert (done.code, one_line(done.err)) == (2, True)
+    assert "Did you mean `chat-lora`?" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [

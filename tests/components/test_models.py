@@ -149,6 +149,22 @@ def test_hub_loads_a_local_folder(tiny: Path) -> None:
     assert all(torch.equal(loaded[name].to(torch.bfloat16), value) for name, value in saved.items())
 
 
+def test_hub_takes_a_dtype_and_an_attention(tiny: Path) -> None:
+    """Weights as the folder has them, and transformers' attention of this name."""
+    import safetensors.torch
+
+    more = {"dtype": "bfloat16", "attn_implementation": "eager"}
+    model = build("models", "hub", name=str(tiny), **more)
+    saved = safetensors.torch.load_file(tiny / "model.safetensors")
+    assert all(same(model.state_dict()[name], value) for name, value in saved.items())
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert model.config._attn_implementation == "eager"
+    assert build("models", "hub", name=str(tiny)).config._attn_implementation == "sdpa"
+    fresh = build("models", "hub", name=str(tiny), pretrained=False, **more)
+    assert {value.dtype for value in fresh.parameters()} == {torch.bfloat16}
+    assert fresh.config._attn_implementation == "eager"
+
+
 def test_hub_starts_anew_without_pretrained(tiny: Path) -> None:
     """`pretrained: false` takes the configuration only: weights follow from the seed and differ
     from the folder's."""

@@ -38,11 +38,14 @@ def test_the_arguments_in_every_recipe_fit_its_components(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipes_model_takes_its_datasets_batch(recipe: Path) -> None:
+def test_a_recipes_model_takes_its_datasets_batch(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Components build from their recipe's arguments and fit together, unless they need the Hub."""
     (_, model, model_args), (_, dataset, dataset_args) = parts(recipe)
     if {model, dataset} & NEEDS_THE_HUB:
         pytest.skip("needs the Hub")
+    monkeypatch.chdir(ROOT)  # the project, in whose folder ranks run
     train = build("datasets", dataset, **dataset_args)["train"]
     task = yaml.safe_load(recipe.read_text())["task"]
     two = MicroBatch(0, 0, 0, 0, np.array([0, len(train) - 1]), 2)

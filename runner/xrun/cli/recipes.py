@@ -96,13 +96,27 @@ def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=Path("recipes/my_first.yaml"))
-def init(path: Path) -> None:
-    """Write a commented recipe to start from."""
+@click.argument("name", metavar="[NAME | PATH]", default="recipes/my_first.yaml")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--list", "as_list", is_flag=True, help="List the recipes that xrun brings along.")
+def init(name: str, folder: Path | None, as_list: bool) -> None:
+    """Write a commented recipe to start from, or one of those that xrun brings along (--list) with
+    its components and data into FOLDER."""
     from ..libraries import TRAINING, what_is_missing
+    from ..recipe.shipped import copy, find, shipped
     from ..recipe.template import write_template
 
-    write_template(path)
+    if as_list:
+        for each in shipped():
+            click.echo(f"{each.name:<20} {each.sentence}")
+        return
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if folder is not None:
+            raise click.UsageError("FOLDER goes with a NAME; a PATH says itself where to write.")
+        path = Path(name)
+        write_template(path)
+    else:
+        path = copy(find(name), folder or Path())
     click.echo(f"Wrote {path}. Next: xrun check {path}, then xrun {path}")
     if missing := what_is_missing(TRAINING):
         click.echo(missing)

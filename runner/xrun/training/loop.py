@@ -41,6 +41,7 @@ from ..recipe.schema import Train
 from ..run import spending
 from ..run.record import Finished
 from ..tracker.protocol import Tracker
+from .apart import check_apart
 from .evaluate import Evaluation
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
@@ -116,6 +117,8 @@ class Training:
         proving = self.objective.components.proving(self.objective.task, self._is_untried)
         self.objective.check_after_forward()
         self.objective.doubtful = self.untried >= 0
+        if self.state.step == self.untried and self.train.sharding != "fsdp":
+            check_apart(self.objective)  # pieces of a model only compute together
         with enough_memory(self.state.micro_batch, self.parts), proving:
             self._train()
 
