@@ -641,6 +641,13 @@ def test_what_is_kept(keep: Keep, best: int | None, stay: list[int]) -> None:
     assert keep.select([]) == []
 
 
+def test_the_best_that_was_saved_stays() -> None:
+    """Where the best state was not saved itself, because a save was on its way, the one before it
+    is still there."""
+    kept = Keep(2).select([manifest(10, 10), manifest(20, 20), manifest(30, 20), manifest(40, 35)])
+    assert [checkpoint.step for checkpoint in kept] == [20, 30, 40]
+
+
 def test_a_note_beside_a_commit_is_not_lost(tmp_path: Path) -> None:
     """How an attempt ends is noted while a save is on its way; the next commit has it."""
     run = Run(tmp_path, gate="commit")

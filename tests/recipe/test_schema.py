@@ -163,6 +163,11 @@ def test_every_takes_nothing_else(text: str) -> None:
         ("perplexity", None, "min"),
         ("accuracy", None, "max"),
         ("val/f1", None, "max"),
+        ("f1_micro", None, "max"),
+        ("average_precision", None, "max"),
+        ("miou", None, "max"),
+        ("top3", None, "max"),
+        ("rmse", None, "min"),
         ("loss", "max", "max"),
     ],
 )

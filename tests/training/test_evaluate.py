@@ -23,7 +23,8 @@ from xrun.errors import ComponentError, TrainError
 from xrun.machine.stop import StopFlag
 from xrun.recipe.schema import Train
 from xrun.training.evaluate import Evaluation, check_validation
-from xrun.training.objective import IGNORED, Objective
+from xrun.training.objective import Objective
+from xrun.training.tasks import IGNORED
 from xrun.training.world import World
 
 SIZES = (1, 2, 3)

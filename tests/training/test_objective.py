@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xrun.errors import ComponentError
-from xrun.training.objective import IGNORED, Objective, means
+from xrun.training.objective import Objective, means
+from xrun.training.tasks import IGNORED
 
 
 class Logits(nn.Module):

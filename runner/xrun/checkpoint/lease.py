@@ -22,7 +22,7 @@ from ..store.protocol import Head, Store, StoredFile
 @dataclass(frozen=True)
 class Keep:
     """Which checkpoints stay: the newest `last` (never below two), every `every` steps, and the
-    best one."""
+    best one; where that was not saved, the best of those that were."""
 
     last: int = 2
     every: int | None = None
@@ -32,8 +32,7 @@ class Keep:
         ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
         stay = {checkpoint.step for checkpoint in ordered[-max(2, self.last) :]}
         stay |= {c.step for c in ordered if self.every and c.step and c.step % self.every == 0}
-        best = ordered[-1].best_step if ordered else None
-        stay |= set() if best is None else {best}
+        stay |= set([c.step for c in ordered if c.best_step == c.step][-1:])
         return [checkpoint for checkpoint in ordered if checkpoint.step in stay]
 
 
@@ -142,7 +141,7 @@ class Lease:
 
     def finish(self, finished: Finished) -> None:
         """Commit that the run has finished. Raises what `Store.commit` raises."""
-        end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": ""}
+        end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": finished.reason or ""}
         self.note(**end, ended=self.clock(), committed=finished.step)
         self._replace_head(replace(self.record.with_last(**self._facts), finished=finished))
 

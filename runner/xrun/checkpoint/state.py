@@ -27,10 +27,11 @@ class TrainState:
     """The run's state between two steps: tensors in the modules, numbers here.
 
     `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is
-    the step of the last evaluation; `best` is `{"step", "value"}` of the best one; `seconds` is
-    training time so far; `stream` is the position of a streaming dataset; `exact` is whether every
-    step was computed as the recipe says, no micro-batch in parts; `steps` is the last step, by
-    which the learning rate goes (0: an older xrun did not say).
+    the step of the last evaluation; `best` is `{"step", "value"}` of the best one, and `waited` how
+    many in a row after it were no better; `seconds` is training time so far; `stream` is the
+    position of a streaming dataset; `exact` is whether every step was computed as the recipe says,
+    no micro-batch in parts; `steps` is the last step, by which the learning rate goes (0: an older
+    xrun did not say).
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class TrainState:
     samples: int = 0
     evaluated: int = -1
     best: dict[str, Any] | None = None
+    waited: int = 0
     seconds: float = 0.0
     stream: dict[str, Any] | None = None
     exact: bool = True
@@ -51,7 +53,7 @@ class TrainState:
 
     NUMBERS = (
         *("micro_batch", "step", "samples", "evaluated"),
-        *("best", "seconds", "stream", "exact", "steps"),
+        *("best", "waited", "seconds", "stream", "exact", "steps"),
     )
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from ..errors import Problem, did_you_mean
 from . import secret_text
 from .accelerators import unserved
 from .location import is_within, target_there
-from .metrics import METRICS, better
+from .metrics import FURTHER, METRICS, better, is_measured
 from .schema import Recipe
 
 Rule = Callable[[Recipe], Iterator[Problem]]
@@ -340,18 +340,51 @@ def optimizer_args_do_not_repeat(recipe: Recipe) -> Iterator[Problem]:
 def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
     """`train.evaluate.metric` is one that the task measures; where its name does not tell, `mode`
     is given."""
-    evaluate, known = recipe.train.evaluate, METRICS.get(recipe.task)
-    if known and evaluate.metric not in known:
-        what = f"`task: {recipe.task}` measures {' and '.join(known)}"
-        yield problem(
-            "train.evaluate.metric", what, evaluate.metric, did_you_mean(evaluate.metric, known)
-        )
+    task, evaluate = recipe.task, recipe.train.evaluate
+    if task != "model" and not is_measured(task, evaluate.metric):
+        yield not_measured("train.evaluate.metric", task, evaluate.metric)
     elif evaluate.mode is None and better(evaluate.metric) is None:
         yield problem(
             "train.evaluate.metric",
             "its name does not tell whether more of it is better",
             evaluate.metric,
             "Add `mode: max` or `mode: min`.",
+        )
+
+
+@rule("task", "train.evaluate.metrics")
+def metrics_are_measured(recipe: Recipe) -> Iterator[Problem]:
+    """`train.evaluate.metrics` are some that the task measures, each once."""
+    metrics = recipe.train.evaluate.metrics
+    for place, name in enumerate(metrics):
+        key = f"train.evaluate.metrics.{place}"
+        if not is_measured(recipe.task, name):
+            yield not_measured(key, recipe.task, name)
+        elif name in metrics[:place]:
+            yield problem(key, "it is named twice", name, "Remove one of the two.")
+
+
+def not_measured(key: str, task: str, metric: str) -> Problem:
+    """What the task measures instead, or the task that measures it."""
+    known = (*METRICS.get(task, ()), *FURTHER[task])
+    others = [other for other in FURTHER if other != task and is_measured(other, metric)]
+    hint = did_you_mean(metric, known)
+    if not hint and others:
+        hint = f"`task: {others[0]}` measures it."
+    what = f"`task: {task}` measures {', '.join(known[:-1])} and {known[-1]}"
+    return problem(key, what, metric, hint)
+
+
+@rule("train.evaluate.patience", "train.evaluate.every", "train.steps", "train.epochs")
+def patience_needs_evaluations(recipe: Recipe) -> Iterator[Problem]:
+    """`train.evaluate.patience` comes with evaluations before the last step."""
+    train = recipe.train
+    if train.evaluate.patience is not None and train.evaluate.every is None and not train.epochs:
+        yield problem(
+            "train.evaluate.patience",
+            "it counts evaluations, and there is one after the last step only",
+            train.evaluate.patience,
+            "Add `every: 500 steps`.",
         )
 
 

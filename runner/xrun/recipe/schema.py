@@ -26,6 +26,15 @@ Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 LINE: dict[str, Any] = {"min_length": 1, "max_length": 1024, "pattern": r"^[^\x00-\x1f]+$"}
 Line = Annotated[str, Field(**LINE)]
+Task = Literal[
+    "classification",
+    "language_modeling",
+    "regression",
+    "multi_label",
+    "token_classification",
+    "segmentation",
+    "model",
+]
 ComponentName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$", max_length=100)]
 SecretName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=100)]
 ACCELERATORS: dict[str, Any] = {"pattern": PATTERN, "max_length": 64}
@@ -207,10 +216,23 @@ class Evaluate(Part):
     """`500 steps` or `1 epochs`. Default: at the end of each epoch if `epochs` is set. Always at
     the last step as well."""
     metric: Line = "loss"
-    """The metric that decides which checkpoint is the best one."""
+    """The metric that decides which checkpoint is the best one. Each task has its `loss`; all but
+    `regression`, `language_modeling` and `model` have `accuracy`, `language_modeling` has
+    `perplexity`, a `model` what scalars it returns. Or one that `metrics` may name."""
+    metrics: Annotated[tuple[Line, ...], Field(strict=False)] = ()
+    """Further metrics, by torchmetrics over the whole split, each sample once, whatever the batch
+    and the number of processes. Of classes: `f1`, `precision`, `recall` (means over classes),
+    `f1_micro`, `f1_weighted`, `auroc` and `average_precision` (each class against the rest, the
+    mean of those that have both), `top5` or another number. Of labels (`multi_label`): the same
+    but for `top5`. Of `segmentation`: `miou` and those of classes that need no ranking. Of numbers
+    (`regression`): `mae`, `mse`, `rmse` over all of them, `r2` (the mean over outputs). A `model`
+    has all of these, if it returns `preds` and `target` beside its loss while it is evaluated."""
     mode: Literal["min", "max"] | None = None
-    """Whether less or more of the metric is better. Default: `min` for losses, `max` for
-    accuracies."""
+    """Whether less or more of the metric is better. Default: as its name tells, `min` for losses
+    and errors, `max` for accuracies and the like."""
+    patience: Count | None = None
+    """Stop early: the run ends, finished, after so many evaluations in a row of which none was
+    better than the best. Default: it goes to its last step."""
     batch: Count | None = None
     """Samples per forward pass and process. Default: the micro-batch."""
 
@@ -378,9 +400,11 @@ class Recipe(Part):
     """What is trained."""
     dataset: DatasetRef
     """What it is trained on."""
-    task: Literal["classification", "language_modeling", "model"]
-    """How the loss is computed: cross entropy over classes, cross entropy over next tokens, or by
-    the model itself."""
+    task: Task
+    """How the loss is computed: `classification` and `segmentation` cross entropy over classes,
+    `language_modeling` over next tokens, `token_classification` over the classes of tokens,
+    `multi_label` binary cross entropy of each label, `regression` squared error, `model` by the
+    model itself."""
     hardware: Annotated[Hardware, Before(read_shorthand)] = default("local")
     """Where it runs. Default: here, with one process."""
     train: Train

@@ -138,7 +138,8 @@ _OLDER = {"kind": "end", "split": "parts"}
 @dataclass(frozen=True)
 class Finished:
     """What a run has come to: its last step, its metrics then, the final weights' SHA-256, and the
-    revision of the published model where there is one."""
+    revision of the published model where there is one. Of a run that was stopped early `waited`
+    evaluations in a row had been no better, and `reason` is the sentence."""
 
     step: int
     steps_per_epoch: int | None = None
@@ -147,6 +148,8 @@ class Finished:
     weights_sha256: str | None = None
     data_revision: str | None = None
     model_revision: str | None = None
+    waited: int | None = None
+    reason: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -389,9 +392,14 @@ class RunRecord:
         return NoProgress(tuple(own), tuple(outside))
 
     def has_reached_the_end(self, plan: Plan) -> bool:
-        """Whether the run has finished the step that this plan asks for."""
+        """Whether the run has finished the step that this plan asks for, or was stopped early, and
+        this plan would not have had more patience."""
         finished = self.finished
-        return finished is not None and finished.step >= plan.last_step(finished.steps_per_epoch)
+        if finished is None:
+            return False
+        patience = plan.recipe["train"].get("evaluate", {}).get("patience")
+        early = patience is not None and (finished.waited or 0) >= patience
+        return early or finished.step >= plan.last_step(finished.steps_per_epoch)
 
     def begun(self, plan: Plan, attempt: AttemptRecord) -> RunRecord:
         """The record with one more attempt; the one before that said nothing of its end was ended

@@ -24,6 +24,7 @@ from ..components import use_project
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
 from ..data.stream import StreamSampler, is_stream, next_epoch
+from ..errors import ComponentError
 from ..files import needed
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import StopFlag
@@ -285,6 +286,11 @@ def build_evaluation(
 ) -> Evaluation:
     """The evaluation of the model, or of its moving average, on `val`."""
     train, averaged = setting.train, model.averaged
+    if train.evaluate.patience is not None and setting.splits.get("val") is None:
+        raise ComponentError(
+            f"{setting.components.dataset}: there is no split 'val' to evaluate on, and"
+            " train.evaluate.patience counts evaluations."
+        )
     evaluated = model.objective
     if averaged is not None:
         evaluated = build_objective(setting, averaged)

@@ -20,6 +20,12 @@ from .failure import is_of_the_machine
 _BATCHES = {
     "classification": "a dict with `labels`, or a pair (inputs, labels); labels are a tensor",
     "language_modeling": "a dict with `input_ids` and `labels`, tensors of one shape (batch, time)",
+    "regression": "a dict with `labels`, or a pair (inputs, labels); labels are numbers",
+    "multi_label": (
+        "a dict with `labels`, or a pair (inputs, labels); labels are 0 or 1 for each class"
+    ),
+    "token_classification": "a dict with `labels`, one class per token: (batch, time)",
+    "segmentation": "a dict with `labels`, or a pair; labels are classes (batch, height, width)",
     "model": "what the model takes: a dict by name, a tuple one by one, anything else as it is",
 }
 _OUTPUTS = {
@@ -29,6 +35,15 @@ _OUTPUTS = {
     ),
     "language_modeling": (
         "logits (batch, time, vocabulary), as a tensor, as `.logits` or first in a tuple"
+    ),
+    "regression": ("one number for each label, as a tensor, as `.logits` or first in a tuple"),
+    "multi_label": "one logit for each label, as a tensor, as `.logits` or first in a tuple",
+    "token_classification": (
+        "logits (batch, time, classes), as a tensor, as `.logits` or first in a tuple"
+    ),
+    "segmentation": (
+        "logits (batch, classes, height, width) of the labels' height and width, as a tensor, as"
+        " `.logits` or first in a tuple"
     ),
     "model": (
         "its loss, one number in a tensor with a gradient, or a dict or object with `loss`: a mean"

@@ -22,7 +22,9 @@ from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
 from ..errors import ComponentError, TrainError
 from ..machine.heartbeat import Heartbeat
+from ..recipe.metrics import over_the_split
 from ..recipe.schema import Train
+from .metrics import Measured
 from .modes import Modes
 from .objective import Objective, means
 from .world import World
@@ -75,6 +77,19 @@ class Evaluation:
             return math.isfinite(value)
         return value > before if self.train.evaluate.better == "max" else value < before
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the run needs its best state itself, and not only the best of those that were
+        saved."""
+        exported = getattr(self.train, "export", None)
+        return self.train.evaluate.patience is not None or exported == "best"
+
+    def gives_up(self, waited: int) -> bool:
+        """Whether so many evaluations in a row that were no better are as many as the recipe
+        waits."""
+        patience = self.train.evaluate.patience
+        return patience is not None and waited >= patience
+
     def run(self, leave: Callable[[], bool]) -> dict[str, float] | None:
         """The metrics of the whole split, none at all where every label is ignored; None if it was
         time to leave meanwhile, on any process."""
@@ -93,11 +108,12 @@ class Evaluation:
     def _sums(self, leave: Callable[[], bool]) -> dict[str, float] | None:
         batches = -(-len(self.split) // self.batch)
         columns: dict[str, list[float]] = {}
+        measured = self._measured()
         for number, pieces in enumerate(self._loader()):
             if number % _ASK_EVERY == 0 and self.world.all_reduce_sum([leave()])[0]:
                 return None
             for piece in pieces:
-                self._add(columns, piece, batches)
+                self._add(columns, piece, batches, measured)
             self.heartbeat.beat()
         if not columns:
             return {}
@@ -106,9 +122,19 @@ class Evaluation:
         sums = {
             name: math.fsum(flat[i * batches : (i + 1) * batches]) for i, name in enumerate(names)
         }
-        return means(sums, sums.pop("count"), self.objective.task)
+        found = means(sums, sums.pop("count"), self.objective.task)
+        return found | measured.values(self.world) if found and measured.names else found
 
-    def _add(self, columns: dict[str, list[float]], piece: Piece, batches: int) -> None:
+    def _measured(self) -> Measured:
+        """What is computed over the whole split; the objective keeps its predictions for that."""
+        evaluate = self.train.evaluate
+        names = over_the_split(self.objective.task, evaluate.metric, evaluate.metrics)
+        self.objective.seen = [] if names else None
+        return Measured(names, self.objective.components.model)
+
+    def _add(
+        self, columns: dict[str, list[float]], piece: Piece, batches: int, measured: Measured
+    ) -> None:
         where, batch = piece
         self.objective.whole = where.samples == self.batch
         # Whoever has fetched it, and whatever was drawn before.
@@ -118,6 +144,8 @@ class Evaluation:
             sums = self.objective(to_device(batch, self.accelerator.device), where.samples)
         for name, value in [*sums.items(), ("count", count)]:
             columns.setdefault(name, [0.0] * batches)[where.number] += float(value) * where.weight
+        if self.objective.seen:
+            measured.add(where.number, bool(where.weight), *self.objective.seen.pop())
 
     def first_batch(self) -> list[Batch]:
         """The first batch of this process; none where there is nothing to evaluate."""

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -135,13 +135,13 @@ class Training:
                 if metrics is None:
                     stop = 1.0
                 elif self._is_best(metrics):
-                    save = save or self.world.broadcast(self.checkpointer.want())
+                    save = save or self.world.broadcast(self._want_best())
             if save and not stop:
                 self._remember_stream()
                 self.checkpointer.begin()
             if stop:
                 self._leave()
-            if state.step >= self.steps:
+            if state.step >= self.steps or self.evaluation.gives_up(state.waited):
                 break
             pieces = self._next(batches)
             losses, count = self._gradients(pieces)
@@ -330,12 +330,21 @@ class Training:
             )
             return False
         better = self.evaluation.better(metrics, state.best)
+        state.waited = 0 if better else state.waited + 1
         if better:
             state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}
         self._log({f"val/{name}": value for name, value in metrics.items()})
         values = (f"val/{name} {value:.4g}" for name, value in metrics.items())
         log.info("step %d: %s", state.step, ", ".join(values))
         return better
+
+    def _want_best(self) -> bool:
+        """Ask for a save of the best state; says whether that is now. Only where the run needs it
+        is a save on its way waited for, else a later state is saved."""
+        if self.evaluation.keeps_best and self.checkpointer.busy:
+            self.heartbeat.saving()
+            self.checkpointer.wait()
+        return self.checkpointer.want()
 
     def _log(self, values: Mapping[str, Any]) -> None:
         if self.tracker is not None:
@@ -407,9 +416,24 @@ class Training:
             committed=self.state.step,
         )
 
+    def _early(self) -> dict[str, Any]:
+        """What a run that ends before its last step tells of that."""
+        state = self.state
+        if state.step >= self.steps:
+            return {}
+        name, best = self.evaluation.metric, state.best
+        than = f"{best['value']:.6g} at step {best['step']}" if best else "none that is finite"
+        reason = (
+            f"stopped early at step {state.step}: in {state.waited} evaluations in a row val/{name}"
+            f" was not better than {than}"
+        )
+        log.info("The run is %s.", reason)
+        return {"waited": state.waited, "reason": reason}
+
     def _finish(self) -> None:
         """The last state is committed, then the final weights are made, then the run is marked as
-        finished."""
+        finished; a run that is stopped early says why."""
+        early = self._early()
         if not self._save_last():
             what = f"The last state, step {self.state.step}, could not be committed."
             if unavailable := self.world.broadcast(self.checkpointer.unavailable):
@@ -417,7 +441,7 @@ class Training:
             raise StoreError(what, "Start the same command again.")
         finished = self.export(self.state)
         if self.world.rank == 0 and finished is not None:
-            self.checkpointer.lease.finish(finished)
+            self.checkpointer.lease.finish(replace(finished, **early))
         if self.tracker is not None:
             self.tracker.finish()
         self.world.barrier()

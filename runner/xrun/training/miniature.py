@@ -100,7 +100,7 @@ class Miniature:
         Raises:
             TrainError: it can only be built without its memory, which it was.
         """
-        recipe, project = self.plan.load_recipe(), Path(self.plan.project)
+        recipe, project = _without_patience(self.plan.load_recipe()), Path(self.plan.project)
         if recipe.model.name == "hub" and (small := self._few_layers(recipe.model, project)):
             return recipe.model_copy(update={"model": small})
         whole = parameters(recipe.model, project) if recipe.model.name != "hub" else 0
@@ -156,6 +156,14 @@ class Few:
         if name == "split":  # while it is unpickled
             raise AttributeError(name)
         return getattr(self.split, name)
+
+
+def _without_patience(recipe: Recipe) -> Recipe:
+    """Its few steps are all trained."""
+    evaluate = recipe.train.evaluate.model_copy(update={"patience": None})
+    return recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"evaluate": evaluate})}
+    )
 
 
 def parameters(ref: ModelRef, project: Path) -> int:

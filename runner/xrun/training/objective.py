@@ -13,23 +13,19 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..data.batch import Batch, described
 from ..errors import ComponentError
 from .classes import Classes, fit
 from .compiled import Compiled
 from .contract import Components
+from .tasks import LEAST, count, laid_out, loss_sum, right, wanted
 from .twin import twin
 
 Sums = dict[str, Tensor]
 """`loss` and metrics summed over what `count` counts."""
-IGNORED = -100
-_FEW = 256
-"""Labels that are counted one by one."""
 _NAMELESS = Components()
 
 
@@ -45,6 +41,8 @@ class Objective(nn.Module):
         self.whole = True
         """Whether the batch that comes is a whole one; a short one is not compiled."""
         self.components = components
+        self.seen: list[tuple[Tensor, Tensor]] | None = None
+        """Where the predictions of a batch and what they should be are put in evaluation mode."""
         self.others: Callable[[], Iterable[Batch]] = tuple
         """A few batches of other samples."""
         self.classes = Classes(self._shapes_of_others)
@@ -61,7 +59,13 @@ class Objective(nn.Module):
         if self.task == "model":
             return self._own_loss(batch, samples)
         logits, named = self._logits(batch)
-        return self._cross_entropy(logits, self._labels(batch), named)
+        logits, labels = self._laid_out(logits, self._labels(batch), named)
+        sums = {"loss": loss_sum(self.task, logits, labels)}
+        if not self.training and (found := right(self.task, logits, labels)) is not None:
+            sums["accuracy"] = found
+        if self.seen is not None and not self.training:
+            self.seen.append((logits, wanted(self.task, labels)))
+        return sums
 
     def check_after_forward(self) -> None:
         """Look once, after the next batch, whether the model has the parameters that it was built
@@ -91,19 +95,10 @@ class Objective(nn.Module):
 
     def count(self, batch: Batch, samples: int) -> int:
         """What the loss of a batch is a mean over: its samples where the model has a loss of its
-        own, else its labels that are not ignored. Class probabilities count as one label."""
+        own, else its labels that are not ignored."""
         if self.task == "model":
             return samples
-        labels = self._labels(batch)
-        if self.task == "language_modeling":
-            labels = labels[:, 1:]
-        if labels.is_floating_point():
-            return labels.numel() // max(1, labels.shape[min(1, labels.dim() - 1)])
-        if labels.dim() == 1 and labels.numel() <= _FEW:  # a list takes a third of numpy's time
-            return labels.numel() - labels.tolist().count(IGNORED)
-        if labels.device.type == "cpu":  # numpy takes a tenth of torch's time
-            return int(np.count_nonzero(labels.numpy() != IGNORED))
-        return int(torch.count_nonzero(labels != IGNORED))
+        return count(self.task, self._labels(batch))
 
     @property
     def counts_samples(self) -> bool:
@@ -117,8 +112,7 @@ class Objective(nn.Module):
         else:
             named = isinstance(batch, Mapping)
             labels = batch.get("labels") if named else getattr(batch, "labels", None)
-        least = 2 if self.task == "language_modeling" else 1
-        if not isinstance(labels, Tensor) or labels.dim() < least:
+        if not isinstance(labels, Tensor) or labels.dim() < LEAST.get(self.task, 1):
             raise self.components.bad_batch(self.task, batch)
         return labels
 
@@ -130,23 +124,19 @@ class Objective(nn.Module):
             raise self.components.bad_output(self.task, f"it returned {described(output)}")
         return logits, not isinstance(output, Tensor | tuple | list)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor, named: bool) -> Sums:
+    def _laid_out(self, logits: Tensor, labels: Tensor, named: bool) -> tuple[Tensor, Tensor]:
+        """Logits and labels as the task's loss takes them."""
+        if self.task not in ("classification", "language_modeling"):
+            fitting = laid_out(self.task, logits, labels)
+            self._check(fitting is not None, logits, labels)
+            return fitting or (logits, labels)
         if self.task == "language_modeling":
             self._check(logits.dim() == 3 and logits.shape[:2] == labels.shape, logits, labels)
             logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
         elif not labels.is_floating_point():
             logits, labels = self._classes_second(logits, labels, named)
         self._check(fit(logits, labels), logits, labels)
-        labels = labels if labels.is_floating_point() else labels.long()
-        sums = {
-            "loss": functional.cross_entropy(
-                logits.float(), labels, ignore_index=IGNORED, reduction="sum"
-            )
-        }
-        if not self.training and self.task == "classification":
-            right = labels.argmax(1) if labels.is_floating_point() else labels
-            sums["accuracy"] = (logits.argmax(1) == right).sum()
-        return sums
+        return logits, labels
 
     def _classes_second(self, logits: Tensor, labels: Tensor, named: bool) -> tuple[Tensor, Tensor]:
         """Logits and labels with the classes in the second dimension, where torch's cross entropy
@@ -192,11 +182,24 @@ class Objective(nn.Module):
                 self.task, "its loss has no gradient (is it detached, or a constant?)"
             )
         values["loss"] = loss.reshape(()) if loss.dim() else loss
+        if self.seen is not None and not self.training:
+            self.seen.append(self._predictions(values, output))
         return {
             name: value * samples
             for name, value in values.items()
             if isinstance(value, Tensor) and value.dim() == 0
         }
+
+    def _predictions(self, values: Mapping[str, Any], output: Any) -> tuple[Tensor, Tensor]:
+        """What a model with a loss of its own gives for metrics over the whole split."""
+        predictions, targets = values.get("preds"), values.get("target")
+        if isinstance(predictions, Tensor) and isinstance(targets, Tensor):
+            return predictions, targets
+        raise ComponentError(
+            f"{self.components.model}: train.evaluate.metrics: a model of `task: model` returns"
+            " `preds` and `target`, two tensors, beside its loss while it is evaluated; it returned"
+            f" {described(output)}."
+        )
 
 
 def zero_of(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -61,6 +61,14 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.loop)
         return box[0]
 
+    def gathered(self, value: Any) -> list[Any] | None:
+        """What each process has, in their order, on the first; None on the others."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, box, dst=0, group=self.loop)
+        return box
+
     def from_first(self, find: Callable[[], Found]) -> Found:
         """What the first process finds; an error of ours that it raises there is raised on all."""
         found: Found | XrunError | None = None
