@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,6 @@ def test_weights_are_safetensors_of_a_revision() -> None:
         scope["weights"](timm, "resnet18d_x", None)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
@@ -66,17 +64,13 @@ def test_weights_are_safetensors_of_a_revision() -> None:
     ],
 )
 def test_a_library_that_cannot_be_loaded_is_a_sentence(
-    tmp_path: Path, broken: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, said: str
 ) -> None:
     """Where it is not there, and where its torchvision was built for another torch."""
     (tmp_path / "timm.py").write_text(broken)
-    code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "from xrun.component import load_build\n"
-        "load_build('models', 'timm', Path(sys.argv[2]))(name='resnet18', classes=2)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("xrun.errors.ComponentError: models/timm: timm cannot be loaded: ")
-    assert f"{said} Install with: pip install 'xrun[timm]'" in last
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(ComponentError) as error:
+        build("models", "timm", name="resnet18", classes=2)
+    assert f"{said} Install with: pip install 'xrun[timm]'" in str(error.value)
+    assert str(error.value).startswith("models/timm: timm cannot be loaded: ")
