@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from support.components import build, picture, same, seeded
-from support.paths import ROOT
 from xrun.errors import ComponentError
 
 
@@ -164,16 +161,3 @@ def test_scikit_learns_digits_are_a_folder() -> None:
     image, label = splits["val"][0]
     assert label == labels[number]
     assert torch.allclose(image.flatten(), torch.tensor(images[number] * 15 / 127.5 - 1).float())
-
-
-@pytest.mark.once
-def test_no_other_library_is_loaded(tmp_path: Path) -> None:
-    """Neither torchvision nor Hugging Face's `datasets`, which takes a second."""
-    code = (
-        "import sys; from pathlib import Path; from xrun.component import load_build\n"
-        f"train = load_build('datasets', 'image_folder', Path({str(ROOT)!r}))"
-        f"(folder=Path({str(write(tmp_path, 'a/0.png'))!r}), val_fraction=0.0)['train']; train[0]\n"
-        "sys.exit(str({'torchvision', 'datasets'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == "set()"

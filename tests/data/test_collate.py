@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from xrun.data.batch import leaves, to_device
+from xrun.data.batch import leaves, mapped, to_device
 from xrun.data.loader import Fetch, Loader
 from xrun.data.sampler import MicroBatch
 from xrun.data.stream import is_stream
@@ -138,6 +138,22 @@ def test_every_kind_moves_and_has_parts(kind: str) -> None:
     assert [part.samples for part in parts] == [2, 1]
     assert equal(parts[0].batch, expected(kind, range(1, 3)))
     assert equal(parts[1].batch, expected(kind, range(3, 4)))
+
+
+@pytest.mark.gpu
+@pytest.mark.once
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_kind_is_pinned_and_moves_to_the_gpu(workers: int) -> None:
+    """Its tensors are in pinned memory first, on the GPU then, and have the same values."""
+    loader = Loader(Kinds(), pieces(len(SAMPLES)), 0, workers, pin_memory=True)
+    for kind, step in zip(SAMPLES, loader, strict=True):
+        batch = step[0][1]
+        assert {leaf.is_pinned() for leaf in leaves(batch) if isinstance(leaf, Tensor)} <= {True}
+        moved = to_device(batch, torch.device("cuda"))
+        assert devices(moved) <= {"cuda"}
+        back = mapped(moved, lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf)
+        assert equal(back, expected(kind))
 
 
 KEPT: dict[str, tuple[Callable[[int], Any], Any]] = {
