@@ -35,6 +35,7 @@ TRAINING = Need("Training on this machine", ("torch", "accelerate", "safetensors
 LAUNCHING = Need("Running on clouds", ("sky",), "cloud")
 HUB = Need("The Hugging Face Hub", ("huggingface_hub",))
 WANDB = Need("Weights & Biases", ("wandb",))
+TENSORBOARD = Need("`tracking.tensorboard`", ("tensorboard",), "tensorboard")
 
 
 def is_here(module: str) -> bool:
@@ -75,7 +76,8 @@ def extras_of(module: str) -> tuple[str, ...]:
         lines = requires("xrun") or []
     except PackageNotFoundError:
         return ()
-    found = (re.match(r"([\w.-]+).*\bextra == ['\"](train|cloud)['\"]", line) for line in lines)
+    ours = r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket|quantized|tensorboard)['\"]"
+    found = (re.match(ours, line) for line in lines)
     return tuple(each[2] for each in found if each and _same(each[1], package))
 
 

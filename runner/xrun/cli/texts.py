@@ -12,6 +12,7 @@ from ..run.record import AttemptRecord
 from ..run.report import RunReport, speed_words
 
 if TYPE_CHECKING:
+    from ..launcher.measure import Measured
     from ..launcher.sky.status import OnCloud, RunStatus
     from ..run.folder import RunFolder
     from ..run.plan import Plan
@@ -52,7 +53,7 @@ def status_line(status: RunStatus) -> str:
         _committed(report, status.status),
         f"{len(report.attempts)} attempt{'s' if len(report.attempts) != 1 else ''}",
         f"{kills} ended from outside",
-        *(list(speed_words(report.speed))[:1] if status.status == "running" else ()),
+        *(list(speed_words(report.speed))[:1] if report.status == "running" else ()),
         *(cloud_words(status.cloud, status.status) if status.cloud else ()),
     ]
     return f"{report.run:<40} {status.status:<9} {', '.join(parts)}"
@@ -106,6 +107,15 @@ def report_text(report: RunReport) -> str:
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     return "\n".join(lines)
+
+
+def measured_text(measured: Measured) -> str:
+    """What `xrun evaluate` says: a line for each metric."""
+    what = f"model of step {measured.step}" if measured.of == "model" else f"step {measured.step}"
+    head = f"{measured.run}, {what}: {measured.samples} samples of {measured.split}"
+    width = max(map(len, measured.metrics))
+    rows = (f"  {name:<{width}}  {value:.6g}" for name, value in sorted(measured.metrics.items()))
+    return "\n".join([head, *rows])
 
 
 def _why_not_exact(report: RunReport) -> Iterator[str]:

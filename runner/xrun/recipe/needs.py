@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import HUB, LAUNCHING, TRAINING, WANDB, Need
+from ..libraries import HUB, LAUNCHING, TENSORBOARD, TRAINING, WANDB, Need
 from .schema import Recipe
 
 
@@ -20,3 +20,5 @@ def needs(recipe: Recipe) -> Iterator[Need]:
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")
+    if recipe.hardware.local and recipe.tracking.tensorboard is not None:
+        yield TENSORBOARD
