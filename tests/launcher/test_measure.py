@@ -124,6 +124,10 @@ def test_a_target_is_a_run_or_its_model(project: Project, monkeypatch: pytest.Mo
     run = project.run.run
     assert target_of(run) == Target(RunFolder(project.home / run))
     assert target_of(f"runs/{run}/model") == Target(RunFolder(project.home / run), of_model=True)
+    evaluated = ["train.evaluate={every: 5 steps, batch: 7}"]  # changes no mathematics
+    assert target_of("recipes/tiny.yaml", evaluated) == target_of(run)
+    with pytest.raises(LaunchError, match=r"tiny\.yaml has no run here: it would be tiny-"):
+        target_of("recipes/tiny.yaml", ["train.seed=7"])
     with pytest.raises(LaunchError, match="There is no run tiny-00000000"):
         target_of("tiny-00000000")
     with pytest.raises(LaunchError, match="is not a run's `model` folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,8 @@ def _write_events(folder: RunFolder, where: Path) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="RUN|MODEL")
+@click.argument("target", metavar="RUN|RECIPE|MODEL")
+@options.overrides
 @click.option(
     "--split", default="test", show_default=True, help="One that the dataset's build() gives."
 )
@@ -132,18 +134,20 @@ def _write_events(folder: RunFolder, where: Path) -> None:
     help="Which kept checkpoint. Default: the newest.",
 )
 @options.as_json
-def evaluate(target: str, split: str, step: int | str | None, as_json: bool) -> None:
-    """Measure RUN, or a MODEL that a run has exported, on a split of its dataset.
+def evaluate(
+    target: str, overrides: Sequence[str], split: str, step: int | str | None, as_json: bool
+) -> None:
+    """Measure RUN, RECIPE's run, or a MODEL that a run has exported, on a split of its dataset.
 
-    MODEL is the folder `runs/RUN/model`. It is the evaluation that training has: on `val` the same
-    numbers. Of the run nothing changes, and it may train meanwhile.
+    MODEL is the folder `runs/RUN/model`; `-s` belongs to RECIPE. It is the evaluation that training
+    has: on `val` the same numbers. Of the run nothing changes, and it may train meanwhile.
     """
     from dataclasses import asdict
 
     from ..launcher.measure import Measured, is_of_other_code, measure, target_of
     from .texts import measured_text
 
-    meant = target_of(target)
+    meant = target_of(target, overrides)
     if meant.of_model and step is not None:
         raise click.UsageError("--step is for a run; an exported model is the one that it is.")
     if is_of_other_code(meant.folder.plan()):

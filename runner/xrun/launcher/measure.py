@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from .. import environment
 from ..errors import LaunchError
 from ..files import read_json
 from ..libraries import TRAINING, require
+from ..recipe.load import load_recipe
 from ..run.folder import RunFolder, find_run
 from ..run.identity import identity
-from ..run.plan import Plan
+from ..run.plan import Plan, make_plan
+from .job import known_run
 from .local import alone
 
 _COMPUTES = "xrun.training.measured"
@@ -44,13 +46,17 @@ class Measured:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def target_of(name: str) -> Target:
-    """A run by its id, or a finished run's model by its folder.
+def target_of(name: str, overrides: Sequence[str] = ()) -> Target:
+    """A run by its id or by its recipe with these overrides, or a finished run's model by its
+    folder.
 
     Raises:
         LaunchError: there is no such run, or no run that the folder belongs to.
+        RecipeError: the recipe is wrong.
     """
     path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return Target(_run_of(path, overrides))
     if not path.is_dir():
         return Target(find_run(name))
     folder = RunFolder(path.resolve().parent)
@@ -60,6 +66,16 @@ def target_of(name: str) -> Target:
             "Give the run's id, or the folder in which the run has exported its model.",
         )
     return Target(folder, of_model=True)
+
+
+def _run_of(recipe: Path, overrides: Sequence[str]) -> RunFolder:
+    """The run that the recipe has here."""
+    meant = make_plan(load_recipe(recipe, overrides), recipe, overrides=overrides)
+    if (known := known_run(meant)) is None:
+        raise LaunchError(
+            f"{recipe} has no run here: it would be {meant.run}.", "`xrun status` lists the runs."
+        )
+    return RunFolder(known.folder)
 
 
 def is_of_other_code(plan: Plan) -> bool:
