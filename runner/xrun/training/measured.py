@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.stream import is_stream
@@ -32,7 +34,6 @@ from .accelerator import build_accelerator, configure_torch, prepare
 from .build import Model, Setting, build_evaluation, build_objective, build_trained
 from .data_facts import Data
 from .instances import splits_of
-from .optimizer import build_optimizer
 from .start import Start
 from .world import World
 
@@ -140,7 +141,8 @@ def load_exported(setting: Setting) -> Model:
     objective = build_objective(setting, model)
     called = prepare(objective, train, setting.accelerator, setting.world)
     size = start.checkpoint.micro_batch if start.checkpoint else 0
-    state = TrainState(model, build_optimizer(train, objective), micro_batch=size or 1)
+    nothing = torch.optim.SGD([torch.zeros(())])  # of a loaded model nothing may be trainable
+    state = TrainState(model, nothing, micro_batch=size or 1)
     return Model(objective, called, state)
 
 
