@@ -10,6 +10,7 @@ import pytest
 from xrun.errors import LaunchError
 from xrun.libraries import (
     LAUNCHING,
+    TENSORBOARD,
     TRAINING,
     WANDB,
     Need,
@@ -44,7 +45,9 @@ def test_what_is_required_and_missing_ends_with_3() -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("need", [TRAINING, LAUNCHING, WANDB], ids=lambda need: need.what)
+@pytest.mark.parametrize(
+    "need", [TRAINING, LAUNCHING, TENSORBOARD, WANDB], ids=lambda need: need.what
+)
 def test_the_extra_that_is_named_brings_what_is_missing(need: Need) -> None:
     assert [module for module in need.modules if need.extra not in extras_of(module)] == []
 

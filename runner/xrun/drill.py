@@ -143,7 +143,8 @@ def drill(
 def _options(overrides: Sequence[str]) -> list[str]:
     """The person's overrides; the state stays in the drill's folder whatever the recipe says, and
     nobody else is told."""
-    own = ["checkpoint.store=local", "tracking.wandb=null", "tracking.trackio=null"]
+    trackers = [f"tracking.{name}=null" for name in ("wandb", "tensorboard", "trackio")]
+    own = ["checkpoint.store=local", *trackers]
     return [part for override in [*overrides, *own] for part in ("-s", override)]
 
 

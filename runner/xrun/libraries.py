@@ -38,6 +38,7 @@ BUCKET = Need("State in a bucket", ("obstore",), "bucket")
 PEFT = Need("`model.adapter`", ("peft",))
 METRICS = Need("`train.evaluate.metrics`", ("torchmetrics",))
 WANDB = Need("Weights & Biases", ("wandb",))
+TENSORBOARD = Need("`tracking.tensorboard`", ("tensorboard",), "tensorboard")
 
 
 def is_here(module: str) -> bool:
@@ -78,9 +79,8 @@ def extras_of(module: str) -> tuple[str, ...]:
         lines = requires("xrun") or []
     except PackageNotFoundError:
         return ()
-    found = (
-        re.match(r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket)['\"]", line) for line in lines
-    )
+    ours = r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket|quantized|tensorboard)['\"]"
+    found = (re.match(ours, line) for line in lines)
     return tuple(each[2] for each in found if each and _same(each[1], package))
 
 

@@ -11,12 +11,17 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.paths import ROOT
 from support.running import PER_STEP, Project, ended, one_line, weights
+from xrun.cli.texts import report_text, status_line
+from xrun.launcher.sky.status import RunStatus
+from xrun.run.report import RunReport
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,17 @@ def test_check_finds_every_problem(project: Project) -> None:
     assert {problem["key"] for problem in problems} >= {"train.stepz", "train.seed"}
     bad.unlink()
     assert project.xrun("check", "recipes/tiny.yaml").code == 0
+
+
+def test_check_refuses_a_tracker_that_is_not_there(project: Project) -> None:
+    """At its place, before a launch would."""
+    text = project.recipe.read_text() + "tracking:\n  trackio: {project: p}\n"
+    bad = project.write("recipes/bad.yaml", text)
+    done = project.xrun("check", str(bad))
+    bad.unlink()
+    assert done.code == 2
+    assert done.err.startswith(f"{bad}:{len(text.splitlines())}:12: tracking.trackio: xrun sends")
+    assert "tracking.tensorboard" in done.err
     assert json.loads(project.xrun("check", "recipes/tiny.yaml", "--json").out) == []
 
 
@@ -290,3 +306,27 @@ def test_an_error_of_xrun_itself_is_not_hidden(tmp_path: Path) -> None:
         process = project.start("schema", stdout=full, stderr=subprocess.PIPE)
         done = ended(process)
     assert done.code != 0
+
+
+def test_the_speed_is_told() -> None:
+    """In a line while the run trains, and whole in the report."""
+    speed = {"samples_per_second": 1234.5, "step_seconds": 0.0123, "mfu": 0.5, "memory_gib": 2.0}
+    running = RunReport("r", "runs/r", "running", step=5, speed=speed)
+    assert status_line(RunStatus(running)).endswith("ended from outside, 1234 samples/s")
+    assert "samples/s" not in status_line(RunStatus(replace(running, status="stopped")))
+    told = "  speed 0.0123 s per step, 1234 samples/s, 50.0 % MFU, 2 GiB"
+    assert told in report_text(running).splitlines()
+
+
+def test_sync_writes_the_files_of_tensorboard(project: Project) -> None:
+    """From the run's points, and twice is like once; a run that was trained without them has them
+    then."""
+    told = ("-s", "train.steps=10", "-s", "tracking.tensorboard=true")
+    assert project.xrun("run", "recipes/tiny.yaml", *told).code == 0
+    where = project.run.path / "tensorboard"
+    for _ in range(2):
+        done = project.xrun("sync", project.run.run)
+        assert done.code == 0, done.err
+        assert done.out == f"TensorBoard: tensorboard --logdir {where}\n"
+    read = EventAccumulator(str(where), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in read.Scalars("train/loss")] == list(range(1, 11))

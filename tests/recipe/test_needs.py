@@ -26,6 +26,12 @@ TRAIN = "torch accelerate safetensors numpy"
             [("sky", "cloud"), ("huggingface_hub", "cloud")],
         ),
         (["tracking.wandb={project: p, mode: offline}"], [(TRAIN, "train")]),
+        (["tracking.tensorboard=true"], [(TRAIN, "train"), ("tensorboard", "tensorboard")]),
+        (["tracking.tensorboard=false"], [(TRAIN, "train")]),
+        (
+            [CLOUD, "checkpoint.store=hub", "tracking.tensorboard=true"],
+            [("sky", "cloud"), ("huggingface_hub", "cloud")],
+        ),
         (["checkpoint.store=hub"], [(TRAIN, "train"), ("huggingface_hub", "train")]),
         (
             [CLOUD, "checkpoint.store=hub", "tracking.wandb.project=p"],

@@ -75,6 +75,7 @@ def test_a_bare_machine_gets_the_log_back(
     bare.restore(100)
     assert bare.steps() == list(range(1, 101))
     assert machine.path.read_bytes().startswith(bare.path.read_bytes())
+    assert points.stored(store, machine.pieces, 100) == points.read_points(bare.path)
 
 
 def test_points_that_came_during_the_save_wait_for_the_next_commit(machine: Machine) -> None:

@@ -221,6 +221,20 @@ def test_the_finished_model_is_on_main(tmp_path: Path, hub: Hub) -> None:
     assert record["finished"]["model_revision"] == hub.history(far.repo)[0].id
 
 
+def test_every_point_can_be_read_elsewhere(tmp_path: Path, hub: Hub) -> None:
+    """Where the run has been planned and another machine has trained it: what `xrun sync` makes
+    TensorBoard's files of. The log that lies here is another one, and stays."""
+    far = FarAway(tmp_path, hub, None, "elsewhere")
+    assert far.live().code == 0
+    points = far.run.points()
+    shutil.rmtree(far.run.path / "logs")
+    far.run.metrics.write_bytes(b"")
+    with environment(far.environ):
+        assert far.run.newest_points() == points
+    assert points[-1]["step"] == STEPS
+    assert far.run.points() == []
+
+
 def test_a_tracker_that_knows_more_stops_everything(tmp_path: Path, hub: Hub, wandb: Wandb) -> None:
     """Somebody has deleted the state: W&B knows of its commits, so nothing is started from step 0,
     and both are named."""

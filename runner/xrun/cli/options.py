@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,4 +20,18 @@ overrides = click.option(
 local = click.option(
     "--local", is_flag=True, help="On this machine, whatever the recipe's hardware says."
 )
+
+
+class Step(click.ParamType):
+    """A step's number, or `best`."""
+
+    name = "step"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """What was typed, as a value."""
+        return "best" if value == "best" else click.IntRange(0).convert(value, param, ctx)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

@@ -32,6 +32,7 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
     from ..recipe.notes import notes
+    from ..run.plan import check_tracking
 
     wrong: list[Problem] = []
     refused: list[Problem] = []
@@ -39,6 +40,7 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     for path in recipes:
         try:
             recipe = load_recipe(path, overrides)
+            check_tracking(recipe, path, overrides)
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
             of_account = _online_problems(recipe, path) if online else ()

@@ -1,14 +1,19 @@
-"""The commands about runs: status, report, logs, cancel, sync,
-export-model."""
+"""The commands about runs: status, report, evaluate, logs, cancel, sync, export-model."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..files import json_text
 from . import options
+
+if TYPE_CHECKING:
+    from ..run.folder import RunFolder
 
 
 @click.command()
@@ -83,16 +88,20 @@ def cancel(run_id: str, save: bool) -> None:
 @click.command()
 @options.run_id
 def sync(run_id: str) -> None:
-    """Send what Weights & Biases does not have yet of RUN's metrics; sending twice changes
-    nothing."""
+    """Send what Weights & Biases does not have yet of RUN's metrics, and write TensorBoard's files
+    anew, whichever the recipe names; doing it twice changes nothing."""
     from ..libraries import WANDB, require
     from ..run.folder import find_run
     from ..tracker.wandb.processes import send_all
 
     folder = find_run(run_id)
-    require(WANDB)
-    folder.check_newest()
-    sys.exit(send_all(folder.path))
+    plan = folder.plan()
+    if plan.tensorboard is not None:
+        _write_events(folder, plan.tensorboard)
+    if plan.tensorboard is None or plan.wandb is not None:
+        require(WANDB)
+        folder.check_newest()
+        sys.exit(send_all(folder.path))
 
 
 @click.command(name="export-model")
@@ -117,4 +126,59 @@ def export_model(run_id: str, which: str | None) -> None:
     click.echo(f"Exported step {step} of {run_id} to {folder.model}")
 
 
-COMMANDS = (status, report, cancel, logs, sync, export_model)
+def _write_events(folder: RunFolder, where: Path) -> None:
+    """The whole run's points, wherever it is trained, as TensorBoard reads them."""
+    from ..files import refusal
+    from ..libraries import TENSORBOARD, require
+    from ..tracker.tensorboard.events import write_all
+
+    require(TENSORBOARD)
+    if folder.owner_pid():
+        click.echo(f"{folder.run} is being trained here now, and TensorBoard's files grow with it.")
+        return
+    try:
+        write_all(where, folder.newest_points())
+    except OSError as error:
+        raise refusal(error, str(where)) from error
+    click.echo(f"TensorBoard: tensorboard --logdir {where}")
+
+
+@click.command()
+@click.argument("target", metavar="RUN|RECIPE|MODEL")
+@options.overrides
+@click.option(
+    "--split", default="test", show_default=True, help="One that the dataset's build() gives."
+)
+@click.option(
+    "--step",
+    type=options.Step(),
+    metavar="N|best",
+    help="Which kept checkpoint. Default: the newest.",
+)
+@options.as_json
+def evaluate(
+    target: str, overrides: Sequence[str], split: str, step: int | str | None, as_json: bool
+) -> None:
+    """Measure RUN, RECIPE's run, or a MODEL that a run has exported, on a split of its dataset.
+
+    MODEL is the folder `runs/RUN/model`; `-s` belongs to RECIPE. It is the evaluation that training
+    has: on `val` the same numbers. Of the run nothing changes, and it may train meanwhile.
+    """
+    from dataclasses import asdict
+
+    from ..launcher.measure import Measured, is_of_other_code, measure, target_of
+    from .texts import measured_text
+
+    meant = target_of(target, overrides)
+    if meant.of_model and step is not None:
+        raise click.UsageError("--step is for a run; an exported model is the one that it is.")
+    if is_of_other_code(meant.folder.plan()):
+        note = "the project's code has changed since: these are the run's weights by today's code."
+        click.echo(f"  note     {note}", err=True)
+    found = measure(meant, split, step)
+    if not isinstance(found, Measured):
+        sys.exit(found)
+    click.echo(json_text(asdict(found), indent=1) if as_json else measured_text(found))
+
+
+COMMANDS = (status, report, evaluate, cancel, logs, sync, export_model)

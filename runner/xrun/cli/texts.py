@@ -12,6 +12,7 @@ from ..run.record import AttemptRecord
 from ..run.report import RunReport, speed_words
 
 if TYPE_CHECKING:
+    from ..launcher.measure import Measured
     from ..launcher.sky.status import OnCloud, RunStatus
     from ..run.folder import RunFolder
     from ..run.plan import Plan
@@ -110,6 +111,15 @@ def report_text(report: RunReport) -> str:
         lines.append(f"  no model: {report.export_failed}")
         lines.append(f"  `xrun export-model {report.run}` tries again")
     return "\n".join(lines)
+
+
+def measured_text(measured: Measured) -> str:
+    """What `xrun evaluate` says: a line for each metric."""
+    what = f"model of step {measured.step}" if measured.of == "model" else f"step {measured.step}"
+    head = f"{measured.run}, {what}: {measured.samples} samples of {measured.split}"
+    width = max(map(len, measured.metrics))
+    rows = (f"  {name:<{width}}  {value:.6g}" for name, value in sorted(measured.metrics.items()))
+    return "\n".join([head, *rows])
 
 
 def _why_not_exact(report: RunReport) -> Iterator[str]:

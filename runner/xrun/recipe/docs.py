@@ -107,8 +107,8 @@ def schema() -> dict[str, Any]:
 
 
 def _take_short_forms(made: dict[str, Any], parts: dict[str, Any]) -> None:
-    """What is read before a type reads it: `hardware: local`, and a text as the source of a
-    file."""
+    """What is read before a type reads it: `hardware: local`, `tensorboard: true`, and a text as
+    the source of a file."""
     hardware = parts["Hardware"]
     hardware["properties"]["local"] = {
         "$ref": "#/$defs/Local",
@@ -118,6 +118,8 @@ def _take_short_forms(made: dict[str, Any], parts: dict[str, Any]) -> None:
     hardware["oneOf"] = [{"required": ["local"]}, {"required": ["any_of"]}]
     made["properties"]["hardware"] |= {"anyOf": [{"const": "local"}, {"$ref": "#/$defs/Hardware"}]}
     made["properties"]["hardware"].pop("$ref")
+    tracking = parts["Tracking"]["properties"]
+    tracking["tensorboard"]["anyOf"].insert(0, {"type": "boolean"})
     named = made["properties"]["files"]["patternProperties"]
     for pattern, source in named.items():
         named[pattern] = {"anyOf": [{"type": "string"}, source]}

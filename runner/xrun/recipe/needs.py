@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import BUCKET, HUB, LAUNCHING, METRICS, PEFT, TRAINING, WANDB, Need
+from ..libraries import BUCKET, HUB, LAUNCHING, METRICS, PEFT, TENSORBOARD, TRAINING, WANDB, Need
 from .metrics import over_the_split
 from .schema import Recipe
 
@@ -28,3 +28,5 @@ def needs(recipe: Recipe) -> Iterator[Need]:
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")
+    if recipe.hardware.local and recipe.tracking.tensorboard is not None:
+        yield TENSORBOARD

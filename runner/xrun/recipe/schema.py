@@ -379,8 +379,23 @@ class WandbTracking(Part):
     """`offline` keeps everything in the run's folder for `xrun sync`."""
 
 
+class TensorboardTracking(Part):
+    """TensorBoard's event files, the same points as `metrics.jsonl`. `true` is short for `{}`. The
+    machine needs the library (`pip install 'xrun[tensorboard]'`, in a cloud `requirements:
+    [tensorboard]`); `xrun sync RUN` writes them here, of a run on a cloud too."""
+
+    folder: Line | None = None
+    """Where a folder with the run's id is put; relative to the project. Default: `tensorboard` in
+    the run's own folder (`tensorboard --logdir runs`)."""
+
+
+def read_switch(value: Any) -> Any:
+    """`tensorboard: true` is `tensorboard: {}`."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class TrackioTracking(Part):
-    """Trackio, Hugging Face's tracker."""
+    """Refused: xrun sends nothing to Trackio. Recipes that name it can still be read."""
 
     project: Line
     """The project there."""
@@ -391,8 +406,10 @@ class Tracking(Part):
 
     wandb: WandbTracking | None = None
     """Weights & Biases. Default: off."""
+    tensorboard: Annotated[TensorboardTracking | None, Before(read_switch)] = None
+    """TensorBoard. Default: off."""
     trackio: TrackioTracking | None = None
-    """Trackio. Default: off."""
+    """Refused; use one of the others."""
 
 
 class Budget(Part):

@@ -133,6 +133,16 @@ class RunFolder:
         """Every logged point."""
         return points.read_points(self.metrics)
 
+    def newest_points(self) -> list[dict[str, Any]]:
+        """Every point that there is of the run, the store's where another machine has gone on with
+        it. Raises XrunError."""
+        store = self.store()
+        head = store.head() if self.plan().address.durable else None
+        if head is None or self.logs(head.attempt).exists():
+            return self.points()
+        record = RunRecord.of(head)
+        return points.stored(store, record.points, max(record.newest_step, 0))
+
     def last_point(self) -> dict[str, Any]:
         """The newest point of training; empty if there is none."""
         return points.last_point(self.metrics)

@@ -145,6 +145,16 @@ class Plan:
         return None if told is None else Wandb.from_json(told)
 
     @property
+    def tensorboard(self) -> Path | None:
+        """Where the run's event files are; None if there are none."""
+        told = self.recipe["tracking"].get("tensorboard")
+        if told is None:
+            return None
+        where = told.get("folder")
+        own = self.folder / "tensorboard"
+        return Path(self.project) / Path(where).expanduser() / self.run if where else own
+
+    @property
     def limits(self) -> Limits:
         """What the run may cost."""
         return Limits(**self.recipe["budget"])
@@ -227,7 +237,8 @@ class Plan:
 _SHAPE: dict[str, tuple[type, ...]] = {
     "name": (str,), "task": (str,), "model": (dict,), "dataset": (dict,), "env": (dict,),
     "hardware": (dict,), "hardware.any_of": (list, tuple), "tracking": (dict,),
-    "tracking.wandb": (dict, type(None)), "checkpoint": (dict,), "budget": (dict,),
+    "tracking.wandb": (dict, type(None)), "tracking.tensorboard": (dict, type(None)),
+    "checkpoint": (dict,), "budget": (dict,),
     "budget.usd": (int, float, type(None)), "budget.hours": (int, float, type(None)),
     "train": (dict,), "train.steps": (int, type(None)), "train.epochs": (int, type(None)),
     "train.global_batch": (int,), "train.reduction": (str,), "train.deterministic": (bool,),
@@ -266,7 +277,7 @@ def make_plan(
     check_run_id(run)
     check_run_id(fork)
     check_rules(recipe, path)
-    check_tracking(recipe)
+    check_tracking(recipe, path, overrides)
     check_processes(recipe, processes or 1)
     project = component.project_root(path)
     made = identity(recipe, project)
@@ -338,17 +349,21 @@ def check_run_id(run: str) -> None:
         )
 
 
-def check_tracking(recipe: Recipe) -> None:
-    """A recipe that asks for a tracker that is not there is told so instead of being ignored.
+def check_tracking(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) -> None:
+    """A recipe that asks for a tracker that is not there is refused, not ignored. It is no rule of
+    the schema: a recipe of a run that exists is read all the same.
 
     Raises:
-        LaunchError: it asks for Trackio.
+        RecipeError: it asks for Trackio.
     """
-    if recipe.tracking.trackio is not None:
-        raise LaunchError(
-            "tracking.trackio is not available in this version.",
-            "Switch it off with -s tracking.trackio=null.",
-        )
+    if recipe.tracking.trackio is None:
+        return
+    from ..recipe.load import place_of
+
+    what = "xrun sends nothing to Trackio, so its points would not be there"
+    hint = "Remove it, or use `tracking.wandb` or `tracking.tensorboard`."
+    key = "tracking.trackio"
+    raise RecipeError([place_of(key, path, overrides).problem(key, what, hint=hint)])
 
 
 def run_id(name: str, made: Identity) -> str:

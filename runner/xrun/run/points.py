@@ -192,12 +192,22 @@ def restore(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tup
     training. Raises `StoreUnavailable`.
     """
     read = list(_contents(store, pieces, step))
-    lines = b"".join(content for _, content in read).splitlines(keepends=True)
-    text = b"".join(line for line, point in counted(lines) if point["step"] <= step)
+    text = b"".join(line for line, _ in _up_to(step, read))
     after = b"".join(line for line in lines_of(path) if _step(line) > step)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text + after)
     return tuple(_still_in(text, read))
+
+
+def stored(store: Store, pieces: Sequence[Piece], step: int) -> list[Point]:
+    """The points up to `step` as the store has them; nothing here changes. Raises
+    `StoreUnavailable`."""
+    return [point for _, point in _up_to(step, list(_contents(store, pieces, step)))]
+
+
+def _up_to(step: int, read: Sequence[tuple[Piece, bytes]]) -> Iterator[tuple[bytes, Point]]:
+    lines = b"".join(content for _, content in read).splitlines(keepends=True)
+    return (each for each in counted(lines) if each[1]["step"] <= step)
 
 
 def _contents(store: Store, pieces: Sequence[Piece], step: int) -> Iterator[tuple[Piece, bytes]]:

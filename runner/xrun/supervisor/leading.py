@@ -35,6 +35,7 @@ from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
 from ..store.protocol import Head, Publisher, commit_delay
 from ..tracker.jsonl import JsonlTracker
+from ..tracker.tensorboard.process import Writer
 from ..tracker.wandb.processes import Sender, dismiss, start_witness
 from . import billing
 from .node import Node
@@ -46,6 +47,8 @@ from .witnesses import Witnesses
 
 _SENDER_SECONDS = 60.0
 """How long the last points may take to reach Weights & Biases after the training has ended."""
+_WRITER_SECONDS = 20.0
+"""The same for the files of TensorBoard, which are on this machine."""
 _REPORT_SECONDS = 2 * LINGER_SECONDS
 """How long another node may take to say how its ranks have ended, after those of node 0 have."""
 _GOODBYE_SECONDS = 30.0
@@ -72,6 +75,7 @@ class LeadingNode(Node):
         self.peers = Leader(self.nodes, plan.run, meeting_port(plan.run, os.environ))
         self.told = plan.wandb is not None and plan.wandb.online
         self.sender: Sender | None = None
+        self.writer: Writer | None = None
         self.confirmation = Confirmation(self.folder.logs(self.id))
         self._trained = True
         """Whether the ranks, as far as they were started, may have trained anything."""
@@ -189,7 +193,9 @@ class LeadingNode(Node):
             self.say(warning)
 
     def _train(self, fresh: bool) -> int:
-        """Train, record the end; Weights & Biases is told meanwhile."""
+        """Train, record the end; Weights & Biases and TensorBoard are told meanwhile."""
+        if self.plan.tensorboard is not None:
+            self.writer = Writer(self.folder.path, self.id, self.say)
         if self.told:
             stopped = functools.partial(self._give_up, "stopped in Weights & Biases")
             self.sender = Sender(self.folder.path, self.id, self.say, stopped)
@@ -208,8 +214,12 @@ class LeadingNode(Node):
             self.confirmation.note(asked)
 
     def _end_sender(self, code: int) -> None:
-        """The last points and the exit code go to Weights & Biases, unless the run is another
-        attempt's by now."""
+        """The last points and the exit code go to Weights & Biases, and the points to TensorBoard's
+        files, unless the run is another attempt's by now."""
+        if self.writer is not None and self.lost:
+            self.writer.abandon()
+        elif self.writer is not None:
+            self.writer.finish(min(_WRITER_SECONDS, self._seconds_left()))
         if self.sender is not None and self.lost:
             self.sender.abandon()
         elif self.sender is not None:
