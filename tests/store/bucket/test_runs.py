@@ -267,7 +267,7 @@ def test_ten_kills_on_ten_machines_change_no_bit(tmp_path: Path, s3: Server, buc
         step = committed(killed)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert space(s3, f"{bucket}/{killed.run.run}") <= 4
+        assert space(s3, f"{bucket}/{killed.run.run}") <= 3 + 2 + 0.1  # the best one stays as well
         shutil.rmtree(killed.home)
     done = killed.xrun(*stored, environ=s3.environ, seconds=1200)
     assert done.code == 0, done.err
