@@ -159,6 +159,22 @@ def test_the_containers_pins_are_those_of_the_tested_environment() -> None:
     assert not {"skypilot", "pytest"} & carried.keys()
 
 
+@pytest.mark.cloud
+def test_a_bucket_brings_its_library_along(project: Project) -> None:
+    """In the version of constraints/cloud.txt, with its hashes, after the recipe's own; and all
+    that it needs is pinned already. Another store brings nothing."""
+    tested = pins(ROOT / "constraints" / "cloud.txt")
+    plain = project.plan()
+    assert "requirements.txt" not in names(packed(plain, [PRICE]))
+    plan = project.plan("checkpoint.store=s3://bucket/runs")
+    own = replace(plan, requirements={"wanted": ["x"], "made_of": "", "text": "x==1 \\\n    --h\n"})
+    carried = (packed(own, [PRICE]) / "requirements.txt").read_text()
+    assert carried.startswith("x==1")
+    assert f"\nobstore=={tested['obstore']} \\\n    --hash=sha256:" in carried
+    needs = needed("obstore", (), set()) - {"obstore"}
+    assert needs <= pins(PACKAGE / "launcher" / "arrival" / "container.txt").keys()
+
+
 def test_an_image_that_has_the_pins_is_known() -> None:
     version = distribution("numpy").version
     assert missing(f"# numpy==0\nnumpy=={version}\n") == []

@@ -34,3 +34,12 @@ def test_secrets_are_found_where_the_logins_keep_them(tmp_path: Path) -> None:
             {"WANDB_BASE_URL": "https://elsewhere", "NETRC": str(tmp_path / "netrc")},
         )
     assert "`wandb login`" in caught.value.hint
+
+
+def test_a_bucket_needs_no_token_of_the_hub() -> None:
+    """Its keys are secrets that the recipe names, or the machine has an identity of its own."""
+    store = "checkpoint.store=s3://bucket/runs"
+    assert secret_names(load_recipe(RECIPES / "digits.yaml", [store])) == []
+    named = [store, "secrets=[AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY]"]
+    names = secret_names(load_recipe(RECIPES / "digits.yaml", named))
+    assert names == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]

@@ -33,6 +33,8 @@ TRAIN = "torch accelerate safetensors numpy"
             [("sky", "cloud"), ("huggingface_hub", "cloud")],
         ),
         (["checkpoint.store=hub"], [(TRAIN, "train"), ("huggingface_hub", "train")]),
+        (["checkpoint.store=s3://bucket/x"], [(TRAIN, "train"), ("obstore", "bucket")]),
+        ([CLOUD, "checkpoint.store=gs://bucket/x"], [("sky", "cloud"), ("obstore", "bucket")]),
         (
             [CLOUD, "checkpoint.store=hub", "tracking.wandb.project=p"],
             [("sky", "cloud"), ("huggingface_hub", "cloud")],

@@ -16,6 +16,10 @@ from xrun.store.address import Address, NoAddressError
         ("hub", "hub", "", True, True),
         ("hub://me/digits", "hub", "me/digits", True, True),
         ("hub-bucket://lab/di.g-i_ts", "hub-bucket", "lab/di.g-i_ts", True, True),
+        ("s3://my.bucket-1", "s3", "my.bucket-1", True, True),
+        ("s3://bucket/team/runs_2=x", "s3", "bucket/team/runs_2=x", True, True),
+        ("gs://bucket/runs", "gs", "bucket/runs", True, True),
+        ("az://container/runs", "az", "container/runs", True, True),
         ("./runs", "folder", "./runs", False, False),
         ("../runs", "folder", "../runs", False, False),
         ("/mnt/runs", "folder", "/mnt/runs", False, True),
@@ -39,7 +43,13 @@ def test_every_kind_is_read_and_written(
         ("", "neither", "A folder is written `./`."),
         ("runs", "neither `local`, `hub` nor a path", "A folder is written `./runs`."),
         ("lokal", "neither `local`, `hub` nor a path", "Did you mean `local`?"),
-        ("s3://bucket", "there is no such kind of store", "hub-bucket://owner/name"),
+        ("s4://bucket", "there is no such kind of store", "hub-bucket://owner/name"),
+        ("http://bucket/x", "there is no such kind of store", "s3://bucket/prefix"),
+        ("s3://", "a bucket there is `s3://bucket/prefix`", ""),
+        ("s3://Bucket/x", "a bucket there is `s3://bucket/prefix`", ""),
+        ("gs://bucket//x", "a bucket there is `gs://bucket/prefix`", ""),
+        ("az://bucket/../x", "a bucket there is `az://bucket/prefix`", "letters, digits"),
+        ("s3://bucket/a?b", "a bucket there is `s3://bucket/prefix`", ""),
         ("hub://me", "a repository there is `hub://owner/name`", ""),
         ("hub://me/a/b", "a repository there is `hub://owner/name`", ""),
         ("hub://mé/a", "a repository there is `hub://owner/name`", ""),
@@ -58,6 +68,18 @@ def test_a_place_that_is_named_by_its_run_gets_its_name() -> None:
     for text in ("hub://lab/x", "hub-bucket://lab/x", "./runs", "local"):
         assert str(Address.parse(text).of_run("alice", "digits-1")) == text
     assert Address.parse("hub://lab/x").owner == "lab"
+
+
+def test_a_bucket_holds_each_run_under_its_id() -> None:
+    """Below the prefix; whoever launches, the bucket is the same. Everything else is one run's."""
+    for text in ("s3://bucket", "gs://bucket/team/runs", "az://container/runs"):
+        address = Address.parse(text)
+        assert str(address.place_of("digits-1")) == f"{text}/digits-1"
+        assert address.of_run("alice", "digits-1") == address
+        assert (address.in_bucket, address.on_hub) == (True, False)
+    assert str(Address.parse("s3://bucket/runs/")) == "s3://bucket/runs"
+    for text in ("hub://lab/x", "hub", "./runs", "local"):
+        assert str(Address.parse(text).place_of("digits-1")) == text
 
 
 @given(st.text())

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from ..store.bucket.client import BucketClient
 
 KEY = "checkpoint.store"
-_PATIENCE = 10.0
 _UNFENCED = "the server makes an object where one is, so two machines could both go on with a run"
 _FENCED = "Use a server that knows conditional writes (If-None-Match), or `checkpoint.store: hub`."
 
 
-def check_bucket(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Problem]:
-    """Make an object twice, read it and delete it; what is wrong with the bucket.
+def check_bucket(
+    plan: Plan, environ: Mapping[str, str] = os.environ, patience: float = 10.0
+) -> list[Problem]:
+    """Make an object twice, read it and delete it; what is wrong with the bucket, which is asked
+    for so many seconds.
 
     Raises:
         LaunchError: the library is not installed.
@@ -37,7 +39,7 @@ def check_bucket(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Pr
 
     try:
         place = {**environ, **plan.env}
-        client = BucketClient(plan.address, environ=place, patience=_PATIENCE)
+        client = BucketClient(plan.address, environ=place, patience=patience)
         return [_problem(plan, *wrong) for wrong in _made_twice(client)]
     except StoreUnavailable as error:
         raise CloudUnavailable(error.message, error.hint or "Try again.") from error

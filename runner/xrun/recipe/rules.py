@@ -447,7 +447,7 @@ def patience_needs_evaluations(recipe: Recipe) -> Iterator[Problem]:
 @rule("checkpoint.store", "hardware")
 def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
     """A candidate that may be a spot machine needs checkpoints that outlive it: `checkpoint.store:
-    hub`."""
+    hub` or a bucket."""
     if recipe.checkpoint.durable:
         return
     for index, candidate in enumerate(recipe.hardware.any_of):
@@ -463,8 +463,8 @@ def spot_needs_durable_checkpoints(recipe: Recipe) -> Iterator[Problem]:
 
 @rule("checkpoint.store", "hardware")
 def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
-    """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub` or the
-    whole path of a shared folder."""
+    """A candidate of several nodes needs a store that all reach: `checkpoint.store: hub`, a bucket
+    or the whole path of a shared folder."""
     if recipe.checkpoint.store.shared:
         return
     for index, candidate in enumerate(recipe.hardware.any_of):

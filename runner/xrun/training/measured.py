@@ -76,9 +76,10 @@ def measure(plan: Plan, split: str, step: int | str | None, *, of_model: bool) -
         model = load_exported(setting) if of_model else build_trained(setting)
         metrics = build_evaluation(setting, model, None, 0, parts=1).run(lambda: False)
     finished = record.finished
+    exported = finished.exported_step or finished.step if of_model and finished else None
     return {
         "run": plan.run,
-        "step": finished.step if of_model and finished else checkpoint.step,
+        "step": checkpoint.step if exported is None else exported,
         "of": "model" if of_model else "checkpoint",
         "split": split,
         "samples": len(measured),

@@ -57,7 +57,7 @@ def test_no_more_of_a_file_is_in_memory_than_what_is_on_its_way(
             assert gate.wait(30)
 
     gate = threading.Event()
-    way.met = held  # type: ignore[method-assign]
+    way.met = held
     sending = threading.Thread(target=lambda: put.append(store.put(chunks())))
     put: list[StoredFile] = []
     sending.start()

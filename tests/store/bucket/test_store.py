@@ -43,7 +43,7 @@ def test_a_commit_is_two_requests(attempt: Opener, way: BadWay) -> None:
 def test_the_space_is_bounded(attempt: Opener, s3: Server, place: str) -> None:
     """Two checkpoints are kept, and attempts are killed in the middle of a save: never more than
     the two, the one that is written and what a killed attempt has left; few commits."""
-    chance, kept, state = random.Random(0), list[bytes](), 5000
+    chance, state = random.Random(0), 5000
     for life in range(4):
         store = attempt(f"a{life}")
         head = begun(store)
@@ -91,7 +91,7 @@ def test_a_sweep_deletes_nothing_once_the_run_is_another_ones(
             assert found is not None
             came.append(successor.commit(found.record, found))
 
-    way.met = come  # type: ignore[method-assign]
+    way.met = come
     before = s3.objects(place).keys()
     store.sweep()
     assert came

@@ -16,6 +16,7 @@ What was fetched also lies in a folder of this machine (`cache`), where a restar
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -63,7 +64,7 @@ class BucketStore:
         cache: Path,
         *,
         reads: bool = False,
-        environ: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = now,
         sleep: Callable[[float], object] | None = None,
         patience: float = float(environment.BUCKET_PATIENCE.default),
@@ -78,7 +79,7 @@ class BucketStore:
         self._clock = clock
         self._client = BucketClient(
             address,
-            **({} if environ is None else {"environ": environ}),
+            environ=environ,
             patience=min(patience, READERS_PATIENCE) if reads else patience,
             clock=clock,
             sleep=sleep,
