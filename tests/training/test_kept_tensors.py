@@ -115,10 +115,11 @@ REFUSED = {
 def as_it_was() -> Iterator[None]:
     """What a rank sets in torch is set for its process."""
     mode, drawn = torch.get_deterministic_debug_mode(), torch.get_rng_state()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     yield
     torch.set_deterministic_debug_mode(mode)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+    settings.fill_uninitialized_memory = fill
     torch.set_rng_state(drawn)
 
 
