@@ -156,7 +156,8 @@ def exported(folder: Path) -> dict[str, Any]:
     for p in adapter.parameters():
         if p.requires_grad:
             nn.init.normal_(p)
-    unet = UNet2DModel(
+    kind: Any = UNet2DModel  # it has no types
+    unet = kind(
         sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4,
         block_out_channels=(4, 8), down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
