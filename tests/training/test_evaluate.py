@@ -282,7 +282,7 @@ def test_a_metric_that_is_not_there_is_refused() -> None:
     own = evaluation(
         Counting(), "model", Numbers(), World(), evaluate={"metric": "f1", "mode": "max"}
     )
-    with pytest.raises(TrainError, match=r"no metric 'f1'.*loss, ones"):
+    with pytest.raises(TrainError, match=r"no metric 'f1'.*loss, ones\. Or name it in"):
         own.better({"loss": 1.0, "ones": 1.0}, None)
 
 

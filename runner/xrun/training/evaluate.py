@@ -22,7 +22,7 @@ from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
 from ..errors import ComponentError, TrainError
 from ..machine.heartbeat import Heartbeat
-from ..recipe.metrics import over_the_split
+from ..recipe.metrics import is_measured, over_the_split
 from ..recipe.schema import Train
 from .metrics import Measured
 from .modes import Modes
@@ -67,9 +67,11 @@ class Evaluation:
             TrainError: the recipe's metric is not among them.
         """
         if self.metric not in metrics:
+            named = is_measured(self.objective.task, self.metric)
+            way = " Or name it in train.evaluate.metrics, and return `preds` and `target`."
             raise TrainError(
                 f"train.evaluate.metric: there is no metric {self.metric!r}.",
-                f"This task has {', '.join(sorted(metrics))}.",
+                f"This task has {', '.join(sorted(metrics))}.{way if named else ''}",
             )
         value = metrics[self.metric]
         before = math.nan if best is None else float(best["value"])
