@@ -28,8 +28,11 @@ from xrun.data.randomness import INIT, LOOP, seed_generators
 from xrun.data.sampler import Sampler
 from xrun.errors import CheckpointError, ComponentError, TrainError
 from xrun.recipe.adapters import _REFUSED, LORA
+from xrun.recipe.schema import ModelRef
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
+from xrun.training import exported
+from xrun.training.adapter import _source_of
 from xrun.training.loop import Training
 
 peft = pytest.importorskip("peft")
@@ -206,17 +209,14 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.reduction=exact",),
-        ("train.activation_checkpointing=true", f"{ARGS}lora_dropout=0.0"),
-        (f"{ARGS}modules_to_save=[lm_head]",),
+        ("train.reduction=exact", "train.ema=0.9", f"{ARGS}use_rslora=true"),
+        (f"{ARGS}modules_to_save=[lm_head]", f"{ARGS}trainable_token_indices=[1, 2]"),
         (
             f"{ARGS}target_parameters=[mlp.gate_proj.weight]",
             f"{ARGS}target_modules=[q_proj]",
             f"{ARGS}lora_dropout=0.0",
         ),
-        (f"{ARGS}trainable_token_indices=[1, 2]",),
-        (f"{ARGS}layer_replication=[[0, 2], [1, 2]]",),
-        ("train.ema=0.9", f"{ARGS}use_rslora=true"),
+        ("train.activation_checkpointing=true", f"{ARGS}layer_replication=[[0, 2], [1, 2]]"),
     ],
 )
 def test_an_attempt_that_comes_back_ends_with_the_same_adapter(
@@ -298,6 +298,28 @@ def test_the_arguments_are_those_of_peft() -> None:
     assert {n: told[n] for n in LORA if n not in narrower} == {
         n: text for n, text in LORA.items() if n not in narrower
     }
+
+
+def test_the_base_is_named_as_people_find_it(tmp_path: Path) -> None:
+    """A repository at the commit that was downloaded, else at the recipe's revision; a folder by
+    its whole path; a component's own model not at all."""
+    base = nn.Module()
+    ref = ModelRef(name="hub", args={"name": "owner/base", "revision": "main"})
+    assert _source_of(base, ref) == ("owner/base", "main")
+    base.config = transformers.LlamaConfig()
+    base.config._commit_hash = "0123abc"
+    assert _source_of(base, ref) == ("owner/base", "0123abc")
+    here = ModelRef(name="hub", args={"name": str(tmp_path)})
+    assert _source_of(base, here) == (str(tmp_path), None)
+    assert _source_of(base, ModelRef(name="gpt")) == (None, None)
+
+
+def test_what_was_exported_loads_where_a_rehearsal_loads_it(plan: Plan, trained: Training) -> None:
+    """The adapter on the base that the recipe names."""
+    words = torch.arange(10).reshape(2, 5)
+    with torch.no_grad():
+        loaded = exported.load(plan).eval()(input_ids=words).logits
+        assert torch.equal(loaded, trained.state.model.eval()(input_ids=words).logits)
 
 
 OWN = """\

@@ -17,6 +17,7 @@ from support.running import Project
 from xrun.errors import CheckpointError, ComponentError
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
+from xrun.run.record import RunRecord
 from xrun.training.freezing import hold
 
 MODEL = """\
@@ -140,6 +141,39 @@ def test_auto_does_not_try_a_frozen_weight_that_moves(project: Project) -> None:
     with pytest.raises(ComponentError, match=r"train\.micro_batch: auto cannot try it"):
         train(plan)
     train(project.plan(STEPS, BODY, "train.micro_batch=auto"))
+
+
+def test_a_transformer_of_torch_s_computes_when_it_is_held_in_bf16() -> None:
+    """Layer norms on processors take no float32 inputs with bfloat16 weights, and theirs stay as
+    they are; everything else is in bfloat16."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(False)
+    hold(layer, "bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 3, 8)).isfinite().all()
+    kinds = {name: p.dtype for name, p in layer.named_parameters()}
+    assert {name for name, kind in kinds.items() if kind == torch.float32} == {
+        name for name in kinds if name.startswith("norm")
+    }
+
+
+def test_two_processes_with_a_shard_each_save_no_frozen_weights(project: Project) -> None:
+    """Sharded over two processes, the digest is that of one process, and the checkpoint has the
+    head alone."""
+    project.write("models/line.py", MODEL.replace("nn.BatchNorm1d(8)", "nn.GELU()"))
+    more = ("train.sharding=fsdp", "train.steps=3", BODY)
+    done = project.attempt(*more, processes=2, run="sharded")
+    assert done.code == 0, done.err
+    alone = project.plan(*more[1:], run="alone")
+    train(alone)
+    heads = [RunRecord.of(RunFolder(project.home / run).head()) for run in ("sharded", "alone")]
+    frozen = [head.checkpoints[-1].numbers["frozen"] for head in heads]
+    assert frozen[0] == frozen[1]
+    paths = (project.home / "sharded" / "state" / "objects").rglob("*")
+    names = [name for path in paths if path.is_file() for name in load_file(path)]
+    assert {name.split(".")[1] for name in names} == {"head"}
+    ours, theirs = final(project.plan(run="sharded")), final(alone)
+    assert torch.equal(ours["body.0.weight"], theirs["body.0.weight"])
+    assert torch.allclose(ours["head.weight"], theirs["head.weight"], atol=1e-6)
 
 
 def test_whole_numbers_and_complex_ones_are_held_as_they_are() -> None:

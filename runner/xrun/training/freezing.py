@@ -70,7 +70,7 @@ def freeze(model: nn.Module, ref: ModelRef) -> None:
                 or f"It has {', '.join(name for name, _ in model.named_children())}.",
             )
         known[name].requires_grad_(False)
-        hold(known[name], ref.held)
+        hold(known[name], ref.held, model)
     if ref.frozen_modules and not any(p.requires_grad for p in model.parameters()):
         raise ComponentError(
             "model.frozen_modules: every weight of the model is frozen.",
@@ -78,14 +78,28 @@ def freeze(model: nn.Module, ref: ModelRef) -> None:
         )
 
 
-def hold(module: nn.Module, precision: str | None) -> None:
-    """Put a module's real parameters into this precision, one after the other. Those beside running
-    statistics stay in float32, as these do: batch norms do not mix the two."""
+def hold(module: nn.Module, precision: str | None, whole: nn.Module | None = None) -> None:
+    """Put a module's real parameters, or those of a part of `whole`, into this precision, one after
+    the other. What normalizes stays in float32, which computes on inputs of any kind: batch norms
+    always, since their statistics are float32, and others outside of transformers' models, which
+    are made for one type."""
     if precision is None:
         return
+    theirs = {
+        inside
+        for each in (whole or module).modules()
+        if _is_of_transformers(each)
+        for inside in each.modules()
+    }
     for each in module.modules():
+        norm = "norm" in type(each).__name__.lower() and each not in theirs
         statistics = each._buffers.get("running_mean") is not None
-        kind = torch.float32 if statistics else _KINDS[precision]
+        kind = torch.float32 if norm or statistics else _KINDS[precision]
         for p in each.parameters(recurse=False):
             if p.is_floating_point():
                 p.data = p.data.to(kind)
+
+
+def _is_of_transformers(module: nn.Module) -> bool:
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__}
+    return ("transformers", "PreTrainedModel") in kinds
