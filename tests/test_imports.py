@@ -44,7 +44,7 @@ ARROWS = {
     "store": "",
     "components": "",
     "component": "components",
-    "recipe": "component store",
+    "recipe": "component components store",
     "run": "component components recipe store",
     "tracker": "machine run",
     "checkpoint": "machine recipe run store tracker",
