@@ -34,6 +34,7 @@ class Need:
 TRAINING = Need("Training on this machine", ("torch", "accelerate", "safetensors", "numpy"))
 LAUNCHING = Need("Running on clouds", ("sky",), "cloud")
 HUB = Need("The Hugging Face Hub", ("huggingface_hub",))
+METRICS = Need("`train.evaluate.metrics`", ("torchmetrics",))
 WANDB = Need("Weights & Biases", ("wandb",))
 
 

@@ -258,6 +258,7 @@ def test_the_numbers_come_back_through_json() -> None:
         "samples": 30,
         "evaluated": 5,
         "best": {"step": 5, "value": 0.1},
+        "waited": 2,
         "seconds": 1.5,
         "stream": {"epoch": 1},
         "exact": False,

@@ -19,6 +19,12 @@ TRAIN = "torch accelerate safetensors numpy"
     [
         ([], [(TRAIN, "train")]),
         (["tracking.wandb.project=p"], [(TRAIN, "train"), ("wandb", "train")]),
+        (["train.evaluate.metric=f1"], [(TRAIN, "train"), ("torchmetrics", "train")]),
+        (["train.evaluate.metrics=[accuracy]"], [(TRAIN, "train")]),
+        (
+            ["train.evaluate.metric=f1", CLOUD, "checkpoint.store=hub"],
+            [("sky", "cloud"), ("huggingface_hub", "cloud")],
+        ),
         (["tracking.wandb={project: p, mode: offline}"], [(TRAIN, "train")]),
         (["checkpoint.store=hub"], [(TRAIN, "train"), ("huggingface_hub", "train")]),
         (

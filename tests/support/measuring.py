@@ -4,6 +4,7 @@ batch size, on every number of processes."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import torch
@@ -108,6 +109,21 @@ def found_by(case: str, world: World, batch: int) -> dict[str, float]:
 
 def tops(task: str) -> list[str]:
     return ["top2"] if "top5" in FURTHER[task] else []
+
+
+def work_together(folder: str) -> None:
+    """A process for each rank, with what takes seconds to import in it already."""
+    import torchmetrics.classification  # noqa: F401
+
+    multiprocessing.set_start_method("fork", force=True)
+    ranks = [
+        multiprocessing.Process(target=work, args=(folder, rank), daemon=True) for rank in range(4)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0] * len(ranks)
 
 
 def work(folder: str, rank: int) -> None:

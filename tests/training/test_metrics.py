@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as sk
 from torch import Tensor
 
-from support.measuring import BATCHES, CLASSES, PROCESSES, some, splits, tops, work
+from support.measuring import BATCHES, CLASSES, PROCESSES, some, splits, tops, work_together
 from support.running import forkserver
 from xrun.errors import ComponentError
 from xrun.recipe.metrics import FURTHER, METRICS, better, is_measured, over_the_split
@@ -25,15 +25,10 @@ from xrun.training.world import World
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
     """What every process of every world found of each case, at every batch size."""
     folder = tmp_path_factory.mktemp("metrics")
-    ranks = [
-        forkserver().Process(target=work, args=(str(folder), rank), daemon=True)
-        for rank in range(max(PROCESSES))
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(240)
-        assert rank.exitcode == 0
+    all_ranks = forkserver().Process(target=work_together, args=(str(folder),))
+    all_ranks.start()
+    all_ranks.join(240)
+    assert all_ranks.exitcode == 0
     read = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     assert len(read) == sum(PROCESSES)
     return {

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import HUB, LAUNCHING, TRAINING, WANDB, Need
+from ..libraries import HUB, LAUNCHING, METRICS, TRAINING, WANDB, Need
+from .metrics import over_the_split
 from .schema import Recipe
 
 
@@ -17,6 +18,9 @@ def needs(recipe: Recipe) -> Iterator[Need]:
     yield where
     if recipe.checkpoint.durable:
         yield replace(HUB, what=f"`checkpoint.store: {recipe.checkpoint.store}`", extra=where.extra)
+    evaluate = recipe.train.evaluate
+    if recipe.hardware.local and over_the_split(recipe.task, evaluate.metric, evaluate.metrics):
+        yield METRICS
     wandb = recipe.tracking.wandb
     if recipe.hardware.local and wandb is not None and wandb.mode == "online":
         yield replace(WANDB, what="`tracking.wandb`")

@@ -18,7 +18,7 @@ model:
   args: {{inputs: 64, hidden: 128, depth: 2, classes: 10}}   # the arguments of its build(...)
 dataset:
   name: digits               # datasets/digits.py, likewise
-task: classification         # or language_modeling, or model: the model computes its own loss
+task: classification         # or regression, segmentation, ..., model (its own loss)
 
 hardware: local              # this machine; `local: {{processes: 4}}` uses four GPUs
 

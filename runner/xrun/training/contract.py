@@ -73,10 +73,10 @@ class Components:
             _LISTS.strip() if "[" in described(batch) else "",
         )
 
-    def bad_output(self, task: str, got: str) -> ComponentError:
+    def bad_output(self, task: str, got: str, hint: str = "") -> ComponentError:
         """Something that the model returned and the task cannot use."""
         return ComponentError(
-            f"{self.model}: a model of `task: {task}` returns {_OUTPUTS[task]}; {got}."
+            f"{self.model}: a model of `task: {task}` returns {_OUTPUTS[task]}; {got}.", hint
         )
 
     @contextlib.contextmanager

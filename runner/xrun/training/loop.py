@@ -47,6 +47,7 @@ from .micro_batch import enough_memory
 from .objective import Objective
 from .optimizer import clip, gate, learning_rate, plain_step, set_learning_rate, unfuse
 from .reduction import Reduction
+from .scalars import Scalars
 from .world import World
 
 log = logging.getLogger("xrun")
@@ -91,6 +92,7 @@ class Training:
     clock: Callable[[], float] = time.perf_counter
     export: Callable[[TrainState], Finished | None] = lambda state: Finished(state.step)
     _looked: float = 0.0
+    _scalars: Scalars = field(default_factory=Scalars)
     _finite: FiniteGradients = field(init=False)
     _gated: bool = False
     _factor: tuple[tuple[float, torch.dtype], Tensor] | None = None
@@ -109,6 +111,7 @@ class Training:
         """
         proving = self.objective.components.proving(self.objective.task, self._is_untried)
         self.objective.check_after_forward()
+        self.objective.doubtful = self.untried >= 0
         with enough_memory(self.state.micro_batch, self.parts), proving:
             self._train()
 
@@ -147,14 +150,17 @@ class Training:
             losses, count = self._gradients(pieces)
             found = self._finite.found(losses if self._gated else ())
             norm = self._step() if self._gated else []
-            *values, own_fault = read([*losses, *norm, found])
+            further = self._scalars.take()
+            *values, own_fault = read([*losses, *norm, *further, found])
+            values, more = values[: len(losses) + len(norm)], values[len(losses) + len(norm) :]
             own_loss = self.reduction.loss(pieces, values[: len(losses)])
             # What each process has and wants; all of them then do what any of them wants.
-            loss, fault, unused, samples, save, stop = self.world.all_reduce_sum(
+            loss, fault, unused, scalars, samples, save, stop = self.world.all_reduce_sum(
                 [
                     own_loss,
                     own_fault,
                     float(len(self.reduction.unused)),
+                    float(len(more)),
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
                     self._must_stop() or bool(self.budget()),
@@ -166,7 +172,8 @@ class Training:
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
             norms = values[len(losses) :] if self._gated else [float(each) for each in self._step()]
-            self._stepped(pieces[0][0].total, loss / count, int(samples), norms)
+            own = self._scalars.means(more, self.world) if scalars else {}
+            self._stepped(pieces[0][0].total, loss / count, int(samples), norms, own)
             self.heartbeat.beat()
             now = self.clock()
             state.seconds, began = state.seconds + now - began, now
@@ -229,17 +236,29 @@ class Training:
         self._optimize()
         return norm
 
-    def _stepped(self, total: int, loss: float, samples: int, norms: list[float]) -> None:
-        """A step is done, on a global batch of `total` samples, whose digest is `samples`."""
-        state, train = self.state, self.train
+    def _stepped(
+        self,
+        total: int,
+        loss: float,
+        samples: int,
+        norms: list[float],
+        own: Mapping[str, float],
+    ) -> None:
+        """A step is done, on a global batch of `total` samples, whose digest is `samples`; `own`
+        are the model's own scalars."""
+        state = self.state
         rate = state.optimizer.param_groups[0]["lr"]
         state.step += 1
         state.samples += total
-        if state.step % train.log_every == 0 or state.step == self.steps:
-            values = {"train/loss": loss, "train/samples": f"{samples:014x}", "train/lr": rate}
+        if self._is_logged(state.step):
+            values: dict[str, Any] = {f"train/{name}": value for name, value in own.items()}
+            values |= {"train/loss": loss, "train/samples": f"{samples:014x}", "train/lr": rate}
             if norms:
                 values["train/grad_norm"] = norms[0]
             self._log(values)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.train.log_every == 0 or step == self.steps
 
     def _compute(self, piece: MicroBatch, batch: Batch, factor: float) -> Tensor:
         """Forward and backward of one micro-batch, in parts where it does not fit into memory; its
@@ -258,8 +277,11 @@ class Training:
     def _loss(self, batch: Batch, samples: int, factor: float) -> Tensor:
         """Forward and backward of so many samples that are computed at once; their loss, which is 0
         where they do not count."""
-        loss = self.reduction.model(to_device(batch, self.accelerator.device), samples)["loss"]
+        sums = self.reduction.model(to_device(batch, self.accelerator.device), samples)
+        loss = sums["loss"]
         self._backward(loss, factor)
+        if len(sums) > 1 and factor and self._is_logged(self.state.step + 1):
+            self._scalars.add(samples, sums)
         return loss.detach() if factor else torch.zeros_like(loss)
 
     def _backward(self, loss: Tensor, factor: float) -> None:

@@ -125,10 +125,11 @@ def _rows(kind: str, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     otherwise (samples, outputs) both, in which -100 and NaN stay where they are."""
     if kind != "classes":
         shape = (targets.shape[0], -1)
+        targets = targets if kind == "numbers" else targets.long()
         return predictions.reshape(shape), targets.reshape(shape)
-    logits = predictions.movedim(1, -1).flatten(0, -2)
-    counts = targets.flatten() != IGNORED
-    return logits[counts], targets.flatten()[counts].long()
+    logits, targets = predictions.movedim(1, -1).flatten(0, -2), targets.flatten().long()
+    counts = targets != IGNORED
+    return logits[counts], targets[counts]
 
 
 def _decided(name: str, kind: str, logits: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch, described
 from ..errors import ComponentError
-from .classes import Classes, fit
+from .classes import Classes, Shapes, fit
 from .compiled import Compiled
 from .contract import Components
+from .fitting import doubt, would_fit
 from .tasks import LEAST, count, laid_out, loss_sum, right, wanted
 from .twin import twin
 
@@ -41,6 +42,8 @@ class Objective(nn.Module):
         self.whole = True
         """Whether the batch that comes is a whole one; a short one is not compiled."""
         self.components = components
+        self.doubtful = False
+        """Whether the values of the next batch are looked at, as those of a run's first one."""
         self.seen: list[tuple[Tensor, Tensor]] | None = None
         """Where the predictions of a batch and what they should be are put in evaluation mode."""
         self.others: Callable[[], Iterable[Batch]] = tuple
@@ -59,7 +62,10 @@ class Objective(nn.Module):
         if self.task == "model":
             return self._own_loss(batch, samples)
         logits, named = self._logits(batch)
-        logits, labels = self._laid_out(logits, self._labels(batch), named)
+        given = logits, self._labels(batch)
+        logits, labels = self._laid_out(*given, named)
+        if self.doubtful:
+            self._look_at(batch, given, (logits, labels))
         sums = {"loss": loss_sum(self.task, logits, labels)}
         if not self.training and (found := right(self.task, logits, labels)) is not None:
             sums["accuracy"] = found
@@ -163,7 +169,17 @@ class Objective(nn.Module):
     def _check(self, fits: bool, logits: Tensor, labels: Tensor) -> None:
         if not fits:
             got = f"its logits are {described(logits)} for labels {described(labels)}"
-            raise self.components.bad_output(self.task, got)
+            raise self.components.bad_output(self.task, got, would_fit(logits, labels, self.task))
+
+    def _look_at(self, batch: Batch, given: Shapes, rows: Shapes) -> None:
+        """The first batch of a run is one that its task means; `rows` is what is `given` as the
+        loss takes it."""
+        self.doubtful = False
+        logits, labels = given
+        shown = given if self.task == "language_modeling" else rows
+        if told := doubt(self.task, self.model, batch, *shown):
+            what = f"its logits are {described(logits)} for labels {described(labels)}: {told[0]}"
+            raise self.components.bad_output(self.task, what, told[1])
 
     def _own_loss(self, batch: Batch, samples: int) -> Sums:
         output = _called(self._call, batch)
