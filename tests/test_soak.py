@@ -43,3 +43,12 @@ def test_two_hundred_kills_change_no_bit(tmp_path: Path) -> None:
         RECIPES / "digits_mlp.yaml", overrides, kills=200, seed=1, folder=tmp_path, say=print
     )
     assert (result.kills.total(), result.differences) == (200, [])
+
+
+@pytest.mark.parametrize("recipe", ["image_folder", "table_regression", "diffusion"])
+def test_recipes_of_other_data_survive(recipe: str, tmp_path: Path) -> None:
+    """Twenty kills of pictures in folders, a table, and a model with noise and a loss of its own
+    change no bit."""
+    overrides = ["checkpoint.every=20 steps"]
+    result = drill(RECIPES / f"{recipe}.yaml", overrides, kills=20, folder=tmp_path, say=print)
+    assert (result.kills.total(), result.differences) == (20, [])

@@ -346,7 +346,10 @@ def test_the_command_rehearses_what_would_travel(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["digits", "digits_mlp", "text_gpt"])
+@pytest.mark.parametrize(
+    "name",
+    ["digits", "digits_mlp", "text_gpt", "image_folder", "table_regression", "diffusion"],
+)
 def test_shipped_recipes_are_rehearsed(name: str, tmp_path: Path) -> None:
     """Those that need no network, in real processes."""
     done = Project(tmp_path).xrun("rehearse", str(ROOT / "recipes" / f"{name}.yaml"))
