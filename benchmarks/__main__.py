@@ -24,6 +24,7 @@ FILES = {
     9: "goodput",
     10: "saving",
     11: "exact",
+    12: "bucket",
 }
 """Which file measures a row."""
 
