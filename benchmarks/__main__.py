@@ -25,6 +25,7 @@ FILES = {
     10: "saving",
     11: "exact",
     12: "chat",
+    13: "bucket",
 }
 """Which file measures a row."""
 

@@ -50,7 +50,7 @@ class Server:
 
     def library(self, address: str) -> ObjectStore:
         """obstore itself."""
-        return opened(Address.parse(address), self.environ, 10)
+        return opened(Address.parse(address), self.environ, 120)
 
     def objects(self, address: str) -> dict[str, int]:
         """The keys below an address, and their bytes."""

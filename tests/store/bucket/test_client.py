@@ -120,6 +120,19 @@ def test_a_server_that_says_nothing_is_left(
     assert time.monotonic() - start < 3
 
 
+def test_the_usual_names_lead_to_the_server(s3: Server, place: str, clock: Clock) -> None:
+    """The address of S3 counts more than that of all services; what http needs, may be said."""
+    keys = {name: value for name, value in s3.environ.items() if name != "AWS_ENDPOINT_URL"}
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": s3.url}
+    for environ in (
+        {**keys, "AWS_ENDPOINT_URL": s3.url, "AWS_ALLOW_HTTP": "true", "AWS_PROFILE": "mine"},
+        {**keys, **nowhere},
+        {**keys, "AWS_ENDPOINT_URL": s3.url, "AWS_SESSION_TOKEN": "x", "AWS_DEFAULT_REGION": "x"},
+    ):
+        client = BucketClient(Address.parse(place), environ=environ, patience=0, clock=clock)
+        assert client.keys("commits") == []
+
+
 @pytest.mark.parametrize("kind", ["az", "gs"])
 def test_what_cannot_be_opened_is_the_accounts_news(kind: str, clock: Clock) -> None:
     """Azure has no store without an account, and Google's file of keys has to be there."""

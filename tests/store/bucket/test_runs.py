@@ -14,11 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from support.bad_way import BadWay
+from support.bad_way import Answer, BadWay
 from support.buckets import Server
 from support.far_away import environment
 from support.paths import RECIPES, WITH_SUPPORT
@@ -28,10 +29,11 @@ from xrun.launcher.bucket import check_bucket
 from xrun.launcher.preflight import check_online, place, refuse
 from xrun.recipe.load import load_recipe
 from xrun.run.folder import RunFolder
-from xrun.run.plan import Plan
+from xrun.run.plan import Plan, older_rules
 from xrun.run.record import RunRecord
 from xrun.run.stores import open_store
 
+pytestmark = pytest.mark.once
 NUMBERS = iter(range(1000))
 
 
@@ -149,8 +151,11 @@ def test_a_server_that_ignores_the_condition_is_refused(
     class Ignorant(BadWay):
         """Passes on everything but the condition."""
 
-        def ask(self, line: str, headers: list[tuple[str, str]], *rest: object) -> object:
-            return super().ask(line, [h for h in headers if h[0].lower() != "if-none-match"], *rest)
+        def ask(
+            self, line: str, headers: list[tuple[str, str]], body: bytes, stale: bool
+        ) -> Answer:
+            kept = [header for header in headers if header[0].lower() != "if-none-match"]
+            return super().ask(line, kept, body, stale)
 
     project = Project(tmp_path)
     what = "the server makes an object where one is"
@@ -193,12 +198,14 @@ def test_a_run_begun_elsewhere_is_found_by_its_recipe(
     """Also by the rule that it was begun by, though no folder of this machine knows it."""
     project = Project(tmp_path)
     plan = project.plan(f"checkpoint.store={bucket}")
-    older = replace(plan, run=f"{plan.run}")
-    store = open_store(older, "20260101T000000-a")
-    store.commit(replace(RunRecord(), digest=plan.digest, rule=plan.rule).to_json(), store.head())
+    begun = older_rules(plan)[0]
+    assert begun.run != plan.run
+    store = open_store(begun, "20260101T000000-a")
+    record = replace(RunRecord(), digest=begun.digest, rule=begun.rule)
+    store.commit(record.to_json(), store.head())
     online = place(plan, chosen=False)
-    assert (online.plan.run, online.plan.store) == (plan.run, bucket)
-    assert online.links == (plan.where,)
+    assert (online.plan.run, online.plan.store) == (begun.run, bucket)
+    assert online.links == (begun.where,)
 
 
 MEMORY = """
@@ -263,7 +270,7 @@ def test_ten_kills_on_ten_machines_change_no_bit(tmp_path: Path, s3: Server, buc
     stored = (*told, "-s", f"checkpoint.store={bucket}")
     for _ in range(10):
         process = killed.start(*stored, environ=s3.environ)
-        until(lambda known=step: committed(killed) > known, "a commit", 600)
+        until(partial(has_passed, killed, step), "a commit", 600)
         step = committed(killed)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -274,6 +281,10 @@ def test_ten_kills_on_ten_machines_change_no_bit(tmp_path: Path, s3: Server, buc
     assert sha256(killed) == sha256(undisturbed)
     with environment(s3.environ):
         assert len(killed.run.record().attempts) == 11
+
+
+def has_passed(project: Project, step: int) -> bool:
+    return committed(project) > step
 
 
 def committed(project: Project) -> int:

@@ -44,16 +44,18 @@ def test_the_space_is_bounded(attempt: Opener, s3: Server, place: str) -> None:
     """Two checkpoints are kept, and attempts are killed in the middle of a save: never more than
     the two, the one that is written and what a killed attempt has left; few commits."""
     chance, state = random.Random(0), 5000
-    for life in range(4):
+    for life in range(8):
         store = attempt(f"a{life}")
         head = begun(store)
-        for step in range(6):
+        for step in range(3):
             new = store.put([b"%d %d" % (life, step), bytes(state - 4)])
             assert size(s3, place, "objects/") <= (2 + 2) * state, (life, step)
             if chance.random() < 0.3:
                 break  # killed before the commit
             kept = [*files_of(head)[-1:], new]
             head = store.commit(names(*kept), head)
+            if chance.random() < 0.5:
+                break  # killed before the sweep
             store.sweep()
     commits = [key for key in s3.objects(place) if key.startswith("commits/")]
     assert len(commits) <= KEPT + 2

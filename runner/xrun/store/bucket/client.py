@@ -246,6 +246,8 @@ def opened(address: Address, environ: Mapping[str, str], seconds: float) -> Obje
     }
     endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
     plain = config.pop("aws_allow_http", "").lower() in ("true", "1")
+    if of_s3 := config.pop("aws_endpoint_url_s3", ""):  # the one for all services counts less
+        config["aws_endpoint_url"] = of_s3
     return _OPENED[address.kind](
         bucket,
         prefix=prefix or None,

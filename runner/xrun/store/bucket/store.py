@@ -93,6 +93,7 @@ class BucketStore:
         """The ids of commits that this store could not confirm."""
         self._fetching: dict[str, Future[Path]] = {}
         self._warned = 0.0
+        self._swept = False
 
     @property
     def where(self) -> str:
@@ -115,6 +116,8 @@ class BucketStore:
                 f"Nothing was committed at {self.where} yet: the run's first commit comes before"
                 " its first file."
             )
+        if not self._swept:  # what killed attempts have left is not to add up
+            self._sweep(own=False)
         return self._pieces.put(chunks)
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
@@ -153,17 +156,7 @@ class BucketStore:
     def sweep(self) -> None:
         """See `Store.sweep`; also deletes all but the newest commits. What cannot be deleted now
         can be later, and is no reason to fail."""
-        head = self._seen[1] if self._seen else None
-        if head is None or head.attempt != self.attempt or self._sent:
-            return
-        named = set(copies_named(head.record))
-        self._kept_here.prune(dict.fromkeys(named, 0), ours=True)
-        try:
-            self._sweep(head, named)
-        except XrunError as error:
-            if self._clock() - self._warned > 3600:
-                log.warning("Old state could not be deleted: %s Trying again later.", error)
-                self._warned = self._clock()
+        self._sweep(own=True)
 
     def publish(self, folder: Path, run: str, message: str) -> str:
         """See `Publisher`; below `model/`, and what lay there before is gone. The revision is a
@@ -317,14 +310,31 @@ class BucketStore:
             file, place, lambda: self._pieces.download(place, file.size, self.cache)
         )
 
-    def _sweep(self, head: Head, named: set[str]) -> None:
+    def _sweep(self, *, own: bool) -> None:
+        """Sweep if the head is this attempt's; without `own` only what attempts before it have
+        left, since other processes of this one may be between `put` and `commit`."""
+        head = self._seen[1] if self._seen else None
+        if head is None or head.attempt != self.attempt or self._sent:
+            return
+        self._swept = True
+        named = set(copies_named(head.record))
+        self._kept_here.prune(dict.fromkeys(named, 0), ours=True)
+        try:
+            self._delete(head, named, f"objects/{self.attempt}/" if not own else "")
+        except XrunError as error:
+            if self._clock() - self._warned > 3600:
+                log.warning("Old state could not be deleted: %s Trying again later.", error)
+                self._warned = self._clock()
+
+    def _delete(self, head: Head, named: set[str], spared: str) -> None:
         """Delete what the head does not name and what was there while it was the head: whoever
-        writes here then is this attempt, which is not between `put` and `commit`, or one before."""
+        writes here then is this attempt, or one before. `spared`: how keys begin that stay."""
         listed = self._client.keys("objects")
         numbers = self._numbers()
         if numbers[:1] != [head.number]:
             return
         gone = [key for key in listed if place_of(key) not in named]
+        gone = [key for key in gone if not (spared and key.startswith(spared))]
         self._client.delete([*gone, *map(_key, numbers[KEPT:])])
 
 
