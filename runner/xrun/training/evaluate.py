@@ -83,8 +83,7 @@ class Evaluation:
     def keeps_best(self) -> bool:
         """Whether the run needs its best state itself, and not only the best of those that were
         saved."""
-        exported = getattr(self.train, "export", None)
-        return self.train.evaluate.patience is not None or exported == "best"
+        return self.train.evaluate.patience is not None or self.train.export == "best"
 
     def gives_up(self, waited: int) -> bool:
         """Whether so many evaluations in a row that were no better are as many as the recipe

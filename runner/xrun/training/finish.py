@@ -73,7 +73,7 @@ def finish(
 
 def take_best(setting: Setting, model: Model, lease: Lease) -> int:
     """Put the weights of the best committed checkpoint into the model; returns their step. The last
-    ones stay where the best are not among the committed ones.
+    ones stay where none of the committed ones was the best.
 
     Every process takes part. Raises what `Store.fetch` raises.
     """
@@ -88,20 +88,20 @@ def take_best(setting: Setting, model: Model, lease: Lease) -> int:
 
 
 def _best(lease: Lease) -> Start:
-    """The best checkpoint of the run's own, with its files' paths."""
+    """The best checkpoint of those that are committed, with its files' paths."""
     newest = lease.record.newest
     best = newest.best_step if newest else None
-    for each in lease.record.checkpoints:
-        if each.step == best:
-            return Start(
-                lease.head, each, [lease.store.fetch(file) for file in each.files.values()]
-            )
-    log.warning(
-        "train.export: the best state%s is not among the committed ones; the last one becomes the"
-        " model.",
-        "" if best is None else f", step {best},",
-    )
-    return Start(lease.head)
+    kept = [each for each in lease.record.checkpoints if each.best_step == each.step]
+    if not kept or kept[-1].step != best:
+        log.warning(
+            "train.export: the best state%s is not among the committed ones; %s becomes the model.",
+            "" if best is None else f", step {best},",
+            f"the best of those, step {kept[-1].step}," if kept else "the last one",
+        )
+    if not kept:
+        return Start(lease.head)
+    files = kept[-1].files.values()
+    return Start(lease.head, kept[-1], [lease.store.fetch(file) for file in files])
 
 
 @contextlib.contextmanager
