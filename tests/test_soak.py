@@ -3,12 +3,18 @@ change."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from support.paths import RECIPES
 from xrun.drill import drill
+from xrun.recipe.load import load_recipe
+from xrun.run.folder import RunFolder
+from xrun.run.plan import make_plan
 
 pytestmark = pytest.mark.soak
 
@@ -52,3 +58,22 @@ def test_recipes_of_other_data_survive(recipe: str, tmp_path: Path) -> None:
     overrides = ["checkpoint.every=20 steps"]
     result = drill(RECIPES / f"{recipe}.yaml", overrides, kills=20, folder=tmp_path, say=print)
     assert (result.kills.total(), result.differences) == (20, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "least", "most"),
+    [
+        ("image_folder", "val/accuracy", 0.97, 1.0),
+        ("table_regression", "val/r2", 0.34, 0.4),
+        ("diffusion", "val/loss", 0.35, 0.37),
+    ],
+)
+def test_recipes_reach_what_they_say(
+    name: str, metric: str, least: float, most: float, tmp_path: Path
+) -> None:
+    """The number in the recipe's first lines, on any processor to a percent or two."""
+    recipe = RECIPES / f"{name}.yaml"
+    command = [sys.executable, "-m", "xrun", str(recipe), "--yes"]
+    subprocess.run(command, env={**os.environ, "XRUN_HOME": str(tmp_path)}, check=True)
+    plan = make_plan(load_recipe(recipe), recipe, environ={"XRUN_HOME": str(tmp_path)})
+    assert least <= RunFolder(plan.folder).metrics_now()[metric] <= most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_a_picture_is_what_hub_images_makes_of_it(tmp_path: Path, pictures: Path
         write(root, f"{side}/a/0.png")
     own = build("datasets", "image_folder", folder=root, image_size=16, eval_crop=1 / 1.143)
     hub = build("datasets", "hub_images", name=str(pictures), image_size=16)
-    assert same(*(seeded(3, lambda s=s: s["train"][0]) for s in (own, hub)))
+    assert same(*(seeded(3, partial(s["train"].__getitem__, 0)) for s in (own, hub)))
     assert same(own["val"][0], hub["val"][0])
     assert not same(*(seeded(seed, lambda: own["train"][0]) for seed in (3, 4)))
     assert same(*(seeded(seed, lambda: own["val"][0]) for seed in (3, 4)))
@@ -84,7 +85,7 @@ def test_crops_follow_the_arguments(tmp_path: Path) -> None:
     assert torch.equal(image[0], (torch.tensor(np.array(middle)) / 255 - 0.5) / 0.5)
     own = {**args, "augment": True, "smallest_crop": 0.9}
     mirrored = [build("datasets", "image_folder", **own, mirror=flag)["train"] for flag in (0, 1)]
-    turned = [same(*(seeded(n, lambda s=s: s[0]) for s in mirrored)) for n in range(8)]
+    turned = [same(*(seeded(n, partial(s.__getitem__, 0)) for s in mirrored)) for n in range(8)]
     assert set(turned) == {True, False}
 
 
