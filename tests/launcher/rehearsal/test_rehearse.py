@@ -366,6 +366,6 @@ def test_recipes_for_clouds_are_rehearsed(name: str, tmp_path: Path) -> None:
         fill(hub, tmp_path / "named")
         project = Project(tmp_path / "project")
         recipe = str(ROOT / "recipes" / f"{name}.yaml")
-        done = project.xrun("rehearse", recipe, environ=hub.environ("me"), timeout=1200)
+        done = project.xrun("rehearse", recipe, environ=hub.environ("me"), seconds=1200)
     assert done.code == 0, done.out + done.err
     assert stages_of(done.out.splitlines()) == ["environment", *STAGES]
