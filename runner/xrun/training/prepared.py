@@ -17,6 +17,7 @@ import threading
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 from blake3 import blake3
@@ -26,8 +27,9 @@ from ..errors import XrunError
 from ..run.code_digest import digest_of_all
 from ..run.plan import Plan
 from ..run.sources import sources
-from ..store.bucket.client import BucketClient
-from ..store.bucket.folder_copy import FolderCopy, files_of
+
+if TYPE_CHECKING:
+    from ..store.bucket.folder_copy import FolderCopy
 
 log = logging.getLogger("xrun")
 
@@ -62,6 +64,8 @@ class Prepared:
 
     def send(self) -> None:
         """Make the bucket's copy what is in the folder."""
+        from ..store.bucket.folder_copy import files_of
+
         names = list(files_of(self.folder))
         size = sum((self.folder / name).stat().st_size for name in names)
         if size > MOST:
@@ -94,6 +98,10 @@ def prepared(plan: Plan, attempt: str) -> Prepared | None:
     code = sources("datasets", dataset.name, Path(plan.project))
     if not imports_datasets(code.values()):
         return None
+    # The library of a bucket, which only a run with one has.
+    from ..store.bucket.client import BucketClient
+    from ..store.bucket.folder_copy import FolderCopy
+
     told = [dataset.name, dataset.args, digest_of_all(code), version("datasets")]
     key = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
     address = replace(plan.address, name=f"{plan.address.name}/prepared/{key}")
