@@ -72,3 +72,8 @@ def test_a_warmup_is_measured_by_the_whole_run(tmp_path: Path) -> None:
     assert hidden_warmup(plan, 104) == ""  # 26 steps
     assert "at step 24: 96 samples are 12 steps an epoch" in hidden_warmup(plan, 96)
     assert hidden_warmup(Project(tmp_path).plan(), 1) == ""
+
+
+def test_a_step_that_is_as_in_the_run_is_not_said_to_be_smaller(tmp_path: Path) -> None:
+    plan = Project(tmp_path).plan("train.global_batch=4", "train.micro_batch=2")
+    assert made_smaller(plan, small_plan(plan, tmp_path)) == ""

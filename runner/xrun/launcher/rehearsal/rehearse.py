@@ -191,7 +191,7 @@ class Rehearsal:
         if self._absent:
             return False
         smaller = [made_smaller(self.plan, small), *self._smaller(run).get("smaller", [])]
-        self.say(f"  made smaller: {'; '.join(smaller)}")
+        self.say(f"  made smaller: {'; '.join(filter(None, smaller)) or 'nothing'}")
         return True
 
     def _life(self, small: Plan, through: Sequence[Stage], before: Sequence[str]) -> bool:

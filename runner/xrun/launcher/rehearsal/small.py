@@ -63,8 +63,10 @@ def _number(train: Train) -> int:
 
 
 def made_smaller(plan: Plan, small: Plan) -> str:
-    """How many samples a step has, for people."""
+    """How many samples a step has, for people; "" where it has as many as in the run."""
     whole, few = plan.load_recipe().train, small.load_recipe().train
+    if (whole.global_batch, whole.micro_batch) == (few.global_batch, few.micro_batch):
+        return ""
     return (
         f"steps of {few.global_batch} instead of {whole.global_batch} samples, in micro-batches of"
         f" {few.micro_batch}"
