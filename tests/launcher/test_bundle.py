@@ -77,8 +77,8 @@ def test_the_wheel_is_the_running_code(tmp_path: Path) -> None:
     }
     for folder in ("models", "datasets", "recipes"):
         here |= {
-            f"xrun/components/{folder}/{path.name}": path
-            for path in (ROOT / folder).iterdir()
+            f"xrun/components/{path.relative_to(ROOT).as_posix()}": path
+            for path in (ROOT / folder).rglob("*")
             if path.is_file()
         }
     here = {name: path for name, path in here.items() if "__pycache__" not in name}

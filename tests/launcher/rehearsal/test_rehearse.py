@@ -176,14 +176,18 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
             ),
         ),
         "an unknown key": Wrong(
-            "check", 2, r"train\.evaluate\.metric", overrides=("train.evaluate.metric=f1",)
+            "check", 2, r"train\.evaluate\.metric", overrides=("train.evaluate.metric=best",)
         ),
         "a wrong shape": Wrong(
             "first step", 2, r"mat1 and mat2 shapes cannot be multiplied \(2x4 and 5x3\)",
             model=MODEL.replace("nn.Linear(4, 8), nn.Linear(8, 3)", "nn.Linear(5, 3)"),
         ),
         "labels out of range": Wrong(
-            "first step", 2, r"Target \d is out of bounds",
+            "first step", 2, r"a label is \d, and there are the classes 0 to 2",
+            dataset=data().replace("int(self.y[i])", "int(self.y[i]) + 3"),
+        ),
+        "one class": Wrong(
+            "first step", 2, r"there is one logit for each label",
             model=MODEL.replace("nn.Linear(8, 3)", "nn.Linear(8, 1)"),
         ),
         "a metric that the model does not give": Wrong(
