@@ -12,6 +12,7 @@ and `use_cache` is False in the batch: with their default cache transformers' mo
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ LAYOUT = 1
 """Goes up when this file makes other tokens of the same rows: `datasets` keeps what it has encoded."""
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+NOW = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")
 CHATML = """\
 {%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}
 {%- if message.role == 'assistant' %}{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}
@@ -97,14 +99,29 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Turn], int]:
     return without_none([*prompt, *completion]), len(prompt)
 
 
+def dated(template: str, date: str) -> str:
+    """A template with this date in the place of today's, which would make other data in each attempt."""
+    day = datetime.fromisoformat(date)
+    fixed = NOW.sub(lambda call: json.dumps(day.strftime(call[2])), template)
+    if "strftime_now(" in fixed:
+        raise ComponentError(
+            "datasets/chat: the chat template asks for today's date in a format that it makes itself, so each attempt would train on"
+            " other data.",
+            "Give a `chat_template` with the date, or with the format as a text: strftime_now('%d %b %Y').",
+        )
+    return fixed
+
+
 class Encoder:
     """A row -> `tokens`, which of them are `trained`, and `whole`, how many there were before the cut at `context`."""
 
     def __init__(self, tokenizer: Any, template_args: Mapping[str, Any], date: str, context: int) -> None:
         self.tokenizer, self.context = tokenizer, context
-        # A template that asks for today's date would make other data in each attempt.
-        self.more = {"strftime_now": datetime.fromisoformat(date).strftime, **template_args}
-        self.marked = MARKS.search(tokenizer.get_chat_template()) is not None
+        template = tokenizer.get_chat_template()
+        self.more = dict(template_args)
+        if "strftime_now" in template:
+            self.more["chat_template"] = dated(template, date)
+        self.marked = MARKS.search(template) is not None
 
     def __call__(self, row: Mapping[str, Any], index: int, layout: int) -> dict[str, Any]:
         tools = without_none(row.get("tools")) or None

@@ -131,6 +131,14 @@ def test_a_template_may_be_a_file_and_gets_arguments_and_tools(
     assert split.tokenizer.chat_template == path.read_text()
 
 
+def test_a_date_that_cannot_be_fixed_is_refused(chat: Callable[..., Any], tmp_path: Path) -> None:
+    """A format that the template makes itself would give other data in each attempt."""
+    path = tmp_path / "own.jinja"
+    path.write_text("{% set f = '%d' %}{{ strftime_now(f) }}{% generation %}{% endgeneration %}")
+    with pytest.raises(ComponentError, match="today's date"):
+        chat(ONCE, chat_template=str(path))
+
+
 def test_a_long_conversation_keeps_its_first_tokens(
     chat: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,8 +36,10 @@ def shard(objective: nn.Module, device: str) -> None:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Recompute the activations of repeated blocks in backward."""
-    if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable()  # type: ignore[operator]  # transformers has it as a method
+    # transformers' own, by its newer name and its older one
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    if enable := next((getattr(model, name) for name in names if hasattr(model, name)), None):
+        enable()
         return
     # `torch.utils.checkpoint` checkpoints calls; what wraps modules has no public name.
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
