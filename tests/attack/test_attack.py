@@ -43,6 +43,7 @@ def case(**changes: Any) -> dict[str, Any]:
     return plain | changes
 
 
+@pytest.mark.once
 def test_fixed_seeds_find_nothing(tmp_path: Path) -> None:
     """The first seeds, of all kinds: right losses, right weights, no traceback."""
     done = attack("--first", "0", "--tries", "70", "--folder", str(tmp_path))

@@ -190,6 +190,7 @@ def test_a_mistake_ends_the_command(project: Project) -> None:
     assert project.attempt().code == 0
 
 
+@pytest.mark.once
 def test_three_failures_end_the_command(project: Project) -> None:
     """A process that always crashes ends the command with 7 after three attempts. Typed again it
     gets as many; mended, it goes on."""

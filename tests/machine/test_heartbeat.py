@@ -132,6 +132,7 @@ def test_a_beat_costs_nothing(tmp_path: Path) -> None:
     assert best < 20e-6
 
 
+@pytest.mark.once
 def test_a_hang_that_passes_costs_no_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_hang_that_passes_costs_no_machine(
     assert "in _train" in project.run.log_text(None, 0), "and of one that waits for it"
 
 
+@pytest.mark.once
 def test_a_hang_that_stays_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After two more tries here the attempt ends with 75, a failure of the run's own."""
     monkeypatch.setenv(environment.HANG_SECONDS.name, "2")

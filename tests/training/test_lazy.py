@@ -102,6 +102,7 @@ def named(model: str) -> Any:
     return Components(model)
 
 
+@pytest.mark.once
 def test_a_lazy_model_survives_a_kill(tmp_path: Path) -> None:
     """The same bits as undisturbed, with a moving average and a micro-batch that is found."""
     overrides = ["model.name=lazy", "train.ema=0.9"]

@@ -270,6 +270,7 @@ def spin_until(moment: float) -> None:
         pass
 
 
+@pytest.mark.once
 def test_sigkill_at_any_moment_leaves_the_last_commit(tmp_path: Path) -> None:
     """After each of 80 kills at random moments every acknowledged commit is there and every file of
     the head is whole."""
@@ -291,6 +292,7 @@ def test_sigkill_at_any_moment_leaves_the_last_commit(tmp_path: Path) -> None:
     assert whole_head(tmp_path).number > 160  # so most kills struck after the lease was taken
 
 
+@pytest.mark.once
 def test_sigkill_before_every_single_call_leaves_the_last_commit(tmp_path: Path) -> None:
     """Killed before its 1st, 2nd, 3rd ... file operation, a new run comes up with nothing or its
     last commit, never an error."""
