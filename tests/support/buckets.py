@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import obstore
+import pytest
 from obstore.store import ObjectStore
 
 from xrun.store.address import Address
@@ -77,7 +78,8 @@ KEY = base64.b64encode(hashlib.sha512(b"a key of nobody's").digest()).decode()
 def azurite(folder: Path) -> Iterator[Server]:
     """Azure's own emulator, installed by npm."""
     npm = shutil.which("npm")
-    assert npm, "Azurite needs node and npm"
+    if npm is None:
+        pytest.skip("Azurite needs node and npm, which are not here")
     command = [npm, "install", "--silent", "--prefix", str(folder), "azurite@3.37"]
     subprocess.run(command, check=True, capture_output=True)
     port = free_port()
