@@ -61,3 +61,30 @@ def test_edited_code_gets_no_rows_of_older_code(project: Project) -> None:
     assert made(project) == ([8, 9], 6)
     project.write("datasets/mapped.py", COMPONENT.replace("* times", "+ times"))
     assert made(project) == ([8, 9], 6)
+
+
+GENERATOR = """\
+import datasets
+
+import times
+
+
+def rows():
+    for i in (1, 2):
+        yield {"y": i * times.FACTOR}
+
+
+def build(folder: str):
+    return {"train": datasets.Dataset.from_generator(rows)}
+"""
+
+
+def test_rows_of_a_generator_are_those_of_its_code(project: Project) -> None:
+    """`from_generator` keeps them under a hash of another kind."""
+    project.write("calls", "")
+    project.write("datasets/mapped.py", GENERATOR)
+    assert made(project)[0] == [2, 4]
+    project.write("times.py", "FACTOR = 7\n")
+    assert made(project)[0] == [7, 14]
+    project.write("datasets/mapped.py", GENERATOR.replace("(1, 2)", "(3, 4)"))
+    assert made(project)[0] == [21, 28]

@@ -1,17 +1,18 @@
 """What Hugging Face's `datasets` has made by a component's code is found again by that code.
 
-The library keeps on the disk what `map` and `filter` make, by a hash of the function. Of a function
-that stands in a module, as a component's do, it hashes the name alone: a component that was edited
-would get, without a word, the rows that its older code has made.
+The library keeps on the disk what `map`, `filter` and `from_generator` make, by a hash of the
+function. Of a function that stands in a module, as a component's do, it hashes the name alone: a
+component that was edited would get, without a word, the rows that its older code has made.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _IMPORTS = re.compile(rb"^\s*(import|from) datasets\b", re.MULTILINE)
+_KEEPS = re.compile(rb"\.(map|filter|from_generator)\(")
 
 
 def imports_datasets(files: Iterable[bytes]) -> bool:
@@ -19,18 +20,29 @@ def imports_datasets(files: Iterable[bytes]) -> bool:
     return any(_IMPORTS.search(file) for file in files)
 
 
-def count_code(digest: str) -> None:
-    """From now on what this process makes of its datasets is found by this digest as well."""
-    import datasets
-
-    for module in (datasets.fingerprint, datasets.arrow_dataset):
-        original = getattr(module.update_fingerprint, "__wrapped__", module.update_fingerprint)
-        module.update_fingerprint = _with(original, digest)
+def keeps_rows(files: Collection[bytes]) -> bool:
+    """Whether these source files may have the library keep what a function makes; the others need
+    not wait a second for its import."""
+    return imports_datasets(files) and any(_KEEPS.search(file) for file in files)
 
 
-def _with(original: Any, digest: str) -> Any:
-    def update_fingerprint(fingerprint: Any, transform: Any, arguments: Any) -> str:
-        return str(original(fingerprint, transform, {**arguments, "code of the component": digest}))
+def count_code(places: Iterable[str], digest: str) -> None:
+    """From now on what this process hashes for the library has this digest with it, where a module
+    of these places (`datasets/mine.py`, `src/tools/text.py`) is named in it."""
+    from datasets.fingerprint import Hasher, dumps
 
-    update_fingerprint.__wrapped__ = original  # type: ignore[attr-defined]  # as functools.wraps has it
-    return update_fingerprint
+    names = [_module(place).encode() for place in places]
+
+    def hash_of(value: Any) -> str:
+        data = dumps(value)
+        counts = any(name in data for name in names)
+        return str(Hasher.hash_bytes([data, digest.encode()] if counts else data))
+
+    Hasher.hash = staticmethod(hash_of)
+
+
+def _module(place: str) -> str:
+    """The name that a module of this place has for pickle."""
+    name = place.removeprefix("src/").removesuffix(".py").removesuffix("/__init__")
+    own = name.startswith(("datasets/", "models/"))
+    return f"xrun.components.{name}".replace("/", ".") if own else name.replace("/", ".")

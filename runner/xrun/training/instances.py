@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import component
 from ..checkpoint.state import check_own_tensors
-from ..data.fingerprint import count_code, imports_datasets
+from ..data.fingerprint import count_code, keeps_rows
 from ..data.loader import check_splits
 from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
@@ -43,8 +43,8 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
     dataset, train = recipe.dataset, recipe.train
     build = component.load_build("datasets", dataset.name, project)
     code = sources("datasets", dataset.name, project)
-    if imports_datasets(code.values()):
-        count_code(digest_of_all(code))
+    if keeps_rows(code.values()):
+        count_code(code, digest_of_all(code))
     seed_generators(train.seed, INIT, 1)
     splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
     check_splits(splits, dataset.name)
