@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import CheckpointCorrupt
@@ -82,6 +83,37 @@ class Cache:
             if path.name[1:].rpartition(".")[0] != self.attempt:
                 remove(path)
         self._put &= named.keys()
+
+
+class Fetching:
+    """Files on their way from a store that is called `where`, several at a time; `fetched` brings
+    the one at a place, or raises `CheckpointCorrupt`."""
+
+    def __init__(
+        self, where: str, fetched: Callable[[StoredFile, str], Path], at_once: int
+    ) -> None:
+        self._where, self._fetched, self._at_once = where, fetched, at_once
+        self._begun: dict[str, Future[Path]] = {}
+
+    def fetch(self, file: StoredFile) -> Path:
+        """See `Store.fetch`."""
+        wrong = []
+        for place in file.copies:
+            begun = self._begun.pop(place, None)
+            try:
+                return begun.result() if begun else self._fetched(file, place)
+            except CheckpointCorrupt as error:
+                wrong.append(error.message)
+        what = "; ".join(wrong) or "it has no place"
+        raise CheckpointCorrupt(f"File {file.hash} at {self._where} is not intact: {what}.")
+
+    def soon(self, files: Iterable[StoredFile]) -> None:
+        """See `Store.fetch_soon`."""
+        threads = ThreadPoolExecutor(self._at_once, thread_name_prefix="xrun-fetch")
+        for file in files:
+            for place in file.copies[:1]:
+                self._begun[place] = threads.submit(self._fetched, file, place)
+        threads.shutdown(wait=False)
 
 
 def identity(path: Path) -> tuple[int, int] | None:

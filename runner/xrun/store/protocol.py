@@ -4,15 +4,17 @@ A store keeps immutable files and one *head*, the JSON record of what is committ
 first, the head last, so whatever is killed in between leaves the old head and nothing else. A store
 knows nothing of checkpoints: in a record it looks only for lists of strings under the key "copies"
 (`StoredFile.to_json` writes them), at any depth. `DirectoryStore` keeps all this in a folder,
-`HubStore` in a repository of the Hugging Face Hub.
+`HubStore` in a repository of the Hugging Face Hub, `BucketStore` in a bucket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from ..errors import LeaseLost
 
 Chunk = bytes | memoryview
 """A piece of a file: anything with the buffer protocol that is C-contiguous."""
@@ -181,3 +183,19 @@ class StopRequests(Protocol):
 def commit_delay(store: Store) -> float:
     """Seconds until a store takes a commit."""
     return store.commit_delay() if isinstance(store, RateLimited) else 0.0
+
+
+def lease_lost(
+    where: str, run: str, attempt: str, head: Head | None, damaged: Sequence[str] = ()
+) -> LeaseLost:
+    """What an attempt is told whose run has this head now; `where` as in "in FOLDER"."""
+    if head is None:
+        return LeaseLost(f"The commits {where} are gone: somebody has deleted the run's state.")
+    if head.attempt == attempt:
+        wrong = f" Damaged: {', '.join(damaged)}." if damaged else ""
+        what = f"The head {where} is now commit {head.number} of this attempt, {attempt}.{wrong}"
+        return LeaseLost(what)
+    who = f"attempt {head.attempt} of {head.owner}"
+    return LeaseLost(
+        f"Run {run} was taken over by {who} (commit {head.number}); attempt {attempt} stops."
+    )

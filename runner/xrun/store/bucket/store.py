@@ -20,7 +20,6 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable, XrunError
 from ..address import Address
-from ..cache import Cache
+from ..cache import Cache, Fetching
 from ..directory.commits import KEPT, checked, file_name, head_of, line_of, sealed
 from ..durable import file_slices, hash_of
-from ..protocol import Chunk, Head, StoredFile, copies_named
+from ..protocol import Chunk, Head, StoredFile, copies_named, lease_lost
 from .client import BucketClient
 from .objects import NAME, PIECE, PLACE, Pieces, place_of
 
@@ -91,7 +90,7 @@ class BucketStore:
         self._highest = 0
         self._sent: set[str] = set()
         """The ids of commits that this store could not confirm."""
-        self._fetching: dict[str, Future[Path]] = {}
+        self._coming = Fetching(self.where, self._fetched, DOWNLOADS)
         self._warned = 0.0
         self._swept = False
 
@@ -135,23 +134,11 @@ class BucketStore:
 
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; what the cache has wrong is downloaded again."""
-        wrong = []
-        for place in file.copies:
-            begun = self._fetching.pop(place, None)
-            try:
-                return begun.result() if begun else self._fetched(file, place)
-            except CheckpointCorrupt as error:
-                wrong.append(error.message)
-        what = "; ".join(wrong) or "it has no place"
-        raise CheckpointCorrupt(f"File {file.hash} at {self.where} is not intact: {what}.")
+        return self._coming.fetch(file)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; downloads several files at a time."""
-        threads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="xrun-fetch")
-        for file in files:
-            for place in file.copies[:1]:
-                self._fetching[place] = threads.submit(self._fetched, file, place)
-        threads.shutdown(wait=False)
+        self._coming.soon(files)
 
     def sweep(self) -> None:
         """See `Store.sweep`; also deletes all but the newest commits. What cannot be deleted now
@@ -285,21 +272,7 @@ class BucketStore:
         return True
 
     def _lost(self, head: Head | None) -> LeaseLost:
-        if head is None:
-            return LeaseLost(
-                f"The commits at {self.where} are gone: somebody has deleted the run's state."
-            )
-        if head.attempt == self.attempt:
-            damaged = f" Damaged: {', '.join(self.damaged)}." if self.damaged else ""
-            return LeaseLost(
-                f"The head at {self.where} is now commit {head.number} of this attempt,"
-                f" {self.attempt}.{damaged}"
-            )
-        who = f"attempt {head.attempt} of {head.owner}"
-        return LeaseLost(
-            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt}"
-            " stops."
-        )
+        return lease_lost(f"at {self.where}", self.run, self.attempt, head, self.damaged)
 
     # Files
 

@@ -31,7 +31,7 @@ from ..durable import (
     write_file,
     writing,
 )
-from ..protocol import Chunk, Head, StoredFile, copies_named
+from ..protocol import Chunk, Head, StoredFile, copies_named, lease_lost
 from .commits import CommitFolder, NumberTakenError, file_name, head_of, line_of
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -249,21 +249,7 @@ class DirectoryStore:
         return newest
 
     def _lost(self, head: Head | None) -> LeaseLost:
-        if head is None:
-            return LeaseLost(
-                f"The commits in {self.root} are gone: somebody has deleted the run's state."
-            )
-        if head.attempt == self.attempt:
-            damaged = f" Damaged: {', '.join(self.damaged)}." if self.damaged else ""
-            return LeaseLost(
-                f"The head in {self.root} is now commit {head.number} of this attempt,"
-                f" {self.attempt}.{damaged}"
-            )
-        who = f"attempt {head.attempt} of {head.owner}"
-        return LeaseLost(
-            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt}"
-            " stops."
-        )
+        return lease_lost(f"in {self.root}", self.run, self.attempt, head, self.damaged)
 
     def _write_object(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
         folder = self.root / "objects" / self.attempt

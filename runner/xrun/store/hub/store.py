@@ -18,7 +18,6 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, XrunError
 from ..address import Address, NoAddressError
-from ..cache import Cache
+from ..cache import Cache, Fetching
 from ..durable import Hashed
-from ..protocol import Chunk, Head, StoredFile
+from ..protocol import Chunk, Head, StoredFile, lease_lost
 from .api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
 from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line, title_of
 from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
@@ -93,7 +92,7 @@ class HubStore:
         self._tip: Tip | None = None
         self._looked = self._warned = 0.0
         self._commits_here = False
-        self._fetching: dict[str, Future[Path]] = {}
+        self._coming = Fetching(self._api.where, self._fetched, DOWNLOADS)
 
     @property
     def damaged(self) -> list[str]:
@@ -140,23 +139,11 @@ class HubStore:
 
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; what the cache has wrong is downloaded again."""
-        wrong = []
-        for place in file.copies:
-            begun = self._fetching.pop(place, None)
-            try:
-                return begun.result() if begun else self._fetched(file, place)
-            except CheckpointCorrupt as error:
-                wrong.append(error.message)
-        what = "; ".join(wrong) or "it has no place"
-        raise CheckpointCorrupt(f"File {file.hash} at {self._api.where} is not intact: {what}.")
+        return self._coming.fetch(file)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; downloads several files at a time."""
-        threads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="xrun-fetch")
-        for file in files:
-            for place in file.copies[:1]:
-                self._fetching[place] = threads.submit(self._fetched, file, place)
-        threads.shutdown(wait=False)
+        self._coming.soon(files)
 
     def sweep(self) -> None:
         """See `Store.sweep`; on the Hub and in the cache. What cannot be deleted now can be later,
@@ -248,20 +235,7 @@ class HubStore:
         return checked_line({**place, **who, "record": record})
 
     def _lost(self, head: Head | None) -> LeaseLost:
-        where = self._api.where
-        if head is None:
-            return LeaseLost(
-                f"The commits at {where} are gone: somebody has deleted the run's state."
-            )
-        if head.attempt == self.attempt:
-            return LeaseLost(
-                f"The head at {where} is now commit {head.number} of this attempt, {self.attempt}."
-            )
-        who = f"attempt {head.attempt} of {head.owner}"
-        return LeaseLost(
-            f"Run {self.run} was taken over by {who} (commit {head.number}); attempt {self.attempt}"
-            " stops."
-        )
+        return lease_lost(f"at {self._api.where}", self.run, self.attempt, head)
 
     # Files
 
