@@ -66,6 +66,11 @@ class Frozen:
             now, (version, sample) = _look(self._tensors[name]), self._seen[name]
             if now[0] != version or not torch.equal(now[1], sample):
                 self._written(name, now)
+        return self.known
+
+    @property
+    def known(self) -> set[str]:
+        """Those of them that were found when somebody looked last."""
         return {f"model.{name}" for name in self._moved}
 
     def add(self, saved: Set[str]) -> None:

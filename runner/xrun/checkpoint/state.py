@@ -132,9 +132,9 @@ class TrainState:
         return {**made, **dict.fromkeys(self._built.keys() - now.keys())}
 
     def changing(self) -> set[str]:
-        """Names of the tensors that a forward pass may change (buffers, and what has moved although
-        it is frozen); all others change in `optimizer.step()` only."""
-        moved = set() if self.outside is None else self.outside.moved()
+        """Names of the tensors that a forward pass may change (buffers, and what had moved although
+        it is frozen when `tensors` was asked); all others change in `optimizer.step()` only."""
+        moved = set() if self.outside is None else self.outside.known
         return {f"model.{name}" for name in _buffers(self.model)} | moved
 
     def frozen(self) -> set[str]:
