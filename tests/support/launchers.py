@@ -25,7 +25,7 @@ name: small
 model: {name: mlp, args: {inputs: 64, hidden: 16, depth: 1, classes: 10}}
 dataset: {name: digits}
 task: classification
-hardware: {any_of: [{accelerators: "A100:8", spot: false, clouds: [aws]}]}
+hardware: {any_of: [{accelerators: "H100:8", spot: false, clouds: [nebius]}]}
 train: {steps: 20, global_batch: 64, micro_batch: 8}
 checkpoint: {store: local}
 """
