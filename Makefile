@@ -5,6 +5,8 @@ PIP = -m pip install -q --disable-pip-version-check
 BIN = .venv/bin
 NEWEST = .venv-newest/bin
 DRIVER = .venv-driver/bin
+# Two files of tests beside each other, each in one process.
+BESIDE = -n 2 --dist loadfile
 # Fixtures need no types; an attribute of a torch module is `Tensor | Module` to mypy, whatever it
 # is; a test gives wrong values on purpose. Options of its own need a cache of their own.
 MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs \
@@ -43,7 +45,7 @@ demo: install
 # Everything that has to hold: style, types, the tests (with the built wheel in an empty
 # environment), and the container half once more with the newest libraries that exist.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest $(BESIDE)
 	$(MAKE) newest
 
 # What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm
@@ -65,7 +67,7 @@ format: install
 	$(BIN)/ruff format .
 
 newest: .venv-newest/stamp
-	$(NEWEST)/pytest -m "not soak and not e2e and not contract and not cloud and not once"
+	$(NEWEST)/pytest $(BESIDE) -m "not soak and not e2e and not contract and not cloud and not once"
 
 # xrun and its peers side by side, in under 30 minutes on 2 cores: docs/performance.md.
 bench: .venv-newest/stamp
