@@ -22,12 +22,17 @@ from ..store.address import Address, NoAddressError
 from ..store.protocol import Head, StoredFile
 from . import logs, points
 from .folder import RunFolder, find_run
+from .plan import Plan
 from .record import RunRecord
+from .report import RunReport, report_of, status_of, with_metrics
 from .stores import Place, open_place
 
 if TYPE_CHECKING:
     from .stores import AnyStore
 
+SILENCE = 900.0
+"""Seconds without a commit after which an attempt that has not said how it ended counts as gone,
+besides twice those between two commits where the recipe says them."""
 HUGGING_FACE = "https://huggingface.co"
 FORMS = (
     "Give a run's id, a folder, `hub://owner/name`, `hub-bucket://owner/name`,"
@@ -90,6 +95,52 @@ class OpenedRun:
             last = max(self.record.newest_step, 0)
             return points.stored(self.store, self.record.points, last)
         return self.beside.points() if self.beside else []
+
+    def report(self, now: float, *, metrics: bool = True) -> RunReport:
+        """Everything that is known of the run there. Raises XrunError."""
+        if self.beside and not self.place.address.durable and self.beside.plan_file.exists():
+            return self.beside.report(metrics=metrics)
+        status = self.status(now)
+        page = "" if self.place.address.durable else str(Path(self.address).parent / "model")
+        made = report_of(self.run, self.address, status, self.record, page or self.address)
+        if not metrics:
+            return made
+        logged = self.record.points[-1].last if self.record.points else None
+        return with_metrics(made, logged, self._newest())
+
+    def status(self, now: float) -> str:
+        """See RunReport; an attempt runs that has not ended and was heard of a while ago."""
+        last = self.record.attempts[-1] if self.record.attempts else None
+        if last is not None and last.ended is None and last.id == self.head.attempt:
+            seen = max(last.last_known, self.head.time)
+            if now - seen < SILENCE + 2 * (last.silence or 0.0):
+                return "running"
+        plan = None if self.record.recipe is None else self.plan(Path(), Path())
+        return status_of(self.record, plan)
+
+    def plan(self, home: Path, project: Path) -> Plan:
+        """The run's plan as its record has it, on a machine with this project and folder of
+        runs. Raises LaunchError."""
+        address = self.place.address
+        return Plan(
+            run=self.run,
+            digest=self.record.digest,
+            rule=self.record.rule,
+            mathematics={"sources": dict(self.record.sources)},
+            recipe=self.recipe,
+            recipe_path=str(project / "recipes" / f"{self.recipe['name']}.yaml"),
+            project=str(project),
+            home=str(home),
+            owner=self.owner,
+            store=str(_of_all_runs(address, self.run)) if address.durable else "",
+            fork=self.record.fork,
+            fork_store=self.record.fork_store,
+        )
+
+    def _newest(self) -> dict[str, float]:
+        if self.place.address.durable:
+            return points.newest_stored(self.store, self.record.points)
+        return points.newest_in(self.beside.metrics) if self.beside else {}
 
     def log_text(self, attempt: int | None = None, rank: int = 0) -> str:
         """What one training process of an attempt (counted from 1, default the last) has printed,
@@ -201,6 +252,13 @@ def _in_folder(path: Path) -> tuple[Place, RunFolder | None]:
     if not path.is_dir():
         raise LaunchError(f"There is no folder {path}.", FORMS)
     raise LaunchError(f"{path} holds no run.", f"`xrun status {path}` lists the runs in it.")
+
+
+def _of_all_runs(address: Address, run: str) -> Address:
+    """What a plan calls the store of this run: a bucket's prefix without the run's id."""
+    if not address.in_bucket:
+        return address
+    return replace(address, name=address.name.removesuffix(f"/{run}"))
 
 
 def _here(run: str, address: Address) -> RunFolder | None:
