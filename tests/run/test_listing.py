@@ -82,3 +82,4 @@ def test_a_folder_is_listed_without_its_points(tmp_path: Path) -> None:
         ("tiny-0", "finished", 20),
         ("tiny-1", "finished", 20),
     ]
+    assert len(list_runs(str(project.root))) == 2

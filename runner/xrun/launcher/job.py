@@ -111,8 +111,8 @@ def refuse_another(plan: Plan, record: RunRecord, where: str = "") -> None:
     what = f"The recipe differs from what {where or f'the run {plan.run}'} was trained with"
     raise CheckpointError(
         f"{what}: {'; '.join(changed) or 'the files of its components'}.",
-        "Start a new run with --new, or take its weights along with --fork; to go on with the run"
-        " as it is: xrun resume.",
+        "To go on with the run, leave that as it was (`xrun resume` takes the recipe from its"
+        " record); for another one use --new, or --fork, which takes its weights along.",
     )
 
 

@@ -94,7 +94,8 @@ class RunFolder:
         if not os.path.lexists(self.plan_file):
             raise LaunchError(
                 f"There is no run {self.run} in {self.path.parent}.",
-                "`xrun status` lists the runs.",
+                "`xrun status` lists the runs. One elsewhere goes by its address: hub://owner/name,"
+                " s3://bucket/prefix/RUN, or a folder.",
             )
         return Plan.read(
             self.plan_file,

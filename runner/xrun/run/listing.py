@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import LaunchError, XrunError
 from ..store.address import Address
-from .folder import runs_in
+from .folder import RunFolder, runs_in
 from .opened import OpenedRun, is_run_id, located, open_run, parse
 from .record import RunRecord
 from .report import RunReport
@@ -40,9 +40,17 @@ def list_runs(where: str, *, environ: Mapping[str, str] = os.environ) -> list[Ru
         address = parse(where, environ)
         if address.in_bucket:
             return _in_bucket(address, environ)
-        if not address.durable and (inside := runs_in(Path(address.name))):
+        if not address.durable and (inside := _folders_in(Path(address.name))) is not None:
             return [folder.describe(metrics=False) for folder in inside]
     return [open_run(where, environ=environ).report(time.time())]
+
+
+def _folders_in(path: Path) -> list[RunFolder] | None:
+    """The runs in a folder of runs, or in that of a project; None if it is a run itself, or not
+    there."""
+    if not path.is_dir() or any((path / own).exists() for own in ("plan.json", "state", "commits")):
+        return None
+    return runs_in(path) or runs_in(path / "runs")
 
 
 def _in_bucket(address: Address, environ: Mapping[str, str]) -> list[RunReport]:

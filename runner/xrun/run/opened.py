@@ -290,7 +290,10 @@ def _looked_for(address: Address) -> str:
     if address.on_hub:
         return "Mind the spelling; a private one needs a token that may read it (`hf auth login`)."
     above = str(address).rpartition("/")[0]
-    return f"Mind the spelling; `xrun status {above}` lists the runs there."
+    return (
+        f"Mind the spelling; `xrun status {above}` lists the runs there, `xrun status {address}`"
+        " those below it."
+    )
 
 
 def _is_there(address: Address) -> bool:
