@@ -10,6 +10,7 @@ first one was told.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Mapping
@@ -45,6 +46,19 @@ def create_repository(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer)
 
 
+def list_models(hub: Hub, request: Request) -> Response:
+    """The repositories of models of an `author` that the user may see."""
+    author = request.query.get("author", "")
+    found = []
+    for folder in sorted(hub.folder(f"{author}/x", "model").parent.glob("*.git")):
+        repo_id = f"{author}/{folder.name.removesuffix('.git')}"
+        with contextlib.suppress(Refused):
+            private = hub.repository(repo_id).settings()["private"]
+            hub.may_see(request, repo_id, private)
+            found.append({"id": repo_id, "modelId": repo_id, "private": private, "tags": []})
+    return JSONResponse(found)
+
+
 def delete_repository(hub: Hub, request: Request) -> Response:
     """Forget a repository."""
     asked = request.json
@@ -70,6 +84,7 @@ ROUTES = Routes(
         ("POST", "/api/validate-yaml", files.validate_yaml),
         ("POST", "/api/repos/create", create_repository),
         ("DELETE", "/api/repos/delete", delete_repository),
+        ("GET", "/api/models", list_models),
         # the content store
         ("POST", "/cas/v1/xorbs/default/{xorb}", xet.upload_xorb),
         ("POST", "/cas/v1/shards", xet.upload_shard),

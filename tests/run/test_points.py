@@ -212,3 +212,16 @@ def test_a_piece_with_points_that_do_not_count_is_made_anew(
     third = Machine(tmp_path / "third", store)
     third.restore(44)
     assert third.steps() == list(range(1, 45))
+
+
+def test_the_newest_values_need_no_more_than_their_lines(tmp_path: Path) -> None:
+    """Of a long log the end is parsed, and of each kind of point that is not there the last one:
+    damaged lines in between are never looked at."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 1, "val/loss": 9.0, "train/loss": 1.0}, {"step": 2, "val/loss": 3.0}]
+    lines += [{"step": step, "train/loss": 1 / step} for step in range(3, 10_000)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert points.newest_in(path) == {"val/loss": 3.0, "train/loss": 1 / 9999}
+    assert points.newest_in(tmp_path / "nothing") == {}
+    path.write_text("")
+    assert points.newest_in(path) == {}

@@ -50,6 +50,8 @@ class Cluster:
         self.stops = [StopFlag(), StopFlag()]
         self.done: dict[int, Done] = {}
         self.order: list[int] = []
+        self.apart = False
+        """Whether the second node has a disk of its own."""
 
     def run(
         self,
@@ -71,6 +73,8 @@ class Cluster:
 
     def _node(self, rank: int, plan: Plan, late: float) -> None:
         time.sleep(late)
+        if self.apart and rank:
+            plan = dataclasses.replace(plan, home=f"{plan.home}-{rank}")
         self.done[rank] = attempt(plan, self.stops[rank], Nodes(rank, ADDRESSES, 1))
         self.order.append(rank)
 
@@ -144,17 +148,20 @@ def test_a_failure_by_chance_on_another_node_costs_no_machine(project: Project) 
 
 
 def test_a_refusal_on_another_node_ends_all(project: Project) -> None:
-    """What a person has to mend on node 1 ends both, and node 0 has its code."""
+    """What a person has to mend on node 1 ends both, and node 0 has its code, and what node 1 has
+    printed on a disk of its own."""
     model = (project.root / "models" / "line.py").read_text()
     project.write(
         "models/line.py",
         model + '\n\nimport os\nif os.environ.get("RANK") == "1":\n    raise ValueError("no")\n',
     )
     cluster = Cluster(project)
+    cluster.apart = True
     done = cluster.run()
     assert cluster.order == [1, 0], "node 0 ends last: its code is the job's"
     assert codes(done) == [2, 0], done
     assert "models/line.py" in done[0].err
+    assert "ValueError: no" in project.run.log_text(1, 1)
 
 
 def test_a_node_that_is_killed_is_lost(project: Project) -> None:

@@ -9,6 +9,7 @@ import click
 
 recipe = click.argument("recipe", type=click.Path(path_type=Path))
 run_id = click.argument("run_id", metavar="RUN")
+address = click.argument("address", metavar="RUN|ADDRESS")
 overrides = click.option(
     "-s",
     "--set",

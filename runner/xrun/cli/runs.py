@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,54 +14,84 @@ from ..files import json_text
 from . import options
 
 if TYPE_CHECKING:
+    from ..launcher.sky.status import RunStatus
     from ..run.folder import RunFolder
 
 
 @click.command()
+@click.argument("where", metavar="[WHERE]", default="")
 @options.as_json
-def status(as_json: bool) -> None:
-    """One line per run of this project."""
-    from ..launcher.sky.status import with_jobs
-    from ..run.folder import home_here, runs_in
+def status(where: str, as_json: bool) -> None:
+    """One line per run: of this project, or of WHERE, which is a folder of runs,
+    `s3://bucket/prefix`, `hub://me` (an account), or a single run's id or address."""
+    found = _at(where) if where else _of_this_project(metrics=as_json)
     from .texts import status_line
 
-    home = home_here()
-    folders = runs_in(home)
-    found = with_jobs(folders, [folder.describe() for folder in folders])
     if as_json:
         click.echo(json_text([each.to_json() for each in found], indent=1))
         return
-    if not found:
-        click.echo(f"No runs in {home}.")
     for each in found:
         click.echo(status_line(each))
 
 
+def _of_this_project(*, metrics: bool) -> list[RunStatus]:
+    from ..launcher.sky.status import with_jobs
+    from ..run.folder import home_here, runs_in
+
+    home = home_here()
+    folders = runs_in(home)
+    if not folders:
+        click.echo(f"No runs in {home}.", err=metrics)
+    return with_jobs(folders, [folder.describe(metrics=metrics) for folder in folders])
+
+
+def _at(where: str) -> list[RunStatus]:
+    from ..launcher.sky.status import RunStatus
+    from ..run.listing import list_runs
+
+    found = list_runs(where)
+    if not found:
+        click.echo(f"No runs at {where}.", err=True)
+    return [RunStatus(each) for each in found]
+
+
 @click.command()
-@options.run_id
+@options.address
 @options.as_json
-def report(run_id: str, as_json: bool) -> None:
-    """What happened to RUN: attempts, what was lost, metrics, weights."""
+def report(address: str, as_json: bool) -> None:
+    """What happened to a run: attempts, what was lost, metrics, weights. ADDRESS: hub://owner/name,
+    s3://bucket/prefix/RUN, a folder, or the URL of the model page."""
     from ..run.folder import find_run
+    from ..run.opened import is_run_id, open_run
     from .texts import report_text
 
-    found = find_run(run_id).report()
+    if is_run_id(address):
+        found = find_run(address).report()
+    else:
+        found = open_run(address).report(time.time())
     click.echo(json_text(found.to_json(), indent=1) if as_json else report_text(found))
 
 
 @click.command()
-@options.run_id
+@options.address
 @click.option(
     "--attempt", type=int, help="The number of the attempt, from 1. Default: the last one."
 )
 @click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
 @click.option("-f", "--follow", is_flag=True, help="On clouds: go on until the job has ended.")
-def logs(run_id: str, attempt: int | None, rank: int, follow: bool) -> None:
-    """What RUN's training processes have printed; on clouds what its newest attempt has."""
+def logs(address: str, attempt: int | None, rank: int, follow: bool) -> None:
+    """What a run's training processes have printed; on clouds what its newest attempt has, and at
+    an address what is kept with the state."""
     from ..launcher.record import read_launch
     from ..run.folder import find_run
+    from ..run.opened import is_run_id, open_run
 
-    folder = find_run(run_id)
+    if not is_run_id(address):
+        if follow:
+            raise click.UsageError("--follow is for a run that was launched from this project.")
+        click.echo(open_run(address).log_text(attempt, rank), nl=False)
+        return
+    folder = find_run(address)
     launch = read_launch(folder)
     if launch is None or launch.job is None or attempt is not None:
         click.echo(folder.log_text(attempt, rank), nl=False)
@@ -71,30 +102,33 @@ def logs(run_id: str, attempt: int | None, rank: int, follow: bool) -> None:
 
 
 @click.command()
-@options.run_id
+@options.address
 @click.option(
     "--save", is_flag=True, help="Let it save and stop by itself first, for some minutes."
 )
-def cancel(run_id: str, save: bool) -> None:
-    """End RUN's job on a cloud and give its machines back. Its checkpoints stay; the same recipe
-    goes on from them."""
-    from ..launcher.sky.cancel import cancel as cancel_run
-    from ..run.folder import find_run
+def cancel(address: str, save: bool) -> None:
+    """End a run: its job on a cloud, and the machines go back. Its checkpoints stay; the same
+    recipe goes on from them.
 
-    # It may have been launched from another machine.
-    cancel_run(find_run(run_id, known=False), save=save, say=click.echo)
+    Where no job of this account's SkyPilot is known, the attempt that runs is asked by way of its
+    store to save and to stop.
+    """
+    from ..launcher.cancel import cancel as cancel_run
+
+    cancel_run(address, save=save, say=click.echo)
 
 
 @click.command()
-@options.run_id
-def sync(run_id: str) -> None:
-    """Send what Weights & Biases does not have yet of RUN's metrics, and write TensorBoard's files
-    anew, whichever the recipe names; doing it twice changes nothing."""
+@options.address
+def sync(address: str) -> None:
+    """Send what Weights & Biases does not have yet of a run's metrics on this machine, and write
+    TensorBoard's files anew, whichever the recipe names; doing it twice changes nothing."""
     from ..libraries import WANDB, require
     from ..run.folder import find_run
+    from ..run.opened import is_run_id
     from ..tracker.wandb.processes import send_all
 
-    folder = find_run(run_id)
+    folder = find_run(address) if is_run_id(address) else _on_this_machine(address)
     plan = folder.plan()
     if plan.tensorboard is not None:
         _write_events(folder, plan.tensorboard)
@@ -102,6 +136,22 @@ def sync(run_id: str) -> None:
         require(WANDB)
         folder.check_newest()
         sys.exit(send_all(folder.path))
+
+
+def _on_this_machine(address: str) -> RunFolder:
+    """The folder of the run at an address. Raises LaunchError."""
+    from ..errors import LaunchError
+    from ..run.opened import open_run
+
+    opened = open_run(address)
+    if opened.beside is None or not opened.beside.plan_file.exists():
+        raise LaunchError(
+            f"This machine has no metrics of {opened.run} to send; those at {opened.address} were"
+            " sent by the machines that trained it.",
+            f"Nothing was sent. `xrun resume {address}` makes the run's folder here and sends what"
+            " is missing.",
+        )
+    return opened.beside
 
 
 @click.command(name="export-model")

@@ -94,7 +94,7 @@ def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:
 
 def report_text(report: RunReport) -> str:
     """What `xrun report` says of a run."""
-    lines = [f"{report.run}: {report.status}, step {report.step} committed"]
+    lines = [f"{report.run}: {report.status}, {_committed(report, 'finished')}"]
     lines += [_attempt(number, each) for number, each in enumerate(report.attempts, 1)]
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
     if speed := ", ".join(speed_words(report.speed)):

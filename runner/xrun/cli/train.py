@@ -1,4 +1,4 @@
-"""The commands that train a recipe, or say what training it would be: run, plan,
+"""The commands that train a recipe, or say what training it would be: run, resume, plan,
 rehearse, drill."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,32 +68,88 @@ def run(
     log.
     """
     from .. import streams
-    from ..launcher.job import choose_run, launch
-    from ..launcher.local import LocalCloud
-    from ..launcher.preflight import place
+    from ..launcher.job import choose_run
     from ..libraries import require
     from ..recipe.needs import needs
-    from ..recipe.notes import absent_files
-    from ..run.folder import RunFolder
-    from .texts import outcome_text, start_text
 
     streams.patient()
     made = replace(_plan(recipe, overrides, run_id, fork, processes, local), other_data=other_data)
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
-    online = place(meant, chosen=new or bool(fork))
+    command = functools.partial(_command, recipe, overrides, local)
+    _go(meant, command, yes, detach, not no_rehearsal, chosen=new or bool(fork))
+
+
+@click.command()
+@options.address
+@options.overrides
+@options.local
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's."
+)
+@click.option("--detach", is_flag=True, help="On clouds: do not follow the log.")
+@click.option(
+    "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
+)
+def resume(
+    address: str,
+    overrides: Sequence[str],
+    local: bool,
+    yes: bool,
+    processes: int | None,
+    detach: bool,
+    no_rehearsal: bool,
+) -> None:
+    """Go on with a run by its id or address, from this project's checkout: the recipe is the one
+    in the run's record, which is written to recipes/RUN.yaml.
+
+    `-s` may change where it trains and for how long, and `-s checkpoint.team=OWNER` says that it is
+    a team's.
+    """
+    from .. import streams
+    from ..launcher.resume import plan_to_resume
+    from ..libraries import require
+    from ..recipe.needs import needs
+    from ..run.opened import open_run
+
+    streams.patient()
+    given = [*overrides, "hardware=local"] if local else overrides
+    meant = plan_to_resume(open_run(address), given, processes)
+    require(*needs(meant.load_recipe()))
+    command = functools.partial(_command, Path(meant.recipe_path), overrides, local)
+    _go(meant, command, yes, detach, not no_rehearsal, chosen=False)
+
+
+def _go(
+    meant: Plan,
+    command: Callable[[Plan], str],
+    yes: bool,
+    detach: bool,
+    rehearsed: bool,
+    *,
+    chosen: bool,
+) -> None:
+    """Launch the run that is meant, and end with its exit code; `command` goes on with it."""
+    from ..launcher.job import launch
+    from ..launcher.local import LocalCloud
+    from ..launcher.preflight import place
+    from ..recipe.notes import absent_files
+    from ..run.folder import RunFolder
+    from .texts import outcome_text, start_text
+
+    online = place(meant, chosen=chosen)
     for link in online.links:
         click.echo(f"  see      {link}")
     if online.plan.on_clouds:
-        sys.exit(_launch_on_clouds(online.plan, yes, detach, not no_rehearsal))
+        sys.exit(_launch_on_clouds(online.plan, yes, detach, rehearsed))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
         click.echo(f"  note     {note}", err=True)
     click.echo(start_text(online.plan))
-    command = _command(recipe, overrides, local, online.plan)
     cloud = LocalCloud()
     with cloud.signals():
         code = launch(online.plan, cloud)
-        if text := outcome_text(RunFolder(online.plan.folder), code, command):
+        if text := outcome_text(RunFolder(online.plan.folder), code, command(online.plan)):
             click.echo(text, err=code != 0)
     sys.exit(code)
 
@@ -259,7 +315,7 @@ def drill(
     sys.exit(0 if result.equal else 1)
 
 
-COMMANDS = (run, plan, rehearse, drill)
+COMMANDS = (run, resume, plan, rehearse, drill)
 
 
 def _plan(

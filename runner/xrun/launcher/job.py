@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, LaunchError, XrunError
 from ..run.folder import RunFolder, runs_in
+from ..run.identity import in_full
 from ..run.plan import Plan, differences, older_rules, under_rule
 from ..run.record import RunRecord
 from ..run.stores import open_store
@@ -93,6 +96,37 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
     return dataclasses.replace(made, run=plan.run)
 
 
+def refuse_another(plan: Plan, record: RunRecord, where: str = "") -> None:
+    """A run goes on with what it was begun with, as its record says that; `where` its state is.
+
+    Raises:
+        CheckpointError: the plan's mathematics are others; with the keys and files that differ.
+    """
+    if record.digest in ("", plan.digest):
+        return
+    known = in_full(as_of_now(record.recipe), record.sources) if record.recipe else {}
+    changed = differences(known, plan.computed) if known else []
+    if not record.sources:  # an older record
+        changed = [each for each in changed if not each.startswith("sources.")]
+    what = f"The recipe differs from what {where or f'the run {plan.run}'} was trained with"
+    raise CheckpointError(
+        f"{what}: {'; '.join(changed) or 'the files of its components'}.",
+        "To go on with the run, leave that as it was (`xrun resume` takes the recipe from its"
+        " record); for another one use --new, or --fork, which takes its weights along.",
+    )
+
+
+def as_of_now(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded recipe with the keys that were added since at their defaults; as it is, if it is
+    none of this version's."""
+    from ..recipe.schema import Recipe
+
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValueError:
+        return recipe
+
+
 def _known_here(plan: Plan) -> Plan | None:
     """The plan by the rule of the run of this id, if there is one here; its plan.json may have been
     deleted."""
@@ -101,10 +135,14 @@ def _known_here(plan: Plan) -> Plan | None:
         return _same(plan, folder.plan())
     if plan.address.durable or not folder.state.exists():
         return None
-    with contextlib.suppress(XrunError):  # what cannot be read now is the attempt's news
+    try:
         head = open_store(plan, "reader", create=False).head()
-        return by_the_rule_of(plan, RunRecord.of(head).rule) if head else None
-    return plan
+        record = RunRecord.of(head)
+        meant = by_the_rule_of(plan, record.rule)
+    except XrunError:  # what cannot be read now is the attempt's news
+        return plan
+    refuse_another(meant, record)
+    return meant if head else None
 
 
 def _same(plan: Plan, known: Plan) -> Plan:

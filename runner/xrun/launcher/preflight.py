@@ -26,7 +26,7 @@ from ..run.record import RunRecord
 from ..run.stores import open_store
 from ..store.address import Address
 from .bucket import check_bucket
-from .job import by_the_rule_of
+from .job import by_the_rule_of, refuse_another
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
 _WANDB_SECONDS = 60.0
@@ -93,17 +93,29 @@ def place(plan: Plan, *, chosen: bool) -> Online:
 
 
 def _as_begun(plan: Plan) -> Plan:
-    """The plan by the rule of the run that the store holds; as it is, if the store holds none that
-    the recipe could mean."""
+    """The plan by the rule of the run that the store holds; as it is, if the store holds none.
+
+    Raises:
+        CheckpointError: it holds one that was trained with another recipe.
+    """
     by_run = not plan.load_recipe().checkpoint.store.name
+    others: dict[str, RunRecord] = {}
     for meant in (plan, *older_rules(plan)):
         if by_run:
             meant = replace(meant, store=str(Address("hub"))).placed(plan.owner)
         # A repository may be any run's; in a bucket each run has a place of its own.
         asked = meant if meant.address.in_bucket else replace(meant, run="")
         head = open_store(asked, "reader", create=False).head()
-        if head is not None and head.run == meant.run:
-            return by_the_rule_of(meant, RunRecord.of(head).rule)
+        if head is None:
+            continue
+        record = RunRecord.of(head)
+        if head.run == meant.run:
+            found = by_the_rule_of(meant, record.rule)
+            refuse_another(found, record)
+            return found
+        others[head.run] = record
+    for run, record in others.items():
+        refuse_another(plan, record, f"the run {run} at {plan.where}")
     return plan
 
 

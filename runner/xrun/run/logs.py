@@ -2,8 +2,8 @@
 more.
 
 The first node's logs go along with each commit of a run whose store is far away, and with the
-record of the attempt's end. What another node's processes have printed stays there; why they failed
-stands in the record.
+record of the attempt's end. Another node tells the first one the end of its own when its processes
+have ended, so that they are in that record; of one that has gone without a word nothing is there.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import StoreError
-from ..files import opened
+from ..files import opened, write_bytes
 from ..store.protocol import Store, StoredFile
 
 LARGEST = 256 * 1024
 """Bytes: so much of the end of a process's log is kept."""
+TOLD = 16 * 1024
+"""The same of what one node tells another: all of its processes' go into one message."""
 ATTEMPTS = 50
 """The newest attempts' logs are kept."""
 _ASIDE = "  | "
@@ -88,7 +90,26 @@ def _title(attempt: str, rank: str, text: bytes) -> bytes:
     return f"Attempt {json.dumps(attempt)}, process {rank}{end}:\n".encode()
 
 
-def _end_of(path: Path) -> bytes:
+def told(folder: Path, ranks: Iterable[int]) -> dict[str, str]:
+    """The end of what these processes have printed, by rank, for the first node."""
+    ends: dict[str, str] = {}
+    for rank in ranks:
+        with contextlib.suppress(OSError):
+            ends[str(rank)] = _end_of(folder / f"rank{rank}.log", TOLD).decode(errors="replace")
+    return ends
+
+
+def heard(folder: Path, ends: Mapping[str, str]) -> None:
+    """Keep here what another node has told, of processes whose log is not here: nodes may share the
+    folder. Best effort."""
+    for rank, text in ends.items():
+        path = folder / f"rank{rank}.log"
+        if rank.isdecimal() and not path.exists():
+            with contextlib.suppress(OSError):
+                write_bytes(path, text.encode())
+
+
+def _end_of(path: Path, most: int = LARGEST) -> bytes:
     with opened(path) as file:
-        file.seek(max(0, file.seek(0, 2) - LARGEST))
-        return file.read(LARGEST)
+        file.seek(max(0, file.seek(0, 2) - most))
+        return file.read(most)

@@ -272,7 +272,8 @@ class RunRecord:
     `format` is that of the newest xrun that has written it. `checkpoints` are the kept ones by
     step, `rejected` the steps of damaged ones, `points` and
     `logs` (by attempt and rank) what a store far away holds of the run's files, `recipe` the
-    resolved recipe.
+    resolved recipe. Of the plan it also has what the recipe does not say: `sources`, the digest of
+    each component's file by its path, and the run that it was forked from, with where that is.
     """
 
     digest: str = ""
@@ -284,6 +285,9 @@ class RunRecord:
     points: tuple[Piece, ...] = ()
     logs: Mapping[str, Mapping[str, StoredFile]] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    fork: str = ""
+    fork_store: str = ""
     format: int = FORMAT
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -321,6 +325,9 @@ class RunRecord:
                 for attempt, ranks in value.get("logs", {}).items()
             },
             recipe=value.get("recipe"),
+            sources=value.get("sources") or {},
+            fork=value.get("fork") or "",
+            fork_store=value.get("fork_store") or "",
             format=max(FORMAT, value.get("format", 1)),
             more={name: each for name, each in value.items() if name not in _RECORD_KEYS},
         )
@@ -335,6 +342,9 @@ class RunRecord:
             "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints],
             "rejected": list(self.rejected),
             "recipe": self.recipe,
+            "sources": dict(self.sources) or None,
+            "fork": self.fork or None,
+            "fork_store": self.fork_store or None,
             "finished": self.finished.to_json() if self.finished else None,
             "points": [piece.to_json() for piece in self.points] or None,
             "logs": {
@@ -464,6 +474,9 @@ class RunRecord:
             digest=plan.digest,
             rule=plan.rule,
             recipe=plan.recipe,
+            sources=plan.sources,
+            fork=plan.fork,
+            fork_store=plan.fork_store,
             attempts=(*before, now),
         )
 

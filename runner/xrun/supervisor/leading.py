@@ -322,6 +322,7 @@ class LeadingNode(Node):
             self._report(node, Outcome(EX_TEMPFAIL, Failure(gone, AttemptEnd.OUTSIDE)))
             message = {**message, "code": EX_TEMPFAIL}
         elif message["kind"] == "ended":
+            logs.heard(self.folder.logs(self.id), message.get("printed") or {})
             self._report(node, Outcome.from_json(message))
         super()._hear(message, ranks)
 

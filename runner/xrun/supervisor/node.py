@@ -18,6 +18,7 @@ from ..errors import EX_TEMPFAIL
 from ..files import write_bytes
 from ..machine.nodes import Nodes, meeting_port, place_of
 from ..machine.stop import NOBODY_ASKED, StopFlag
+from ..run import logs
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from ..signals import OF_TERMINALS, held_back
@@ -65,19 +66,19 @@ class Node:
     def _start(self, attempt: str, port: int, parts: int) -> Ranks:
         """This node's ranks, which meet at this port of the first node; each computes a micro-batch
         in so many parts, or what was right before if that is 0."""
-        logs = self.folder.logs(attempt)
-        logs.mkdir(parents=True, exist_ok=True)
+        folder = self.folder.logs(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
         start = functools.partial(self._start_rank, attempt)
         more = {environment.PARTS.name: str(parts)} if parts else {}
-        return Ranks(self.plan, self.nodes, logs, self.stop, port, start, more)
+        return Ranks(self.plan, self.nodes, folder, self.stop, port, start, more)
 
     def _warm_up(self, attempt: str) -> None:
         """Start the ranks of an attempt that has no lease yet: importing torch takes seconds."""
-        logs = self.folder.logs(attempt)
-        logs.mkdir(parents=True, exist_ok=True)
+        folder = self.folder.logs(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
         for local, rank in enumerate(self.nodes.ranks):
             own = rank_environment(self.plan, self.nodes, local, 0)
-            self._warm.append(self._new_rank(attempt, own, logs / f"rank{rank}.log", "--wait"))
+            self._warm.append(self._new_rank(attempt, own, folder / f"rank{rank}.log", "--wait"))
 
     def _cool_down(self, attempt: str) -> None:
         """End the ranks that nobody needs."""
@@ -210,4 +211,5 @@ class FollowingNode(Node):
         ranks.wait(functools.partial(self._look, ranks))
         outcome = ranks.outcome()
         self._code = outcome.code
-        self.peers.tell("ended", **outcome.to_json())
+        printed = logs.told(self.folder.logs(start["attempt"]), self.nodes.ranks)
+        self.peers.tell("ended", **outcome.to_json(), printed=printed)

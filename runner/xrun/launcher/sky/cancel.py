@@ -10,29 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...errors import LaunchError, XrunError
-from ...run.folder import RunFolder
 from ...run.stop_request import LOOK_SECONDS, STOP_SECONDS
 from .jobs import Job, cancel_job, comes_true, jobs
 
 
 def cancel(
-    folder: RunFolder,
+    run: str,
+    ask: Callable[[], str],
     *,
     save: bool,
     say: Callable[[str], None],
     seconds: float = STOP_SECONDS + 2 * LOOK_SECONDS,
 ) -> None:
     """End a run's jobs and give their machines back; with `save` the attempt that runs is asked
-    first, and has `seconds`.
+    first, by `ask`, which returns its id, and has `seconds`.
 
     Raises:
         LaunchError: there is no job.
     """
-    run = folder.run
     live = jobs(run, live=True)
     if not live:
         raise LaunchError(f"{run} has no job on a cloud now.", "`xrun status` tells how it ended.")
-    if save and _asked(folder, live[0], say) and _ended(run, seconds):
+    if save and _asked(ask, live[0], say) and _ended(run, seconds):
         say(f"{run} has stopped. The same recipe goes on from there.")
         return
     for job in live:
@@ -40,12 +39,12 @@ def cancel(
     say(f"The job {live[-1].id} of {run} is being cancelled; its last commit stands.")
 
 
-def _asked(folder: RunFolder, job: Job, say: Callable[[str], None]) -> bool:
+def _asked(ask: Callable[[], str], job: Job, say: Callable[[str], None]) -> bool:
     if job.status != "RUNNING":
         say(f"The job {job.id} is {job.status.lower()}: nothing runs that could save.")
         return False
     try:
-        attempt = folder.store().ask_to_stop()
+        attempt = ask()
     except XrunError as error:
         say(f"The run cannot be asked to save: {error}")
         return False

@@ -142,6 +142,15 @@ class BucketClient:
 
         return self._again(listed)
 
+    def folders(self) -> list[str]:
+        """The names of the folders right below the address, in order."""
+
+        def listed() -> list[str]:
+            found = obstore.list_with_delimiter(self._small)
+            return sorted(each.rstrip("/").rpartition("/")[2] for each in found["common_prefixes"])
+
+        return self._again(listed)
+
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are gone already are no error."""
 

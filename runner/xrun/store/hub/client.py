@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub import HfApi, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import _xet, disable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
@@ -115,6 +115,29 @@ def account(api: HfApi) -> dict[str, Any] | None:
         raise CloudUnavailable(
             f"The Hugging Face Hub does not answer: {_short(error)}.", "Try again."
         ) from error
+
+
+def repositories_of(owner: str) -> tuple[str, list[str]]:
+    """The owner's name, "" being the token's, and the repositories of models that this account may
+    see there.
+
+    Raises:
+        LaunchError: there is no valid token to tell whose it is, or the Hub refuses.
+        CloudUnavailable: nobody answers, or what answers is no Hub.
+    """
+    api = hub_api()
+    if not owner:
+        who = account(api) if api.token or get_token() else None
+        if who is None:
+            what = "There is no valid Hugging Face token here, so `hub://me` is nobody."
+            raise LaunchError(what, "Run `hf auth login`, set HF_TOKEN, or write hub://OWNER.")
+        owner = who["name"]
+    try:
+        with reaching():
+            return owner, sorted(model.id for model in api.list_models(author=owner))
+    except HfHubHTTPError as error:
+        what = f"The Hub does not list the repositories of {owner}: {_short(error)}."
+        raise LaunchError(what, "Mind the spelling, and whose token it is.") from error
 
 
 def _checked_account(who: Any) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""`xrun resume RUN|ADDRESS`: a run's record -> the plan that goes on with it here.
+
+The record has the resolved recipe and a digest of each component's file; the files themselves are
+the project's. The recipe is written to `recipes/RUN.yaml`, where it can be read and travels along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .. import components
+from ..component import project_root
+from ..errors import CheckpointError, LaunchError, XrunError
+from ..files import json_text
+from ..recipe.load import load_recipe
+from ..run.folder import RunFolder
+from ..run.opened import OpenedRun
+from ..run.plan import Plan, make_plan
+from .job import by_the_rule_of, choose_run, refuse_another
+
+_WAY_ON = (
+    "Bring the project to the code that the run was begun with, then type the same command again;"
+    " `--fork` starts a new run from its weights."
+)
+
+
+def plan_to_resume(
+    opened: OpenedRun, overrides: Sequence[str] = (), processes: int | None = None
+) -> Plan:
+    """The plan of the run with this project's components; `overrides` may change what a run can
+    change: where it trains, and for how long.
+
+    Raises:
+        CheckpointError: files of the components are missing here or differ, or an override changes
+            the mathematics.
+        LaunchError: the record has no recipe, or what lies there is a bare copy of a state.
+        RecipeError: the recipe cannot run here.
+    """
+    if opened.beside is not None and opened.beside.plan_file.exists():
+        project = Path(opened.beside.plan().project)
+    else:
+        project = project_root(Path.cwd() / "recipes" / "any.yaml")
+    if missing := _missing(opened, project):
+        what = f"The run {opened.run} needs {', '.join(missing)}, and {project} has no such file."
+        raise CheckpointError(what, _WAY_ON)
+    path = project / "recipes" / f"{opened.run}.yaml"
+    made_here = _written(path, json_text(opened.recipe, indent=1) + "\n")
+    try:
+        return _checked(opened, project, path, overrides, processes)
+    except XrunError:
+        if made_here:
+            path.unlink()
+        raise
+
+
+def _checked(
+    opened: OpenedRun, project: Path, path: Path, overrides: Sequence[str], processes: int | None
+) -> Plan:
+    recipe = load_recipe(path, overrides)
+    made = make_plan(recipe, path, overrides=overrides, run=opened.run, processes=processes)
+    known = opened.plan(_home(opened, made), project)
+    made = replace(
+        made, home=known.home, store=known.store, fork=known.fork, fork_store=known.fork_store
+    )
+    if RunFolder(made.folder).plan_file.exists():
+        return choose_run(made, given=True)
+    made = by_the_rule_of(made, known.rule)
+    refuse_another(made, opened.record)
+    return made
+
+
+def _missing(opened: OpenedRun, project: Path) -> list[str]:
+    """The files of the run's components that are not here."""
+    roots = [*components.roots(project), project, project / "src"]
+    return [
+        place
+        for place in opened.record.sources
+        if not any((root / place).is_file() for root in roots)
+    ]
+
+
+def _written(path: Path, text: str) -> bool:
+    """Make the file; False if it is there already, as it would be written.
+
+    Raises:
+        LaunchError: something else is there.
+    """
+    if path.exists():
+        if path.read_text() != text:
+            what = f"{path} is there and is not the recipe of the run's record."
+            raise LaunchError(what, "Move it away, or start that recipe itself with --run.")
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return True
+
+
+def _home(opened: OpenedRun, made: Plan) -> Path:
+    """The folder of runs that the run's folder is, or will be, in.
+
+    Raises:
+        LaunchError: its state is a bare copy.
+    """
+    if opened.place.address.durable:
+        return Path(made.home)
+    state = Path(opened.address)
+    if state.name != "state" or state.parent.name != opened.run:
+        what = f"{state} is a copy of the state of {opened.run}, outside of a run's folder."
+        raise LaunchError(what, f"Copy it to {made.folder / 'state'}, then resume {opened.run}.")
+    return state.parent.parent

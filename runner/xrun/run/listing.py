@@ -1,0 +1,103 @@
+"""What `xrun status WHERE` lists: the run at an address, or every run of a folder, a bucket's
+prefix or an account of the Hub.
+
+Of each run it asks for the head alone, several at a time: two requests far away.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import LaunchError, XrunError
+from ..store.address import Address
+from .folder import RunFolder, runs_in
+from .opened import OpenedRun, is_run_id, located, open_run, parse
+from .record import RunRecord
+from .report import RunReport
+from .stores import open_place
+
+AT_ONCE = 8
+"""So many runs are asked for at a time."""
+OWN = "me"
+"""The account of the token that is here."""
+
+
+def list_runs(where: str, *, environ: Mapping[str, str] = os.environ) -> list[RunReport]:
+    """The runs at a place, by their names; one that cannot be read is described by its error.
+
+    Raises:
+        LaunchError: there is no such place, or this account may not look.
+        StoreError: the store refuses, or nobody can tell now.
+    """
+    if where.startswith("hub://") and "/" not in where.removeprefix("hub://").rstrip("/"):
+        return _of_account(where.removeprefix("hub://").rstrip("/"), environ)
+    if not is_run_id(where):
+        address = parse(where, environ)
+        if address.in_bucket:
+            return _in_bucket(address, environ)
+        if not address.durable and (inside := _folders_in(Path(address.name))) is not None:
+            return [folder.describe(metrics=False) for folder in inside]
+    return [open_run(where, environ=environ).report(time.time())]
+
+
+def _folders_in(path: Path) -> list[RunFolder] | None:
+    """The runs in a folder of runs, or in that of a project; None if it is a run itself, or not
+    there."""
+    if not path.is_dir() or any((path / own).exists() for own in ("plan.json", "state", "commits")):
+        return None
+    return runs_in(path) or runs_in(path / "runs")
+
+
+def _in_bucket(address: Address, environ: Mapping[str, str]) -> list[RunReport]:
+    from ..libraries import BUCKET, require
+
+    require(BUCKET)
+    from ..store.bucket.client import BucketClient
+    from ..store.bucket.store import READERS_PATIENCE
+
+    client = BucketClient(address, environ=environ, patience=READERS_PATIENCE)
+    below = client.folders()
+    if "commits" in below:
+        return [open_run(str(address), environ=environ).report(time.time())]
+    places = [replace(address, name=f"{address.name}/{name}") for name in below]
+    return _described(places, environ)
+
+
+def _of_account(name: str, environ: Mapping[str, str]) -> list[RunReport]:
+    from ..libraries import HUB, require
+
+    require(HUB)
+    from ..store.hub.client import repositories_of
+
+    owner, names = repositories_of("" if name == OWN else name)
+    if not names:
+        what = f"{owner} has no repositories on the Hub that this account may see."
+        raise LaunchError(what, "Mind the spelling; private ones need a token (`hf auth login`).")
+    return _described([Address("hub", each) for each in names], environ)
+
+
+def _described(addresses: Sequence[Address], environ: Mapping[str, str]) -> list[RunReport]:
+    def described(address: Address) -> RunReport | None:
+        return _described_one(address, environ)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = list(threads.map(described, addresses))
+    return [each for each in found if each is not None]
+
+
+def _described_one(address: Address, environ: Mapping[str, str]) -> RunReport | None:
+    """What the head says; None where there is no run."""
+    place, _ = located(str(address), environ)
+    try:
+        store = open_place(place, "reader", create=False, environ=environ)
+        if (head := store.head()) is None:
+            return None
+        run = OpenedRun(place, head, RunRecord.of(head), store)
+        return run.report(time.time(), metrics=False)
+    except XrunError as error:
+        return RunReport(str(address), str(address), "unreadable", error=str(error))
