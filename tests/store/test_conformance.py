@@ -16,9 +16,6 @@ from support.worlds import FolderWorld, bucket_world, hub_world
 
 pytestmark = HUB_WARNINGS
 STORES = ["folder", "hub", "hub-bucket", "s3", pytest.param("az", marks=pytest.mark.e2e)]
-NOT_KEPT = {("hub-bucket", "state_without_a_commit_is_never_an_empty_store")}
-"""A branch whose history somebody has squashed and whose head.json is gone looks new, whatever lies
-in the Hub's bucket."""
 NUMBERS = iter(range(1, 1_000_000))
 
 
@@ -65,11 +62,7 @@ def world(
 @pytest.mark.once
 @pytest.mark.parametrize("world", STORES, indirect=True)
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-def test_every_store_keeps_it(
-    request: pytest.FixtureRequest, world: World, promise: Promise
-) -> None:
-    if (request.node.callspec.params["world"], promise.__name__) in NOT_KEPT:
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_every_store_keeps_it(world: World, promise: Promise) -> None:
     promise(world)
 
 

@@ -201,7 +201,9 @@ class RunFolder:
             metrics=self.metrics_now(),
             speed=self.speed_now(),
             weights_sha256=finished.weights_sha256 if finished else None,
-            model=str(self.model) if finished and not finished.export_failed else None,
+            model=str(self.model)
+            if finished and (finished.is_made or not finished.export_failed)
+            else None,
             export_failed=finished.export_failed if finished else None,
         )
 

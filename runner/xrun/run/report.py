@@ -38,7 +38,7 @@ class RunReport:
     command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
     `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
-    `export_failed` is why a finished run has no model.
+    `export_failed` is why a finished run has no model, or one that is not published.
     """
 
     run: str

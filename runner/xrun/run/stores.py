@@ -11,7 +11,7 @@ from .. import environment
 from ..errors import XrunError
 from ..libraries import BUCKET, HUB, require
 from ..store.directory.store import DirectoryStore
-from ..store.protocol import Store
+from ..store.protocol import Publisher, Store
 from .plan import Plan
 from .record import RunRecord
 
@@ -49,6 +49,24 @@ def open_store(
         hourly=int(environment.HUB_HOURLY.of(environ)),
         patience=float(environment.HUB_PATIENCE.of(environ)),
     )
+
+
+def open_publisher(
+    plan: Plan, attempt: str, store: Store, environ: Mapping[str, str] = os.environ
+) -> Publisher | None:
+    """Where an attempt that has this store publishes the plan's model; None if it stays in the
+    run's folder.
+
+    Raises:
+        LaunchError: the Hub's library is not installed.
+    """
+    if not plan.publish or plan.publish == plan.store:
+        return store if isinstance(store, Publisher) else None
+    require(HUB)
+    from ..store.hub.model import HubModel
+
+    patience = float(environment.HUB_PATIENCE.of(environ))
+    return HubModel.elsewhere(plan.repository.name, attempt, patience=patience)
 
 
 def _in_bucket(plan: Plan, attempt: str, create: bool, environ: Mapping[str, str]) -> BucketStore:
