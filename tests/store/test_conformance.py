@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.buckets import Server, azurite, moto
-from support.conformance import PROMISES, Promise, Schedule, World
+from support.conformance import PROMISES, Promise, Schedule, World, everything
 from support.hub_store import HUB_WARNINGS
 from support.worlds import FolderWorld, bucket_world, hub_world
 
@@ -85,3 +85,13 @@ def test_any_schedule_ends_where_the_model_says(
     for seed in range(count):
         with empty(kind) as world:
             Schedule(world, seed).run()
+
+
+def test_the_suite_is_one_list(tmp_path: Path) -> None:
+    """For a store of one's own: every promise and so many schedules, by names that tell them
+    apart, each one with an empty world."""
+    suite = everything(schedules=3)
+    assert suite[: len(PROMISES)] == PROMISES
+    assert len({promise.__name__ for promise in suite}) == len(PROMISES) + 3
+    for number, promise in enumerate(suite[-3:]):
+        promise(FolderWorld(tmp_path / f"{number}"))
