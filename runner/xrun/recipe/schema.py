@@ -60,12 +60,11 @@ def read_address(text: str) -> Address:
 
 def read_repository(text: str) -> Address:
     """Where a model is published, or what is wrong with it and the way out."""
-    address = read_address(text)
-    if address.kind != "hub":
-        hint = "Write `hub`, or `hub://owner/name`; a bucket's own model lies beside its state."
+    if text != "hub" and not text.startswith("hub://"):
+        hint = "Write `hub` or `hub://owner/name`, or leave it out: the model then lies with the state."
         what = "a model is published in a repository of the Hub"
         raise PydanticCustomError("sentence", "{what}", {"what": what, "hint": hint})
-    return address
+    return read_address(text)
 
 
 def read_location(text: str) -> Location:
