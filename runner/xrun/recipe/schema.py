@@ -61,7 +61,7 @@ def read_address(text: str) -> Address:
 def read_repository(text: str) -> Address:
     """Where a model is published, or what is wrong with it and the way out."""
     if text != "hub" and not text.startswith("hub://"):
-        hint = "Write `hub` or `hub://owner/name`, or leave it out: the model then lies with the state."
+        hint = "Write `hub` or `hub://owner/name`; without it the model lies with the state."
         what = "a model is published in a repository of the Hub"
         raise PydanticCustomError("sentence", "{what}", {"what": what, "hint": hint})
     return read_address(text)
