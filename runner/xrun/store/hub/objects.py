@@ -242,16 +242,19 @@ class BucketObjects:
 
     def are_elsewhere(self) -> bool:
         """See `Objects.are_elsewhere`; a reader who names no run asks for any run's."""
+        return any("/objects/" in place for place in self._listed())
+
+    def _listed(self) -> list[str]:
+        """The run's files; there is no bucket before the first one."""
         try:
-            listed = self.api.bucket_files(f"{self.run}/objects" if self.run else "")
+            return self.api.bucket_files(f"{self.run}/objects" if self.run else "")
         except MissingError:
-            return False
-        return any("/objects/" in place for place in listed)
+            return []
 
     def sweep(self, tip: Tip, named: Named) -> None:
         """See `Objects.sweep`; nobody else uses a place that was listed while this attempt had the
         head, so it goes at once."""
-        listed = self.api.bucket_files(f"{self.run}/objects") if self._created or named else []
+        listed = self._listed()
         if self.api.branches().get(BRANCH) != tip.commit:
             return
         if gone := [place for place in listed if place not in named]:
