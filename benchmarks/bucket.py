@@ -36,14 +36,14 @@ Opener = Callable[[str], Any]
 
 
 def measure(quick: bool) -> Iterator[Row]:
-    chunks, rounds = (8, 1) if quick else (64, 3)
+    chunks, rounds = (8, 1) if quick else (64, 4)
     ratios: dict[str, list[float]] = {"s3": [], "folder": []}
     alone: dict[str, list[float]] = {"s3": [], "folder": []}
     with moto() as environ, tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for name, opener, library in places(environ, Path(folder), number):
-                theirs = by_obstore(library, Path(folder), chunks)
-                ratios[name].append(by_xrun(opener, chunks) / theirs)
+                own, theirs = pair(opener, library, Path(folder), chunks, xrun_first=number % 2 > 0)
+                ratios[name].append(own / theirs)
                 alone[name].append(theirs)
             shutil.rmtree(folder)
             Path(folder).mkdir()
@@ -79,6 +79,15 @@ def places(environ: dict[str, str], folder: Path, number: int) -> Iterator[tuple
         return DirectoryStore(root / "run", "run", attempt, "me")
 
     yield "folder", near, LocalStore(root)
+
+
+def pair(
+    opener: Opener, library: Any, folder: Path, chunks: int, *, xrun_first: bool
+) -> tuple[float, float]:
+    """Seconds of xrun and of obstore, one after the other; who is first changes by rounds."""
+    own = by_xrun(opener, chunks) if xrun_first else 0.0
+    theirs = by_obstore(library, folder, chunks)
+    return own or by_xrun(opener, chunks), theirs
 
 
 def by_xrun(opener: Opener, chunks: int) -> float:

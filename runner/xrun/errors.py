@@ -18,7 +18,8 @@
     ├── ProcessesApart            75   the training processes cannot reach each other
     ├── AcceleratorsMissing       75   torch cannot use what was rented; another machine may do
     ├── OutOfMemory               75   a micro-batch does not fit; the next try computes it in parts
-    ├── ExportError            2 or 4   the run is finished, its model is not made or not published
+    ├── ExportError            2 or 4   the run is finished, its model is not made
+    │   └── PublishError                as its cause: the model is made, and not published
     ├── RehearsalFailed                as the run would have ended; nothing is paid for
     └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
     Stopped(BaseException)        75   state is committed; no error: `except Exception` lets it pass
@@ -217,14 +218,19 @@ class OutOfMemory(XrunError):
 
 
 class ExportError(XrunError):
-    """The run is finished and committed, and its model could not be made or published: the person
-    edits a component, or storage refuses. `xrun export-model RUN` tries again."""
+    """The run is finished and committed, and its model could not be made: the person edits a
+    component, or storage refuses. `xrun export-model RUN` tries again."""
 
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "", exit_code: int = 2) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+class PublishError(ExportError):
+    """The run is finished and its model made, and it could not be put where others find it: the
+    exit code is the cause's. `xrun export-model RUN` tries again."""
 
 
 class RehearsalFailed(XrunError):

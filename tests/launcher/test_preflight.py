@@ -14,9 +14,10 @@ from loopback.portal import Portal
 from loopback.wandb import Wandb
 from support.running import Project
 from xrun.errors import CloudUnavailable, LaunchError, RecipeError
-from xrun.launcher.preflight import Online, check_online, refuse
+from xrun.launcher.preflight import Online, check_online, place, refuse
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan, make_plan
+from xrun.store.address import Address
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,31 @@ def test_an_organisation_of_mine_is_fine(
 ) -> None:
     """Members of an organisation may keep their runs there."""
     assert refuse(ask(project, hub, monkeypatch, f"checkpoint.store={store}")).store == store
+
+
+def test_a_model_gets_a_repository_of_its_own(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`publish: hub` is named like the run, whatever holds the state; what the token may not do is
+    said under the key that asks for it."""
+    online = ask(project, hub, monkeypatch, "publish=hub")
+    plan = refuse(online)
+    assert (plan.store, plan.publish) == ("", f"hub://alice/{plan.run}")
+    assert online.links == (f"{hub.url}/alice/{plan.run}",)
+    assert Plan.from_json(plan.to_json()).model_address == Address("hub", f"alice/{plan.run}")
+    both = ["checkpoint.store=hub://lab/state", "publish=hub://alice/model"]
+    plan = refuse(ask(project, hub, monkeypatch, *both))
+    assert (plan.store, plan.publish) == (both[0][17:], both[1][8:])
+    found = problem(ask(project, hub, monkeypatch, "publish=hub://bob/model"))
+    assert "publish: it is neither yours nor an organisation's of yours (got bob/model)" in found
+    found = problem(ask(project, hub, monkeypatch, "publish=hub", user="reader"))
+    assert "publish: the Hugging Face token may not write there" in found
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(project.root / "none"))
+    made = make_plan(load_recipe(project.recipe, ["publish=hub"]), project.recipe, environ={})
+    with pytest.raises(LaunchError, match=r"-s publish=null") as refused:
+        place(made, chosen=False)
+    assert "there is no Hugging Face token here (got hub)" in str(refused.value)
 
 
 @pytest.mark.parametrize(

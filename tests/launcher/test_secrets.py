@@ -36,6 +36,12 @@ def test_secrets_are_found_where_the_logins_keep_them(tmp_path: Path) -> None:
     assert "`wandb login`" in caught.value.hint
 
 
+def test_a_model_on_the_hub_needs_its_token() -> None:
+    """Wherever the state is."""
+    wanted = ["checkpoint.store=s3://bucket/runs", "publish=hub"]
+    assert secret_names(load_recipe(RECIPES / "digits.yaml", wanted)) == ["HF_TOKEN"]
+
+
 def test_a_bucket_needs_no_token_of_the_hub() -> None:
     """Its keys are secrets that the recipe names, or the machine has an identity of its own."""
     store = "checkpoint.store=s3://bucket/runs"

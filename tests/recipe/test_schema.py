@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from support.paths import FIXTURES, SOURCES
+from support.paths import FIXTURES, RECIPES, SOURCES
 from xrun.errors import RecipeError
 from xrun.recipe.interval import Every
 from xrun.recipe.load import load_recipe
@@ -244,3 +244,13 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/models", "hub-bucket://a/b", "./models", "here"])
+def test_a_model_is_published_on_the_hub_only(where: str) -> None:
+    """Anywhere else is refused, with what to write."""
+    with pytest.raises(RecipeError, match="publish: a model is published in a repository") as seen:
+        load_recipe(RECIPES / "digits.yaml", [f"publish={where}"])
+    assert "Write `hub` or `hub://owner/name`" in str(seen.value)
+    for known in ("hub", "hub://owner/name"):
+        assert str(load_recipe(RECIPES / "digits.yaml", [f"publish={known}"]).publish) == known

@@ -21,7 +21,7 @@ import pytest
 
 from loopback.hub import Hub
 from loopback.wandb import Wandb
-from support.far_away import FarAway, environment, play, step_of
+from support.far_away import FAST, FarAway, environment, play, step_of
 from support.paths import SOURCES
 from support.running import (
     FAILING,
@@ -36,10 +36,12 @@ from support.running import (
     weights,
 )
 from xrun import environment as variables
+from xrun.cli.texts import report_text
 from xrun.clock import boot_seconds
 from xrun.launcher.export import export_model
 from xrun.launcher.job import choose_run
 from xrun.run import stop_request
+from xrun.run.record import RunRecord
 
 # The library's own use of httpx and of hf_xet.
 pytestmark = [
@@ -397,3 +399,36 @@ def test_an_export_that_failed_is_published_later(tmp_path: Path, hub: Hub) -> N
     assert len(record["attempts"]) == 1
     published = hub.read(far.repo, "line.safetensors", "main")
     assert hashlib.sha256(published).hexdigest() == record["finished"]["weights_sha256"]
+
+
+def test_a_model_is_published_where_no_state_is(tmp_path: Path, hub: Hub) -> None:
+    """State here, the model on the Hub: while that refuses, the run is finished with its model made
+    and a code of the Hub's; `export-model` publishes it later, and nothing was trained for it."""
+    project = Project(tmp_path)
+    plan = replace(project.plan("publish=hub://alice/model"), owner="alice")
+    with environment(hub.environ("alice") | FAST | {"PYTHONPATH": SOURCES}):
+        hub.faults.add(r"POST .*/preupload/", status=403, times=1000)
+        done = attempt(plan)
+        assert done.code in (3, 4), done.err
+        assert "the model is made, and is not published at hub://alice/model:" in done.err
+        assert f"type `xrun export-model {plan.run}`" in done.err
+        report = project.run.report()
+        assert (report.status, report.step, report.model) == (
+            "finished",
+            20,
+            str(project.run.model),
+        )
+        assert report.weights_sha256 == weights(project.run)
+        assert "  model not published: " in report_text(report)
+        again = attempt(plan)
+        assert again.code == done.code
+        assert "its model is not published" in again.err
+        hub.faults.clear()
+        assert export_model(project.run) == 0
+    finished = RunRecord.of(project.run.head()).finished
+    assert finished is not None
+    assert finished.export_failed is None
+    assert finished.model_revision == hub.history("alice/model")[0].id
+    published = hub.read("alice/model", "model.safetensors", "main")
+    assert hashlib.sha256(published).hexdigest() == finished.weights_sha256
+    assert len(project.run.report().attempts) == 1

@@ -1,15 +1,15 @@
 """What every store promises, whoever made it: one suite, run against each of them.
 
 A store of somebody else's passes it in the same way: write a `World`, which opens the store as an
-attempt and knows how to damage what lies there, and call `check` with each of `PROMISES`. Nothing
-here looks into a store but through its protocol and its world.
+attempt and knows how to damage what lies there, and call each of `everything()` with an empty one
+(docs/stores.md). Nothing here looks into a store but through its protocol and its world.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -402,6 +402,15 @@ class Schedule:
         self.store.sweep()
 
 
-def seeds(first: int, count: int) -> Iterator[int]:
-    """The seeds of so many schedules."""
-    return iter(range(first, first + count))
+def everything(schedules: int = 20) -> list[Promise]:
+    """The whole suite, each to be called with an empty world of its own: every promise, and so many
+    random schedules (`make soak` plays 500)."""
+
+    def played(seed: int) -> Promise:
+        def any_schedule_ends_where_the_model_says(world: World) -> None:
+            Schedule(world, seed).run()
+
+        any_schedule_ends_where_the_model_says.__name__ += f"_{seed}"
+        return any_schedule_ends_where_the_model_says
+
+    return [*PROMISES, *map(played, range(schedules))]

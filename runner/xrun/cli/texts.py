@@ -34,9 +34,11 @@ def outcome_text(folder: RunFolder, code: int, command: str) -> str:
         return ""
     metrics = sorted(folder.report().metrics.items())
     told = ", ".join(f"{name} {value:.4g}" for name, value in metrics if name.startswith("val/"))
+    there = folder.plan().model_address
     lines = [
         f"Finished {folder.run}{': ' + told if told else ''}",
         f"  model    {folder.model}",
+        *([f"  and at   {there}"] if there is not None else []),
         f"  metrics  {folder.metrics}",
         f"  report   xrun report {folder.run}",
     ]
@@ -54,7 +56,7 @@ def status_line(status: RunStatus) -> str:
         f"{len(report.attempts)} attempt{'s' if len(report.attempts) != 1 else ''}",
         f"{kills} ended from outside",
         *(list(speed_words(report.speed))[:1] if status.status == "running" else ()),
-        *(["no model: `xrun export-model`"] if report.export_failed else ()),
+        *([f"{_lacks(report)}: `xrun export-model`"] if report.export_failed else ()),
         *(cloud_words(status.cloud, status.status) if status.cloud else ()),
     ]
     return f"{report.run:<40} {status.status:<9} {', '.join(parts)}"
@@ -108,9 +110,13 @@ def report_text(report: RunReport) -> str:
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     if report.export_failed:
-        lines.append(f"  no model: {report.export_failed}")
+        lines.append(f"  {_lacks(report)}: {report.export_failed}")
         lines.append(f"  `xrun export-model {report.run}` tries again")
     return "\n".join(lines)
+
+
+def _lacks(report: RunReport) -> str:
+    return "model not published" if report.model else "no model"
 
 
 def measured_text(measured: Measured) -> str:

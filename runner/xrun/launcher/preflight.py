@@ -46,7 +46,7 @@ def check_online(
     recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False
 ) -> Online:
     """Ask the Hub, the bucket and Weights & Biases about a recipe; without `everything` only about
-    where its state and metrics go.
+    where its state, model and metrics go.
 
     `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by
     which rule it has its id.
@@ -57,7 +57,8 @@ def check_online(
         StoreUnavailable: nobody can tell which run the store holds.
     """
     far_away = plan.address.durable
-    hub = _Hub(plan.recipe_path) if plan.address.on_hub or everything else None
+    asked = plan.address.on_hub or plan.publish or everything
+    hub = _Hub(plan.recipe_path) if asked else None
     problems: list[Problem] = []
     links: list[str] = []
     if far_away:
@@ -66,13 +67,17 @@ def check_online(
         plan = _as_begun(plan) if unknown_here and not wrong else plan
         problems += wrong
         links.append(on_hub.link(plan.address) if on_hub else plan.where)
+    if hub is not None and plan.publish:
+        plan, wrong = hub.publish(plan)
+        problems += [each for each in wrong if each.what not in {known.what for known in problems}]
+        links.append(hub.link(plan.repository))
     if everything and hub is not None:
         problems += hub.sources(recipe)
     if plan.wandb is not None and plan.wandb.online:
         wrong, url = _wandb(plan)
         problems += wrong
         links += [url] if url else []
-    return Online(plan, tuple(problems), tuple(links))
+    return Online(plan, tuple(problems), tuple(dict.fromkeys(links)))
 
 
 def place(plan: Plan, *, chosen: bool) -> Online:
@@ -83,7 +88,7 @@ def place(plan: Plan, *, chosen: bool) -> Online:
         RecipeError: what the recipe names is not there.
         LaunchError: an account may not do what the recipe asks for.
     """
-    if not plan.on_clouds and not plan.address.durable and plan.wandb is None:
+    if not (plan.on_clouds or plan.address.durable or plan.publish) and plan.wandb is None:
         return Online(plan, (), ())
     unknown = not chosen and not RunFolder(plan.folder).plan_file.exists()
     recipe = plan.load_recipe()
@@ -148,19 +153,34 @@ class _Hub:
 
     def place(self, plan: Plan) -> tuple[Plan, list[Problem]]:
         """The plan with its store's full address and the Hub's user as the owner of the lease."""
+        key, instead = "checkpoint.store", "keep the state here with -s checkpoint.store=local"
+        who, problems = self._who(key, plan.store, instead)
+        if who is None:
+            return plan, problems
+        plan = plan.placed(who["name"])
+        return plan, list(self._may_write(key, plan.address, who))
+
+    def publish(self, plan: Plan) -> tuple[Plan, list[Problem]]:
+        """The plan with the full address of its model's repository."""
+        key, instead = "publish", "keep the model here with -s publish=null"
+        who, problems = self._who(key, plan.publish, instead)
+        if who is None:
+            return plan, problems
+        plan = plan.published(who["name"])
+        return plan, list(self._may_write(key, plan.repository, who))
+
+    def _who(self, key: str, got: str, instead: str) -> tuple[dict[str, Any] | None, list[Problem]]:
+        """Whose the token is, or what is wrong with it."""
         from ..store.hub.client import account
 
-        key = "checkpoint.store"
         if not self.token:
-            hint = f"{TOKEN_HINT}, or keep the state here with -s checkpoint.store=local."
-            what = "there is no Hugging Face token here"
-            return plan, [self._problem(key, what, plan.store, hint)]
+            hint = f"{TOKEN_HINT}, or {instead}."
+            return None, [self._problem(key, "there is no Hugging Face token here", got, hint)]
         who = account(self.api)
         if who is None:
             what = "the Hugging Face token is not valid"
-            return plan, [self._problem(key, what, plan.store, f"{TOKEN_HINT}.")]
-        plan = plan.placed(who["name"])
-        return plan, list(self._may_write(plan.address, who))
+            return None, [self._problem(key, what, got, f"{TOKEN_HINT}.")]
+        return who, []
 
     def link(self, address: Address) -> str:
         """Where people see it."""
@@ -186,11 +206,11 @@ class _Hub:
                 found += self._may_read(key, kind, name, args.get("revision"))
         return found
 
-    def _may_write(self, address: Address, who: dict[str, Any]) -> Iterator[Problem]:
+    def _may_write(self, key: str, address: Address, who: dict[str, Any]) -> Iterator[Problem]:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
 
-        key, repo = "checkpoint.store", address.name
+        repo = address.name
         try:
             validate_repo_id(repo)
         except HFValidationError as error:

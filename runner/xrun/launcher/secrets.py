@@ -12,9 +12,10 @@ from ..recipe.schema import Recipe
 
 
 def secret_names(recipe: Recipe) -> list[str]:
-    """What the recipe names, and what its store and tracker cannot do without."""
+    """What the recipe names, and what its store, model and tracker cannot do without."""
     wandb = recipe.tracking.wandb is not None and recipe.tracking.wandb.mode == "online"
-    needed = ["HF_TOKEN"] * recipe.checkpoint.store.on_hub + ["WANDB_API_KEY"] * wandb
+    hub = recipe.checkpoint.store.on_hub or recipe.publish is not None
+    needed = ["HF_TOKEN"] * hub + ["WANDB_API_KEY"] * wandb
     return list(dict.fromkeys([*recipe.secrets, *needed]))
 
 

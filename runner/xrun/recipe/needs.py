@@ -12,14 +12,16 @@ from .schema import Recipe
 
 
 def needs(recipe: Recipe) -> Iterator[Need]:
-    """Machines of a cloud bring their own libraries: a launch needs SkyPilot, and for state on the
-    Hub its client, which asks whose token it is."""
+    """Machines of a cloud bring their own libraries: a launch needs SkyPilot, and for state or a
+    model on the Hub its client, which asks whose token it is."""
     where = TRAINING if recipe.hardware.local else LAUNCHING
     yield where
     store = recipe.checkpoint.store
     if store.durable:
         need = BUCKET if store.in_bucket else replace(HUB, extra=where.extra)
         yield replace(need, what=f"`checkpoint.store: {store}`")
+    if recipe.publish is not None:
+        yield replace(HUB, extra=where.extra, what=f"`publish: {recipe.publish}`")
     if recipe.hardware.local and recipe.model.adapter is not None:
         yield PEFT
     evaluate = recipe.train.evaluate

@@ -58,6 +58,15 @@ def read_address(text: str) -> Address:
         raise PydanticCustomError("sentence", "{what}", context) from None
 
 
+def read_repository(text: str) -> Address:
+    """Where a model is published, or what is wrong with it and the way out."""
+    if text != "hub" and not text.startswith("hub://"):
+        hint = "Write `hub` or `hub://owner/name`; without it the model lies with the state."
+        what = "a model is published in a repository of the Hub"
+        raise PydanticCustomError("sentence", "{what}", {"what": what, "hint": hint})
+    return read_address(text)
+
+
 def read_location(text: str) -> Location:
     """Where data lie, or what is wrong with it and the way out."""
     try:
@@ -474,6 +483,11 @@ class Recipe(Part):
     """How it is trained."""
     checkpoint: Checkpointing = default({})
     """What survives."""
+    publish: Annotated[Address, Parsed(read_repository, **LINE)] | None = None
+    """Where the finished model goes, wherever the state is: `hub` (a private repository of yours,
+    named like the run) or `hub://owner/name`, which is made private if it is not there. A model
+    that cannot be published ends no run: `xrun export-model RUN` tries again. Default: beside the
+    state where that is far away, else the run's folder only."""
     tracking: Tracking = default({})
     """Who is told."""
     budget: Budget = default({})

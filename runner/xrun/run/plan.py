@@ -63,10 +63,11 @@ class Plan:
     train on this node; `fork` is the run whose newest checkpoint starts this one. `store` is the
     address of the state where that is not the run's folder: `hub` until a launch has asked whose
     token it is, then `hub://owner/name` or `hub-bucket://owner/name`; a bucket with the prefix of
-    all its runs; `fork_store` the same for the forked run. `other_data`: somebody has said that the
-    data may be others than those that the run was trained on. `requirements`: the recipe's
-    libraries, and their versions once a launch has fixed them. `rehearsal`: the last step of a
-    rehearsal, which is a run in miniature; 0 for one that counts.
+    all its runs; `fork_store` the same for the forked run. `publish` is the repository of the
+    finished model, likewise `hub` until then; "" where it goes wherever the state is. `other_data`:
+    somebody has said that the data may be others than those that the run was trained on.
+    `requirements`: the recipe's libraries, and their versions once a launch has fixed them.
+    `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
     """
 
     run: str
@@ -82,6 +83,7 @@ class Plan:
     fork: str = ""
     store: str = ""
     fork_store: str = ""
+    publish: str = ""
     version: str = ""
     format: int = FORMAT
     rule: int = 1
@@ -179,6 +181,18 @@ class Plan:
         """Where the state is, for people."""
         return str(self.place) if self.store else str(self.folder / "state")
 
+    @property
+    def repository(self) -> Address:
+        """Where `publish` says that the finished model goes."""
+        return Address.parse(self.publish)
+
+    @property
+    def model_address(self) -> Address | None:
+        """Where others find the finished model; None if it stays in the run's folder."""
+        if self.publish:
+            return self.repository
+        return self.place if self.address.durable else None
+
     def last_step(self, steps_per_epoch: int | None) -> int:
         """The step at which the run is finished."""
         train = self.recipe["train"]
@@ -204,6 +218,10 @@ class Plan:
         """The plan of this owner's run: its store's address is the one for everybody."""
         store = str(self.address.of_run(owner, self.run))
         return replace(self, owner=self.recipe["checkpoint"].get("team") or owner, store=store)
+
+    def published(self, owner: str) -> Plan:
+        """The plan of a run whose model this owner publishes."""
+        return replace(self, publish=str(self.repository.of_run(owner, self.run)))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -296,6 +314,7 @@ def make_plan(
         overrides=tuple(overrides),
         fork=fork,
         store=str(recipe.checkpoint.store) if recipe.checkpoint.durable else "",
+        publish=str(recipe.publish or ""),
         version=_version(),
         requirements=_requirements(recipe, project, path),
     )

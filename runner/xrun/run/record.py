@@ -16,7 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EX_TEMPFAIL, AttemptEnd, CheckpointCorrupt, ExportError, StoppedOnPurpose
+from ..errors import (
+    EX_TEMPFAIL,
+    AttemptEnd,
+    CheckpointCorrupt,
+    ExportError,
+    PublishError,
+    StoppedOnPurpose,
+)
 from ..files import typed, with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
@@ -142,8 +149,9 @@ class Finished:
     is one. Of a run that was stopped early `waited` evaluations in a row had been no better, and
     `reason` is the sentence.
 
-    `exported_step` is the step of the exported weights. `export_failed` is why there are none;
-    with `export_again` the next attempt tries once more, by itself.
+    `exported_step` is the step of the exported weights. `export_failed` is why there are none, or
+    why they are not published (`is_made`); with `export_again` the next attempt tries once more,
+    by itself.
     """
 
     step: int
@@ -159,6 +167,11 @@ class Finished:
     export_failed: str | None = None
     export_again: bool | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is a model, published or not."""
+        return self.weights_sha256 is not None
 
     def to_json(self) -> dict[str, Any]:
         """As the record has it."""
@@ -434,13 +447,16 @@ class RunRecord:
         """A run that has finished has its model.
 
         Raises:
-            ExportError: it could not be made.
+            ExportError: it could not be made, or (`PublishError`) not be published.
         """
         finished = self.finished
         if finished is not None and finished.export_failed is not None:
             code = self.attempts[-1].code if self.attempts else None
-            raise ExportError(
-                f"{run} is finished, and step {finished.step} is committed; its model is not there:"
+            kind, lacks = (
+                (PublishError, "not published") if finished.is_made else (ExportError, "not there")
+            )
+            raise kind(
+                f"{run} is finished, and step {finished.step} is committed; its model is {lacks}:"
                 f" {finished.export_failed}",
                 f"Nothing was trained. Fix the cause, then type `xrun export-model {run}`.",
                 code or ExportError.exit_code,

@@ -40,7 +40,7 @@ class RunReport:
     command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
     `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
-    `export_failed` is why a finished run has no model.
+    `export_failed` is why a finished run has no model, or one that is not published.
     """
 
     run: str
@@ -99,7 +99,7 @@ def report_of(run: str, folder: str, status: str, record: RunRecord, model: str)
         steps_recomputed=sum(attempt.steps_recomputed or 0 for attempt in attempts),
         seconds_lost=round(sum(attempt.seconds_lost or 0.0 for attempt in attempts), 3),
         weights_sha256=finished.weights_sha256 if finished else None,
-        model=model if finished and not finished.export_failed else None,
+        model=model if finished and (finished.is_made or not finished.export_failed) else None,
         export_failed=finished.export_failed if finished else None,
     )
 

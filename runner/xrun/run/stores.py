@@ -15,7 +15,7 @@ from ..errors import XrunError
 from ..libraries import BUCKET, HUB, require
 from ..store.address import Address
 from ..store.directory.store import DirectoryStore
-from ..store.protocol import Store
+from ..store.protocol import Publisher, Store
 from .plan import Plan
 from .record import RunRecord
 
@@ -80,6 +80,24 @@ def open_place(
         hourly=int(environment.HUB_HOURLY.of(environ)),
         patience=float(environment.HUB_PATIENCE.of(environ)),
     )
+
+
+def open_publisher(
+    plan: Plan, attempt: str, store: Store, environ: Mapping[str, str] = os.environ
+) -> Publisher | None:
+    """Where an attempt that has this store publishes the plan's model; None if it stays in the
+    run's folder.
+
+    Raises:
+        LaunchError: the Hub's library is not installed.
+    """
+    if not plan.publish or plan.publish == plan.store:
+        return store if isinstance(store, Publisher) else None
+    require(HUB)
+    from ..store.hub.model import HubModel
+
+    patience = float(environment.HUB_PATIENCE.of(environ))
+    return HubModel.elsewhere(plan.repository.name, attempt, patience=patience)
 
 
 def _in_bucket(place: Place, attempt: str, create: bool, environ: Mapping[str, str]) -> BucketStore:

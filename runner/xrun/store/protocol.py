@@ -156,11 +156,16 @@ class RateLimited(Protocol):
 
 @runtime_checkable
 class Publisher(Protocol):
-    """Where others see a run: the place for its finished model, beside the state."""
+    """Where others see a run: the place for its finished model, beside the state or elsewhere."""
 
     def publish(self, folder: Path, run: str, message: str) -> str:
         """Put the finished model where people look for it, tagged with the run; returns the
         revision. The same content again changes nothing. Raises `StoreError`."""
+
+
+@runtime_checkable
+class KeepsHistory(Protocol):
+    """A store that has more of a finished run's state than its last commit."""
 
     def drop_history(self) -> None:
         """The run is over: drop the history of its state. Raises `StoreError`; trying again is

@@ -33,7 +33,7 @@ from ..run.plan import Plan
 from ..run.record import AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
-from ..store.protocol import Head, Publisher, commit_delay
+from ..store.protocol import Head, KeepsHistory, commit_delay
 from ..tracker.jsonl import JsonlTracker
 from ..tracker.tensorboard.process import Writer
 from ..tracker.wandb.processes import Sender, dismiss, start_witness
@@ -148,7 +148,8 @@ class LeadingNode(Node):
         """
         run, here = self.plan.run, self.folder.model
         record.check_exported(run)
-        where = f"in {here}" if here.exists() else f"at {self.plan.store}"
+        there = self.plan.model_address
+        where = f"in {here}" if here.exists() or there is None else f"at {there}"
         self.say(f"{run} is finished; its model is {where}.")
 
     def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
@@ -396,7 +397,7 @@ class LeadingNode(Node):
     def _drop_history(self) -> None:
         """Nothing of a finished run depends on this."""
         try:
-            if isinstance(self.store, Publisher):
+            if isinstance(self.store, KeepsHistory):
                 self.store.drop_history()
         except StoreError as error:
             self.say(f"The history of the run's state could not be dropped. {error}")

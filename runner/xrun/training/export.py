@@ -23,8 +23,9 @@ from ..files import json_text
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
+from ..run.stores import open_publisher
 from ..store.durable import sync_folder
-from ..store.protocol import Publisher, Store
+from ..store.protocol import Store
 from .companions import NOTHING, Companions
 from .model_card import library_of, model_card
 
@@ -36,21 +37,28 @@ _SUFFIXES = ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt"))
 
 def export(
     plan: Plan,
-    store: Store,
     model: nn.Module,
     finished: Finished,
     attempts: Sequence[AttemptRecord],
     companions: Companions = NOTHING,
 ) -> Finished:
-    """Write the final weights into the run's folder, and publish them where the store is a place
-    for that; what the record says of them."""
+    """Write the final weights into the run's folder; what the record says of them."""
     folder = RunFolder(plan.folder).model
-    sha256 = write(folder, model, plan, finished, attempts, companions)
-    revision = ""
-    if isinstance(store, Publisher):
-        step = finished.step if finished.exported_step is None else finished.exported_step
-        revision = store.publish(folder, plan.run, f"{plan.run}: {step} steps")
-    return replace(finished, weights_sha256=sha256, model_revision=revision or None)
+    return replace(
+        finished, weights_sha256=write(folder, model, plan, finished, attempts, companions)
+    )
+
+
+def publish(plan: Plan, attempt: str, store: Store, finished: Finished) -> Finished:
+    """Put the exported model where others find it, if the run has such a place; what the record
+    says of it. Raises what `Publisher.publish` raises."""
+    place = open_publisher(plan, attempt, store)
+    if place is None:
+        return finished
+    step = finished.step if finished.exported_step is None else finished.exported_step
+    message = f"{plan.run}: {step} steps"
+    revision = place.publish(RunFolder(plan.folder).model, plan.run, message)
+    return replace(finished, model_revision=revision)
 
 
 def write(

@@ -20,7 +20,7 @@ from ..run.logs import aside
 from ..run.plan import Plan
 from ..run.record import Finished, RunRecord
 from ..run.stores import open_store
-from ..store.protocol import Publisher
+from ..store.protocol import KeepsHistory
 from .failure import failure_of
 
 _HERE: Mapping[str, Any] = {
@@ -58,7 +58,7 @@ def export_again(plan: Plan) -> Finished:
     assert finished is not None, "this is the first process"
     lease.finish(finished)
     with contextlib.suppress(StoreError):  # nothing of a finished run depends on it
-        if isinstance(store, Publisher):
+        if isinstance(store, KeepsHistory):
             store.drop_history()
     return finished
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from ..checkpoint import restore
 from ..checkpoint.lease import Lease
-from ..errors import ExportError, LeaseLost, StoreError, XrunError
+from ..errors import ExportError, LeaseLost, PublishError, StoreError, XrunError
 from ..run.record import Finished
 from .adapter import final_of
 from .companions import companions_of
 from .contract import in_short
-from .export import export, full_copy
+from .export import export, full_copy, publish
 from .failure import is_of_the_machine
 from .instances import revision_of
 from .start import Start, on_this_node
@@ -43,8 +43,8 @@ def finish(
     what the record says of a run that ended before its last step.
 
     Raises:
-        ExportError: the model cannot be made or published; the record has it, and that the run is
-            finished.
+        ExportError: the model cannot be made, or (`PublishError`) not be published; the record has
+            it, and that the run is finished.
         XrunError: it cannot now; the record has it, and the next attempt tries again.
     """
     split, state = setting.splits["train"], model.state
@@ -67,8 +67,10 @@ def finish(
         companions = companions_of(split, setting.recipe)
         attempts = lease.record.attempts
         whole = final_of(whole, setting.recipe.model)
-        made = export(setting.plan, setting.store, whole, own, attempts, companions)
-        return replace(made, metrics=finished.metrics)
+        made = export(setting.plan, whole, own, attempts, companions)
+    made = replace(made, metrics=finished.metrics)
+    with _outlived(setting, lease, made):
+        return publish(setting.plan, lease.attempt, setting.store, made)
 
 
 def take_best(setting: Setting, model: Model, lease: Lease) -> int:
@@ -121,14 +123,19 @@ def _outlived(setting: Setting, lease: Lease, finished: Finished) -> Iterator[No
         if passes:
             raise
         if not setting.plan.rehearsal:
-            why = (
-                f"Training is finished, and step {finished.step} is committed; the export failed:"
-                f" {why}"
-            )
+            what = _what(setting, finished)
+            why = f"Training is finished, and step {finished.step} is committed; {what}: {why}"
             hint = (
                 f"{hint} Fix the cause, then type `xrun export-model {setting.plan.run}`.".strip()
             )
-        raise ExportError(why, hint, code) from error
+        kind = PublishError if finished.is_made else ExportError
+        raise kind(why, hint, code) from error
+
+
+def _what(setting: Setting, finished: Finished) -> str:
+    if not finished.is_made:
+        return "the export failed"
+    return f"the model is made, and is not published at {setting.plan.model_address}"
 
 
 def _passes(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.bad_way import BadWay
+from support.bad_way import Answer, BadWay
 from support.buckets import Server
 from support.conformance import begun, contents, files_of, names, saved
 from xrun.errors import LeaseLost
@@ -149,9 +149,13 @@ WHERE = ["PUT .*/objects/", "PUT .*/commits/", "GET .*commits%2F", "GET .*object
 
 class Gate(BadWay):
     """A way on which the next request of a kind stops, before or after its work, until somebody
-    opens."""
+    opens. `overwritten` are the objects that were written where one was."""
 
     where = ""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.there, self.overwritten = set[str](), list[str]()
 
     def hold(self, where: str) -> None:
         self.arrived, self.opened = threading.Event(), threading.Event()
@@ -163,6 +167,17 @@ class Gate(BadWay):
             self.where = ""
             self.arrived.set()
             assert self.opened.wait(30)
+
+    def ask(self, line: str, headers: list[tuple[str, str]], body: bytes, stale: bool) -> Answer:
+        answer = super().ask(line, headers, body, stale)
+        method, path = line.split(" ", 1)
+        if method == "POST" and answer[0] == 200:
+            bucket = path.partition("?")[0]
+            self.there -= {f"{bucket}/{key}" for key in re.findall("<Key>(.+?)</Key>", f"{body!r}")}
+        elif method == "PUT" and answer[0] == 200:
+            self.overwritten += [path] if path in self.there else []
+            self.there.add(path)
+        return answer
 
 
 @pytest.mark.parametrize("races", [15, pytest.param(200, marks=pytest.mark.soak)])
@@ -201,4 +216,7 @@ def test_a_zombie_overwrites_nothing(attempt: Opener, s3: Server, place: str, ra
             reader = attempt("reader", environ=s3.environ)
             assert reader.head() == head
             assert all(reader.fetch(file).stat().st_size == file.size for file in files_of(head))
-    assert len([key for key in s3.objects(place) if "objects/" in key]) <= 6
+    found = s3.objects(place)
+    assert len([key for key in found if "objects/" in key]) <= 6
+    assert way.overwritten == []
+    assert way.there == {f"/{place.removeprefix('s3://')}/{key}" for key in found}

@@ -1,4 +1,7 @@
-"""The finished model on the repository's main, and the history that goes."""
+"""The finished model on the repository's main, and the history that goes.
+
+Covers `xrun.store.hub.model`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from loopback.hub import Hub
 from support.hub_store import (
     HUB_WARNINGS,
     REPO,
+    Clock,
     Opener,
     contents,
     ours,
     own,
     saved,
 )
+from xrun.errors import XrunError
+from xrun.store.hub.model import HubModel
 
 pytestmark = HUB_WARNINGS
 
@@ -69,6 +75,38 @@ def test_a_run_that_went_on_publishes_again(attempt: Opener, hub: Hub, model: Pa
     second = store.publish(model, "digits-1", "Longer")
     assert hub.history(REPO, "digits-1")[0].id == second != first
     assert hub.read(REPO, "notes.md") == b"mine"
+
+
+def elsewhere(hub: Hub, clock: Clock, user: str, repo: str) -> HubModel:
+    return HubModel.elsewhere(
+        repo, "a1", token=hub.token(user), clock=clock, sleep=clock.sleep, patience=60.0
+    )
+
+
+@pytest.mark.parametrize("fault", [None, {"when": "after"}, {"status": 503}], ids=str)
+def test_a_model_may_lie_where_no_state_is(
+    hub: Hub, clock: Clock, model: Path, fault: dict[str, Any] | None
+) -> None:
+    """The repository is made, private, with the model's commit and tag and without a branch
+    `state`, whatever happens to an answer."""
+    if fault:
+        hub.faults.add(r"POST .*/(repos/create|commit/main)", times=2, **fault)
+    revision = elsewhere(hub, clock, "alice", "alice/model").publish(model, "digits-1", "Done")
+    assert [commit.title for commit in hub.history("alice/model")] == ["Done", "initial commit"]
+    assert hub.history("alice/model", "digits-1")[0].id == revision
+    api = HfApi(endpoint=hub.url, token=hub.token("alice"))
+    assert [branch.name for branch in api.list_repo_refs("alice/model").branches] == ["main"]
+    assert api.repo_info("alice/model").private
+
+
+def test_a_model_is_not_put_into_a_strangers_repository(
+    hub: Hub, clock: Clock, model: Path
+) -> None:
+    """One that this token cannot see is said to be there, and stays as it is."""
+    hub.create_repo("bob/model", private=True)
+    with pytest.raises(XrunError, match="bob/model"):
+        elsewhere(hub, clock, "alice", "bob/model").publish(model, "digits-1", "Done")
+    assert len(hub.history("bob/model")) == 1
 
 
 def test_a_finished_runs_history_is_one_commit(attempt: Opener, hub: Hub) -> None:

@@ -31,6 +31,7 @@ def small_plan(plan: Plan, folder: Path) -> Plan:
         fork="",
         store="",
         fork_store="",
+        publish="",
         rehearsal=1,
     )
 
@@ -42,7 +43,7 @@ def small_recipe(plan: Plan) -> dict[str, Any]:
     micro = min(_SAMPLES, train.global_batch, _number(train))
     told["hardware"] = {"local": {}}
     told["tracking"], told["budget"] = {}, {}
-    told["checkpoint"] = {"every": "1 steps"}
+    told["checkpoint"], told["publish"] = {"every": "1 steps"}, None
     told["train"] |= {
         "micro_batch": micro,
         "global_batch": micro * min(_SLOTS, train.micro_batches),

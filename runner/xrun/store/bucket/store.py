@@ -47,8 +47,8 @@ _WAY_ON = "Bring the bucket's objects back from a copy, or start a new run with 
 
 
 class BucketStore:
-    """The `Store` of one attempt of one run at `address`, the run's own, and its `Publisher` and
-    `StopRequests`; `cache` is a folder of the run on this machine.
+    """The `Store` of one attempt of one run at `address`, the run's own, and its `Publisher`,
+    `KeepsHistory` and `StopRequests`; `cache` is a folder of the run on this machine.
 
     Whoever only wants to read may give "" as the run: then any run's head is right. A reader
     (`reads`) is not patient.
@@ -157,7 +157,7 @@ class BucketStore:
         return blake3("\n".join(told).encode()).hexdigest()[:40]
 
     def drop_history(self) -> None:
-        """See `Publisher`; what a sweep leaves is the history."""
+        """See `KeepsHistory`; what a sweep leaves is the history."""
         self.head()
         self.sweep()
 

@@ -62,10 +62,14 @@ class TakenError(Exception):
 
 
 class StateBranch:
-    """The branch `state`, read and advanced for one run."""
+    """The branch `state`, read and advanced for one run. `files` says whether the run has files
+    that are not in the branch."""
 
-    def __init__(self, api: HubApi, run: str, limiter: RateLimiter) -> None:
+    def __init__(
+        self, api: HubApi, run: str, limiter: RateLimiter, files: Callable[[], bool]
+    ) -> None:
         self.api, self.run, self.limiter = api, run, limiter
+        self._files_elsewhere = files
         self.damaged: list[str] = []
         self.sent: set[str] = set()
         """Ids of own commits that may have landed, since the last one that certainly has."""
@@ -238,8 +242,22 @@ class StateBranch:
                 f"The branch {BRANCH} at {self.api.where} holds {what}: cannot tell what was"
                 " committed."
             )
+        self._check_elsewhere(commit)
         self.damaged = []
         return Tip(commit)
+
+    def _check_elsewhere(self, commit: str) -> None:
+        """The first commit precedes the first file, so the branch is asked for once more after one
+        was seen."""
+        if not self._files_elsewhere():
+            return
+        if self.api.branches().get(BRANCH) != commit:
+            raise ConflictError("the branch moves while it is read")
+        raise CheckpointCorrupt(
+            f"The bucket of {self.api.where} holds files of the run, and the branch {BRANCH} no"
+            " head.json: cannot tell what was committed.",
+            "Start a new run with --new, or delete the bucket's files for this one to begin anew.",
+        )
 
     def _head_at(self, found_in: str, tip: str) -> Tip | None:
         try:

@@ -39,7 +39,7 @@ from huggingface_hub.hf_api import LFSFileInfo
 
 from ...errors import StoreError, StoreUnavailable
 from ..durable import Hashed, make_folder, remove
-from .api import HubApi, Operation, uploaded
+from .api import HubApi, MissingError, Operation, uploaded
 from .branch import BRANCH, Tip
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -73,6 +73,9 @@ class Objects(Protocol):
 
     def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
         """Download a file of so many bytes to `folder/place`. Raises `MissingError`."""
+
+    def are_elsewhere(self) -> bool:
+        """Whether the run has files that the branch's trees do not have."""
 
     def sweep(self, tip: Tip, named: Named) -> None:
         """Delete for good what nobody names and nobody will; `tip` is this attempt's own commit."""
@@ -137,6 +140,10 @@ class RepositoryObjects:
     def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
         """See `Objects.download`; from the commit that names it."""
         self.api.download(place, size, tip.found_in, folder)
+
+    def are_elsewhere(self) -> bool:
+        """See `Objects.are_elsewhere`."""
+        return False
 
     def sweep(self, tip: Tip, named: Named) -> None:
         """See `Objects.sweep`. Raises `StoreError`; trying again later is harmless."""
@@ -205,7 +212,7 @@ class BucketObjects:
     def __init__(self, api: HubApi, run: str, attempt: str) -> None:
         self.api, self.run, self.attempt = api, run, attempt
         self.place = re.compile(rf"{re.escape(run)}/objects/({NAME})/{NAME}")
-        self._created = self._pending = False
+        self._created = False
 
     def upload(self, path: Path, hashed: Hashed, suffix: str) -> str:
         """See `Objects.upload`; the bucket is made when there is something to keep in it."""
@@ -214,7 +221,6 @@ class BucketObjects:
             self._created = True
         place = f"{self.run}/objects/{self.attempt}/{hashed.hex}-{uuid.uuid4().hex[:8]}{suffix}"
         self.api.upload_to_bucket(path, place)
-        self._pending = True
         return place
 
     def changes(self, tip: Tip, named: Named) -> list[Operation]:
@@ -223,7 +229,6 @@ class BucketObjects:
 
     def committed(self, tip: Tip, named: Named) -> None:
         """See `Objects.committed`."""
-        self._pending = True
 
     def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
         """See `Objects.download`; written aside and moved into place."""
@@ -235,17 +240,25 @@ class BucketObjects:
         finally:
             remove(aside)
 
+    def are_elsewhere(self) -> bool:
+        """See `Objects.are_elsewhere`; a reader who names no run asks for any run's."""
+        return any("/objects/" in place for place in self._listed())
+
+    def _listed(self) -> list[str]:
+        """The run's files; there is no bucket before the first one."""
+        try:
+            return self.api.bucket_files(f"{self.run}/objects" if self.run else "")
+        except MissingError:
+            return []
+
     def sweep(self, tip: Tip, named: Named) -> None:
         """See `Objects.sweep`; nobody else uses a place that was listed while this attempt had the
         head, so it goes at once."""
-        if not self._pending:
-            return
-        listed = self.api.bucket_files(f"{self.run}/objects") if self._created or named else []
+        listed = self._listed()
         if self.api.branches().get(BRANCH) != tip.commit:
             return
         if gone := [place for place in listed if place not in named]:
             self.api.delete_from_bucket(gone)
-        self._pending = False
 
 
 def names_attempt(path: Path, attempt: str) -> bool:

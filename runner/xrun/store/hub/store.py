@@ -16,12 +16,9 @@ import contextlib
 import logging
 import re
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub import CommitOperationAdd
 
 from ... import environment
 from ...clock import now
@@ -32,6 +29,7 @@ from ..durable import Hashed
 from ..protocol import Chunk, Head, StoredFile, lease_lost
 from .api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
 from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line, title_of
+from .model import HubModel
 from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
 from .rate_limiter import RateLimiter
 
@@ -46,8 +44,8 @@ DOWNLOADS = 4
 
 
 class HubStore:
-    """The `Store` of one attempt of one run at `address`, and its `RateLimited`, `Publisher` and
-    `StopRequests`; `cache` is a folder of the run on this machine.
+    """The `Store` of one attempt of one run at `address`, and its `RateLimited`, `Publisher`,
+    `KeepsHistory` and `StopRequests`; `cache` is a folder of the run on this machine.
 
     Whoever only wants to read may give "" as the run: then any run's head is right.
 
@@ -82,12 +80,12 @@ class HubStore:
         patience = patience if create else min(patience, READERS_PATIENCE)
         self._api = HubApi(address.name, token, Patience(patience, clock, sleep))
         self._limiter = RateLimiter(spacing, int(hourly), clock, sleep)
-        self._branch = StateBranch(self._api, run, self._limiter)
         self._objects: Objects = (
             RepositoryObjects(self._api, attempt, clock)
             if address.kind == "hub"
             else BucketObjects(self._api, run, attempt)
         )
+        self._branch = StateBranch(self._api, run, self._limiter, self._objects.are_elsewhere)
         self._kept_here = Cache(self.cache, attempt)
         self._tip: Tip | None = None
         self._looked = self._warned = 0.0
@@ -162,30 +160,11 @@ class HubStore:
     # What others see, and what others ask
 
     def publish(self, folder: Path, run: str, message: str) -> str:
-        """See `Publisher`; one commit of these files on `main`, whatever else lies there."""
-        self._limiter.wait()
-        mark = f"Published by attempt {self.attempt}, {uuid.uuid4().hex}"
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        additions = [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
-        self._api.upload_all(additions, "main")
-        revision: str = self._api.patience.tries()(self._publish_once, additions, message, mark)
-        self._api.tag(run, revision)
-        return revision
-
-    def _publish_once(self, additions: Sequence[CommitOperationAdd], title: str, mark: str) -> str:
-        """One commit on `main`, or the one that landed although its answer was lost."""
-        self._limiter.note()
-        try:
-            return self._api.commit("main", additions, title, mark, self._api.branches()["main"])
-        except (ConflictError, NoAnswerError) as error:
-            failure = error if isinstance(error, NoAnswerError) else NoAnswerError(str(error))
-        landed = [commit for commit, said in self._api.titles("main") if mark in said]
-        if not landed:
-            raise failure
-        return landed[0]
+        """See `Publisher`; on `main` of the repository."""
+        return HubModel(self._api, self._limiter, self.attempt).publish(folder, run, message)
 
     def drop_history(self) -> None:
-        """See `Publisher`; squashes `state`, which takes no parent and would make a living run's
+        """See `KeepsHistory`; squashes `state`, which takes no parent and would make a living run's
         next commit fail once.
 
         It is no commit, and nothing follows it, so nobody pays for a machine that waits for it.
