@@ -21,6 +21,7 @@ from ..files import typed, with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
 from .checkpoint import Checkpoint
+from .locked import Lock
 from .plan import Plan
 
 FORMAT = 2
@@ -272,7 +273,7 @@ class RunRecord:
     `format` is that of the newest xrun that has written it. `checkpoints` are the kept ones by
     step, `rejected` the steps of damaged ones, `points` and
     `logs` (by attempt and rank) what a store far away holds of the run's files, `recipe` the
-    resolved recipe.
+    resolved recipe, `lock` all that the run was made from besides.
     """
 
     digest: str = ""
@@ -284,6 +285,7 @@ class RunRecord:
     points: tuple[Piece, ...] = ()
     logs: Mapping[str, Mapping[str, StoredFile]] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
+    lock: Lock = field(default_factory=Lock)
     format: int = FORMAT
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -321,6 +323,7 @@ class RunRecord:
                 for attempt, ranks in value.get("logs", {}).items()
             },
             recipe=value.get("recipe"),
+            lock=Lock.from_json(value.get("lock")),
             format=max(FORMAT, value.get("format", 1)),
             more={name: each for name, each in value.items() if name not in _RECORD_KEYS},
         )
@@ -335,6 +338,7 @@ class RunRecord:
             "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints],
             "rejected": list(self.rejected),
             "recipe": self.recipe,
+            "lock": self.lock.to_json() or None,
             "finished": self.finished.to_json() if self.finished else None,
             "points": [piece.to_json() for piece in self.points] or None,
             "logs": {
@@ -464,6 +468,7 @@ class RunRecord:
             digest=plan.digest,
             rule=plan.rule,
             recipe=plan.recipe,
+            lock=self.lock.followed_by(plan.locked, self.newest_step),
             attempts=(*before, now),
         )
 
