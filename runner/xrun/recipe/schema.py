@@ -164,6 +164,10 @@ class Candidate(Part):
     `docker/Dockerfile`, it installs none."""
     disk: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Disk of each node in GB. Default: SkyPilot's."""
+    publish_code: bool = False
+    """Whether the files of the project's own that the model and the dataset consist of lie beside
+    the exported model, as they were trained with, so that `xrun reproduce` needs nothing else.
+    Default: only the project's commit and its remote are named there."""
     setup: Text | None = None
     """Shell commands for this kind of machine. They follow the recipe's own `setup` in the same
     shell, and may assume what it says there."""

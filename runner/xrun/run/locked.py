@@ -76,6 +76,8 @@ class Lock:
 
 
 _FIELDS = fields(Lock)
+NO_LOCK = Lock()
+"""Nothing is known."""
 
 
 def asked(kind: str, name: str, revision: str | None) -> str:

@@ -21,12 +21,14 @@ from ..checkpoint.state import local
 from ..errors import ComponentError
 from ..files import json_text
 from ..run.folder import RunFolder
+from ..run.locked import NO_LOCK, Lock
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
 from ..store.durable import sync_folder
 from ..store.protocol import Publisher, Store
 from .companions import NOTHING, Companions
 from .model_card import library_of, model_card
+from .page import write_page
 
 WEIGHTS = "model.safetensors"
 """Those of a model that has no way of its own to be saved."""
@@ -41,11 +43,12 @@ def export(
     finished: Finished,
     attempts: Sequence[AttemptRecord],
     companions: Companions = NOTHING,
+    lock: Lock = NO_LOCK,
 ) -> Finished:
     """Write the final weights into the run's folder, and publish them where the store is a place
     for that; what the record says of them."""
     folder = RunFolder(plan.folder).model
-    sha256 = write(folder, model, plan, finished, attempts, companions)
+    sha256 = write(folder, model, plan, finished, attempts, companions, lock)
     revision = ""
     if isinstance(store, Publisher):
         step = finished.step if finished.exported_step is None else finished.exported_step
@@ -60,6 +63,7 @@ def write(
     finished: Finished,
     attempts: Sequence[AttemptRecord] = (),
     companions: Companions = NOTHING,
+    lock: Lock = NO_LOCK,
 ) -> str:
     """Write the folder as a whole, replacing an older one; returns the digest of the weights, whose
     files are a function of the tensors and their names alone.
@@ -90,7 +94,10 @@ def write(
     for path in temporary.rglob("*.safetensors"):
         in_one_order(path)
     finished = replace(finished, weights_sha256=digest_of(temporary, files))
-    card = model_card(plan, finished, attempts, files, model)
+    digests = {name: sha256_of(temporary / name) for name in files}
+    points = RunFolder(plan.folder).points()
+    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256))
+    card = model_card(plan, finished, attempts, files, model, lock)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, folder)
     return str(finished.weights_sha256)

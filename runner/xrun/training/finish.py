@@ -67,7 +67,7 @@ def finish(
         companions = companions_of(split, setting.recipe)
         attempts = lease.record.attempts
         whole = final_of(whole, setting.recipe.model)
-        made = export(setting.plan, setting.store, whole, own, attempts, companions)
+        made = export(setting.plan, setting.store, whole, own, attempts, companions, lease.locked())
         return replace(made, metrics=finished.metrics)
 
 

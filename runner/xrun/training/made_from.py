@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from ..machine.driver import ask_driver
 from ..run.locked import Lock
 from ..run.plan import Plan
 from ..run.sources import sources
-from ..store.address import Address
 from .hub_revisions import HubRevisions
 from .packages import packages_here, python_here
 
@@ -22,8 +22,8 @@ log = logging.getLogger("xrun")
 
 def begin_revisions(plan: Plan, known: Lock) -> HubRevisions:
     """What is asked of the Hub from here on, by whomever, is answered by the run's commits."""
-    places = filter(None, (plan.store, plan.fork_store))
-    own = frozenset(Address.parse(place).name for place in places)
+    forked = replace(plan, store=plan.fork_store)
+    own = frozenset({plan.address.name, forked.address.name} - {""})
     revisions = HubRevisions({**plan.locked.hub, **known.hub}, own)
     revisions.use()
     return revisions
