@@ -60,9 +60,7 @@ tags: [xrun]{_base(plan)}
 
 `{recipe.model.name}` trained on `{recipe.dataset.name}` ({recipe.task}) for
 {finished.step} steps, {finished.samples} samples, by xrun {plan.version}.{_which(finished)}
-
-![The losses by step]({FOLDER}/{CURVES})
-
+{_picture(finished)}
 | metric | value |
 |---|---|
 {metrics}
@@ -92,9 +90,15 @@ xrun reproduce {_where(plan)}
 xrun {FOLDER}/{RECIPE}
 ```
 
-The first trains it as it was trained, with the versions above, and says up to which step the bits are
-the same; the second begins a run of one's own. `xrun verify {_where(plan)}` checks the hashes alone.
+The first trains it as it was trained, with the versions above, and says up to which step the bits
+are the same; the second begins a run of one's own. `xrun verify {_where(plan)}` checks the hashes
+alone.
 """
+
+
+def _picture(finished: Finished) -> str:
+    picture = f"\n![The losses by step]({FOLDER}/{CURVES})\n"
+    return picture if "train/loss" in finished.metrics else ""
 
 
 def _where(plan: Plan) -> str:
