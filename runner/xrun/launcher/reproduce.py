@@ -112,7 +112,7 @@ def reproduce(copy: Copy, say: Say, *, to: int | None = None, here: bool = False
     last = _last_step(original, to)
     found = RunFolder(copy.folder / "runs" / original.facts.run)
     code = _train(copy, python, found, wanted, last)
-    same, differs, what = _compared(wanted, read_points(found.metrics), last)
+    same, differs, what = compared(wanted, read_points(found.metrics), last)
     if differs is None and same < last:
         raise LaunchError(
             f"The run ended with exit code {code} after step {same}, before step {last}.",
@@ -226,7 +226,7 @@ def _train(
             while process.poll() is None:
                 time.sleep(max(_POLL_SECONDS, 5 * asked))  # a long log takes its time to be read
                 began = time.monotonic()
-                same, differs, _ = _compared(wanted, read_points(found.metrics), last)
+                same, differs, _ = compared(wanted, read_points(found.metrics), last)
                 asked = time.monotonic() - began
                 if differs is not None or (same >= last and last < max(wanted)[0]):
                     process.send_signal(signal.SIGINT)
@@ -249,7 +249,7 @@ def _environ(python: Path) -> dict[str, str]:
     return {name: value for name, value in kept if own or name != "PYTHONPATH"}
 
 
-def _compared(
+def compared(
     wanted: Mapping[tuple[int, int], Point], points: Sequence[Point], last: int
 ) -> tuple[int, int | None, tuple[str, ...]]:
     """Up to which step all is the same, the first step that is not, and what of it differs."""
@@ -272,12 +272,15 @@ def _steps(wanted: Mapping[tuple[int, int], Point], until: int) -> int:
 
 
 def _sources(copy: Copy) -> list[str]:
-    """Whether the components are others than those of the run."""
+    """Whether the components are others than those of the run, as far as that is known."""
     made = make_plan(load_recipe(copy.recipe), copy.recipe)
     same_rule = under_rule(made, copy.original.facts.rule) or made
-    if not copy.original.facts.digest or same_rule.digest == copy.original.facts.digest:
-        return []
-    return ["the recipe's components are others than the run's"]
+    told = []
+    if copy.original.facts.digest and same_rule.digest != copy.original.facts.digest:
+        told.append("the recipe's components are others than the run's")
+    if copy.original.lock.code.get("dirty") and not copy.files and copy.code:
+        told.append("the project had changes that were not committed, and are not published")
+    return told
 
 
 def _because(copy: Copy, found: RunFolder, other: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorrupt, LaunchError
-from ..run.opened import open_run
+from ..run.opened import OpenedRun, open_run
 from ..run.page import Page
 from .original import page_of
 
@@ -37,12 +37,15 @@ def verify(text: str, environ: Mapping[str, str] = os.environ) -> Verified:
     page = page_of(text, environ, whole=True)
     checked, wrong = _model(page) if page else ([], [])
     try:
-        checkpoints = _checkpoints(text, environ)
+        run = open_run(text, environ=environ)
     except LaunchError:
         if page is None:
             raise
-        checkpoints = [], []  # a model may lie where no state does
-    return Verified(text, (*checked, *checkpoints[0]), (*wrong, *checkpoints[1]))
+        return Verified(text, (*checked,), (*wrong,))  # a model may lie where no state does
+    if page is not None:
+        wrong += _against(page, run)
+    kept, damaged = _checkpoints(run)
+    return Verified(text, (*checked, *kept), (*wrong, *damaged))
 
 
 def _model(page: Page) -> tuple[list[str], list[str]]:
@@ -56,8 +59,16 @@ def _model(page: Page) -> tuple[list[str], list[str]]:
     return [*page.facts.files], wrong
 
 
-def _checkpoints(text: str, environ: Mapping[str, str]) -> tuple[Sequence[str], Sequence[str]]:
-    run = open_run(text, environ=environ)
+def _against(page: Page, run: OpenedRun) -> list[str]:
+    """Whether the page tells of the weights that the record tells of."""
+    finished = run.record.finished
+    known, told = finished and finished.weights_sha256, page.facts.weights_sha256
+    if not known or run.run != page.facts.run or known == told:
+        return []
+    return [f"the page says that the weights are {told}, and the run's record says {known}"]
+
+
+def _checkpoints(run: OpenedRun) -> tuple[Sequence[str], Sequence[str]]:
     checked, wrong = [], []
     for checkpoint in run.record.checkpoints:
         for name, file in checkpoint.files.items():
