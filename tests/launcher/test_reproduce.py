@@ -1,5 +1,9 @@
-"""A run that is made again from nothing but what it has left: `reproduce`, `original`,
-`locked_python`, `locking` and `verify`, by the command, with a loopback Hub and a package index."""
+"""A run that is made again from nothing but what it has left, by the command, with a loopback Hub,
+real git and a package index.
+
+Covers `xrun.cli.again`, `xrun.launcher.original`, `xrun.launcher.locked_python`,
+`xrun.launcher.locking` and `xrun.launcher.verify`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from loopback.hub import Hub
 from support.package_index import PackageIndex, package_index, wheel
 from support.paths import SOURCES
 from support.running import DATASET, MODEL, Done, Project, ended, start
+from xrun.errors import LaunchError
+from xrun.launcher.locked_python import python_of
 from xrun.launcher.locking import locked, without_secrets
 from xrun.launcher.original import Original
 from xrun.launcher.reproduce import compared, laid_out
@@ -195,3 +201,22 @@ def test_the_first_step_that_differs_is_named() -> None:
     other = {**point, "step": 2, "train/samples": "ab"}
     assert compared(wanted, [*same, other], 2) == (1, 2, ("train/samples aa -> ab",))
     assert compared(wanted, [*same, other], 1) == (1, None, ())
+
+
+def test_a_strangers_lock_reaches_nothing_else(tmp_path: Path) -> None:
+    """Neither a folder outside of the project nor an option of the installer."""
+    repository = tmp_path / "repository"
+    Project(repository)
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    told = Lock(code={"commit": commit, "remote": str(repository), "folder": "../../victim"})
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "kept").touch()
+    recipe = "model: {name: line}\ndataset: {name: points}\n"
+    with pytest.raises(LaunchError, match="a folder that its project does not have"):
+        laid_out(Original("there", Facts("tiny-1"), recipe, told, []), tmp_path / "again")
+    assert (tmp_path / "victim" / "kept").exists()
+    with pytest.raises(LaunchError, match="'1\\\\n--index-url x', which is none"):
+        python_of(Lock(packages={"scaling": "1\n--index-url x"}), print)

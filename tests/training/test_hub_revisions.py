@@ -1,5 +1,8 @@
-"""What the Hub gives to a run is what it gave when the run began, whoever asks: `hub_revisions` and
-`made_from`, with the real client and a loopback Hub."""
+"""What the Hub gives to a run is what it gave when the run began, whoever asks: with the real
+client and a loopback Hub.
+
+Covers `xrun.training.made_from`.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ beside it, which is kept by what it holds."""
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from ..terminal import without_colours
 from .arrival.failure import REQUIREMENTS, failure_of
 from .requirements import find_uv
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_VERSION = re.compile(r"[0-9][\w.+!-]*", re.ASCII)
 OWN = "xrun"
 """The package that makes the run again; it is the one that runs now."""
 
@@ -48,6 +51,7 @@ def python_of(lock: Lock, say: Callable[[str], None]) -> Path:
     if not wanted:
         return Path(sys.executable)
     _check_python(lock)
+    _check_names(wanted)
     lines = "".join(f"{name}=={_plain(number)}\n" for name, number in sorted(wanted.items()))
     key = blake3(f"{sys.prefix}\0{sys.version}\0{lines}".encode()).hexdigest()[:16]
     kept = environment.cache_folder() / "locked" / key
@@ -59,6 +63,16 @@ def python_of(lock: Lock, say: Callable[[str], None]) -> Path:
                 _install(lines, kept)
                 (kept / "ready").touch()
     return kept / "bin" / "python"
+
+
+def _check_names(wanted: Mapping[str, str]) -> None:
+    """A stranger's lock names packages and versions, and nothing else that an installer reads."""
+    for name, number in wanted.items():
+        if not (_NAME.fullmatch(name) and _VERSION.fullmatch(number)):
+            raise LaunchError(
+                f"The lock names the package {name!r} in the version {number!r}, which is none.",
+                "It is damaged, or not one that xrun has written.",
+            )
 
 
 def _check_python(lock: Lock) -> None:
@@ -85,7 +99,8 @@ def _install(lines: str, kept: Path) -> None:
     wanted = kept / "wanted.txt"
     wanted.write_text(lines)
     python = str(kept / "bin" / "python")
-    _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", python, "-r", str(wanted)])
+    how = ("--quiet", "--no-deps", "--only-binary", ":all:", "--python", python)
+    _run([uv, "pip", "install", *how, "-r", str(wanted)])
 
 
 def _run(command: list[str]) -> None:

@@ -91,9 +91,8 @@ def _fetched(name: str, whole: bool) -> Page | None:
 
 
 def _of_page(text: str, page: Page) -> Original:
-    code = page.project if page.project.is_dir() else None
     recipe = page.recipe.read_text(encoding="utf-8")
-    return Original(text, page.facts, recipe, page.lock, page.points(), code)
+    return Original(text, page.facts, recipe, page.lock, page.points(), page.code)
 
 
 def _of_record(text: str, run: OpenedRun) -> Original:

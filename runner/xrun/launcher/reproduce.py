@@ -22,7 +22,7 @@ from ..files import write_json
 from ..libraries import TRAINING, require
 from ..recipe.load import load_recipe
 from ..run.folder import RunFolder
-from ..run.plan import make_plan, under_rule
+from ..run.plan import check_run_id, make_plan, under_rule
 from ..run.points import Point, key_of, read_points, reproducible
 from .git import git_says
 from .local import alone
@@ -83,6 +83,7 @@ def laid_out(original: Original, folder: Path) -> Copy:
         raise LaunchError(what, "Give another one with --folder.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").touch()  # what lies in folders above is no part of it
+    check_run_id(original.facts.run)
     recipe = yaml.safe_load(original.recipe)
     code = _from_git(original, folder) if _needs_git(original, recipe) else ""
     places = list(_published(original, folder))
@@ -167,7 +168,10 @@ def _from_git(original: Original, folder: Path) -> str:
             f" {_last_line(said)}.",
             "It may not have been pushed, have vanished, or be private: ask its owner.",
         ) from error
-    project = clone / str(code.get("folder") or "")
+    project = (clone / str(code.get("folder") or "")).resolve()
+    if not project.is_relative_to(clone.resolve()) or not project.is_dir():
+        what = f"The lock of {original.facts.run} names a folder that its project does not have."
+        raise LaunchError(what, "It is damaged, or not one that xrun has written.")
     for path in [*project.iterdir()]:
         if path.name != ".git":
             path.replace(folder / path.name)

@@ -23,9 +23,8 @@ from .locked import Lock
 from .points import Point, read_points, reproducible
 
 FOLDER = "xrun"
-RECIPE, LOCK, RUN, POINTS, CURVES, PROJECT = (
-    "recipe.yaml", "lock.json", "run.json", "metrics.jsonl", "curves.svg", "project",
-)  # fmt: skip
+RECIPE, LOCK, RUN, POINTS = "recipe.yaml", "lock.json", "run.json", "metrics.jsonl"
+CURVES = "curves.svg"
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,11 @@ class Page:
         return self.folder / RECIPE
 
     @property
-    def project(self) -> Path:
-        """The components' files, where they are published."""
-        return self.folder / PROJECT
+    def code(self) -> Path | None:
+        """The folder of the components' files, where they are published; it is the recipe's project
+        as well."""
+        there = any((self.folder / name).is_dir() for name in ("models", "datasets"))
+        return self.folder if there else None
 
     def points(self) -> list[Point]:
         """What the run has logged, without what tells of its machine."""

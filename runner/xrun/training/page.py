@@ -38,7 +38,7 @@ def write_page(
     if picture := curves(points):
         (folder / page.CURVES).write_text(picture)
     if plan.recipe.get("publish_code"):
-        _write_code(folder / page.PROJECT, plan)
+        _write_code(folder, plan)
 
 
 def _write_code(folder: Path, plan: Plan) -> None:
