@@ -71,6 +71,7 @@ EPOCH = Variable(
     "Seconds from 1970 to the start of this machine, as its clock said when the attempt began.",
 )
 HEARTBEAT = Variable("XRUN_HEARTBEAT", "The file in which a rank counts its steps.")
+LOCK = Variable("XRUN_LOCK", "The file with the lock of a run that is made again.")
 PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")
 PARTS = Variable(
     "XRUN_PARTS", "In how many parts a rank computes a micro-batch. Default: as was right before."

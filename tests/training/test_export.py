@@ -175,6 +175,7 @@ def test_the_folder_is_replaced_as_a_whole(tmp_path: Path, plan: Plan) -> None:
         "README.md",
         "config.json",
         "model.safetensors",
+        "xrun",
     }
     assert torch.equal(load_file(tmp_path / "model" / "model.safetensors")["weight"], second.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

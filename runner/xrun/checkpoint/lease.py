@@ -15,6 +15,7 @@ from ..errors import AttemptEnd, LeaseLost, XrunError
 from ..run import logs, points
 from ..run.checkpoint import ARITHMETIC, Checkpoint, DataFacts
 from ..run.folder import RunFolder
+from ..run.locked import Lock
 from ..run.record import Finished, RunRecord
 from ..store.protocol import Head, Store, StoredFile
 
@@ -42,7 +43,8 @@ class Lease:
     `environment` is what the bits of this attempt's steps depend on besides the recipe, `data` what
     they are trained on. `folder` is
     the run's folder where its points and logs go along with each commit; None where the store is
-    that folder's own. One thread at a time commits; facts may be noted meanwhile.
+    that folder's own. `found` is what this attempt is made from, as far as it is known by then. One
+    thread at a time commits; facts may be noted meanwhile.
     """
 
     def __init__(
@@ -54,13 +56,14 @@ class Lease:
         data: DataFacts = MappingProxyType({}),
         keep: Keep = Keep(),
         folder: RunFolder | None = None,
+        found: Callable[[], Lock] = Lock,
         clock: Callable[[], float] = now,
         ticks: Callable[[], float] = boot_seconds,
     ) -> None:
         self.store, self.head, self.record = store, head, RunRecord.of(head)
         self.environment, self.keep, self.folder, self.clock = environment, keep, folder, clock
         self.ticks, self._committed_at = ticks, math.inf
-        self.data = data
+        self.data, self.found = data, found
         self._facts: dict[str, Any] = {}
 
     @property
@@ -155,7 +158,12 @@ class Lease:
             if head is not None and head.attempt == self.attempt:
                 self.head, self.record = head, RunRecord.of(head)
 
+    def locked(self) -> Lock:
+        """What the run was made from, this attempt included."""
+        return self.record.lock.followed_by(self.found(), self.record.attempts[-1].first_step)
+
     def _replace_head(self, record: RunRecord) -> None:
+        record = replace(record, lock=self.locked())
         if self.folder is not None:
             folder = self.folder.logs(self.attempt)
             record = replace(record, logs=logs.kept(self.store, folder, self.attempt, record.logs))

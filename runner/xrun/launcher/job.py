@@ -18,6 +18,7 @@ from ..run.record import RunRecord
 from ..run.stores import open_store
 from .git import git_says
 from .local import Cloud
+from .locking import locked
 
 
 def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str = "") -> Plan:
@@ -61,7 +62,7 @@ def launch(plan: Plan, cloud: Cloud) -> int:
     """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit
     code."""
     code, command = code_version(Path(plan.project)), uuid.uuid4().hex[:12]
-    return cloud.run(dataclasses.replace(plan, code=code, command=command))
+    return cloud.run(locked(dataclasses.replace(plan, code=code, command=command)))
 
 
 def code_version(project: Path) -> dict[str, object]:
@@ -157,7 +158,7 @@ def _same(plan: Plan, known: Plan) -> Plan:
     _same_place(plan, known)
     kept = known.libraries.of(plan.libraries.wanted).to_json()
     return dataclasses.replace(
-        plan, fork=known.fork, fork_store=known.fork_store, requirements=kept
+        plan, fork=known.fork, fork_store=known.fork_store, requirements=kept, lock=known.lock
     )
 
 

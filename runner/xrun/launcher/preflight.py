@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
 from ..libraries import HUB, is_here, require
 from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
+from ..run.locked import asked
 from ..run.plan import Plan, older_rules
 from ..run.record import RunRecord
 from ..run.stores import open_store
@@ -73,6 +74,7 @@ def check_online(
         links.append(hub.link(plan.repository))
     if everything and hub is not None:
         problems += hub.sources(recipe)
+        plan = _locked(plan, hub.commits)
     if plan.wandb is not None and plan.wandb.online:
         wrong, url = _wandb(plan)
         problems += wrong
@@ -95,6 +97,12 @@ def place(plan: Plan, *, chosen: bool) -> Online:
     online = check_online(recipe, plan, everything=plan.on_clouds, unknown_here=unknown)
     refuse(online)
     return online
+
+
+def _locked(plan: Plan, commits: Mapping[str, str]) -> Plan:
+    """The plan with what the names that move are now; what was fixed before holds on."""
+    lock = replace(plan.locked, hub={**commits, **plan.locked.hub})
+    return replace(plan, lock=lock.to_json())
 
 
 def _as_begun(plan: Plan) -> Plan:
@@ -148,6 +156,7 @@ class _Hub:
         from ..store.hub.client import hub_api
 
         self.path = path
+        self.commits: dict[str, str] = {}
         self.token = get_token()
         self.api = hub_api(self.token)
 
@@ -239,7 +248,9 @@ class _Hub:
 
         try:
             with reaching():
-                self.api.repo_info(name, repo_type=kind, revision=revision)
+                info = self.api.repo_info(name, repo_type=kind, revision=revision)
+                if info.sha and info.sha != revision:
+                    self.commits[asked(kind, name, revision)] = info.sha
                 self.api.auth_check(name, repo_type=kind)
         except GatedRepoError:
             yield self._problem(

@@ -497,6 +497,10 @@ class Recipe(Part):
     a requirements.txt in the project, `.` for the `dependencies` of the project's pyproject.toml,
     or `.[train]` for its extra `train` as well. A launch fixes them to exact versions and hashes,
     which the run keeps, and each machine installs them once; on this machine you install them."""
+    publish_code: bool = False
+    """Whether the files of the project's own that the model and the dataset consist of lie beside
+    the exported model, as they were trained with, so that `xrun reproduce` needs nothing else.
+    Default: only the project's commit and its remote are named there."""
     setup: Text | None = None
     """Shell commands for what is no Python library. They run once on each new machine, after the
     libraries and before the attempt: with `bash -e`, in the home folder, the run's Python first in

@@ -21,6 +21,7 @@ from ..errors import ComponentError, LaunchError, Problem, RecipeError
 from ..files import parsed, read_small, typed
 from ..store.address import Address
 from .identity import Identity, identity, in_full
+from .locked import Lock
 from .requirements import Requirements
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Plan:
     all its runs; `fork_store` the same for the forked run. `publish` is the repository of the
     finished model, likewise `hub` until then; "" where it goes wherever the state is. `other_data`:
     somebody has said that the data may be others than those that the run was trained on.
-    `requirements`: the recipe's libraries, and their versions once a launch has fixed them.
+    `requirements`: the recipe's libraries, and their versions once a launch has fixed them. `lock`:
+    what else a launch has fixed.
     `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
     """
 
@@ -92,6 +94,7 @@ class Plan:
     command: str = ""
     requirements: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: int = 0
+    lock: Mapping[str, Any] = field(default_factory=dict)
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -167,6 +170,11 @@ class Plan:
         return Requirements.from_json(self.requirements)
 
     @property
+    def locked(self) -> Lock:
+        """What the launch has fixed."""
+        return Lock.from_json(self.lock)
+
+    @property
     def address(self) -> Address:
         """Where the state is."""
         return Address.parse(self.store or "local")
@@ -233,6 +241,7 @@ class Plan:
             raise ValueError("keys of a plan are missing") from None
         _check_shape(plan.recipe)
         Requirements.from_json(plan.requirements)
+        Lock.from_json(plan.lock)
         return plan
 
     @classmethod

@@ -28,6 +28,7 @@ from ..files import typed, with_numbers
 from ..recipe.interval import Every
 from ..store.protocol import Head, StoredFile
 from .checkpoint import Checkpoint
+from .locked import Lock
 from .plan import Plan
 
 FORMAT = 2
@@ -287,6 +288,7 @@ class RunRecord:
     `logs` (by attempt and rank) what a store far away holds of the run's files, `recipe` the
     resolved recipe. Of the plan it also has what the recipe does not say: `sources`, the digest of
     each component's file by its path, and the run that it was forked from, with where that is.
+    `lock` is all that the run was made from besides.
     """
 
     digest: str = ""
@@ -301,6 +303,7 @@ class RunRecord:
     sources: Mapping[str, str] = field(default_factory=dict)
     fork: str = ""
     fork_store: str = ""
+    lock: Lock = field(default_factory=Lock)
     format: int = FORMAT
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -341,6 +344,7 @@ class RunRecord:
             sources=value.get("sources") or {},
             fork=value.get("fork") or "",
             fork_store=value.get("fork_store") or "",
+            lock=Lock.from_json(value.get("lock")),
             format=max(FORMAT, value.get("format", 1)),
             more={name: each for name, each in value.items() if name not in _RECORD_KEYS},
         )
@@ -358,6 +362,7 @@ class RunRecord:
             "sources": dict(self.sources) or None,
             "fork": self.fork or None,
             "fork_store": self.fork_store or None,
+            "lock": self.lock.to_json() or None,
             "finished": self.finished.to_json() if self.finished else None,
             "points": [piece.to_json() for piece in self.points] or None,
             "logs": {
@@ -493,6 +498,7 @@ class RunRecord:
             sources=plan.sources,
             fork=plan.fork,
             fork_store=plan.fork_store,
+            lock=self.lock.followed_by(plan.locked, self.newest_step),
             attempts=(*before, now),
         )
 

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..machine.stop import StopFlag
 from ..recipe.schema import Recipe, Train
 from ..run import spending
 from ..run.folder import RunFolder
+from ..run.locked import Lock
 from ..run.plan import Limits, Plan
 from ..run.stores import open_store
 from ..store.protocol import Store
@@ -48,9 +49,11 @@ from .evaluate import Evaluation
 from .finish import finish
 from .flops import sample_flops
 from .freezing import freeze, sourced_of
+from .hub_revisions import HubRevisions
 from .instances import build_model, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
+from .made_from import begin_revisions, found_here, look_offline, say_moved
 from .micro_batch import a_few_batches, first_batch, settled_micro_batch, settled_parts
 from .miniature import Miniature
 from .modes import evaluating
@@ -80,6 +83,7 @@ class Setting:
     splits: Mapping[str, Any]
     data: Data
     heartbeat: Heartbeat
+    revisions: HubRevisions
 
     @property
     def train(self) -> Train:
@@ -186,6 +190,8 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     world = join_world(recipe.train.sharding == "fsdp")
     configure_torch(recipe.train)
     start = find_start(plan, attempt, store, world)
+    revisions = begin_revisions(plan, start.record.lock)
+    plan = replace(plan, lock=Lock(hub=revisions.now()).to_json())
     kept = prepared(plan, attempt)
     if kept is not None:
         kept.fetch()
@@ -198,7 +204,9 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     accelerator = build_accelerator(recipe.train, world)
     own = environment.HEARTBEAT.of()
     heartbeat = Heartbeat(Path(own) if own else None)
-    return Setting(plan, recipe, store, world, start, accelerator, splits, data, heartbeat)
+    return Setting(
+        plan, recipe, store, world, start, accelerator, splits, data, heartbeat, revisions
+    )
 
 
 def build_trained(setting: Setting) -> Model:
@@ -372,16 +380,18 @@ def build_speed(setting: Setting, model: Model, parts: int) -> Speed:
 def build_lease(setting: Setting) -> Lease:
     """The attempt's hold on its run."""
     checkpoint = setting.recipe.checkpoint
+    here = environment_of(
+        setting.accelerator.device,
+        setting.world.size,
+        setting.train.compile,
+        setting.plan.libraries.installed(),
+    )
     return Lease(
         setting.store,
         setting.start.head,
         data=setting.data.facts,
-        environment=environment_of(
-            setting.accelerator.device,
-            setting.world.size,
-            setting.train.compile,
-            setting.plan.libraries.installed(),
-        ),
+        environment=here,
+        found=functools.partial(found_here, setting.revisions, here),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,
     )
@@ -428,6 +438,9 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
         lease.note(steps_recomputed=0, seconds_lost=0.0)
     start.say(lease.environment, model.state, parts)
     say_changes(setting, model, steps)
+    look_offline(plan, setting.revisions)
+    if start.checkpoint is not None:
+        say_moved(setting.revisions, start.record.lock)
     return tracker
 
 

@@ -21,6 +21,7 @@ from ..checkpoint.state import local
 from ..errors import ComponentError
 from ..files import json_text
 from ..run.folder import RunFolder
+from ..run.locked import NO_LOCK, Lock
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
 from ..run.stores import open_publisher
@@ -28,6 +29,7 @@ from ..store.durable import sync_folder
 from ..store.protocol import Store
 from .companions import NOTHING, Companions
 from .model_card import library_of, model_card
+from .page import write_page
 
 WEIGHTS = "model.safetensors"
 """Those of a model that has no way of its own to be saved."""
@@ -41,12 +43,12 @@ def export(
     finished: Finished,
     attempts: Sequence[AttemptRecord],
     companions: Companions = NOTHING,
+    lock: Lock = NO_LOCK,
 ) -> Finished:
     """Write the final weights into the run's folder; what the record says of them."""
     folder = RunFolder(plan.folder).model
-    return replace(
-        finished, weights_sha256=write(folder, model, plan, finished, attempts, companions)
-    )
+    sha256 = write(folder, model, plan, finished, attempts, companions, lock)
+    return replace(finished, weights_sha256=sha256)
 
 
 def publish(plan: Plan, attempt: str, store: Store, finished: Finished) -> Finished:
@@ -68,6 +70,7 @@ def write(
     finished: Finished,
     attempts: Sequence[AttemptRecord] = (),
     companions: Companions = NOTHING,
+    lock: Lock = NO_LOCK,
 ) -> str:
     """Write the folder as a whole, replacing an older one; returns the digest of the weights, whose
     files are a function of the tensors and their names alone.
@@ -98,7 +101,10 @@ def write(
     for path in temporary.rglob("*.safetensors"):
         in_one_order(path)
     finished = replace(finished, weights_sha256=digest_of(temporary, files))
-    card = model_card(plan, finished, attempts, files, model)
+    digests = {name: sha256_of(temporary / name) for name in files}
+    points = RunFolder(plan.folder).points()
+    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256))
+    card = model_card(plan, finished, attempts, files, model, lock)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, folder)
     return str(finished.weights_sha256)

@@ -67,7 +67,7 @@ def finish(
         companions = companions_of(split, setting.recipe)
         attempts = lease.record.attempts
         whole = final_of(whole, setting.recipe.model)
-        made = export(setting.plan, whole, own, attempts, companions)
+        made = export(setting.plan, whole, own, attempts, companions, lease.locked())
     made = replace(made, metrics=finished.metrics)
     with _outlived(setting, lease, made):
         return publish(setting.plan, lease.attempt, setting.store, made)

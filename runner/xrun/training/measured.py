@@ -34,6 +34,7 @@ from .accelerator import build_accelerator, configure_torch, prepare
 from .build import Model, Setting, build_evaluation, build_objective, build_trained
 from .data_facts import Data
 from .instances import splits_of
+from .made_from import begin_revisions
 from .start import Start
 from .world import World
 
@@ -58,6 +59,7 @@ def measure(plan: Plan, split: str, step: int | str | None, *, of_model: bool) -
     # By as many threads sums come out as they did.
     os.environ["OMP_NUM_THREADS"] = str(checkpoint.environment.get("threads") or "")
     configure_torch(recipe.train)
+    revisions = begin_revisions(plan, record.lock)
     splits = splits_of(plan)
     measured = split_named(splits, split, recipe.dataset.name)
     paths = [] if of_model else [store.fetch(file) for file in checkpoint.files.values()]
@@ -71,6 +73,7 @@ def measure(plan: Plan, split: str, step: int | str | None, *, of_model: bool) -
         {**splits, "val": measured},
         Data({}, {}),
         Heartbeat(),
+        revisions,
     )
     with setting.components.proving(recipe.task):
         model = load_exported(setting) if of_model else build_trained(setting)

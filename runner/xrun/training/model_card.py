@@ -10,11 +10,15 @@ from typing import Any
 from .. import clock
 from ..files import json_text
 from ..run import spending
+from ..run.locked import NO_LOCK, Lock
+from ..run.page import CURVES, FOLDER, LOCK, RECIPE
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
 
 _DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
 """What the digests of a plan's sources are, by the rule that made them."""
+_TOLD = ("torch", "numpy", "accelerate", "transformers", "datasets")
+_MACHINE = ("device", "driver", "cuda", "processes", "threads", "requirements")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _LOADS = {
     "transformers": "from transformers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
@@ -40,6 +44,7 @@ def model_card(
     attempts: Sequence[AttemptRecord],
     weights: Sequence[str],
     model: Any = None,
+    lock: Lock = NO_LOCK,
 ) -> str:
     """The card of a model whose weights are these files, with the digest that `finished` has."""
     recipe = plan.load_recipe()
@@ -55,7 +60,7 @@ tags: [xrun]{_base(plan)}
 
 `{recipe.model.name}` trained on `{recipe.dataset.name}` ({recipe.task}) for
 {finished.step} steps, {finished.samples} samples, by xrun {plan.version}.{_which(finished)}
-
+{_picture(finished)}
 | metric | value |
 |---|---|
 {metrics}
@@ -73,7 +78,46 @@ Data revision: {finished.data_revision or "not named by the dataset"}.{_other_da
 ## Code
 
 {_code(plan)}
+
+## Lock
+
+{_lock(lock)}
+
+## Make it again
+
+```
+xrun reproduce {_where(plan)}
+xrun {FOLDER}/{RECIPE}
+```
+
+The first trains it as it was trained, with the versions above, and says up to which step the bits
+are the same; the second begins a run of one's own. `xrun verify {_where(plan)}` checks the hashes
+alone.
 """
+
+
+def _picture(finished: Finished) -> str:
+    picture = f"\n![The losses by step]({FOLDER}/{CURVES})\n"
+    return picture if "train/loss" in finished.metrics else ""
+
+
+def _where(plan: Plan) -> str:
+    """What names this model elsewhere."""
+    return str(plan.address) if plan.address.on_hub and plan.address.name else "FOLDER"
+
+
+def _lock(lock: Lock) -> str:
+    """Its commits and the versions that the arithmetic depends on most; the rest is in the file."""
+    if not lock:
+        return "Nobody has noted what it was made from."
+    known = {name: lock.packages[name] for name in _TOLD if name in lock.packages}
+    versions = ", ".join(f"{name} {version}" for name, version in known.items())
+    told = [f"* `{name}` was `{commit}`" for name, commit in sorted(lock.hub.items())]
+    told += [f"* Python {lock.python}, {versions}; {len(lock.packages)} packages"] if known else []
+    told += [f"* {name} {value}" for name, value in lock.machine.items() if name in _MACHINE]
+    told += [f"* image `{lock.image}`"] if lock.image else []
+    told += [f"* {each}" for each in lock.changes]
+    return "\n".join([*told, f"\nAll of it: [`{FOLDER}/{LOCK}`]({FOLDER}/{LOCK})."])
 
 
 def _base(plan: Plan) -> str:

@@ -1,0 +1,98 @@
+"""The commands about what a run has left: reproduce, verify."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..files import json_text
+from . import options
+
+if TYPE_CHECKING:
+    from ..launcher.reproduce import Copy, Verdict
+
+
+@click.command()
+@click.argument("address", metavar="ADDRESS|MODEL_PAGE|FOLDER")
+@click.option("--to", type=click.IntRange(1), metavar="STEP", help="No further than this step.")
+@click.option("--here", is_flag=True, help="By the versions that are installed here.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where it goes. Default: a temporary folder."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before somebody's code is run.")
+@options.as_json
+def reproduce(
+    address: str, to: int | None, here: bool, folder: Path | None, yes: bool, as_json: bool
+) -> None:
+    """Train a run again from nothing but what it has left, by the versions that it was made with,
+    and compare the samples and the loss of each step bit for bit.
+
+    The original is not touched. Exit code 1 where something differs.
+    """
+    from ..launcher import reproduce as again
+    from ..launcher.original import original
+
+    meant = original(address)
+    place = (folder or Path(tempfile.mkdtemp(prefix="xrun-reproduce-"))).absolute()
+    copy = again.laid_out(meant, place)
+    _tell(copy)
+    if not yes:
+        click.confirm("Run it?", abort=True, err=True)
+    say = lambda text: click.echo(text, err=True)  # noqa: E731
+    verdict = again.reproduce(copy, say, to=to, here=here)
+    click.echo(json_text(verdict.to_json(), indent=1) if as_json else _text(verdict))
+    sys.exit(0 if verdict.differs is None else 1)
+
+
+def _tell(copy: Copy) -> None:
+    """What would be run, before it is."""
+    original = copy.original
+    click.echo(f"  run      {original.facts.run}, {original.where}", err=True)
+    click.echo(f"  code     {copy.code or 'what xrun ships'}", err=True)
+    for place in copy.files:
+        click.echo(f"           {copy.folder / place}", err=True)
+    for name, commit in original.lock.hub.items():
+        click.echo(f"  fetches  {name} at {commit[:12]}", err=True)
+    click.echo(f"  recipe   {copy.recipe}", err=True)
+
+
+def _text(verdict: Verdict) -> str:
+    if verdict.differs is None:
+        told = f"same bits up to step {verdict.step} ({verdict.compared} logged steps compared)."
+        return f"{verdict.run}: {told}\nThe second run is in {verdict.folder}"
+    lines = [
+        f"{verdict.run}: step {verdict.differs} differs, the same bits up to step {verdict.step}.",
+        *(f"  {each}" for each in verdict.what[:4]),
+        "What is other here:" if verdict.because else "No version that is known is other here.",
+        *(f"  {each}" for each in verdict.because),
+        f"The second run is in {verdict.folder}",
+    ]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("address", metavar="ADDRESS|MODEL_PAGE|FOLDER")
+@options.as_json
+def verify(address: str, as_json: bool) -> None:
+    """Check the hashes of a model and of a run's committed checkpoints; nothing is run.
+
+    Exit code 5 where something is not as it was committed.
+    """
+    from ..errors import CheckpointCorrupt
+    from ..launcher.verify import verify as check
+
+    found = check(address)
+    if as_json:
+        click.echo(json_text(found.to_json(), indent=1))
+    elif not found.wrong:
+        click.echo(f"{found.where}: {len(found.checked)} files are as they were committed.")
+    for each in () if as_json else found.wrong:
+        click.echo(each, err=True)
+    sys.exit(CheckpointCorrupt.exit_code if found.wrong else 0)
+
+
+COMMANDS = (reproduce, verify)

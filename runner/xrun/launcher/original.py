@@ -1,0 +1,111 @@
+"""`Original`: a run as it was made, by its address, its model page, or a folder of either: what
+`xrun reproduce` makes again and `xrun verify` checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from blake3 import blake3
+
+from ..environment import cache_folder
+from ..errors import CloudUnavailable, LaunchError
+from ..libraries import HUB, require
+from ..run.folder import find_run
+from ..run.locked import Lock
+from ..run.opened import OpenedRun, is_run_id, open_run, parse
+from ..run.page import FOLDER, RUN, Facts, Page
+from ..run.points import Point, reproducible
+
+
+@dataclass(frozen=True)
+class Original:
+    """`recipe` is YAML, `points` what was logged by step, `code` the folder of its published
+    components, where they are."""
+
+    where: str
+    facts: Facts
+    recipe: str
+    lock: Lock
+    points: Sequence[Point]
+    code: Path | None = None
+
+
+def original(text: str, environ: Mapping[str, str] = os.environ) -> Original:
+    """The run that a person means; the page of its model says it, else its record.
+
+    Raises:
+        XrunError: there is nothing, this account may not read it, or nobody has noted how it was
+            made.
+    """
+    page = page_of(text, environ)
+    return _of_page(text, page) if page else _of_record(text, open_run(text, environ=environ))
+
+
+def page_of(
+    text: str, environ: Mapping[str, str] = os.environ, *, whole: bool = False
+) -> Page | None:
+    """The model's folder, fetched where it is on the Hub; `whole` with its weights. None where
+    there is no page that xrun has written."""
+    address = None if is_run_id(text) else parse(text, environ)
+    if address is not None and address.on_hub:
+        return _fetched(address.name, whole)
+    path = Path(address.name) if address else find_run(text).path
+    found = [each for each in (path, path / "model") if (each / FOLDER / RUN).is_file()]
+    return Page(found[0]) if found else None
+
+
+def _fetched(name: str, whole: bool) -> Page | None:
+    require(HUB)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from ..store.hub.client import reaching
+
+    folder = cache_folder() / "pages" / blake3(name.encode()).hexdigest()[:32]
+    patterns = None if whole else [f"{FOLDER}/*"]
+    try:
+        with reaching():
+            snapshot_download(name, local_dir=folder, allow_patterns=patterns)
+    except GatedRepoError as error:
+        hint = "Ask on its page."
+        raise LaunchError(f"{name} lets in only those who have asked.", hint) from error
+    except RepositoryNotFoundError as error:
+        hint = "Mind the spelling; a private one needs a token that may read it (`hf auth login`)."
+        what = f"There is no repository {name} on the Hub, or this account may not see it."
+        raise LaunchError(what, hint) from error
+    except RevisionNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise CloudUnavailable(f"The Hub does not answer: {error}.", "Try again.") from error
+    page = Page(folder)
+    return page if (page.folder / RUN).is_file() else None
+
+
+def _of_page(text: str, page: Page) -> Original:
+    recipe = page.recipe.read_text(encoding="utf-8")
+    return Original(text, page.facts, recipe, page.lock, page.points(), page.code)
+
+
+def _of_record(text: str, run: OpenedRun) -> Original:
+    record = run.record
+    if not record.lock:
+        raise LaunchError(
+            f"The record of {run.run} has no lock: it is from before runs kept one.",
+            "Nobody can tell which versions it was made with, so it cannot be made again.",
+        )
+    processes = int(record.lock.machine.get("processes", 1))
+    sha256 = record.finished.weights_sha256 if record.finished else None
+    facts = Facts(run.run, record.digest, record.rule, processes, sha256 or "")
+    points = [reproducible(point) for point in run.points()]
+    return Original(
+        text, facts, yaml.safe_dump(dict(run.recipe), sort_keys=False), record.lock, points
+    )

@@ -1,0 +1,85 @@
+"""`xrun verify`: whether what is kept of a run has the bytes that were committed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointCorrupt, LaunchError
+from ..run.opened import OpenedRun, open_run
+from ..run.page import Page
+from .original import page_of
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was hashed, by name, and what is not as it was."""
+
+    where: str
+    checked: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "ok": not self.wrong}
+
+
+def verify(text: str, environ: Mapping[str, str] = os.environ) -> Verified:
+    """Hash the model that is there, and every file of the committed checkpoints.
+
+    Raises:
+        XrunError: there is neither, or this account may not read it.
+    """
+    page = page_of(text, environ, whole=True)
+    checked, wrong = _model(page) if page else ([], [])
+    try:
+        run = open_run(text, environ=environ)
+    except LaunchError:
+        if page is None:
+            raise
+        return Verified(text, (*checked,), (*wrong,))  # a model may lie where no state does
+    if page is not None:
+        wrong += _against(page, run)
+    kept, damaged = _checkpoints(run)
+    return Verified(text, (*checked, *kept), (*wrong, *damaged))
+
+
+def _model(page: Page) -> tuple[list[str], list[str]]:
+    wrong = []
+    for name, known in page.facts.files.items():
+        path = page.model / name
+        if not path.is_file():
+            wrong.append(f"{name} is not there")
+        elif (found := _sha256(path)) != known:
+            wrong.append(f"{name} has the SHA-256 {found}, and was exported with {known}")
+    return [*page.facts.files], wrong
+
+
+def _against(page: Page, run: OpenedRun) -> list[str]:
+    """Whether the page tells of the weights that the record tells of."""
+    finished = run.record.finished
+    known, told = finished and finished.weights_sha256, page.facts.weights_sha256
+    if not known or run.run != page.facts.run or known == told:
+        return []
+    return [f"the page says that the weights are {told}, and the run's record says {known}"]
+
+
+def _checkpoints(run: OpenedRun) -> tuple[Sequence[str], Sequence[str]]:
+    checked, wrong = [], []
+    for checkpoint in run.record.checkpoints:
+        for name, file in checkpoint.files.items():
+            checked.append(f"step {checkpoint.step}: {name}")
+            try:
+                run.fetch(file)
+            except CheckpointCorrupt as error:
+                wrong.append(f"step {checkpoint.step}: {name}: {error.message}")
+    return checked, wrong
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,222 @@
+"""A run that is made again from nothing but what it has left, by the command, with a loopback Hub,
+real git and a package index.
+
+Covers `xrun.cli.again`, `xrun.launcher.original`, `xrun.launcher.locked_python`,
+`xrun.launcher.locking` and `xrun.launcher.verify`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loopback.hub import Hub
+from support.package_index import PackageIndex, package_index, wheel
+from support.paths import SOURCES
+from support.running import DATASET, MODEL, Done, Project, ended, start
+from xrun.errors import LaunchError
+from xrun.launcher.locked_python import python_of
+from xrun.launcher.locking import locked, without_secrets
+from xrun.launcher.original import Original
+from xrun.launcher.reproduce import compared, laid_out
+from xrun.run.locked import Lock
+from xrun.run.page import Facts
+
+pytestmark = [pytest.mark.once, pytest.mark.cloud]
+RECIPE = """\
+name: tiny
+model: {name: line}
+dataset: {name: points}
+task: classification
+publish_code: true
+train:
+  steps: 4
+  global_batch: 8
+  micro_batch: 2
+  precision: fp32
+  optimizer: {name: adamw, lr: 0.01}
+checkpoint: {every: 2 steps, store: hub}
+"""
+SCALED = DATASET.replace("import torch\n", "import scaling\nimport torch\n", 1).replace(
+    "self.x = torch.randn(n, 4, generator=generator)",
+    "self.x = float(scaling.VERSION) * torch.randn(n, 4, generator=generator)",
+)
+"""Samples whose size a small package says: by another version of it the loss is another one."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[PackageIndex]:
+    with package_index(tmp_path / "index") as index:
+        yield index
+
+
+def installed(folder: Path, version: str) -> str:
+    """A folder for PYTHONPATH that has this version of the package `scaling`."""
+    folder.mkdir()
+    with zipfile.ZipFile(wheel(folder, "scaling", version)) as archive:
+        archive.extractall(folder)
+    return str(folder)
+
+
+def xrun(root: Path, *arguments: str, **environ: str) -> Done:
+    root.mkdir(exist_ok=True)
+    return ended(start(root, *arguments, environ=environ))
+
+
+def test_a_run_is_made_again_from_its_model_page(
+    tmp_path: Path, hub: Hub, index: PackageIndex
+) -> None:
+    """On another machine, which has another version of what the loss depends on: by the locked one
+    the bits are the same; by its own the first step differs, and the package is named."""
+    index.add("scaling", "1.0")
+    account = {**hub.environ("alice"), "XRUN_HUB_SPACING": "0"}
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project", RECIPE)
+    project.write("datasets/points.py", SCALED)
+    before = installed(tmp_path / "before", "1.0")
+    made = project.xrun(
+        "recipes/tiny.yaml", environ=account | {"PYTHONPATH": f"{SOURCES}:{before}"}
+    )
+    assert made.code == 0, made.err
+    run = next(path.name for path in project.home.iterdir())
+
+    here = installed(tmp_path / "here", "2.0")
+    other = {
+        **index.environ(tmp_path / "other"),
+        **account,
+        "PYTHONPATH": f"{SOURCES}:{here}",
+    }
+    page = f"{hub.url}/alice/{run}"
+    same = xrun(tmp_path / "other", "reproduce", page, "--yes", **other)
+    assert same.out.splitlines()[0] == f"{run}: same bits up to step 4 (4 logged steps compared)."
+    assert "scaling==1.0" in same.err
+    assert same.code == 0
+
+    differs = xrun(
+        tmp_path / "other", "reproduce", f"hub://alice/{run}", "--yes", "--here", "--json", **other
+    )
+    assert differs.code == 1
+    verdict = json.loads(differs.out)
+    assert (verdict["differs"], verdict["step"]) == (1, 0)
+    assert verdict["what"][0].startswith("train/loss ")
+    assert verdict["because"] == ["scaling 1.0 -> 2.0"]
+
+    checked = xrun(tmp_path / "other", "verify", page, **other)
+    assert checked.out.endswith("files are as they were committed.\n")
+
+
+def test_what_cannot_be_made_again_is_one_sentence(tmp_path: Path, hub: Hub) -> None:
+    """Nothing there, no page, and a page whose project nobody has; nothing was run."""
+    account = hub.environ("alice")
+    gone = xrun(tmp_path / "a", "reproduce", "hub://alice/none", **account)
+    assert (gone.code, gone.out) == (3, "")
+    assert gone.err.startswith("xrun: There is no repository alice/none on the Hub")
+    bare = tmp_path / "bare" / "xrun"
+    bare.mkdir(parents=True)
+    (bare / "recipe.yaml").write_text("model: {name: own}\ndataset: {name: digits}\n")
+    (bare / "lock.json").write_text("{}")
+    (bare / "run.json").write_text('{"run": "tiny-1"}')
+    unknown = xrun(tmp_path / "a", "reproduce", str(bare.parent))
+    assert unknown.code == 3
+    assert unknown.err.startswith("xrun: models/own.py of tiny-1 is not to be had")
+
+
+def test_a_commit_that_has_vanished_is_one_sentence(tmp_path: Path) -> None:
+    """And so is a package that no index has; both say what to type."""
+    remote = tmp_path / "remote"
+    subprocess.run(["git", "init", "--quiet", "--bare", remote], check=True)
+    page = tmp_path / "model" / "xrun"
+    page.mkdir(parents=True)
+    code = {"commit": "0" * 40, "remote": str(remote)}
+    (page / "recipe.yaml").write_text("model: {name: own}\ndataset: {name: digits}\n")
+    (page / "run.json").write_text('{"run": "tiny-1"}')
+    (page / "lock.json").write_text(json.dumps({"code": code}))
+    done = xrun(tmp_path / "a", "reproduce", str(page.parent))
+    assert done.code == 3
+    assert "xrun: The project's commit 000000000000 cannot be fetched from" in done.err
+
+
+def test_other_bytes_are_found(tmp_path: Path) -> None:
+    """By the digest that the export has noted."""
+    page = tmp_path / "model" / "xrun"
+    page.mkdir(parents=True)
+    (page.parent / "w.safetensors").write_bytes(b"changed")
+    (page / "run.json").write_text(json.dumps({"run": "t", "files": {"w.safetensors": "00"}}))
+    done = xrun(tmp_path / "a", "verify", str(page.parent))
+    found = hashlib.sha256(b"changed").hexdigest()
+    told = f"w.safetensors has the SHA-256 {found}, and was exported with 00\n"
+    assert (done.code, done.err) == (5, told)
+
+
+def test_the_project_comes_from_its_recorded_commit(tmp_path: Path) -> None:
+    """Which may lie in a folder of the repository; the recipe is the run's own."""
+    repository = tmp_path / "repository"
+    Project(repository / "sub")
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a"]):
+        subprocess.run([*git, *command], check=True)
+    code = locked(replace(Project(repository / "sub").plan(), code={"commit": "x"})).locked.code
+    assert code == {"commit": "x", "folder": "sub/"}
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    told = Lock(code={"commit": commit, "remote": str(repository), "folder": "sub/"})
+    recipe = "model: {name: line}\ndataset: {name: points}\nbudget: {usd: 5}\n"
+    copy = laid_out(Original("there", Facts("tiny-1"), recipe, told, []), tmp_path / "again")
+    assert copy.code == f"{repository} at {commit[:12]}"
+    assert (copy.folder / "models" / "line.py").read_text() == MODEL
+    assert "budget" not in copy.recipe.read_text()
+
+
+@pytest.mark.parametrize(
+    ("remote", "kept"),
+    [
+        ("https://me:token@host/a.git", "https://host/a.git"),
+        ("git@host:a.git", "git@host:a.git"),
+        ("ssh://git@host/a.git", "ssh://git@host/a.git"),
+    ],
+)
+def test_no_secret_of_a_remote_is_kept(remote: str, kept: str) -> None:
+    """Some people have a token in it."""
+    assert without_secrets(remote) == kept
+
+
+def test_the_first_step_that_differs_is_named() -> None:
+    """By the digest of its samples or by its loss; the clock and the attempt do not count."""
+    point = {"step": 1, "train/loss": 0.5, "train/samples": "aa"}
+    wanted = {(1, 0): point, (2, 0): {**point, "step": 2}}
+    same = [{**point, "time": 1.0, "attempt": "b", "speed/step_seconds": 2.0}]
+    assert compared(wanted, same, 2) == (1, None, ())
+    other = {**point, "step": 2, "train/samples": "ab"}
+    assert compared(wanted, [*same, other], 2) == (1, 2, ("train/samples aa -> ab",))
+    assert compared(wanted, [*same, other], 1) == (1, None, ())
+
+
+def test_a_strangers_lock_reaches_nothing_else(tmp_path: Path) -> None:
+    """Neither a folder outside of the project nor an option of the installer."""
+    repository = tmp_path / "repository"
+    Project(repository)
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    told = Lock(code={"commit": commit, "remote": str(repository), "folder": "../../victim"})
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "kept").touch()
+    recipe = "model: {name: line}\ndataset: {name: points}\n"
+    with pytest.raises(LaunchError, match="a folder that its project does not have"):
+        laid_out(Original("there", Facts("tiny-1"), recipe, told, []), tmp_path / "again")
+    assert (tmp_path / "victim" / "kept").exists()
+    with pytest.raises(LaunchError, match="'1\\\\n--index-url x', which is none"):
+        python_of(Lock(packages={"scaling": "1\n--index-url x"}), print)
