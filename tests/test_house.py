@@ -119,7 +119,10 @@ def test_no_module_outside_run_reads_a_record_by_its_keys() -> None:
         (r"fcntl\.flock", {"xrun.lock"}),
         (r"tenacity", {"xrun.backoff", "xrun.store.hub.api"}),
         (r"""partition\("://"\)""", {"xrun.store.address"}),
-        (r"Address\.parse", {"xrun.recipe.schema", "xrun.run.plan", "xrun.store.hub.store"}),
+        (
+            r"Address\.parse",
+            {"xrun.recipe.schema", "xrun.run.opened", "xrun.run.plan", "xrun.store.hub.store"},
+        ),
     ],
 )
 def test_what_stands_in_one_place(what: str, where: set[str]) -> None:

@@ -17,7 +17,7 @@ from ..store.protocol import Head
 from . import logs, points
 from .plan import Plan, check_run_id, default_home
 from .record import RunRecord
-from .report import RunReport
+from .report import RunReport, report_of, status_of, with_metrics
 from .stores import open_store
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ class RunFolder:
     def store(self) -> AnyStore:
         """The run's store, to read from; the folder may have been moved since the plan was
         written."""
-        return open_store(replace(self.plan(), home=str(self.path.parent)), "reader", create=False)
+        return self._store(self.plan())
+
+    def _store(self, plan: Plan) -> AnyStore:
+        return open_store(replace(plan, home=str(self.path.parent)), "reader", create=False)
 
     def head(self) -> Head | None:
         """The newest commit."""
@@ -180,46 +183,27 @@ class RunFolder:
                 raise
             return RunRecord()
 
-    def report(self) -> RunReport:
-        """Everything that is known of the run; raises XrunError if that cannot be read now."""
-        record = self.record()
-        attempts, finished = record.attempts, record.finished
-        times = [checkpoint.time for checkpoint in record.checkpoints]
-        return RunReport(
-            run=self.run,
-            folder=str(self.path),
-            status=self.status(record),
-            step=record.newest.step if record.newest else None,
-            logged_step=self.last_point().get("step"),
-            checkpoints=tuple(checkpoint.step for checkpoint in record.checkpoints),
-            committed=max(times, default=None),
-            rejected=record.rejected,
-            exact=record.newest is None or record.newest.exact,
-            attempts=attempts,
-            steps_recomputed=sum(attempt.steps_recomputed or 0 for attempt in attempts),
-            seconds_lost=round(sum(attempt.seconds_lost or 0.0 for attempt in attempts), 3),
-            metrics=self.metrics_now(),
-            speed=self.speed_now(),
-            weights_sha256=finished.weights_sha256 if finished else None,
-            model=str(self.model) if finished and not finished.export_failed else None,
-            export_failed=finished.export_failed if finished else None,
-        )
+    def report(self, *, metrics: bool = True) -> RunReport:
+        """Everything that is known of the run, without `metrics` what its record says; raises
+        XrunError if that cannot be read now."""
+        plan = self.plan()
+        record = RunRecord.of(self._store(plan).head())
+        status = self.status(record, plan)
+        made = report_of(self.run, str(self.path), status, record, str(self.model))
+        if metrics:
+            return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
+        return replace(made, speed=self.last_speed()) if status == "running" else made
 
-    def describe(self) -> RunReport:
+    def describe(self, *, metrics: bool = True) -> RunReport:
         """`report`, or why it cannot be read."""
         try:
-            return self.report()
+            return self.report(metrics=metrics)
         except XrunError as error:
             return RunReport(self.run, str(self.path), "unreadable", error=str(error))
 
-    def status(self, record: RunRecord) -> str:
+    def status(self, record: RunRecord, plan: Plan) -> str:
         """See RunReport."""
-        if self.owner_pid():
-            return "running"
-        if record.has_reached_the_end(self.plan()):
-            return "finished"
-        failed = record.attempts and not record.attempts[-1].may_be_followed
-        return "failed" if failed else "stopped"
+        return "running" if self.owner_pid() else status_of(record, plan)
 
     def owner_pid(self) -> int | None:
         """The process that runs this run now."""
@@ -230,10 +214,6 @@ class RunFolder:
         """The newest value of every metric, up to a step."""
         newest = self._newest(until).items()
         return {name: value for name, value in newest if not name.startswith(points.SPEED)}
-
-    def speed_now(self) -> dict[str, float]:
-        """The newest of what tells how fast it trains, without `speed/`."""
-        return points.speed_of(self._newest())
 
     def _newest(self, until: int | None = None) -> dict[str, float]:
         newest: dict[str, float] = {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
+import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +32,8 @@ _SPEED_BYTES = 64 * 1024
 Point = dict[str, Any]
 SPEED = "speed/"
 """How names begin that tell of the machine: `training/speed.py`."""
+_KINDS = (b'"train/loss"', b'"val/', b'"speed/')
+"""How the names begin that stand together in one point."""
 Key = tuple[int, int]
 """The place of a point: its step, then training (0) before evaluation (1)."""
 
@@ -156,6 +159,48 @@ def last_speed(path: Path) -> dict[str, float]:
         text = file.read()
     start = text.rfind(b"\n", 0, max(0, text.rfind(f'"{SPEED}'.encode()))) + 1
     return speed_of(parse(text[start : text.find(b"\n", start) + 1]) or {})
+
+
+def newest_in(path: Path) -> dict[str, float]:
+    """The newest value of every metric in a metrics.jsonl, however long that is."""
+    with _opened(path) as file:
+        if not file.seek(0, 2):
+            return {}
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return newest_of(text)
+
+
+def newest_stored(store: Store, pieces: Sequence[Piece]) -> dict[str, float]:
+    """The same of the log that the store has; pieces are fetched from the end, until each kind of
+    point is there. Raises `StoreUnavailable`."""
+    text = b""
+    for piece in reversed(pieces):
+        try:
+            text = store.fetch(piece.file).read_bytes() + text
+        except CheckpointCorrupt as error:
+            log.warning("Points up to step %d are lost: %s", piece.last, error.message)
+            break
+        if all(kind in text for kind in _KINDS):
+            break
+    return newest_of(text)
+
+
+def newest_of(text: bytes | mmap.mmap) -> dict[str, float]:
+    """The newest value of every metric in a log: what stands at its end, and of each kind of point
+    that is not there the last one before. No more than that is parsed."""
+    start = max(0, len(text) - _SPEED_BYTES)
+    found = {text.rfind(kind, 0, start) for kind in _KINDS if text.find(kind, start) < 0} - {-1}
+    lines = [_line_at(text, place) for place in sorted(found)]
+    values: dict[str, float] = {}
+    for _, point in counted([*lines, *text[start:].splitlines(keepends=True)]):
+        numbers = (item for item in point.items() if isinstance(item[1], int | float))
+        values |= {name: value for name, value in numbers if "/" in name}
+    return values
+
+
+def _line_at(text: bytes | mmap.mmap, place: int) -> bytes:
+    end = text.find(b"\n", place)
+    return bytes(text[text.rfind(b"\n", 0, place) + 1 : end + 1])
 
 
 def speed_of(point: Mapping[str, Any]) -> dict[str, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from .record import AttemptRecord
+from .plan import Plan
+from .points import SPEED, speed_of
+from .record import AttemptRecord, RunRecord
 
 
 def speed_words(speed: Mapping[str, float]) -> Iterator[str]:
@@ -78,3 +80,41 @@ class RunReport:
         told = {name: value for name, value in asdict(self).items() if name != "error"}
         lists = {"checkpoints": list(self.checkpoints), "rejected": list(self.rejected)}
         return {**told, **lists, "attempts": [attempt.to_json() for attempt in self.attempts]}
+
+
+def report_of(run: str, folder: str, status: str, record: RunRecord, model: str) -> RunReport:
+    """What the record of a run says; `model` is where a finished run's is."""
+    attempts, finished = record.attempts, record.finished
+    times = [checkpoint.time for checkpoint in record.checkpoints]
+    return RunReport(
+        run=run,
+        folder=folder,
+        status=status,
+        step=record.newest.step if record.newest else None,
+        checkpoints=tuple(checkpoint.step for checkpoint in record.checkpoints),
+        committed=max(times, default=None),
+        rejected=record.rejected,
+        exact=record.newest is None or record.newest.exact,
+        attempts=attempts,
+        steps_recomputed=sum(attempt.steps_recomputed or 0 for attempt in attempts),
+        seconds_lost=round(sum(attempt.seconds_lost or 0.0 for attempt in attempts), 3),
+        weights_sha256=finished.weights_sha256 if finished else None,
+        model=model if finished and not finished.export_failed else None,
+        export_failed=finished.export_failed if finished else None,
+    )
+
+
+def with_metrics(report: RunReport, step: int | None, newest: Mapping[str, float]) -> RunReport:
+    """The report with the newest value of every metric, those of the machine among them, and the
+    step of the newest point."""
+    own = {name: value for name, value in newest.items() if not name.startswith(SPEED)}
+    return replace(report, logged_step=step, metrics=own, speed=speed_of(newest))
+
+
+def status_of(record: RunRecord, plan: Plan | None) -> str:
+    """How a run is that nobody trains now; without a plan by what its record says alone."""
+    done = record.has_reached_the_end(plan) if plan else record.finished is not None
+    if done:
+        return "finished"
+    failed = record.attempts and not record.attempts[-1].may_be_followed
+    return "failed" if failed else "stopped"

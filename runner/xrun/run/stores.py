@@ -1,15 +1,19 @@
-"""A plan's run -> its store, opened for one attempt: the one place that opens any."""
+"""Where a run's state is -> its store, opened for one attempt or a reader: the one place that opens
+any."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import environment
 from ..errors import XrunError
 from ..libraries import BUCKET, HUB, require
+from ..store.address import Address
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Store
 from .plan import Plan
@@ -22,6 +26,26 @@ if TYPE_CHECKING:
     AnyStore = DirectoryStore | HubStore | BucketStore
 
 
+@dataclass(frozen=True)
+class Place:
+    """The state of one run: its own `address` (a folder's is the path of the state itself), who may
+    go on with it, and where this machine keeps what it has fetched. `run` is "" for whoever reads
+    and does not know which one lies there. `env` is what the recipe adds to the environment."""
+
+    address: Address
+    cache: Path
+    run: str = ""
+    owner: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> Place:
+        """Where the state of a plan's run is."""
+        folder = Address("folder", str(plan.folder / "state"))
+        address = plan.place if plan.address.durable else folder
+        return cls(address, plan.folder / "cache", plan.run, plan.owner, plan.env)
+
+
 def open_store(
     plan: Plan, attempt: str, *, create: bool = True, environ: Mapping[str, str] = os.environ
 ) -> AnyStore:
@@ -30,20 +54,27 @@ def open_store(
     Raises:
         LaunchError: the library of a store far away is not installed, or it has no account there.
     """
-    if plan.address.in_bucket:
-        return _in_bucket(plan, attempt, create, environ)
-    if not plan.address.durable:
-        return DirectoryStore(plan.folder / "state", plan.run, attempt, plan.owner)
+    return open_place(Place.of(plan), attempt, create=create, environ=environ)
+
+
+def open_place(
+    place: Place, attempt: str, *, create: bool = True, environ: Mapping[str, str] = os.environ
+) -> AnyStore:
+    """The same, for whoever knows no more than where the state is."""
+    if place.address.in_bucket:
+        return _in_bucket(place, attempt, create, environ)
+    if not place.address.durable:
+        return DirectoryStore(Path(place.address.name), place.run, attempt, place.owner)
     require(HUB)
     # Its library takes a second to import, which a run without it does not pay.
     from ..store.hub.store import HubStore
 
     return HubStore(
-        plan.address,
-        plan.run,
+        place.address,
+        place.run,
         attempt,
-        plan.owner,
-        plan.folder / "cache",
+        place.owner,
+        place.cache,
         create=create,
         spacing=float(environment.HUB_SPACING.of(environ)),
         hourly=int(environment.HUB_HOURLY.of(environ)),
@@ -51,19 +82,19 @@ def open_store(
     )
 
 
-def _in_bucket(plan: Plan, attempt: str, create: bool, environ: Mapping[str, str]) -> BucketStore:
+def _in_bucket(place: Place, attempt: str, create: bool, environ: Mapping[str, str]) -> BucketStore:
     """What the recipe adds to the environment of its processes says where the bucket is, too."""
     require(BUCKET)
     from ..store.bucket.store import BucketStore
 
     return BucketStore(
-        plan.place,
-        plan.run,
+        place.address,
+        place.run,
         attempt,
-        plan.owner,
-        plan.folder / "cache",
+        place.owner,
+        place.cache,
         reads=not create,
-        environ={**environ, **plan.env},
+        environ={**environ, **place.env},
         patience=float(environment.BUCKET_PATIENCE.of(environ)),
     )
 

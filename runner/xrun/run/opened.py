@@ -1,0 +1,242 @@
+"""`OpenedRun`: a run as anybody sees it who has its address and may read there, on any machine.
+
+Nothing is made where nothing is: not in the store, and not in `runs/`. What is fetched is verified
+and kept in this user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from blake3 import blake3
+
+from ..environment import cache_folder
+from ..errors import LaunchError
+from ..store.address import Address, NoAddressError
+from ..store.protocol import Head, StoredFile
+from . import logs, points
+from .folder import RunFolder, find_run
+from .record import RunRecord
+from .stores import Place, open_place
+
+if TYPE_CHECKING:
+    from .stores import AnyStore
+
+HUGGING_FACE = "https://huggingface.co"
+FORMS = (
+    "Give a run's id, a folder, `hub://owner/name`, `hub-bucket://owner/name`,"
+    " `s3://bucket/prefix/RUN` (`gs://`, `az://`), or the URL of its model page."
+)
+_NAME = r"[\w.-]+"
+_MODEL_PAGE = re.compile(rf"/({_NAME}/{_NAME})(/(tree|blob|resolve|commits?)/.*)?/?", re.ASCII)
+_NO_MODEL = ("datasets", "spaces", "buckets", "api", "docs", "models")
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run with a commit: where its state is, what its head says, typed, and its store to read
+    from. `beside` is its folder on this machine, where it has one."""
+
+    place: Place
+    head: Head
+    record: RunRecord
+    store: AnyStore = field(repr=False, compare=False)
+    beside: RunFolder | None = None
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self.head.run
+
+    @property
+    def owner(self) -> str:
+        """Who may go on with it."""
+        return self.head.owner
+
+    @property
+    def address(self) -> str:
+        """What leads to it from everywhere; a folder's is the path of the state."""
+        return str(self.place.address)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The resolved recipe, as a plan has it.
+
+        Raises:
+            LaunchError: the run is from before records had it.
+        """
+        if self.record.recipe is None:
+            raise LaunchError(
+                f"The record of {self.run} has no recipe: an older xrun has written it.",
+                "Start the recipe itself once more; then the record has it.",
+            )
+        return self.record.recipe
+
+    def fetch(self, file: StoredFile) -> Path:
+        """A local path with the verified content of a file that the record names. Raises
+        `CheckpointCorrupt` and `StoreUnavailable`."""
+        return self.store.fetch(file)
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every logged point, up to the newest commit where the state is far away. Raises
+        XrunError."""
+        if self.place.address.durable:
+            last = max(self.record.newest_step, 0)
+            return points.stored(self.store, self.record.points, last)
+        return self.beside.points() if self.beside else []
+
+    def log_text(self, attempt: int | None = None, rank: int = 0) -> str:
+        """What one training process of an attempt (counted from 1, default the last) has printed,
+        from this machine or from the store.
+
+        Raises:
+            LaunchError: there is no such attempt, or its process has left nothing.
+        """
+        attempts = self.record.attempts
+        number = len(attempts) if attempt is None else attempt
+        if not 1 <= number <= len(attempts):
+            raise LaunchError(f"{self.run} has {len(attempts)} attempts (got {number}).")
+        own = attempts[number - 1].id
+        text = logs.here(self.beside.logs(own), rank) if self.beside else None
+        if text is None:
+            text = logs.read(self.store, self.record.logs, own, rank)
+        if text is None:
+            what = f"Attempt {number} of {self.run} has left no log of process {rank}"
+            raise LaunchError(f"{what} at {self.address}.")
+        return text
+
+
+def open_run(text: str, *, environ: Mapping[str, str] = os.environ) -> OpenedRun:
+    """The run that a person means: its id in this project, its address, or its model page.
+
+    Raises:
+        LaunchError: that is none of these, there is nothing, it holds no run, this account may not
+            read it, or a library is missing.
+        StoreError: the store refuses, or nobody can tell now.
+        CheckpointError: its state is damaged.
+    """
+    place, beside = located(text, environ)
+    store = open_place(place, "reader", create=False, environ=environ)
+    if (head := store.head()) is None:
+        raise LaunchError(_nothing(place.address), _looked_for(place.address))
+    record = RunRecord.of(head)
+    if place.address.on_hub:
+        place = replace(_with_its_bulk(place, record), run=head.run)
+        store = open_place(place, "reader", create=False, environ=environ)
+        store.head()
+    return OpenedRun(place, head, record, store, beside or _here(head.run, place.address))
+
+
+def located(text: str, environ: Mapping[str, str] = os.environ) -> tuple[Place, RunFolder | None]:
+    """Where the run is that a person means, and its folder here if the text names that one; nothing
+    far away is asked.
+
+    Raises:
+        LaunchError: the text is neither a run of this project nor an address.
+    """
+    if is_run_id(text):
+        folder = find_run(text)
+        return _of_folder(folder), folder
+    address = parse(text, environ)
+    if not address.durable:
+        return _in_folder(Path(address.name))
+    cache = cache_folder() / "runs" / blake3(str(address).encode()).hexdigest()[:32]
+    return Place(address, cache), None
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a person means a run of this project by its name."""
+    return "/" not in text and not text.startswith((".", "~"))
+
+
+def parse(text: str, environ: Mapping[str, str] = os.environ) -> Address:
+    """The address that a person has typed; a folder's is its path.
+
+    Raises:
+        LaunchError: it is none.
+    """
+    if text.startswith(("https://", "http://")):
+        return _of_page(text, environ)
+    if "://" not in text:
+        return Address("folder", str(Path(text).expanduser().absolute()))
+    try:
+        return Address.parse(text)
+    except NoAddressError as error:
+        raise LaunchError(f"{text!r} is not an address: {error.what}.", error.hint) from error
+
+
+def _of_page(text: str, environ: Mapping[str, str]) -> Address:
+    url, hub = urlsplit(text), urlsplit(environ.get("HF_ENDPOINT") or HUGGING_FACE)
+    hosts = {hub.netloc, urlsplit(HUGGING_FACE).netloc}
+    page = _MODEL_PAGE.fullmatch(url.path)
+    if url.netloc not in hosts or page is None or page[1].split("/")[0] in _NO_MODEL:
+        what = f"{text!r} is not the URL of a model page ({HUGGING_FACE}/owner/name)."
+        raise LaunchError(what, FORMS)
+    return Address("hub", page[1])
+
+
+def _of_folder(folder: RunFolder) -> Place:
+    """By the run's plan; the folder may have been moved since it was written."""
+    return Place.of(replace(folder.plan(), home=str(folder.path.parent)))
+
+
+def _in_folder(path: Path) -> tuple[Place, RunFolder | None]:
+    """A run's folder, or its state, which may be all that is left of it.
+
+    Raises:
+        LaunchError: there is nothing of the kind.
+    """
+    if (path / "plan.json").is_file():
+        return _of_folder(RunFolder(path)), RunFolder(path)
+    for state in (path, path / "state"):
+        if (state / "commits").is_dir():
+            folder = RunFolder(state.parent) if state.name == "state" else None
+            return Place(Address("folder", str(state)), state.parent / "cache"), folder
+    if not path.is_dir():
+        raise LaunchError(f"There is no folder {path}.", FORMS)
+    raise LaunchError(f"{path} holds no run.", f"`xrun status {path}` lists the runs in it.")
+
+
+def _here(run: str, address: Address) -> RunFolder | None:
+    """The run's folder in this project, if its state is the one at this address."""
+    try:
+        folder = find_run(run)
+        return folder if _of_folder(folder).address == address else None
+    except LaunchError:
+        return None
+
+
+def _with_its_bulk(place: Place, record: RunRecord) -> Place:
+    """A model page does not tell whether files lie in the repository or in a bucket of its name;
+    the recipe does."""
+    store = str((record.recipe or {}).get("checkpoint", {}).get("store", ""))
+    if not store.startswith("hub"):
+        return place
+    kind = Address.parse(store).kind
+    return replace(place, address=replace(place.address, kind=kind))
+
+
+def _nothing(address: Address) -> str:
+    if address.on_hub and not _is_there(address):
+        return f"There is no repository {address.name} on the Hub, or this account may not see it."
+    return f"{address} holds no run."
+
+
+def _looked_for(address: Address) -> str:
+    if address.on_hub:
+        return "Mind the spelling; a private one needs a token that may read it (`hf auth login`)."
+    above = str(address).rpartition("/")[0]
+    return f"Mind the spelling; `xrun status {above}` lists the runs there."
+
+
+def _is_there(address: Address) -> bool:
+    from ..store.hub.client import hub_api, reaching
+
+    with reaching():
+        return bool(hub_api().repo_exists(address.name))
