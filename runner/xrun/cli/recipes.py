@@ -1,4 +1,4 @@
-"""The commands about recipes: check, init, schema."""
+"""The commands about recipes: check, init, new, schema."""
 
 from __future__ import annotations
 
@@ -131,6 +131,25 @@ def init(name: str, folder: Path | None, as_list: bool) -> None:
 
 
 @click.command()
+@click.argument("url", type=RecipeType())
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def new(url: Path | RecipeURL, folder: Path | None) -> None:
+    """Copy the recipe at URL into FOLDER or the project here, with its components, the modules that
+    they import, and the files that it names. Nothing is overwritten, and nothing executed."""
+    from ..launcher.copies import copy
+
+    source = fetched(url)
+    if source.clone is None:
+        hint = "A recipe that xrun brings along: xrun init NAME. One from here: cp."
+        raise click.UsageError(f"{url} is not a URL. {hint}")
+    made = copy(source.clone, folder)
+    for path in made.files:
+        click.echo(f"  {path}")
+    click.echo(f"Copied from {source.clone.origin.url}; its licence is that repository's.")
+    click.echo(f"Next: xrun check {made.recipe}, then xrun {made.recipe}")
+
+
+@click.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from ..recipe.docs import schema as recipe_schema
@@ -138,4 +157,4 @@ def schema() -> None:
     click.echo(json.dumps(recipe_schema(), indent=1))
 
 
-COMMANDS = (check, init, schema)
+COMMANDS = (check, init, new, schema)
