@@ -28,6 +28,8 @@ LARGEST = 2**20
 MOST_PROBLEMS = 200
 DEEPEST = 100
 """Levels of an annotation or a default; people write five."""
+CLONE = "xrun-clone.json"
+"""What lies beside a repository that was fetched here; a project in it ends where it begins."""
 MOST_FOLDERS = 10_000
 """So many folders of a project are looked through for a module that is not found."""
 
@@ -74,12 +76,20 @@ def project_root(recipe_path: Path | str) -> Path:
     """The project of a recipe: the nearest parent with a pyproject.toml, else the parent of its
     `recipes/`, else its folder."""
     folder = Path(recipe_path).resolve().parent
-    for parent in (folder, *folder.parents):
+    around = (folder, *folder.parents)
+    if (clone := clone_around(folder)) is not None:
+        around = around[: around.index(clone) + 1]
+    for parent in around:
         if (parent / "pyproject.toml").is_file():
             return parent
-    return next(
-        (parent.parent for parent in (folder, *folder.parents) if parent.name == "recipes"), folder
-    )
+    inner = around if clone is None else around[:-1]
+    return next((parent.parent for parent in inner if parent.name == "recipes"), folder)
+
+
+def clone_around(folder: Path) -> Path | None:
+    """The repository, fetched here by xrun, that a folder is or lies in; None for all others."""
+    around = (folder, *folder.parents)
+    return next((each for each in around if (each.parent / CLONE).is_file()), None)
 
 
 def find(kind: Kind, name: str, project: Path) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-recipe = click.argument("recipe", type=click.Path(path_type=Path))
+from .sharing import RecipeType
+
+recipe = click.argument("recipe", type=RecipeType(), metavar="RECIPE|URL")
+agree = click.option("--yes", is_flag=True, help="Do not ask; a recipe by URL names its commit.")
 run_id = click.argument("run_id", metavar="RUN")
 address = click.argument("address", metavar="RUN|ADDRESS")
 overrides = click.option(

@@ -1,4 +1,4 @@
-"""The commands about recipes: check, init, schema."""
+"""The commands about recipes: check, init, new, schema."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from . import options
+from .sharing import RecipeType, Source, fetched
 
 if TYPE_CHECKING:
     from ..errors import Problem
+    from ..recipe.git_url import RecipeURL
     from ..recipe.schema import Recipe
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, required=True, type=RecipeType(), metavar="RECIPE|URL...")
 @options.overrides
 @options.as_json
 @click.option(
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Ask the Hub and Weights & Biases too: accounts, permissions, names, revisions.",
 )
-def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, online: bool) -> None:
+def check(
+    recipes: Sequence[Path | RecipeURL], overrides: Sequence[str], as_json: bool, online: bool
+) -> None:
     """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for
     an account's."""
     from ..errors import LaunchError, RecipeError
@@ -37,16 +41,18 @@ def check(recipes: Sequence[Path], overrides: Sequence[str], as_json: bool, onli
     wrong: list[Problem] = []
     refused: list[Problem] = []
     missing: list[Problem] = []
-    for path in recipes:
+    for typed in recipes:
         try:
+            source = fetched(typed)
+            path = source.path
             recipe = load_recipe(path, overrides)
             check_tracking(recipe, path, overrides)
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
-            of_account = _online_problems(recipe, path) if online else ()
+            of_account = _online_problems(recipe, source) if online else ()
             refused += of_account
             if not as_json and not of_account:
-                click.echo(f"{path}: {recipe.name} is fine.")
+                click.echo(f"{source.typed}: {recipe.name} is fine.")
                 for note in notes(recipe, path):
                     click.echo(f"  note: {note}")
         except RecipeError as error:
@@ -87,12 +93,12 @@ def _missing_libraries(recipe: Recipe, path: Path, overrides: Sequence[str]) -> 
         yield problem
 
 
-def _online_problems(recipe: Recipe, path: Path) -> Sequence[Problem]:
+def _online_problems(recipe: Recipe, source: Source) -> Sequence[Problem]:
     from ..launcher.job import known_run
     from ..launcher.preflight import check_online
     from ..run.plan import make_plan
 
-    new = make_plan(recipe, path)
+    new = make_plan(recipe, source.path, origin=source.origin)
     known = known_run(new)
     return check_online(recipe, known or new, unknown_here=known is None).problems
 
@@ -125,6 +131,25 @@ def init(name: str, folder: Path | None, as_list: bool) -> None:
 
 
 @click.command()
+@click.argument("url", type=RecipeType())
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def new(url: Path | RecipeURL, folder: Path | None) -> None:
+    """Copy the recipe at URL into FOLDER or the project here, with its components, the modules that
+    they import, and the files that it names. Nothing is overwritten, and nothing executed."""
+    from ..launcher.copies import copy
+
+    source = fetched(url)
+    if source.clone is None:
+        hint = "A recipe that xrun brings along: xrun init NAME. One from here: cp."
+        raise click.UsageError(f"{url} is not a URL. {hint}")
+    made = copy(source.clone, folder)
+    for path in made.files:
+        click.echo(f"  {path}")
+    click.echo(f"Copied from {source.clone.origin.url}; its licence is that repository's.")
+    click.echo(f"Next: xrun check {made.recipe}, then xrun {made.recipe}")
+
+
+@click.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from ..recipe.docs import schema as recipe_schema
@@ -132,4 +157,4 @@ def schema() -> None:
     click.echo(json.dumps(recipe_schema(), indent=1))
 
 
-COMMANDS = (check, init, schema)
+COMMANDS = (check, init, new, schema)

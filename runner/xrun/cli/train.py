@@ -15,9 +15,11 @@ import click
 
 from ..files import json_text
 from . import options
+from .sharing import Source, agreed, fetched
 
 if TYPE_CHECKING:
     from ..launcher.sky.launch import Launch
+    from ..recipe.git_url import RecipeURL
     from ..run.plan import Plan
 
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 @options.recipe
 @options.overrides
 @options.local
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.agree
 @click.option(
     "--run",
     "run_id",
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
 )
 def run(
-    recipe: Path,
+    recipe: Path | RecipeURL,
     overrides: Sequence[str],
     local: bool,
     yes: bool,
@@ -73,10 +75,12 @@ def run(
     from ..recipe.needs import needs
 
     streams.patient()
-    made = replace(_plan(recipe, overrides, run_id, fork, processes, local), other_data=other_data)
+    source = fetched(recipe, goes_on=None if new or fork else overrides, yes=yes)
+    made = replace(_plan(source, overrides, run_id, fork, processes, local), other_data=other_data)
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
-    command = functools.partial(_command, recipe, overrides, local)
+    agreed(source, meant, yes=yes)
+    command = functools.partial(_command, source, overrides, local)
     _go(meant, command, yes, detach, not no_rehearsal, chosen=new or bool(fork))
 
 
@@ -117,7 +121,8 @@ def resume(
     given = [*overrides, "hardware=local"] if local else overrides
     meant = plan_to_resume(open_run(address), given, processes)
     require(*needs(meant.load_recipe()))
-    command = functools.partial(_command, Path(meant.recipe_path), overrides, local)
+    source = Source(Path(meant.recipe_path), meant.recipe_path)
+    command = functools.partial(_command, source, overrides, local)
     _go(meant, command, yes, detach, not no_rehearsal, chosen=False)
 
 
@@ -203,7 +208,8 @@ def _interruptible() -> None:
 @options.recipe
 @options.overrides
 @click.option("--again", is_flag=True, help="Although it went well and nothing has changed.")
-def rehearse(recipe: Path, overrides: Sequence[str], again: bool) -> None:
+@options.agree
+def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, yes: bool) -> None:
     """Train RECIPE in miniature on this machine's processors: what would be packed, by the
     libraries that would be installed.
 
@@ -218,7 +224,10 @@ def rehearse(recipe: Path, overrides: Sequence[str], again: bool) -> None:
 
     streams.patient()
     _interruptible()
-    made = lock(_plan(recipe, overrides, "", "", None, local=False))
+    source = fetched(recipe, yes=yes)
+    unlocked = _plan(source, overrides, "", "", None, local=False)
+    agreed(source, unlocked, yes=yes)
+    made = lock(unlocked)
     if made.on_clouds:
         refuse_what_stays(made)
     rehearsal.rehearse(made, pack(made, []), click.echo, again=again)
@@ -234,7 +243,7 @@ def rehearse(recipe: Path, overrides: Sequence[str], again: bool) -> None:
     "--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it."
 )
 def plan(
-    recipe: Path,
+    recipe: Path | RecipeURL,
     overrides: Sequence[str],
     local: bool,
     processes: int | None,
@@ -245,7 +254,8 @@ def plan(
     machine the plan as JSON."""
     from ..launcher.job import known_run
 
-    new = _plan(recipe, overrides, "", "", processes, local)
+    # Nothing of the recipe's project is executed, so that nobody is asked whether it may be.
+    new = _plan(fetched(recipe, goes_on=overrides), overrides, "", "", processes, local)
     made = known_run(new) or new
     if not made.on_clouds:
         click.echo(made.to_json(), nl=False)
@@ -280,15 +290,17 @@ def plan(
     type=click.Path(path_type=Path),
     help="Where the two runs go. Default: a temporary folder.",
 )
+@options.agree
 @options.as_json
 def drill(
-    recipe: Path,
+    recipe: Path | RecipeURL,
     overrides: Sequence[str],
     kills: int,
     seed: int,
     resize: bool,
     processes: int | None,
     folder: Path | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Train RECIPE twice, once undisturbed and once under real SIGKILLs, and compare every loss and
@@ -301,8 +313,11 @@ def drill(
 
     streams.patient()
     _interruptible()
+    source = fetched(recipe, yes=yes)
+    if source.clone is not None:
+        agreed(source, _plan(source, overrides, "", "", processes, local=True), yes=yes)
     result = drills.drill(
-        recipe,
+        source.path,
         overrides,
         kills=kills,
         seed=seed,
@@ -319,7 +334,7 @@ COMMANDS = (run, resume, plan, rehearse, drill)
 
 
 def _plan(
-    recipe: Path,
+    source: Source,
     overrides: Sequence[str],
     run_id: str,
     fork: str,
@@ -329,17 +344,24 @@ def _plan(
     from ..recipe.load import load_recipe
     from ..run.plan import make_plan
 
+    recipe = source.path
     loaded = load_recipe(recipe, [*overrides, "hardware=local"] if local else overrides)
     return make_plan(
-        loaded, recipe, overrides=overrides, run=run_id, fork=fork, processes=processes
+        loaded,
+        recipe,
+        overrides=overrides,
+        run=run_id,
+        fork=fork,
+        processes=processes,
+        origin=source.origin,
     )
 
 
-def _command(recipe: Path, overrides: Sequence[str], local: bool, plan: Plan) -> str:
+def _command(source: Source, overrides: Sequence[str], local: bool, plan: Plan) -> str:
     """What goes on with this very run, whatever flags it was started with."""
     import shlex
 
     settings = [part for override in overrides for part in ("-s", override)]
     where = ["--local"] if local else []
     size = ["--processes", str(plan.processes)] if plan.processes > 1 else []
-    return shlex.join(["xrun", str(recipe), *settings, *where, "--run", plan.run, *size])
+    return shlex.join(["xrun", source.typed, *settings, *where, "--run", plan.run, *size])

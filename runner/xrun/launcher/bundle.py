@@ -136,8 +136,9 @@ def travelling(plan: Plan) -> Plan:
     """The plan with the paths that it has on a job's machine, from its home directory."""
     cargo = there(plan.run)
     recipe = f"{cargo}/project/recipes/{Path(plan.recipe_path).name}"
+    origin = {**plan.origin, "here": ""} if plan.origin else {}
     return dataclasses.replace(
-        plan, home="~/xrun/runs", project=f"{cargo}/project", recipe_path=recipe
+        plan, home="~/xrun/runs", project=f"{cargo}/project", recipe_path=recipe, origin=origin
     )
 
 

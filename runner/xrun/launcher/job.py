@@ -59,9 +59,10 @@ def known_run(plan: Plan, *, given: bool = False) -> Plan | None:
 
 
 def launch(plan: Plan, cloud: Cloud) -> int:
-    """Run a plan on a cloud, with the version of the project's code kept in it; returns the exit
-    code."""
+    """Run a plan on a cloud, with the version of the project's code kept in it, and the URL that it
+    was fetched from; returns the exit code."""
     code, command = code_version(Path(plan.project)), uuid.uuid4().hex[:12]
+    code |= {"url": plan.shared.url} if plan.shared else {}
     return cloud.run(locked(dataclasses.replace(plan, code=code, command=command)))
 
 

@@ -198,18 +198,8 @@ class _Hub:
     def sources(self, recipe: Recipe) -> list[Problem]:
         """The model and the dataset that a recipe takes from the Hub exist at their revision and
         may be read."""
-        wanted = [
-            ("model.args.name", "model", recipe.model.args if recipe.model.name == "hub" else {}),
-            ("model.init_from", "model", _warm_start(recipe)),
-            (
-                "dataset.args.name",
-                "dataset",
-                recipe.dataset.args if recipe.dataset.name.startswith("hub_") else {},
-            ),
-            ("dataset.args.tokenizer", "model", _tokenizer(recipe)),
-        ]
         found: list[Problem] = []
-        for key, kind, args in wanted:
+        for key, kind, args in named_on_hub(recipe):
             name = args.get("name")
             if isinstance(name, str) and not Path(name).expanduser().exists():
                 found += self._may_read(key, kind, name, args.get("revision"))
@@ -280,6 +270,19 @@ class _Hub:
 
     def _problem(self, key: str, what: str, got: str, hint: str) -> Problem:
         return Problem(self.path, 0, 0, key, what, got, hint)
+
+
+def named_on_hub(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
+    """What a recipe may take from the Hub: the key that names it, model or dataset, and `name` and
+    `revision`, where there are such."""
+    model, dataset = recipe.model, recipe.dataset
+    of_dataset = dataset.args if dataset.name.startswith("hub_") else {}
+    return [
+        ("model.args.name", "model", model.args if model.name == "hub" else {}),
+        ("model.init_from", "model", _warm_start(recipe)),
+        ("dataset.args.name", "dataset", of_dataset),
+        ("dataset.args.tokenizer", "model", _tokenizer(recipe)),
+    ]
 
 
 def _token_writes(token: dict[str, Any], owner: str) -> bool:

@@ -9,7 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ..component import Kind, Signature, check_args, find, project_root, signature
+from ..component import (
+    Kind,
+    Signature,
+    check_args,
+    clone_around,
+    find,
+    project_root,
+    signature,
+)
 from ..errors import ComponentError, Problem, RecipeError
 from .diagnostics import (
     MOST_PROBLEMS,
@@ -169,6 +177,10 @@ def read_base(
                 "The path is relative to this recipe.",
             )
         )
+    clone = clone_around(Path(chain[0]).parent)
+    if clone is not None and not Path(os.path.realpath(target)).is_relative_to(clone):
+        what = "it leads out of the repository that the recipe was fetched from"
+        raise Unreadable(base.mark.problem("extends", what, base.text))
     if os.path.realpath(target) in chain:
         raise Unreadable(base.mark.problem("extends", "this goes in a circle", base.text))
     if len(chain) > LONGEST_CHAIN:

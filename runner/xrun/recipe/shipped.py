@@ -7,7 +7,7 @@ import itertools
 import operator
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,18 +88,31 @@ def copy(recipe: Shipped, folder: Path) -> Path:
     if (project := component.project_root(path)) != folder.resolve():
         what = f"its recipes would belong to the project {project}, which has a pyproject.toml"
         raise _refused(folder, what, f"Type: xrun init {recipe.name} {project}")
-    contents = {folder / name: (recipe.root / name).read_bytes() for name in recipe.files()}
+    write_new({folder / name: (recipe.root / name).read_bytes() for name in recipe.files()})
+    return path
+
+
+def write_new(contents: Mapping[Path, bytes]) -> None:
+    """Write files, all or none; one that is there with the same content stays.
+
+    Raises:
+        RecipeError: another file is in the way.
+    """
     try:
         for target, content in contents.items():
-            if target.exists() and target.read_bytes() != content:
+            if os.path.lexists(target) and not _holds(target, content):
                 raise _refused(target, "there is another file already", "Choose another folder.")
         for target, content in contents.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
     except OSError as error:
+        place = Path(error.filename or next(iter(contents)))
         what = f"it cannot be written: {error.strerror}"
-        raise _refused(Path(error.filename or folder), what, "Choose another folder.") from None
-    return path
+        raise _refused(place, what, "Choose another folder.") from None
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _refused(path: Path, what: str, hint: str) -> RecipeError:

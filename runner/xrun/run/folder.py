@@ -234,7 +234,12 @@ class RunFolder:
 
 def home_here(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that holds the runs' folders of the project that the person stands in."""
-    return default_home(project_root(Path.cwd() / "recipes" / "any.yaml"), environ)
+    return default_home(project_here(), environ)
+
+
+def project_here() -> Path:
+    """The project that the person stands in."""
+    return project_root(Path.cwd() / "recipes" / "any.yaml")
 
 
 def find_run(run: str, *, known: bool = True) -> RunFolder:

@@ -22,6 +22,7 @@ from ..files import parsed, read_small, typed
 from ..store.address import Address
 from .identity import Identity, identity, in_full
 from .locked import Lock
+from .origin import Origin
 from .requirements import Requirements
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Plan:
     `requirements`: the recipe's libraries, and their versions once a launch has fixed them. `lock`:
     what else a launch has fixed.
     `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
+    `origin`: the repository that the recipe was fetched from, by its URL; empty for one that lay
+    here.
     """
 
     run: str
@@ -95,6 +98,7 @@ class Plan:
     requirements: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: int = 0
     lock: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -157,7 +161,17 @@ class Plan:
             return None
         where = told.get("folder")
         own = self.folder / "tensorboard"
-        return Path(self.project) / Path(where).expanduser() / self.run if where else own
+        return self._base / Path(where).expanduser() / self.run if where else own
+
+    @property
+    def shared(self) -> Origin | None:
+        """Where the recipe was fetched from; None for one that lay here."""
+        return Origin.from_json(self.origin)
+
+    @property
+    def _base(self) -> Path:
+        """Where relative paths of what the run leaves begin."""
+        return Path((self.shared and self.shared.here) or self.project)
 
     @property
     def limits(self) -> Limits:
@@ -242,6 +256,7 @@ class Plan:
         _check_shape(plan.recipe)
         Requirements.from_json(plan.requirements)
         Lock.from_json(plan.lock)
+        Origin.from_json(plan.origin)
         return plan
 
     @classmethod
@@ -291,9 +306,11 @@ def make_plan(
     run: str = "",
     fork: str = "",
     processes: int | None = None,
+    origin: Origin | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Plan:
-    """Resolve a recipe: who it is, where its state goes, how many processes train.
+    """Resolve a recipe: who it is, where its state goes, how many processes train. `origin`: where
+    a recipe was fetched from, whose runs do not live beside it.
 
     Raises:
         LaunchError: a run id is malformed, or the recipe asks for something that a local run cannot
@@ -317,7 +334,7 @@ def make_plan(
         recipe=recipe.model_dump(mode="json"),
         recipe_path=str(path.resolve()),
         project=str(project),
-        home=str(home_of(recipe, project, environ)),
+        home=str(home_of(recipe, Path(origin.here) if origin else project, environ)),
         owner=recipe.checkpoint.team or environment.user_name(),
         processes=processes or (recipe.hardware.local.processes if recipe.hardware.local else 1),
         overrides=tuple(overrides),
@@ -326,6 +343,7 @@ def make_plan(
         publish=str(recipe.publish or ""),
         version=_version(),
         requirements=_requirements(recipe, project, path),
+        origin=origin.to_json() if origin else {},
     )
 
 

@@ -151,6 +151,16 @@ class BucketClient:
 
         return self._again(listed)
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every object below the address, by its key."""
+
+        def listed() -> dict[str, int]:
+            with self._said():
+                listing = obstore.list(self._small, chunk_size=1000)
+                return {each["path"]: each["size"] for some in listing for each in some}
+
+        return self._again(listed)
+
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are gone already are no error."""
 

@@ -1,0 +1,51 @@
+"""The commands about what is kept of runs: export, rm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+meant = click.argument("target", metavar="RUN|ADDRESS")
+
+
+@click.command()
+@meant
+@click.option("--csv", "kind", flag_value="csv", help="As comma-separated values.")
+@click.option("--parquet", "kind", flag_value="parquet", help="As Parquet.")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+def export(target: str, kind: str | None, file: Path | None) -> None:
+    """Write the metrics of RUN as a table, a row for each step, to FILE or RUN.csv here."""
+    from ..run.folder import find_run
+    from ..run.opened import is_run_id, open_run
+    from ..run.table import export as write
+
+    if kind is None:
+        raise click.UsageError("Say which: --csv or --parquet.")
+    if is_run_id(target):
+        click.echo(write(target, find_run(target).newest_points(), kind, file))
+        return
+    opened = open_run(target)
+    click.echo(write(opened.run, opened.points(), kind, file))
+
+
+@click.command()
+@meant
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(target: str, yes: bool) -> None:
+    """Delete all that there is of RUN, here and in its store: checkpoints, logs, metrics, model."""
+    from ..launcher.removal import removal, remove
+
+    what = removal(target)
+    for line in what.lines():
+        click.echo(line)
+    if what.folder is None and what.place is None:
+        click.echo(f"Nothing of {what.run} can be deleted from here.")
+        return
+    if not yes:
+        click.confirm(f"Delete {what.run} for good?", abort=True)
+    remove(what)
+    click.echo(f"Deleted {what.run}: {what.freed} are free.")
+
+
+COMMANDS = (export, rm)
