@@ -12,8 +12,10 @@ import pytest
 from loopback.hub import Hub
 from loopback.portal import Portal
 from loopback.wandb import Wandb
+from support.hub_store import HUB_WARNINGS
+from support.kept_runs import keep
 from support.running import Project
-from xrun.errors import CloudUnavailable, LaunchError, RecipeError
+from xrun.errors import CheckpointError, CloudUnavailable, LaunchError, RecipeError
 from xrun.launcher.preflight import Online, check_online, place, refuse
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan, make_plan
@@ -131,6 +133,24 @@ def test_accounts(
     assert all(word in problem(online) for word in words), problem(online)
     with pytest.raises(LaunchError):
         refuse(online)
+
+
+@HUB_WARNINGS[0]
+@HUB_WARNINGS[1]
+@pytest.mark.once
+def test_another_recipe_at_an_address_is_refused_with_its_keys(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where no folder of this machine knows the run: by the record that lies there."""
+    monkeypatch.setenv("XRUN_HUB_SPACING", "0")
+    store = "checkpoint.store=hub://alice/shared"
+    for name, value in hub.environ("alice").items():
+        monkeypatch.setenv(name, value)
+    begun = replace(project.plan(store), owner="alice")
+    keep(begun, tmp_path / "lost")
+    assert place(project.plan(store), chosen=False).plan.run == begun.run
+    with pytest.raises(CheckpointError, match=rf"the run {begun.run} at .*train\.seed: 0 -> 7"):
+        place(project.plan(store, "train.seed=7"), chosen=False)
 
 
 def test_no_token(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
