@@ -7,6 +7,7 @@ Covers `xrun.cli.sharing` and `xrun.launcher.consent`.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,10 @@ def test_a_yes_is_for_one_commit(host: GitHost) -> None:
     assert again.returncode == 0, again.stderr
     assert "trust" not in again.stderr
     assert [each.run for each in runs_in(Path.cwd() / "runs")] == [run.run]
+    shutil.rmtree(Path(os.environ["HOME"]) / ".cache" / "xrun")
+    measured = xrun("evaluate", run.run, "--split", "val")
+    assert measured.returncode == 0, measured.stderr
+    assert measured.stderr.startswith(f"Fetching {host.url}/stranger at {head(host)}")
     other = xrun(url, "-s", "env.LD_PRELOAD=evil.so", "--new")
     assert other.returncode == 3
     assert "set      LD_PRELOAD=evil.so" in other.stderr

@@ -18,7 +18,7 @@ import pytest
 from support.git_host import PASSWORD, STRANGER, GitHost, bare, commit, git
 from xrun.component import project_root
 from xrun.errors import CloudUnavailable, LaunchError, RecipeError
-from xrun.launcher.clone import Clone, cloned
+from xrun.launcher.clone import Clone, bring_back, cloned
 from xrun.launcher.git_server import branches
 from xrun.recipe.git_url import RecipeURL
 from xrun.recipe.load import load_recipe
@@ -307,8 +307,14 @@ def test_an_origin_is_read_as_it_was_written() -> None:
 
 
 def test_the_cache_may_be_deleted(host: GitHost) -> None:
-    """It is fetched again."""
+    """It is fetched again, by the same command and by what needs the project of a run."""
     url = host.recipe("stranger", "main")
     clone = fetched(url)
     shutil.rmtree(clone.folder.parents[2])
     assert fetched(url) == clone
+    plan = planned(clone)
+    shutil.rmtree(clone.folder.parents[2])
+    said: list[str] = []
+    bring_back(plan, said.append)
+    assert said == [f"Fetching {host.url}/stranger at {head(host)}"]
+    assert Path(plan.recipe_path).is_file()

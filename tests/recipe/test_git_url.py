@@ -54,6 +54,7 @@ def test_a_branch_may_have_several_parts() -> None:
     ("text", "why"),
     [
         ("git+ext::sh -c touch%20x@main#x.yaml", "git is asked by"),
+        ("git@github.com:u/r.git", "git is asked by"),
         ("git+ext://h/r@main#x.yaml", "git is asked by"),
         ("ssh://git@h.org/u/r/blob/main/x.yaml", "only a page's https"),
         ("git+ssh://-oProxyCommand=x/r@main#x.yaml", "it names no host"),

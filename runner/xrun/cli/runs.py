@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -164,12 +165,14 @@ def export_model(run_id: str, which: str | None) -> None:
 
     Without --best or --last: as `train.export` of its recipe says.
     """
+    from ..launcher.clone import bring_back
     from ..launcher.export import export_model as export
     from ..libraries import TRAINING, require
     from ..run.folder import find_run
 
     folder = find_run(run_id)
     require(TRAINING)
+    bring_back(folder.plan(), click.echo)
     if code := export(folder, which or ""):
         sys.exit(code)
     step = (finished := folder.record().finished) and finished.exported_step
@@ -216,12 +219,14 @@ def evaluate(
     """
     from dataclasses import asdict
 
+    from ..launcher.clone import bring_back
     from ..launcher.measure import Measured, is_of_other_code, measure, target_of
     from .texts import measured_text
 
     meant = target_of(target, overrides)
     if meant.of_model and step is not None:
         raise click.UsageError("--step is for a run; an exported model is the one that it is.")
+    bring_back(meant.folder.plan(), functools.partial(click.echo, err=True))
     if is_of_other_code(meant.folder.plan()):
         note = "the project's code has changed since: these are the run's weights by today's code."
         click.echo(f"  note     {note}", err=True)

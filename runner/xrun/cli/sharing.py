@@ -81,7 +81,8 @@ def agreed(source: Source, plan: Plan, *, yes: bool) -> None:
         _say(line)
     if not (yes or _says_yes()):
         what = f"Nothing of {origin.repository} was run, because nobody has agreed to it."
-        raise LaunchError(what, f"Read {source.path}, then run the same command again.")
+        hint = f"Read {source.path}. With '{origin.url}', `--yes` agrees without a question."
+        raise LaunchError(what, hint)
     agree(source.clone, told)
 
 

@@ -28,6 +28,7 @@ from ..lock import locked
 from ..recipe.git_url import RecipeURL
 from ..run.folder import RunFolder, home_here, project_here, runs_in
 from ..run.origin import Origin
+from ..run.plan import Plan
 from .git_server import branches, fetch, is_as_committed, no_branch
 
 Say = Callable[[str], None]
@@ -65,6 +66,13 @@ def cloned(url: RecipeURL, say: Say, *, goes_on: tuple[str, ...] | None = None) 
             origin = older
     folder = _folder(origin, say, url.typed)
     return Clone(origin, folder, _recipe_in(folder, origin, url.typed))
+
+
+def bring_back(plan: Plan, say: Say) -> None:
+    """Afterwards the project of a plan whose recipe was fetched is here: the cache may have been
+    emptied since. Raises what `cloned` raises."""
+    if plan.shared is not None and not Path(plan.project).is_dir():
+        cloned(RecipeURL.parse(plan.shared.url), say)
 
 
 def located(url: RecipeURL) -> Origin:

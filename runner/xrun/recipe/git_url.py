@@ -69,7 +69,7 @@ class RecipeURL:
 
 def is_url(text: str) -> bool:
     """Whether a text is meant as a URL and not as a path."""
-    return text.startswith(("git+", "http://", "https://", "ssh://"))
+    return text.startswith(("git+", "git@", "http://", "https://", "ssh://"))
 
 
 def _of_repository(text: str, plain: str) -> RecipeURL:
