@@ -58,11 +58,17 @@ def test_a_run_goes_on_from_its_record(project: Project, elsewhere: Project) -> 
         str(elsewhere.home),
         str(elsewhere.root),
     )
-    assert json.loads((elsewhere.root / f"recipes/{run.run}.yaml").read_text()) == plan.recipe
+    written = elsewhere.root / f"recipes/{run.run}.yaml"
+    assert json.loads(written.read_text().partition("\n")[2]) == plan.recipe
     assert attempt(plan).code == 0
     assert weights(RunFolder(plan.folder)) == weights(whole.run)
     longer = plan_to_resume(open_run(run.run), ["train.steps=21"])
     assert (longer.run, longer.recipe["train"]["steps"]) == (plan.run, 21)
+    assert attempt(longer).code == 0
+    assert plan_to_resume(open_run(run.run)).recipe == longer.recipe
+    written.write_text(written.read_text().replace("21", "22"))
+    with pytest.raises(LaunchError, match="is not a recipe that `xrun resume` has written"):
+        plan_to_resume(open_run(run.run))
 
 
 @pytest.mark.once

@@ -15,6 +15,7 @@ from ..component import project_root
 from ..errors import CheckpointError, LaunchError, XrunError
 from ..files import json_text
 from ..recipe.load import load_recipe
+from ..run.code_digest import bytes_digest
 from ..run.folder import RunFolder
 from ..run.opened import OpenedRun
 from ..run.plan import Plan, make_plan
@@ -82,19 +83,26 @@ def _missing(opened: OpenedRun, project: Path) -> list[str]:
 
 
 def _written(path: Path, text: str) -> bool:
-    """Make the file; False if it is there already, as it would be written.
+    """Make the file, also where an earlier record's recipe was written and nobody has changed it;
+    says whether it was not there.
 
     Raises:
         LaunchError: something else is there.
     """
-    if path.exists():
-        if path.read_text() != text:
-            what = f"{path} is there and is not the recipe of the run's record."
-            raise LaunchError(what, "Move it away, or start that recipe itself with --run.")
-        return False
+    known = path.read_text() if path.exists() else ""
+    if known and _sealed(known.partition("\n")[2]) != known:
+        what = f"{path} is there and is not a recipe that `xrun resume` has written."
+        raise LaunchError(what, "Move it away, or start that recipe itself with --run.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return True
+    path.write_text(_sealed(text))
+    return not known
+
+
+def _sealed(text: str) -> str:
+    """A recipe under a line that tells whether somebody has changed it since."""
+    return (
+        f"# Written by xrun resume from the run's record, {bytes_digest('', text.encode())}\n{text}"
+    )
 
 
 def _home(opened: OpenedRun, made: Plan) -> Path:
