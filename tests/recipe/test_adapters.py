@@ -44,6 +44,15 @@ WRONG = {
     ),
     "adapter: {name: lora}": ("{name: lora}", f"model.adapter: {NO_BF16}{ONE_OF_TWO}"),
     "adapter: {name: lora}, frozen: bf16": ("bf16", f"model.frozen: {NO_BF16}{ONE_OF_TWO}"),
+    "adapter: {name: lora}, frozen: 4bit": (
+        "4bit",
+        (
+            "model.frozen: 4bit is not available: what bitsandbytes keeps of a quantised weight"
+            " lies outside of the model's parameters, and its processors' kernels move it in"
+            " evaluation (got 4bit). Use `bf16`, which takes 2 bytes a weight and nothing for"
+            " gradients."
+        ),
+    ),
     "frozen: bf16": (
         "bf16",
         (
@@ -69,12 +78,12 @@ def test_what_does_not_work_is_refused_at_its_place(tmp_path: Path, model: str) 
     assert problems(tmp_path, recipe(model)) == [f"2:{column}: {said}"]
 
 
-@pytest.mark.parametrize("model", ["adapter: {name: prefix}", "frozen: 4bit"])
-def test_other_methods_and_precisions_are_refused_by_name(tmp_path: Path, model: str) -> None:
-    """An adapter of another kind, and quantized weights."""
-    (said,) = problems(tmp_path, recipe(model, TRAIN.replace("steps", "precision: bf16, steps")))
+def test_another_method_is_refused_by_name(tmp_path: Path) -> None:
+    """An adapter of another kind."""
+    train = TRAIN.replace("steps", "precision: bf16, steps")
+    (said,) = problems(tmp_path, recipe("adapter: {name: prefix}", train))
     assert "must be" in said
-    assert model.partition(": ")[2].strip("{}").partition(": ")[2] or "4bit" in said
+    assert "prefix" in said
 
 
 def test_the_base_is_held_in_bf16_by_default(tmp_path: Path) -> None:

@@ -27,15 +27,24 @@ configs:
 ---
 """
 END = "<|endoftext|>"
+BEGIN = "<|begin_of_text|>"
+TEMPLATE = """\
+{{- bos_token }}{%- for message in messages %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim }}
+{{- '<|eot_id|>' }}{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"""
 
 
 def fill(hub: Hub, folder: Path) -> None:
-    """The repositories of recipes/gpt_h100.yaml and recipes/vit_a100.yaml."""
+    """The repositories of recipes/gpt_h100.yaml, vit_a100.yaml and llama_chat_a100.yaml."""
     made = {
         "google/vit-base-patch16-224-in21k": ("model", _vit),
         "ethz/food101": ("dataset", _food),
         "HuggingFaceFW/fineweb-edu": ("dataset", _web),
         "openai-community/gpt2": ("model", _gpt2),
+        "meta-llama/Llama-3.1-8B-Instruct": ("model", _llama),
+        "HuggingFaceH4/ultrachat_200k": ("dataset", _conversations),
     }
     for name, (kind, make) in made.items():
         own = folder / name
@@ -86,6 +95,43 @@ def _gpt2(folder: Path) -> None:
     told = {"tokenizer_class": "GPT2TokenizerFast", "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(told))
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+
+
+def _llama(folder: Path) -> None:
+    """The configuration of 8 billion parameters, without weights, and a small tokenizer."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    more = {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    transformers.LlamaConfig(
+        **sizes,
+        **heads,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+        rope_parameters={**rope, **more},
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([_text()], vocab_size=2000, special_tokens=[BEGIN, END])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BEGIN, "eos_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "chat_template": TEMPLATE}))
+
+
+def _conversations(folder: Path) -> None:
+    for split, count in {"train_sft": 300, "train_gen": 5, "test_sft": 80, "test_gen": 5}.items():
+        rows = {
+            "prompt": [f"Question {i}" for i in range(count)],
+            "prompt_id": [str(i) for i in range(count)],
+            "messages": [_turns(i) for i in range(count)],
+        }
+        _write(rows, folder / f"data/{split}-00000-of-00001.parquet")
+
+
+def _turns(number: int) -> list[dict[str, str]]:
+    said = _text()[200 * (number % 100) :][:1500]
+    roles = ("user", "assistant") * (1 + number % 3)
+    return [{"content": f"{number}: {said}", "role": role} for role in roles]
 
 
 def _text() -> str:

@@ -1,6 +1,8 @@
 """LoRA runs beside peft's own: a loop of a few lines ends with the same weights, what was exported
 loads as people load it, and what has no place in an adapter is refused.
 
+Covers `xrun.training.adapter_folder`.
+
 Attempts run in this process (`support.in_process`); one run is killed for real.
 """
 
@@ -19,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import xrun
 from support.adapters import ARGS, GLOBAL, MICRO, STEPS, llama, project_with_llama
 from support.in_process import attempt, train
 from support.running import Project
@@ -356,6 +359,26 @@ def test_own_modules_take_an_adapter(own: Project) -> None:
     loaded = peft.PeftModel.from_pretrained(base, folder_of(plan)).eval()
     x = torch.randn(5, 4)
     assert torch.equal(loaded(x), state.model.eval()(x))
+
+
+def test_an_adapter_of_ones_own_module_loads_with_one_line(own: Project) -> None:
+    """On the base that the component builds from the run's seed, held as in training; another one
+    is refused."""
+    plan = own.plan(*ONTO[:1], "train.precision=bf16", "train.steps=3", "train.seed=7")
+    state = train(plan).state
+    loaded = xrun.load_model(folder_of(plan), own.root)
+    x = torch.randn(5, 4, dtype=torch.bfloat16)
+    assert torch.equal(loaded(x), state.model.eval()(x))
+    assert "model = xrun.load_model(FOLDER, project=PROJECT)" in card_of(plan)
+    config = json.loads((folder_of(plan) / "config.json").read_text())
+    assert (config["seed"], config["model"]["name"]) == (7, "line")
+    (folder_of(plan) / "config.json").write_text(json.dumps({**config, "seed": 8}))
+    with pytest.raises(ComponentError, match=r"models/line\.py builds other weights here than"):
+        xrun.load_model(folder_of(plan), own.root)
+
+
+def card_of(plan: Plan) -> str:
+    return (folder_of(plan) / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Covers `xrun.training.model_card`.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -135,6 +136,7 @@ def exported(folder: Path) -> dict[str, Any]:
     from transformers import (
         BertConfig,
         BertForSequenceClassification,
+        BertForTokenClassification,
         ViTConfig,
         ViTForImageClassification,
     )
@@ -153,9 +155,18 @@ def exported(folder: Path) -> dict[str, Any]:
         r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True
     )
     adapter = peft.get_peft_model(based, lora).eval()
-    for p in adapter.parameters():
+    merged = peft.get_peft_model(type(causal).from_pretrained(folder / "base"), copy.copy(lora))
+    two = BertForSequenceClassification(BertConfig(**{**small, "num_labels": 2}, vocab_size=99))
+    two.save_pretrained(folder / "two")
+    kept = type(two).from_pretrained(folder / "two", num_labels=3, ignore_mismatched_sizes=True)
+    head = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    head.base_model_name_or_path = str(folder / "two")
+    sorter = peft.get_peft_model(kept, head).eval()
+    for p in (p for each in (adapter, merged, sorter) for p in each.parameters()):
         if p.requires_grad:
             nn.init.normal_(p)
+    merged = merged.merge_and_unload().eval()
+    tags = BertForTokenClassification(BertConfig(**small, vocab_size=len(words))).eval()
     kind: Any = UNet2DModel  # it has no types
     unet = kind(
         sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4,
@@ -170,10 +181,14 @@ def exported(folder: Path) -> dict[str, Any]:
         "image": (image, of(class_names=NAMES, processor=processor)),
         "causal": (causal, of(tokenizer=words)),
         "adapter": (adapter, of(tokenizer=words)),
+        "sorter": (sorter, with_names),
+        "merged": (merged, of(tokenizer=words)),
+        "tags": (tags, with_names),
         "unet": (unet, of()),
     }
+    plan = plan_for({"name": "hub", "args": {"name": str(folder / "base")}})
     for name, (model, companions) in kinds.items():
-        write(folder / name, model, PLAN, FINISHED, (), companions)
+        write(folder / name, model, plan, FINISHED, (), companions)
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
         said = text(**words("the run stays", return_tensors="pt")).logits
@@ -181,6 +196,9 @@ def exported(folder: Path) -> dict[str, Any]:
             "text": NAMES[int(said.argmax())],
             "causal": causal(ids).logits.flatten().tolist(),
             "adapter": adapter(ids).logits.flatten().tolist(),
+            "merged": merged(ids).logits.flatten().tolist(),
+            "sorter": NAMES[int(sorter(ids).logits.argmax())],
+            "tags": [NAMES[int(each)] for each in tags(ids).logits[0].argmax(1)],
             "unet": unet(torch.ones(1, 1, 8, 8), 3).sample.flatten().tolist(),
         }
 
@@ -191,7 +209,6 @@ warnings.simplefilter("ignore")
 import numpy as np, torch
 from PIL import Image
 from diffusers import UNet2DModel
-from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers.models.clip import CLIPImageProcessorPil
 folder, found = sys.argv[1] + "/", {}
@@ -205,11 +222,21 @@ found["pixels"] = processor(picture, return_tensors="pt")["pixel_values"].shape[
 write = pipeline("text-generation", model=folder + "causal")
 found["words"] = write("spot machines", max_new_tokens=2, do_sample=False)[0]["generated_text"]
 ids = torch.tensor([[3, 4, 5]])
+def by_its_card(name):
+    FOLDER = folder + name
+    lines = open(FOLDER + "/README.md").read().split("```python\\n")[1].split("```")[0]
+    exec(lines, given := {"FOLDER": FOLDER})
+    return given["model"].eval()
 with torch.no_grad():
-    causal = AutoModelForCausalLM.from_pretrained(folder + "causal")
-    found["causal"] = causal(ids).logits.flatten().tolist()
-    adapter = AutoPeftModelForCausalLM.from_pretrained(folder + "adapter")
-    found["adapter"] = adapter(ids).logits.flatten().tolist()
+    for name in ("causal", "merged"):
+        causal = AutoModelForCausalLM.from_pretrained(folder + name)
+        found[name] = causal(ids).logits.flatten().tolist()
+    found["adapter"] = by_its_card("adapter")(ids).logits.flatten().tolist()
+    sorter = by_its_card("sorter")
+    found["sorter"] = sorter.config.id2label[int(sorter(ids).logits.argmax())]
+    tags = pipeline("token-classification", model=folder + "tags", ignore_labels=[])
+    text = tags.tokenizer.decode([3, 4, 5])
+    found["tags"] = [each["entity"] for each in tags(text)]
     unet = UNet2DModel.from_pretrained(folder + "unet")
     found["unet"] = unet(torch.ones(1, 1, 8, 8), 3).sample.flatten().tolist()
 found["tokens"] = AutoTokenizer.from_pretrained(folder + "adapter")("the run")["input_ids"]
@@ -232,13 +259,14 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
     assert there["pixels"] == [3, 16, 16]
     assert there["words"].startswith("spot machines")
     assert there["tokens"] == tokenizer()("the run")["input_ids"]
-    for name in ("causal", "adapter", "unet"):
+    assert (there["sorter"], there["tags"]) == (here["sorter"], here["tags"])
+    for name in ("causal", "adapter", "merged", "unet"):
         assert there[name] == pytest.approx(here[name], abs=1e-5), name
     cards = {path.parent.name: path.read_text() for path in tmp_path.glob("*/README.md")}
     told = {name: re.findall("library_name: (.*)", card)[0] for name, card in cards.items()}
     assert told == {
-        **dict.fromkeys(("text", "image", "causal"), "transformers"),
-        "adapter": "peft",
+        **dict.fromkeys(("text", "image", "causal", "merged", "tags"), "transformers"),
+        **dict.fromkeys(("adapter", "sorter"), "peft"),
         "unet": "diffusers",
     }
     assert "`adapter_model.safetensors`, SHA-256 `" in cards["adapter"]

@@ -1,4 +1,7 @@
-"""What a rehearsal makes smaller of a run, and that everything else stays."""
+"""What a rehearsal makes smaller of a run, and that everything else stays.
+
+Covers `xrun.training.narrowed`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+from torch import nn
 
 from support.running import Project
 from xrun.files import read_json
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.training.instances import build_model, splits_of
-from xrun.training.miniature import LAYERS, ROWS, SAMPLES, Few, Miniature, parameters
+from xrun.training.miniature import ROWS, SAMPLES, Few, Miniature
+from xrun.training.narrowed import LAYERS, computes
 
 FROM_THE_HUB = """\
 from datasets import load_dataset
@@ -82,24 +88,74 @@ def test_rows_that_would_be_downloaded_whole_are_streamed(tmp_path: Path) -> Non
     assert len(splits_of(plan)["train"]) == 500
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("GPT2Config", {"n_embd": 512, "n_layer": 16, "n_head": 8, "vocab_size": 8192}),
-        ("BertConfig", {"hidden_size": 576, "num_hidden_layers": 16, "vocab_size": 8192}),
-        ("Qwen3Config", {"hidden_size": 512, "num_hidden_layers": 16, "vocab_size": 8192}),
-    ],
-)
-def test_a_large_base_has_few_layers(tmp_path: Path, kind: str, settings: dict[str, int]) -> None:
-    """Built from its configuration, without weights, which are not even there."""
-    getattr(transformers, kind)(**settings).save_pretrained(tmp_path / "base")
-    plan = Project(tmp_path).plan(f"model={{name: hub, args: {{name: {tmp_path / 'base'}}}}}")
+BASES = {
+    "LlamaConfig": ("CausalLM", {"num_key_value_heads": 8}),
+    "MistralConfig": ("CausalLM", {}),
+    "Qwen2Config": (
+        "CausalLM",
+        {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4},
+    ),
+    "Qwen3Config": ("CausalLM", {}),
+    "Gemma2Config": ("CausalLM", {}),
+    "GPT2Config": ("CausalLM", {"n_embd": 1600, "n_head": 25, "n_layer": 48}),
+    "GPTNeoXConfig": ("CausalLM", {}),
+    "FalconConfig": ("CausalLM", {}),
+    "T5Config": ("Seq2SeqLM", {"d_model": 1024, "d_ff": 4096, "num_layers": 24}),
+    "BertConfig": ("SequenceClassification", {}),
+    "ViTConfig": ("ImageClassification", {}),
+}
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_large_base_is_narrow_and_has_few_layers(tmp_path: Path, kind: str) -> None:
+    """Built from its configuration, without weights, which are not even there: it computes, has the
+    same words, and every module by its name."""
+    auto, settings = BASES[kind]
+    config = getattr(transformers, kind)(**settings)
+    config.save_pretrained(tmp_path / "base")
+    args = f"{{name: {tmp_path / 'base'}, auto_class: AutoModelFor{auto}}}"
+    plan = Project(tmp_path).plan(f"model={{name: hub, args: {args}}}")
     RunFolder(plan.folder).write_plan(plan)
     recipe = Miniature(rehearsed(plan)).recipe()
     model = build_model(recipe, tmp_path)
-    assert model.config.num_hidden_layers == LAYERS
-    assert f"its configuration with {LAYERS} of 16 layers" in told(plan)[0]
-    assert sum(p.numel() for p in model.parameters()) == parameters(recipe.model, tmp_path)
+    assert (model.config.num_hidden_layers, computes(model)) == (LAYERS, True)
+    assert getattr(model.config, "vocab_size", 0) == getattr(config, "vocab_size", 0)
+    assert sum(p.numel() for p in model.parameters()) < 40e6
+    with torch.device("meta"):
+        whole = getattr(transformers, f"AutoModelFor{auto}").from_config(config)
+    assert targets(model) == targets(whole)
+    width = f"a width of {model.config.hidden_size} instead of {config.hidden_size}"
+    assert f"{LAYERS} of {config.num_hidden_layers} layers and {width}" in told(plan)[0]
+
+
+def targets(model: nn.Module) -> set[str]:
+    """What `target_modules` of an adapter may name."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return {name for name in names if not name.isdigit()}
+
+
+def test_layers_that_the_recipe_names_are_there(tmp_path: Path) -> None:
+    """A base whose layers are named by their numbers keeps all of them."""
+    transformers.BertConfig(vocab_size=64000).save_pretrained(tmp_path / "base")
+    model = f"{{name: hub, args: {{name: {tmp_path / 'base'}}}, frozen_modules: [encoder.layer.9]}}"
+    plan = Project(tmp_path).plan(f"model={model}", "model.init_from=owner/weights")
+    RunFolder(plan.folder).write_plan(plan)
+    recipe = Miniature(rehearsed(plan)).recipe()
+    assert build_model(recipe, tmp_path).config.num_hidden_layers == 12
+    assert recipe.model.init_from is None
+    assert "configuration with a width of 32 instead of 768 (" in told(plan)[0]
+    assert told(plan)[0].endswith("model.init_from and its weights not loaded")
+
+
+def test_a_step_of_a_large_language_model_is_one_sample(tmp_path: Path) -> None:
+    """A sample's logits over all its words alone are gigabytes."""
+    transformers.LlamaConfig().save_pretrained(tmp_path / "base")
+    args = f"{{name: {tmp_path / 'base'}, auto_class: AutoModelForCausalLM}}"
+    plan = Project(tmp_path).plan(f"model={{name: hub, args: {args}}}", "task=language_modeling")
+    RunFolder(plan.folder).write_plan(plan)
+    train = Miniature(rehearsed(plan)).recipe().train
+    assert (train.global_batch, train.micro_batch) == (1, 1)
+    assert told(plan)[1] == "a step is one sample, for the base knows many words"
 
 
 def test_a_small_base_stays_as_it_is(tmp_path: Path) -> None:

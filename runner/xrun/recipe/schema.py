@@ -83,6 +83,18 @@ def read_source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def read_precision(value: Any) -> Any:
+    """4 and 8 bit are refused by name (docs/decisions/0040)."""
+    if value in ("4bit", "8bit"):
+        context = {
+            "what": f"{value} is not available: what bitsandbytes keeps of a quantised weight lies"
+            " outside of the model's parameters, and its processors' kernels move it in evaluation",
+            "hint": "Use `bf16`, which takes 2 bytes a weight and nothing for gradients.",
+        }
+        raise PydanticCustomError("sentence", "{what}", context)
+    return value
+
+
 class Adapter(Part):
     """Small weights that are trained in place of the model's own, which stay as they are."""
 
@@ -117,7 +129,7 @@ class ModelRef(Part):
     """Modules of the model, by their names in it (`backbone`, `encoder.layers.0`), whose weights
     are frozen and, as under an adapter, built again instead of saved. What the forward pass moves
     (statistics of a BatchNorm, a teacher that follows) is saved all the same. Default: none."""
-    frozen: Literal["bf16", "fp32"] | None = None
+    frozen: Annotated[Literal["bf16", "fp32"] | None, Before(read_precision)] = None
     """Precision in which frozen weights are held; with `bf16` the arithmetic is `train.precision:
     bf16` or `fp16`. Default: `bf16` under an `adapter`, else as `build` has made them."""
     trust_remote_code: bool = False

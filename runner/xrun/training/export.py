@@ -27,6 +27,7 @@ from ..run.record import AttemptRecord, Finished
 from ..run.stores import open_publisher
 from ..store.durable import sync_folder
 from ..store.protocol import Store
+from .adapter_folder import ADAPTER, write_beside
 from .companions import NOTHING, Companions
 from .model_card import library_of, model_card
 from .page import write_page
@@ -120,6 +121,8 @@ def _save_pretrained(model: Any, folder: Path, companions: Companions, plan: Pla
     any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
     whole = {"max_shard_size": "1TB"} if any_name or "max_shard_size" in takes else {}
     model.save_pretrained(folder, **whole)
+    if (folder / ADAPTER).exists() and library_of(model) == "peft":
+        write_beside(folder, model, plan.load_recipe(), companions)
 
 
 def weights_in(folder: Path) -> list[str]:

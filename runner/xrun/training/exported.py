@@ -22,14 +22,13 @@ from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
 from ..run.logs import aside
 from ..run.plan import Plan
+from .adapter_folder import ADAPTER, load_alone
 from .contract import in_short
 from .export import WEIGHTS
 from .instances import build_model, call_build
 from .lazy import lazy_modules
 from .miniature import Miniature
 from .warm_start import joined
-
-ADAPTER = "adapter_config.json"
 
 
 def load_model(folder: str | os.PathLike[str], project: str | os.PathLike[str] = "") -> nn.Module:
@@ -38,7 +37,8 @@ def load_model(folder: str | os.PathLike[str], project: str | os.PathLike[str] =
 
     `project` is the folder whose `models/` has its component; default: that of the run which the
     folder lies in, else the one that this process stands in. What a library wrote
-    (`save_pretrained` of transformers, peft or diffusers) needs none.
+    (`save_pretrained` of transformers, peft or diffusers) needs none. An adapter of a project's own
+    module is put onto what its component builds, from the run's seed.
 
     Raises:
         ComponentError: there is no such model, or it cannot be loaded whole.
@@ -61,10 +61,10 @@ def load(plan: Plan) -> nn.Module:
     folder, recipe = RunFolder(plan.folder).model, plan.load_recipe()
     config = read_json(folder / "config.json", dict) or {}
     try:
-        if config.get("model_type") == "xrun":
-            return _with_weights(build_model(recipe, Path(plan.project)), folder / WEIGHTS)
         if (folder / ADAPTER).exists():
             return _with_adapter(folder, plan)
+        if config.get("model_type") == "xrun":
+            return _with_weights(build_model(recipe, Path(plan.project)), folder / WEIGHTS)
         return _from_pretrained(folder, config, recipe, plan)
     except XrunError:
         raise
@@ -78,15 +78,13 @@ def load(plan: Plan) -> nn.Module:
 
 def _load(folder: Path, project: Path) -> nn.Module:
     config = read_json(folder / "config.json", dict) or {}
+    if (folder / ADAPTER).exists():
+        return load_alone(folder, project)
     if config.get("model_type") == "xrun":
         name = str(config["component"])
         build = component.load_build("models", name, project)
         model = call_build(f"models/{name}.py", build, config["args"])
         return _with_weights(model, folder / WEIGHTS)
-    if (folder / ADAPTER).exists():
-        from peft import AutoPeftModel
-
-        return AutoPeftModel.from_pretrained(folder)
     cls = _known_class(config)
     if cls is None:
         raise ComponentError(

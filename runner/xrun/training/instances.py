@@ -16,7 +16,7 @@ from ..data.loader import check_splits
 from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
 from ..errors import ComponentError, XrunError
-from ..recipe.schema import Recipe
+from ..recipe.schema import ModelRef, Recipe
 from ..run.code_digest import digest_of_all
 from ..run.plan import Plan
 from ..run.sources import sources
@@ -66,9 +66,13 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
     Raises:
         ComponentError: the component does not give one.
     """
-    ref = recipe.model
+    return build_ref(recipe.model, recipe.train.seed, project)
+
+
+def build_ref(ref: ModelRef, seed: int, project: Path) -> nn.Module:
+    """As `build_model`, of what names the model and of the seed."""
     build = component.load_build("models", ref.name, project)
-    seed_generators(recipe.train.seed, INIT, 0)
+    seed_generators(seed, INIT, 0)
     args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
     model = call_build(f"models/{ref.name}.py", build, args)
     if not isinstance(model, nn.Module):

@@ -26,6 +26,7 @@ from ..files import read_json, write_json
 from ..recipe.schema import ModelRef, Recipe
 from ..run.folder import RunFolder
 from ..run.plan import Plan
+from .narrowed import computes, narrow, with_few_layers
 
 SAMPLES = 4
 """So many are evaluated, and so many of a stream are shuffled at once."""
@@ -34,7 +35,6 @@ ROWS = 64
 LARGE = 50_000_000
 """A base from the Hub with more parameters is neither downloaded nor built whole, and a step of a
 build of one's own with more is one micro-batch."""
-LAYERS = 2
 BYTES = 24
 """What a parameter takes in a run: itself, its gradient, two moments, a copy to be saved, and as
 much again for what is computed."""
@@ -102,8 +102,8 @@ class Miniature:
             TrainError: it can only be built without its memory, which it was.
         """
         recipe, project = _without_patience(self.plan.load_recipe()), Path(self.plan.project)
-        if recipe.model.name == "hub" and (small := self._few_layers(recipe.model, project)):
-            return recipe.model_copy(update={"model": small})
+        if recipe.model.name == "hub" and (small := self._small_base(recipe.model, project)):
+            return self._one_sample(recipe.model_copy(update={"model": small}))
         whole = parameters(recipe.model, project) if recipe.model.name != "hub" else 0
         if whole * BYTES > (memory := free_memory()):
             what = (
@@ -118,35 +118,77 @@ class Miniature:
         """The recipe with steps of one micro-batch, which is what takes longest."""
         few = recipe.train.global_batch // recipe.train.micro_batches
         self.note(f"a step is one micro-batch of {few}, for the model is large")
-        return recipe.model_copy(
-            update={"train": recipe.train.model_copy(update={"global_batch": few})}
-        )
+        return _with_train(recipe, global_batch=few)
 
-    def _few_layers(self, ref: ModelRef, project: Path) -> ModelRef | None:
-        """A large base from its configuration, with few layers; None where it is not large, or
-        where nobody can tell."""
+    def _one_sample(self, recipe: Recipe) -> Recipe:
+        """The recipe of a large base with steps of one sample where it writes texts: over all words
+        that it knows a sample's logits alone are gigabytes, however narrow it is."""
+        if recipe.task != "language_modeling" or recipe.train.global_batch == 1:
+            return recipe
+        self.note("a step is one sample, for the base knows many words")
+        return _with_train(recipe, global_batch=1, micro_batch=1)
+
+    def _small_base(self, ref: ModelRef, project: Path) -> ModelRef | None:
+        """A large base from its configuration, narrow and with few layers; None where it is not
+        large, or where nobody can tell."""
         hub = sys.modules[component.load_build("models", ref.name, project).__module__]
-        args = dict(ref.args)
+        args = {**ref.args, "pretrained": False}
         try:
             source = {"revision": args.get("revision"), "trust_remote_code": ref.trust_remote_code}
             config = hub.configuration(args["name"], source, args.get("config") or {})
-            layers = int(config.num_hidden_layers)
-            fewer = {**(args.get("config") or {}), "num_hidden_layers": LAYERS}
-            if kinds := getattr(config, "layer_types", None):
-                fewer["layer_types"] = list(kinds)[:LAYERS]
-            small = ref.model_copy(update={"args": {**args, "pretrained": False, "config": fewer}})
-            new = {**args, "pretrained": False}
-            whole = parameters(ref.model_copy(update={"args": new}), project)
+            whole = parameters(ref.model_copy(update={"args": args}), project)
         except Exception:
             return None  # what is wrong, building it says
-        if whole <= LARGE or layers <= LAYERS:
+        if whole <= LARGE:
             return None
-        left = parameters(small, project)
+        small, left = _smallest(ref, config, project)
+        if not 0 < left < whole:
+            return None
         self.note(
-            f"{args['name']} from its configuration with {LAYERS} of {layers} layers"
-            f" ({left / 1e6:.0f} of {whole / 1e6:.0f} million parameters), its weights not loaded"
+            f"{args['name']} from its configuration{_how(config, small)}"
+            f" ({left / 1e6:.1f} of {whole / 1e6:.0f} million parameters),"
+            f" {'model.init_from and ' if ref.init_from else ''}its weights not loaded"
         )
         return small
+
+
+def _smallest(ref: ModelRef, config: Any, project: Path) -> tuple[ModelRef, int]:
+    """The smallest base that computes, else the one with few layers; and how many parameters it
+    has. One that has not its layers by the numbers that the recipe knows keeps them all."""
+    fewer = not _names_layers(ref)
+    for changes in narrow(config, fewer=fewer):
+        small = _changed(ref, changes)
+        model = built(small, project)
+        if model is not None and computes(model):
+            return small, sum(p.numel() for p in model.parameters())
+    small = _changed(ref, with_few_layers(config) if fewer else {})
+    return small, parameters(small, project)
+
+
+def _changed(ref: ModelRef, changes: Mapping[str, Any]) -> ModelRef:
+    config = {**(ref.args.get("config") or {}), **changes}
+    args = {**ref.args, "pretrained": False, "config": config}
+    return ref.model_copy(update={"args": args, "init_from": None})
+
+
+def _names_layers(ref: ModelRef) -> bool:
+    """Whether the recipe names single layers, which are then to be there."""
+    adapter = ref.adapter.args if ref.adapter else {}
+    named = {name: adapter.get(name) for name in ("target_modules", "modules_to_save")}
+    texts = re.findall(r"[.(|]\d+\b", f"{named} {' '.join(f'.{n}' for n in ref.frozen_modules)}")
+    chosen = ("layers_to_transform", "layer_replication", "rank_pattern", "alpha_pattern")
+    return bool(texts) or any(adapter.get(name) for name in chosen)
+
+
+def _how(config: Any, small: ModelRef) -> str:
+    """What is said of a base that was made smaller."""
+    changes = small.args["config"]
+    layers, width = changes.get("num_hidden_layers"), changes.get("hidden_size")
+    told = [
+        f"{layers} of {config.num_hidden_layers} layers" if layers else "",
+        f"a width of {width} instead of {config.hidden_size}" if width else "",
+    ]
+    return " with " + " and ".join(filter(None, told)) if any(told) else ", made smaller"
 
 
 class Few:
@@ -169,24 +211,31 @@ class Few:
 
 def _without_patience(recipe: Recipe) -> Recipe:
     """Its few steps are all trained."""
-    evaluate = recipe.train.evaluate.model_copy(update={"patience": None})
-    return recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"evaluate": evaluate})}
-    )
+    return _with_train(recipe, evaluate=recipe.train.evaluate.model_copy(update={"patience": None}))
+
+
+def _with_train(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
 
 
 def parameters(ref: ModelRef, project: Path) -> int:
     """How many a model has, built without memory for them; 0 where it cannot be built so."""
+    with torch.device("meta"):
+        model = built(ref, project)
+    return sum(p.numel() for p in model.parameters()) if model is not None else 0
+
+
+def built(ref: ModelRef, project: Path) -> nn.Module | None:
+    """What its component builds; None where it cannot."""
     build = component.load_build("models", ref.name, project)
     args: Mapping[str, Any] = ref.args
     if ref.trust_remote_code:
         args = {**args, "trust_remote_code": True}
     try:
-        with torch.device("meta"):
-            model = build(**args)
-        return sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
+        model = build(**args)
     except (Exception, SystemExit):
-        return 0  # what is wrong, building it says; some only cannot be built so
+        return None  # what is wrong, building it says; some only cannot be built so
+    return model if isinstance(model, nn.Module) else None
 
 
 def free_memory() -> int:

@@ -9,11 +9,13 @@ from typing import Any
 
 from .. import clock
 from ..files import json_text
+from ..recipe.schema import Recipe
 from ..run import spending
 from ..run.locked import NO_LOCK, Lock
 from ..run.page import CURVES, FOLDER, LOCK, RECIPE
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, Finished
+from .adapter_folder import use_of
 
 _DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
 """What the digests of a plan's sources are, by the rule that made them."""
@@ -68,7 +70,7 @@ tags: [xrun]{_base(plan)}
 Weights: {_weights(weights, finished.weights_sha256)}.
 Data revision: {finished.data_revision or "not named by the dataset"}.{_other_data(attempts)}
 {_effort(attempts)}
-{_use(library, model)}
+{_use(library, model, recipe)}
 ## Recipe
 
 ```json
@@ -141,10 +143,13 @@ def _weights(files: Sequence[str], sha256: str | None) -> str:
     return f"{names}; `sha256sum {' '.join(files)} | sha256sum` is `{sha256}`"
 
 
-def _use(library: str, model: Any) -> str:
+def _use(library: str, model: Any, recipe: Recipe) -> str:
     if library == "pytorch" and hasattr(model, "save_pretrained"):
         return ""  # it is loaded by a class of its own
-    return f"\n## Use\n\n```python\n{_LOADS[library].format(name=type(model).__name__)}\n```\n"
+    peft = library == "peft" and hasattr(model, "peft_config")
+    name = type(model).__name__
+    lines = use_of(model, recipe) if peft else _LOADS[library].format(name=name)
+    return f"\n## Use\n\n```python\n{lines}\n```\n"
 
 
 def _other_data(attempts: Sequence[AttemptRecord]) -> str:

@@ -285,7 +285,31 @@ def test_a_large_base_is_exported_and_loaded_by_transformers(tmp_path: Path) -> 
     model = f"model={{name: hub, args: {args}}}"
     said = rehearse(project, tmp_path, model, "task=language_modeling")
     assert stages_of(said) == STAGES
-    assert "its configuration with 2 of 16 layers (11 of 55 million parameters)" in said[-1]
+    assert "its configuration with 2 of 16 layers and a width of 32 instead of 512" in said[-1]
+
+
+TASKS = {
+    "regression": ("nn.Linear(4, 1)", "self.x[i], self.x[i].sum()"),
+    "multi_label": ("nn.Linear(4, 3)", "self.x[i], (self.x[i][:3] > 0).float()"),
+    "token_classification": (
+        "nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Linear(1, 3))",
+        "self.x[i], (self.x[i] > 0).long()",
+    ),
+    "segmentation": (
+        "nn.Conv2d(1, 2, 1)",
+        "self.x[i].view(1, 2, 2), (self.x[i] > 0).long().view(2, 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_goes_through_every_stage(task: str, tmp_path: Path) -> None:
+    model, sample = TASKS[task]
+    project = Project(tmp_path)
+    inner = "nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))"
+    project.write("models/line.py", MODEL.replace(inner, f"nn.Sequential({model})"))
+    project.write("datasets/points.py", data().replace("self.x[i], int(self.y[i])", sample))
+    assert stages_of(rehearse(project, tmp_path, f"task={task}")) == STAGES
 
 
 def test_a_dataset_without_val_is_not_evaluated(tmp_path: Path) -> None:
@@ -362,7 +386,7 @@ def test_shipped_recipes_are_rehearsed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["gpt_h100", "vit_a100"])
+@pytest.mark.parametrize("name", ["gpt_h100", "vit_a100", "llama_chat_a100"])
 def test_recipes_for_clouds_are_rehearsed(name: str, tmp_path: Path) -> None:
     """With a Hub that has what they name: texts and photographs are streamed, the base is built of
     its configuration."""

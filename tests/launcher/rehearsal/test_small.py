@@ -47,6 +47,15 @@ def test_a_run_for_eight_gpus_is_made_small() -> None:
     ]
 
 
+def test_files_that_only_a_machine_has_are_not_seen(tmp_path: Path) -> None:
+    """Those that are here are."""
+    (tmp_path / "here").mkdir()
+    path = RECIPES / "digits_mlp.yaml"
+    files = f"files={{/nowhere/data: s3://bucket/data, {tmp_path / 'here'}: s3://bucket/here}}"
+    plan = make_plan(load_recipe(path, [files]), path, environ={})
+    assert list(unseen(plan))[3:] == ["/nowhere/data of `files`"]
+
+
 @pytest.mark.parametrize(
     ("settings", "sizes"),
     [

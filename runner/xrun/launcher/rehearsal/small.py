@@ -90,6 +90,9 @@ def unseen(plan: Plan) -> Iterator[str]:
         yield "`setup`"
     if any(candidate.image for candidate in recipe.hardware.any_of):
         yield "`image`"
+    for target in recipe.files:
+        if not (Path(plan.project) / Path(target).expanduser()).exists():
+            yield f"{target} of `files`"
 
 
 def hidden_warmup(plan: Plan, samples: int) -> str:

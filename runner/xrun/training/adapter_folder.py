@@ -1,0 +1,136 @@
+"""What lies beside an exported adapter so that it loads with one line, and that line.
+
+peft's files name a base on the Hub. They do not say how many classes its new head has, nor how the
+base of a project's own is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint.frozen import digest_of, lines_of
+from ..errors import ComponentError
+from ..files import json_text, read_json
+from ..recipe.schema import ModelRef, Recipe
+from .companions import Companions
+from .freezing import hold
+from .instances import build_ref
+from .warm_start import adapter_at, warm_start
+
+ADAPTER = "adapter_config.json"
+CLASSES = "class_names.json"
+_WITH_CLASSES = {
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "TOKEN_CLS": "AutoPeftModelForTokenClassification",
+}
+_USE = """\
+import json
+from peft import {name}
+
+names = dict(enumerate(json.load(open(FOLDER + "/class_names.json"))))
+labels = {{"id2label": names, "label2id": {{name: number for number, name in names.items()}}}}
+model = {name}.from_pretrained(FOLDER, **labels, ignore_mismatched_sizes=True)"""
+
+
+def write_beside(folder: Path, model: Any, recipe: Recipe, companions: Companions) -> None:
+    """Write what peft's files lack: the classes, or which component builds the base, from which
+    seed, and the digest of its weights."""
+    if _on_own(recipe):
+        told = {
+            "model_type": "xrun",
+            "adapter": True,
+            "seed": recipe.train.seed,
+            "model": recipe.model.model_dump(mode="json"),
+            "frozen": _digest(model),
+            **companions.labels(),
+        }
+        (folder / "config.json").write_text(json_text(told, indent=1) + "\n")
+    elif _classes_of(model):
+        known = companions.labels(model.config.num_labels).get("id2label", model.config.id2label)
+        names = [str(known[number]) for number in sorted(known)]
+        (folder / CLASSES).write_text(json_text(names) + "\n")
+
+
+def use_of(model: Any, recipe: Recipe) -> str:
+    """The lines that load an adapter of this model; FOLDER is where its files lie."""
+    if _on_own(recipe):
+        return "import xrun\n\nmodel = xrun.load_model(FOLDER, project=PROJECT)"
+    if name := _classes_of(model):
+        return _USE.format(name=name)
+    name = f"Auto{type(model).__name__}"
+    return f"from peft import {name}\n\nmodel = {name}.from_pretrained(FOLDER)"
+
+
+def _on_own(recipe: Recipe) -> bool:
+    """Whether xrun has put the adapter onto what a component of a project's own builds."""
+    return recipe.model.adapter is not None and recipe.model.name != "hub"
+
+
+def load_alone(folder: Path, project: Path) -> nn.Module:
+    """The adapter of a folder on its base.
+
+    Raises:
+        ComponentError: the component builds another base than the one under which it was trained.
+    """
+    import peft
+
+    told = read_json(folder / "config.json", dict) or {}
+    if told.get("adapter"):
+        return _on_own_base(folder, project, told)
+    task = peft.PeftConfig.from_pretrained(str(folder)).task_type
+    names = read_json(folder / CLASSES, list)
+    kind: Any = getattr(peft, f"AutoPeftModelFor{_KINDS[task]}" if task else "AutoPeftModel")
+    if names is None:
+        return kind.from_pretrained(folder)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    return kind.from_pretrained(folder, **labels, ignore_mismatched_sizes=True)
+
+
+_KINDS = {
+    "CAUSAL_LM": "CausalLM",
+    "FEATURE_EXTRACTION": "FeatureExtraction",
+    "QUESTION_ANS": "QuestionAnswering",
+    "SEQ_2_SEQ_LM": "Seq2SeqLM",
+    "SEQ_CLS": "SequenceClassification",
+    "TOKEN_CLS": "TokenClassification",
+}
+
+
+def _on_own_base(folder: Path, project: Path, told: dict[str, Any]) -> nn.Module:
+    from peft import PeftModel
+
+    ref = ModelRef.model_validate(told["model"])
+    base = build_ref(ref, int(told["seed"]), project)
+    source = ref.init_from
+    if source and adapter_at(source, project) is None:
+        warm_start(base, source, project)
+    hold(base, ref.held)
+    model = PeftModel.from_pretrained(base, folder)
+    if _digest(model) != told["frozen"]:
+        raise ComponentError(
+            f"models/{ref.name}.py builds other weights here than those under which the adapter in"
+            f" {folder} was trained.",
+            "Use the run's project, its libraries and its model.init_from, or export it with"
+            " model.adapter.merge: true.",
+        )
+    return model
+
+
+def _digest(model: nn.Module) -> str:
+    """Of what is frozen: a model that is loaded to be used has no gradients anywhere, so by the
+    names of what an adapter adds."""
+    own = ("lora_", "modules_to_save", "trainable_tokens")
+    frozen = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(part in name for part in own)
+    }
+    return digest_of(lines_of(frozen))
+
+
+def _classes_of(model: Any) -> str:
+    config = next(iter(model.peft_config.values()))
+    return _WITH_CLASSES.get(config.task_type, "")
