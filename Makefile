@@ -57,7 +57,7 @@ e2e: install .venv-driver/stamp
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy runner/xrun
+	$(BIN)/mypy runner/xrun runner/xrun_sky
 	$(BIN)/mypy models
 	$(BIN)/mypy datasets
 	$(BIN)/mypy $(MYPY_TESTS) tests servers

@@ -1,0 +1,139 @@
+"""What the rest of a run will cost at best, and what is to be done for it: a dynamic program over
+the work that is left and the slack.
+
+Work is counted in the time that it takes on demand; slack is the time until the deadline less that
+work. A machine's start takes `change`, of the slack and of money; waiting takes slack and costs
+nothing. Spot machines are lost at a constant rate; then another place has one at once, or nothing
+is to be had until an outage ends. On demand it cannot be seen whether it has ended: to look, the
+machine is given up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, exp, inf
+
+LOOKS = (1, 2, 3, 4, 6, 9, 12, 18, 24)
+"""Units of time on demand after which one may look for spot machines again."""
+
+
+@dataclass(frozen=True)
+class Odds:
+    """Per unit of time: the probability of a loss, of an end of an outage; the probability that a
+    loss is followed by a machine elsewhere; the price of spot over that of on demand; units that a
+    start takes."""
+
+    lose: float
+    back: float
+    moves: float
+    price: float
+    change: float
+
+
+class Outlook:
+    """Expected costs, in units of time on demand, for all work and slack up to a number of units.
+
+    `nowhere`: when no spot machine is to be had; `dear`: on demand. Rows are work, columns
+    slack.
+    """
+
+    def __init__(self, odds: Odds, work: int, slack: int) -> None:
+        self.odds, self.slack = odds, slack
+        falls = odds.lose * (1 - odds.moves)
+        up = odds.back / (odds.back + falls)
+        self._seen = [up * (1 - exp(-odds.back * units / up)) for units in LOOKS]
+        zero = [0.0] * (slack + 1)
+        self.nowhere, self.dear = [zero], [zero]
+        self._running, self._lost = [zero], [zero]
+        self._to_spot, self._to_dear = [self._start(zero, odds.price)], [self._start(zero, 1.0)]
+        for _ in range(work):
+            self._row()
+
+    def _start(self, row: list[float], price: float) -> list[float]:
+        """What it costs to start a machine, and then as the row says."""
+        change = self.odds.change
+        return [change * price + at(row, s - change) for s in range(self.slack + 1)]
+
+    def _row(self) -> None:
+        """One more unit of work."""
+        self._running.append(self._on_spot())
+        self._to_spot.append(self._start(self._running[-1], self.odds.price))
+        dear = self._on_demand()
+        self.dear.append(dear)
+        self._to_dear.append(self._start(dear, 1.0))
+        nowhere, lost = self._without()
+        self.nowhere.append(nowhere)
+        self._lost.append(lost)
+
+    def _on_spot(self) -> list[float]:
+        """A unit of work on spot, at the end of which the machine may be lost."""
+        lose, price = self.odds.lose, self.odds.price
+        before, lost = self._running[-1], self._lost[-1]
+        return [price + (1 - lose) * before[s] + lose * lost[s] for s in range(self.slack + 1)]
+
+    def _on_demand(self) -> list[float]:
+        """On demand to the end, or until the best time to look."""
+        work, least = len(self.dear), ceil(2 * self.odds.change)
+        best = [float(work)] * (self.slack + 1)
+        for place, units in enumerate(LOOKS):
+            if units >= work:
+                break
+            seen = self._seen[place]
+            spot, dear = self._to_spot[work - units], self._to_dear[work - units]
+            for s in range(least, self.slack + 1):
+                best[s] = min(best[s], units + seen * spot[s] + (1 - seen) * dear[s])
+        return best
+
+    def _without(self) -> tuple[list[float], list[float]]:
+        """Nothing is to be had: wait a unit, or go on demand. And just after a loss."""
+        odds, spot, dear = self.odds, self._to_spot[-1], self._to_dear[-1]
+        nowhere: list[float] = []
+        for s in range(self.slack + 1):
+            waiting = (
+                odds.back * spot[s - 1] + (1 - odds.back) * nowhere[s - 1]
+                if s >= 1 + odds.change
+                else dear[s]
+            )
+            nowhere.append(min(dear[s], waiting))
+        enough = 2 * odds.change
+        lost = [
+            odds.moves * (spot[s] if s >= enough else nowhere[s]) + (1 - odds.moves) * nowhere[s]
+            for s in range(self.slack + 1)
+        ]
+        return nowhere, lost
+
+    def waiting(self, work: int, slack: int) -> float:
+        """The cost of waiting a unit where nothing is to be had; infinite without the slack."""
+        if slack < 1 + self.odds.change:
+            return inf
+        back = self.odds.back
+        came, still = self._to_spot[work][slack - 1], self.nowhere[work][slack - 1]
+        return back * came + (1 - back) * still
+
+    def going(self, work: int, slack: int) -> float:
+        """The cost of going on demand."""
+        return self._to_dear[work][slack]
+
+    def looking(self, work: int, slack: int, units: int) -> float:
+        """On demand: the cost of looking for spot machines after so many units; 0 for never."""
+        if not units or units >= work or slack < 2 * self.odds.change:
+            return float(work)
+        seen = self._seen[LOOKS.index(units)]
+        spot, dear = self._to_spot[work - units], self._to_dear[work - units]
+        return units + seen * spot[slack] + (1 - seen) * dear[slack]
+
+
+def at(row: list[float], place: float) -> float:
+    """The value between two columns; left of the first it is the first."""
+    if place <= 0:
+        return row[0]
+    low = int(place)
+    part = place - low
+    return row[low] + part * (row[low + 1] - row[low]) if part else row[low]
+
+
+@lru_cache(maxsize=4096)
+def outlook(odds: Odds, work: int, slack: int) -> Outlook:
+    """The table, made once for alike odds."""
+    return Outlook(odds, work, slack)
