@@ -258,7 +258,8 @@ def policies(zones: int, end: int) -> dict[str, Decide]:
 
 def over(world: World, slack: float, count: int) -> dict[str, list[float]]:
     """Each policy's cost over the optimum's, from `count` starts spread evenly over the trace."""
-    end, found = int(WORK * slack), {}
+    end = int(WORK * slack)
+    found: dict[str, list[float]] = {}
     for number in range(count):
         up = world.window(number * world.up.shape[1] // count, end)
         best = optimum(up)
