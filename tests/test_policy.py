@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from support.paths import ROOT
-
-sys.path.append(str(ROOT))  # `benchmarks` is no part of the package
-
 from xrun_sky.outlook import Odds, Outlook
 from xrun_sky.policy import Candidate, Launch, Policy, Terms, Wait
 from xrun_sky.weather import Weather
 
-from benchmarks.deadline import (
+from support.paths import ROOT
+
+_SPEC = importlib.util.spec_from_file_location("benchmarks", ROOT / "benchmarks" / "__init__.py")
+assert _SPEC is not None  # by its path: with the root on sys.path `datasets` would mean ours
+sys.modules.setdefault("benchmarks", importlib.util.module_from_spec(_SPEC))
+
+from benchmarks.deadline import (  # noqa: E402
     DEAR,
     SPOT,
     START,

@@ -10,6 +10,8 @@ machine is given up.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, exp, inf
@@ -34,8 +36,7 @@ class Odds:
 class Outlook:
     """Expected costs, in units of time on demand, for all work and slack up to a number of units.
 
-    `nowhere`: when no spot machine is to be had; `dear`: on demand. Rows are work, columns
-    slack.
+    Rows are work, columns slack; `waiting`, `going` and `looking` are what is asked.
     """
 
     def __init__(self, odds: Odds, work: int, slack: int) -> None:
@@ -44,11 +45,16 @@ class Outlook:
         up = odds.back / (odds.back + falls)
         self._seen = [up * (1 - exp(-odds.back * units / up)) for units in LOOKS]
         zero = [0.0] * (slack + 1)
-        self.nowhere, self.dear = [zero], [zero]
+        self.nowhere: list[MutableSequence[float]] = [zero]
+        self._to_spot: list[MutableSequence[float]] = [self._start(zero, odds.price)]
+        self._to_dear: list[MutableSequence[float]] = [self._start(zero, 1.0)]
+        self.dear = [zero]
         self._running, self._lost = [zero], [zero]
-        self._to_spot, self._to_dear = [self._start(zero, odds.price)], [self._start(zero, 1.0)]
         for _ in range(work):
             self._row()
+        self._running, self._lost, self.dear = [], [], []  # what is asked stands in the others
+        for table in (self.nowhere, self._to_spot, self._to_dear):
+            table[:] = [array("d", row) for row in table]
 
     def _start(self, row: list[float], price: float) -> list[float]:
         """What it costs to start a machine, and then as the row says."""
@@ -133,7 +139,7 @@ def at(row: list[float], place: float) -> float:
     return row[low] + part * (row[low + 1] - row[low]) if part else row[low]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=128)
 def outlook(odds: Odds, work: int, slack: int) -> Outlook:
-    """The table, made once for alike odds."""
+    """The table, made once for alike odds; half a megabyte each."""
     return Outlook(odds, work, slack)
