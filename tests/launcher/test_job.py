@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,18 @@ def test_the_code_version_is_the_projects(tmp_path: Path) -> None:
     """A project without git has no version; it is never the version of the folder where the command
     was typed."""
     assert code_version(tmp_path) == {}
+
+
+def test_what_runs_make_changes_no_code(tmp_path: Path) -> None:
+    """Also where nobody has told git to ignore it."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "line.py").write_text("x = 1\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    for made in ("runs/a-1/plan.json", "models/__pycache__/line.pyc"):
+        (tmp_path / made).parent.mkdir(parents=True)
+        (tmp_path / made).write_text("")
+    assert code_version(tmp_path)["dirty"] is False
+    (tmp_path / "models" / "new.py").write_text("")
+    assert code_version(tmp_path)["dirty"] is True

@@ -28,6 +28,8 @@ from xrun.launcher.original import Original
 from xrun.launcher.reproduce import compared, laid_out
 from xrun.run.locked import Lock
 from xrun.run.page import Facts
+from xrun.run.record import RunRecord
+from xrun.store.directory.store import DirectoryStore
 
 pytestmark = [pytest.mark.once, pytest.mark.cloud]
 RECIPE = """\
@@ -159,6 +161,16 @@ def test_other_bytes_are_found(tmp_path: Path) -> None:
     found = hashlib.sha256(b"changed").hexdigest()
     told = f"w.safetensors has the SHA-256 {found}, and was exported with 00\n"
     assert (done.code, done.err) == (5, told)
+
+
+def test_nothing_to_verify_is_not_fine(tmp_path: Path) -> None:
+    """A run that has committed nothing."""
+    folder = tmp_path / "runs" / "tiny-1"
+    store = DirectoryStore(folder / "state", "tiny-1", "20260101T000000000-aaaaaa", "me")
+    store.commit(RunRecord(digest="d").to_json(), None)
+    done = xrun(tmp_path / "a", "verify", str(folder))
+    assert done.code == 3
+    assert "tiny-1 has neither a model nor a committed checkpoint; nothing was checked." in done.err
 
 
 def test_the_project_comes_from_its_recorded_commit(tmp_path: Path) -> None:

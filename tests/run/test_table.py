@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def test_both_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert (rows[0]["val/loss"], read["val/loss"][0].as_py()) == ("", None)
     assert math.isnan(float(rows[1]["train/loss"]))
     assert str(read.schema.field("step").type) == "int64"
+
+
+def test_a_table_goes_into_a_pipe(
+    capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`-` is standard output, and no file."""
+    monkeypatch.chdir(tmp_path)
+    assert export("r", POINTS, "csv", Path("-")) == "2 steps, 4 metrics: standard output"
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == Table.of(POINTS).csv()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_points(tmp_path: Path) -> None:

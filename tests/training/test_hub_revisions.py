@@ -55,8 +55,12 @@ def say(hub: Hub, word: str, kind: str = "model") -> str:
     """A commit of `words.txt` on main; its id."""
     api = HfApi(hub.url, token="hf_alice")
     api.create_repo("alice/words", repo_type=kind, exist_ok=True)
-    to = {"path_in_repo": "words.txt", "repo_id": "alice/words", "repo_type": kind}
-    done = api.upload_file(path_or_fileobj=word.encode(), **to)
+    done = api.upload_file(
+        path_or_fileobj=word.encode(),
+        path_in_repo="words.txt",
+        repo_id="alice/words",
+        repo_type=kind,
+    )
     return str(done.oid)
 
 

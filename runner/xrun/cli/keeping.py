@@ -15,7 +15,8 @@ meant = click.argument("target", metavar="RUN|ADDRESS")
 @click.option("--parquet", "kind", flag_value="parquet", help="As Parquet.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
 def export(target: str, kind: str | None, file: Path | None) -> None:
-    """Write the metrics of RUN as a table, a row for each step, to FILE or RUN.csv here."""
+    """Write the metrics of RUN as a table, a row for each step, to FILE (`-`: standard output) or
+    RUN.csv here."""
     from ..run.folder import find_run
     from ..run.opened import is_run_id, open_run
     from ..run.table import export as write
@@ -23,10 +24,11 @@ def export(target: str, kind: str | None, file: Path | None) -> None:
     if kind is None:
         raise click.UsageError("Say which: --csv or --parquet.")
     if is_run_id(target):
-        click.echo(write(target, find_run(target).newest_points(), kind, file))
-        return
-    opened = open_run(target)
-    click.echo(write(opened.run, opened.points(), kind, file))
+        said = write(target, find_run(target).newest_points(), kind, file)
+    else:
+        opened = open_run(target)
+        said = write(opened.run, opened.points(), kind, file)
+    click.echo(said, err=file == Path("-"))  # the table itself may go to a pipe
 
 
 @click.command()

@@ -67,11 +67,12 @@ def launch(plan: Plan, cloud: Cloud) -> int:
 
 
 def code_version(project: Path) -> dict[str, object]:
-    """The project's git commit and whether files differ from it; empty where there is no git."""
+    """The project's git commit and whether files differ from it, what runs and Python make aside;
+    empty where there is no git."""
     commit = _git(project, "rev-parse", "HEAD")
-    return (
-        {"commit": commit, "dirty": bool(_git(project, "status", "--porcelain"))} if commit else {}
-    )
+    sources = (".", *(f":(exclude,glob)**/{name}/**" for name in ("runs", "__pycache__")))
+    dirty = bool(_git(project, "status", "--porcelain", "-uall", "--", *sources))
+    return {"commit": commit, "dirty": dirty} if commit else {}
 
 
 def _git(project: Path, *arguments: str) -> str:

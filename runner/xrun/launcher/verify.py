@@ -45,6 +45,11 @@ def verify(text: str, environ: Mapping[str, str] = os.environ) -> Verified:
     if page is not None:
         wrong += _against(page, run)
     kept, damaged = _checkpoints(run)
+    if not (checked or kept):
+        raise LaunchError(
+            f"{run.run} has neither a model nor a committed checkpoint; nothing was checked.",
+            f"`xrun report {text}` says how far it is.",
+        )
     return Verified(text, (*checked, *kept), (*wrong, *damaged))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,8 @@ class Table:
 
 
 def export(run: str, points: Sequence[Mapping[str, Any]], kind: str, path: Path | None) -> str:
-    """Write the table of a run's points, by default beside where the command is typed; says what is
-    where.
+    """Write the table of a run's points, by default beside where the command is typed, and for `-`
+    to standard output; says what is where.
 
     Raises:
         LaunchError: there are no points yet, or Parquet's library is missing.
@@ -76,8 +77,12 @@ def export(run: str, points: Sequence[Mapping[str, Any]], kind: str, path: Path 
         raise LaunchError(f"{run} has logged no point yet.", f"`xrun report {run}` tells why.")
     data = table.csv() if kind == "csv" else table.parquet()
     target = path or Path(f"{run}.{kind}")
-    with needed(target.parent):
-        write_bytes(target, data)
+    if target == Path("-"):
+        sys.stdout.buffer.write(data)
+        target = Path("standard output")
+    else:
+        with needed(target.parent):
+            write_bytes(target, data)
     return f"{len(table.rows)} steps, {len(table.columns) - 2} metrics: {target}"
 
 
