@@ -30,7 +30,7 @@ FILES = {
 }
 """Which file measures a row."""
 NAMES = {"deadline": 15}
-"""Rows that may be asked for by name."""
+"""Simulations, which are asked for by name: no machine changes their numbers."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -41,8 +41,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
         metavar="ROW",
         nargs="*",
         type=_row,
-        default=list(FILES),
-        help="A number, or the name of a row: deadline. Default: all.",
+        default=[row for row in FILES if row not in NAMES.values()],
+        help="A number, or a name: deadline. Default: all that have no name.",
     )
     parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
     parser.add_argument(
