@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from xrun.run.plan import Plan
 from xrun.run.record import Finished
 from xrun.training.companions import Companions, companions_of
 from xrun.training.export import write
+from xrun.training.model_card import model_card
 
 NAMES = ("cat", "dog", "bird")
 FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5})
@@ -272,3 +274,19 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
     assert "`adapter_model.safetensors`, SHA-256 `" in cards["adapter"]
     assert "`diffusion_pytorch_model.safetensors`, SHA-256 `" in cards["unet"]
     assert (tmp_path / "causal" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("store", "publish", "told"),
+    [
+        ("", "", "xrun reproduce .\nxrun xrun/recipe.yaml\n```\n\nBoth are typed in the folder of"),
+        ("s3://our/runs", "", "xrun reproduce s3://our/runs/r-12345678\n"),
+        ("s3://our/runs", "hub://me/r", "xrun reproduce hub://me/r\n"),
+        ("hub://me/state", "", "xrun reproduce hub://me/state\n"),
+    ],
+)
+def test_a_card_says_what_makes_its_model_again(store: str, publish: str, told: str) -> None:
+    """By the address of the model itself, or standing in its folder."""
+    card = model_card(replace(PLAN, store=store, publish=publish), FINISHED, [], ["w.safetensors"])
+    assert told in card
+    assert f"`xrun verify {told.split()[2]}` checks" in card

@@ -53,6 +53,8 @@ def page_of(
     address = None if is_run_id(text) else parse(text, environ)
     if address is not None and address.on_hub:
         return _fetched(address.name, whole)
+    if address is not None and address.durable:
+        return None
     path = Path(address.name) if address else find_run(text).path
     found = [each for each in (path, path / "model") if (each / FOLDER / RUN).is_file()]
     return Page(found[0]) if found else None

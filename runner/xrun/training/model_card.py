@@ -92,9 +92,9 @@ xrun reproduce {_where(plan)}
 xrun {FOLDER}/{RECIPE}
 ```
 
-The first trains it as it was trained, with the versions above, and says up to which step the bits
-are the same; the second begins a run of one's own. `xrun verify {_where(plan)}` checks the hashes
-alone.
+{_standing(plan)}The first trains it as it was trained, with the versions above, and says up
+to which step the bits are the same; the second begins a run of one's own.
+`xrun verify {_where(plan)}` checks the hashes alone.
 """
 
 
@@ -104,8 +104,14 @@ def _picture(finished: Finished) -> str:
 
 
 def _where(plan: Plan) -> str:
-    """What names this model elsewhere."""
-    return str(plan.address) if plan.address.on_hub and plan.address.name else "FOLDER"
+    """What leads to this model: its address, and where it has none the folder that it lies in."""
+    address = plan.model_address
+    return str(address) if address and address.name else "."
+
+
+def _standing(plan: Plan) -> str:
+    """Where the commands are typed, if that is no matter of course."""
+    return "Both are typed in the folder of these files. " if _where(plan) == "." else ""
 
 
 def _lock(lock: Lock) -> str:
