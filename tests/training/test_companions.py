@@ -22,10 +22,10 @@ from torch import nn
 
 from support.paths import RECIPES, ROOT
 from xrun.component import load_build
-from xrun.errors import ComponentError
+from xrun.errors import AttemptEnd, ComponentError
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
-from xrun.run.record import Finished
+from xrun.run.record import AttemptRecord, Finished
 from xrun.training.companions import Companions, companions_of
 from xrun.training.export import write
 from xrun.training.model_card import model_card
@@ -290,3 +290,21 @@ def test_a_card_says_what_makes_its_model_again(store: str, publish: str, told: 
     card = model_card(replace(PLAN, store=store, publish=publish), FINISHED, [], ["w.safetensors"])
     assert told in card
     assert f"`xrun verify {told.split()[2]}` checks" in card
+
+
+def test_a_card_carries_the_receipt() -> None:
+    """What each attempt took and cost, and what of it is a guess."""
+    told = {"usd_per_hour": 6.0, "accelerators": "A100:8", "cloud": "aws", "spot": True}
+    attempts = [
+        AttemptRecord("a", started=1000.0, last_seen=4600.0, end=AttemptEnd.OUTSIDE, **told),
+        AttemptRecord("b", started=9000.0, ended=10800.0),
+    ]
+    card = model_card(PLAN, FINISHED, attempts, ["w.safetensors"])
+    assert "They took 1.58 hours of machine time and cost $9.50.\n" in card
+    assert "| 1 | A100:8 aws spot | 1.08* | 6.50 |\n| 2 | not named | 0.50 | 3.00† |\n" in card
+    assert "\\* Nobody recorded its end" in card
+    assert "† Nobody has said its price" in card
+    free = model_card(PLAN, FINISHED, attempts[1:], ["w.safetensors"])
+    assert "0.50 hours of machine time; nobody has said what an hour costs.\n" in free
+    assert "| 1 | not named | 0.50 | unknown |\n" in free
+    assert "Not in it" not in free

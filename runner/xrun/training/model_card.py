@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,39 @@ def _other_data(attempts: Sequence[AttemptRecord]) -> str:
 
 
 def _effort(attempts: Sequence[AttemptRecord]) -> str:
-    usd = spending.dollars(attempts, clock.now())
-    cost = "" if usd is None else f" They cost ${usd:.2f}."
+    """The receipt: what each attempt has taken, and what of it is not known."""
+    costs = spending.receipt(attempts, clock.now())
+    usd = [cost.usd for cost in costs if cost.usd is not None]
     lost = sum(attempt.was_lost for attempt in attempts)
-    return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"
+    told = f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside."
+    if not costs:
+        return told
+    told += f" They took {sum(cost.hours for cost in costs):.2f} hours of machine time"
+    told += f" and cost ${sum(usd):.2f}.\n" if usd else "; nobody has said what an hour costs.\n"
+    rows = [_row(n, *each) for n, each in enumerate(zip(attempts, costs, strict=True), 1)]
+    head = ["| attempt | machine | hours | dollars |", "|---|---|---|---|"]
+    return "\n".join([told, *head, *rows, *_unknown(costs)]) + "\n"
+
+
+def _row(number: int, attempt: AttemptRecord, cost: spending.Cost) -> str:
+    spot = {True: "spot", False: "on demand", None: None}[attempt.spot]
+    where = (attempt.accelerators or attempt.instance, attempt.cloud, attempt.region, spot)
+    usd = "unknown" if cost.usd is None else f"{cost.usd:.2f}"
+    machine = " ".join(filter(None, where)) or "not named"
+    marks = ("*" if cost.until_guess else "", "†" if cost.of_dearest else "")
+    return f"| {number} | {machine} | {cost.hours:.2f}{marks[0]} | {usd}{marks[1]} |"
+
+
+def _unknown(costs: Sequence[spending.Cost]) -> Iterator[str]:
+    if any(cost.until_guess for cost in costs):
+        yield (
+            "\n\\* Nobody recorded its end: until its last sign of life, and as long after it as"
+            " one may say nothing."
+        )
+    if any(cost.of_dearest for cost in costs):
+        yield "\n† Nobody has said its price: at the dearest one that is known."
+    if any(cost.usd is not None for cost in costs):
+        yield "\nNot in it: what a cloud bills after an attempt has ended, storage and traffic."
 
 
 def _code(plan: Plan) -> str:
