@@ -150,7 +150,7 @@ def test_an_unfinished_run_is_made_again_from_its_state(
     same = project.xrun("reproduce", address, "--yes", environ=s3.environ)
     told = f"{run}: same bits up to step {step} ({step} logged steps compared)."
     assert (same.code, same.out.splitlines()[0], step >= 5) == (0, told, True)
-    assert f"  code     this project, {project.root}\n" in same.err
+    assert f"  code     the project here, {project.root}\n" in same.err
 
 
 def test_a_project_that_has_changed_is_not_taken(tmp_path: Path) -> None:
@@ -167,6 +167,8 @@ def test_a_project_that_has_changed_is_not_taken(tmp_path: Path) -> None:
     assert copy.files == ("models/line.py", "datasets/points.py")
     assert (copy.folder / "models" / "line.py").read_text() == f"# as it was\n{MODEL}"
     assert (copy.folder / "sizes.txt").read_text() == "8"
+    here = replace(run, project=project.root)  # wherever one stands
+    assert laid_out(here, tmp_path / "from elsewhere", tmp_path).files == copy.files
     project.write("models/line.py", MODEL.replace("0.1", "0.2"))
     with pytest.raises(LaunchError, match=r"models/line\.py of tiny-\w+ is not to be had"):
         laid_out(run, tmp_path / "another", project.root)

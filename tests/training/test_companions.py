@@ -304,7 +304,9 @@ def test_a_card_carries_the_receipt() -> None:
     assert "| 1 | A100:8 aws spot | 1.08* | 6.50 |\n| 2 | not named | 0.50 | 3.00† |\n" in card
     assert "\\* Nobody recorded its end" in card
     assert "† Nobody has said its price" in card
-    free = model_card(PLAN, FINISHED, attempts[1:], ["w.safetensors"])
-    assert "0.50 hours of machine time; nobody has said what an hour costs.\n" in free
-    assert "| 1 | not named | 0.50 | unknown |\n" in free
-    assert "Not in it" not in free
+    free = [AttemptRecord("a", started=0.0, ended=9.0), attempts[1]]
+    card = model_card(PLAN, FINISHED, free, ["w.safetensors"])
+    assert "0.50 hours of machine time; nobody has said what an hour costs.\n" in card
+    assert "| 1 | not named | 0.0025 | unknown |\n" in card
+    assert "Not in it" not in card
+    assert "| machine |" not in model_card(PLAN, FINISHED, free[:1], ["w.safetensors"])

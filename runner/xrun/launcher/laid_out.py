@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ class Copy:
 
 def laid_out(original: Original, folder: Path, here: Path | None = None) -> Copy:
     """The project as it was, in a new folder: the published files, else those of the project `here`
-    where they have the run's digest, else the recorded commit, else nothing but the recipe, where
-    what xrun ships is enough. Nothing is run.
+    or of the one that has trained it on this machine, where they have the run's digest, else the
+    recorded commit, else nothing but the recipe, where what xrun ships is enough. Nothing is run.
 
     Raises:
         LaunchError: the folder is used, or the project is not to be had.
@@ -58,9 +58,9 @@ def laid_out(original: Original, folder: Path, here: Path | None = None) -> Copy
     (folder / "pyproject.toml").touch()  # what lies in folders above is no part of it
     check_run_id(original.facts.run)
     recipe = yaml.safe_load(original.recipe)
-    own = _same_here(original, recipe, here) if here and original.code is None else None
+    own = _same_here(original, recipe, [here, original.project])
     if own is not None:
-        code, places = f"this project, {own.project}", list(_copied(own, folder))
+        code, places = f"the project here, {own.project}", list(_copied(own, folder))
     else:
         code = _from_git(original, folder) if _needs_git(original, recipe) else ""
         places = list(_published(original, folder))
@@ -80,16 +80,25 @@ def _elsewhere(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name not in _ELSEWHERE}
 
 
-def _same_here(original: Original, recipe: Mapping[str, Any], project: Path) -> Plan | None:
-    """The run's plan in this project, if the components here are of its own and have the digest
-    that the run was made with."""
+def _same_here(
+    original: Original, recipe: Mapping[str, Any], projects: Iterable[Path | None]
+) -> Plan | None:
+    """The run's plan in the first of these projects whose own components have the digest that the
+    run was made with; None where they are published."""
+    for project in filter(None, projects if original.code is None else ()):
+        plan = _planned(original, recipe, project)
+        same = plan is not None and plan.digest == original.facts.digest
+        if plan and same and any((project / place).is_file() for place in plan.sources):
+            return plan
+    return None
+
+
+def _planned(original: Original, recipe: Mapping[str, Any], project: Path) -> Plan | None:
     try:
         made = make_plan(Recipe.model_validate(_elsewhere(recipe)), project / RECIPE)
-        plan = under_rule(made, original.facts.rule)
+        return under_rule(made, original.facts.rule)
     except (XrunError, ValueError):  # whoever trains it says what is wrong with it
         return None
-    same = plan is not None and plan.digest == original.facts.digest
-    return plan if same and any((project / place).is_file() for place in made.sources) else None
 
 
 def _copied(plan: Plan, folder: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ _DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
 _TOLD = ("torch", "numpy", "accelerate", "transformers", "datasets")
 _MACHINE = ("device", "driver", "cuda", "processes", "threads", "requirements")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_NO_NAME = "not named"
 _LOADS = {
     "transformers": "from transformers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
     "diffusers": "from diffusers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
@@ -174,20 +175,30 @@ def _effort(attempts: Sequence[AttemptRecord]) -> str:
     told = f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside."
     if not costs:
         return told
-    told += f" They took {sum(cost.hours for cost in costs):.2f} hours of machine time"
+    told += f" They took {_hours(sum(cost.hours for cost in costs))} hours of machine time"
     told += f" and cost ${sum(usd):.2f}.\n" if usd else "; nobody has said what an hour costs.\n"
+    if len(costs) == 1 and not usd and _machine(attempts[0]) == _NO_NAME:
+        return told
     rows = [_row(n, *each) for n, each in enumerate(zip(attempts, costs, strict=True), 1)]
     head = ["| attempt | machine | hours | dollars |", "|---|---|---|---|"]
     return "\n".join([told, *head, *rows, *_unknown(costs)]) + "\n"
 
 
 def _row(number: int, attempt: AttemptRecord, cost: spending.Cost) -> str:
+    usd = "unknown" if cost.usd is None else f"{cost.usd:.2f}"
+    marks = ("*" if cost.until_guess else "", "†" if cost.of_dearest else "")
+    hours = f"{_hours(cost.hours)}{marks[0]}"
+    return f"| {number} | {_machine(attempt)} | {hours} | {usd}{marks[1]} |"
+
+
+def _machine(attempt: AttemptRecord) -> str:
     spot = {True: "spot", False: "on demand", None: None}[attempt.spot]
     where = (attempt.accelerators or attempt.instance, attempt.cloud, attempt.region, spot)
-    usd = "unknown" if cost.usd is None else f"{cost.usd:.2f}"
-    machine = " ".join(filter(None, where)) or "not named"
-    marks = ("*" if cost.until_guess else "", "†" if cost.of_dearest else "")
-    return f"| {number} | {machine} | {cost.hours:.2f}{marks[0]} | {usd}{marks[1]} |"
+    return " ".join(filter(None, where)) or _NO_NAME
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
 
 
 def _unknown(costs: Sequence[spending.Cost]) -> Iterator[str]:
