@@ -132,14 +132,15 @@ def test_an_unfinished_run_is_made_again_from_its_state(
     tmp_path: Path, s3: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a bucket, without a page; whose components are in no remote, but in the project that one
-    stands in. What was committed is compared."""
+    stands in. What was committed is compared, and no step more than that is waited for."""
     for name, value in s3.environ.items():
         monkeypatch.setenv(name, value)
     store = f"{s3.make('again')}/runs"
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
     project.trap("nan", call=13 * PER_STEP, committed=5)
-    assert project.attempt(f"checkpoint.store={store}").code == TrainError.exit_code
+    failed = project.attempt(f"checkpoint.store={store}", "train.steps=1000000")
+    assert failed.code == TrainError.exit_code
     shutil.rmtree(project.home)
     run = project.plan().run
     address = f"{store}/{run}"

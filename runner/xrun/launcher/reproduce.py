@@ -115,7 +115,8 @@ def _train(
                 began = time.monotonic()
                 same, differs, _ = compared(wanted, read_points(found.metrics), last)
                 asked = time.monotonic() - began
-                if differs is not None or (same >= last and last < max(wanted)[0]):
+                goes_on = last < max(wanted)[0] or not facts.weights_sha256
+                if differs is not None or (same >= last and goes_on):
                     process.send_signal(signal.SIGINT)
                     process.wait()
         except BaseException:
