@@ -270,6 +270,7 @@ def test_an_older_record_has_its_signs_of_life_in_its_checkpoints() -> None:
     assert [each.last_known for each in attempts] == [5.0, 12.0, 0.0]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("end", "code", "status"),
     [

@@ -276,6 +276,7 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
     assert (tmp_path / "causal" / "generation_config.json").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("store", "publish", "told"),
     [
@@ -292,6 +293,7 @@ def test_a_card_says_what_makes_its_model_again(store: str, publish: str, told: 
     assert f"`xrun verify {told.split()[2]}` checks" in card
 
 
+@pytest.mark.once
 def test_a_card_carries_the_receipt() -> None:
     """What each attempt took and cost, and what of it is a guess."""
     told = {"usd_per_hour": 6.0, "accelerators": "A100:8", "cloud": "aws", "spot": True}
