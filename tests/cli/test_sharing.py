@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from support.git_host import STRANGER, GitHost, bare, commit, git
+from xrun.cli.sharing import fetched
+from xrun.launcher.measure import of_recipe
+from xrun.recipe.git_url import RecipeURL
 from xrun.run.folder import runs_in
 
 pytestmark = pytest.mark.once
@@ -124,6 +127,11 @@ def test_a_yes_is_for_one_commit(host: GitHost) -> None:
     measured = xrun("evaluate", run.run, "--split", "val")
     assert measured.returncode == 0, measured.stderr
     assert measured.stderr.startswith(f"Fetching {host.url}/stranger at {head(host)}")
+    source = fetched(RecipeURL.parse(url))
+    assert of_recipe(source.path, (), source.origin).folder.path.resolve() == run.path.resolve()
+    unknown = xrun("evaluate", url, "-s", "train.seed=7")
+    assert (unknown.returncode, unknown.stdout) == (3, "")
+    assert unknown.stderr.startswith(f"xrun: {url} has no run here: it would be tiny-")
     other = xrun(url, "-s", "env.LD_PRELOAD=evil.so", "--new")
     assert other.returncode == 3
     assert "set      LD_PRELOAD=evil.so" in other.stderr

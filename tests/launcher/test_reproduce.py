@@ -2,13 +2,14 @@
 real git and a package index.
 
 Covers `xrun.cli.again`, `xrun.launcher.original`, `xrun.launcher.locked_python`,
-`xrun.launcher.locking` and `xrun.launcher.verify`.
+`xrun.launcher.laid_out`, `xrun.launcher.locking` and `xrun.launcher.verify`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -18,15 +19,18 @@ from pathlib import Path
 import pytest
 
 from loopback.hub import Hub
+from support.buckets import Server, moto
 from support.package_index import PackageIndex, package_index, wheel
 from support.paths import SOURCES
-from support.running import DATASET, MODEL, Done, Project, ended, start
-from xrun.errors import LaunchError
+from support.running import DATASET, MODEL, PER_STEP, Done, Project, ended, start
+from xrun.errors import LaunchError, RehearsalFailed, TrainError
+from xrun.launcher.laid_out import laid_out
 from xrun.launcher.locked_python import python_of
 from xrun.launcher.locking import locked, without_secrets
 from xrun.launcher.original import Original
-from xrun.launcher.reproduce import compared, laid_out
+from xrun.launcher.reproduce import compared
 from xrun.run.locked import Lock
+from xrun.run.opened import open_run
 from xrun.run.page import Facts
 from xrun.run.record import RunRecord
 from xrun.store.directory.store import DirectoryStore
@@ -120,6 +124,59 @@ def test_a_run_is_made_again_from_its_model_page(
     assert checked.out.endswith("files are as they were committed.\n")
 
 
+@pytest.fixture
+def s3() -> Iterator[Server]:
+    with moto() as server:
+        yield server
+
+
+def test_an_unfinished_run_is_made_again_from_its_state(
+    tmp_path: Path, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket, without a page; whose components are in no remote, but in the project that one
+    stands in. What was committed is compared, and no step more than that is waited for."""
+    for name, value in s3.environ.items():
+        monkeypatch.setenv(name, value)
+    store = f"{s3.make('again')}/runs"
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    project.trap("nan", call=13 * PER_STEP, committed=5)
+    failed = project.attempt(f"checkpoint.store={store}", "train.steps=1000000")
+    assert failed.code == TrainError.exit_code
+    shutil.rmtree(project.home)
+    run = project.plan().run
+    address = f"{store}/{run}"
+    step = open_run(address).record.newest_step
+    stranger = xrun(tmp_path / "empty", "reproduce", address, **s3.environ)
+    assert stranger.code == 3
+    assert stranger.err.startswith(f"xrun: models/line.py of {run} is not to be had")
+    same = project.xrun("reproduce", address, "--yes", environ=s3.environ)
+    told = f"{run}: same bits up to step {step} ({step} logged steps compared)."
+    assert (same.code, same.out.splitlines()[0], step >= 5) == (0, told, True)
+    assert f"  code     the project here, {project.root}\n" in same.err
+
+
+def test_a_project_that_has_changed_is_not_taken(tmp_path: Path) -> None:
+    """For the run that was made from it; comments are no change, and what git ignores counts."""
+    project = Project(tmp_path / "project")
+    project.write(".gitignore", "models/\nruns/\nhome/\nagain/\n")
+    project.write("sizes.txt", "8")
+    subprocess.run(["git", "init", "--quiet", project.root], check=True)
+    plan = project.plan()
+    facts = Facts(plan.run, plan.digest, plan.rule)
+    run = Original("there", facts, json.dumps(plan.recipe), Lock(), [])
+    project.write("models/line.py", f"# as it was\n{MODEL}")
+    copy = laid_out(run, project.root / "again", project.root)
+    assert copy.files == ("models/line.py", "datasets/points.py")
+    assert (copy.folder / "models" / "line.py").read_text() == f"# as it was\n{MODEL}"
+    assert (copy.folder / "sizes.txt").read_text() == "8"
+    here = replace(run, project=project.root)  # wherever one stands
+    assert laid_out(here, tmp_path / "from elsewhere", tmp_path).files == copy.files
+    project.write("models/line.py", MODEL.replace("0.1", "0.2"))
+    with pytest.raises(LaunchError, match=r"models/line\.py of tiny-\w+ is not to be had"):
+        laid_out(run, tmp_path / "another", project.root)
+
+
 def test_what_cannot_be_made_again_is_one_sentence(tmp_path: Path, hub: Hub) -> None:
     """Nothing there, no page, and a page whose project nobody has; nothing was run."""
     account = hub.environ("alice")
@@ -137,7 +194,7 @@ def test_what_cannot_be_made_again_is_one_sentence(tmp_path: Path, hub: Hub) -> 
 
 
 def test_a_commit_that_has_vanished_is_one_sentence(tmp_path: Path) -> None:
-    """And so is a package that no index has; both say what to type."""
+    """Which says what to type."""
     remote = tmp_path / "remote"
     subprocess.run(["git", "init", "--quiet", "--bare", remote], check=True)
     page = tmp_path / "model" / "xrun"
@@ -149,6 +206,50 @@ def test_a_commit_that_has_vanished_is_one_sentence(tmp_path: Path) -> None:
     done = xrun(tmp_path / "a", "reproduce", str(page.parent))
     assert done.code == 3
     assert "xrun: The project's commit 000000000000 cannot be fetched from" in done.err
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "hint"), [(0, 3, "Take what is installed here"), (9, 75, "Try again.")]
+)
+def test_a_version_that_is_not_to_be_had_is_one_sentence(
+    tmp_path: Path,
+    index: PackageIndex,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: int,
+    code: int,
+    hint: str,
+) -> None:
+    """Where no index has the package, and where none answers, which may pass."""
+    for name, value in index.environ(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    index.fails = fails
+    with pytest.raises(RehearsalFailed, match="environment of the run cannot be built") as found:
+        python_of(Lock(packages={"scaling": "1.0"}), print)
+    assert (found.value.exit_code, found.value.hint[: len(hint)]) == (code, hint)
+    assert "scaling" in str(found.value)
+
+
+def test_what_this_account_may_not_see_is_not_made_again(tmp_path: Path, hub: Hub) -> None:
+    """A stranger's private page is told apart from nothing at all by its owner alone."""
+    hub.create_repo("alice/secret")
+    refused = xrun(tmp_path / "a", "reproduce", "hub://alice/secret", **hub.environ("bob"))
+    assert (refused.code, refused.out) == (3, "")
+    assert refused.err.startswith("xrun: There is no repository alice/secret on the Hub, or this")
+
+
+def test_nothing_is_run_that_nobody_has_agreed_to(tmp_path: Path) -> None:
+    """Where nobody can be asked that is a no; what would have been run is told before."""
+    page = tmp_path / "model" / "xrun"
+    (page / "models").mkdir(parents=True)
+    (page / "models" / "own.py").write_text("raise SystemExit")
+    (page / "recipe.yaml").write_text("model: {name: own}\ndataset: {name: digits}\n")
+    (page / "lock.json").write_text("{}")
+    (page / "run.json").write_text('{"run": "tiny-1"}')
+    done = xrun(tmp_path / "a", "reproduce", str(page.parent), "--folder", str(tmp_path / "again"))
+    assert done.code == 3
+    assert f"           {tmp_path}/again/models/own.py\n" in done.err
+    assert "xrun: Nothing of tiny-1 was run, because nobody has agreed to it." in done.err
+    assert "Traceback" not in done.err
 
 
 def test_other_bytes_are_found(tmp_path: Path) -> None:

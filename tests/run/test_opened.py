@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,15 @@ from support.kept_runs import keep
 from support.running import Project
 from support.worlds import hub_world
 from xrun.errors import LaunchError, StoreError
+from xrun.launcher.cancel import cancel
+from xrun.launcher.removal import removal
 from xrun.run.folder import RunFolder
+from xrun.run.listing import list_runs
+from xrun.run.locked import Lock
 from xrun.run.opened import open_run, parse
 from xrun.run.plan import Plan
+from xrun.store.hub.model import HubModel
+from xrun.training.page import write_page
 
 pytestmark = [pytest.mark.once, *HUB_WARNINGS]
 NUMBERS = iter(range(1, 1_000_000))
@@ -107,6 +114,31 @@ def test_a_model_page_leads_to_its_run(kept: Kept) -> None:
         opened = open_run(f"{os.environ['HF_ENDPOINT']}/alice/tiny{end}")
         assert opened.address == kept.address
         assert opened.log_text().endswith("attempt 2, rank 0\n")
+
+
+@pytest.mark.parametrize("kept", ["s3"], indirect=True)
+def test_a_page_leads_to_a_state_elsewhere(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that `publish: hub` has put there; what says no address leads nowhere,
+    and nothing is stopped or deleted by a page."""
+    model = tmp_path / "model"
+    model.mkdir()
+    write_page(model, kept.plan, Lock(), [], {}, "ab")
+    with hub_world(tmp_path, "hub", monkeypatch) as world:
+        monkeypatch.setenv("HF_TOKEN", world.hub.token("alice"))
+        HubModel.elsewhere("alice/digits", "a").publish(model, kept.plan.run, "a model")
+        opened = open_run(f"{os.environ['HF_ENDPOINT']}/alice/digits")
+        assert (opened.run, opened.address) == (kept.plan.run, kept.address)
+        assert [each.status for each in list_runs("hub://alice/digits")] == ["finished"]
+        for forbidden in (removal, partial(cancel, save=True, say=print)):
+            with pytest.raises(LaunchError, match="hub://alice/digits holds no run"):
+                forbidden("hub://alice/digits")
+        for text in (f'{{"run": "tiny-1", "state": "{tmp_path}"}}', "[]", '{"state": 1}'):
+            (model / "xrun" / "run.json").write_text(text)
+            HubModel.elsewhere("alice/other", "a").publish(model, kept.plan.run, "a model")
+            with pytest.raises(LaunchError, match="hub://alice/other holds no run"):
+                open_run("hub://alice/other")
 
 
 @pytest.mark.parametrize("kept", ["folder"], indirect=True)

@@ -28,6 +28,7 @@ from xrun.run.record import (
     RunRecord,
     new_id,
 )
+from xrun.run.report import status_of
 from xrun.store.protocol import StoredFile, copies_named
 
 RECORDS = sorted((FIXTURES / "records").glob("*.json"))
@@ -267,3 +268,23 @@ def test_an_older_record_has_its_signs_of_life_in_its_checkpoints() -> None:
     attempts = RunRecord.from_json(value).attempts
     assert [each.last_seen for each in attempts] == [5.0, None, None]
     assert [each.last_known for each in attempts] == [5.0, 12.0, 0.0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("end", "code", "status"),
+    [
+        (AttemptEnd.STOPPED, 7, "stopped"),
+        (AttemptEnd.STOPPED, 75, "stopped"),
+        (AttemptEnd.OUTSIDE, 75, "stopped"),
+        (AttemptEnd.OUTSIDE, 7, "failed"),
+        (AttemptEnd.OWN, 7, "failed"),
+        (AttemptEnd.OWN, 6, "failed"),
+    ],
+)
+def test_what_was_stopped_on_purpose_has_not_failed(
+    end: AttemptEnd, code: int, status: str
+) -> None:
+    """By `cancel --save` or by its budget; what was given up after attempt upon attempt has."""
+    record = RunRecord(attempts=(AttemptRecord("a", end=end, code=code),))
+    assert status_of(record, None) == status

@@ -195,7 +195,8 @@ def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(
     assert len(record(project.run)["attempts"]) == 1, "nothing was started"
     assert project.attempt("budget.usd=100.0").code == 0
     card = (project.run.model / "README.md").read_text()
-    assert re.search(r"Attempts: 2, 0 of them ended from outside\. They cost \$\d\.\d\d\.", card)
+    told = r"0 of them ended from outside\. They took 0\.\d+ hours .* and cost \$\d\.\d\d\."
+    assert re.search(rf"Attempts: 2, {told}", card)
 
 
 def test_a_budget_in_dollars_without_prices_is_warned_about(tmp_path: Path) -> None:

@@ -186,6 +186,8 @@ def test_a_run_that_is_asked_saves_and_stops(
         8,
     )
     assert step_of(record) == 8
+    with environment(far.environ):
+        assert far.run.report().status == "stopped"
     assert far.live().code == 0
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from torch import nn
 
 from support.paths import RECIPES, ROOT
 from xrun.component import load_build
-from xrun.errors import ComponentError
+from xrun.errors import AttemptEnd, ComponentError
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
-from xrun.run.record import Finished
+from xrun.run.record import AttemptRecord, Finished
 from xrun.training.companions import Companions, companions_of
 from xrun.training.export import write
+from xrun.training.model_card import model_card
 
 NAMES = ("cat", "dog", "bird")
 FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5})
@@ -272,3 +274,41 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
     assert "`adapter_model.safetensors`, SHA-256 `" in cards["adapter"]
     assert "`diffusion_pytorch_model.safetensors`, SHA-256 `" in cards["unet"]
     assert (tmp_path / "causal" / "generation_config.json").exists()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("store", "publish", "told"),
+    [
+        ("", "", "xrun reproduce .\nxrun xrun/recipe.yaml\n```\n\nBoth are typed in the folder of"),
+        ("s3://our/runs", "", "xrun reproduce s3://our/runs/r-12345678\n"),
+        ("s3://our/runs", "hub://me/r", "xrun reproduce hub://me/r\n"),
+        ("hub://me/state", "", "xrun reproduce hub://me/state\n"),
+    ],
+)
+def test_a_card_says_what_makes_its_model_again(store: str, publish: str, told: str) -> None:
+    """By the address of the model itself, or standing in its folder."""
+    card = model_card(replace(PLAN, store=store, publish=publish), FINISHED, [], ["w.safetensors"])
+    assert told in card
+    assert f"`xrun verify {told.split()[2]}` checks" in card
+
+
+@pytest.mark.once
+def test_a_card_carries_the_receipt() -> None:
+    """What each attempt took and cost, and what of it is a guess."""
+    told = {"usd_per_hour": 6.0, "accelerators": "A100:8", "cloud": "aws", "spot": True}
+    attempts = [
+        AttemptRecord("a", started=1000.0, last_seen=4600.0, end=AttemptEnd.OUTSIDE, **told),
+        AttemptRecord("b", started=9000.0, ended=10800.0),
+    ]
+    card = model_card(PLAN, FINISHED, attempts, ["w.safetensors"])
+    assert "They took 1.58 hours of machine time and cost $9.50.\n" in card
+    assert "| 1 | A100:8 aws spot | 1.08* | 6.50 |\n| 2 | not named | 0.50 | 3.00† |\n" in card
+    assert "\\* Nobody recorded its end" in card
+    assert "† Nobody has said its price" in card
+    free = [AttemptRecord("a", started=0.0, ended=9.0), attempts[1]]
+    card = model_card(PLAN, FINISHED, free, ["w.safetensors"])
+    assert "0.50 hours of machine time; nobody has said what an hour costs.\n" in card
+    assert "| 1 | not named | 0.0025 | unknown |\n" in card
+    assert "Not in it" not in card
+    assert "| machine |" not in model_card(PLAN, FINISHED, free[:1], ["w.safetensors"])

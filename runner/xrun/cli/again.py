@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import LaunchError
 from ..files import json_text
 from . import options
+from .sharing import says_yes
 
 if TYPE_CHECKING:
-    from ..launcher.reproduce import Copy, Verdict
+    from ..launcher.laid_out import Copy
+    from ..launcher.reproduce import Verdict
 
 
 @click.command()
@@ -34,14 +37,17 @@ def reproduce(
     The original is not touched. Exit code 1 where something differs.
     """
     from ..launcher import reproduce as again
+    from ..launcher.laid_out import laid_out
     from ..launcher.original import original
+    from ..run.folder import project_here
 
     meant = original(address)
     place = (folder or Path(tempfile.mkdtemp(prefix="xrun-reproduce-"))).absolute()
-    copy = again.laid_out(meant, place)
+    copy = laid_out(meant, place, project_here())
     _tell(copy)
-    if not yes:
-        click.confirm("Run it?", abort=True, err=True)
+    if not (yes or says_yes("Run it?")):
+        what = f"Nothing of {meant.facts.run} was run, because nobody has agreed to it."
+        raise LaunchError(what, f"Read {place}, and agree with --yes.")
     say = lambda text: click.echo(text, err=True)  # noqa: E731
     verdict = again.reproduce(copy, say, to=to, here=here)
     click.echo(json_text(verdict.to_json(), indent=1) if as_json else _text(verdict))

@@ -13,6 +13,7 @@ import click
 
 from ..files import json_text
 from . import options
+from .sharing import fetched
 
 if TYPE_CHECKING:
     from ..launcher.sky.status import RunStatus
@@ -197,7 +198,7 @@ def _write_events(folder: RunFolder, where: Path) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="RUN|RECIPE|MODEL")
+@click.argument("target", metavar="RUN|RECIPE|URL|MODEL")
 @options.overrides
 @click.option(
     "--split", default="test", show_default=True, help="One that the dataset's build() gives."
@@ -212,18 +213,24 @@ def _write_events(folder: RunFolder, where: Path) -> None:
 def evaluate(
     target: str, overrides: Sequence[str], split: str, step: int | str | None, as_json: bool
 ) -> None:
-    """Measure RUN, RECIPE's run, or a MODEL that a run has exported, on a split of its dataset.
+    """Measure RUN, the run here of RECIPE or of a recipe's URL, or a MODEL that a run has exported,
+    on a split of its dataset.
 
-    MODEL is the folder `runs/RUN/model`; `-s` belongs to RECIPE. It is the evaluation that training
-    has: on `val` the same numbers. Of the run nothing changes, and it may train meanwhile.
+    MODEL is the folder `runs/RUN/model`; `-s` belongs to RECIPE or URL. It is the evaluation that
+    training has: on `val` the same numbers. Of the run nothing changes, and it may train meanwhile.
     """
     from dataclasses import asdict
 
     from ..launcher.clone import bring_back
-    from ..launcher.measure import Measured, is_of_other_code, measure, target_of
+    from ..launcher.measure import Measured, is_of_other_code, measure, of_recipe, target_of
+    from ..recipe.git_url import RecipeURL, is_url
     from .texts import measured_text
 
-    meant = target_of(target, overrides)
+    if is_url(target):
+        source = fetched(RecipeURL.parse(target), goes_on=overrides)
+        meant = of_recipe(source.path, overrides, source.origin)
+    else:
+        meant = target_of(target, overrides)
     if meant.of_model and step is not None:
         raise click.UsageError("--step is for a run; an exported model is the one that it is.")
     bring_back(meant.folder.plan(), functools.partial(click.echo, err=True))

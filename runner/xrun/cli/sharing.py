@@ -79,17 +79,17 @@ def agreed(source: Source, plan: Plan, *, yes: bool) -> None:
     _say(f"{origin.repository} at {origin.commit}: {origin.path} would")
     for line in told:
         _say(line)
-    if not (yes or _says_yes()):
+    if not (yes or says_yes("Do you trust this commit with that?")):
         what = f"Nothing of {origin.repository} was run, because nobody has agreed to it."
         hint = f"Read {source.path}. With '{origin.url}', `--yes` agrees without a question."
         raise LaunchError(what, hint)
     agree(source.clone, told)
 
 
-def _says_yes() -> bool:
+def says_yes(question: str) -> bool:
     """Whether whoever sits here does; where nobody does, no."""
     try:
-        return click.confirm("Do you trust this commit with that?", err=True)
+        return click.confirm(question, err=True)
     except click.Abort:
         _say("")
         return False

@@ -30,7 +30,7 @@ def cancel(text: str, *, save: bool, say: Say) -> None:
 
         cancel_jobs(folder.run, lambda: folder.store().ask_to_stop(), save=save, say=say)
         return
-    opened = open_run(text)
+    opened = open_run(text, by_page=False)  # nothing is stopped by what a page says
     if not is_run_id(text) and _has_job(opened, say):
         from .sky.cancel import cancel as cancel_jobs
 

@@ -19,6 +19,7 @@ from ..libraries import TRAINING, require
 from ..recipe.load import load_recipe
 from ..run.folder import RunFolder, find_run
 from ..run.identity import identity
+from ..run.origin import Origin
 from ..run.plan import Plan, make_plan
 from .job import known_run
 from .local import alone
@@ -56,7 +57,7 @@ def target_of(name: str, overrides: Sequence[str] = ()) -> Target:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return Target(_run_of(path, overrides))
+        return of_recipe(path, overrides)
     if not path.is_dir():
         return Target(find_run(name))
     folder = RunFolder(path.resolve().parent)
@@ -68,14 +69,20 @@ def target_of(name: str, overrides: Sequence[str] = ()) -> Target:
     return Target(folder, of_model=True)
 
 
-def _run_of(recipe: Path, overrides: Sequence[str]) -> RunFolder:
-    """The run that the recipe has here."""
-    meant = make_plan(load_recipe(recipe, overrides), recipe, overrides=overrides)
+def of_recipe(recipe: Path, overrides: Sequence[str], origin: Origin | None = None) -> Target:
+    """The run that the recipe has here; `origin` is where it was fetched from.
+
+    Raises:
+        LaunchError: there is none.
+        RecipeError: the recipe is wrong.
+    """
+    meant = make_plan(load_recipe(recipe, overrides), recipe, overrides=overrides, origin=origin)
     if (known := known_run(meant)) is None:
         raise LaunchError(
-            f"{recipe} has no run here: it would be {meant.run}.", "`xrun status` lists the runs."
+            f"{origin.url if origin else recipe} has no run here: it would be {meant.run}.",
+            "`xrun status` lists the runs.",
         )
-    return RunFolder(known.folder)
+    return Target(RunFolder(known.folder))
 
 
 def is_of_other_code(plan: Plan) -> bool:

@@ -14,7 +14,7 @@ from blake3 import blake3
 from ..environment import cache_folder
 from ..errors import CloudUnavailable, LaunchError
 from ..libraries import HUB, require
-from ..run.folder import find_run
+from ..run.folder import RunFolder, find_run
 from ..run.locked import Lock
 from ..run.opened import OpenedRun, is_run_id, open_run, parse
 from ..run.page import FOLDER, RUN, Facts, Page
@@ -24,7 +24,7 @@ from ..run.points import Point, reproducible
 @dataclass(frozen=True)
 class Original:
     """`recipe` is YAML, `points` what was logged by step, `code` the folder of its published
-    components, where they are."""
+    components, where they are, `project` that of whoever has trained it here."""
 
     where: str
     facts: Facts
@@ -32,6 +32,7 @@ class Original:
     lock: Lock
     points: Sequence[Point]
     code: Path | None = None
+    project: Path | None = None
 
 
 def original(text: str, environ: Mapping[str, str] = os.environ) -> Original:
@@ -53,6 +54,8 @@ def page_of(
     address = None if is_run_id(text) else parse(text, environ)
     if address is not None and address.on_hub:
         return _fetched(address.name, whole)
+    if address is not None and address.durable:
+        return None
     path = Path(address.name) if address else find_run(text).path
     found = [each for each in (path, path / "model") if (each / FOLDER / RUN).is_file()]
     return Page(found[0]) if found else None
@@ -92,7 +95,12 @@ def _fetched(name: str, whole: bool) -> Page | None:
 
 def _of_page(text: str, page: Page) -> Original:
     recipe = page.recipe.read_text(encoding="utf-8")
-    return Original(text, page.facts, recipe, page.lock, page.points(), page.code)
+    project = _project_of(RunFolder(page.model.parent))
+    return Original(text, page.facts, recipe, page.lock, page.points(), page.code, project)
+
+
+def _project_of(folder: RunFolder) -> Path | None:
+    return Path(folder.plan().project) if folder.plan_file.is_file() else None
 
 
 def _of_record(text: str, run: OpenedRun) -> Original:
@@ -106,6 +114,6 @@ def _of_record(text: str, run: OpenedRun) -> Original:
     sha256 = record.finished.weights_sha256 if record.finished else None
     facts = Facts(run.run, record.digest, record.rule, processes, sha256 or "")
     points = [reproducible(point) for point in run.points()]
-    return Original(
-        text, facts, yaml.safe_dump(dict(run.recipe), sort_keys=False), record.lock, points
-    )
+    recipe = yaml.safe_dump(dict(run.recipe), sort_keys=False)
+    project = _project_of(run.beside) if run.beside else None
+    return Original(text, facts, recipe, record.lock, points, project=project)

@@ -80,7 +80,7 @@ def _meant(text: str) -> tuple[str, RunFolder, Place | None]:
     """The run, its folder, which may not be there, and where its state is. Of a run elsewhere the
     folder is what this machine has fetched; one that has lost its plan is its folder alone."""
     if not is_run_id(text):
-        opened = open_run(text)
+        opened = open_run(text, by_page=False)  # nothing is deleted by what a page says
         place = opened.place
         left = place.cache if place.address.durable else Path(place.address.name)
         return opened.run, opened.beside or RunFolder(left), place

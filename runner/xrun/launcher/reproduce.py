@@ -8,34 +8,28 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .. import environment
-from ..component import Kind, find
-from ..errors import ComponentError, LaunchError
-from ..files import write_json
+from ..errors import LaunchError
 from ..libraries import TRAINING, require
 from ..recipe.load import load_recipe
 from ..run.folder import RunFolder
-from ..run.plan import check_run_id, make_plan, under_rule
+from ..run.plan import make_plan, under_rule
 from ..run.points import Point, key_of, read_points, reproducible
-from .git import git_says
+from .laid_out import RECIPE, Copy
 from .local import alone
 from .locked_python import others_here, python_of, told
 from .original import Original
 
 Say = Callable[[str], None]
 _POLL_SECONDS = 0.2
-_RECIPE = "recipes/again.yaml"
-_ELSEWHERE = tuple("hardware checkpoint tracking budget files setup secrets extends".split())
-"""What a recipe says of where it is trained, and who is told."""
 _COMPARED = ("train/loss", "train/samples")
-_KINDS: Mapping[str, Kind] = {"model": "models", "dataset": "datasets"}
 
 
 @dataclass(frozen=True)
@@ -54,48 +48,6 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         return {**vars(self), "same": self.differs is None}
-
-
-@dataclass(frozen=True)
-class Copy:
-    """What is about to be trained: the project's folder, and where its code comes from."""
-
-    original: Original
-    folder: Path
-    code: str
-    files: tuple[str, ...] = field(default=())
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe, as it is trained here."""
-        return self.folder / _RECIPE
-
-
-def laid_out(original: Original, folder: Path) -> Copy:
-    """The project as it was, in a new folder: the published files, else the recorded commit, else
-    nothing but the recipe, where what xrun ships is enough. Nothing is run.
-
-    Raises:
-        LaunchError: the folder is used, or the project is not to be had.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        what = f"{folder} is not empty, and the run is made again in a folder of its own."
-        raise LaunchError(what, "Give another one with --folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").touch()  # what lies in folders above is no part of it
-    check_run_id(original.facts.run)
-    recipe = yaml.safe_load(original.recipe)
-    code = _from_git(original, folder) if _needs_git(original, recipe) else ""
-    places = list(_published(original, folder))
-    kept = {name: value for name, value in recipe.items() if name not in _ELSEWHERE}
-    (folder / "recipes").mkdir(exist_ok=True)
-    checkpoint = {"store": str(folder / "runs")}
-    text = yaml.safe_dump({**kept, "checkpoint": checkpoint}, sort_keys=False, allow_unicode=True)
-    (folder / _RECIPE).write_text(text, encoding="utf-8")
-    write_json(folder / "lock.json", original.lock.to_json())
-    source = code or ("the files published with the model" if places else "")
-    _check_components(original, recipe, folder)
-    return Copy(original, folder, source, tuple(places))
 
 
 def reproduce(copy: Copy, say: Say, *, to: int | None = None, here: bool = False) -> Verdict:
@@ -134,75 +86,6 @@ def _last_step(original: Original, to: int | None) -> int:
     return int(max(steps))
 
 
-def _needs_git(original: Original, recipe: Mapping[str, Any]) -> bool:
-    """Whether something of the project's own is wanted that is not published."""
-    code = original.lock.code
-    return original.code is None and bool(code.get("remote")) and not _is_shipped(recipe)
-
-
-def _is_shipped(recipe: Mapping[str, Any]) -> bool:
-    """Whether what xrun brings along is all that the recipe names."""
-    empty = Path(os.devnull).parent  # has no components
-    try:
-        for key, kind in _KINDS.items():
-            find(kind, recipe[key]["name"], empty)
-    except ComponentError:
-        return False
-    return True
-
-
-def _from_git(original: Original, folder: Path) -> str:
-    """The project at its commit; what it is called for people."""
-    code = original.lock.code
-    remote, commit = str(code["remote"]), str(code["commit"])
-    clone = folder / ".git-clone"
-    try:
-        clone.mkdir()
-        git_says(clone, "init", "--quiet")
-        git_says(clone, "fetch", "--quiet", "--depth", "1", "--", remote, commit, seconds=600)
-        git_says(clone, "-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "FETCH_HEAD")
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error).encode()
-        raise LaunchError(
-            f"The project's commit {commit[:12]} cannot be fetched from {remote}:"
-            f" {_last_line(said)}.",
-            "It may not have been pushed, have vanished, or be private: ask its owner.",
-        ) from error
-    project = (clone / str(code.get("folder") or "")).resolve()
-    if not project.is_relative_to(clone.resolve()) or not project.is_dir():
-        what = f"The lock of {original.facts.run} names a folder that its project does not have."
-        raise LaunchError(what, "It is damaged, or not one that xrun has written.")
-    for path in [*project.iterdir()]:
-        if path.name != ".git":
-            path.replace(folder / path.name)
-    return f"{remote} at {commit[:12]}"
-
-
-def _last_line(said: bytes) -> str:
-    lines = said.decode(errors="replace").strip().splitlines() or ["git said nothing"]
-    return lines[-1].rstrip(".")
-
-
-def _published(original: Original, folder: Path) -> Iterator[str]:
-    for path in sorted(original.code.rglob("*.py")) if original.code else ():
-        place = path.relative_to(original.code or path)
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(path.read_bytes())
-        yield place.as_posix()
-
-
-def _check_components(original: Original, recipe: Mapping[str, Any], folder: Path) -> None:
-    for key, kind in _KINDS.items():
-        try:
-            find(kind, recipe[key]["name"], folder)
-        except ComponentError as error:
-            raise LaunchError(
-                f"{kind}/{recipe[key]['name']}.py of {original.facts.run} is not to be had: it is"
-                " not published with the model, and no git remote of its project is known.",
-                "Its owner can export it with `publish_code: true` in the recipe.",
-            ) from error
-
-
 def _train(
     copy: Copy,
     python: Path,
@@ -214,7 +97,7 @@ def _train(
     facts = copy.original.facts
     exact = yaml.safe_load(copy.original.recipe)["train"].get("reduction") == "exact"
     size = ["--processes", str(facts.processes)] if facts.processes > 1 and not exact else []
-    command = [str(python), "-P", "-m", "xrun", "run", _RECIPE, "--run", facts.run, "--yes", *size]
+    command = [str(python), "-P", "-m", "xrun", "run", RECIPE, "--run", facts.run, "--yes", *size]
     own = {environment.LOCK.name: str(copy.folder / "lock.json")}
     with (copy.folder / "output.log").open("wb") as log:
         process = subprocess.Popen(
@@ -232,7 +115,8 @@ def _train(
                 began = time.monotonic()
                 same, differs, _ = compared(wanted, read_points(found.metrics), last)
                 asked = time.monotonic() - began
-                if differs is not None or (same >= last and last < max(wanted)[0]):
+                goes_on = last < max(wanted)[0] or not facts.weights_sha256
+                if differs is not None or (same >= last and goes_on):
                     process.send_signal(signal.SIGINT)
                     process.wait()
         except BaseException:

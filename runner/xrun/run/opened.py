@@ -6,6 +6,7 @@ and kept in this user's cache.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from ..store.address import Address, NoAddressError
 from ..store.protocol import Head, StoredFile
 from . import logs, points
 from .folder import RunFolder, find_run
+from .page import FOLDER, RUN
 from .plan import Plan
 from .record import RunRecord
 from .report import RunReport, report_of, status_of, with_metrics
@@ -163,8 +165,11 @@ class OpenedRun:
         return text
 
 
-def open_run(text: str, *, environ: Mapping[str, str] = os.environ) -> OpenedRun:
-    """The run that a person means: its id in this project, its address, or its model page.
+def open_run(
+    text: str, *, environ: Mapping[str, str] = os.environ, by_page: bool = True
+) -> OpenedRun:
+    """The run that a person means: its id in this project, its address, or its model page; with
+    `by_page` also where such a page says that the state is elsewhere.
 
     Raises:
         LaunchError: that is none of these, there is nothing, it holds no run, this account may not
@@ -175,6 +180,8 @@ def open_run(text: str, *, environ: Mapping[str, str] = os.environ) -> OpenedRun
     place, beside = located(text, environ)
     store = open_place(place, "reader", create=False, environ=environ)
     if (head := store.head()) is None:
+        if elsewhere := _by_its_page(place.address) if by_page else "":
+            return open_run(elsewhere, environ=environ, by_page=False)
         raise LaunchError(_nothing(place.address), _looked_for(place.address))
     record = RunRecord.of(head)
     if place.address.on_hub:
@@ -278,6 +285,20 @@ def _with_its_bulk(place: Place, record: RunRecord) -> Place:
         return place
     kind = Address.parse(store).kind
     return replace(place, address=replace(place.address, kind=kind))
+
+
+def _by_its_page(address: Address) -> str:
+    """Where the page of a published model says that its run's state is; "" if not elsewhere. A
+    page may be a stranger's: it leads to nothing on this machine."""
+    if not address.on_hub:
+        return ""
+    from ..store.hub.client import small_file
+
+    try:
+        state = json.loads(small_file(address.name, f"{FOLDER}/{RUN}") or b"{}").get("state", "")
+        return str(state) if Address.parse(str(state)).durable else ""
+    except (ValueError, AttributeError):  # no JSON, no object, or no address
+        return ""
 
 
 def _nothing(address: Address) -> str:

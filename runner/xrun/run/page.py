@@ -2,7 +2,7 @@
 
 recipe.yaml     the recipe, resolved
 lock.json       every revision, version and commit that the run was made from
-run.json        the run's id and digest, the weights' digest, and each file's
+run.json        the run's id and digest, where its state is, the weights' digest, and each file's
 metrics.jsonl   loss, digest of the samples and metrics of each logged step
 curves.svg      the losses as a picture
 project/        the components' files, where the recipe says `publish_code`
@@ -31,7 +31,7 @@ CURVES = "curves.svg"
 class Facts:
     """`run.json`: which run it was, by which rule it has its `digest`, on how many `processes`, and
     what the export has made: the SHA-256 of each file of weights, and of all together as the record
-    has it."""
+    has it. `state` is the address of its state, "" where that is on one machine only."""
 
     run: str
     digest: str = ""
@@ -39,6 +39,7 @@ class Facts:
     processes: int = 1
     weights_sha256: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
+    state: str = ""
 
 
 @dataclass(frozen=True)

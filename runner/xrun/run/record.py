@@ -114,9 +114,15 @@ class AttemptRecord:
         return self.committed is not None and self.committed > self.from_step
 
     @property
+    def was_stopped(self) -> bool:
+        """Whether a person or the budget has ended it for good."""
+        return self.end == AttemptEnd.STOPPED and self.code == StoppedOnPurpose.exit_code
+
+    @property
     def may_be_followed(self) -> bool:
-        """Whether the same command goes on, or has nothing left to do: it ended with no refusal."""
-        return self.code in (None, 0, EX_TEMPFAIL)
+        """Whether another one goes on where somebody wants it, or has nothing left to do: it ended
+        with no refusal."""
+        return self.code in (None, 0, EX_TEMPFAIL) or self.was_stopped
 
     @property
     def was_preempted(self) -> bool:

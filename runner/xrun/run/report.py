@@ -36,8 +36,9 @@ def _three_digits(value: float) -> str:
 class RunReport:
     """Everything that is known of a run; of an `unreadable` one only the `error`.
 
-    `status` is `running`, `finished`, `failed` (it will not go on by itself), `stopped` (the same
-    command goes on) or `unreadable`, and on a cloud SkyPilot's word for the job while it lives.
+    `status` is `running`, `finished`, `failed` (something is to be mended first), `stopped` (the
+    same command goes on, after a spent budget with a larger one) or `unreadable`, and on a cloud
+    SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
     `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
     `export_failed` is why a finished run has no model, or one that is not published.

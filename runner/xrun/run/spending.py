@@ -80,6 +80,35 @@ def _rates(attempts: Sequence[AttemptRecord]) -> list[float]:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one attempt has cost: `usd` is None where nobody knows any price. `of_dearest`: its own
+    price is not known, and the dearest known one counts. `until_guess`: nobody has recorded its
+    end."""
+
+    hours: float
+    usd: float | None
+    of_dearest: bool
+    until_guess: bool
+
+
+def receipt(attempts: Sequence[AttemptRecord], now: float) -> list[Cost]:
+    """What each attempt has cost, by the rules of `seconds` and `dollars`; the last one may run."""
+    if not attempts:
+        return []
+    known = any(attempt.usd_per_hour is not None for attempt in attempts)
+    lived = zip(attempts, seconds(attempts, now), _rates(attempts), strict=True)
+    return [
+        Cost(
+            hours=time / 3600,
+            usd=rate * time if known else None,
+            of_dearest=known and attempt.usd_per_hour is None,
+            until_guess=attempt.ended is None and attempt is not attempts[-1],
+        )
+        for attempt, time, rate in lived
+    ]
+
+
+@dataclass(frozen=True)
 class Allowance:
     """How long the running attempt may go on: `until` in seconds of `time.time()`, and what is
     limited.

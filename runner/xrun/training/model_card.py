@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ _DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
 _TOLD = ("torch", "numpy", "accelerate", "transformers", "datasets")
 _MACHINE = ("device", "driver", "cuda", "processes", "threads", "requirements")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_NO_NAME = "not named"
 _LOADS = {
     "transformers": "from transformers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
     "diffusers": "from diffusers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
@@ -92,9 +93,9 @@ xrun reproduce {_where(plan)}
 xrun {FOLDER}/{RECIPE}
 ```
 
-The first trains it as it was trained, with the versions above, and says up to which step the bits
-are the same; the second begins a run of one's own. `xrun verify {_where(plan)}` checks the hashes
-alone.
+{_standing(plan)}The first trains it as it was trained, with the versions above, and says up
+to which step the bits are the same; the second begins a run of one's own.
+`xrun verify {_where(plan)}` checks the hashes alone.
 """
 
 
@@ -104,8 +105,14 @@ def _picture(finished: Finished) -> str:
 
 
 def _where(plan: Plan) -> str:
-    """What names this model elsewhere."""
-    return str(plan.address) if plan.address.on_hub and plan.address.name else "FOLDER"
+    """What leads to this model: its address, and where it has none the folder that it lies in."""
+    address = plan.model_address
+    return str(address) if address and address.name else "."
+
+
+def _standing(plan: Plan) -> str:
+    """Where the commands are typed, if that is no matter of course."""
+    return "Both are typed in the folder of these files. " if _where(plan) == "." else ""
 
 
 def _lock(lock: Lock) -> str:
@@ -161,10 +168,49 @@ def _other_data(attempts: Sequence[AttemptRecord]) -> str:
 
 
 def _effort(attempts: Sequence[AttemptRecord]) -> str:
-    usd = spending.dollars(attempts, clock.now())
-    cost = "" if usd is None else f" They cost ${usd:.2f}."
+    """The receipt: what each attempt has taken, and what of it is not known."""
+    costs = spending.receipt(attempts, clock.now())
+    usd = [cost.usd for cost in costs if cost.usd is not None]
     lost = sum(attempt.was_lost for attempt in attempts)
-    return f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside.{cost}"
+    told = f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside."
+    if not costs:
+        return told
+    told += f" They took {_hours(sum(cost.hours for cost in costs))} hours of machine time"
+    told += f" and cost ${sum(usd):.2f}.\n" if usd else "; nobody has said what an hour costs.\n"
+    if len(costs) == 1 and not usd and _machine(attempts[0]) == _NO_NAME:
+        return told
+    rows = [_row(n, *each) for n, each in enumerate(zip(attempts, costs, strict=True), 1)]
+    head = ["| attempt | machine | hours | dollars |", "|---|---|---|---|"]
+    return "\n".join([told, *head, *rows, *_unknown(costs)]) + "\n"
+
+
+def _row(number: int, attempt: AttemptRecord, cost: spending.Cost) -> str:
+    usd = "unknown" if cost.usd is None else f"{cost.usd:.2f}"
+    marks = ("*" if cost.until_guess else "", "†" if cost.of_dearest else "")
+    hours = f"{_hours(cost.hours)}{marks[0]}"
+    return f"| {number} | {_machine(attempt)} | {hours} | {usd}{marks[1]} |"
+
+
+def _machine(attempt: AttemptRecord) -> str:
+    spot = {True: "spot", False: "on demand", None: None}[attempt.spot]
+    where = (attempt.accelerators or attempt.instance, attempt.cloud, attempt.region, spot)
+    return " ".join(filter(None, where)) or _NO_NAME
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
+
+
+def _unknown(costs: Sequence[spending.Cost]) -> Iterator[str]:
+    if any(cost.until_guess for cost in costs):
+        yield (
+            "\n\\* Nobody recorded its end: until its last sign of life, and as long after it as"
+            " one may say nothing."
+        )
+    if any(cost.of_dearest for cost in costs):
+        yield "\n† Nobody has said its price: at the dearest one that is known."
+    if any(cost.usd is not None for cost in costs):
+        yield "\nNot in it: what a cloud bills after an attempt has ended, storage and traffic."
 
 
 def _code(plan: Plan) -> str:

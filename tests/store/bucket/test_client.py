@@ -140,3 +140,32 @@ def test_what_cannot_be_opened_is_the_accounts_news(kind: str, clock: Clock) -> 
     with pytest.raises(LaunchError, match=f"{kind}://bucket/x cannot be asked") as caught:
         BucketClient(Address.parse(f"{kind}://bucket/x"), environ=environ, patience=1, clock=clock)
     assert "here and in `secrets:`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (403, LaunchError, "and this machine has no identity in a cloud."),
+        (404, LaunchError, "and this machine has no identity in a cloud."),
+        (0, StoreUnavailable, "and no cloud says which identity this machine has."),
+    ],
+)
+def test_without_keys_and_a_cloud_it_is_nobodys(
+    way: BadWay,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    error: type[XrunError],
+    words: str,
+) -> None:
+    """In one sentence, whether the machine's cloud refuses or there is none."""
+    way.faults.add("", times=None, status=status)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", way.url if status else "http://127.0.0.1:9")
+    where = Address.parse("s3://bucket/x")
+    given = {"AWS_REGION": "us-east-1"}
+    client = BucketClient(where, environ=given, patience=1, clock=clock, sleep=clock.sleep)
+    with pytest.raises(error) as caught:
+        client.read("x")
+    told = str(caught.value)
+    assert told.startswith(f"s3://bucket/x cannot be asked: no keys are set here, {words} Set AWS_")
+    assert type(caught.value) is error

@@ -61,6 +61,10 @@ _MESSAGE = re.compile(r"<Message>([^<\n]{1,200})")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 _REDIRECT = "Received redirect"
+_METADATA = re.compile(
+    r"//169\.254\.|/latest/(api/token|meta-data/)|/computeMetadata/|/metadata/ident"
+)
+"""What the library says of asking the machine's cloud who it is, which it does without keys."""
 _PASSES = (408, 409, 425, 429)
 """Refusals that may not be one a moment later, besides what a server says of itself (5xx)."""
 
@@ -228,6 +232,8 @@ class BucketClient:
         status = int(found[1]) if found else 0
         if code in _NO_BUCKET:
             return StoreError(f"There is no bucket {self.where}.", "Make it, or mend its name.")
+        if _METADATA.search(str(error)):
+            return self._nobody(status)
         denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if denied or status in (401, 403) or code in _EXPIRED:
             return LaunchError(f"{self.where} does not let this account in: {text}.", self._hint)
@@ -237,6 +243,16 @@ class BucketClient:
         if 400 <= status < 500 and status not in _PASSES:
             return self._refusal(text)
         return StoreUnavailable(f"{self.where} does not answer: {text}.")
+
+    def _nobody(self, status: int) -> XrunError:
+        """Without keys the cloud says which account this machine is; it has refused with this
+        status, or there is no answer, which may pass."""
+        asked = f"{self.where} cannot be asked: no keys are set here, and"
+        if 400 <= status < 500 and status not in _PASSES:
+            return LaunchError(f"{asked} this machine has no identity in a cloud.", self._hint)
+        return StoreUnavailable(
+            f"{asked} no cloud says which identity this machine has.", self._hint
+        )
 
     def _refusal(self, text: str) -> StoreError:
         return StoreError(f"{self.where} refuses: {text}.")

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_token, set_client_factory
@@ -138,6 +139,24 @@ def repositories_of(owner: str) -> tuple[str, list[str]]:
     except HfHubHTTPError as error:
         what = f"The Hub does not list the repositories of {owner}: {_short(error)}."
         raise LaunchError(what, "Mind the spelling, and whose token it is.") from error
+
+
+def small_file(name: str, path: str) -> bytes | None:
+    """A file of at most 1 MiB of a model's repository; None if there is no such file, or this
+    account may not see it.
+
+    Raises:
+        CloudUnavailable: nobody answers, or what answers is no Hub.
+    """
+    api = hub_api()
+    try:
+        with reaching(), room_for(1 << 20):
+            return Path(api.hf_hub_download(name, path)).read_bytes()
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403, 404):
+            return None
+        what = f"The Hugging Face Hub does not answer: {_short(error)}."
+        raise CloudUnavailable(what, "Try again.") from error
 
 
 def _checked_account(who: Any) -> dict[str, Any]:
