@@ -175,6 +175,18 @@ def test_a_bucket_brings_its_library_along(project: Project) -> None:
     assert needs <= pins(PACKAGE / "launcher" / "arrival" / "container.txt").keys()
 
 
+@pytest.mark.cloud
+def test_a_packed_base_brings_its_library_along(project: Project) -> None:
+    """As a bucket does."""
+    tested = pins(ROOT / "constraints" / "cloud.txt")
+    packs = ("model.adapter={name: lora}", "model.frozen=4bit", "train.precision=bf16")
+    carried = (packed(project.plan(*packs), [PRICE]) / "requirements.txt").read_text()
+    assert f"\nbitsandbytes=={tested['bitsandbytes']} \\\n    --hash=sha256:" in carried
+    needs = needed("bitsandbytes", (), set()) - needed("torch", (), set()) - {"bitsandbytes"}
+    assert "torch" not in needs
+    assert needs <= pins(PACKAGE / "launcher" / "arrival" / "container.txt").keys()
+
+
 def test_an_image_that_has_the_pins_is_known() -> None:
     version = distribution("numpy").version
     assert missing(f"# numpy==0\nnumpy=={version}\n") == []

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from support.recipes import TRAIN, problems, write
+from xrun.libraries import what_is_missing
 from xrun.recipe.load import load_recipe
+from xrun.recipe.needs import needs
 from xrun.run.identity import identity
 
 MLP = "{name: mlp, args: {inputs: 64, hidden: 128, depth: 2, classes: 10}"
@@ -47,10 +49,15 @@ WRONG = {
     "adapter: {name: lora}, frozen: 4bit": (
         "4bit",
         (
-            "model.frozen: 4bit is not available: what bitsandbytes keeps of a quantised weight"
-            " lies outside of the model's parameters, and its processors' kernels move it in"
-            " evaluation (got 4bit). Use `bf16`, which takes 2 bytes a weight and nothing for"
-            " gradients."
+            "model.frozen: the base is held in bf16 where it is not packed, and `train.precision:"
+            " fp32` computes in fp32 (got 4bit). Set `train.precision: bf16`."
+        ),
+    ),
+    "frozen: 4bit": (
+        "4bit",
+        (
+            "model.frozen: nothing is frozen (got 4bit). Add `model.adapter` or"
+            " `model.frozen_modules`, or remove it."
         ),
     ),
     "frozen: bf16": (
@@ -76,6 +83,59 @@ def test_what_does_not_work_is_refused_at_its_place(tmp_path: Path, model: str) 
     where, said = WRONG[model]
     column = recipe(model).splitlines()[1].index(where) + 1
     assert problems(tmp_path, recipe(model)) == [f"2:{column}: {said}"]
+
+
+PACKED = {
+    "frozen_modules: ['0'], frozen: 8bit": (
+        "precision: bf16",
+        (
+            "model.frozen: only the base under an adapter is packed (got 8bit). Use `bf16`, or add"
+            " `model.adapter`."
+        ),
+    ),
+    "adapter: {name: lora, args: {bias: all}}, frozen: 8bit": (
+        "precision: bf16",
+        (
+            "model.adapter.args.bias: it trains a part of a layer that `model.frozen: 8bit` has"
+            " packed (got all). Remove it, or set `model.frozen: bf16`."
+        ),
+    ),
+    "adapter: {name: lora}, frozen: 8bit": (
+        "precision: bf16, sharding: fsdp, micro_batch: 1",
+        (
+            "train.sharding: FSDP cannot cut the weights that `model.frozen: 8bit` has packed (got"
+            " fsdp). Remove it, or set `model.frozen: bf16`."
+        ),
+    ),
+    "adapter: {name: lora}, frozen: 4bit": (
+        "precision: bf16, compile: true",
+        (
+            "train.compile: nobody has tried it over a base in `model.frozen: 4bit` (got true)."
+            " Remove it, or set `model.frozen: bf16`."
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("model", PACKED)
+def test_what_a_packed_base_cannot_do_is_refused(tmp_path: Path, model: str) -> None:
+    """One problem, with the way out."""
+    more, said = PACKED[model]
+    train = TRAIN.replace("steps", f"{more}, steps")
+    (found,) = problems(tmp_path, recipe(model, train))
+    assert found.partition(": ")[2] == said
+
+
+@pytest.mark.once
+def test_a_packed_base_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bitsandbytes is not installed: one sentence with what to type."""
+    monkeypatch.setattr("xrun.libraries.is_here", lambda module: module != "bitsandbytes")
+    train = TRAIN.replace("steps", "precision: bf16, steps")
+    text = recipe("adapter: {name: lora}, frozen: 4bit", train)
+    assert what_is_missing(*needs(load_recipe(write(tmp_path, text)))) == (
+        "`model.frozen` in 4 or 8 bit needs bitsandbytes, which is not installed here."
+        " Install with: pip install 'xrun[quantized]'"
+    )
 
 
 def test_another_method_is_refused_by_name(tmp_path: Path) -> None:

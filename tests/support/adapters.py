@@ -1,5 +1,5 @@
-"""A project with a tiny Llama in a folder, as transformers writes it, a LoRA adapter on it, and
-sentences of numbers to train on."""
+"""A project with a tiny Llama in a folder, as transformers writes it, a LoRA adapter on it,
+sentences of numbers to train on, and the loop that a person would write by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+from xrun.component import load_build
+from xrun.data.loader import Fetch
+from xrun.data.randomness import INIT, LOOP, seed_generators
+from xrun.data.sampler import Sampler
+from xrun.run.plan import Plan
 
 from .running import Project
 
@@ -80,3 +87,40 @@ def project_with_llama(root: Path) -> Project:
     project = Project(root, text)
     project.write("datasets/words.py", DATASET)
     return project
+
+
+def plain_loop(project: Project, plan: Plan, base: Any, bf16: bool = False) -> Any:
+    """What a person writes by hand with torch and peft, on the same samples with the same seeds."""
+    import peft
+
+    recipe = plan.load_recipe()
+    assert recipe.model.adapter is not None
+    seed_generators(0, INIT, 3)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **recipe.model.adapter.args)
+    model = peft.get_peft_model(base.train(), config)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0, fused=True)
+    split = load_build("datasets", "words", project.root)()["train"]
+    fetch = Fetch(split, 0)
+    steps = list(Sampler(len(split), GLOBAL, MICRO, 0).steps(0, STEPS, 0, 1))
+    for step in range(STEPS):
+        pieces = [piece for piece in steps if piece.step == step]
+        optimizer.zero_grad()
+        batches = [fetch[piece][1] for piece in pieces]
+        count = sum(batch["labels"][:, 1:].numel() for batch in batches)
+        for piece, batch in zip(pieces, batches, strict=True):
+            seed_generators(0, LOOP, piece.step, piece.slot)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = model(input_ids=batch["input_ids"]).logits
+            said, labels = logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
+            loss = nn.functional.cross_entropy(said, labels, reduction="sum")
+            loss.backward(torch.tensor(1 / count))
+        optimizer.step()
+    return model
+
+
+def base_of(project: Project, **options: Any) -> Any:
+    """The base as transformers loads it."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(project.root / "base", **options)

@@ -14,7 +14,6 @@ import inspect
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,13 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import xrun
-from support.adapters import ARGS, GLOBAL, MICRO, STEPS, llama, project_with_llama
+from support.adapters import ARGS, STEPS, base_of, llama, plain_loop, project_with_llama
 from support.in_process import attempt, train
 from support.running import Project
 from xrun.component import load_build
-from xrun.data.loader import Fetch
-from xrun.data.randomness import INIT, LOOP, seed_generators
-from xrun.data.sampler import Sampler
+from xrun.data.randomness import INIT, seed_generators
 from xrun.errors import CheckpointError, ComponentError, TrainError
 from xrun.recipe.adapters import _REFUSED, LORA
 from xrun.recipe.schema import ModelRef
@@ -68,38 +65,6 @@ def adapter_of(plan: Plan) -> dict[str, Tensor]:
 
 def sha256(plan: Plan) -> str:
     return hashlib.sha256((folder_of(plan) / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
-def plain_loop(project: Project, plan: Plan, base: Any, bf16: bool = False) -> Any:
-    """What a person writes by hand with torch and peft, on the same samples with the same seeds."""
-    recipe = plan.load_recipe()
-    assert recipe.model.adapter is not None
-    seed_generators(0, INIT, 3)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **recipe.model.adapter.args)
-    model = peft.get_peft_model(base.train(), config)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0, fused=True)
-    split = load_build("datasets", "words", project.root)()["train"]
-    fetch = Fetch(split, 0)
-    steps = list(Sampler(len(split), GLOBAL, MICRO, 0).steps(0, STEPS, 0, 1))
-    for step in range(STEPS):
-        pieces = [piece for piece in steps if piece.step == step]
-        optimizer.zero_grad()
-        batches = [fetch[piece][1] for piece in pieces]
-        count = sum(batch["labels"][:, 1:].numel() for batch in batches)
-        for piece, batch in zip(pieces, batches, strict=True):
-            seed_generators(0, LOOP, piece.step, piece.slot)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = model(input_ids=batch["input_ids"]).logits
-            said, labels = logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
-            loss = nn.functional.cross_entropy(said, labels, reduction="sum")
-            loss.backward(torch.tensor(1 / count))
-        optimizer.step()
-    return model
-
-
-def base_of(project: Project, **options: Any) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(project.root / "base", **options)
 
 
 @pytest.mark.parametrize("overrides", [(), BF16, (*BF16, f"{ARGS}use_dora=true")])

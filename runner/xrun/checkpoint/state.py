@@ -3,7 +3,7 @@ to be compared by eye."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,9 +260,9 @@ def _own_shape(saved: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
     return saved[:-1] if dtype in _PAIRS else saved
 
 
-def check_own_tensors(model: nn.Module, name: str) -> None:
+def check_own_tensors(model: nn.Module, name: str, outside: Set[str] = frozenset()) -> None:
     """What the model's state_dict holds is what the model computes with, so that a checkpoint can
-    bring it back.
+    bring it back; but for the names of what is `outside` of every checkpoint.
 
     Raises:
         ComponentError: it lacks a trainable parameter, or holds a copy of something, or a tensor
@@ -275,7 +275,8 @@ def check_own_tensors(model: nn.Module, name: str) -> None:
     _check_elements(model, name)
     there = {id(tensor) for tensor in once.values()}
     apart = (n for n, p in model.named_parameters() if p.requires_grad and id(p) not in there)
-    wrong = next(apart, None) or next((n for n in once if _is_copy(once[n], again.get(n))), None)
+    copies = (n for n in once if n not in outside and _is_copy(once[n], again.get(n)))
+    wrong = next(apart, None) or next(copies, None)
     if wrong is not None:
         raise ComponentError(
             f"{name}: the model's state_dict does not hold {wrong} itself, but a copy or nothing of"

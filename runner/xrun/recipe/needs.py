@@ -6,7 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..libraries import BUCKET, HUB, LAUNCHING, METRICS, PEFT, TENSORBOARD, TRAINING, WANDB, Need
+from ..libraries import (
+    BUCKET,
+    HUB,
+    LAUNCHING,
+    METRICS,
+    PEFT,
+    QUANTIZED,
+    TENSORBOARD,
+    TRAINING,
+    WANDB,
+    Need,
+)
 from .metrics import over_the_split
 from .schema import Recipe
 
@@ -24,6 +35,8 @@ def needs(recipe: Recipe) -> Iterator[Need]:
         yield replace(HUB, extra=where.extra, what=f"`publish: {recipe.publish}`")
     if recipe.hardware.local and recipe.model.adapter is not None:
         yield PEFT
+    if recipe.hardware.local and recipe.model.quantized:
+        yield QUANTIZED
     evaluate = recipe.train.evaluate
     if recipe.hardware.local and over_the_split(recipe.task, evaluate.metric, evaluate.metrics):
         yield METRICS

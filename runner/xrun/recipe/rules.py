@@ -100,7 +100,7 @@ def an_adapter_freezes_all(recipe: Recipe) -> Iterator[Problem]:
 @rule("model.adapter", "model.frozen", "model.frozen_modules", "train.precision")
 def frozen_precision_fits(recipe: Recipe) -> Iterator[Problem]:
     """`model.frozen` needs something frozen, and `bf16` there a `train.precision` of `bf16` or
-    `fp16`."""
+    `fp16`; `8bit` and `4bit` one of `bf16`."""
     model = recipe.model
     if model.frozen is not None and not model.freezes:
         yield problem(
@@ -109,12 +109,45 @@ def frozen_precision_fits(recipe: Recipe) -> Iterator[Problem]:
             model.frozen,
             "Add `model.adapter` or `model.frozen_modules`, or remove it.",
         )
+    elif model.quantized and recipe.train.precision != "bf16":
+        yield problem(
+            "model.frozen",
+            f"the base is held in bf16 where it is not packed, and `train.precision:"
+            f" {recipe.train.precision}` computes in {recipe.train.precision}",
+            model.frozen,
+            "Set `train.precision: bf16`.",
+        )
     elif model.held == "bf16" and recipe.train.precision == "fp32":
         yield problem(
             "model.frozen" if model.frozen else "model.adapter",
             "frozen weights are held in bf16, and `train.precision: fp32` computes in fp32",
             hint="Set `train.precision: bf16`, or `model.frozen: fp32`.",
         )
+
+
+@rule("model.adapter", "model.frozen", "train.sharding", "train.compile")
+def packed_bases_do_what_was_seen(recipe: Recipe) -> Iterator[Problem]:
+    """`model.frozen: 8bit` and `4bit` are for `model.adapter`, without `train.sharding: fsdp` and
+    `train.compile`, and without what trains a part of a packed layer (`bias` and
+    `target_parameters` of the adapter)."""
+    model, train = recipe.model, recipe.train
+    if not model.quantized or not model.freezes:
+        return
+    way = "Remove it, or set `model.frozen: bf16`."
+    if model.adapter is None:
+        what = "only the base under an adapter is packed"
+        yield problem("model.frozen", what, model.frozen, "Use `bf16`, or add `model.adapter`.")
+    if train.sharding == "fsdp":
+        what = f"FSDP cannot cut the weights that `model.frozen: {model.frozen}` has packed"
+        yield problem("train.sharding", what, "fsdp", way)
+    if train.compile:
+        what = f"nobody has tried it over a base in `model.frozen: {model.frozen}`"
+        yield problem("train.compile", what, "true", way)
+    args = model.adapter.args if model.adapter else {}
+    for name in ("bias", "target_parameters"):
+        if args.get(name) not in (None, "none", []):
+            what = f"it trains a part of a layer that `model.frozen: {model.frozen}` has packed"
+            yield problem(f"model.adapter.args.{name}", what, args[name], way)
 
 
 # Training

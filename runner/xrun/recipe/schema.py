@@ -83,18 +83,6 @@ def read_source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
-def read_precision(value: Any) -> Any:
-    """4 and 8 bit are refused by name (docs/decisions/0040)."""
-    if value in ("4bit", "8bit"):
-        context = {
-            "what": f"{value} is not available: what bitsandbytes keeps of a quantised weight lies"
-            " outside of the model's parameters, and its processors' kernels move it in evaluation",
-            "hint": "Use `bf16`, which takes 2 bytes a weight and nothing for gradients.",
-        }
-        raise PydanticCustomError("sentence", "{what}", context)
-    return value
-
-
 class Adapter(Part):
     """Small weights that are trained in place of the model's own, which stay as they are."""
 
@@ -129,9 +117,11 @@ class ModelRef(Part):
     """Modules of the model, by their names in it (`backbone`, `encoder.layers.0`), whose weights
     are frozen and, as under an adapter, built again instead of saved. What the forward pass moves
     (statistics of a BatchNorm, a teacher that follows) is saved all the same. Default: none."""
-    frozen: Annotated[Literal["bf16", "fp32"] | None, Before(read_precision)] = None
+    frozen: Literal["bf16", "fp32", "8bit", "4bit"] | None = None
     """Precision in which frozen weights are held; with `bf16` the arithmetic is `train.precision:
-    bf16` or `fp16`. Default: `bf16` under an `adapter`, else as `build` has made them."""
+    bf16` or `fp16`. `8bit` and `4bit` (nf4) pack the linear layers under an `adapter` by
+    bitsandbytes (`xrun[quantized]`), and the rest of the base is held in bf16. Default: `bf16`
+    under an `adapter`, else as `build` has made them."""
     trust_remote_code: bool = False
     """Run the code that a Hub repository brings along. Only for the model `hub`."""
 
@@ -142,8 +132,16 @@ class ModelRef(Part):
 
     @property
     def held(self) -> Literal["bf16", "fp32"] | None:
-        """The precision of frozen weights; None leaves them as `build` has made them."""
-        return self.frozen or ("bf16" if self.adapter is not None else None)
+        """The precision of frozen weights that are not packed; None leaves them as `build` has made
+        them."""
+        if self.frozen in ("bf16", "fp32"):
+            return self.frozen
+        return "bf16" if self.adapter is not None else None
+
+    @property
+    def quantized(self) -> Literal["8bit", "4bit"] | None:
+        """How the base's linear layers are packed; None leaves them as they are."""
+        return self.frozen if self.frozen in ("8bit", "4bit") else None
 
 
 class DatasetRef(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..data.randomness import INIT, seed_generators
 from ..errors import ComponentError, TrainError
 from ..recipe.schema import Adapter, ModelRef, Recipe
 from .contract import in_short
-from .freezing import hold
+from .freezing import hold, hold_base
+from .quantized import names_in
 
 log = logging.getLogger("xrun")
 
@@ -37,10 +39,12 @@ def with_adapter(base: nn.Module, recipe: Recipe, adapter: Adapter) -> nn.Module
     Raises:
         ComponentError: the adapter does not fit the model.
     """
+    # peft brings it in. It warns of kernels that it does without, and in 8 bit at each call.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
 
     ref = recipe.model
-    hold(base, ref.held)
+    hold_base(base, ref)
     seed_generators(recipe.train.seed, INIT, 3)
     try:
         model: Any = get_peft_model(base, LoraConfig(**{**_task_of(ref), **adapter.args}))
@@ -55,7 +59,8 @@ def with_adapter(base: nn.Module, recipe: Recipe, adapter: Adapter) -> nn.Module
     config = model.peft_config[_NAME]
     config.base_model_name_or_path, config.revision = _source_of(base, ref)
     _check_statistics(model, ref, adapter)
-    check_own_tensors(model, f"models/{ref.name}.py")
+    packed = names_in(model) if ref.quantized else set()
+    check_own_tensors(model, f"models/{ref.name}.py", packed)
     return model
 
 
@@ -127,12 +132,27 @@ def load_adapter(model: nn.Module, source: str, path: Path) -> None:
     log.info("Warm start from %s: %d weights of the adapter.", source, len(found))
 
 
-def final_of(model: nn.Module, ref: ModelRef) -> nn.Module:
+def final_of(model: nn.Module, ref: ModelRef, unpacked: Callable[[], nn.Module]) -> nn.Module:
     """What is exported of a trained model: itself, or the base with the adapter merged into it,
-    which it is from then on."""
+    which it is from then on. Where the base is packed, `unpacked` builds both in bf16, and the
+    adapter is merged there: the base's own layout has no packed layers."""
     if ref.adapter is None or not ref.adapter.merge:
         return model
+    if ref.quantized:
+        log.info("model.adapter.merge: the adapter is merged into the base in bf16.")
+        model = _like(unpacked(), model)
     with torch.no_grad():
         merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]  # a method of peft's
     hold(merged, ref.held)
     return merged
+
+
+@torch.no_grad()
+def _like(fresh: nn.Module, trained: nn.Module) -> nn.Module:
+    """The model that was just built, with what training has changed."""
+    own = fresh.state_dict(keep_vars=True)
+    for name, tensor in trained.state_dict(keep_vars=True).items():
+        changed = tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+        if changed and name in own:
+            own[name].copy_(tensor)
+    return fresh

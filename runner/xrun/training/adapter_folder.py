@@ -16,7 +16,7 @@ from ..errors import ComponentError
 from ..files import json_text, read_json
 from ..recipe.schema import ModelRef, Recipe
 from .companions import Companions
-from .freezing import hold
+from .freezing import hold_base
 from .instances import build_ref
 from .warm_start import adapter_at, warm_start
 
@@ -107,7 +107,7 @@ def _on_own_base(folder: Path, project: Path, told: dict[str, Any]) -> nn.Module
     source = ref.init_from
     if source and adapter_at(source, project) is None:
         warm_start(base, source, project)
-    hold(base, ref.held)
+    hold_base(base, ref)
     model = PeftModel.from_pretrained(base, folder)
     if _digest(model) != told["frozen"]:
         raise ComponentError(

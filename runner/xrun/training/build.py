@@ -48,7 +48,7 @@ from .data_facts import Data, agreed_data
 from .evaluate import Evaluation
 from .finish import finish
 from .flops import sample_flops
-from .freezing import freeze, sourced_of
+from .freezing import freeze, held_in_bf16, sourced_of
 from .hub_revisions import HubRevisions
 from .instances import build_model, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
@@ -61,6 +61,7 @@ from .objective import Objective
 from .optimizer import build_optimizer, check_warmup, rate_jump
 from .peak import peak_flops
 from .prepared import prepared
+from .quantized import settle, weights_apart
 from .reduction import ExactReduction, FastReduction, Reduction
 from .speed import Speed
 from .start import Start, find_start
@@ -228,7 +229,7 @@ def build_trained(setting: Setting) -> Model:
     )
     called = prepare(objective, train, setting.accelerator, setting.world)
     outside = Frozen(model, sourced.lines) if sourced else None
-    shared = outside.parameters if outside else ()
+    shared = (*outside.parameters, *weights_apart(model)) if outside else ()
     average = Average(model, train.ema, shared) if train.ema is not None else None
     optimizer = build_optimizer(train, objective)
     scaler = setting.accelerator.scaler
@@ -241,10 +242,12 @@ def build_trained(setting: Setting) -> Model:
     return Model(objective, called, state)
 
 
-def build_started(setting: Setting) -> nn.Module:
+def build_started(setting: Setting, packed: bool = True) -> nn.Module:
     """The model with its first weights, what the recipe freezes frozen, and its adapter. Those that
-    a checkpoint does not hold are read in every attempt."""
-    ref, project = setting.recipe.model, Path(setting.plan.project)
+    a checkpoint does not hold are read in every attempt. A base that the recipe holds in 4 or 8 bit
+    is in bf16 where it is not to be `packed`."""
+    recipe = setting.recipe if packed else held_in_bf16(setting.recipe)
+    ref, project = recipe.model, Path(setting.plan.project)
     model, source = build_shaped(setting), ref.init_from
     fresh = not setting.start.record.checkpoints
     adapter = adapter_at(source, project) if source and ref.adapter is not None else None
@@ -252,9 +255,11 @@ def build_started(setting: Setting) -> nn.Module:
         warm_start(model, source, project)
     freeze(model, ref)
     if ref.adapter is not None:
-        model = with_adapter(model, setting.recipe, ref.adapter)
+        model = with_adapter(model, recipe, ref.adapter)
     if source and adapter is not None and fresh:
         load_adapter(model, source, adapter)
+    if ref.quantized:
+        settle(model, setting.accelerator.device)
     return model
 
 

@@ -4,6 +4,7 @@ that fails."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -34,13 +35,13 @@ def finish(
     setting: Setting,
     model: Model,
     lease: Lease,
-    rebuild: Callable[[], nn.Module],
+    rebuild: Callable[..., nn.Module],
     steps_per_epoch: int | None,
     early: Mapping[str, Any] = MappingProxyType({}),
 ) -> Finished | None:
     """Make the final weights, the averaged ones where there are; what the record says of them on
-    the first process. The last state is committed; `rebuild` builds the model anew, and `early` is
-    what the record says of a run that ended before its last step.
+    the first process. The last state is committed; `rebuild` is `build_started` for this setting,
+    and `early` is what the record says of a run that ended before its last step.
 
     Raises:
         ExportError: the model cannot be made, or (`PublishError`) not be published; the record has
@@ -66,7 +67,7 @@ def finish(
         own = replace(finished, exported_step=taken, metrics=setting.folder.metrics_now(taken))
         companions = companions_of(split, setting.recipe)
         attempts = lease.record.attempts
-        whole = final_of(whole, setting.recipe.model)
+        whole = final_of(whole, setting.recipe.model, functools.partial(rebuild, packed=False))
         made = export(setting.plan, whole, own, attempts, companions, lease.locked())
     made = replace(made, metrics=finished.metrics)
     with _outlived(setting, lease, made):

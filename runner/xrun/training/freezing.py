@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..checkpoint.frozen import digest_of, lines_of
 from ..errors import ComponentError, TrainError, did_you_mean
-from ..recipe.schema import ModelRef
+from ..recipe.schema import ModelRef, Recipe
+from .quantized import names_in, quantize, weights_apart
 from .world import World
 
 _KINDS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -19,7 +20,7 @@ _KINDS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Sourced:
-    """The frozen parameters of a model that come from their source again in every attempt, and what
+    """The frozen weights of a model that come from their source again in every attempt, and what
     `lines_of` says of them by their names in its state_dict."""
 
     lines: Mapping[str, str]
@@ -36,8 +37,12 @@ def sourced_of(model: nn.Module, ref: ModelRef, world: World) -> Sourced | None:
     if not ref.freezes:
         return None
     frozen = {id(p): p for p in _frozen(model, ref) if not p.requires_grad}
-    state = model.state_dict(keep_vars=True)
-    named = {name: tensor for name, tensor in state.items() if id(tensor) in frozen}
+    packed = names_in(model) if ref.quantized else set()
+    named = {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) in frozen or name in packed
+    }
     lines = lines_of(named)
     digest = digest_of(lines)
     if world.all_reduce_sum([float(digest != world.broadcast(digest))])[0]:
@@ -45,7 +50,7 @@ def sourced_of(model: nn.Module, ref: ModelRef, world: World) -> Sourced | None:
             f"models/{ref.name}.py: the processes have built different frozen weights.",
             "Each machine must find the same weights: name a commit as revision, or one folder.",
         )
-    return Sourced(lines, tuple(frozen.values()))
+    return Sourced(lines, (*frozen.values(), *named.values(), *weights_apart(model)))
 
 
 def _frozen(model: nn.Module, ref: ModelRef) -> list[nn.Parameter]:
@@ -76,6 +81,26 @@ def freeze(model: nn.Module, ref: ModelRef) -> None:
             "model.frozen_modules: every weight of the model is frozen.",
             "Leave out the modules that are to be trained.",
         )
+
+
+def hold_base(base: nn.Module, ref: ModelRef) -> None:
+    """Hold the whole of a model, which is to be frozen under an adapter, as the recipe says.
+
+    Raises:
+        ComponentError: it has nothing that could be held so.
+        LaunchError: a library is not installed.
+    """
+    hold(base, ref.held)
+    if ref.quantized:
+        adapter = ref.adapter.args if ref.adapter else {}
+        trained = adapter.get("modules_to_save") or ()
+        quantize(base, ref.quantized, trained, f"models/{ref.name}.py")
+
+
+def held_in_bf16(recipe: Recipe) -> Recipe:
+    """The recipe with its base held so."""
+    ref = recipe.model.model_copy(update={"frozen": "bf16"})
+    return recipe.model_copy(update={"model": ref})
 
 
 def hold(module: nn.Module, precision: str | None, whole: nn.Module | None = None) -> None:
