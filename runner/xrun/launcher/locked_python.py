@@ -49,7 +49,7 @@ def python_of(lock: Lock, say: Callable[[str], None]) -> Path:
     """
     wanted = others_here(lock)
     if not wanted:
-        return Path(sys.executable)
+        return Path(environment.PYTHON[0])
     _check_python(lock)
     _check_names(wanted)
     lines = "".join(f"{name}=={_plain(number)}\n" for name, number in sorted(wanted.items()))

@@ -59,6 +59,7 @@ from .miniature import Miniature
 from .modes import evaluating
 from .objective import Objective
 from .optimizer import build_optimizer, check_warmup, rate_jump
+from .packages import packages_here
 from .peak import peak_flops
 from .prepared import prepared
 from .quantized import settle, weights_apart
@@ -391,6 +392,8 @@ def build_lease(setting: Setting) -> Lease:
         setting.train.compile,
         setting.plan.libraries.installed(),
     )
+    if setting.world.rank == 0:
+        packages_here()  # now, and not while the first commit waits for it
     return Lease(
         setting.store,
         setting.start.head,
