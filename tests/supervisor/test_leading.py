@@ -527,7 +527,8 @@ def test_a_component_that_leaves_has_not_finished(tmp_path: Path, leave: str) ->
     """`sys.exit` or `os._exit` in a step: the attempt ends neither as finished nor with the
     component's code, and no model is there; what was committed stays."""
     project = Project(tmp_path)
-    project.write("models/line.py", LEAVES.replace("LEAVE", leave))
+    text = LEAVES.replace("LEAVE", leave).replace("RUNS", str(project.home))
+    project.write("models/line.py", text)
     done = project.attempt("checkpoint.every=100 steps")
     assert done.code == (75 if leave.startswith("os") else 2), done.err
     assert "Traceback" not in done.err
@@ -540,7 +541,7 @@ def test_a_component_that_leaves_has_not_finished(tmp_path: Path, leave: str) ->
 
 
 LEAVES = (
-    MODEL.replace("from torch", "import os, sys\n\nfrom torch")
+    MODEL.replace("from torch", "import os, sys\nfrom pathlib import Path\n\nfrom torch")
     .replace(
         "    return",
         """
@@ -550,8 +551,14 @@ LEAVES = (
         def forward(self, x):
             self.calls += self.training
             if self.calls > 8 * 4:
+                while not is_saved():  # `os._exit` would end the first save
+                    pass
                 LEAVE
             return x
+
+    def is_saved():
+        texts = (path.read_text() for path in Path("RUNS").glob("*/state/commits/*.json"))
+        return any('"checkpoints":[{' in text for text in texts)
 
     return""",
     )

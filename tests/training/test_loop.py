@@ -550,12 +550,16 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
     seen: dict[str, list[int]] = {}
     overrides = [f"checkpoint.store={small_disk}", "train.steps=30"]
     project.home = small_disk
-    project.trap(
-        "hold", call=6 * PER_STEP
-    )  # step 5's save begins before the next batch is asked for
+    project.trap("hold", call=2 * PER_STEP)
     disk = os.statvfs(small_disk)
 
     def fill() -> None:
+        until(held.exists, "the first hold")
+        until(lambda: steps_of(project.run)[-1:] == [0], "the commit of step 0")
+        # Step 5's save begins before the next batch is asked for.
+        project.trap("hold", call=6 * PER_STEP)
+        held.unlink()
+        (project.root / "go").touch()
         until(held.exists, "the hold")
         until(lambda: steps_of(project.run)[-1:] == [5], "the commit of step 5")
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -565,7 +569,7 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
         project.trap("hold", call=22 * PER_STEP)
         held.unlink()
         (project.root / "go").touch()
-        until(held.exists, "the second hold")
+        until(held.exists, "the last hold")
         seen["still"] = steps_of(project.run)
         ballast.unlink()
         (project.root / "go").touch()
