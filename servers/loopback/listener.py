@@ -45,8 +45,10 @@ class Listener(uvicorn.Server):
             server.close()
         for listening in sockets or ():
             listening.close()
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        for _ in range(3):  # one that was accepted just now is known a turn or two later
+            await asyncio.sleep(0)
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
         while self.server_state.tasks:
             await asyncio.sleep(0.001)
 
