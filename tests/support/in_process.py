@@ -41,6 +41,7 @@ def attempt(plan: Plan, name: str) -> Iterator[Training]:
     mode = torch.get_deterministic_debug_mode()
     generator = torch.get_rng_state()
     os.environ["OMP_NUM_THREADS"] = "1"
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have left one
     try:
         training = build_training(plan, name, StopFlag(), take_over(plan, name))
         with contextlib.closing(training.checkpointer):
