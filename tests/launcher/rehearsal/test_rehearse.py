@@ -20,6 +20,7 @@ import pytest
 import transformers
 
 from loopback.hub import Hub
+from support.hub_store import HUB_WARNINGS
 from support.named_repositories import fill
 from support.paths import ROOT, SOURCES
 from support.rehearsing import warm
@@ -386,6 +387,8 @@ def test_shipped_recipes_are_rehearsed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@HUB_WARNINGS[0]
+@HUB_WARNINGS[1]
 @pytest.mark.parametrize("name", ["gpt_h100", "vit_a100", "llama_chat_a100"])
 def test_recipes_for_clouds_are_rehearsed(name: str, tmp_path: Path) -> None:
     """With a Hub that has what they name: texts and photographs are streamed, the base is built of
