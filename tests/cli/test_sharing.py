@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.git_host import STRANGER, GitHost, bare, commit, git
+from support.git_host import STRANGER, GitHost, commit, git, strangers_host
 from xrun.cli.sharing import fetched
 from xrun.launcher.measure import of_recipe
 from xrun.recipe.git_url import RecipeURL
@@ -29,10 +29,7 @@ TRAP = "from pathlib import Path\n\nPath('ran').touch()\nPath.home().joinpath('r
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHost]:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    bare(tmp_path / "git" / "stranger")
-    with GitHost(tmp_path / "git") as made:
+    with strangers_host(tmp_path, monkeypatch) as made:
         yield made
 
 

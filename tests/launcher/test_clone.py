@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.git_host import PASSWORD, STRANGER, GitHost, bare, commit, git
+from support.git_host import PASSWORD, STRANGER, GitHost, bare, commit, git, strangers_host
 from xrun.component import project_root
 from xrun.errors import CloudUnavailable, LaunchError, RecipeError
 from xrun.launcher.clone import Clone, bring_back, cloned
@@ -31,11 +31,7 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHost]:
-    """With the repository `stranger`, and somebody who stands in an empty folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    bare(tmp_path / "git" / "stranger")
-    with GitHost(tmp_path / "git") as made:
+    with strangers_host(tmp_path, monkeypatch) as made:
         yield made
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,8 +14,10 @@ from xrun.component import load_build
 from xrun.data.loader import Fetch
 from xrun.data.randomness import INIT, LOOP, seed_generators
 from xrun.data.sampler import Sampler
+from xrun.errors import CheckpointError
 from xrun.run.plan import Plan
 
+from .in_process import attempt, train
 from .running import Project
 
 VOCABULARY, WORDS = 61, 12
@@ -124,3 +127,17 @@ def base_of(project: Project, **options: Any) -> Any:
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(project.root / "base", **options)
+
+
+def refuses_another_base(plan: Plan, base: Path) -> None:
+    """Another base in the folder ends an attempt before a step, and says what to type; with the
+    old one the run goes on."""
+    with attempt(plan, "a1") as training:
+        training.steps = 2
+        training.export = lambda *_: None
+        training.run()
+    llama(seed=2).save_pretrained(base)
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--new"):
+        train(plan, "a2")
+    llama(seed=1).save_pretrained(base)
+    assert train(plan, "a3").state.step == STEPS

@@ -8,11 +8,13 @@ any host.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
 from starlette.responses import Response
 
 from loopback.server import Refused, Request, Server
@@ -111,3 +113,13 @@ class GitHost(Server):
             "CONTENT_LENGTH": str(len(request.body)),
             "GIT_PROTOCOL": request.headers.get("git-protocol", ""),
         }
+
+
+@contextlib.contextmanager
+def strangers_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHost]:
+    """With the repository `stranger`, and somebody who stands in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    bare(tmp_path / "git" / "stranger")
+    with GitHost(tmp_path / "git") as made:
+        yield made

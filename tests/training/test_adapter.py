@@ -21,12 +21,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import xrun
-from support.adapters import ARGS, STEPS, base_of, llama, plain_loop, project_with_llama
+from support.adapters import (
+    ARGS,
+    base_of,
+    plain_loop,
+    project_with_llama,
+    refuses_another_base,
+)
 from support.in_process import attempt, train
 from support.running import Project
 from xrun.component import load_build
 from xrun.data.randomness import INIT, seed_generators
-from xrun.errors import CheckpointError, ComponentError, TrainError
+from xrun.errors import ComponentError, TrainError
 from xrun.recipe.adapters import _REFUSED, LORA
 from xrun.recipe.schema import ModelRef
 from xrun.run.folder import RunFolder
@@ -225,15 +231,7 @@ def test_a_base_that_changed_is_refused(tmp_path: Path) -> None:
     """Other weights in the base's folder: the attempt ends before a step, and says what to type."""
     project = project_with_llama(tmp_path)
     plan = project.plan()
-    with attempt(plan, "a1") as training:
-        training.steps = 2
-        training.export = lambda *_: None
-        training.run()
-    llama(seed=2).save_pretrained(tmp_path / "base")
-    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--new"):
-        train(plan, "a2")
-    llama(seed=1).save_pretrained(tmp_path / "base")
-    assert train(plan, "a3").state.step == STEPS
+    refuses_another_base(plan, tmp_path / "base")
 
 
 def test_init_from_puts_an_adapter_onto_the_adapter(

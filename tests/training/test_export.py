@@ -17,10 +17,11 @@ from torch import nn
 
 from support.paths import RECIPES
 from xrun.errors import ComponentError
+from xrun.files import sha256_of
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
-from xrun.training.export import in_one_order, sha256_of, write
+from xrun.training.export import in_one_order, write
 from xrun.training.warm_start import warm_start
 
 FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5}, data_revision="r1")

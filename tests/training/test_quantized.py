@@ -16,10 +16,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import xrun
-from support.adapters import ARGS, STEPS, base_of, llama, plain_loop, project_with_llama
+from support.adapters import (
+    ARGS,
+    base_of,
+    llama,
+    plain_loop,
+    project_with_llama,
+    refuses_another_base,
+)
 from support.in_process import attempt, train
 from support.running import Project
-from xrun.errors import CheckpointError, ComponentError
+from xrun.errors import ComponentError
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.training import exported
@@ -144,15 +151,7 @@ def test_a_base_that_changed_is_refused(tmp_path: Path) -> None:
     """Before a step, and the run goes on with the old one."""
     project = project_with_llama(tmp_path)
     plan = project.plan(*packs("4bit"))
-    with attempt(plan, "a1") as training:
-        training.steps = 2
-        training.export = lambda *_: None
-        training.run()
-    llama(seed=2).save_pretrained(tmp_path / "base")
-    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--new"):
-        train(plan, "a2")
-    llama(seed=1).save_pretrained(tmp_path / "base")
-    assert train(plan, "a3").state.step == STEPS
+    refuses_another_base(plan, tmp_path / "base")
 
 
 OWN = """\

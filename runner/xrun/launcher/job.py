@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import subprocess
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..run.identity import in_full
 from ..run.plan import Plan, differences, older_rules, under_rule
 from ..run.record import RunRecord
 from ..run.stores import open_store
-from .git import git_says
+from .git import git_answer
 from .local import Cloud
 from .locking import locked
 
@@ -69,17 +68,10 @@ def launch(plan: Plan, cloud: Cloud) -> int:
 def code_version(project: Path) -> dict[str, object]:
     """The project's git commit and whether files differ from it, what runs and Python make aside;
     empty where there is no git."""
-    commit = _git(project, "rev-parse", "HEAD")
+    commit = git_answer(project, "rev-parse", "HEAD")
     sources = (".", *(f":(exclude,glob)**/{name}/**" for name in ("runs", "__pycache__")))
-    dirty = bool(_git(project, "status", "--porcelain", "-uall", "--", *sources))
+    dirty = bool(git_answer(project, "status", "--porcelain", "--", *sources))
     return {"commit": commit, "dirty": dirty} if commit else {}
-
-
-def _git(project: Path, *arguments: str) -> str:
-    try:
-        return git_says(project, *arguments, seconds=10).decode(errors="replace").strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def by_the_rule_of(plan: Plan, rule: int) -> Plan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..errors import LaunchError
 from ..files import read_json
 from ..run.locked import Lock
 from ..run.plan import Plan
-from .git import git_says
+from .git import git_answer
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
@@ -59,15 +58,15 @@ def _code(plan: Plan) -> dict[str, Any]:
     project = Path(plan.project)
     told = {
         **plan.code,
-        "remote": without_secrets(_git(project, "remote", "get-url", "origin")),
-        "folder": _git(project, "rev-parse", "--show-prefix"),
+        "remote": without_secrets(git_answer(project, "remote", "get-url", "origin")),
+        "folder": git_answer(project, "rev-parse", "--show-prefix"),
         "difference": _difference(project) if plan.code.get("dirty") else "",
     }
     return {name: value for name, value in told.items() if value}
 
 
 def _difference(project: Path) -> str:
-    return blake3(_git(project, "diff", "--no-ext-diff", "HEAD").encode()).hexdigest()
+    return blake3(git_answer(project, "diff", "--no-ext-diff", "HEAD").encode()).hexdigest()
 
 
 def without_secrets(remote: str) -> str:
@@ -77,10 +76,3 @@ def without_secrets(remote: str) -> str:
         parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
         return urlunsplit(parts)
     return remote
-
-
-def _git(project: Path, *arguments: str) -> str:
-    try:
-        return git_says(project, *arguments, seconds=10).decode(errors="replace").strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

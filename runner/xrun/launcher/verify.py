@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointCorrupt, LaunchError
+from ..files import sha256_of
 from ..run.opened import OpenedRun, open_run
 from ..run.page import Page
 from .original import page_of
@@ -59,7 +58,7 @@ def _model(page: Page) -> tuple[list[str], list[str]]:
         path = page.model / name
         if not path.is_file():
             wrong.append(f"{name} is not there")
-        elif (found := _sha256(path)) != known:
+        elif (found := sha256_of(path)) != known:
             wrong.append(f"{name} has the SHA-256 {found}, and was exported with {known}")
     return [*page.facts.files], wrong
 
@@ -83,8 +82,3 @@ def _checkpoints(run: OpenedRun) -> tuple[Sequence[str], Sequence[str]]:
             except CheckpointCorrupt as error:
                 wrong.append(f"step {checkpoint.step}: {name}: {error.message}")
     return checked, wrong
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..checkpoint.state import local
 from ..errors import ComponentError
-from ..files import json_text
+from ..files import json_text, sha256_of
 from ..run.folder import RunFolder
 from ..run.locked import NO_LOCK, Lock
 from ..run.plan import Plan
@@ -191,12 +191,6 @@ def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
     copy: nn.Module = rebuild()
     copy.load_state_dict(values)
     return copy
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(plan: Plan) -> dict[str, Any]:
