@@ -146,11 +146,16 @@ def spring(name, calls):
     here = trap["split"] == name and trap["call"] <= calls and rank == str(trap["rank"])
     if not here:
         return ""
+    # What was due while another save was on its way may begin after the next step only: look again
+    # there, for nothing is committed while this step waits.
+    patience = time.monotonic() + 10
+    while committed() < trap["committed"]:
+        if time.monotonic() > patience:
+            return ""
+        time.sleep(0.005)
     if not trap["stays"]:
         (PROJECT / "trap.json").unlink()
     what = trap["do"]
-    while committed() < trap["committed"]:
-        time.sleep(0.005)
     if what in ("SIGKILL", "SIGSEGV"):
         faulthandler.disable()
         os.kill(os.getpid(), getattr(signal, what))
@@ -216,7 +221,7 @@ class Project:
         paced: bool = False,
     ) -> None:
         """Lay out what happens at the `call`-th collate of `split` in a process, once that step is
-        committed.
+        committed: on a slow disk at a later collate.
 
         `stays`: in every life, not once. `paced`: until then every save is committed before the
         next step, so that the checkpoints lie at the multiples of 5 and nowhere else.

@@ -59,7 +59,7 @@ def test_kills_change_nothing(undisturbed: Project, tmp_path: Path) -> None:
     """Killed after the second evaluation that was no better, it still ends at the same step, with
     the same bits."""
     project = Project(tmp_path)
-    project.trap("SIGKILL", call=4 * 7 + 1, committed=5)
+    project.trap("SIGKILL", call=4 * 6 + 1, committed=5)
     code = project.attempt(*STOPS).code
     while code == 75:
         code = project.attempt(*STOPS).code
