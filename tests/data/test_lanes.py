@@ -131,7 +131,7 @@ def test_where_the_shards_are_others_the_lanes_begin_again() -> None:
 
 def test_a_lane_without_a_sample_is_an_error() -> None:
     """Its number says which."""
-    with pytest.raises(DataExhausted, match="Lane . of the training stream is empty in epoch 0"):
+    with pytest.raises(DataExhausted, match=r"Lane . of the training stream is empty in epoch 0"):
         walk(Lanes(5, 0, 5, lanes=3))
 
 
