@@ -4,9 +4,9 @@ The text is the standard library's sources in parquet files, in documents of 4,0
 tokenizer is a byte-level BPE of 16,000 tokens made of them. Each side streams, encodes and packs
 rows of 1,024 tokens, in a fresh process of its own: `datasets/hub_text` in lanes through xrun's
 sampler and loader, `datasets` with its two batched maps through torch's DataLoader, and nanoGPT's
-way, whose file somebody has prepared before. The first quarter of the tokens is not counted: that is
-where each imports and begins. Then what one of four processes reads of the files while it trains on
-its part of all of them, over a quarter of their bytes.
+way, whose file somebody has prepared before. The first quarter of the tokens is not counted: there
+each imports and begins. Then what one of four processes reads of the files while it trains on its
+part of all of them, over a quarter of their bytes.
 """
 
 from __future__ import annotations
