@@ -27,6 +27,7 @@ FILES = {
     12: "chat",
     13: "bucket",
     15: "deadline",
+    16: "text",
 }
 """Which file measures a row."""
 NAMES = {"deadline": 15}

@@ -24,9 +24,10 @@ from ..checkpoint.schedule import SaveSchedule, mean_uptime
 from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.batch import to_device
+from ..data.lanes import LaneSampler, sampler_of
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
-from ..data.stream import StreamSampler, is_stream, next_epoch
+from ..data.stream import StreamSampler, is_stream
 from ..errors import ComponentError
 from ..files import needed
 from ..machine.heartbeat import Heartbeat
@@ -239,7 +240,8 @@ def build_trained(setting: Setting) -> Model:
         restore.load(state, start.checkpoint, start.paths)
         state.exact &= not setting.data.changed
         if "train" in setting.data.changed and state.stream is not None:
-            state.stream = next_epoch(state.stream, state.step)
+            sampler = sampler_of(setting.splits["train"])
+            state.stream = sampler.next_epoch(state.stream, state.step)
     return Model(objective, called, state)
 
 
@@ -294,18 +296,19 @@ def build_reduction(train: Train, called: nn.Module, world: World, micro_batch: 
     return FastReduction(called, world)
 
 
-def build_sampler(setting: Setting, state: TrainState) -> Sampler | StreamSampler:
+AnySampler = Sampler | StreamSampler | LaneSampler
+
+
+def build_sampler(setting: Setting, state: TrainState) -> AnySampler:
     """The order of the data."""
     split, train = setting.splits["train"], setting.train
     batch, size = train.global_batch, state.micro_batch
     if is_stream(split):
-        return StreamSampler(split, batch, size, train.seed, state.stream)
+        return sampler_of(split)(split, batch, size, train.seed, state.stream)
     return Sampler(len(split), batch, size, train.seed, getattr(split, "weights", None))
 
 
-def check_workers(
-    setting: Setting, sampler: Sampler | StreamSampler, evaluation: Evaluation, step: int
-) -> None:
+def check_workers(setting: Setting, sampler: AnySampler, evaluation: Evaluation, step: int) -> None:
     """What all workers of this node keep ready fits into its shared memory, by the first batch of
     training and of evaluation.
 
@@ -322,7 +325,7 @@ def check_workers(
 
 
 def build_loader(
-    setting: Setting, sampler: Sampler | StreamSampler, step: int, steps: int, parts: int
+    setting: Setting, sampler: AnySampler, step: int, steps: int, parts: int
 ) -> Loader:
     """This rank's micro-batches from `step` on, each in so many parts."""
     train, world = setting.train, setting.world

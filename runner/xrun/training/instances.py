@@ -12,6 +12,7 @@ from torch import nn
 from .. import component
 from ..checkpoint.state import check_own_tensors
 from ..data.fingerprint import count_code, keeps_rows
+from ..data.lanes import check_lanes
 from ..data.loader import check_splits
 from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
@@ -49,6 +50,7 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
     splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
     check_splits(splits, dataset.name)
     check_stream(dataset.name, splits["train"], train.epochs)
+    check_lanes(dataset.name, splits["train"], train.global_batch)
     check_validation(splits.get("val"), dataset.name)
     Companions.of(splits["train"], f"datasets/{dataset.name}.py")
     if train.export == "best" and splits.get("val") is None:

@@ -383,7 +383,11 @@ class Training:
             self.tracker.log(self.state.step, values)
 
     def _remember_stream(self) -> None:
-        self.state.stream = self.sampler.state(self.state.step)
+        """The first process saves it; where each reads only its own, they tell it theirs."""
+        stream = self.sampler.state(self.state.step)
+        if not self.sampler.whole and (parts := self.world.gathered(stream)):
+            stream = self.sampler.joined(parts)
+        self.state.stream = stream
 
     def _save_now(self) -> bool:
         """Save this step, unless it is committed already, and wait; says whether it is
