@@ -3,7 +3,6 @@ any."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import environment
-from ..errors import XrunError
 from ..libraries import BUCKET, HUB, require
 from ..store.address import Address
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Publisher, Store
 from .plan import Plan
-from .record import RunRecord
 
 if TYPE_CHECKING:
     from ..store.bucket.store import BucketStore
@@ -115,11 +112,3 @@ def _in_bucket(place: Place, attempt: str, create: bool, environ: Mapping[str, s
         environ={**environ, **place.env},
         patience=float(environment.BUCKET_PATIENCE.of(environ)),
     )
-
-
-def restore_soon(store: Store) -> None:
-    """Begin to verify what the attempt will probably restore; a store that cannot be read is
-    somebody else's news."""
-    with contextlib.suppress(XrunError):
-        newest = RunRecord.of(store.head()).newest
-        store.fetch_soon(newest.files.values() if newest else ())

@@ -237,7 +237,7 @@ def build_trained(setting: Setting) -> Model:
     scaler = setting.accelerator.scaler
     state = TrainState(model, optimizer, average, scaler, micro_batch, outside=outside)
     if start.checkpoint is not None:
-        restore.load(state, start.checkpoint, start.paths)
+        restore.load(state, start.checkpoint, start.paths, start.share)
         state.exact &= not setting.data.changed
         if "train" in setting.data.changed and state.stream is not None:
             sampler = sampler_of(setting.splits["train"])

@@ -15,11 +15,12 @@ What was fetched also lies in a folder of this machine (`cache`), where a restar
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable, XrunError
 from ..address import Address
+from ..blocks import Range
 from ..cache import Cache, Fetching
 from ..directory.commits import KEPT, checked, file_name, head_of, line_of, sealed
 from ..durable import file_slices, hash_of
@@ -104,7 +106,7 @@ class BucketStore:
         self._seen = self._scan()
         return self._seen[1]
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
+    def put(self, chunks: Iterable[Chunk], suffix: str = "", *, blocks: bool = False) -> StoredFile:
         """See `Store.put`.
 
         Files without any commit would make a new run look like one whose commits are gone, so it
@@ -117,7 +119,7 @@ class BucketStore:
             )
         if not self._swept:  # what killed attempts have left is not to add up
             self._sweep(own=False)
-        return self._pieces.put(chunks)
+        return self._pieces.put(chunks, blocks=blocks)
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         """See `Store.commit`; two requests where nobody came between: the number is taken, and it
@@ -135,6 +137,18 @@ class BucketStore:
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; what the cache has wrong is downloaded again."""
         return self._coming.fetch(file)
+
+    def fetch_ranges(self, file: StoredFile, ranges: Sequence[Range]) -> Path:
+        """See `Store.fetch_ranges`; a block is a piece, or the first part of one."""
+        if not file.blocks:
+            return self.fetch(file)
+        blocks = file.blocks_of(ranges)
+
+        def fetched(place: str) -> Path:
+            read = functools.partial(self._pieces.read, _checked(place), file.size)
+            return self._kept_here.fetch_blocks(file, place, blocks, read)
+
+        return self._coming.first_intact(file, fetched)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; downloads several files at a time."""
@@ -277,10 +291,8 @@ class BucketStore:
     # Files
 
     def _fetched(self, file: StoredFile, place: str) -> Path:
-        if not PLACE.fullmatch(place):
-            raise CheckpointCorrupt(f"{place} is not a place in this store")
         return self._kept_here.fetch(
-            file, place, lambda: self._pieces.download(place, file.size, self.cache)
+            file, _checked(place), lambda: self._pieces.download(place, file.size, self.cache)
         )
 
     def _sweep(self, *, own: bool) -> None:
@@ -313,6 +325,13 @@ class BucketStore:
 
 def _key(number: int) -> str:
     return f"commits/{file_name(number)}"
+
+
+def _checked(place: str) -> str:
+    """Raises CheckpointCorrupt where it is no place."""
+    if not PLACE.fullmatch(place):
+        raise CheckpointCorrupt(f"{place} is not a place in this store")
+    return place
 
 
 def _id(head: Head | None) -> str:
