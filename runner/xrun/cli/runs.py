@@ -1,4 +1,4 @@
-"""The commands about runs: status, report, evaluate, logs, cancel, sync, export-model."""
+"""The commands about runs: status, report, receipt, evaluate, logs, cancel, sync, export-model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,15 +64,52 @@ def _at(where: str) -> list[RunStatus]:
 def report(address: str, as_json: bool) -> None:
     """What happened to a run: attempts, what was lost, metrics, weights. ADDRESS: hub://owner/name,
     s3://bucket/prefix/RUN, a folder, or the URL of the model page."""
-    from ..run.folder import find_run
-    from ..run.opened import is_run_id, open_run
     from .texts import report_text
 
-    if is_run_id(address):
-        found = find_run(address).report()
+    found = _one(address)
+    if as_json:
+        click.echo(json_text(found.to_json(), indent=1))
     else:
-        found = open_run(address).report(time.time())
-    click.echo(json_text(found.to_json(), indent=1) if as_json else report_text(found))
+        click.echo(report_text(replace(found.report, status=found.status)))
+
+
+def _one(address: str) -> RunStatus:
+    """What is known of a run of this project, or at an address."""
+    from ..launcher.sky.status import RunStatus, with_jobs
+    from ..run.folder import find_run
+    from ..run.opened import is_run_id, open_run
+
+    if not is_run_id(address):
+        return RunStatus(open_run(address).report(time.time()))
+    folder = find_run(address)
+    (found,) = with_jobs([folder], [folder.report()])
+    if found.cloud and found.cloud.problem:
+        what = "What the job does now is not known, and what it costs until its next sign of life"
+        click.echo(f"  note     {what}: {found.cloud.problem}", err=True)
+    return found
+
+
+@click.command()
+@options.address
+@click.option("--csv", "as_csv", is_flag=True, help="A row for each attempt, for spreadsheets.")
+@options.as_json
+def receipt(address: str, as_csv: bool, as_json: bool) -> None:
+    """What a run has cost: dollars of each attempt (place, price and its date, hours), setup,
+    waiting, what was lost, and what the same would have cost on demand.
+
+    ADDRESS: hub://owner/name, s3://bucket/prefix/RUN, a folder, or the URL of the model page.
+    """
+    from .texts import receipt_text
+
+    if as_csv and as_json:
+        raise click.UsageError("Say --csv or --json, not both.")
+    found = _one(address).report.receipt
+    if as_json:
+        click.echo(json_text(found.to_json(), indent=1))
+    elif as_csv:
+        click.echo(found.csv().decode(), nl=False)
+    else:
+        click.echo(receipt_text(found))
 
 
 @click.command()
@@ -243,4 +281,4 @@ def evaluate(
     click.echo(json_text(asdict(found), indent=1) if as_json else measured_text(found))
 
 
-COMMANDS = (status, report, evaluate, cancel, logs, sync, export_model)
+COMMANDS = (status, report, receipt, evaluate, cancel, logs, sync, export_model)

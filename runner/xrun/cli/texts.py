@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
+from ..run.receipt import Receipt
 from ..run.record import AttemptRecord
 from ..run.report import RunReport, speed_words
+from .tables import Column, lines_of
 
 if TYPE_CHECKING:
     from ..launcher.measure import Measured
@@ -86,8 +88,6 @@ def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:
     if cloud.place:
         price = f" at ${cloud.usd_per_hour:.2f}/h" if cloud.usd_per_hour is not None else ""
         yield f"on {cloud.place}{price}"
-    if cloud.usd is not None:
-        yield f"${cloud.usd:.2f} so far"
     if cloud.hours_left is not None:
         yield f"{cloud.hours_left:.1f} h left"
     if cloud.problem:
@@ -107,12 +107,21 @@ def report_text(report: RunReport) -> str:
         " lost"
     )
     lines += _why_not_exact(report)
+    lines += [f"  {each}" for each in report.receipt.sentences()]
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     if report.export_failed:
         lines.append(f"  {_lacks(report)}: {report.export_failed}")
         lines.append(f"  `xrun export-model {report.run}` tries again")
     return "\n".join(lines)
+
+
+def receipt_text(receipt: Receipt) -> str:
+    """What `xrun receipt` says of a run."""
+    head, *rows = receipt.rows()
+    table = lines_of([Column(head[0], right=True), *map(Column, head[1:])], rows)
+    sentences, notes = [*receipt.sentences()], [*receipt.notes()]
+    return "\n".join([f"{receipt.run}. {sentences[0]}", *table, *sentences[1:], *notes])
 
 
 def _lacks(report: RunReport) -> str:

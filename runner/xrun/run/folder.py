@@ -4,6 +4,7 @@ only, but for the plan."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +191,8 @@ class RunFolder:
         plan = self.plan()
         record = RunRecord.of(self._store(plan).head())
         status = self.status(record, plan)
-        made = report_of(self.run, str(self.path), status, record, str(self.model))
+        model, now = str(self.model), time.time()
+        made = report_of(self.run, str(self.path), status, record, model, now)
         if metrics:
             return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
         return replace(made, speed=self.last_speed()) if status == "running" else made

@@ -103,8 +103,9 @@ class OpenedRun:
         if self.beside and not self.place.address.durable and self.beside.plan_file.exists():
             return self.beside.report(metrics=metrics)
         status = self.status(now)
-        page = "" if self.place.address.durable else str(Path(self.address).parent / "model")
-        made = report_of(self.run, self.address, status, self.record, page or self.address)
+        durable = self.place.address.durable
+        model = self.address if durable else str(Path(self.address).parent / "model")
+        made = report_of(self.run, self.address, status, self.record, model, now)
         if not metrics:
             return made
         logged = self.record.points[-1].last if self.record.points else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from .plan import Plan
 from .points import SPEED, speed_of
+from .receipt import NO_RECEIPT, Receipt, receipt_of
 from .record import AttemptRecord, RunRecord
 
 
@@ -41,7 +42,8 @@ class RunReport:
     SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
     `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
-    `export_failed` is why a finished run has no model, or one that is not published.
+    `export_failed` is why a finished run has no model, or one that is not published. `receipt` is
+    what it has cost until now.
     """
 
     run: str
@@ -62,6 +64,7 @@ class RunReport:
     model: str | None = None
     export_failed: str | None = None
     error: str = ""
+    receipt: Receipt = NO_RECEIPT
 
     @property
     def knows_what_was_lost(self) -> bool:
@@ -76,15 +79,20 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         if self.error:
-            told = {"run": self.run, "status": self.status, "error": self.error}
-            return {**told, "folder": self.folder}
-        told = {name: value for name, value in asdict(self).items() if name != "error"}
+            names = ("run", "status", "error", "folder")
+            return {name: getattr(self, name) for name in names}
+        told: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if name != "error"
+        }
+        told |= {"usd": self.receipt.usd, "receipt": self.receipt.to_json()}
         lists = {"checkpoints": list(self.checkpoints), "rejected": list(self.rejected)}
         return {**told, **lists, "attempts": [attempt.to_json() for attempt in self.attempts]}
 
 
-def report_of(run: str, folder: str, status: str, record: RunRecord, model: str) -> RunReport:
-    """What the record of a run says; `model` is where a finished run's is."""
+def report_of(
+    run: str, folder: str, status: str, record: RunRecord, model: str, now: float
+) -> RunReport:
+    """What the record of a run says `now`; `model` is where a finished run's is."""
     attempts, finished = record.attempts, record.finished
     times = [checkpoint.time for checkpoint in record.checkpoints]
     return RunReport(
@@ -102,6 +110,7 @@ def report_of(run: str, folder: str, status: str, record: RunRecord, model: str)
         weights_sha256=finished.weights_sha256 if finished else None,
         model=model if finished and (finished.is_made or not finished.export_failed) else None,
         export_failed=finished.export_failed if finished else None,
+        receipt=receipt_of(run, attempts, now, running=status == "running"),
     )
 
 

@@ -438,7 +438,9 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
     }
     with needed(setting.folder.path):
         dropped = tracker.start(config, step)
+    own = lease.record.attempts[-1]  # which may have begun before, on this machine
     lease.note(resumed_step=step, other_data=str(setting.data) or None)
+    lease.note(trained_from=own.trained_from or clock.now())
     if dropped is not None:
         recomputed, lost = dropped.last - step, round(dropped.seconds, 3)
         lease.note(steps_recomputed=recomputed, seconds_lost=lost)
