@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
 from . import spending
@@ -387,7 +388,8 @@ def money(usd: float | None) -> str:
     """Dollars for people: in cents, and what is less than ten of them more exactly."""
     if usd is None:
         return UNKNOWN
-    return f"${usd:.4f}" if 0 < usd < 0.1 else f"${usd:.2f}"
+    places = Decimal("0.0001" if 0 < usd < 0.1 else "0.01")
+    return f"${Decimal(repr(usd)).quantize(places, ROUND_HALF_UP)}"
 
 
 def utc(when: float) -> str:

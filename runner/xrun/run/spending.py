@@ -12,7 +12,7 @@ tells nobody on the machine that follows. `receipt` makes what people read of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +49,7 @@ def lives(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True
 
     The last one is until `now` unless it has ended, or is not `running` for all that is known.
     """
-    nexts = [*(_began(attempt) for attempt in attempts[1:]), now]
+    nexts = [*map(_began, attempts[1:]), now][: len(attempts)]
     found = [_life(attempt, after, now) for attempt, after in zip(attempts, nexts, strict=True)]
     if attempts and running and attempts[-1].ended is None:
         found[-1] = Life(found[-1].began, now, now, "running")
@@ -156,6 +156,30 @@ def allowance(limits: Limits, attempts: Sequence[AttemptRecord], now: float) -> 
     return min(found, key=lambda one: one.until)
 
 
+class Watch:
+    """Called in each step: the sentence that ends the run before more is spent than its budget
+    says, "" while there is some left.
+
+    An end takes `ending()` seconds, and the next step as long as the one before; once it is said,
+    it is said again.
+    """
+
+    def __init__(
+        self, left: Allowance, now: Callable[[], float], ending: Callable[[], float]
+    ) -> None:
+        self.left, self.now, self.ending = left, now, ending
+        self._looked: float | None = None
+        self._said = ""
+
+    def __call__(self) -> str:
+        """See Watch."""
+        before, now = self._looked, self.now()
+        self._looked = now
+        step = 0.0 if before is None else now - before
+        self._said = self._said or self.left.spent(now, TIDY_SECONDS + self.ending() + step)
+        return self._said
+
+
 def unknown(limits: Limits, attempt: AttemptRecord) -> str:
     """The warning about a budget in dollars where nobody knows what the machine costs; ""
     otherwise."""
@@ -164,4 +188,6 @@ def unknown(limits: Limits, attempt: AttemptRecord) -> str:
     counts, way_on = "budget.hours still counts.", "Set budget.hours to limit the run."
     limited = counts if limits.hours else way_on
     what = "nobody has said what this machine costs, so its dollars are not counted"
+    if is_own(attempt) or attempt.usd_per_hour is not None:
+        what = "a machine of one's own costs nothing, so this limit never ends the run"
     return f"budget.usd: {what}. {limited}"

@@ -481,9 +481,4 @@ def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Ca
         return lambda: ""
     attempts = checkpointer.lease.record.attempts
     left = spending.allowance(limits, attempts, clock.now())
-
-    def spent() -> str:
-        ending = spending.TIDY_SECONDS + checkpointer.last_save().usual
-        return left.spent(clock.now(), ending)
-
-    return spent
+    return spending.Watch(left, clock.now, lambda: checkpointer.last_save().usual)
