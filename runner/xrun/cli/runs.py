@@ -1,4 +1,4 @@
-"""The commands about runs: status, report, receipt, evaluate, logs, cancel, sync, export-model."""
+"""The commands about a run: report, receipt, evaluate, logs, cancel, sync, export-model."""
 
 from __future__ import annotations
 
@@ -22,43 +22,6 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("where", metavar="[WHERE]", default="")
-@options.as_json
-def status(where: str, as_json: bool) -> None:
-    """One line per run: of this project, or of WHERE, which is a folder of runs,
-    `s3://bucket/prefix`, `hub://me` (an account), or a single run's id or address."""
-    found = _at(where) if where else _of_this_project(metrics=as_json)
-    from .texts import status_line
-
-    if as_json:
-        click.echo(json_text([each.to_json() for each in found], indent=1))
-        return
-    for each in found:
-        click.echo(status_line(each))
-
-
-def _of_this_project(*, metrics: bool) -> list[RunStatus]:
-    from ..launcher.sky.status import with_jobs
-    from ..run.folder import home_here, runs_in
-
-    home = home_here()
-    folders = runs_in(home)
-    if not folders:
-        click.echo(f"No runs in {home}.", err=metrics)
-    return with_jobs(folders, [folder.describe(metrics=metrics) for folder in folders])
-
-
-def _at(where: str) -> list[RunStatus]:
-    from ..launcher.sky.status import RunStatus
-    from ..run.listing import list_runs
-
-    found = list_runs(where)
-    if not found:
-        click.echo(f"No runs at {where}.", err=True)
-    return [RunStatus(each) for each in found]
-
-
-@click.command()
 @options.address
 @options.as_json
 def report(address: str, as_json: bool) -> None:
@@ -66,14 +29,14 @@ def report(address: str, as_json: bool) -> None:
     s3://bucket/prefix/RUN, a folder, or the URL of the model page."""
     from .texts import report_text
 
-    found = _one(address)
+    found = one(address)
     if as_json:
         click.echo(json_text(found.to_json(), indent=1))
     else:
         click.echo(report_text(replace(found.report, status=found.status)))
 
 
-def _one(address: str) -> RunStatus:
+def one(address: str) -> RunStatus:
     """What is known of a run of this project, or at an address."""
     from ..launcher.sky.status import RunStatus, with_jobs
     from ..run.folder import find_run
@@ -103,7 +66,7 @@ def receipt(address: str, as_csv: bool, as_json: bool) -> None:
 
     if as_csv and as_json:
         raise click.UsageError("Say --csv or --json, not both.")
-    found = _one(address).report.receipt
+    found = one(address).report.receipt
     if as_json:
         click.echo(json_text(found.to_json(), indent=1))
     elif as_csv:
@@ -281,4 +244,4 @@ def evaluate(
     click.echo(json_text(asdict(found), indent=1) if as_json else measured_text(found))
 
 
-COMMANDS = (status, report, receipt, evaluate, cancel, logs, sync, export_model)
+COMMANDS = (report, receipt, evaluate, cancel, logs, sync, export_model)

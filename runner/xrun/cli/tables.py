@@ -81,11 +81,11 @@ def room() -> int | None:
 
 
 def say_coloured(line: str, word: str, colour: str) -> None:
-    """A line in which the first `word` has a colour, where standard output is a terminal and
-    nobody has said NO_COLOR."""
+    """A line in which the `word` that begins a column has a colour, where standard output is a
+    terminal and nobody has said NO_COLOR."""
     out = bare(sys.stdout)
     wanted = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    before, found, after = shown(line).partition(word)
+    before, found, after = shown(line).partition(f"{_BETWEEN}{word}")
     if not (wanted and found and colour):
         click.echo(line)
         return

@@ -192,7 +192,7 @@ class RunFolder:
         record = RunRecord.of(self._store(plan).head())
         status = self.status(record, plan)
         model, now = str(self.model), time.time()
-        made = report_of(self.run, str(self.path), status, record, model, now)
+        made = report_of(self.run, str(self.path), status, record, plan, model, now)
         if metrics:
             return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
         return replace(made, speed=self.last_speed()) if status == "running" else made
@@ -240,8 +240,15 @@ def home_here(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def project_here() -> Path:
-    """The project that the person stands in."""
-    return project_root(Path.cwd() / "recipes" / "any.yaml")
+    """The project that the person stands in, in whichever of its folders."""
+    here = Path.cwd()
+    found = project_root(here / "recipes" / "any.yaml")
+    if (found / "pyproject.toml").is_file():
+        return found
+    for each in (here, *here.parents):
+        if any(each.glob("recipes/*.y*ml")) or any(each.glob("runs/*/plan.json")):
+            return project_root(each / "recipes" / "any.yaml")
+    return found
 
 
 def find_run(run: str, *, known: bool = True) -> RunFolder:

@@ -6,7 +6,10 @@ Of each run it asks for the head alone, several at a time: two requests far away
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +26,8 @@ from .stores import open_place
 
 AT_ONCE = 8
 """So many runs are asked for at a time."""
+SILENCE_SECONDS = 2.0
+"""So long nobody waits for stores of which none answers."""
 OWN = "me"
 """The account of the token that is here."""
 
@@ -41,8 +46,58 @@ def list_runs(where: str, *, environ: Mapping[str, str] = os.environ) -> list[Ru
         if address.in_bucket:
             return _in_bucket(address, environ)
         if not address.durable and (inside := _folders_in(Path(address.name))) is not None:
-            return [folder.describe(metrics=False) for folder in inside]
+            return of_folders(inside, metrics=False)
     return [open_run(where, environ=environ).report(time.time())]
+
+
+def of_folders(
+    folders: Sequence[RunFolder], *, metrics: bool, silence: float = SILENCE_SECONDS
+) -> list[RunReport]:
+    """The runs in these folders, in their order. Stores far away are asked side by side; once none
+    has answered for `silence` seconds, the runs that are left count as out of reach."""
+    far = [number for number, folder in enumerate(folders) if _is_far(folder)]
+    answers: queue.Queue[tuple[int, RunReport]] = queue.Queue()
+    by_kind: dict[str, queue.Queue[int]] = {}
+    for number in far:
+        by_kind.setdefault(folders[number].plan().address.kind, queue.Queue()).put(number)
+
+    def ask(waiting: queue.Queue[int]) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                number = waiting.get_nowait()
+                answers.put((number, folders[number].describe(metrics=metrics)))
+
+    for waiting in by_kind.values():
+        with contextlib.suppress(XrunError):
+            folders[waiting.queue[0]].store()  # its library's import is nobody's silence
+        for _ in range(min(AT_ONCE, waiting.qsize())):
+            # Nobody waits for one that is still asking when the command is done.
+            threading.Thread(target=ask, args=(waiting,), daemon=True).start()
+    found = {
+        number: folder.describe(metrics=metrics)
+        for number, folder in enumerate(folders)
+        if number not in far
+    }
+    with contextlib.suppress(queue.Empty):
+        while len(found) < len(folders):
+            number, report = answers.get(timeout=silence)
+            found[number] = report
+    return [
+        found.get(number) or _out_of_reach(folder, silence) for number, folder in enumerate(folders)
+    ]
+
+
+def _is_far(folder: RunFolder) -> bool:
+    try:
+        return folder.plan().address.durable
+    except XrunError:
+        return False
+
+
+def _out_of_reach(folder: RunFolder, silence: float) -> RunReport:
+    where = folder.plan().place
+    why = f"{where} does not answer within {silence:g} s; `xrun report {folder.run}` waits longer."
+    return RunReport(folder.run, str(folder.path), "unreachable", error=why)
 
 
 def _folders_in(path: Path) -> list[RunFolder] | None:

@@ -87,6 +87,11 @@ class Receipt:
         return all(line.price == "own" for line in self.lines)
 
     @property
+    def price(self) -> str:
+        """The sum for people, in a word or two."""
+        return "nothing" if self.is_own else money(self.usd)
+
+    @property
     def hours(self) -> float:
         """Machine time."""
         return _sum(line.hours for line in self.lines) or 0.0
@@ -164,7 +169,7 @@ class Receipt:
     def totals(self) -> dict[str, Any]:
         """The sums by their names."""
         names = (name for name, value in vars(Receipt).items() if isinstance(value, property))
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names if name != "price"}
 
     def summary(self) -> dict[str, Any]:
         """The sums that a tracker shows: numbers, and words for what is not known."""

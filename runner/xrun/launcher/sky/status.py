@@ -62,6 +62,11 @@ class RunStatus:
         """SkyPilot's word while the job lives, else the report's."""
         return (self.cloud and self.cloud.status) or self.report.status
 
+    @property
+    def runs(self) -> bool:
+        """Whether it runs, or its job looks for a machine."""
+        return self.report.status == "running" or bool(self.cloud and self.cloud.status)
+
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         cloud = self.cloud.to_json() if self.cloud else {}
