@@ -135,7 +135,7 @@ def sums_text(found: Sequence[RunStatus]) -> str:
     receipts = [each.report.receipt for each in found if not each.report.error]
     rented = [each for each in receipts if not each.is_own]
     known = [each.usd for each in rented if each.usd is not None]
-    count = f"{len(found)} run{'' if len(found) == 1 else 's'}"
+    count = f"{len(receipts)} run{'' if len(receipts) == 1 else 's'}"
     time_ = f"{sum(each.hours for each in receipts):.1f} h of machine time"
     if not rented:
         return f"{count}: {time_} on machines of one's own, which cost nothing"

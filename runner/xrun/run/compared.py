@@ -19,7 +19,9 @@ def of_recipes(recipes: Sequence[Mapping[str, Any] | None]) -> dict[str, tuple[s
     A key that an older xrun did not know has the default that held then; without a recipe all
     values are absent.
     """
-    flat = [dict(leaves(_in_full(recipe))) if recipe else {} for recipe in recipes]
+    flat = [dict(leaves(recipe)) if recipe else {} for recipe in recipes]
+    if len({frozenset(each) for each in flat if each}) > 1:
+        flat = [dict(leaves(_in_full(recipe))) if recipe else {} for recipe in recipes]
     names = sorted({name for each in flat for name in each} - {"version"})
     found = {name: tuple(_text(each.get(name)) for each in flat) for name in names}
     known = [n for n, each in enumerate(flat) if each]

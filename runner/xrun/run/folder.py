@@ -185,10 +185,10 @@ class RunFolder:
                 raise
             return RunRecord()
 
-    def report(self, *, metrics: bool = True) -> RunReport:
-        """Everything that is known of the run, without `metrics` what its record says; raises
-        XrunError if that cannot be read now."""
-        plan = self.plan()
+    def report(self, *, metrics: bool = True, plan: Plan | None = None) -> RunReport:
+        """Everything that is known of the run, without `metrics` what its record says; `plan` is
+        its newest, where somebody has read it. Raises XrunError if it cannot be read now."""
+        plan = plan or self.plan()
         record = RunRecord.of(self._store(plan).head())
         status = self.status(record, plan)
         model, now = str(self.model), time.time()
@@ -197,10 +197,10 @@ class RunFolder:
             return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
         return replace(made, speed=self.last_speed()) if status == "running" else made
 
-    def describe(self, *, metrics: bool = True) -> RunReport:
+    def describe(self, *, metrics: bool = True, plan: Plan | None = None) -> RunReport:
         """`report`, or why it cannot be read."""
         try:
-            return self.report(metrics=metrics)
+            return self.report(metrics=metrics, plan=plan)
         except XrunError as error:
             return RunReport(self.run, str(self.path), "unreadable", error=str(error))
 

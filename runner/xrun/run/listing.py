@@ -20,9 +20,10 @@ from ..errors import LaunchError, XrunError
 from ..store.address import Address
 from .folder import RunFolder, runs_in
 from .opened import OpenedRun, is_run_id, located, open_run, parse
+from .plan import Plan
 from .record import RunRecord
 from .report import RunReport
-from .stores import open_place
+from .stores import open_place, open_store
 
 AT_ONCE = 8
 """So many runs are asked for at a time."""
@@ -55,48 +56,54 @@ def of_folders(
 ) -> list[RunReport]:
     """The runs in these folders, in their order. Stores far away are asked side by side; once none
     has answered for `silence` seconds, the runs that are left count as out of reach."""
-    far = [number for number, folder in enumerate(folders) if _is_far(folder)]
+    plans = [_plan_of(folder) for folder in folders]
+    found: dict[int, RunReport] = {}
+    far: dict[str, queue.SimpleQueue[int]] = {}
+    for number, plan in enumerate(plans):
+        if plan is not None and plan.address.durable:
+            far.setdefault(plan.address.kind, queue.SimpleQueue()).put(number)
     answers: queue.Queue[tuple[int, RunReport]] = queue.Queue()
-    by_kind: dict[str, queue.Queue[int]] = {}
-    for number in far:
-        by_kind.setdefault(folders[number].plan().address.kind, queue.Queue()).put(number)
 
-    def ask(waiting: queue.Queue[int]) -> None:
+    def ask(waiting: queue.SimpleQueue[int]) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 number = waiting.get_nowait()
-                answers.put((number, folders[number].describe(metrics=metrics)))
+                told = folders[number].describe(metrics=metrics, plan=plans[number])
+                answers.put((number, told))
 
-    for waiting in by_kind.values():
+    for kind, waiting in far.items():
+        first = next(each for each in plans if each and each.address.kind == kind)
         with contextlib.suppress(XrunError):
-            folders[waiting.queue[0]].store()  # its library's import is nobody's silence
+            open_store(first, "reader", create=False)  # its library's import is nobody's silence
         for _ in range(min(AT_ONCE, waiting.qsize())):
             # Nobody waits for one that is still asking when the command is done.
             threading.Thread(target=ask, args=(waiting,), daemon=True).start()
-    found = {
-        number: folder.describe(metrics=metrics)
-        for number, folder in enumerate(folders)
-        if number not in far
-    }
+    for number, (folder, plan) in enumerate(zip(folders, plans, strict=True)):
+        if plan is None or not plan.address.durable:
+            found[number] = folder.describe(metrics=metrics, plan=plan)
     with contextlib.suppress(queue.Empty):
         while len(found) < len(folders):
             number, report = answers.get(timeout=silence)
             found[number] = report
-    return [
-        found.get(number) or _out_of_reach(folder, silence) for number, folder in enumerate(folders)
-    ]
+    for number, plan in enumerate(plans):
+        if number not in found and plan is not None:
+            found[number] = _out_of_reach(folders[number], plan, silence)
+    return [found[number] for number in range(len(folders))]
 
 
-def _is_far(folder: RunFolder) -> bool:
+def _plan_of(folder: RunFolder) -> Plan | None:
+    """None where it cannot be read, which the run's own report tells."""
     try:
-        return folder.plan().address.durable
+        return folder.plan()
     except XrunError:
-        return False
+        return None
 
 
-def _out_of_reach(folder: RunFolder, silence: float) -> RunReport:
-    where = folder.plan().place
-    why = f"{where} does not answer within {silence:g} s; `xrun report {folder.run}` waits longer."
+def _out_of_reach(folder: RunFolder, plan: Plan, silence: float) -> RunReport:
+    why = (
+        f"{plan.place} does not answer within {silence:g} s; `xrun report {folder.run}` waits"
+        " longer."
+    )
     return RunReport(folder.run, str(folder.path), "unreachable", error=why)
 
 
