@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,15 +64,20 @@ def status(where: str, running: bool, recipe: str, since: float | None, as_json:
     words = ["", *(each.status for each in kept)]
     for word, line in zip(words, status_lines(kept, time.time(), room()), strict=False):
         say_coloured(line, word, COLOURS.get(word, ""))
-    for text in [*why_not_text(kept), *([sums_text(kept)] if kept else [])]:
+    for text in why_not_text(kept):
         click.echo(text)
+    if readable := [each for each in kept if not each.report.error]:
+        click.echo(sums_text(readable))
 
 
 def _is_meant(each: RunStatus, running: bool, recipe: str, since: float | None) -> bool:
+    """Of a run that cannot be read nobody knows how old it is, and of one out of reach whether it
+    runs: they may be meant."""
     report = each.report
     name = str((report.recipe or {}).get("name", report.run.rpartition("-")[0]))
-    recent = since is None or report.last_seen >= time.time() - since
-    return (each.runs or not running) and recipe in ("", name) and recent
+    recent = since is None or report.error or report.last_seen >= time.time() - since
+    alive = not running or each.runs or report.status == "unreachable"
+    return bool(alive and recent) and recipe in ("", name)
 
 
 def _of_this_project(*, metrics: bool) -> list[RunStatus]:
@@ -108,7 +114,8 @@ def compare(addresses: tuple[str, ...], as_json: bool) -> None:
 
     if len(set(addresses)) < 2:
         raise click.UsageError("Name two runs or more.")
-    reports = [one(address).report for address in addresses]
+    found = [one(address) for address in addresses]
+    reports = [replace(each.report, status=each.status) for each in found]
     recipe = compared.of_recipes([report.recipe for report in reports])
     result = compared.of_results(reports)
     names = [report.run for report in reports]

@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from ..run.plan import Plan
 
 
+COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
+COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
+"""How runs that are so are shown; SkyPilot's own words have none."""
+_STATUS = (
+    Column("RUN", cut=True),
+    Column("STATUS"),
+    Column("STEP", right=True),
+    Column("BEST", rank=2),
+    Column("LAST SIGN", rank=1),
+    Column("ATTEMPTS", rank=4),
+    Column("SPEED", rank=6),
+    Column("COST", right=True),
+    Column("JOB", rank=3),
+    Column("DIFFERS", rank=5, cut=True),
+)
+
+
 def start_text(plan: Plan) -> str:
     """What `xrun RECIPE` says before it trains here."""
     processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
@@ -46,23 +63,6 @@ def outcome_text(folder: RunFolder, code: int, command: str) -> str:
         f"  report   xrun report {folder.run}",
     ]
     return "\n".join(lines)
-
-
-COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
-COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
-"""How runs that are so are shown; SkyPilot's own words have none."""
-_STATUS = (
-    Column("RUN", cut=True),
-    Column("STATUS"),
-    Column("STEP", right=True),
-    Column("BEST", rank=2),
-    Column("LAST SIGN", rank=1),
-    Column("ATTEMPTS", rank=4),
-    Column("SPEED", rank=6),
-    Column("COST", right=True),
-    Column("JOB", rank=3),
-    Column("DIFFERS", rank=5, cut=True),
-)
 
 
 def status_lines(found: Sequence[RunStatus], now: float, width: int | None) -> list[str]:
@@ -132,16 +132,16 @@ def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
 
 def sums_text(found: Sequence[RunStatus]) -> str:
     """What all these runs have cost together."""
-    receipts = [each.report.receipt for each in found if not each.report.error]
+    receipts = [each.report.receipt for each in found]
     rented = [each for each in receipts if not each.is_own]
     known = [each.usd for each in rented if each.usd is not None]
     count = f"{len(receipts)} run{'' if len(receipts) == 1 else 's'}"
-    time_ = f"{sum(each.hours for each in receipts):.1f} h of machine time"
+    hours = f"{sum(each.hours for each in receipts):.1f} h of machine time"
     if not rented:
-        return f"{count}: {time_} on machines of one's own, which cost nothing"
+        return f"{count}: {hours} on machines of one's own, which cost nothing"
     cost = money(round(sum(known), 4)) if known else UNKNOWN
     saved = [each.saved_usd for each in rented if each.saved_usd is not None]
-    parts = [f"{count}: {cost}", time_]
+    parts = [f"{count}: {cost}", hours]
     if sum(saved) > 0:
         parts.append(f"{money(round(sum(saved), 4))} saved against on demand")
     if 0 < len(known) < len(rented):
