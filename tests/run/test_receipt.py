@@ -144,7 +144,9 @@ def test_people_read_it(project: Project) -> None:
         NOT_IN_IT,
     ]
     told = project.xrun("report", project.run.run).out
+    assert f"\n    aws us-east-1 spot, 2.08* h at $8.00{on}: $16.67\n" in told
     assert "\n  Cost: $126.17 for 10.08 h" in told
+    assert f"\n  {BOUND}\n" in told
     assert "\n  The same on demand: $216.98. Saved: $90.81 (42 %)." in told
 
 
@@ -187,6 +189,8 @@ def test_what_nobody_knows_is_not_known_and_never_0() -> None:
     assert "$" not in text
     assert found.summary()["usd"] == "not known"
     assert b",," in found.csv()
+    own = AttemptRecord("b", started=at(1), ended=at(2))
+    assert [line.usd for line in receipt_of("r", [nameless, own], at(2)).lines] == [None, 0.0]
     priced = AttemptRecord("b", started=at(1), ended=at(2), **EAST)
     both = receipt_of("r", [nameless, priced], at(2))
     assert [line.price for line in both.lines] == ["dearest", "seen"]
@@ -238,6 +242,16 @@ def test_an_attempt_that_runs_is_counted_until_now() -> None:
     assert "Attempt 1 is counted until 2026-09-15T12:00:00Z." in receipt_text(running)
     assert (gone.usd, gone.lines[0].end) == (8.6667, "bound")
     assert (gone.usd_of_bounds, gone.on_demand_usd) == (0.6667, 22.0)
+
+
+def test_a_run_on_demand_would_have_cost_the_same() -> None:
+    """Also where one of its machines has died, and what that had computed was lost."""
+    first = AttemptRecord("a", started=at(0), last_seen=at(1), end=AttemptEnd.OUTSIDE, **GOOGLE)
+    second = AttemptRecord("b", started=at(2), ended=at(3), trained_from=at(2.1), **GOOGLE)
+    second = replace(second, steps_recomputed=3, seconds_lost=360.0)
+    found = receipt_of("r", [first, second], at(3))
+    assert found.on_demand_usd == found.usd == pytest.approx(24.5 * (2 + QUIET_SECONDS / HOUR))
+    assert (found.saved_usd, found.lost_usd) == (0.0, 2.45)
 
 
 def test_nothing_is_known_of_no_attempt() -> None:

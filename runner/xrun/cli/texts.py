@@ -195,7 +195,10 @@ def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:
 def report_text(report: RunReport) -> str:
     """What `xrun report` says of a run."""
     lines = [f"{report.run}: {report.status}, {_committed(report, 'finished')}"]
-    lines += [_attempt(number, each) for number, each in enumerate(report.attempts, 1)]
+    receipts = report.receipt.lines or [None] * len(report.attempts)
+    for number, (each, line) in enumerate(zip(report.attempts, receipts, strict=True), 1):
+        lines.append(_attempt(number, each))
+        lines += [f"    {line.words}"] if line and line.words else []
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
     if speed := ", ".join(speed_words(report.speed)):
         lines.append(f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}")
@@ -205,7 +208,7 @@ def report_text(report: RunReport) -> str:
         " lost"
     )
     lines += _why_not_exact(report)
-    lines += [f"  {each}" for each in report.receipt.sentences()]
+    lines += [f"  {each}" for each in (*report.receipt.sentences(), *report.receipt.notes())]
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     if report.export_failed:

@@ -73,6 +73,14 @@ class Line:
         """Where it ran, for people."""
         return " ".join(filter(None, (self.cloud, self.region, _kind(self.spot)))) or "here"
 
+    @property
+    def words(self) -> str:
+        """What it has cost, for people; "" on a machine of one's own."""
+        if self.price == "own":
+            return ""
+        _, place, _, hourly, hours, usd, _, _ = _row(self)
+        return f"{place}, {hours} h at {hourly}: {usd}"
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -262,7 +270,7 @@ def receipt_of(
     for number, (attempt, life, rate) in enumerate(zip(attempts, found, rates, strict=True)):
         before = (attempts[number - 1], found[number - 1]) if number else None
         after = attempts[number + 1] if number + 1 < len(attempts) else None
-        price = rate if known else None
+        price = rate if known or spending.is_own(attempt) else None
         lines.append(_line(number + 1, attempt, life, price, before, after))
     return Receipt(run, tuple(lines))
 
@@ -283,8 +291,9 @@ def _line(
     taken = before is not None and before[0].was_preempted
     # On demand nobody takes a machine away: nothing is lost by that, and nothing set up again.
     bounded = max(0.0, life.ended - max(life.began, life.seen)) if life.end == "bound" else 0.0
-    needless = (setup if taken else 0.0) + bounded / 3600
-    needless += (lost[1] or 0.0) if attempt.was_preempted else 0.0
+    needless = setup if taken and before and before[0].spot is not False else 0.0
+    if attempt.spot is not False:
+        needless += bounded / 3600 + ((lost[1] or 0.0) if attempt.was_preempted else 0.0)
     dear = _on_demand(attempt)
     return Line(
         attempt=number,

@@ -251,6 +251,7 @@ def test_every_step_once_after_kills(run: Run, seed: int) -> None:
     told = run.summary()
     assert told["xrun/usd"] == pytest.approx(3600 * told["xrun/hours"], abs=1.0)
     assert told["xrun/on_demand_usd"] > 0
+    assert [each["usd_per_hour"] for each in told["xrun/receipt"]] == [3600.0] * 4
     marks = [row["xrun/attempt"] for row in run.rows()]
     assert marks == sorted(marks)
     assert len(set(marks)) > 1

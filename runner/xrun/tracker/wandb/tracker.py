@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import clock
-from ...run.receipt import receipt_of
+from ...run.receipt import Receipt, receipt_of
 from ...run.record import AttemptRecord
 from .api import RunPath, RunStatus, Unreachable, base_url, create_run, run_status
 from .library import open_run
@@ -119,14 +119,17 @@ class WandbTracker:
                 "xrun/attempts": [attempt.to_json() for attempt in attempts[-_ATTEMPTS:]],
                 "xrun/preemptions": sum(attempt.was_preempted for attempt in attempts),
                 "xrun/steps_recomputed": sum(each.steps_recomputed or 0 for each in attempts),
+                "xrun/receipt": self._receipt().to_json()["attempts"][-_ATTEMPTS:],
                 **self._costs(),
             }
         )
 
-    def _costs(self) -> dict[str, Any]:
+    def _receipt(self) -> Receipt:
         run, now = self.address.run, clock.now()
-        told = receipt_of(run, self.attempts, now, running=self.running).summary()
-        return {f"xrun/{name}": value for name, value in told.items()}
+        return receipt_of(run, self.attempts, now, running=self.running)
+
+    def _costs(self) -> dict[str, Any]:
+        return {f"xrun/{name}": value for name, value in self._receipt().summary().items()}
 
     def preempting(self) -> None:
         """The machine is about to go."""
