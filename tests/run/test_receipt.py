@@ -159,6 +159,7 @@ def test_programs_read_it(project: Project) -> None:
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert [row["usd"] for row in rows] == ["16.6667", "36.0", "73.5"]
     assert round(sum(float(row["usd"]) for row in rows), 4) == told["usd"]
+    assert [row["on_demand_usd"] for row in rows] == ["42.9", "106.7", "67.375"]
     assert (rows[0]["region"], rows[0]["began"]) == ("us-east-1", "2026-09-15T08:00:00Z")
     assert project.xrun("receipt", project.run.run, "--csv", "--json").code == 2
     done = project.xrun("receipt", "no-such-run")

@@ -70,7 +70,7 @@ def receipt(address: str, as_csv: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json_text(found.to_json(), indent=1))
     elif as_csv:
-        click.echo(found.csv().decode(), nl=False)
+        click.echo(found.csv().decode().replace("\r\n", "\n"), nl=False)
     else:
         click.echo(receipt_text(found))
 
