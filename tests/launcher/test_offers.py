@@ -117,6 +117,14 @@ def test_one_kind_of_machine_is_left_to_skypilots_own_order() -> None:
     assert offers.best.hourly == 15
 
 
+def test_prices_travel_with_what_the_same_costs_on_demand() -> None:
+    """Only those that may be launched; an on-demand one is its own."""
+    spot, dear = rank([offer(H100, 20), offer(H100, 15, spot=False)], CANDIDATES).prices
+    assert (spot.usd_per_hour, spot.on_demand_usd_per_hour) == (20, 40)
+    assert (dear.spot, dear.usd_per_hour, dear.on_demand_usd_per_hour) == (False, 30, 30)
+    assert Price.from_json(spot.to_json()) == spot
+
+
 def test_unknown_accelerators_are_compared_by_the_hour() -> None:
     unknown = eight("TPU-X")
     offers = rank([offer(H100, 20, candidate=1), offer(unknown, 19)], CANDIDATES)

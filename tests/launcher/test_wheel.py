@@ -213,7 +213,8 @@ def test_a_run_on_the_hub_is_read_with_its_library(
     (tmp_path / "runs" / name).mkdir(parents=True)
     (tmp_path / "runs" / name / "plan.json").write_text(plan.replace(f"{first}/runs", "runs"))
     hub = f"The Hugging Face Hub needs huggingface_hub, which is {ABSENT} 'xrun[train]'"
-    assert run(xrun, "status", cwd=tmp_path, env=env).split("unreadable  ")[1] == f"{hub}\n"
+    told = run(xrun, "status", cwd=tmp_path, env=env).splitlines()
+    assert told[1:] == [f"{name}  unreadable", f"{name}: {hub}"]
     wandb = f"Weights & Biases needs wandb, which is {ABSENT} 'xrun[train]'"
     for command, said in (("report", hub), ("sync", wandb)):
         asked = [xrun, command, name]

@@ -25,6 +25,7 @@ from xrun.component import load_build
 from xrun.errors import AttemptEnd, ComponentError
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
+from xrun.run.receipt import NO_RECEIPT, receipt_of
 from xrun.run.record import AttemptRecord, Finished
 from xrun.training.companions import Companions, companions_of
 from xrun.training.export import write
@@ -288,7 +289,9 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
 )
 def test_a_card_says_what_makes_its_model_again(store: str, publish: str, told: str) -> None:
     """By the address of the model itself, or standing in its folder."""
-    card = model_card(replace(PLAN, store=store, publish=publish), FINISHED, [], ["w.safetensors"])
+    card = model_card(
+        replace(PLAN, store=store, publish=publish), FINISHED, [], NO_RECEIPT, ["w.safetensors"]
+    )
     assert told in card
     assert f"`xrun verify {told.split()[2]}` checks" in card
 
@@ -299,16 +302,26 @@ def test_a_card_carries_the_receipt() -> None:
     told = {"usd_per_hour": 6.0, "accelerators": "A100:8", "cloud": "aws", "spot": True}
     attempts = [
         AttemptRecord("a", started=1000.0, last_seen=4600.0, end=AttemptEnd.OUTSIDE, **told),
-        AttemptRecord("b", started=9000.0, ended=10800.0),
+        AttemptRecord("b", started=9000.0, ended=10800.0, cloud="gcp"),
     ]
-    card = model_card(PLAN, FINISHED, attempts, ["w.safetensors"])
-    assert "They took 1.58 hours of machine time and cost $9.50.\n" in card
-    assert "| 1 | A100:8 aws spot | 1.08* | 6.50 |\n| 2 | not named | 0.50 | 3.00† |\n" in card
+    card = carded(attempts)
+    assert "* Cost: $9.50 for 1.58 h of machine time in 2 attempts.\n" in card
+    assert "| 1 | aws spot | A100:8 | $6.00 | 1.08* | $6.50 | ≥ 0.00 | not known |\n" in card
+    assert "| 2 | gcp | - | $6.00† | 0.50 | $3.00† | ≥ 0.00 | 0 steps |\n" in card
     assert "\\* Nobody recorded its end" in card
     assert "† Nobody has said its price" in card
-    free = [AttemptRecord("a", started=0.0, ended=9.0), attempts[1]]
-    card = model_card(PLAN, FINISHED, free, ["w.safetensors"])
-    assert "0.50 hours of machine time; nobody has said what an hour costs.\n" in card
-    assert "| 1 | not named | 0.0025 | unknown |\n" in card
+    nameless = [AttemptRecord("a", started=0.0, ended=9.0, cloud="gcp"), attempts[1]]
+    card = carded(nameless)
+    assert "* Cost: not known for 0.50 h of machine time in 2 attempts.\n" in card
+    assert "| 1 | gcp | - | not known | 0.0025 | not known |" in card
     assert "Not in it" not in card
-    assert "| machine |" not in model_card(PLAN, FINISHED, free[:1], ["w.safetensors"])
+    card = carded([AttemptRecord("a", started=0.0, ended=9.0)])
+    assert "* Cost: nothing, on machines of one's own (0.0025 h of machine" in card
+    assert "$" not in card.partition("## Use")[0].partition("Attempts:")[2]
+    assert "Attempts: 1.\n" in carded([])
+
+
+def carded(attempts: list[AttemptRecord]) -> str:
+    """The card of a run of these attempts."""
+    receipt = receipt_of(PLAN.run, attempts, 20_000.0)
+    return model_card(PLAN, FINISHED, attempts, receipt, ["w.safetensors"])

@@ -7,7 +7,7 @@ estimated how fast the machines are, because a machine twice as dear can be thre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..recipe.schema import Candidate
@@ -133,9 +133,13 @@ class Offers:
 
     @property
     def prices(self) -> list[Price]:
-        """The prices of everything that may be launched."""
+        """The prices of everything that may be launched, each with what the same costs on
+        demand."""
         launchable = (
-            price for offer in self.offers for price in offer.prices if price.spot == offer.use_spot
+            replace(price, on_demand_usd_per_hour=offer.on_demand)
+            for offer in self.offers
+            for price in offer.prices
+            if price.spot == offer.use_spot
         )
         return list(dict.fromkeys(launchable))
 

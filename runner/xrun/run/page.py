@@ -3,6 +3,7 @@
 recipe.yaml     the recipe, resolved
 lock.json       every revision, version and commit that the run was made from
 run.json        the run's id and digest, where its state is, the weights' digest, and each file's
+receipt.json    what each attempt has cost, until the model was made
 metrics.jsonl   loss, digest of the samples and metrics of each logged step
 curves.svg      the losses as a picture
 project/        the components' files, where the recipe says `publish_code`
@@ -24,7 +25,7 @@ from .points import Point, read_points, reproducible
 
 FOLDER = "xrun"
 RECIPE, LOCK, RUN, POINTS = "recipe.yaml", "lock.json", "run.json", "metrics.jsonl"
-CURVES = "curves.svg"
+RECEIPT, CURVES = "receipt.json", "curves.svg"
 
 
 @dataclass(frozen=True)

@@ -462,7 +462,7 @@ def default_home(project: Path, environ: Mapping[str, str] = os.environ) -> Path
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What changed between the mathematics of two plans, as `key: old -> new`."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     return [
         f"{name}: {_show(old, name)} -> {_show(new, name)}"
         for name in sorted({*old, *new})
@@ -470,10 +470,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted key."""
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            yield from _leaves(inner, f"{prefix}{name}.")
+            yield from leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
 

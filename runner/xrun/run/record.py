@@ -48,13 +48,14 @@ class AttemptRecord:
 
     `from_step` is the newest step that was committed before, `resumed_step` the one that it went on
     from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
-    `command` is the plan's. `memory` names the kind of memory that a micro-batch had to fit into,
-    in so many `parts`. `other_data` says in what its data were not those of the steps before, which
-    was meant. `last_save` is the seconds that its last save took. Where and at which price it ran:
-    `cluster` to `billed_from`. `last_seen` is its last sign of life that anybody has recorded (its
-    lease, a commit, a point in its log), `silence` the longest time without one that is usual: the
-    seconds between two of its commits. `committed` is the newest committed step when it `ended`,
-    with which exit `code`, how and why (`end`, `reason`).
+    `trained_from` is when its setup was over. `command` is the plan's. `memory` names the kind of
+    memory that a micro-batch had to fit into, in so many `parts`. `other_data` says in what its
+    data were not those of the steps before, which was meant. `last_save` is the seconds that its
+    last save took. Where and at which price it ran: `cluster` to `billed_from`;
+    `on_demand_usd_per_hour` is what the same costs on demand. `last_seen` is its last sign of life
+    that anybody has recorded (its lease, a commit, a point in its log), `silence` the longest time
+    without one that is usual: the seconds between two of its commits. `committed` is the newest
+    committed step when it `ended`, with which exit `code`, how and why (`end`, `reason`).
     """
 
     id: str
@@ -67,6 +68,7 @@ class AttemptRecord:
     resumed_step: int | None = None
     steps_recomputed: int | None = None
     seconds_lost: float | None = None
+    trained_from: float | None = None
     steps_per_epoch: int | None = None
     memory: str | None = None
     parts: int | None = None
@@ -80,6 +82,7 @@ class AttemptRecord:
     accelerators: str | None = None
     spot: bool | None = None
     usd_per_hour: float | None = None
+    on_demand_usd_per_hour: float | None = None
     source: str | None = None
     price_date: str | None = None
     billed_from: float | None = None

@@ -441,7 +441,9 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
     }
     with needed(setting.folder.path):
         dropped = tracker.start(config, step)
+    own = lease.record.attempts[-1]  # which may have begun before, on this machine
     lease.note(resumed_step=step, other_data=str(setting.data) or None)
+    lease.note(trained_from=own.trained_from or clock.now())
     if dropped is not None:
         recomputed, lost = dropped.last - step, round(dropped.seconds, 3)
         lease.note(steps_recomputed=recomputed, seconds_lost=lost)
@@ -482,9 +484,4 @@ def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Ca
         return lambda: ""
     attempts = checkpointer.lease.record.attempts
     left = spending.allowance(limits, attempts, clock.now())
-
-    def spent() -> str:
-        ending = spending.TIDY_SECONDS + checkpointer.last_save().usual
-        return left.spent(clock.now(), ending)
-
-    return spent
+    return spending.Watch(left, clock.now, lambda: checkpointer.last_save().usual)

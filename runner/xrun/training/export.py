@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from .. import clock
 from ..checkpoint.state import local
 from ..errors import ComponentError
 from ..files import json_text, sha256_of
 from ..run.folder import RunFolder
 from ..run.locked import NO_LOCK, Lock
 from ..run.plan import Plan
+from ..run.receipt import receipt_of
 from ..run.record import AttemptRecord, Finished
 from ..run.stores import open_publisher
 from ..store.durable import sync_folder
@@ -104,8 +106,9 @@ def write(
     finished = replace(finished, weights_sha256=digest_of(temporary, files))
     digests = {name: sha256_of(temporary / name) for name in files}
     points = RunFolder(plan.folder).points()
-    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256))
-    card = model_card(plan, finished, attempts, files, model, lock)
+    receipt = receipt_of(plan.run, attempts, clock.now())
+    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256), receipt)
+    card = model_card(plan, finished, attempts, receipt, files, model, lock)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, folder)
     return str(finished.weights_sha256)

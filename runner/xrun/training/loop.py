@@ -141,7 +141,7 @@ class Training:
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
-                metrics = self.evaluation.run(self._must_stop)
+                metrics = self.evaluation.run(self._must_end)
                 if metrics is None:
                     stop = 1.0
                 elif self._is_best(metrics):
@@ -170,7 +170,7 @@ class Training:
                     float(len(more)),
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
-                    self._must_stop() or bool(self.budget()),
+                    self._must_end(),
                 ]
             )
             self.checkpointer.check()
@@ -313,6 +313,10 @@ class Training:
         if self.parts == 1:
             return self.objective.count(batch, piece.samples)
         return sum(self.objective.count(part.batch, part.samples) for part in batch if part.counts)
+
+    def _must_end(self) -> bool:
+        """Whether somebody wants this process to stop now, or the budget does."""
+        return self._must_stop() or bool(self.budget())
 
     def _must_stop(self) -> bool:
         """Whether somebody wants this process to stop, and there is no time for as much again as

@@ -13,6 +13,7 @@ from ..run import page
 from ..run.locked import Lock
 from ..run.plan import Plan
 from ..run.points import Point
+from ..run.receipt import Receipt
 from ..run.sources import sources
 from .curves import curves
 
@@ -24,8 +25,10 @@ def write_page(
     points: Sequence[Point],
     weights: Mapping[str, str],
     sha256: str,
+    receipt: Receipt,
 ) -> None:
-    """Write it into the model's folder; `weights` are the files' SHA-256 by their names."""
+    """Write it into the model's folder; `weights` are the files' SHA-256 by their names, `receipt`
+    what the run has cost until now."""
     folder = model / page.FOLDER
     folder.mkdir(exist_ok=True)
     processes = int(lock.machine.get("processes", plan.processes))
@@ -35,6 +38,7 @@ def write_page(
     (folder / page.RECIPE).write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
     (folder / page.LOCK).write_text(json_text(lock.to_json(), indent=1) + "\n")
     (folder / page.RUN).write_text(json_text(asdict(facts), indent=1) + "\n")
+    (folder / page.RECEIPT).write_text(json_text(receipt.to_json(), indent=1) + "\n")
     (folder / page.POINTS).write_bytes(page.lines(list(points)))
     if picture := curves(points):
         (folder / page.CURVES).write_text(picture)

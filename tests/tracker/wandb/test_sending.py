@@ -105,7 +105,9 @@ class Run:
         name = f"attempt{len(self.attempts)}"
         if self.attempts:
             self.attempts[-1].setdefault("kind", "outside")
-        self.attempts.append({"id": name, "started": time.time(), "from_step": step})
+        price = {"cloud": "aws", "spot": True, "usd_per_hour": 3600.0}
+        price |= {"on_demand_usd_per_hour": 7200.0}
+        self.attempts.append({"id": name, "started": time.time(), "from_step": step, **price})
         write_json(self.folder / "attempts.json", self.attempts)
         self.confirmation = Confirmation(self.folder / "logs" / name)
         self.confirmation.note(boot_seconds() + 3600)  # as often as a supervisor does
@@ -246,6 +248,10 @@ def test_every_step_once_after_kills(run: Run, seed: int) -> None:
     run.check(STEPS)
     assert run.summary()["xrun/preemptions"] == 3
     assert len(run.summary()["xrun/attempts"]) == 4
+    told = run.summary()
+    assert told["xrun/usd"] == pytest.approx(3600 * told["xrun/hours"], abs=1.0)
+    assert told["xrun/on_demand_usd"] > 0
+    assert [each["usd_per_hour"] for each in told["xrun/receipt"]] == [3600.0] * 4
     marks = [row["xrun/attempt"] for row in run.rows()]
     assert marks == sorted(marks)
     assert len(set(marks)) > 1
