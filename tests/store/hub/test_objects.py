@@ -100,7 +100,7 @@ def test_no_two_attempts_send_the_same_content(attempt: Opener, hub: Hub) -> Non
     assert again.copies != file.copies
     assert hub.stored_bytes(REPO) == signed
     assert contents(attempt("a3")) == [b"frozen"]
-    head, (empty,) = saved(other, head, b"")
+    saved(other, head, b"")
     other.sweep()
     assert contents(attempt("a4")) == [b""]
     assert hub.stored_bytes(REPO) == signed - 6
