@@ -27,7 +27,7 @@ from ..run.record import RunRecord
 from ..run.stores import open_store
 from ..store.address import Address
 from .bucket import check_bucket
-from .job import by_the_rule_of, refuse_another
+from .job import as_begun, refuse_another
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
 _WANDB_SECONDS = 60.0
@@ -123,9 +123,7 @@ def _as_begun(plan: Plan) -> Plan:
             continue
         record = RunRecord.of(head)
         if head.run == meant.run:
-            found = by_the_rule_of(meant, record.rule)
-            refuse_another(found, record)
-            return found
+            return as_begun(meant, record)
         others[head.run] = record
     for run, record in others.items():
         refuse_another(plan, record, f"the run {run} at {plan.where}")

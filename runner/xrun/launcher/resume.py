@@ -19,7 +19,7 @@ from ..run.code_digest import bytes_digest
 from ..run.folder import RunFolder
 from ..run.opened import OpenedRun
 from ..run.plan import Plan, make_plan
-from .job import by_the_rule_of, choose_run, refuse_another
+from .job import as_begun, choose_run
 
 _WAY_ON = (
     "Bring the project to the code that the run was begun with, then type the same command again;"
@@ -67,9 +67,7 @@ def _checked(
     )
     if RunFolder(made.folder).plan_file.exists():
         return choose_run(made, given=True)
-    made = by_the_rule_of(made, known.rule)
-    refuse_another(made, opened.record)
-    return made
+    return as_begun(made, opened.record)
 
 
 def _missing(opened: OpenedRun, project: Path) -> list[str]:

@@ -32,7 +32,8 @@ RECEIPT, CURVES = "receipt.json", "curves.svg"
 class Facts:
     """`run.json`: which run it was, by which rule it has its `digest`, on how many `processes`, and
     what the export has made: the SHA-256 of each file of weights, and of all together as the record
-    has it. `state` is the address of its state, "" where that is on one machine only."""
+    has it. `state` is the address of its state, "" where that is on one machine only; `sources` the
+    digests of its components' files. Pages of an older xrun lack both."""
 
     run: str
     digest: str = ""
@@ -41,6 +42,7 @@ class Facts:
     weights_sha256: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

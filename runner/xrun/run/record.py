@@ -493,6 +493,7 @@ class RunRecord:
                 committed=self.newest_step,
             )
             before = (*before[:-1], lost)
+        begun_with = replace(plan.locked, packages={})  # which ones there are is told later
         now = replace(
             attempt,
             from_step=self.newest_step,
@@ -507,7 +508,7 @@ class RunRecord:
             sources=plan.sources,
             fork=plan.fork,
             fork_store=plan.fork_store,
-            lock=self.lock.followed_by(plan.locked, self.newest_step),
+            lock=self.lock.followed_by(begun_with, self.newest_step),
             attempts=(*before, now),
         )
 

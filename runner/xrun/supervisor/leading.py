@@ -322,8 +322,8 @@ class LeadingNode(Node):
             gone = f"{self.nodes.name(node).capitalize()} is gone."
             self._report(node, Outcome(EX_TEMPFAIL, Failure(gone, AttemptEnd.OUTSIDE)))
             message = {**message, "code": EX_TEMPFAIL}
-        elif message["kind"] == "ended":
-            logs.heard(self.folder.logs(self.id), message.get("printed") or {})
+        logs.heard(self.folder.logs(self.id), message.get("printed") or {})
+        if message["kind"] == "ended":
             self._report(node, Outcome.from_json(message))
         super()._hear(message, ranks)
 
@@ -367,6 +367,8 @@ class LeadingNode(Node):
         record = RunRecord.of(head)
         if record.attempts[-1].code == code:
             self._tell_attempts(record)
+            if self.nodes.count > 1:  # what the others have printed until their end
+                self._commit_end(record, head)
             return code, ""
         stopped = bool(self.stop) and code in (EX_TEMPFAIL, StoppedOnPurpose.exit_code)
         record = record.with_last(
@@ -392,7 +394,8 @@ class LeadingNode(Node):
         if self.plan.address.durable:
             kept = logs.kept(self.store, self.folder.logs(self.id), self.id, record.logs)
             record = replace(record, logs=kept)
-        self.store.commit(record.to_json(), head)
+        if record != RunRecord.of(head):
+            self.store.commit(record.to_json(), head)
 
     def _drop_history(self) -> None:
         """Nothing of a finished run depends on this."""

@@ -402,7 +402,7 @@ def build_lease(setting: Setting) -> Lease:
         setting.start.head,
         data=setting.data.facts,
         environment=here,
-        found=functools.partial(found_here, setting.revisions, here),
+        found=functools.partial(found_here, setting.plan, setting.revisions, here),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,
     )

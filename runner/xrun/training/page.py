@@ -33,7 +33,16 @@ def write_page(
     folder.mkdir(exist_ok=True)
     processes = int(lock.machine.get("processes", plan.processes))
     state = str(plan.place) if plan.address.durable else ""
-    facts = page.Facts(plan.run, plan.digest, plan.rule, processes, sha256, dict(weights), state)
+    facts = page.Facts(
+        plan.run,
+        plan.digest,
+        plan.rule,
+        processes,
+        sha256,
+        dict(weights),
+        state,
+        dict(plan.sources),
+    )
     given = plan.load_recipe().given()
     (folder / page.RECIPE).write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
     (folder / page.LOCK).write_text(json_text(lock.to_json(), indent=1) + "\n")

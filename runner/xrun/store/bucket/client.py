@@ -171,12 +171,14 @@ class BucketClient:
 
         return self._again(listed)
 
-    def sizes(self) -> dict[str, int]:
-        """The bytes of every object below the address, by its key."""
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The bytes of every object below the address, or below a folder there, by its key."""
 
         def listed() -> dict[str, int]:
             with self._said():
-                listing = obstore.list(self._small, chunk_size=1000)
+                listing = obstore.list(
+                    self._small, f"{folder}/" if folder else None, chunk_size=1000
+                )
                 return {each["path"]: each["size"] for some in listing for each in some}
 
         return self._again(listed)

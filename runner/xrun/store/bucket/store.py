@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable, XrunError
@@ -33,9 +31,9 @@ from ..address import Address
 from ..blocks import Range
 from ..cache import Cache, Fetching
 from ..directory.commits import KEPT, checked, file_name, head_of, line_of, sealed
-from ..durable import file_slices, hash_of
 from ..protocol import Chunk, Head, StoredFile, copies_named, lease_lost
 from .client import BucketClient
+from .model import BucketModel
 from .objects import NAME, PIECE, PLACE, Pieces, place_of
 
 log = logging.getLogger("xrun")
@@ -162,13 +160,7 @@ class BucketStore:
     def publish(self, folder: Path, run: str, message: str) -> str:
         """See `Publisher`; below `model/`, and what lay there before is gone. The revision is a
         digest of the files."""
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        files = {f"model/{path.relative_to(folder).as_posix()}": path for path in paths}
-        for key, path in files.items():
-            self._client.put_file(key, path)
-        self._client.delete([key for key in self._client.keys("model") if key not in files])
-        told = [f"{key} {hash_of(file_slices(path))}" for key, path in files.items()]
-        return blake3("\n".join(told).encode()).hexdigest()[:40]
+        return BucketModel(self._client).publish(folder)
 
     def drop_history(self) -> None:
         """See `KeepsHistory`; what a sweep leaves is the history."""

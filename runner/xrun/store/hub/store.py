@@ -32,7 +32,7 @@ from ..protocol import Chunk, Head, StoredFile, lease_lost
 from .api import ConflictError, HubApi, MissingError, NoAnswerError, NoRangesError, Patience
 from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line, title_of
 from .model import HubModel
-from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
+from .objects import NAME, BucketObjects, Objects, RepositoryObjects
 from .rate_limiter import RateLimiter
 
 log = logging.getLogger("xrun")
@@ -74,7 +74,7 @@ class HubStore:
         block: int = BLOCK,
     ) -> None:
         address = _on_the_hub(address)
-        if not re.fullmatch(NAME, attempt) or attempt == SHARED:
+        if not re.fullmatch(NAME, attempt):
             what = f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
             raise StoreError(what)
         self.run, self.attempt, self.owner, self.cache = run, attempt, owner, Path(cache)
