@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from ..errors import CheckpointCorrupt, CheckpointError
 from ..run.checkpoint import Checkpoint
 from ..run.record import RunRecord
@@ -73,15 +75,32 @@ def _reject(store: Store, head: Head, steps: Sequence[int]) -> Head:
 
 
 def load_weights(
-    state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path], share: Share = ALL
+    state: TrainState,
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    rebuild: Callable[[], nn.Module],
+    share: Share = ALL,
 ) -> None:
     """Put a checkpoint's model, and its average, into the modules; nothing else of the state
-    changes. `share`: whose part was verified."""
+    changes. Frozen weights that moved only later are not in it: they get what the model has that
+    `rebuild` makes. `share`: whose part was verified.
+
+    Raises:
+        CheckpointError: that one has other weights there.
+    """
     reader = tensor_file.TensorReader(paths, share)
     state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
-    for name, tensor in state.tensors().items():
+    there, tensors = reader.names(), state.tensors()
+    for name in tensors.keys() & there:
         if not name.startswith("optimizer."):
-            reader.fill(name, local(tensor), rows(tensor))
+            reader.fill(name, local(tensors[name]), rows(tensors[name]))
+    # The average has no frozen weights of its own.
+    later = {name for name in tensors.keys() - there if name.startswith("model.")}
+    if later and state.outside is not None:
+        built = state.outside.as_built(later, rebuild())
+        for name in later:
+            (begin, _), own, whole = rows(tensors[name]), local(tensors[name]), local(built[name])
+            own.copy_(whole[begin : begin + len(own)] if own.dim() else whole)
 
 
 def load(

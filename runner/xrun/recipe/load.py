@@ -32,6 +32,7 @@ from .diagnostics import (
     validate,
 )
 from .location import Location, NoLocationError
+from .not_built import with_what_is
 from .paths import missing_paths
 from .rules import BETRAYED
 from .schema import Recipe
@@ -59,8 +60,13 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     problems += file_problems(tree, project)
     problems += library_problems(tree, project)
     if recipe is None or problems:
-        raise RecipeError(in_order(problems))
+        raise RecipeError(in_order([answered(problem, tree) for problem in problems]))
     return recipe.model_copy(update={"extends": None})
+
+
+def answered(problem: Problem, tree: Node) -> Problem:
+    """With the way out that holds where somebody asks for what is not there by design."""
+    return with_what_is(problem, shown(node_at(tree, loc_of(problem.key, tree))))
 
 
 def at_their_places(

@@ -59,7 +59,9 @@ def finish(
         **early,
     )
     with _outlived(setting, lease, finished):
-        taken = take_best(setting, model, lease) if setting.train.export == "best" else state.step
+        taken = state.step
+        if setting.train.export == "best":
+            taken = take_best(setting, model, lease, rebuild)
         final = model.objective.model if model.averaged is None else model.averaged
         whole: nn.Module | None = full_copy(final, rebuild) if setting.sharded else final
         if setting.world.rank or whole is None:
@@ -75,7 +77,9 @@ def finish(
         return publish(setting.plan, lease.attempt, setting.store, made)
 
 
-def take_best(setting: Setting, model: Model, lease: Lease) -> int:
+def take_best(
+    setting: Setting, model: Model, lease: Lease, rebuild: Callable[..., nn.Module]
+) -> int:
     """Put the weights of the best committed checkpoint into the model; returns their step. The last
     ones stay where none of the committed ones was the best.
 
@@ -86,7 +90,7 @@ def take_best(setting: Setting, model: Model, lease: Lease) -> int:
         return model.state.step
     share = setting.start.share
     paths = taken(setting.store, share, setting.world, found)
-    restore.load_weights(model.state, found, paths, share)
+    restore.load_weights(model.state, found, paths, rebuild, share)
     return found.step
 
 

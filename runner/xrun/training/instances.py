@@ -25,6 +25,7 @@ from .companions import Companions
 from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
+from .freezing import held_as_read
 from .miniature import Miniature
 from .modes import begin_training
 
@@ -76,7 +77,8 @@ def build_ref(ref: ModelRef, seed: int, project: Path) -> nn.Module:
     build = component.load_build("models", ref.name, project)
     seed_generators(seed, INIT, 0)
     args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
-    model = call_build(f"models/{ref.name}.py", build, args)
+    with held_as_read(ref):
+        model = call_build(f"models/{ref.name}.py", build, args)
     if not isinstance(model, nn.Module):
         got = type(model).__name__
         raise ComponentError(
