@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
 from ..run.record import AttemptRecord
-from ..run.report import RunReport, speed_words
+from ..run.report import RunReport, duration_words, speed_words
 
 if TYPE_CHECKING:
     from ..launcher.measure import Measured
@@ -66,16 +66,8 @@ def _committed(report: RunReport, status: str) -> str:
     if report.step is None:
         return "nothing committed"
     known = report.committed and status != "finished"
-    age = f" {_age(time.time() - (report.committed or 0))} ago" if known else ""
+    age = f" {duration_words(time.time() - (report.committed or 0))} ago" if known else ""
     return f"step {report.step} committed{age}"
-
-
-def _age(seconds: float) -> str:
-    """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
-    for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            return f"{max(0.0, seconds) / unit:.0f} {name}"
-    return f"{seconds / 86400:.0f} days"
 
 
 def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:

@@ -37,8 +37,8 @@ Task = Literal[
     "model",
 ]
 ComponentName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$", max_length=100)]
-SECRET_NAME = r"^[A-Z_][A-Z0-9_]*$"
-SecretName = Annotated[str, Field(pattern=SECRET_NAME, max_length=100)]
+NAME_OF_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"
+SecretName = Annotated[str, Field(pattern=NAME_OF_VARIABLE, max_length=100)]
 ACCELERATORS: dict[str, Any] = {"pattern": PATTERN, "max_length": 64}
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 
@@ -53,7 +53,7 @@ def secrets_go_by_name(value: Any) -> Any:
 
 def addresses_go_by_name(value: Any) -> Any:
     """An address holds a password or a key, so whatever is no name is a secret."""
-    if isinstance(value, str) and not re.fullmatch(SECRET_NAME, value):
+    if isinstance(value, str) and not re.fullmatch(NAME_OF_VARIABLE, value):
         raise PydanticCustomError(
             "secret", "an address for alerts goes by name: its value never stands in a recipe"
         )
@@ -479,9 +479,7 @@ class Alerts(Part):
             ...,
         ],
         Field(strict=False, min_length=1),
-    ] = default(
-        ["started", "preempted", "recovered", "stalled", "budget", "finished", "failed"]
-    )
+    ] = default(["started", "preempted", "recovered", "stalled", "budget", "finished", "failed"])
     """What is told: a command's first step (`started`); that the machine goes away (`preempted`,
     where its cloud says so before); that another attempt goes on (`recovered`, after a machine that
     went without a word too); ranks without a sign of life (`stalled`); a spent `budget`; the end
