@@ -8,6 +8,7 @@ address, and ends with 1.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -33,7 +34,11 @@ _KINDS = {
 
 def main(name: str) -> int:
     """Send what the input says to the addresses in the variable `name`."""
-    why = send(os.environ.get(name, ""), json.load(sys.stdin))
+    address = os.environ.get(name, "")
+    try:
+        why = send(address, json.load(sys.stdin))
+    except Exception as error:  # apprise has a hundred services, and each may raise anything
+        why = f"apprise failed with {type(error).__name__}: {hidden(str(error), address)}"
     if why:
         print(shown(why))
     return 1 if why else 0
@@ -49,7 +54,7 @@ def send(address: str, message: Mapping[str, str]) -> str:
         return f"apprise is not installed here. {how_to_install('apprise')}"
     about = apprise.AppriseAsset(app_id="xrun", app_desc="xrun", app_url="", async_mode=False)
     sender = apprise.Apprise(asset=about)
-    with apprise.LogCapture(level="WARNING", fmt="%(message)s") as said:
+    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
         if not (sender.add(address) or sender.add(_as_webhook(address))):
             return "its value is no address that apprise knows (docs/alerts.md has some)."
         arrived = sender.notify(
@@ -86,5 +91,4 @@ def hidden(text: str, address: str) -> str:
 if __name__ == "__main__":
     streams.deaf()
     end_with_parent(signal.SIGKILL)
-    os.setpriority(os.PRIO_PROCESS, 0, 10)  # the training goes before
     sys.exit(main(sys.argv[1]))

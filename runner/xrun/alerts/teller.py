@@ -10,7 +10,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .. import environment
 from ..files import read_json, write_json
@@ -19,8 +19,8 @@ from ..run.plan import Plan
 from ..signals import STOPS, held_back
 from .message import Message
 
-SECONDS = 20.0
-"""How long one message to one address may take."""
+SECONDS = 60.0
+"""How long one message to one address may take, apprise's start of a second or two included."""
 
 
 class Delivery:
@@ -53,6 +53,18 @@ class Delivery:
     def kill(self) -> None:
         """Give it up."""
         self._process.kill()
+
+
+def try_out(names: Sequence[str], recipe: str) -> dict[str, str]:
+    """Send one message to the addresses in each variable; why it has not arrived, "" where it
+    has."""
+    message = Message(
+        "started",
+        f"xrun: {recipe} can reach you",
+        "A test of `alerts`. There is nothing to do.",
+    )
+    sent = {name: Delivery(name, message) for name in names}
+    return {name: delivery.end() for name, delivery in sent.items()}
 
 
 class Teller:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from .. import clock
 from ..alerts.message import Message, Messages
+from ..alerts.teller import SECONDS as ALERT_SECONDS
 from ..alerts.teller import Teller
 from ..clock import boot_seconds
 from ..errors import (
@@ -61,8 +62,6 @@ _PARTING_SECONDS = 30.0
 """How long node 0 waits for the others to end before it does."""
 _UNTRAINED_SECONDS = 1.0
 """How long recording an end may take before which nothing was trained."""
-_ALERT_SECONDS = 20.0
-"""How long the last alerts may take to reach people."""
 _LAST_SECONDS = 1.0
 """What a process that has hung up may still take to end."""
 
@@ -118,7 +117,7 @@ class LeadingNode(Node):
             seconds = _GOODBYE_SECONDS if code else MEETING_SECONDS
             self.peers.gather(self._asked_to_stop, seconds)
             self.peers.close(code, min(_PARTING_SECONDS, self.stop.seconds_left()))
-            self.alerts.close(min(_ALERT_SECONDS, self._seconds_left()))
+            self.alerts.close(min(ALERT_SECONDS, self._seconds_left()))
             if code and self.nodes.count > 1:
                 time.sleep(_LAST_SECONDS)
         return code
