@@ -66,6 +66,9 @@ CONFIRMED = Variable(
 )
 
 # What one process tells another.
+ALERTS = Variable(
+    "XRUN_ALERTS", "Who is told of what, as JSON: the recipe's `alerts`, for who starts machines."
+)
 EPOCH = Variable(
     "XRUN_EPOCH",
     "Seconds from 1970 to the start of this machine, as its clock said when the attempt began.",

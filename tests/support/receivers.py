@@ -18,12 +18,13 @@ class Webhook:
     """`with Webhook() as hook:` takes what is posted to `hook.address`, apprise's for JSON.
 
     `status` is what it answers; while it `hangs` it answers nobody. `posted` has the path and the
-    JSON of each request.
+    JSON of each request, `headers` the newest one's.
     """
 
     def __init__(self, status: int = 200, *, hangs: bool = False) -> None:
         self.status = status
         self.posted: list[tuple[str, dict[str, Any]]] = []
+        self.headers: dict[str, str] = {}
         self.asked = threading.Event()
         self.answers = threading.Event()
         if not hangs:
@@ -68,6 +69,7 @@ def _handler(hook: Webhook) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            hook.headers = dict(self.headers)
             hook.asked.set()
             hook.answers.wait()
             if hook.status == 200:

@@ -7,9 +7,11 @@ cheapest hour.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def task_config(
         "name": plan.run,
         "num_nodes": offers.best.machines.nodes,
         "resources": {"job_recovery": dict(RECOVERY), **resources(recipe.hardware.any_of, offers)},
-        "envs": {name: environ[name] for name in _TRAVEL if environ.get(name)},
+        "envs": {**{name: environ[name] for name in _TRAVEL if environ.get(name)}, **_alerts(plan)},
         "secrets": dict.fromkeys(secret_names(recipe)),
         "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
         "volumes": _volumes(recipe.files),
@@ -172,6 +174,12 @@ def _files(plan: Plan, files: Mapping[str, FileSource]) -> dict[str, str | dict[
 def _volumes(files: Mapping[str, FileSource]) -> dict[str, str]:
     """Path on the machine -> the name of the volume that is attached there."""
     return {target_there(target): each.volume for target, each in files.items() if each.volume}
+
+
+def _alerts(plan: Plan) -> dict[str, str]:
+    """For xrun's plugin of SkyPilot, which tells what happens while no machine is alive."""
+    told = asdict(plan.alerts)
+    return {environment.ALERTS.name: json.dumps(told)} if plan.alerts.to else {}
 
 
 def _run(run: str) -> str:
