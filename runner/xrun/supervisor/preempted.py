@@ -1,4 +1,4 @@
-"""What SkyPilot's hook runs on Kubernetes before a pod goes: the attempt in it is asked to save, and
+"""What SkyPilot's hook runs on Kubernetes before a pod goes: the attempt in it is asked to save and
 waited for, since the pod ends as soon as this does.
 
 python -m xrun.supervisor.preempted ~/xrun/runs/RUN/plan.json
