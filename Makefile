@@ -22,13 +22,13 @@ install: .venv/stamp
 .venv/stamp: pyproject.toml constraints/cloud.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) -c constraints/cloud.txt -e '.[train,cloud,bucket,quantized,tensorboard,dev]'
+	$(BIN)/python $(PIP) -c constraints/cloud.txt -e '.[train,cloud,bucket,quantized,tensorboard,alerts,dev]'
 	touch $@
 
 .venv-newest/stamp: pyproject.toml constraints/newest.txt
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
-	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[train,bucket,quantized,tensorboard,dev]'
+	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[train,bucket,quantized,tensorboard,alerts,dev]'
 	touch $@
 
 # What runs SkyPilot's own program for clouds here: tests/cluster/driver.py.

@@ -47,17 +47,18 @@ ARROWS = {
     "recipe": "component components store",
     "run": "component components recipe store",
     "tracker": "machine run",
+    "alerts": "machine run",
     "checkpoint": "machine recipe run store tracker",
     "training": "checkpoint component components data machine recipe run store tracker",
-    "supervisor": "machine run store tracker",
+    "supervisor": "alerts machine run store tracker",
     "launcher": "component components recipe run store tracker",
     "drill": "recipe run",
-    "cli": "drill launcher recipe run tracker",
+    "cli": "alerts drill launcher recipe run tracker",
 }
 LEADS_TO = dict(zip(DOORS, ("cli", "supervisor", "training", "supervisor"), strict=True))
 """What is started by name, with the room behind it."""
 LAUNCHER_HALF = ("cli", "launcher", "drill")
-CONTAINER_HALF = ("supervisor", "training", "checkpoint", "data", "tracker", "machine")
+CONTAINER_HALF = ("supervisor", "training", "checkpoint", "data", "tracker", "alerts", "machine")
 
 
 def importers(of: set[str], among: set[str]) -> list[str]:
@@ -173,7 +174,7 @@ def test_launcher_half_loads_where_nothing_heavy_is_installed() -> None:
 
 def test_container_half_loads_without_what_few_runs_need() -> None:
     """SkyPilot, the libraries of the extras, and those that one key of a recipe asks for."""
-    missing = ["sky", "obstore", "bitsandbytes", "tensorboard", "timm", "peft", "torchmetrics"]
+    missing = "sky obstore bitsandbytes tensorboard timm peft torchmetrics apprise".split()
     needed = {
         name
         for name in reached(*in_rooms("supervisor", "training"))

@@ -144,7 +144,7 @@ def _options(overrides: Sequence[str]) -> list[str]:
     """The person's overrides; the state stays in the drill's folder whatever the recipe says, and
     nobody else is told or given the model."""
     trackers = [f"tracking.{name}=null" for name in ("wandb", "tensorboard", "trackio")]
-    own = ["checkpoint.store=local", "publish=null", *trackers]
+    own = ["checkpoint.store=local", "publish=null", "alerts=null", *trackers]
     return [part for override in [*overrides, *own] for part in ("-s", override)]
 
 

@@ -50,6 +50,11 @@ HANG_SECONDS = Variable("XRUN_HANG_SECONDS", "Seconds without a step that count 
 METADATA_ADDRESS = Variable(
     "XRUN_METADATA_ADDRESS", "The address of the cloud's metadata server.", "http://169.254.169.254"
 )
+NOTICE_FILE = Variable(
+    "XRUN_NOTICE_FILE",
+    "The file in which a cloud tells that it takes the machine (Mithril).",
+    "/opt/mithril/MITHRIL_SIGNAL.yml",
+)
 PORT = Variable(
     "XRUN_PORT",
     "The port of the first node at which a run's nodes meet. Default: by the job's or the run's"
@@ -66,6 +71,9 @@ CONFIRMED = Variable(
 )
 
 # What one process tells another.
+ALERTS = Variable(
+    "XRUN_ALERTS", "Who is told of what, as JSON: the recipe's `alerts`, for who starts machines."
+)
 EPOCH = Variable(
     "XRUN_EPOCH",
     "Seconds from 1970 to the start of this machine, as its clock said when the attempt began.",

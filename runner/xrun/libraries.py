@@ -39,6 +39,7 @@ PEFT = Need("`model.adapter`", ("peft",))
 QUANTIZED = Need("`model.frozen` in 4 or 8 bit", ("bitsandbytes",), "quantized")
 METRICS = Need("`train.evaluate.metrics`", ("torchmetrics",))
 WANDB = Need("Weights & Biases", ("wandb",))
+ALERTS = Need("`alerts`", ("apprise",), "alerts")
 TENSORBOARD = Need("`tracking.tensorboard`", ("tensorboard",), "tensorboard")
 
 
@@ -80,7 +81,7 @@ def extras_of(module: str) -> tuple[str, ...]:
         lines = requires("xrun") or []
     except PackageNotFoundError:
         return ()
-    ours = r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket|quantized|tensorboard)['\"]"
+    ours = r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket|quantized|tensorboard|alerts)['\"]"
     found = (re.match(ours, line) for line in lines)
     return tuple(each[2] for each in found if each and _same(each[1], package))
 

@@ -1,4 +1,4 @@
-"""Notices of three clouds from a metadata server on loopback.
+"""Notices of three clouds from a metadata server on loopback, and of one from a file.
 
 Covers `xrun.machine.metadata` and `loopback.metadata`.
 """
@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,64 @@ def test_nobody_is_asked_where_there_are_no_notices() -> None:
     with watching(StopFlag(), "gcp", {environment.METADATA_ADDRESS.name: "http://127.0.0.1:9"}):
         pass
     assert time.monotonic() - began < 1
+
+
+def test_it_is_said_at_the_start_whether_there_will_be_a_notice(server: Metadata) -> None:
+    """Once, when the machine's server has answered; while it does not, that is said."""
+    said: list[str] = []
+    with watching(StopFlag(), server.cloud, environ(server), interval=0.01, say=said.append):
+        until(lambda: server.times > 5, "a few questions")
+    assert len(said) == 1, said
+    assert said[0].startswith("Notice: ")
+    assert "before it takes it" in said[0]
+    server.broken, said[:] = True, []
+    with watching(StopFlag(), server.cloud, environ(server), interval=0.01, say=said.append):
+        asked = server.times
+        until(lambda: server.times > asked + 2, "a few questions")
+        server.broken = False
+        until(lambda: len(said) == 2, "an answer")
+    assert "nobody answers" in said[0]
+    assert "before it takes it" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("cloud", "word"),
+    [("nebius", "SIGTERM 60 s"), ("oci", "no notice"), ("kubernetes", "first node"), ("slurm", "")],
+)
+def test_clouds_that_nobody_asks_are_told_as_such(cloud: str, word: str) -> None:
+    """And machines of one's own say nothing."""
+    said: list[str] = []
+    with watching(StopFlag(), cloud, {}, say=said.append):
+        pass
+    assert [word in line for line in said] == ([True] if word else [])
+
+
+@pytest.mark.parametrize("zone", ["Z", ""], ids=["with a zone", "without"])
+def test_a_notice_in_a_file(tmp_path: Path, zone: str) -> None:
+    """Mithril writes one when it takes the machine, or moves it, and says when."""
+    path, stop, said = tmp_path / "MITHRIL_SIGNAL.yml", StopFlag(), list[str]()
+    given = {environment.NOTICE_FILE.name: str(path)}
+    with watching(stop, "mithril", given, interval=0.01, say=said.append):
+        until(lambda: said, "the first look")
+        path.write_text("instance_status: STATUS_RUNNING\n")
+        end = f"{datetime.now(UTC) + timedelta(seconds=300):%Y-%m-%dT%H:%M:%S}{zone}"
+        text = f'instance_status: "STATUS_PREEMPTING"\nbid_status: Allocated\nend_time: {end}\n'
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        assert not stop
+        new.rename(path)
+        until(stop.__bool__, "the notice")
+    assert stop.reason == f"Mithril is preempting this instance, {end}"
+    assert 300 - SPARE_SECONDS - 60 < stop.seconds_left() <= 300 - SPARE_SECONDS
+    assert said == ["Notice: Mithril tells this machine five minutes before it takes it."]
+
+
+def test_a_machine_that_has_no_place_for_the_file_will_hear_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    given = {environment.NOTICE_FILE.name: str(tmp_path / "none" / "MITHRIL_SIGNAL.yml")}
+    with watching(StopFlag(), "mithril", given, interval=0.01, say=said.append):
+        until(lambda: said, "the first look")
+    assert "nobody answers" in said[0]
 
 
 def test_a_notice_ends_an_attempt_in_time(

@@ -32,6 +32,11 @@ TRAIN = "torch accelerate safetensors numpy"
             [CLOUD, "checkpoint.store=hub", "tracking.tensorboard=true"],
             [("sky", "cloud"), ("huggingface_hub", "cloud")],
         ),
+        (["alerts.to=[HOOK]"], [(TRAIN, "train"), ("apprise", "alerts")]),
+        (
+            [CLOUD, "checkpoint.store=hub", "alerts.to=[HOOK]"],
+            [("sky", "cloud"), ("huggingface_hub", "cloud")],
+        ),
         (["checkpoint.store=hub"], [(TRAIN, "train"), ("huggingface_hub", "train")]),
         (["checkpoint.store=s3://bucket/x"], [(TRAIN, "train"), ("obstore", "bucket")]),
         ([CLOUD, "checkpoint.store=gs://bucket/x"], [("sky", "cloud"), ("obstore", "bucket")]),

@@ -1,4 +1,4 @@
-"""The commands about recipes: check, init, new, schema."""
+"""The commands about recipes: check, init, new, alert, schema."""
 
 from __future__ import annotations
 
@@ -150,6 +150,34 @@ def new(url: Path | RecipeURL, folder: Path | None) -> None:
 
 
 @click.command()
+@options.recipe
+@options.overrides
+@click.option("--test", is_flag=True, help="Send one message to each address.")
+def alert(recipe: Path | RecipeURL, overrides: Sequence[str], test: bool) -> None:
+    """Say who is told of what by RECIPE's `alerts`. With --test each address gets a message, and
+    what has not arrived is said with its reason: exit code 3."""
+    from ..alerts.teller import try_out
+    from ..errors import LaunchError
+    from ..libraries import ALERTS, require
+    from ..recipe.load import load_recipe
+
+    source = fetched(recipe)
+    loaded = load_recipe(source.path, overrides)
+    if loaded.alerts is None:
+        hint = "Add `alerts: {to: [ALERT_URL]}`, and set ALERT_URL to an address of apprise's."
+        raise LaunchError(f"{source.typed} names nobody under `alerts`.", hint)
+    if not test:
+        click.echo(f"{', '.join(loaded.alerts.to)}: {', '.join(loaded.alerts.on)}")
+        return
+    require(ALERTS)
+    outcomes = try_out(loaded.alerts.to, loaded.name)
+    for name, why in outcomes.items():
+        click.echo(f"{name}: {why or 'arrived.'}", err=bool(why))
+    if any(outcomes.values()):
+        sys.exit(LaunchError.exit_code)
+
+
+@click.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from ..recipe.docs import schema as recipe_schema
@@ -157,4 +185,4 @@ def schema() -> None:
     click.echo(json.dumps(recipe_schema(), indent=1))
 
 
-COMMANDS = (check, init, new, schema)
+COMMANDS = (check, init, new, alert, schema)

@@ -11,7 +11,7 @@ from ..errors import EX_TEMPFAIL
 from ..run import compared
 from ..run.receipt import UNKNOWN, Receipt, money
 from ..run.record import AttemptRecord
-from ..run.report import RunReport, speed_words
+from ..run.report import RunReport, duration_words, speed_words
 from .tables import Column, lines_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
     speed = next(speed_words(report.speed), "") if status.runs else ""
     job = ", ".join(cloud_words(status.cloud, status.status)) if status.cloud else ""
     lacks = _lacks(report) if report.export_failed else ""
-    age = f"{_age(now - report.last_seen)} ago" if report.last_seen else compared.ABSENT
+    age = f"{duration_words(now - report.last_seen)} ago" if report.last_seen else compared.ABSENT
     return (
         report.run,
         status.status,
@@ -168,16 +168,8 @@ def _committed(report: RunReport, status: str) -> str:
     if report.step is None:
         return "nothing committed"
     known = report.committed and status != "finished"
-    age = f" {_age(time.time() - (report.committed or 0))} ago" if known else ""
+    age = f" {duration_words(time.time() - (report.committed or 0))} ago" if known else ""
     return f"step {report.step} committed{age}"
-
-
-def _age(seconds: float) -> str:
-    """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
-    for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            return f"{max(0.0, seconds) / unit:.0f} {name}"
-    return f"{seconds / 86400:.0f} days"
 
 
 def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:

@@ -171,11 +171,14 @@ def _launch_on_clouds(plan: Plan, yes: bool, detach: bool, rehearsed: bool) -> i
 def confirm(about: Launch, *, yes: bool, rehearsed: bool) -> None:
     """What comes before anything is paid for: the rehearsal of this very launch, its price, and the
     question."""
+    from ..recipe.notes import unheard
     from .offers import offers_text
 
     if rehearsed:
         _rehearse_before(about)
     click.echo(offers_text(about.offers))
+    for note in unheard(about.plan.load_recipe()):
+        click.echo(f"  note     {note}")
     if not yes:
         click.confirm("Launch?", abort=True)
 

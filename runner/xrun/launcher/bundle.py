@@ -9,7 +9,7 @@ prices, the pins.
                             torch_build.py which torch the GPUs need, failure.py what a failed
                             installation means
       requirements.txt      the recipe's libraries, in exact versions (only where it names some),
-                            and what state in a bucket and a base in 4 or 8 bit need
+                            and what state in a bucket, a base in 4 or 8 bit and alerts need
       recipe_setup.sh       what the recipe adds (only where it does)
       project/              the project's files, as git sees them (project.py), and the recipe's
       plan.json             with paths under `~`, which `arrive` resolves there
@@ -119,8 +119,12 @@ def _files(plan: Plan, prices: str, setup: str | None) -> Iterator[tuple[str, by
     yield name, wheel
     yield from carried.items()
     yield "environment.key", blake3(wheel + carried["container.txt"]).hexdigest()[:16].encode()
-    quantized = plan.load_recipe().model.quantized is not None
-    wanted = {"bucket.txt": plan.address.in_bucket, "quantized.txt": quantized}
+    recipe = plan.load_recipe()
+    wanted = {
+        "bucket.txt": plan.address.in_bucket,
+        "quantized.txt": recipe.model.quantized is not None,
+        "alerts.txt": recipe.alerts is not None,
+    }
     extras = [(_ARRIVAL / name).read_text() for name in wanted if wanted[name]]
     if requirements := "".join([plan.libraries.text, *extras]):
         yield "requirements.txt", requirements.encode()

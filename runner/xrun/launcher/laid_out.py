@@ -23,7 +23,7 @@ from .original import Original
 from .project import Project
 
 RECIPE = "recipes/again.yaml"
-_ELSEWHERE = tuple("hardware checkpoint tracking budget files setup secrets extends".split())
+_ELSEWHERE = tuple("hardware checkpoint tracking budget alerts files setup secrets extends".split())
 """What a recipe says of where it is trained, and who is told."""
 _KINDS: Mapping[str, Kind] = {"model": "models", "dataset": "datasets"}
 

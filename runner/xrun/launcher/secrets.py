@@ -12,11 +12,12 @@ from ..recipe.schema import Recipe
 
 
 def secret_names(recipe: Recipe) -> list[str]:
-    """What the recipe names, and what its store, model and tracker cannot do without."""
+    """What the recipe names, and what its store, model, tracker and alerts cannot do without."""
     wandb = recipe.tracking.wandb is not None and recipe.tracking.wandb.mode == "online"
     hub = recipe.checkpoint.store.on_hub or recipe.publish is not None
     needed = ["HF_TOKEN"] * hub + ["WANDB_API_KEY"] * wandb
-    return list(dict.fromkeys([*recipe.secrets, *needed]))
+    alerts = recipe.alerts.to if recipe.alerts else ()
+    return list(dict.fromkeys([*recipe.secrets, *needed, *alerts]))
 
 
 def secret_values(names: list[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:

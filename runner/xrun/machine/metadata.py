@@ -15,12 +15,13 @@ _TIMEOUT = 2.0
 
 
 class Metadata:
-    """The metadata server of one machine."""
+    """The metadata server of one machine; `file` is where a cloud writes that has none."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.token = ""
         self.name: str | None = None
+        self.file = ""
         # Proxies are for the world outside; this address is a link's.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 

@@ -1,14 +1,16 @@
 """A cloud's notice that this machine will be taken away, from the machine's own metadata server.
 
-Each cloud has a server of its own kind at the same address. A thread asks it every few seconds and
-sets the stop flag. A server that is not there costs one connection now and then, and nothing that
-it answers can end an attempt but a notice.
+Each cloud has a server of its own kind at the same address, and one writes a file instead. A thread
+asks every few seconds and sets the stop flag; what it hears first says whether there will be a
+notice on this machine. A server that is not there costs one connection now and then, and nothing
+that it answers can end an attempt but a notice. Which clouds tell, and how: docs/alerts.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -18,8 +20,10 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
+from .. import environment
 from ..backoff import Backoff
 from .metadata import Metadata, aws
 from .stop import GRACE_SECONDS, SPARE_SECONDS, StopFlag
@@ -83,6 +87,29 @@ def ask_azure(server: Metadata) -> Notice | None:
     return None
 
 
+def ask_mithril(server: Metadata) -> Notice | None:
+    """`MITHRIL_SIGNAL.yml`, which is there from about five minutes before the machine is stopped;
+    the folder that it is written into is on each of Mithril's machines."""
+    path = Path(server.file)
+    try:
+        told = dict(re.findall(r"^(\w+):\s*['\"]?(.*?)['\"]?\s*$", path.read_text(), re.MULTILINE))
+    except FileNotFoundError:
+        path.parent.stat()
+        return None
+    status = told.get("instance_status", "").removeprefix("STATUS_").lower()
+    if status not in ("preempting", "relocating"):
+        return None
+    when = told.get("end_time", "")
+    seconds = _seconds(when, _in_utc, Message())
+    return Notice(f"Mithril is {status} this instance{f', {when}' if when else ''}", seconds)
+
+
+def _in_utc(when: str) -> datetime:
+    """A time that may not say in which zone it is."""
+    read = datetime.fromisoformat(when)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
 def _is_ours(server: Metadata, resources: list[str]) -> bool:
     """Whether an event is about this machine; one that names nobody, or a machine without a known
     name, counts."""
@@ -113,30 +140,78 @@ ASK: dict[str, tuple[Callable[[Metadata], Notice | None], float]] = {
     "aws": (ask_aws, 5.0),
     "gcp": (ask_gcp, 1.0),
     "azure": (ask_azure, 1.0),
+    "mithril": (ask_mithril, 5.0),
 }
 """How each cloud is asked, and how often in seconds: as often as its notice is short."""
+_TOLD = {
+    "aws": "AWS tells this machine two minutes before it takes it",
+    "gcp": "Google Cloud tells this machine 30 s before it takes it",
+    "azure": "Azure tells this machine at least 30 s before it takes it",
+    "mithril": "Mithril tells this machine five minutes before it takes it",
+    "nebius": "Nebius sends SIGTERM 60 s before it takes a machine",
+    "kubernetes": "SkyPilot asks the first node to save before its pod goes",
+}
+_NO_CLOUD = ("", "slurm", "ssh")
+"""Machines of one's own, which nobody takes away to give them to others."""
+
+
+def outlook(cloud: str) -> str:
+    """The sentence that says whether this cloud gives a notice at all; "" on machines of one's
+    own."""
+    if cloud in _NO_CLOUD:
+        return ""
+    told = _TOLD.get(cloud)
+    none = f"{cloud} documents no notice for its machines; a SIGTERM is heard"
+    return f"Notice: {told or none}."
 
 
 @contextlib.contextmanager
 def watching(
-    stop: StopFlag, cloud: str, environ: Mapping[str, str], interval: float | None = None
+    stop: StopFlag,
+    cloud: str,
+    environ: Mapping[str, str],
+    interval: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """While this lasts, a notice of the cloud sets the stop flag; a cloud without notices is not
-    asked.
+    asked. `say` is told once whether there will be one.
 
     `interval`: seconds between two questions, instead of the cloud's own.
     """
     if cloud not in ASK:
+        if said := outlook(cloud):
+            say(said)
         yield
         return
     ask, pause = ASK[cloud]
     server, ended = Metadata.of(environ), threading.Event()
-    arguments: Any = (ask, server, stop, ended, interval or pause)
+    server.file = environment.NOTICE_FILE.of(environ)
+    heard = _Heard(cloud, say)
+    arguments: Any = (ask, server, stop, ended, interval or pause, heard)
     threading.Thread(target=_watch, args=arguments, name="xrun-notice", daemon=True).start()
     try:
         yield
     finally:
         ended.set()
+
+
+class _Heard:
+    """Says whether there will be a notice: that nobody answers at first, and when somebody does."""
+
+    def __init__(self, cloud: str, say: Callable[[str], None]) -> None:
+        self.cloud, self.say = cloud, say
+        self._last: bool | None = None
+
+    def note(self, answered: bool) -> None:
+        """After each question; an answer is for good."""
+        if answered == self._last or self._last:
+            return
+        self._last = answered
+        if answered:
+            self.say(outlook(self.cloud))
+        else:
+            nobody = f"nobody answers on this machine for {self.cloud}, which is asked again"
+            self.say(f"Notice: {nobody}; until then it may go without a word.")
 
 
 def _watch(
@@ -145,6 +220,7 @@ def _watch(
     stop: StopFlag,
     ended: threading.Event,
     interval: float,
+    heard: _Heard,
 ) -> None:
     backoff, failed = Backoff(first=interval, longest=_LONGEST_SECONDS), 0
     while True:
@@ -160,6 +236,7 @@ def _watch(
             TypeError,
         ):  # not there, or not what it should be
             notice, failed = None, failed + 1
+        heard.note(not failed)
         if notice is not None:
             stop.set(notice.reason, notice.seconds)
             return

@@ -30,6 +30,12 @@ SPARE_SECONDS = 5.0
 and the attempt's own end."""
 
 
+def wish_file(plan: Path, process: int) -> Path:
+    """Where whoever asks a process that runs a plan to stop writes down why and until when, before
+    it sends the signal."""
+    return plan.with_name(f"stop-{process}.json")
+
+
 class StopFlag:
     """Set by signals (and by a cloud's notice); remembers the first reason and the earliest
     deadline.

@@ -15,7 +15,7 @@ from .accelerators import PATTERN as ACCELERATORS
 from .base import Part
 from .rules import broken
 from .schema import Recipe
-from .secret_text import looks_like_a_secret, without_secrets
+from .secret_text import is_alerts_address, looks_like_a_secret, without_secrets
 from .yaml_nodes import FLOAT, Mark, Node
 
 Loc = tuple[str | int, ...]
@@ -33,7 +33,7 @@ WAYS_OUT: dict[Loc, str] = {
 # still be asked.
 STAND_INS: dict[str, Any] = {
     "name": "x", "project": "x", "task": "model", "model": {"name": "x"}, "dataset": {"name": "x"},
-    "global_batch": 1, "train": {"global_batch": 1, "steps": 1},
+    "global_batch": 1, "train": {"global_batch": 1, "steps": 1}, "to": ["X"],
 }  # fmt: skip
 PHRASES = {
     "int_type": "a whole number", "int_from_float": "a whole number",
@@ -181,12 +181,11 @@ def translate(loc: Loc, group: list[Any], tree: Node) -> Problem:
         return node.mark.problem(key, "it is missing", hint=f"Add `{loc[-1]}`.")
     if kind == "extra_forbidden":
         return key_place(tree, loc).problem(key, "there is no such key", hint=unknown_hint(loc))
-    if kind == "secret":
-        return node.mark.problem(
-            key,
-            group[0]["msg"],
-            hint="Write the name of an environment variable, such as `HF_TOKEN`.",
-        )
+    if kind == "secret" or is_alerts_address(key, node.text):
+        secret = group[0]["msg"] if kind == "secret" else "addresses stand under `to`, by name"
+        example = "ALERT_URL" if loc[0] == "alerts" else "HF_TOKEN"
+        way_out = f"Write the name of an environment variable, such as `{example}`."
+        return node.mark.problem(key, secret, hint=way_out)
     if group[0]["loc"][-1:] == ("[key]",):
         return key_place(tree, loc).problem(key, f"its name must be {phrase(group[0])}")
     phrases = list(dict.fromkeys(phrase(detail) for detail in group))

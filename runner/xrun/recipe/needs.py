@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..libraries import (
+    ALERTS,
     BUCKET,
     HUB,
     LAUNCHING,
@@ -45,3 +46,5 @@ def needs(recipe: Recipe) -> Iterator[Need]:
         yield replace(WANDB, what="`tracking.wandb`")
     if recipe.hardware.local and recipe.tracking.tensorboard is not None:
         yield TENSORBOARD
+    if recipe.hardware.local and recipe.alerts is not None:
+        yield ALERTS

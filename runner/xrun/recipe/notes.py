@@ -32,6 +32,15 @@ def absent_files(recipe: Recipe, project: Path) -> Iterator[str]:
             yield f"files: {target} is for machines of clouds, and this machine has none. {way}"
 
 
+def unheard(recipe: Recipe) -> Iterator[str]:
+    """What nobody is told of where SkyPilot has no plugin of xrun's."""
+    if recipe.alerts is not None and recipe.hardware.any_of:
+        yield (
+            "alerts: while no machine is alive (it waits for capacity, or there is none) nobody is"
+            " told: that needs xrun's plugin in SkyPilot. `xrun status` says how it stands."
+        )
+
+
 def _way_out(each: FileSource, here: str, project: Path) -> str:
     if each.source is not None and (source := each.source.path(project)):
         return f"If the run reads it: {shlex.join(['ln', '-s', source, here])}"

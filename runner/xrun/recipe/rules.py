@@ -652,6 +652,22 @@ def secret_is_not_also_in_env(recipe: Recipe) -> Iterator[Problem]:
             yield problem(f"secrets.{index}", "it is listed twice", name)
 
 
+@rule("alerts", "env")
+def alerts_are_named_once(recipe: Recipe) -> Iterator[Problem]:
+    """A name stands in `alerts.to` once and not in `env`, and an event in `alerts.on` once."""
+    alerts = recipe.alerts
+    if alerts is None:
+        return
+    for key, names in (("to", alerts.to), ("on", alerts.on)):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield problem(f"alerts.{key}.{index}", "it is listed twice", name)
+    for name in alerts.to:
+        if name in recipe.env:
+            hint = "Remove it here, so that its value is not written down."
+            yield problem(f"env.{name}", "it is also one of `alerts.to`", hint=hint)
+
+
 @rule("env", "secrets")
 def env_holds_no_secrets(recipe: Recipe) -> Iterator[Problem]:
     """A variable whose name ends in TOKEN, KEY, SECRET or PASSWORD, or whose value looks like a

@@ -8,6 +8,7 @@ depend on something else are resolved in the plan. The docstring under a field i
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic_core import PydanticCustomError
@@ -36,7 +37,8 @@ Task = Literal[
     "model",
 ]
 ComponentName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$", max_length=100)]
-SecretName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=100)]
+NAME_OF_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"
+SecretName = Annotated[str, Field(pattern=NAME_OF_VARIABLE, max_length=100)]
 ACCELERATORS: dict[str, Any] = {"pattern": PATTERN, "max_length": 64}
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 
@@ -45,6 +47,15 @@ def secrets_go_by_name(value: Any) -> Any:
     if isinstance(value, str) and looks_like_a_secret(value):
         raise PydanticCustomError(
             "secret", "a secret goes by name: its value never stands in a recipe"
+        )
+    return value
+
+
+def addresses_go_by_name(value: Any) -> Any:
+    """An address holds a password or a key, so whatever is no name is a secret."""
+    if isinstance(value, str) and not re.fullmatch(NAME_OF_VARIABLE, value):
+        raise PydanticCustomError(
+            "secret", "an address for alerts goes by name: its value never stands in a recipe"
         )
     return value
 
@@ -440,6 +451,41 @@ class Budget(Part):
     """Hours of machine time. Default: no limit."""
 
 
+class Alerts(Part):
+    """Who is told, beside the log, of what happens to the run: Slack, Discord, e-mail, ntfy,
+    webhooks and a hundred others, by apprise (`pip install 'xrun[alerts]'`, machines of clouds
+    bring it themselves). Each event is told once, however many nodes or restarts there are; a
+    server that does not answer costs the training nothing. docs/alerts.md has addresses to start
+    from; `xrun alert RECIPE --test` sends one to each."""
+
+    to: Annotated[
+        tuple[Annotated[SecretName, Before(addresses_go_by_name)], ...],
+        Field(strict=False, min_length=1),
+    ]
+    """Names of environment variables that hold apprise's addresses (`slack://...`,
+    `mailtos://...`, `jsons://...`). They are secrets: their values go along from your machine
+    without being written anywhere."""
+    on: Annotated[
+        tuple[
+            Literal[
+                "started",
+                "preempted",
+                "recovered",
+                "stalled",
+                "budget",
+                "finished",
+                "failed",
+            ],
+            ...,
+        ],
+        Field(strict=False, min_length=1),
+    ] = default(["started", "preempted", "recovered", "stalled", "budget", "finished", "failed"])
+    """What is told: a command's first step (`started`); that the machine goes away (`preempted`,
+    where its cloud says so before); that another attempt goes on (`recovered`, after a machine that
+    went without a word too); ranks without a sign of life (`stalled`); a spent `budget`; the end
+    (`finished`, `failed`). What a person asks for at a terminal is not told. Default: all."""
+
+
 class FileSource(Part):
     """Where the data of one path come from. A text is short for `{source: TEXT}`."""
 
@@ -502,6 +548,8 @@ class Recipe(Part):
     """Who is told."""
     budget: Budget = default({})
     """When to stop spending."""
+    alerts: Alerts | None = None
+    """Who is told when something happens. Default: nobody."""
     requirements: Annotated[tuple[Line, ...], Field(strict=False)] | Line = ()
     """Libraries beside those that xrun brings: a list such as `[einops, "timm>=1.0"]`, the path of
     a requirements.txt in the project, `.` for the `dependencies` of the project's pyproject.toml,

@@ -64,7 +64,13 @@ def betrays(key: str, value: object) -> bool:
 def assigns_a_secret(override: str) -> bool:
     """Whether `a.b=VALUE` has a secret for its value."""
     key, _, value = override.partition("=")
-    return betrays(key, value)
+    return betrays(key, value) or is_alerts_address(key, value)
+
+
+def is_alerts_address(key: str, value: str) -> bool:
+    """Whether a value under `alerts` has an address in it, which is a secret whatever it looks
+    like."""
+    return key.partition(".")[0] == "alerts" and "://" in value
 
 
 def without_secrets(text: str) -> str:

@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / "attempts.json"
 
     @property
+    def alerts(self) -> Path:
+        """Which events people were told of from here."""
+        return self.path / "alerts.json"
+
+    @property
     def smaller(self) -> Path:
         """Of a rehearsal: what its process has made smaller."""
         return self.path / "smaller.json"

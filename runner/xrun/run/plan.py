@@ -56,6 +56,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Alerts:
+    """`alerts` of a recipe: the names of the variables that hold addresses, and which events."""
+
+    to: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything an attempt needs to know, without secrets.
 
@@ -174,6 +182,12 @@ class Plan:
         return Path((self.shared and self.shared.here) or self.project)
 
     @property
+    def alerts(self) -> Alerts:
+        """Who is told of what; nobody where the recipe says nothing, and of no rehearsal."""
+        told = (not self.rehearsal and self.recipe.get("alerts")) or {}
+        return Alerts(tuple(told.get("to", ())), tuple(told.get("on", ())))
+
+    @property
     def limits(self) -> Limits:
         """What the run may cost."""
         return Limits(**self.recipe["budget"])
@@ -280,7 +294,7 @@ _SHAPE: dict[str, tuple[type, ...]] = {
     "name": (str,), "task": (str,), "model": (dict,), "dataset": (dict,), "env": (dict,),
     "hardware": (dict,), "hardware.any_of": (list, tuple), "tracking": (dict,),
     "tracking.wandb": (dict, type(None)), "tracking.tensorboard": (dict, type(None)),
-    "checkpoint": (dict,), "budget": (dict,),
+    "checkpoint": (dict,), "budget": (dict,), "alerts": (dict, type(None)),
     "budget.usd": (int, float, type(None)), "budget.hours": (int, float, type(None)),
     "train": (dict,), "train.steps": (int, type(None)), "train.epochs": (int, type(None)),
     "train.global_batch": (int,), "train.reduction": (str,), "train.deterministic": (bool,),

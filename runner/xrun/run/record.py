@@ -37,7 +37,7 @@ OWN_FAILURES = 3
 OUTSIDE_ENDS = 20
 """The same for attempts that were ended from outside: real spot machines have runs of short
 lives."""
-_PEOPLE = ("SIGINT", "SIGHUP")
+PEOPLE = ("SIGINT", "SIGHUP")
 """Reasons of a stop that somebody at a terminal wanted."""
 Typed = TypeVar("Typed", bound="AttemptRecord | Finished")
 
@@ -131,7 +131,7 @@ class AttemptRecord:
     def was_preempted(self) -> bool:
         """Whether a cloud has ended it, and no person and no mistake of its own."""
         asked = self.end == AttemptEnd.STOPPED and self.code == EX_TEMPFAIL
-        return self.was_lost or (asked and self.reason not in _PEOPLE)
+        return self.was_lost or (asked and self.reason not in PEOPLE)
 
     def to_json(self) -> dict[str, Any]:
         """As the record has it; what is not known is left out."""
@@ -201,6 +201,7 @@ class Failure:
     `traceback` says that the rank's log has one. `code` is 1 for what nobody foresaw, and None
     where the machine or the process was taken away. `step` is how many steps were done then;
     None where nobody knows. `again`: it may pass on the same machine, whose fault it is not.
+    `hung`: no sign of life.
     """
 
     message: str
@@ -213,6 +214,7 @@ class Failure:
     rank: int | None = None
     step: int | None = None
     again: bool = False
+    hung: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As a rank writes it down, and as nodes tell each other."""

@@ -29,6 +29,14 @@ def speed_words(speed: Mapping[str, float]) -> Iterator[str]:
         yield f"{100 * waited / step:.0f} % waiting for data"
 
 
+def duration_words(seconds: float) -> str:
+    """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
+    for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{max(0.0, seconds) / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
+
+
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 

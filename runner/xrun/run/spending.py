@@ -143,6 +143,11 @@ class Allowance:
         return f"budget.{self.key}: {used:.4g} of {self.limit:g} {what}."
 
 
+def is_spent(sentence: str) -> bool:
+    """Whether a sentence is `Allowance.spent`'s."""
+    return sentence.startswith("budget.")
+
+
 def allowance(limits: Limits, attempts: Sequence[AttemptRecord], now: float) -> Allowance:
     """What is left of a budget for the last one of these attempts, which runs."""
     found = [Allowance()]

@@ -12,6 +12,7 @@ On several nodes every node starts it. Node 0 does all this (`LeadingNode`); the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from .. import environment, streams
 from ..errors import Stopped, XrunError
 from ..files import refusal
 from ..machine.nodes import nodes_of
-from ..machine.stop import StopFlag, end_with_parent
+from ..machine.stop import StopFlag, end_with_parent, wish_file
 from ..run.plan import Plan
 from ..signals import STOPS
 from .leading import LeadingNode
@@ -33,9 +34,11 @@ def main(path: str) -> int:
     streams.patient()
     environment.name_the_user()
     end_with_parent(signal.SIGTERM)
-    stop = StopFlag()
-    stop.on_signals(*STOPS)
+    wish = wish_file(Path(path), os.getpid())
+    stop = StopFlag(told=wish)
     try:
+        wish.unlink(missing_ok=True)  # it was another process's of this number
+        stop.on_signals(*STOPS)
         plan = Plan.read(Path(path))
         nodes = nodes_of(os.environ, plan.processes)
         return (FollowingNode if nodes.rank else LeadingNode)(plan, stop, nodes).run()
@@ -46,6 +49,9 @@ def main(path: str) -> int:
     except Stopped:
         print("Stopped before this attempt trained anything.", file=sys.stderr, flush=True)
         return Stopped.exit_code
+    finally:
+        with contextlib.suppress(OSError):
+            wish.unlink(missing_ok=True)
 
 
 def _refused(error: XrunError) -> int:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import clock
+from ..alerts.message import Message, Messages
+from ..alerts.teller import SECONDS as ALERT_SECONDS
+from ..alerts.teller import Teller
 from ..clock import boot_seconds
 from ..errors import (
     EX_TEMPFAIL,
@@ -24,13 +27,13 @@ from ..errors import (
     StoreError,
     XrunError,
 )
-from ..files import write_json
+from ..files import number, read_json, write_json
 from ..machine.nodes import Nodes, meeting_port
 from ..machine.stop import StopFlag
 from ..run import logs, spending
 from ..run.confirmation import Confirmation
 from ..run.plan import Plan
-from ..run.record import AttemptRecord, Failure, Outcome, RunRecord, new_id
+from ..run.record import PEOPLE, AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
 from ..store.protocol import Head, KeepsHistory, commit_delay
@@ -41,7 +44,8 @@ from . import billing
 from .node import Node
 from .progress import Progress
 from .ranks import LINGER_SECONDS, Ranks, free_port, gravest_of
-from .rendezvous import MEETING_SECONDS, Leader, Message
+from .rendezvous import MEETING_SECONDS, Leader
+from .rendezvous import Message as NodeMessage
 from .retries import Retries
 from .witnesses import Witnesses
 
@@ -88,6 +92,10 @@ class LeadingNode(Node):
         self._reports: dict[int, Outcome] = {}
         self.refused = ""
         """Why Weights & Biases does not take this run; "" while it does."""
+        self.alerts = Teller(plan, self.say)
+        self.messages = Messages(plan, self.id)
+        self._begun = False
+        """Whether this attempt has done a step."""
 
     def say(self, text: str) -> None:
         """See Node."""
@@ -102,12 +110,14 @@ class LeadingNode(Node):
             code = self._lead()
         except XrunError as error:
             code = error.exit_code
+            self._alert_end(code, error.message, error.hint)
             raise
         finally:
             self._cool_down(self.id)
             seconds = _GOODBYE_SECONDS if code else MEETING_SECONDS
             self.peers.gather(self._asked_to_stop, seconds)
             self.peers.close(code, min(_PARTING_SECONDS, self.stop.seconds_left()))
+            self.alerts.close(min(ALERT_SECONDS, self._seconds_left()))
             if code and self.nodes.count > 1:
                 time.sleep(_LAST_SECONDS)
         return code
@@ -136,6 +146,7 @@ class LeadingNode(Node):
                 break
             except LeaseLost:
                 if last or not self.plan.address.durable:
+                    self.lost = True
                     raise
                 head = self._certain(None)  # a store far away may have answered with an old head
         return head is None
@@ -151,6 +162,11 @@ class LeadingNode(Node):
         there = self.plan.model_address
         where = f"in {here}" if here.exists() or there is None else f"at {there}"
         self.say(f"{run} is finished; its model is {where}.")
+        if record.attempts and record.attempts[-1].command == (self.plan.command or None):
+            # The attempt before this one, which nobody but its end has started again, may not have
+            # come to tell.
+            self.messages.record = record
+            self.alerts.tell(self.messages.finished())
 
     def _certain(self, asked: subprocess.Popen[str] | None) -> Head | None:
         """What the store has, once both witnesses agree with it; W&B was asked meanwhile."""
@@ -176,6 +192,7 @@ class LeadingNode(Node):
             command=self.plan.command or None,
             **billing.facts(os.environ, before.attempts, now),
         )
+        self.messages.record = before
         self._check_budget([*before.attempts, attempt], now)
         record = before.begun(self.plan, attempt)
         if (delay := commit_delay(self.store)) > 1:
@@ -184,6 +201,8 @@ class LeadingNode(Node):
         self.store.commit(record.to_json(), head)
         self._confirm(asked)
         self.progress.resumed = max(0, record.committed_step)
+        self.messages.record = record
+        self.messages.reached = int(number(self.folder.last_point().get("step")))
         self._tell_attempts(record)
 
     def _check_budget(self, attempts: Sequence[AttemptRecord], now: float) -> None:
@@ -254,6 +273,8 @@ class LeadingNode(Node):
         while True:
             outcome = self._round(fresh, parts)
             failure = outcome.failure
+            if failure is not None and failure.hung:
+                self.alerts.tell(self.messages.stalled(failure.message, self._committed()))
             if self.refused:
                 failure = Failure(self.refused, hint="Start a new one with --new.")
                 return Outcome(LaunchError.exit_code, failure)
@@ -265,11 +286,15 @@ class LeadingNode(Node):
                 parts = failure.parts
                 how = f"Starting again: each micro-batch is computed in {parts} parts."
                 self.say(f"{failure.message} {how}")
-            elif retries.again(failure, JsonlTracker(self.folder.path).committed_step()):
+            elif retries.again(failure, self._committed()):
                 what = failure.message.rstrip(".")
                 self.say(f"{what}. The processes are started again on this machine.")
             else:
                 return _mistake(failure) if retries.is_mistake else outcome
+
+    def _committed(self) -> int:
+        """The newest committed step that this machine knows of; -1 if there is none."""
+        return JsonlTracker(self.folder.path).committed_step()
 
     def _is_done(self) -> bool:
         """Whether the store says that this attempt has finished the run, its model included."""
@@ -285,6 +310,7 @@ class LeadingNode(Node):
         ranks = self._start(self.id, port, parts)
         ranks.wait(functools.partial(self._watch, ranks, fresh))
         self._trained = ranks.trained
+        self._alert_begun(ranks)
         own = ranks.outcome()
         if own.code:
             self.peers.tell("failed", code=own.code)
@@ -304,19 +330,46 @@ class LeadingNode(Node):
             )
             self.stop.set(self.refused)
         self._look(ranks)
+        self._alert_begun(ranks)
         self.progress.update()
 
     def _announce(self, saves: bool) -> None:
         super()._announce(saves)
         if self.sender is not None:
             self.sender.preempting()
+        if not self.purpose and not self.refused and self.stop.reason not in PEOPLE:
+            step = int(number(self.folder.last_point().get("step")))
+            told = self.messages.preempted(self.stop.reason, step, self._committed())
+            self.alerts.tell(told)
+
+    def _alert_begun(self, ranks: Ranks) -> None:
+        """Once this attempt has done its first step."""
+        if self._begun or ranks.starting:
+            return
+        config = read_json(self.folder.config, dict) or {}
+        if config.get("attempt") == self.id:
+            self._begun = True
+            first, steps = (int(number(config.get(name))) for name in ("first_step", "steps"))
+            self.alerts.tell(self.messages.begun(first, steps))
+
+    def _alert_end(self, code: int, what: str, hint: str) -> None:
+        """How the run has ended, unless somebody wanted that, or it goes on by itself or as another
+        attempt's."""
+        told: Message | None = None
+        if code == 0:
+            told = self.messages.finished() if self.messages.record.finished else None
+        elif code != EX_TEMPFAIL and not self.purpose:
+            spent = spending.is_spent(what)
+            told = self.messages.budget(what) if spent else self.messages.failed(what, hint)
+        if told is not None and not self.lost:
+            self.alerts.tell(told)
 
     def _asked_to_stop(self) -> bool:
         """While the nodes wait for each other."""
         self._look()
         return bool(self.stop)
 
-    def _hear(self, message: Message, ranks: Ranks | None) -> None:
+    def _hear(self, message: NodeMessage, ranks: Ranks | None) -> None:
         node = message["node"]
         if message["kind"] == "lost" and node not in self._reports:
             gone = f"{self.nodes.name(node).capitalize()} is gone."
@@ -350,6 +403,7 @@ class LeadingNode(Node):
                 code = code or StoreError.exit_code  # another attempt has taken over
             else:
                 self._confirm(asked)
+                self.messages.record = RunRecord.of(head)
                 if code == 0 and not RunRecord.of(head).is_done(self.plan):
                     code, failure = EX_TEMPFAIL, Failure("The ranks ended before the run had.")
                 code, why = self._record_end(head, code, failure)
@@ -357,6 +411,8 @@ class LeadingNode(Node):
             self.lost = self.lost or isinstance(error, LeaseLost)
             self.say(f"How this attempt ended could not be recorded. {error}")
         self._say_end(failure, why)
+        what = why or (failure.message if failure else f"It ended with exit code {code}")
+        self._alert_end(code, what, failure.hint if failure and not why else "")
         if code == 0:
             self._drop_history()
         return code

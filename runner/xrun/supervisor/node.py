@@ -54,7 +54,7 @@ class Node:
             return self._live()
         from ..machine.notice import watching  # an HTTP client, which only machines of clouds need
 
-        with watching(self.stop, cloud, os.environ):
+        with watching(self.stop, cloud, os.environ, say=self.say):
             return self._live()
 
     def _live(self) -> int:

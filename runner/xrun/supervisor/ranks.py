@@ -129,7 +129,8 @@ class Ranks:
     def outcome(self) -> Outcome:
         """How they have ended."""
         if self.hung:
-            return Outcome(EX_TEMPFAIL, Failure(self.hung, code=EX_TEMPFAIL, again=True))
+            failure = Failure(self.hung, code=EX_TEMPFAIL, again=True, hung=True)
+            return Outcome(EX_TEMPFAIL, failure)
         ranks = zip(self.nodes.ranks, self.processes, strict=True)
         return gravest_of([self._end_of(rank, process.returncode) for rank, process in ranks])
 

@@ -40,7 +40,8 @@ class JsonlTracker:
         """What every line says of the attempt."""
 
     def start(self, config: Mapping[str, Any], step: int) -> Dropped | None:
-        """See Tracker; `started` in config.json is when this attempt began to log.
+        """See Tracker; `started` in config.json is when this attempt began to log, `first_step` the
+        step that it went on from.
 
         config.json comes last: who follows the points from outside sees by it that they are this
         attempt's.
@@ -49,7 +50,8 @@ class JsonlTracker:
         kept, dropped = self._cut(step)
         self._own = {"attempt": config["attempt"]} if "attempt" in config else {}
         write_bytes(self.path, kept)
-        write_json(self.folder / "config.json", {**config, "started": round(self.clock(), 3)})
+        own = {"started": round(self.clock(), 3), "first_step": step}
+        write_json(self.folder / "config.json", {**config, **own})
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         return dropped
 

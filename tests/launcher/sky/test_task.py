@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from xrun.recipe.load import load_recipe
 from xrun.recipe.schema import Candidate
 from xrun.run.plan import Plan, make_plan
 from xrun.run.prices import Price
+from xrun.supervisor import preempted
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 H100 = "H100:8"
@@ -84,6 +86,45 @@ def test_every_candidate_recovers_by_the_same_rule(tmp_path: Path) -> None:
         "recover_on_exit_codes": [75],
     }
     assert not [entry for entry in config["resources"]["any_of"] if "job_recovery" in entry]
+
+
+def test_on_kubernetes_the_attempt_is_asked_before_its_pod_goes(tmp_path: Path) -> None:
+    """By SkyPilot's hook, for as long as the module that asks waits; nowhere else is there one."""
+    plan = plan_of(tmp_path)
+    assert "config" not in config_of(plan, tmp_path)
+    config = config_of(plan, tmp_path, offer(cloud="kubernetes", spot=False, z1=0.0))
+    [hook] = config["config"]["hooks"]
+    assert hook["events"] == ["preemption"]
+    assert hook["timeout"] == preempted.SECONDS
+    assert f"xrun.supervisor.preempted ~/xrun/runs/{plan.run}/plan.json" in hook["run"]
+    done = subprocess.run(["bash", "-c", hook["run"]], env={"HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 0, "a machine that is not set up yet has nothing to save"
+
+
+def test_who_is_told_goes_along_by_name(tmp_path: Path) -> None:
+    """The variables' names and the events for xrun's plugin, the addresses as secrets."""
+    config = config_of(plan_of(tmp_path, "alerts={to: [HOOK], on: [failed]}"), tmp_path, HOOK="x")
+    assert json.loads(config["envs"]["XRUN_ALERTS"]) == {"to": ["HOOK"], "on": ["failed"]}
+    assert config["secrets"] == {"HF_TOKEN": None, "HOOK": None}
+    assert "XRUN_ALERTS" not in config_of(plan_of(tmp_path), tmp_path).get("envs", {})
+
+
+HOOKED = """
+import json, sys
+import sky
+task = sky.Task.from_yaml_config(json.loads(sys.argv[1]))
+print(json.dumps([resource.hooks for resource in task.resources]))
+"""
+
+
+@pytest.mark.cloud
+def test_skypilot_takes_the_hook(home: SkyHome, tmp_path: Path) -> None:
+    """Its own schema, on the resources that it hands to Kubernetes."""
+    config = config_of(plan_of(tmp_path), tmp_path, offer(cloud="kubernetes", z1=0.0))
+    given = {name: config[name] for name in ("resources", "config", "run")}
+    done = home.python(HOOKED, json.dumps(given))
+    assert done.code == 0, done.err
+    assert json.loads(done.out)[0] == config["config"]["hooks"]
 
 
 def test_auto_means_spot_and_then_on_demand() -> None:

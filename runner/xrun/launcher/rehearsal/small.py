@@ -42,7 +42,7 @@ def small_recipe(plan: Plan) -> dict[str, Any]:
     train = plan.load_recipe().train
     micro = min(_SAMPLES, train.global_batch, _number(train))
     told["hardware"] = {"local": {}}
-    told["tracking"], told["budget"] = {}, {}
+    told["tracking"], told["budget"], told["alerts"] = {}, {}, None
     told["checkpoint"], told["publish"] = {"every": "1 steps"}, None
     told["train"] |= {
         "micro_batch": micro,

@@ -7,9 +7,11 @@ cheapest hour.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ RECOVERY = {
 }
 """Not 137 and 143: when one node has ended, SkyPilot ends the others and writes these for them,
 also where the end was for good (docs/decisions/0024)."""
+HOOK_SECONDS = 60
+"""How long a pod waits until the attempt in it has saved (xrun.supervisor.preempted)."""
 _TRAVEL = (
     "HF_ENDPOINT",
     "WANDB_BASE_URL",
@@ -60,11 +64,12 @@ def task_config(
         "name": plan.run,
         "num_nodes": offers.best.machines.nodes,
         "resources": {"job_recovery": dict(RECOVERY), **resources(recipe.hardware.any_of, offers)},
-        "envs": {name: environ[name] for name in _TRAVEL if environ.get(name)},
+        "envs": {**{name: environ[name] for name in _TRAVEL if environ.get(name)}, **_alerts(plan)},
         "secrets": dict.fromkeys(secret_names(recipe)),
         "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
         "volumes": _volumes(recipe.files),
         "run": _run(plan.run),
+        "config": _hooks(plan.run, offers),
     }
     return {name: value for name, value in config.items() if value not in ({}, None)}
 
@@ -172,6 +177,23 @@ def _files(plan: Plan, files: Mapping[str, FileSource]) -> dict[str, str | dict[
 def _volumes(files: Mapping[str, FileSource]) -> dict[str, str]:
     """Path on the machine -> the name of the volume that is attached there."""
     return {target_there(target): each.volume for target, each in files.items() if each.volume}
+
+
+def _hooks(run: str, offers: Offers) -> dict[str, Any]:
+    """Where pods may go without a word of a metadata server: SkyPilot runs this on the first node
+    before, and the attempt saves. On a machine that is not set up yet there is nothing to save."""
+    if not any(offer.cloud == "kubernetes" for offer in offers.offers):
+        return {}
+    python = "~/xrun/python"
+    ask = f"{python} -P -m xrun.supervisor.preempted ~/xrun/runs/{run}/plan.json"
+    hook = {"run": f"[ ! -x {python} ] || {ask}", "events": ["preemption"], "timeout": HOOK_SECONDS}
+    return {"hooks": [hook]}
+
+
+def _alerts(plan: Plan) -> dict[str, str]:
+    """For xrun's plugin of SkyPilot, which tells what happens while no machine is alive."""
+    told = asdict(plan.alerts)
+    return {environment.ALERTS.name: json.dumps(told)} if plan.alerts.to else {}
 
 
 def _run(run: str) -> str:
