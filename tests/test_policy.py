@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from support.paths import ROOT
 from xrun_sky.outlook import Odds, Outlook
 from xrun_sky.policy import Candidate, Launch, Policy, Terms, Wait
 from xrun_sky.weather import Weather
-
-from support.paths import ROOT
 
 _SPEC = importlib.util.spec_from_file_location("benchmarks", ROOT / "benchmarks" / "__init__.py")
 assert _SPEC is not None  # by its path: with the root on sys.path `datasets` would mean ours

@@ -30,5 +30,5 @@ class XrunPlugin(BasePlugin):  # type: ignore[misc]  # sky has no types
 
         schemas.register_job_recovery_property(strategy.KEY, {"type": "object"})
         known = registry.JOBS_RECOVERY_STRATEGY_REGISTRY
-        if strategy.NAME not in known:
+        if strategy.NAME.lower() not in known:  # which writes names so
             known.type_register(name=strategy.NAME)(strategy.XrunStrategy)

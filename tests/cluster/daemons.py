@@ -204,9 +204,9 @@ class Daemons:
 
     def _idle(self) -> bool:
         try:
-            return self.slurm("sinfo", "--noheader", "--Node", "--partition=main", "--format=%t").split() == [
-                "idle"
-            ] * len(NODES)
+            return self.slurm(
+                "sinfo", "--noheader", "--Node", "--partition=main", "--format=%t"
+            ).split() == ["idle"] * len(NODES)
         except subprocess.CalledProcessError:
             return False
 

@@ -1,0 +1,198 @@
+"""xrun's plugin in the real SkyPilot: installed, loaded through its registry, and asked by the code
+of its controller.
+
+Covers `xrun.cli.setup`.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.running import Project
+from support.sky_home import CLOUDS, SkyHome
+
+pytestmark = [pytest.mark.cloud, pytest.mark.once]
+
+OTHER = {"class": "somebody.Plugin", "parameters": {"a": 1}}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[SkyHome]:
+    home = SkyHome(tmp_path / "home")
+    home.environment["XRUN_HOME"] = str(tmp_path / "runs")
+    yield home
+
+
+def files(home: SkyHome) -> dict[str, Any]:
+    """What SkyPilot would read, and the wheels."""
+    sky = home.folder / ".sky"
+    found = {path.name: yaml.safe_load(path.read_text()) for path in sky.glob("*plugins.yaml")}
+    return {**found, "wheels": [path.name for path in sorted(sky.rglob("*.whl"))]}
+
+
+def test_setup_shows_asks_installs_once_and_removes(home: SkyHome) -> None:
+    """Without a yes nothing changes."""
+    asked = home.xrun("setup", "sky")
+    assert asked.code == 1
+    assert "+- class: xrun_sky.plugin.XrunPlugin" in asked.out
+    assert files(home) == {"wheels": []}
+    done = home.xrun("setup", "sky", "--yes")
+    assert done.code == 0, done.err
+    ours = {"class": "xrun_sky.plugin.XrunPlugin"}
+    installed = files(home)
+    assert installed["plugins.yaml"]["plugins"] == installed["remote_plugins.yaml"]["plugins"]
+    assert installed["plugins.yaml"]["plugins"] == [ours]
+    assert len(installed["wheels"]) == 1
+    again = home.xrun("setup", "sky")
+    assert (again.code, files(home)) == (0, installed)
+    assert "has xrun's plugin already" in again.out
+    gone = home.xrun("setup", "sky", "--yes", "--remove")
+    assert (gone.code, files(home)) == (0, {"wheels": []})
+
+
+def test_plugins_of_others_stay(home: SkyHome) -> None:
+    """With their folder of wheels, where ours goes too."""
+    theirs = home.folder / "wheels"
+    before = {"plugins": [OTHER], "controller_wheel_path": str(theirs)}
+    (home.folder / ".sky" / "plugins.yaml").write_text(yaml.safe_dump(before))
+    assert home.xrun("setup", "sky", "--yes").code == 0
+    after = files(home)["plugins.yaml"]
+    assert after["plugins"][0] == OTHER
+    assert (len(after["plugins"]), after["controller_wheel_path"]) == (2, str(theirs))
+    assert len(list(theirs.glob("xrun_sky-*.whl"))) == 1
+    assert home.xrun("setup", "sky", "--yes", "--remove").code == 0
+    assert files(home) == {"plugins.yaml": before, "wheels": []}
+
+
+def test_a_damaged_file_is_named(home: SkyHome) -> None:
+    path = home.folder / ".sky" / "plugins.yaml"
+    for text in ("plugins: [", "plugins: 3", "[]"):
+        path.write_text(text)
+        refused = home.xrun("setup", "sky", "--yes")
+        assert (refused.code, path.read_text()) == (3, text)
+        assert str(path) in refused.err
+        assert "damaged" in refused.err
+
+
+def test_an_api_server_elsewhere_is_told_how(home: SkyHome) -> None:
+    home.environment["SKYPILOT_API_SERVER_ENDPOINT"] = "http://elsewhere.invalid:46580"
+    refused = home.xrun("setup", "sky", "--yes")
+    assert (refused.code, files(home)) == (3, {"wheels": []})
+    assert "http://elsewhere.invalid:46580, not on this machine" in refused.err
+    written = home.xrun("setup", "sky", "--wheel", str(home.folder))
+    assert Path(written.out.strip()).parent == home.folder
+    assert zipfile.is_zipfile(written.out.strip())
+
+
+LOADED = """
+import asyncio, json, sys, time
+from pathlib import Path
+import sky
+from sky import backends, exceptions
+from sky.jobs import recovery_strategy
+from sky.server import plugins
+from sky.utils import dag_utils
+
+context = plugins.ExtensionContext(context=plugins.PluginContext.CONTROLLER)
+plugins.load_plugins(context)
+plugins.load_plugins(context)
+
+from xrun.launcher.sky.cloud import sky_task
+from xrun.launcher.sky.launch import prepare
+from xrun.recipe.load import load_recipe
+from xrun.run.plan import make_plan
+from xrun_sky.strategy import XrunStrategy
+
+path = Path(sys.argv[1])
+hardware = "hardware={any_of: [{accelerators: 'H100:8', clouds: [nebius, aws]},"
+hardware += "{accelerators: 'H100:8', nodes: 2, clouds: [aws], spot: true}], deadline: 36h}"
+settings = [hardware, "train.micro_batch=1", "train.global_batch=64",
+            "checkpoint.store=hub://alice/run"]
+launch = prepare(make_plan(load_recipe(path, settings), path), {})
+task = sky_task(launch.task, {name: "value" for name in launch.task["secrets"]})
+with sky.Dag() as dag:
+    dag.add(task)
+dag.name = task.name
+dag_utils.fill_default_config_in_dag_for_job_launch(dag)
+travelled = dag_utils.load_chain_dag_from_yaml_str(dag_utils.dump_chain_dag_to_yaml_str(dag))
+
+asked = []
+
+
+class Grounded(XrunStrategy):
+    # Where no cloud is to be asked: every place is full but the fourth, and then but the first.
+    grants = iter([4, 1, 1])
+
+    async def _launch(self, max_retry=3, raise_on_failure=True, recovery=False):
+        task = self.dag.tasks[0]
+        (wish,) = task.resources
+        asked.append({"infra": wish.infra.to_str(), "spot": wish.use_spot, "nodes": task.num_nodes,
+                      "retries": max_retry, "recovery": recovery, "envs": dict(task.envs)})
+        self.left = getattr(self, "left", None) or next(self.grants)
+        self.left -= 1
+        if self.left:
+            raise exceptions.ManagedJobReachedMaxRetriesError("full")
+        return time.time()
+
+
+async def live():
+    lock = asyncio.Lock()
+    made = recovery_strategy.StrategyExecutor.make(
+        "cluster", backends.CloudVmRayBackend(), travelled.tasks[0], 7, 0, None, set(), lock,
+        asyncio.Condition(lock))
+    assert type(made) is XrunStrategy, type(made)
+    made.__class__ = Grounded
+    prices = made._prices()
+    assert made.should_restart_on_failure([75])
+    assert not made.should_restart_on_failure([1])
+    await made.launch()
+    await made.recover()
+    asked.append({"again": True})
+    other = recovery_strategy.StrategyExecutor.make(
+        "cluster", backends.CloudVmRayBackend(), dag_utils.load_chain_dag_from_yaml_str(
+            dag_utils.dump_chain_dag_to_yaml_str(dag)).tasks[0], 7, 0, None, set(), lock,
+        asyncio.Condition(lock))
+    other.__class__ = Grounded
+    await other.on_resume("cluster")
+    await other.recover()
+    return prices, [place.usd_per_hour for place in made._pilot.assignment.places]
+
+
+now, then = asyncio.run(live())
+print(json.dumps({"asked": asked, "now": now, "then": then, "notes": launch.offers.notes}))
+"""
+
+
+def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
+    """What a launch has told arrives whole; places are asked one by one at the prices of SkyPilot's
+    own catalogs, and what was lost is not the first to be asked again, by the next controller
+    either. SkyPilot's launch alone is not made."""
+    home.enable(*CLOUDS)
+    assert home.xrun("setup", "sky", "--yes").code == 0
+    project = Project(tmp_path)
+    done = home.python(LOADED, str(project.recipe), cwd=project.root)
+    assert done.code == 0, done.err
+    told = json.loads(done.out.splitlines()[-1])
+    assert told["now"] == told["then"]
+    assert any("last responsible moment" in note for note in told["notes"])
+    asked = told["asked"]
+    again = asked.index({"again": True})
+    assert all(each["retries"] == 1 for each in asked if "retries" in each)
+    first, lost, back = asked[:4], asked[4], asked[again + 1]
+    assert {each["nodes"] for each in first} == {1, 2}
+    assert len({(each["infra"], each["nodes"]) for each in first}) == 4
+    assert all(each["spot"] for each in first)
+    granted = first[-1]
+    assert (lost["infra"], lost["recovery"]) != (granted["infra"], False)
+    assert back["infra"] != lost["infra"]
+    price = json.loads(granted["envs"]["XRUN_PRICES"])[0]
+    assert price["spot"] is True
+    assert price["usd_per_hour"] in told["then"]
+    assert granted["envs"]["XRUN_LEAVE_AT"] == ""
