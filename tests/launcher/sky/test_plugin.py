@@ -6,9 +6,11 @@ Covers `xrun.cli.setup`.
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,74 +19,112 @@ import yaml
 
 from support.running import Project
 from support.sky_home import CLOUDS, SkyHome
+from xrun.errors import LaunchError
+from xrun.launcher.sky import plugin
+from xrun.launcher.wheel import pack_plugin
 
 pytestmark = [pytest.mark.cloud, pytest.mark.once]
 
 OTHER = {"class": "somebody.Plugin", "parameters": {"a": 1}}
 
 
+OURS = {"class": "xrun_sky.plugin.XrunPlugin"}
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[SkyHome]:
+def home(tmp_path: Path) -> SkyHome:
     home = SkyHome(tmp_path / "home")
     home.environment["XRUN_HOME"] = str(tmp_path / "runs")
-    yield home
+    return home
 
 
-def files(home: SkyHome) -> dict[str, Any]:
+@pytest.fixture
+def sky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of SkyPilot's files of the person who runs this test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".sky").mkdir()
+    return tmp_path / ".sky"
+
+
+def files(sky: Path) -> dict[str, Any]:
     """What SkyPilot would read, and the wheels."""
-    sky = home.folder / ".sky"
     found = {path.name: yaml.safe_load(path.read_text()) for path in sky.glob("*plugins.yaml")}
     return {**found, "wheels": [path.name for path in sorted(sky.rglob("*.whl"))]}
 
 
-def test_setup_shows_asks_installs_once_and_removes(home: SkyHome) -> None:
-    """Without a yes nothing changes."""
-    asked = home.xrun("setup", "sky")
-    assert asked.code == 1
-    assert "+- class: xrun_sky.plugin.XrunPlugin" in asked.out
-    assert files(home) == {"wheels": []}
-    done = home.xrun("setup", "sky", "--yes")
-    assert done.code == 0, done.err
-    ours = {"class": "xrun_sky.plugin.XrunPlugin"}
-    installed = files(home)
-    assert installed["plugins.yaml"]["plugins"] == installed["remote_plugins.yaml"]["plugins"]
-    assert installed["plugins.yaml"]["plugins"] == [ours]
-    assert len(installed["wheels"]) == 1
-    again = home.xrun("setup", "sky")
-    assert (again.code, files(home)) == (0, installed)
-    assert "has xrun's plugin already" in again.out
-    gone = home.xrun("setup", "sky", "--yes", "--remove")
-    assert (gone.code, files(home)) == (0, {"wheels": []})
+def make(changes: list[plugin.Change]) -> None:
+    for change in changes:
+        change.make()
 
 
-def test_plugins_of_others_stay(home: SkyHome) -> None:
+def test_the_plugin_is_installed_once_and_removed(sky: Path) -> None:
+    """The server and controllers elsewhere name it; an older xrun's wheel goes."""
+    old = sky / "xrun" / "wheels" / "xrun_sky-0.0.1-py3-none-any.whl"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    changes = plugin.installation()
+    assert "+- class: xrun_sky.plugin.XrunPlugin" in changes[2].text()
+    assert len(files(sky)["wheels"]) == 1, "nothing is written before the yes"
+    make(changes)
+    (wheel,) = files(sky)["wheels"]
+    assert wheel != old.name
+    assert files(sky)["plugins.yaml"] == {
+        "plugins": [OURS],
+        "controller_wheel_path": "~/.sky/xrun/wheels",
+    }
+    assert files(sky)["remote_plugins.yaml"] == {"plugins": [OURS]}
+    assert plugin.installation() == []
+    make(plugin.removal())
+    assert files(sky) == {"wheels": []}
+    assert plugin.removal() == []
+
+
+def test_plugins_of_others_stay(sky: Path, tmp_path: Path) -> None:
     """With their folder of wheels, where ours goes too."""
-    theirs = home.folder / "wheels"
+    theirs = tmp_path / "wheels"
     before = {"plugins": [OTHER], "controller_wheel_path": str(theirs)}
-    (home.folder / ".sky" / "plugins.yaml").write_text(yaml.safe_dump(before))
-    assert home.xrun("setup", "sky", "--yes").code == 0
-    after = files(home)["plugins.yaml"]
-    assert after["plugins"][0] == OTHER
-    assert (len(after["plugins"]), after["controller_wheel_path"]) == (2, str(theirs))
+    (sky / "plugins.yaml").write_text(yaml.safe_dump(before))
+    make(plugin.installation())
+    assert files(sky)["plugins.yaml"] == {**before, "plugins": [OTHER, OURS]}
     assert len(list(theirs.glob("xrun_sky-*.whl"))) == 1
-    assert home.xrun("setup", "sky", "--yes", "--remove").code == 0
-    assert files(home) == {"plugins.yaml": before, "wheels": []}
+    make(plugin.removal())
+    assert files(sky) == {"plugins.yaml": before, "wheels": []}
+    assert list(theirs.iterdir()) == []
 
 
-def test_a_damaged_file_is_named(home: SkyHome) -> None:
-    path = home.folder / ".sky" / "plugins.yaml"
-    for text in ("plugins: [", "plugins: 3", "[]"):
-        path.write_text(text)
-        refused = home.xrun("setup", "sky", "--yes")
-        assert (refused.code, path.read_text()) == (3, text)
-        assert str(path) in refused.err
-        assert "damaged" in refused.err
+@pytest.mark.parametrize("text", ["plugins: [", "plugins: 3", "[]", "plugins: [3]"])
+def test_a_damaged_file_is_named(sky: Path, text: str) -> None:
+    path = sky / "plugins.yaml"
+    path.write_text(text)
+    with pytest.raises(LaunchError, match=f"{path}, which names SkyPilot's plugins, is damaged"):
+        plugin.installation()
+    assert path.read_text() == text
+
+
+def test_the_wheel_needs_nothing(tmp_path: Path) -> None:
+    """What it has can be imported without any other package; every file is in its RECORD."""
+    name, wheel = pack_plugin()
+    assert (name, wheel) == pack_plugin()
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        archive.extractall(tmp_path / "there")
+        (record,) = (each for each in archive.namelist() if each.endswith("RECORD"))
+        told = [line.split(",")[0] for line in archive.read(record).decode().splitlines()]
+        assert sorted(told) == sorted(archive.namelist())
+    code = "import xrun_sky.pilot; print(xrun_sky.pilot.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(tmp_path / "there")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(tmp_path / "there"))
 
 
 def test_an_api_server_elsewhere_is_told_how(home: SkyHome) -> None:
     home.environment["SKYPILOT_API_SERVER_ENDPOINT"] = "http://elsewhere.invalid:46580"
     refused = home.xrun("setup", "sky", "--yes")
-    assert (refused.code, files(home)) == (3, {"wheels": []})
+    assert (refused.code, files(home.folder / ".sky")) == (3, {"wheels": []})
     assert "http://elsewhere.invalid:46580, not on this machine" in refused.err
     written = home.xrun("setup", "sky", "--wheel", str(home.folder))
     assert Path(written.out.strip()).parent == home.folder
@@ -175,7 +215,10 @@ def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
     own catalogs, and what was lost is not the first to be asked again, by the next controller
     either. SkyPilot's launch alone is not made."""
     home.enable(*CLOUDS)
-    assert home.xrun("setup", "sky", "--yes").code == 0
+    asked = home.xrun("setup", "sky")
+    assert (asked.code, files(home.folder / ".sky")) == (1, {"wheels": []}), asked.err
+    installed = home.xrun("setup", "sky", "--yes")
+    assert "The plugin is installed" in installed.out, installed.err
     project = Project(tmp_path)
     done = home.python(LOADED, str(project.recipe), cwd=project.root)
     assert done.code == 0, done.err

@@ -196,11 +196,12 @@ def _read(path: Path) -> dict[str, Any]:
         LaunchError: it is damaged.
     """
     try:
-        config = yaml.safe_load(read_small(path)) or {}
+        config = yaml.safe_load(read_small(path))
     except FileNotFoundError:
         return {}
     except (OSError, yaml.YAMLError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
+    config = {} if config is None else config
     plugins = config.get("plugins", []) if isinstance(config, dict) else None
     if not isinstance(plugins, list) or not all(isinstance(each, dict) for each in plugins):
         raise _damaged(path, "it is no mapping with a list of `plugins`")
