@@ -1,5 +1,5 @@
 """`python -m cluster [FOLDER]`: set the one-machine cluster up, say where it is, and take it down
-when the input ends.
+when the input ends; a line before that starts the API server and its controllers again.
 
 Whoever asked for the cluster holds the other end of the standard input: however that process ends,
 the cluster ends with it. Every process of the cluster is or becomes a child of this one
@@ -36,8 +36,11 @@ def main() -> int:
         Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="xrun-cluster-"))
     )
     try:
-        _say(_set_up(layout))
-        sys.stdin.read()
+        server, answer = _set_up(layout)
+        _say(answer)
+        for _ in sys.stdin:
+            server.restart()
+            _say({})
     except ClusterError as error:
         _say({"error": str(error), "root": str(layout.root)})
         return 1
@@ -82,14 +85,14 @@ def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
     return found
 
 
-def _set_up(layout: Layout) -> dict[str, object]:
+def _set_up(layout: Layout) -> tuple[ApiServer, dict[str, object]]:
     server = ApiServer(layout)
     daemons = Daemons(layout, server.node_environment())
     server.prepare(daemons.ssh_config())
     daemons.start()
     server.start()
     environment = server.environment() | {"SLURM_CONF": str(layout.slurm_conf)}
-    return {"root": str(layout.root), "environment": environment, "url": server.url}
+    return server, {"root": str(layout.root), "environment": environment, "url": server.url}
 
 
 def _say(answer: dict[str, object]) -> None:

@@ -10,9 +10,11 @@ next node. All else is SkyPilot's own doing.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -27,8 +29,16 @@ allowed_clouds: [slurm]
 jobs: {{controller: {{consolidation_mode: true}}}}
 slurm:
   allowed_clusters: [local]
-  cluster_configs: {{local: {{tmpdir: {tmpdir}}}}}
+  provision_timeout: 120
+  cluster_configs:
+    local:
+      tmpdir: {tmpdir}
+      partition_configs:
+        north: {{pricing: {{cpu: 0.05}}}}
+        south: {{pricing: {{cpu: 0.06}}}}
+        sure: {{pricing: {{cpu: 0.5}}}}
 """
+"""A place that is named is waited for for a day, where nothing else is said."""
 
 CURL = """\
 #!/bin/sh
@@ -112,6 +122,7 @@ class ApiServer:
         Raises:
             ClusterError: it ended, or does not answer within 3 minutes.
         """
+        self._install_plugin()
         site = self.layout.folder("site")
         (site / "sitecustomize.py").write_text(
             SITECUSTOMIZE.format(health=f"{self.url}/api/health")
@@ -135,6 +146,33 @@ class ApiServer:
                 stderr=log,
             )
         until(self._answers, "the API server's answer", 180, every=0.5, alive=self.check)
+
+    def restart(self) -> None:
+        """Kill the server and its job controllers, as a crash of the machine would, and start them
+        again."""
+        home = f"HOME={self.layout.home}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (path / "environ").read_bytes().split(b"\0")
+                if (
+                    home in environment
+                    and b"sky.jobs.controller" in (path / "cmdline").read_bytes()
+                ):
+                    os.kill(int(path.name), signal.SIGKILL)
+        self.child.kill()
+        self.child.wait()
+        until(lambda: is_free(self.port), "the API server's port being free", 60)
+        self.start()
+
+    def _install_plugin(self) -> None:
+        """As a person does, before the server starts."""
+        subprocess.run(
+            [sys.executable, "-m", "xrun", "setup", "sky", "--yes"],
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
 
     def check(self) -> None:
         """The server is alive.

@@ -270,6 +270,23 @@ def test_the_log_files_never_stop_a_run(
     assert weights(again.run) == expected
 
 
+def test_an_attempt_leaves_its_machines_when_it_was_told_to(
+    again: Again, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By xrun's plugin in SkyPilot, as it asked for them: it saves and ends with 75, which is no
+    fault of the run's; the next one ends with the weights of an undisturbed run. What is no time
+    is not heard."""
+    monkeypatch.setenv("XRUN_LEAVE_AT", "1")
+    done = again.start()
+    assert done.code == 75, done.err
+    assert "left for other machines" in done.err
+    last = record(again.run)["attempts"][-1]
+    assert (last["kind"], last["reason"]) == ("stopped", "left for other machines")
+    monkeypatch.setenv("XRUN_LEAVE_AT", "soon")
+    assert again.start().code == 0
+    assert weights(again.run) == expected
+
+
 def test_the_same_command_on_a_finished_run_does_nothing(project: Project, tmp_path: Path) -> None:
     """A finished run started again exits 0, and no file of its state or its model is touched."""
     again = Again(project, tmp_path / "again")

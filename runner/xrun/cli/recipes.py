@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def check(
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
     from ..recipe.notes import notes
-    from ..run.plan import check_tracking
+    from ..run.plan import check_deadline, check_tracking
 
     wrong: list[Problem] = []
     refused: list[Problem] = []
@@ -47,6 +48,7 @@ def check(
             path = source.path
             recipe = load_recipe(path, overrides)
             check_tracking(recipe, path, overrides)
+            check_deadline(recipe, path, overrides, time.time())
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
             of_account = _online_problems(recipe, source) if online else ()

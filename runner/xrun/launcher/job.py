@@ -164,7 +164,12 @@ def _same(plan: Plan, known: Plan) -> Plan:
     _same_place(plan, known)
     kept = known.libraries.of(plan.libraries.wanted).to_json()
     return dataclasses.replace(
-        plan, fork=known.fork, fork_store=known.fork_store, requirements=kept, lock=known.lock
+        plan,
+        fork=known.fork,
+        fork_store=known.fork_store,
+        requirements=kept,
+        lock=known.lock,
+        launched=known.launched,
     )
 
 

@@ -117,7 +117,8 @@ class Offers:
 
     `ordered`: SkyPilot is given this very order, each offer pinned to its place; else it takes the
     cheapest hour, which is the same order, and stays right when prices change. `controller`: what
-    is paid for besides; None where that is nothing.
+    is paid for besides; None where that is nothing. `others`: of other numbers of nodes, which a
+    job may go on with later.
     """
 
     offers: tuple[Offer, ...]
@@ -125,6 +126,7 @@ class Offers:
     order: str
     notes: tuple[str, ...] = ()
     controller: Controller | None = None
+    others: tuple[Offer, ...] = ()
 
     @property
     def best(self) -> Offer:
@@ -137,7 +139,7 @@ class Offers:
         demand."""
         launchable = (
             replace(price, on_demand_usd_per_hour=offer.on_demand)
-            for offer in self.offers
+            for offer in (*self.offers, *self.others)
             for price in offer.prices
             if price.spot == offer.use_spot
         )
@@ -150,12 +152,14 @@ def rank(
     notes: Sequence[str] = (),
     *,
     pinned: bool = False,
+    any_nodes: bool = False,
 ) -> Offers:
     """The cheapest whole run first where all speeds are known or can be estimated, else the
     cheapest hour.
 
     A job of SkyPilot has one number of nodes and one setup, so those of the best offer are taken.
-    `pinned`: SkyPilot must not look elsewhere than in these places.
+    `pinned`: SkyPilot must not look elsewhere than in these places. `any_nodes`: xrun's plugin may
+    change the number of nodes.
     """
     speeds = {offer.speed is not None for offer in offers}
     by_work = len(speeds) == 1 and all(offer.work is not None for offer in offers)
@@ -168,11 +172,18 @@ def rank(
         by_work and len({offer.machines for offer in kept}) > 1
     )  # else the cheapest hour is the cheapest run
     capped = any(candidates[offer.candidate].max_hourly_cost for offer in kept)
+    others = tuple(
+        offer
+        for offer in ordered
+        if any_nodes and offer not in kept and _shape(offer, candidates)[1] == shape[1]
+    )
+    what = "one setup" if any_nodes else "one number of nodes and one setup"
     return Offers(
         kept,
         by_work or capped or pinned,
         _order(kept, by_work),
-        (*notes, *_left_out(ordered, kept)),
+        (*notes, *_left_out(ordered, (*kept, *others), what)),
+        others=others,
     )
 
 
@@ -201,13 +212,9 @@ def _shape(offer: Offer, candidates: Sequence[Candidate]) -> tuple[int, str | No
     return offer.machines.nodes, candidates[offer.candidate].setup
 
 
-def _left_out(offers: Sequence[Offer], kept: Sequence[Offer]) -> list[str]:
+def _left_out(offers: Sequence[Offer], kept: Sequence[Offer], what: str) -> list[str]:
     others = sorted({str(offer.machines) for offer in offers if offer not in kept})
-    return (
-        [f"Left out, because a job has one number of nodes and one setup: {', '.join(others)}."]
-        if others
-        else []
-    )
+    return [f"Left out, because a job has {what}: {', '.join(others)}."] if others else []
 
 
 def affordable(price: Price, candidate: Candidate) -> bool:

@@ -68,8 +68,8 @@ file's, parsed by the same rules; items of a list go by number from 0. A mapping
 
 `extends: base.yaml`, relative to the file it stands in, starts from another recipe. Mappings are
 merged key by key, lists and single values are replaced, and `key: null` goes back to the default.
-Nothing is left half merged: `hardware` is replaced whole, `model` and `dataset` are if their `name`
-differs, and so are an optimizer's `args`.
+Nothing is left half merged: `hardware` is replaced whole where it names machines, `model` and
+`dataset` are if their `name` differs, and so are an optimizer's `args`.
 
 ## Keys
 

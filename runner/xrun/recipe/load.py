@@ -210,11 +210,12 @@ def merge(base: Node, over: Node, loc: Loc) -> Node:
 
 
 def kept(base: Node, over: Node, loc: Loc) -> dict[str, Node]:
-    """What stays of the base's mapping: nothing of a different kind of hardware, model or dataset,
+    """What stays of the base's mapping: nothing of other hardware, of a different model or dataset,
     no half of a switch."""
     old, new = base.child("name"), over.child("name")
     renamed = bool(old and new and old.value != new.value)
-    if loc == ("hardware",) or (renamed and loc in (("model",), ("dataset",))):
+    others = loc == ("hardware",) and (over.child("local") or over.child("any_of"))
+    if others or (renamed and loc in (("model",), ("dataset",))):
         return {}
     dropped = "args" if renamed and loc == ("train", "optimizer") else None
     return {name: node for name, node in (base.mapping or {}).items() if name != dropped}
@@ -287,11 +288,15 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
         )
     tree = tree if tree.mapping is not None else Node({}, value.mark)
     keys = {name: value.mark}
-    if not rest:
+    if not rest and loc != ("hardware",):
         return merge(tree, Node({name: value}, tree.mark, keys=keys), loc)
-    inner = put(tree.child(name) or Node(None, value.mark), rest, value, (*loc, name))
-    # `local` and `any_of` exclude each other, so naming one of them lets the other go.
-    others = {} if loc == ("hardware",) else tree.value
+    before = tree.child(name) or Node(None, value.mark)
+    inner = put(before, rest, value, (*loc, name)) if rest else value
+    others = tree.value
+    if loc == ("hardware",) and name == "local":
+        others = {}  # the other keys are for clouds
+    elif loc == ("hardware",) and name == "any_of":
+        others = {each: node for each, node in tree.value.items() if each != "local"}
     return replace(tree, value={**others, name: inner}, keys=keys | tree.keys)
 
 

@@ -511,6 +511,29 @@ def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
 
 
 @rule("hardware")
+def deadline_needs_machines_on_demand(recipe: Recipe) -> Iterator[Problem]:
+    """`deadline` is for clouds, and only machines on demand can keep it: a candidate with `spot:
+    auto` or `spot: false`."""
+    hardware = recipe.hardware
+    if hardware.deadline is None:
+        return
+    if hardware.local is not None:
+        yield problem(
+            "hardware.deadline",
+            "this machine cannot be exchanged for a faster or a surer one",
+            str(hardware.deadline),
+            "Remove it, or say with `any_of` which machines of clouds would do.",
+        )
+    elif all(each.spot is True for each in hardware.any_of):
+        yield problem(
+            "hardware.deadline",
+            "spot machines alone cannot keep it: they may not be there",
+            str(hardware.deadline),
+            "Give a candidate `spot: auto`, or one more with `spot: false`.",
+        )
+
+
+@rule("hardware")
 def accelerator_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`accelerators` is a name that SkyPilot knows, in its spelling."""
     for index, candidate in enumerate(recipe.hardware.any_of):

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from ..store.address import Address, NoAddressError
 from .accelerators import PATTERN, Accelerators
 from .base import Before, Field, Parsed, Part, default
+from .deadline import Deadline
 from .interval import Every, interval
 from .location import Location, NoLocationError
 from .metrics import better
@@ -220,14 +221,31 @@ class Candidate(Part):
 
 
 class Hardware(Part):
-    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another it
-    replaces the base's whole."""
+    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another,
+    naming either replaces the base's whole."""
 
     local: Local | None = None
     """Train on this machine. `hardware: local` is short for one process."""
     any_of: Annotated[tuple[Candidate, ...], Field(strict=False)] = ()
     """Kinds of cloud machines that would do; a preempted run may continue on another one of
     them."""
+    deadline: Annotated[Deadline, Parsed(Deadline.parse, max_length=64)] | None = None
+    """When the run is to have finished: so long after its first launch (`36h`, `2d`), or a time
+    with its zone (`2026-12-01T18:00+01:00`). It trains on spot machines as long as it can still be
+    in time without them, on demand from the last responsible moment, and on spot again when there
+    is time to spare. Needs xrun's plugin in SkyPilot (`xrun setup sky`). Default: none."""
+    max_wait: Annotated[Every, interval("seconds")] = default("2h")
+    """Without a deadline: how long to wait for spot machines, where `spot: auto` allows others,
+    before one on demand is taken, provided that the `budget` covers the rest of the run at that
+    price; and how long it is kept before spot machines are looked for again. Needs the plugin as
+    well: without it SkyPilot does not wait."""
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether there is a choice between waiting for spot machines and going on demand."""
+        return any(each.spot is not False for each in self.any_of) and any(
+            each.spot is not True for each in self.any_of
+        )
 
     @property
     def worlds(self) -> tuple[int, ...]:

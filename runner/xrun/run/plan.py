@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +79,8 @@ class Plan:
     finished model, likewise `hub` until then; "" where it goes wherever the state is. `other_data`:
     somebody has said that the data may be others than those that the run was trained on.
     `requirements`: the recipe's libraries, and their versions once a launch has fixed them. `lock`:
-    what else a launch has fixed.
+    what else a launch has fixed. `launched`: when the run was first launched on a cloud, in seconds
+    since 1970; 0 before.
     `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
     `origin`: the repository that the recipe was fetched from, by its URL; empty for one that lay
     here.
@@ -107,6 +110,7 @@ class Plan:
     rehearsal: int = 0
     lock: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    launched: float = 0.0
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -424,6 +428,29 @@ def check_tracking(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) ->
     hint = "Remove it, or use `tracking.wandb` or `tracking.tensorboard`."
     key = "tracking.trackio"
     raise RecipeError([place_of(key, path, overrides).problem(key, what, hint=hint)])
+
+
+def check_deadline(
+    recipe: Recipe, path: Path, overrides: Sequence[str], launched: float, now: float | None = None
+) -> None:
+    """A deadline that has passed is refused before money is spent, `launched` being the run's first
+    launch. It is no rule of the schema: time passes for a run that exists.
+
+    Raises:
+        RecipeError: it has passed.
+    """
+    deadline = recipe.hardware.deadline
+    now = time.time() if now is None else now
+    if deadline is None or deadline.after(launched) > now:
+        return
+    from ..recipe.load import place_of
+
+    when = f"{datetime.fromtimestamp(deadline.after(launched), UTC):%Y-%m-%d %H:%M} UTC"
+    hint = "Give a later one, or remove it: then the run waits for spot machines."
+    place = place_of("hardware.deadline", path, overrides)
+    raise RecipeError(
+        [place.problem("hardware.deadline", f"{when} has passed", str(deadline), hint)]
+    )
 
 
 def run_id(name: str, made: Identity) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .. import clock
+from .. import clock, environment
 from ..alerts.message import Message, Messages
 from ..alerts.teller import SECONDS as ALERT_SECONDS
 from ..alerts.teller import Teller
@@ -90,6 +90,7 @@ class LeadingNode(Node):
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
         self._reports: dict[int, Outcome] = {}
+        self._leave_at = _time(environment.LEAVE_AT.of())
         self.refused = ""
         """Why Weights & Biases does not take this run; "" while it does."""
         self.alerts = Teller(plan, self.say)
@@ -329,9 +330,17 @@ class LeadingNode(Node):
                 " used again there."
             )
             self.stop.set(self.refused)
+        self._leave_in_time()
         self._look(ranks)
         self._alert_begun(ranks)
         self.progress.update()
+
+    def _leave_in_time(self) -> None:
+        """Save and go where the plugin wants it, which has said when as it asked for these
+        machines."""
+        if self._leave_at is not None and clock.now() >= self._leave_at:
+            self._leave_at = None
+            self.stop.set("left for other machines", STOP_SECONDS, at_once=True)
 
     def _announce(self, saves: bool) -> None:
         super()._announce(saves)
@@ -469,6 +478,13 @@ class LeadingNode(Node):
             self.say(f"Full traceback: {log}")
         if why:
             self.say(why)
+
+
+def _time(text: str) -> float | None:
+    """Seconds since 1970; None where nothing is said, or nothing that could be meant."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return None
 
 
 def _mistake(failure: Failure) -> Outcome:

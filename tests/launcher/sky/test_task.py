@@ -15,6 +15,7 @@ import yaml
 from support.paths import ROOT
 from support.sky_home import CLOUDS, SkyHome
 from xrun.launcher.offers import Offer, rank
+from xrun.launcher.sky.recovery import OF_SKYPILOT
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
 from xrun.recipe.accelerators import Accelerators
@@ -72,7 +73,7 @@ def plan_of(
 def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dict[str, Any]:
     candidates = plan.load_recipe().hardware.any_of
     return task_config(
-        plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", environ
+        plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", OF_SKYPILOT, environ
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...recipe.schema import Candidate, Recipe
-from ...run.plan import Plan
+from ...run.plan import Plan, check_deadline
 from ..bundle import Cargo, pack
 from ..offers import Offers
 from ..project import refuse_what_stays
@@ -18,6 +18,8 @@ from ..requirements import lock
 from ..throughput import known_throughput
 from .controller import find_controller
 from .offers import find_offers
+from .plugin import has_plugin
+from .recovery import OF_SKYPILOT, first_launch, recovery, with_plugin, without_plugin
 from .task import launch_command, task_config, task_yaml
 
 
@@ -50,20 +52,24 @@ def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
     written.
 
     Raises:
-        RecipeError: something that the recipe needs would not travel, or a library that it names
-            cannot be had on a machine.
+        RecipeError: something that the recipe needs would not travel, a library that it names
+            cannot be had on a machine, or its deadline has passed.
         CloudUnavailable: the package index does not answer.
         LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
             job controller, or what should go along is too large.
     """
     refuse_what_stays(plan)
-    plan = lock(plan, environ)
-    offers = find_offers(plan, known_throughput(plan))
-    recipe = plan.load_recipe()
+    plan = lock(replace(plan, launched=first_launch(plan)), environ)
+    recipe, throughput, plugin = plan.load_recipe(), known_throughput(plan), has_plugin()
+    check_deadline(recipe, Path(plan.recipe_path), plan.overrides, plan.launched)
+    offers = find_offers(plan, throughput, any_nodes=plugin)
     candidate = recipe.hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, setup_of(recipe, candidate))
-    task = task_config(plan, offers, cargo.folder, environ)
-    offers = replace(offers, controller=find_controller(task["resources"]))
+    rule = recovery(plan, offers, throughput) if plugin else OF_SKYPILOT
+    told = with_plugin(plan, offers) if plugin else [without_plugin(recipe.hardware)]
+    task = task_config(plan, offers, cargo.folder, rule, environ)
+    notes, controller = (*offers.notes, *told), find_controller(task["resources"])
+    offers = replace(offers, notes=notes, controller=controller)
     return Launch(plan, offers, cargo, task)
 
 

@@ -24,8 +24,8 @@ from ..throughput import Machines, Throughput
 from .client import LOCAL, enabled_clouds, name_of, skypilot
 
 
-def find_offers(plan: Plan, throughput: Throughput) -> Offers:
-    """Every offer for a plan's recipe, ranked.
+def find_offers(plan: Plan, throughput: Throughput, *, any_nodes: bool = False) -> Offers:
+    """Every offer for a plan's recipe, ranked; `any_nodes` as in `rank`.
 
     Raises:
         LaunchError: no cloud is enabled, or none offers what the recipe asks for.
@@ -50,7 +50,7 @@ def find_offers(plan: Plan, throughput: Throughput) -> Offers:
         for offer in found
     ]
     notes = [*_not_enabled(candidates, clouds), *(f"Left out: {reason}." for reason in unable)]
-    return rank(known, candidates, notes, pinned=bool(unable))
+    return rank(known, candidates, notes, pinned=bool(unable), any_nodes=any_nodes)
 
 
 @dataclass(frozen=True)
