@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # torch documents it under this name
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .. import component
 from ..components import use_project
@@ -62,22 +61,6 @@ class _AsOnGpus(TorchFunctionMode):
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             given |= {"dropout_p": 0.0} if "dropout_p" in given else {}
         return func(*args, **given)
-
-
-def _flops() -> FlopCounterMode:
-    """Knows the attention of processors as well."""
-    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-    def of_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    def of_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_backward_flop_count(grad, query, key, value))
-
-    return FlopCounterMode(
-        display=False, custom_mapping={forward: of_forward, backward: of_backward}
-    )
 
 
 @dataclass
@@ -155,11 +138,11 @@ class Costing:
     def trial(self, batch: Batch, samples: int) -> Trial:
         """A step of two micro-batches like this one."""
         self._make_states()
-        with self._counted(batch) as (footprint, flops):
+        with self._counted(batch) as footprint:
             held = footprint.now
             footprint.begin()
             self._compute(batch, samples)
-            calls, computed, first = footprint.calls, flops.get_total_flops(), footprint.most
+            calls, flops, first = footprint.calls, footprint.flops, footprint.most
             footprint.begin()
             self._compute(batch, samples)
             further = max(first, footprint.most)
@@ -168,28 +151,27 @@ class Costing:
             after = footprint.most
         self.optimizer.zero_grad()
         held -= _bytes(leaves(batch))
-        return Trial(samples, max(first, after) - held, max(further, after) - held, computed, calls)
+        return Trial(samples, max(first, after) - held, max(further, after) - held, flops, calls)
 
     def evaluation(self, batch: Batch, samples: int) -> Trial:
         """One batch of an evaluation."""
         self.objective.eval()
-        with torch.no_grad(), self._counted(batch) as (footprint, flops):
+        with torch.no_grad(), self._counted(batch) as footprint:
             held = footprint.now
             footprint.begin()
             with self._precision():
                 self.objective(batch, samples)
             taken = footprint.most - held + _bytes(leaves(batch))
-            found = Trial(samples, taken, taken, flops.get_total_flops(), footprint.calls)
+            found = Trial(samples, taken, taken, footprint.flops, footprint.calls)
         self.objective.train()
         return found
 
     @contextlib.contextmanager
-    def _counted(self, batch: Batch) -> Iterator[tuple[Footprint, FlopCounterMode]]:
+    def _counted(self, batch: Batch) -> Iterator[Footprint]:
         model = self.objective.model
         there = [*model.parameters(), *model.buffers(), *self._states(), *leaves(batch)]
-        footprint, flops = Footprint(there), _flops()
-        with _AsOnGpus(), footprint, flops:
-            yield footprint, flops
+        with _AsOnGpus(), Footprint(there) as footprint:
+            yield footprint
 
     def _compute(self, batch: Batch, samples: int) -> None:
         with self._precision():
