@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.result import Row, main, spread
-from xrun.checkpoint.schedule import SaveSchedule, mean_uptime
+from xrun.checkpoint.schedule import SaveSchedule
+from xrun.run.saving import mean_uptime
 from xrun.machine.stop import SPARE_SECONDS, StopFlag
 from xrun.recipe.interval import Every
 

@@ -1,10 +1,9 @@
 """When to save.
 
-`auto` balances what a save costs against what a preemption loses: with a cost of C seconds per save
-and M seconds between preemptions the best interval is sqrt(2 * C * M) (Young 1974, Daly 2006). C is
+`auto` balances what a save costs against what a preemption loses (`run/saving.py`). The cost is
 what a save takes from training (the stall, measured), not how long writing goes on in the
-background; a save never starts before the one before has ended. M starts from a prior and moves
-with what the run has seen.
+background; a save never starts before the one before has ended. The time between preemptions
+starts from a prior and moves with what the run has seen.
 
 Before a known deadline, such as a cloud's notice gives, training goes on until the last save has to
 begin.
@@ -18,35 +17,12 @@ from dataclasses import dataclass
 
 from ..machine.stop import SPARE_SECONDS
 from ..recipe.interval import Every
+from ..run.saving import best_interval
 
-PRIOR_UPTIME = 3 * 3600.0
-"""Seconds between preemptions before a run has seen any: spot machines of the published traces last
-hours."""
-MINIMUM_SECONDS = 10.0
-"""No closer than this: below it a save costs more in attention (logs, files, commits) than the
-seconds it could lose."""
-MINIMUM_STALL = 1e-3
 LONGER = 0.25
 """By how much of it a last save may take longer than those before."""
 FASTER = 3.0
 """How much faster a save may be, at best, when nothing trains beside it."""
-
-
-def mean_uptime(seconds: float, preemptions: int, prior: float = PRIOR_UPTIME) -> float:
-    """Expected seconds between preemptions: the observed ones, and the prior counted as one more
-    observation."""
-    return (prior + seconds) / (1 + preemptions)
-
-
-def best_interval(
-    stall: float, write: float, uptime: float, minimum: float = MINIMUM_SECONDS
-) -> float:
-    """Seconds between saves that lose least.
-
-    `stall`: seconds a save takes from training; `write`: seconds until it is committed; `uptime`:
-    mean seconds between preemptions.
-    """
-    return max(math.sqrt(2 * max(stall, MINIMUM_STALL) * uptime), write, minimum)
 
 
 @dataclass(frozen=True)

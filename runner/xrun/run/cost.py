@@ -13,6 +13,15 @@ from ..files import typed
 from ..recipe.schema import Train
 
 
+def sizes(global_batch: int, world: int) -> list[int]:
+    """The micro-batches that cut a global batch evenly for so many processes, the largest first."""
+    return [
+        size
+        for size in range(global_batch // world, 0, -1)
+        if global_batch % size == 0 and global_batch // size % world == 0
+    ]
+
+
 @dataclass(frozen=True)
 class Trial:
     """One micro-batch of so many `samples`.
@@ -48,8 +57,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a whole model in one process, what its micro-batches take, and how many samples there
-    are.
+    """Bytes of a whole model in one process, what its micro-batches take, and how many samples
+    there are.
 
     `weights` with buffers; `state` is what a checkpoint holds; `unit` is the largest part of a
     model that is spread over processes which each of them has whole for a moment. `trials` is one,
@@ -104,8 +113,9 @@ class Cost:
         """Read what `to_json` wrote. Raises ValueError."""
         known = typed(cls, dict(value))
         try:
-            trials = tuple(Trial(**each) for each in value["trials"])
-            evaluation = Trial(**value["evaluation"]) if value.get("evaluation") else None
+            trials = tuple(Trial(**typed(Trial, each)) for each in value["trials"])
+            told = value.get("evaluation")
+            evaluation = Trial(**typed(Trial, told)) if told else None
             return cls(**{**known, "trials": trials, "evaluation": evaluation})
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no cost: {json.dumps(value)[:80]}") from error

@@ -20,7 +20,7 @@ from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
 from ..checkpoint.frozen import Frozen
 from ..checkpoint.lease import Keep, Lease
-from ..checkpoint.schedule import SaveSchedule, mean_uptime
+from ..checkpoint.schedule import SaveSchedule
 from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.batch import to_device
@@ -36,6 +36,7 @@ from ..run import spending
 from ..run.folder import RunFolder
 from ..run.locked import Lock
 from ..run.plan import Limits, Plan
+from ..run.saving import mean_uptime
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker

@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # torch documents it under this name
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+)  # torch documents it under this name
 from torch.overrides import TorchFunctionMode
 
 from .. import component
@@ -29,7 +32,7 @@ from ..data.stream import is_stream
 from ..errors import XrunError
 from ..files import write_json
 from ..recipe.schema import ModelRef, Recipe, Train
-from ..run.cost import Cost, Trial
+from ..run.cost import Cost, Trial, sizes
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from .adapter import with_adapter
@@ -38,8 +41,8 @@ from .footprint import Footprint
 from .freezing import freeze, held_in_bf16
 from .instances import build_splits, build_unchecked
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
-from .micro_batch import first_batch, sizes
-from .miniature import Miniature
+from .micro_batch import first_batch, limited_memory
+from .miniature import LARGE, Miniature, parameters
 from .objective import Objective
 from .optimizer import build_optimizer
 from .quantized import packable
@@ -74,7 +77,9 @@ class Costing:
     """Bytes that the base's weights take less than they do here."""
 
     @classmethod
-    def of(cls, recipe: Recipe, project: Path, batch: Batch, fake: FakeTensorMode | None) -> Costing:
+    def of(
+        cls, recipe: Recipe, project: Path, batch: Batch, fake: FakeTensorMode | None
+    ) -> Costing:
         """Build it, on the meta device if it is to be without memory. `batch`: a few samples, for
         modules that take their shapes from them.
 
@@ -249,7 +254,7 @@ def cost_of(plan: Plan) -> Cost:
         round(count * factor) if count is not None and known else None
         for count, factor in zip(whole, factors, strict=True)
     ]
-    made = tried(recipe, project, batches)
+    made = _tried_somehow(recipe, project, batches)
     return Cost(
         **{
             **{name: getattr(made, name) for name in Cost.__dataclass_fields__},
@@ -282,6 +287,17 @@ def tried(recipe: Recipe, project: Path, batches: Batches, *, shapes: bool = Tru
         trials = tuple(costing.trial(told(batch), n) for n, batch in batches.train.items())
         evaluated = [costing.evaluation(told(batch), n) for n, batch in batches.val.items()]
         return costing.whole(trials, next(iter(evaluated), None))
+
+
+def _tried_somehow(recipe: Recipe, project: Path, batches: Batches) -> Cost:
+    """By shapes alone, and where a model asks for its numbers, with them, if it is small."""
+    try:
+        return tried(recipe, project, batches)
+    except Exception:
+        if parameters(as_configuration(recipe.model, project), project) > LARGE:
+            raise
+        with limited_memory():
+            return tried(recipe, project, batches, shapes=False)
 
 
 def _is_tensor(leaf: Any) -> bool:

@@ -1,5 +1,5 @@
-"""`Footprint`: how many bytes of tensors live, and lived at most, while it is entered, and FLOPs; on
-tensors without memory (`FakeTensorMode`) as on real ones.
+"""`Footprint`: how many bytes of tensors live, and lived at most, while it is entered, and FLOPs;
+on tensors without memory (`FakeTensorMode`) as on real ones.
 
 torch's own `MemTracker` and `FlopCounterMode` count the same (tests/training/test_costed.py holds
 them together). The first refuses a model that calls one of its modules twice; the second, while it
@@ -42,7 +42,7 @@ class Footprint(TorchDispatchMode):
     what products, convolutions and attention compute."""
 
     def __init__(self, there: Iterable[Any] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
         self.now = self.most = self.calls = self.flops = 0
         self._known: dict[int, weakref.ref[UntypedStorage]] = {}
         self.add(there)
