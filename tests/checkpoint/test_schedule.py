@@ -89,6 +89,18 @@ def test_auto_follows_what_is_measured_and_seen() -> None:
     assert own.seconds() == 120.0
 
 
+def test_what_a_save_sends_counts_as_what_it_costs() -> None:
+    """2 GB at a second of the machine for 10 MB are 200 seconds beside a stall of one."""
+    own = SaveSchedule(Every.parse("auto"), 7, lambda: 2 * HOUR, Clock(), worth=lambda: 1e-7)
+    own.measured(1.0, 1.0, 2e9)
+    assert own.seconds() == pytest.approx((2 * 201 * 2 * HOUR) ** 0.5)
+    own.measured(1.0, 1.0, 1e9)
+    assert own.sent == 1.5e9
+    steps = SaveSchedule(Every.parse("10m"), 7, lambda: HOUR, Clock(), worth=lambda: 1.0)
+    steps.measured(1.0, 1.0, 2e9)
+    assert steps.seconds() == 600
+
+
 def test_the_last_save_begins_as_late_as_it_can() -> None:
     """As long before the deadline as last saves take, with a quarter more for long ones; at once
     while nothing is known."""

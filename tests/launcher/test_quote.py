@@ -193,3 +193,24 @@ def test_a_cost_comes_back_from_json() -> None:
     for wrong in ({}, {**made.to_json(), "weights": "many"}, {**made.to_json(), "trials": [{}]}):
         with pytest.raises(ValueError):  # noqa: PT011  each has words of its own
             Cost.from_json(wrong)
+
+
+def test_what_saves_send_is_billed_and_sent_less_often() -> None:
+    """12 GB of state on a Hub from AWS are $1.08 a save: as much as a machine of $10 an hour for six
+    minutes and a half, so that sqrt(2 C M) is 46 minutes, and not the half minute of a Hub."""
+    hub = recipe().checkpoint.model_validate({"store": "hub"})
+    told = recipe().model_copy(update={"checkpoint": hub})
+    found = Throughput(36_000, {}, cost(), told.train)
+    speed = found.on(A100)
+    priced, free = (
+        quote(told, found, speed, 10.0, spot=True, cloud=cloud) for cloud in ("aws", "nebius")
+    )
+    assert priced is not None
+    assert free is not None
+    interval = (2 * (1.2 + 1.08 / 10 * 3600) * 3 * 3600) ** 0.5 / 3600
+    assert priced.saved == pytest.approx(12 / interval)
+    assert priced.saved_usd == pytest.approx(1.08 / interval)
+    assert priced.usd.likely == pytest.approx(priced.hours.likely * (10 + 1.08 / interval))
+    assert free.saved_usd == 0
+    assert free.saved is not None
+    assert free.saved > 10 * priced.saved

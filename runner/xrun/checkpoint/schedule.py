@@ -65,7 +65,8 @@ class LastSave:
 class SaveSchedule:
     """Answers "is a save due?" once per step; every argument in seconds or steps.
 
-    `alone`: how long the last saves of the attempts before have taken.
+    `alone`: how long the last saves of the attempts before have taken. `worth`: how many seconds of
+    the machine are to be had for what sending a byte costs.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class SaveSchedule:
         uptime: Callable[[], float],
         clock: Callable[[], float],
         alone: float = 0.0,
+        worth: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self.worth = worth
         self.every, self.steps_per_epoch, self.uptime, self.clock, self.alone = (
             every,
             steps_per_epoch,
@@ -86,6 +89,7 @@ class SaveSchedule:
         self.last_time = clock()
         self.stall = 0.0
         self.write = 0.0
+        self.sent = 0.0
 
     def due(self, step: int, left: float = math.inf) -> bool:
         """Whether a save should start after `step` steps are done, `left` seconds before a
@@ -104,7 +108,8 @@ class SaveSchedule:
 
     def seconds(self) -> float:
         """The present interval in seconds, for policies by time."""
-        return self.every.seconds or best_interval(self.stall, self.write, self.uptime())
+        cost = self.stall + self.sent * self.worth()
+        return self.every.seconds or best_interval(cost, self.write, self.uptime())
 
     def last_save(self, busy: bool = False, delay: float = 0.0) -> LastSave:
         """What a last save would take now; `busy`: the save that has started last is still on its
@@ -120,8 +125,9 @@ class SaveSchedule:
         """A save has started now."""
         self.last_time = self.clock()
 
-    def measured(self, stall: float, write: float) -> None:
-        """A save took `stall` seconds from training and `write` seconds until it was committed; the
-        newest counts half."""
+    def measured(self, stall: float, write: float, sent: float = 0.0) -> None:
+        """A save took `stall` seconds from training and `write` seconds until it was committed, and
+        sent so many bytes; the newest counts half."""
+        self.sent = sent if not self.sent else (self.sent + sent) / 2
         self.stall = stall if not self.stall else (self.stall + stall) / 2
         self.write = write if not self.write else (self.write + write) / 2

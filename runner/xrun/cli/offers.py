@@ -164,7 +164,13 @@ def _quoted(offers: Offers, recipe: Recipe | None) -> Iterator[str]:
             f" {_between(quote.usd, '.2f', '$')}{lost}; starts, evaluations and saves are in it,"
             " waiting for machines is not."
         )
-        yield f"Speed: {best.speed.source}."
+        if best.speed.source not in offers.order:
+            yield f"Speed: {best.speed.source}."
+        if quote.saved is not None:
+            usd = (
+                f"${quote.saved_usd:.2f} an hour" if quote.saved_usd else "nothing is billed for it"
+            )
+            yield f"Saves send {quote.saved:.3g} GB an hour: {usd}."
     if recipe is not None and quote is not None:
         yield from _over_budget(recipe, quote)
     if best.fit is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .. import environment
 from ..recipe.schema import Recipe
 from ..run.cost import Cost
-from ..run.saving import PRIOR_UPTIME, best_interval
+from ..run.saving import PRIOR_UPTIME, best_interval, usd_per_byte, worth
 from .throughput import Speed, Throughput
 
 LOSSES = (0.03, 0.32, 0.53)
@@ -40,55 +41,88 @@ class Range(NamedTuple):
 @dataclass(frozen=True)
 class Quote:
     """What the rest of a run takes: `hours` of machines that cost money, dollars, and how often it
-    is preempted."""
+    is preempted. `saved` gigabytes (10^9) are sent in an hour to where its state is, for so many
+    dollars an hour, which are in `usd`; None where nobody knows how large its state is."""
 
     hours: Range
     usd: Range
     preemptions: Range
+    saved: float | None = None
+    saved_usd: float = 0.0
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
         told = {"hours": self.hours, "usd": self.usd, "preemptions": self.preemptions}
-        return {name: each._asdict() for name, each in told.items()}
+        ranges = {name: each._asdict() for name, each in told.items()}
+        return {**ranges, "saved_gb_per_hour": self.saved, "saved_usd_per_hour": self.saved_usd}
 
 
 def quote(
-    recipe: Recipe, throughput: Throughput, speed: Speed | None, hourly: float, *, spot: bool
+    recipe: Recipe,
+    throughput: Throughput,
+    speed: Speed | None,
+    hourly: float,
+    *,
+    spot: bool,
+    cloud: str = "",
 ) -> Quote | None:
-    """The quote for machines of this speed; None where steps or speed are not known."""
+    """The quote for machines of this speed on a cloud; None where steps or speed are not known."""
     if speed is None or throughput.steps_left is None:
         return None
+    state = throughput.cost.state if throughput.cost else 0
+    usd_of_a_save = state * usd_per_byte(cloud, recipe.checkpoint.store)
+    saves = Saves(state / STALL_RATE, worth(usd_of_a_save, hourly))
     slow, fast = speed.spread
     hours, losses = [], []
     paces = (fast, 1.0, slow)
     for pace, rate, start in zip(paces, LOSSES, START_SECONDS, strict=True):
         rate = rate if spot else 0.0
         steps = throughput.steps_left / speed.steps_per_second / pace / 3600
-        besides = _besides(recipe, throughput, speed, steps) / pace if speed.alone else 0.0
+        between = saves.hours_between(recipe, steps, throughput.steps_left)
+        if speed.alone:
+            steps += _evaluating(recipe, throughput, speed) / pace
+            steps *= 1 + saves.stall / 3600 / between
         changeover = start / 3600
-        whole = steps + besides + changeover
         # A loss costs a start and half of what lies between two saves, and so do those meanwhile.
-        lost = min(0.9, rate * (changeover + _interval(recipe, throughput, steps) / 2))
-        hours.append(whole / (1 - lost))
+        lost = min(0.9, rate * (changeover + between / 2))
+        hours.append((steps + changeover) / (1 - lost))
         losses.append(rate * hours[-1])
     taken = Range(*hours)
-    return Quote(taken, taken.times(hourly), Range(*losses))
+    usual = throughput.steps_left / speed.steps_per_second / 3600
+    often = 1 / saves.hours_between(recipe, usual, throughput.steps_left)
+    sent = usd_of_a_save * often
+    saved = state / 1e9 * often if throughput.cost else None
+    return Quote(taken, taken.times(hourly + sent), Range(*losses), saved, sent)
 
 
-def _besides(recipe: Recipe, throughput: Throughput, speed: Speed, hours: float) -> float:
-    """Hours of evaluations and of saves beside so many of steps."""
-    cost = throughput.cost
-    if cost is None:
+@dataclass(frozen=True)
+class Saves:
+    """Seconds that a save takes from training, and those of the machine that are to be had for what
+    it sends."""
+
+    stall: float
+    worth: float
+
+    def hours_between(self, recipe: Recipe, hours: float, steps: int) -> float:
+        """Hours from one save to the next, of a run that computes so many steps in so many
+        hours."""
+        every = recipe.checkpoint.every
+        if every.seconds:
+            return every.seconds / 3600
+        if every.steps:
+            return hours * every.steps / max(1, steps)
+        spacing = float(environment.HUB_SPACING.default) if recipe.checkpoint.store.on_hub else 0.0
+        return best_interval(self.stall + self.worth, spacing, PRIOR_UPTIME) / 3600
+
+
+def _evaluating(recipe: Recipe, throughput: Throughput, speed: Speed) -> float:
+    """Hours of all evaluations."""
+    cost, step = throughput.cost, throughput.flops()
+    if cost is None or cost.evaluation is None or not cost.val_samples or not step:
         return 0.0
-    step, evaluated = throughput.flops() or 0.0, cost.evaluation
-    once = 0.0
-    if evaluated is not None and cost.val_samples and step:
-        flops = evaluated.flops / evaluated.samples * cost.val_samples
-        once = flops / step / speed.steps_per_second / 3600
-    stall = cost.state / STALL_RATE / 3600
-    return evaluations(recipe, cost, throughput.steps_left or 0) * once + stall * hours / max(
-        _interval(recipe, throughput, hours), 1 / 3600
-    )
+    flops = cost.evaluation.flops / cost.evaluation.samples * cost.val_samples
+    once = flops / step / speed.steps_per_second / 3600
+    return evaluations(recipe, cost, throughput.steps_left or 0) * once
 
 
 def evaluations(recipe: Recipe, cost: Cost, steps: int) -> int:
@@ -99,14 +133,3 @@ def evaluations(recipe: Recipe, cost: Cost, steps: int) -> int:
         return max(1, steps // every.steps)
     per_epoch = -(-(cost.train_samples or 0) // train.global_batch)
     return max(1, steps // (epochs * per_epoch)) if epochs and per_epoch else 1
-
-
-def _interval(recipe: Recipe, throughput: Throughput, hours: float) -> float:
-    """Hours between two saves."""
-    every, steps = recipe.checkpoint.every, throughput.steps_left or 1
-    if every.seconds:
-        return every.seconds / 3600
-    if every.steps:
-        return hours * every.steps / steps
-    stall = throughput.cost.state / STALL_RATE if throughput.cost else 0.1
-    return best_interval(stall, 0.0, PRIOR_UPTIME) / 3600

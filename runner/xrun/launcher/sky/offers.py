@@ -72,7 +72,9 @@ def judged(offer: Offer, recipe: Recipe, throughput: Throughput) -> Offer:
     return replace(
         offer,
         speed=speed,
-        quote=quote(recipe, throughput, speed, offer.hourly, spot=offer.use_spot),
+        quote=quote(
+            recipe, throughput, speed, offer.hourly, spot=offer.use_spot, cloud=offer.cloud
+        ),
         fit=fit(cost, recipe.train, offer.machines) if cost else None,
     )
 
