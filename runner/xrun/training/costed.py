@@ -12,16 +12,13 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    FakeTensor,
-    FakeTensorMode,
-)  # torch documents it under this name
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # as torch documents them
 from torch.overrides import TorchFunctionMode
 
 from .. import component
@@ -48,8 +45,6 @@ from .optimizer import build_optimizer
 from .quantized import packable
 from .sharding import checkpoint_activations, repeated_blocks
 
-_AUTO = 4
-"""Up to so many samples `micro_batch: auto` is tried with; larger ones follow from these."""
 _PACKED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 """Of a weight; in 4 bit 64 of them share a float."""
 
@@ -97,7 +92,7 @@ class Costing:
             packed = 0
             if ref.adapter is not None:
                 packed = _packed(model, ref)
-                told = held_in_bf16(recipe) if packed else recipe
+                told = held_in_bf16(recipe) if ref.quantized else recipe
                 model = with_adapter(model, told, ref.adapter, shapes=fake is not None)
         if recipe.train.activation_checkpointing:
             checkpoint_activations(model)
@@ -229,9 +224,8 @@ def _packed(base: nn.Module, ref: ModelRef) -> int:
 
 def _bytes(tensors: Iterable[Any]) -> int:
     """Of their memory, once where they share it."""
-    storages = {id(each): each for t in tensors if isinstance(t, Tensor)
-                for each in [t.untyped_storage()]}  # fmt: skip
-    return sum(each.nbytes() for each in storages.values())
+    storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
+    return sum(each.nbytes() for each in {id(each): each for each in storages}.values())
 
 
 def cost_of(plan: Plan) -> Cost:
@@ -255,14 +249,7 @@ def cost_of(plan: Plan) -> Cost:
         for count, factor in zip(whole, factors, strict=True)
     ]
     made = _tried_somehow(recipe, project, batches)
-    return Cost(
-        **{
-            **{name: getattr(made, name) for name in Cost.__dataclass_fields__},
-            "train_samples": counts[0],
-            "val_samples": counts[1],
-            "estimated": bool(small.rows),
-        }
-    )
+    return replace(made, train_samples=counts[0], val_samples=counts[1], estimated=bool(small.rows))
 
 
 @dataclass(frozen=True)
@@ -326,10 +313,9 @@ def _without_memory(model: nn.Module, fake: FakeTensorMode) -> None:
 
 def _batches(recipe: Recipe, splits: Mapping[str, Any]) -> Batches:
     train, val = recipe.train, splits.get("val")
-    chosen: list[int] = [] if train.micro_batch == "auto" else [train.micro_batch]
-    if not chosen:
-        chosen = [size for size in sizes(train.global_batch, 1) if size <= _AUTO][:2]
-        chosen = sorted(chosen) or [1]
+    chosen = [0 if train.micro_batch == "auto" else train.micro_batch]
+    if not chosen[0]:  # one sample alone is none to a BatchNorm
+        chosen = [size for size in sorted(sizes(train.global_batch, 1)) if size > 1][:2] or [1]
     fetch = Fetch(splits["train"], train.seed)
     size = train.evaluate.batch or chosen[0]
     evaluated = {size: first_batch(Fetch(val, train.seed), size)} if val is not None else {}
