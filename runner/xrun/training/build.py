@@ -36,6 +36,7 @@ from ..run import spending
 from ..run.folder import RunFolder
 from ..run.locked import Lock
 from ..run.plan import Limits, Plan
+from ..run.record import AttemptRecord
 from ..run.saving import mean_uptime, usd_per_byte
 from ..run.saving import worth as seconds_for
 from ..run.stores import open_store
@@ -412,7 +413,7 @@ def build_schedule(setting: Setting, lease: Lease, steps_per_epoch: int) -> Save
     record, began = setting.start.record, clock.now()
 
     def worth() -> float:
-        own = lease.record.attempts[-1]
+        *_, own = AttemptRecord(""), *lease.record.attempts
         per_byte = usd_per_byte(own.cloud or "", setting.plan.address)
         return seconds_for(per_byte, own.usd_per_hour)
 
