@@ -1,7 +1,7 @@
 """The command line: texts, JSON, exit codes, and mistakes that people make.
 
-Covers `xrun.__main__`, `xrun.cli.options`, `xrun.cli.recipes`, `xrun.cli.runs`, `xrun.cli.texts`
-and `xrun.cli.train`.
+Covers `xrun.__main__`, `xrun.cli.options`, `xrun.cli.plans`, `xrun.cli.recipes`, `xrun.cli.runs`,
+`xrun.cli.texts` and `xrun.cli.train`.
 """
 
 from __future__ import annotations
@@ -118,13 +118,19 @@ def test_logs_print_what_a_rank_said(project: Project) -> None:
 
 
 def test_plan_prints_json_and_does_nothing(project: Project) -> None:
-    """`xrun plan` prints the plan as JSON and makes no folder."""
+    """`xrun plan` says in ten lines what would happen, `--json` in full, and makes no folder."""
     before = sorted(project.home.iterdir())
-    done = project.xrun("plan", "recipes/tiny.yaml", "-s", "train.seed=3", "--processes", "2")
+    changed = ("recipes/tiny.yaml", "-s", "train.seed=3", "--processes", "2")
+    done = project.xrun("plan", *changed, "--json")
     assert done.code == 0, done.err
     plan = json.loads(done.out)
     assert plan["recipe"]["train"]["seed"] == 3
     assert plan["processes"] == 2
+    said = project.xrun("plan", *changed).out.splitlines()
+    assert len(said) == 10
+    assert said[0] == f"run       {plan['run']}, which is new here"
+    assert "20 steps of 8 samples" in said[3]
+    assert "2 processes" in said[4]
     assert sorted(project.home.iterdir()) == before
 
 

@@ -208,7 +208,9 @@ def test_a_run_on_the_hub_is_read_with_its_library(
     with 3."""
     xrun, env = python.with_name("xrun"), elsewhere(python)
     overrides = ["-s", "checkpoint.store=hub://me/run", "-s", "tracking.wandb.project=p"]
-    plan = run(xrun, "plan", first / "recipes/my_first.yaml", *overrides, cwd=tmp_path, env=env)
+    plan = run(
+        xrun, "plan", first / "recipes/my_first.yaml", *overrides, "--json", cwd=tmp_path, env=env
+    )
     name = json.loads(plan)["run"]
     (tmp_path / "runs" / name).mkdir(parents=True)
     (tmp_path / "runs" / name / "plan.json").write_text(plan.replace(f"{first}/runs", "runs"))

@@ -87,6 +87,7 @@ class Checkpointer:
         self._copied = threading.Event()
         self._copied.set()
         self._stall = 0.0
+        self._sent: set[StoredFile] = set()
         self._wanted = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
         self._saving: Future[None] | None = None
@@ -318,7 +319,9 @@ class Checkpointer:
                 self.lease.note(last_save=round(time.perf_counter() - saving.started, 3))
             self.lease.commit(saving.step, saving.numbers, files)
             self.unavailable = ""
-            self.schedule.measured(self._stall, time.perf_counter() - saving.started)
+            sent = sum(file.size for file in {*files.values()} - self._sent)
+            self._sent = {*files.values()}
+            self.schedule.measured(self._stall, time.perf_counter() - saving.started, sent)
             if self.tracker is not None:
                 self.tracker.committed(saving.step, self.lease.head.id)
             self.lease.store.sweep()

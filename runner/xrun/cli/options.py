@@ -24,6 +24,10 @@ local = click.option(
     "--local", is_flag=True, help="On this machine, whatever the recipe's hardware says."
 )
 
+any_memory = click.option(
+    "--any-memory", is_flag=True, help="On clouds: also machines on which a step does not fit."
+)
+
 
 class Step(click.ParamType):
     """A step's number, or `best`."""

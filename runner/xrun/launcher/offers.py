@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..recipe.schema import Candidate
+from ..run.cost import Cost
 from ..run.prices import Price
+from .memory import Fit
+from .quote import Quote
 from .throughput import Machines, Speed
 
 
@@ -19,8 +22,9 @@ from .throughput import Machines, Speed
 class Offer:
     """One kind of machine of one candidate in one region. Dollars are for all nodes together.
 
-    `spot` and `on_demand` are None where there is none; `hours` and `usd` (the whole run, with the
-    price of `use_spot`) where the speed or the number of steps is not known.
+    `spot` and `on_demand` are None where there is none; `quote` (the whole run, with the price of
+    `use_spot`) where the speed or the number of steps is not known, `fit` where nobody knows what
+    a step takes or how much memory there is.
     """
 
     candidate: int
@@ -31,9 +35,12 @@ class Offer:
     prices: tuple[Price, ...]
     use_spot: bool
     speed: Speed | None = None
-    hours: float | None = None
+    quote: Quote | None = None
+    fit: Fit | None = None
     fast_network: bool = False
     """Whether the cloud has a faster network between such nodes, for those who ask for it."""
+    enabled: bool = True
+    """Whether SkyPilot could launch there; else its catalog alone says what it would cost."""
 
     @property
     def spot(self) -> float | None:
@@ -58,9 +65,14 @@ class Offer:
         return 1 - self.spot / self.on_demand if self.spot is not None and self.on_demand else None
 
     @property
+    def hours(self) -> float | None:
+        """Hours that are to be expected from here to the end of the run."""
+        return self.quote.hours.likely if self.quote else None
+
+    @property
     def usd(self) -> float | None:
-        """Dollars from here to the end of the run."""
-        return self.hourly * self.hours if self.hours is not None else None
+        """Dollars that are to be expected from here to the end of the run."""
+        return self.quote.usd.likely if self.quote else None
 
     @property
     def work(self) -> float | None:
@@ -90,6 +102,9 @@ class Offer:
             "saving": self.saving,
             "hours": self.hours,
             "usd": self.usd,
+            "quote": self.quote.summary() if self.quote else None,
+            "memory": self.fit.summary() if self.fit else None,
+            "enabled": self.enabled,
             "speed": asdict(self.speed) if self.speed else None,
             "date": self.prices[0].date,
             "source": self.prices[0].source,
@@ -127,6 +142,11 @@ class Offers:
     notes: tuple[str, ...] = ()
     controller: Controller | None = None
     others: tuple[Offer, ...] = ()
+    cost: Cost | None = None
+    lacks: str = ""
+    """Why nobody knows what a step takes."""
+    elsewhere: tuple[Offer, ...] = ()
+    """What clouds that are not enabled would charge, the cheapest hour first."""
 
     @property
     def best(self) -> Offer:

@@ -87,6 +87,11 @@ class RunFolder:
         """Of a rehearsal: what its process has made smaller."""
         return self.path / "smaller.json"
 
+    @property
+    def cost(self) -> Path:
+        """Of a quote: what a step takes, as its process has measured it."""
+        return self.path / "cost.json"
+
     def logs(self, attempt: str) -> Path:
         """What the processes of an attempt have printed."""
         return self.path / "logs" / attempt

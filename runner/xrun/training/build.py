@@ -20,7 +20,7 @@ from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
 from ..checkpoint.frozen import Frozen
 from ..checkpoint.lease import Keep, Lease
-from ..checkpoint.schedule import SaveSchedule, mean_uptime
+from ..checkpoint.schedule import SaveSchedule
 from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.batch import to_device
@@ -37,6 +37,9 @@ from ..run import spending
 from ..run.folder import RunFolder
 from ..run.locked import Lock
 from ..run.plan import Limits, Plan
+from ..run.record import AttemptRecord
+from ..run.saving import mean_uptime, usd_per_byte
+from ..run.saving import worth as seconds_for
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
@@ -147,7 +150,7 @@ def build_training(
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
     tracker = begin_log(setting, lease, model, steps, parts) if world.rank == 0 else None
     model.state.steps = steps
-    schedule = build_schedule(setting, sampler.steps_per_epoch or 1)
+    schedule = build_schedule(setting, lease, sampler.steps_per_epoch or 1)
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
     checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
     evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
@@ -408,15 +411,22 @@ def build_lease(setting: Setting) -> Lease:
     )
 
 
-def build_schedule(setting: Setting, steps_per_epoch: int) -> SaveSchedule:
-    """When to save, by what the attempts before have seen."""
+def build_schedule(setting: Setting, lease: Lease, steps_per_epoch: int) -> SaveSchedule:
+    """When to save, by what the attempts before have seen, and what sending costs here."""
     record, began = setting.start.record, clock.now()
+
+    def worth() -> float:
+        *_, own = AttemptRecord(""), *lease.record.attempts
+        per_byte = usd_per_byte(own.cloud or "", setting.plan.address)
+        return seconds_for(per_byte, own.usd_per_hour)
+
     return SaveSchedule(
         setting.recipe.checkpoint.every,
         steps_per_epoch,
         uptime=lambda: mean_uptime(record.uptime + clock.now() - began, record.losses),
         clock=clock.boot_seconds,
         alone=record.last_save,
+        worth=worth,
     )
 
 

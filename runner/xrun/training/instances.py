@@ -74,6 +74,13 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
 
 def build_ref(ref: ModelRef, seed: int, project: Path) -> nn.Module:
     """As `build_model`, of what names the model and of the seed."""
+    model = build_unchecked(ref, seed, project)
+    check_own_tensors(model, f"models/{ref.name}.py")
+    return model
+
+
+def build_unchecked(ref: ModelRef, seed: int, project: Path) -> nn.Module:
+    """As `build_ref`, whatever a checkpoint could hold of it: on the meta device nothing."""
     build = component.load_build("models", ref.name, project)
     seed_generators(seed, INIT, 0)
     args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
@@ -85,7 +92,6 @@ def build_ref(ref: ModelRef, seed: int, project: Path) -> nn.Module:
             f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
         )
     begin_training(model)
-    check_own_tensors(model, f"models/{ref.name}.py")
     return model
 
 
