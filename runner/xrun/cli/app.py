@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from . import again, keeping, recipes, runs, train
+from . import again, keeping, recipes, runs, sweeps, train
 
 if TYPE_CHECKING:
     from ..errors import XrunError
@@ -44,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _group in (train, recipes, runs, again, keeping):
+for _group in (train, sweeps, recipes, runs, again, keeping):
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

@@ -20,6 +20,12 @@ overrides = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the recipe.",
 )
+trial = click.option(
+    "--trial",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of a recipe with a sweep the trial of this number.",
+)
 local = click.option(
     "--local", is_flag=True, help="On this machine, whatever the recipe's hardware says."
 )

@@ -16,6 +16,7 @@ import click
 from ..files import json_text
 from . import options
 from .sharing import Source, agreed, fetched
+from .sweeps import Wish, one_run, refuse_trial, run_all, run_one
 
 if TYPE_CHECKING:
     from ..launcher.sky.launch import Launch
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
 )
+@options.trial
 def run(
     recipe: Path | RecipeURL,
     overrides: Sequence[str],
@@ -63,8 +65,10 @@ def run(
     other_data: bool,
     detach: bool,
     no_rehearsal: bool,
+    trial: int | None,
 ) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
+    Of a recipe with a `sweep` all trials, or one.
 
     Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
     log.
@@ -77,6 +81,13 @@ def run(
     streams.patient()
     source = fetched(recipe, goes_on=None if new or fork else overrides, yes=yes)
     made = replace(_plan(source, overrides, run_id, fork, processes, local), other_data=other_data)
+    if made.recipe["sweep"] is not None:
+        flags = {"--run": run_id, "--new": new, "--fork": fork, "--detach": detach}
+        if other := [flag for flag, given in flags.items() if given]:
+            raise click.UsageError(f"{other[0]} is for one run, and this recipe has a sweep.")
+        wish = Wish(source, overrides, local, yes, processes, not no_rehearsal)
+        sys.exit(run_all(wish) if trial is None else run_one(wish, trial))
+    refuse_trial(source, trial)
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
     agreed(source, meant, yes=yes)
@@ -147,7 +158,7 @@ def _go(
     for link in online.links:
         click.echo(f"  see      {link}")
     if online.plan.on_clouds:
-        sys.exit(_launch_on_clouds(online.plan, yes, detach, rehearsed))
+        sys.exit(launch_on_clouds(online.plan, yes, detach, rehearsed))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
         click.echo(f"  note     {note}", err=True)
     click.echo(start_text(online.plan))
@@ -159,7 +170,8 @@ def _go(
     sys.exit(code)
 
 
-def _launch_on_clouds(plan: Plan, yes: bool, detach: bool, rehearsed: bool) -> int:
+def launch_on_clouds(plan: Plan, yes: bool, detach: bool, rehearsed: bool) -> int:
+    """Launch a plan whose addresses are known, once somebody has agreed; its exit code."""
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
 
@@ -208,8 +220,11 @@ def _interruptible() -> None:
 @options.recipe
 @options.overrides
 @click.option("--again", is_flag=True, help="Although it went well and nothing has changed.")
+@options.trial
 @options.agree
-def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, yes: bool) -> None:
+def rehearse(
+    recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, trial: int | None, yes: bool
+) -> None:
     """Train RECIPE in miniature on this machine's processors: what would be packed, by the
     libraries that would be installed.
 
@@ -225,6 +240,7 @@ def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, ye
     streams.patient()
     _interruptible()
     source = fetched(recipe, yes=yes)
+    overrides = one_run(source, overrides, trial)
     unlocked = _plan(source, overrides, "", "", None, local=False)
     agreed(source, unlocked, yes=yes)
     made = lock(unlocked)
@@ -238,6 +254,7 @@ def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, ye
 @options.overrides
 @options.local
 @click.option("--processes", type=click.IntRange(1))
+@options.trial
 @options.as_json
 @click.option(
     "--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it."
@@ -247,6 +264,7 @@ def plan(
     overrides: Sequence[str],
     local: bool,
     processes: int | None,
+    trial: int | None,
     as_json: bool,
     sky: bool,
 ) -> None:
@@ -255,7 +273,9 @@ def plan(
     from ..launcher.job import known_run
 
     # Nothing of the recipe's project is executed, so that nobody is asked whether it may be.
-    new = _plan(fetched(recipe, goes_on=overrides), overrides, "", "", processes, local)
+    source = fetched(recipe, goes_on=overrides)
+    overrides = one_run(source, overrides, trial)
+    new = _plan(source, overrides, "", "", processes, local)
     made = known_run(new) or new
     if not made.on_clouds:
         click.echo(made.to_json(), nl=False)
@@ -290,6 +310,7 @@ def plan(
     type=click.Path(path_type=Path),
     help="Where the two runs go. Default: a temporary folder.",
 )
+@options.trial
 @options.agree
 @options.as_json
 def drill(
@@ -300,6 +321,7 @@ def drill(
     resize: bool,
     processes: int | None,
     folder: Path | None,
+    trial: int | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -314,6 +336,7 @@ def drill(
     streams.patient()
     _interruptible()
     source = fetched(recipe, yes=yes)
+    overrides = one_run(source, overrides, trial)
     if source.clone is not None:
         agreed(source, _plan(source, overrides, "", "", processes, local=True), yes=yes)
     result = drills.drill(
