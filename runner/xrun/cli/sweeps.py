@@ -1,4 +1,4 @@
-"""Sweeps on the command line: `xrun RECIPE` and `--trial` for a recipe with a sweep, and `xrun sweep
+"""Recipes with a sweep on the command line: all of their trials, one of them, and `xrun sweep
 status|best|table`."""
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ def run_all(wish: Wish) -> int:
         _ask_once(wish, trials)
     stop_job = functools.partial(cancel, save=True, say=click.echo)
     code = Driver(trials, board, wish.command, click.echo, stop_job).run()
-    typed = " ".join(["xrun sweep", "{}", wish.source.typed])
     if code == 0:
-        click.echo(_best_text(trials, board) + f"\n  table    {typed.format('table')}")
+        click.echo(f"{_best_text(trials, board)}\n  table    xrun sweep table {wish.source.typed}")
     else:
         click.echo("The same command goes on with what is missing.", err=True)
     return code

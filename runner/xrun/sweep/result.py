@@ -53,11 +53,11 @@ def result_of(plan: Plan, measure: Measure) -> Result | None:
     if head is None:
         return None
     record = RunRecord.of(head)
-    if record.has_reached_the_end(plan) and record.finished is not None:
-        return measure.result(_points(plan, store, head, record), record.finished.step)
     step = plan.pause_step(record.steps_per_epoch)
     if step is None or record.newest_step < step:
-        return None
+        if record.finished is None or not record.has_reached_the_end(plan):
+            return None
+        step = record.finished.step  # it has lost its patience before the rung
     return measure.result(_points(plan, store, head, record), step)
 
 

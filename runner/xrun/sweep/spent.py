@@ -45,9 +45,11 @@ class Spent:
 def spent(plan: Plan) -> Spent:
     """What one run has cost so far. Raises XrunError where its store cannot tell."""
     attempts = RunRecord.of(open_store(plan, "reader", create=False).head()).attempts
+    if not attempts:
+        return Spent()
     now, running = clock.now(), RunFolder(plan.folder).owner_pid() is not None
-    usd = spending.dollars(attempts, now, running=running) if attempts else None
-    return Spent(sum(spending.seconds(attempts, now, running=running)) / 3600, usd)
+    hours = sum(spending.seconds(attempts, now, running=running)) / 3600
+    return Spent(hours, spending.dollars(attempts, now, running=running))
 
 
 def spent_together(plans: Iterable[Plan]) -> Spent:
