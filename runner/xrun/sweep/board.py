@@ -15,13 +15,11 @@ from ..backoff import Backoff
 from ..errors import CheckpointCorrupt, LeaseLost
 from ..run.plan import Plan
 from ..run.record import new_id
-from ..run.stores import open_store
+from ..run.stores import BOARD, open_store
 from ..store.protocol import Head, Store
 from .standing import Result, Rules, Standing
 from .trials import Trials
 
-KEY = "sweep"
-"""What a board's record has, and no run's."""
 _TRIES = 200
 """So many other results may come first."""
 _BACKOFF = Backoff(first=0.02, longest=0.5, spread=1.0)
@@ -75,7 +73,7 @@ class Board:
         before = self._read(head)
         after = before.with_result(trial, rung, result)
         if after != before:
-            made = self._store.commit({KEY: {**self._about, **after.to_json()}}, head)
+            made = self._store.commit({BOARD: {**self._about, **after.to_json()}}, head)
             if made.number % _TIDY == 0:
                 self._store.sweep()
         return after
@@ -84,7 +82,7 @@ class Board:
         if head is None:
             return Standing(self.rules)
         try:
-            told: Any = head.record[KEY]
+            told: Any = head.record[BOARD]
             return Standing.from_json(self.rules, told)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointCorrupt(
