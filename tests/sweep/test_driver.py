@@ -96,7 +96,7 @@ def test_kills_change_no_survivor_and_no_bit(project: Project) -> None:
     done = project.xrun("recipes/swept.yaml", seconds=500)
     assert done.code == 0, done.out + done.err
     losses = {number: losses_alone(project, number) for number in range(1, 5)}
-    expected = tuple(sorted(sorted(losses, key=lambda number: losses[number][5])[:2]))
+    expected = tuple(sorted(sorted(losses, key=lambda number: losses[number][10])[:2]))
     standing = standing_of(project)
     assert standing.at(2) == expected
     assert [standing.state_of(number) for number in (5, 6)] == ["failed", "failed"]
@@ -104,12 +104,12 @@ def test_kills_change_no_survivor_and_no_bit(project: Project) -> None:
     assert f"Best: trial {standing.best}, loss " in done.out
     for number in range(1, 5):
         run = RunFolder(trials_of(project).trial(number).plan.folder)
-        assert steps_of(run)[-1] == (20 if number in expected else 5)
+        assert steps_of(run)[-1] == (20 if number in expected else 10)
         if number in expected:
             assert curve(run) == curve(alone(project, number).run)
             assert weights(run) == weights(alone(project, number).run)
             ends = [attempt.get("reason") or "" for attempt in record(run)["attempts"]]
-            assert any(reason.startswith("paused after step 5") for reason in ends)
+            assert any(reason.startswith("paused after step 10") for reason in ends)
 
     spent = project.xrun("recipes/swept.yaml", "-s", "sweep.budget.hours=1e-9")
     assert spent.code == 7
