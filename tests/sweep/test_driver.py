@@ -3,6 +3,7 @@ with the bits of runs that nobody has disturbed."""
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -201,11 +202,11 @@ def disturb(project: Project, trials: Trials, source: random.Random) -> None:
     board, command = Board(trials, trials.own_plan, reads=True), None
     for _ in range(KILLS):
         if command is None or command.poll() is not None:
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            command = project.start("recipes/swept.yaml", *GIVEN, **quiet)
-        aim, living = known(board) + source.choice([0, 1, 2, 3]), command
-        until(lambda aim=aim: known(board) >= aim, "further results", 3000)
-        trial = until(lambda living=living: trial_of(trials, living.pid), "a trial", 3000)
+            none = subprocess.DEVNULL
+            command = project.start("recipes/swept.yaml", *GIVEN, stdout=none, stderr=none)
+        further = functools.partial(has, board, known(board) + source.choice([0, 1, 2, 3]))
+        until(further, "further results", 3000)
+        trial = until(functools.partial(trial_of, trials, command.pid), "a trial", 3000)
         what = source.choice(["a trial", "the command", "all"])
         if what == "a trial":
             os.kill(trial, signal.SIGKILL)
@@ -219,6 +220,11 @@ def disturb(project: Project, trials: Trials, source: random.Random) -> None:
     if command is not None and command.poll() is None:
         os.killpg(command.pid, signal.SIGKILL)
         command.wait()
+
+
+def has(board: Board, results: int) -> bool:
+    """Whether so many results are on a board."""
+    return known(board) >= results
 
 
 def known(board: Board) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from xrun.recipe.schema import Sweep
@@ -10,7 +12,7 @@ from xrun.sweep.space import values_of
 pytestmark = pytest.mark.once
 
 
-def sweep(parameters: dict[str, object], **more: object) -> Sweep:
+def sweep(parameters: Mapping[str, object], **more: object) -> Sweep:
     return Sweep.model_validate({"parameters": parameters, **more})
 
 
