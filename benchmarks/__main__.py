@@ -27,10 +27,11 @@ FILES = {
     12: "chat",
     13: "bucket",
     15: "deadline",
+    17: "sweep",
 }
 """Which file measures a row."""
-NAMES = {"deadline": 15}
-"""Simulations, which are asked for by name: no machine changes their numbers."""
+NAMES = {"deadline": 15, "sweep": 17}
+"""What is asked for by name: no machine changes these numbers."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
         nargs="*",
         type=_row,
         default=[row for row in FILES if row not in NAMES.values()],
-        help="A number, or a name: deadline. Default: all that have no name.",
+        help="A number, or a name: deadline, sweep. Default: all that have no name.",
     )
     parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
     parser.add_argument(
