@@ -28,11 +28,12 @@ FILES = {
     13: "bucket",
     15: "deadline",
     16: "quote",
+    17: "sweep",
     18: "text",
 }
 """Which file measures a row."""
-NAMES = {"deadline": 15, "quote": 16}
-"""Simulations and predictions, which are asked for by name: no machine changes their numbers."""
+NAMES = {"deadline": 15, "quote": 16, "sweep": 17}
+"""What is asked for by name: no machine changes these numbers."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -44,7 +45,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
         nargs="*",
         type=_row,
         default=[row for row in FILES if row not in NAMES.values()],
-        help="A number, or a name: deadline, quote. Default: all that have no name.",
+        help="A number, or a name: deadline, quote, sweep. Default: all that have no name.",
     )
     parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
     parser.add_argument(

@@ -50,7 +50,7 @@ def main(width: int) -> None:
                 subprocess.Popen(command, env={**environment, "RANK": str(rank)})
                 for rank in range(size)
             ]
-            assert not any([rank.wait() for rank in ranks])
+            assert not sum(abs(rank.wait()) for rank in ranks)
 
 
 def rank(folder: Path, width: int) -> None:

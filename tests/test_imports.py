@@ -52,12 +52,13 @@ ARROWS = {
     "training": "checkpoint component components data machine recipe run store tracker",
     "supervisor": "alerts machine run store tracker",
     "launcher": "component components recipe run store tracker",
+    "sweep": "launcher machine recipe run store",
     "drill": "recipe run",
-    "cli": "alerts drill launcher recipe run tracker",
+    "cli": "alerts drill launcher recipe run sweep tracker",
 }
 LEADS_TO = dict(zip(DOORS, ("cli", "supervisor", "training", "supervisor"), strict=True))
 """What is started by name, with the room behind it."""
-LAUNCHER_HALF = ("cli", "launcher", "drill")
+LAUNCHER_HALF = ("cli", "launcher", "sweep", "drill")
 CONTAINER_HALF = ("supervisor", "training", "checkpoint", "data", "tracker", "alerts", "machine")
 
 

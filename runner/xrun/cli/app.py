@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from . import again, keeping, overview, recipes, runs, setup, train
+from . import again, keeping, overview, recipes, runs, setup, sweeps, train
 
 if TYPE_CHECKING:
     from ..errors import XrunError
@@ -44,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _group in (train, recipes, overview, runs, again, keeping, setup):
+for _group in (train, sweeps, recipes, overview, runs, again, keeping, setup):
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

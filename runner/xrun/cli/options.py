@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from .sharing import RecipeType
+
+
+@dataclass(frozen=True)
+class Launching:
+    """How a launch was asked for; all but `yes` matters on clouds only."""
+
+    yes: bool = False
+    detach: bool = False
+    rehearsed: bool = False
+    any_memory: bool = False
+
 
 recipe = click.argument("recipe", type=RecipeType(), metavar="RECIPE|URL")
 agree = click.option("--yes", is_flag=True, help="Do not ask; a recipe by URL names its commit.")
@@ -19,6 +31,12 @@ overrides = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a key of the recipe.",
+)
+trial = click.option(
+    "--trial",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of a recipe with a sweep the trial of this number.",
 )
 local = click.option(
     "--local", is_flag=True, help="On this machine, whatever the recipe's hardware says."

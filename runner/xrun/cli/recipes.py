@@ -13,6 +13,7 @@ import click
 
 from . import options
 from .sharing import RecipeType, Source, fetched
+from .sweeps import table_of
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -51,12 +52,15 @@ def check(
             check_deadline(recipe, path, overrides, time.time())
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
+            trials = table_of(path, overrides) if recipe.sweep is not None else []
             of_account = _online_problems(recipe, source) if online else ()
             refused += of_account
             if not as_json and not of_account:
                 click.echo(f"{source.typed}: {recipe.name} is fine.")
                 for note in notes(recipe, path):
                     click.echo(f"  note: {note}")
+                for row in trials:
+                    click.echo(f"  {row}")
         except RecipeError as error:
             wrong += error.problems
     problems = [*wrong, *refused]

@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ import click
 
 from ..files import json_text
 from . import options
+from .options import Launching
 from .sharing import Source, agreed, fetched
+from .sweeps import Wish, one_run, refuse_trial, run_all, run_one
 
 if TYPE_CHECKING:
     from ..launcher.sky.launch import Costing, Launch
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
 )
 @options.any_memory
+@options.trial
 def run(
     recipe: Path | RecipeURL,
     overrides: Sequence[str],
@@ -65,8 +68,10 @@ def run(
     detach: bool,
     no_rehearsal: bool,
     any_memory: bool,
+    trial: int | None,
 ) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
+    Of a recipe with a `sweep` all trials, or one.
 
     Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
     log.
@@ -77,13 +82,20 @@ def run(
     from ..recipe.needs import needs
 
     streams.patient()
+    launching = Launching(yes, detach, not no_rehearsal, any_memory)
     source = fetched(recipe, goes_on=None if new or fork else overrides, yes=yes)
     made = replace(_plan(source, overrides, run_id, fork, processes, local), other_data=other_data)
+    if made.recipe["sweep"] is not None:
+        flags = {"--run": run_id, "--new": new, "--fork": fork, "--detach": detach}
+        if other := [flag for flag, given in flags.items() if given]:
+            raise click.UsageError(f"{other[0]} is for one run, and this recipe has a sweep.")
+        wish = Wish(source, overrides, local, processes, launching)
+        sys.exit(run_all(wish) if trial is None else run_one(wish, trial))
+    refuse_trial(source, trial)
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
     agreed(source, meant, yes=yes)
     command = functools.partial(_command, source, overrides, local)
-    launching = Launching(yes, detach, not no_rehearsal, any_memory)
     _go(meant, command, launching, chosen=new or bool(fork))
 
 
@@ -132,16 +144,6 @@ def resume(
     _go(meant, command, launching, chosen=False)
 
 
-@dataclass(frozen=True)
-class Launching:
-    """How a launch on clouds was asked for."""
-
-    yes: bool
-    detach: bool
-    rehearsed: bool
-    any_memory: bool
-
-
 def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, chosen: bool) -> None:
     """Launch the run that is meant, and end with its exit code; `command` goes on with it."""
     from ..launcher.job import launch
@@ -155,7 +157,7 @@ def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, ch
     for link in online.links:
         click.echo(f"  see      {link}")
     if online.plan.on_clouds:
-        sys.exit(_launch_on_clouds(online.plan, launching))
+        sys.exit(launch_on_clouds(online.plan, launching))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
         click.echo(f"  note     {note}", err=True)
     click.echo(start_text(online.plan))
@@ -167,7 +169,8 @@ def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, ch
     sys.exit(code)
 
 
-def _launch_on_clouds(plan: Plan, how: Launching) -> int:
+def launch_on_clouds(plan: Plan, how: Launching) -> int:
+    """Launch a plan whose addresses are known, once somebody has agreed; its exit code."""
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
 
@@ -221,8 +224,11 @@ def _interruptible() -> None:
 @options.recipe
 @options.overrides
 @click.option("--again", is_flag=True, help="Although it went well and nothing has changed.")
+@options.trial
 @options.agree
-def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, yes: bool) -> None:
+def rehearse(
+    recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, trial: int | None, yes: bool
+) -> None:
     """Train RECIPE in miniature on this machine's processors: what would be packed, by the
     libraries that would be installed.
 
@@ -238,6 +244,7 @@ def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, ye
     streams.patient()
     _interruptible()
     source = fetched(recipe, yes=yes)
+    overrides = one_run(source, overrides, trial)
     unlocked = _plan(source, overrides, "", "", None, local=False)
     agreed(source, unlocked, yes=yes)
     made = lock(unlocked)
@@ -251,6 +258,7 @@ def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, ye
 @options.overrides
 @options.local
 @click.option("--processes", type=click.IntRange(1))
+@options.trial
 @options.as_json
 @click.option(
     "--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it."
@@ -267,6 +275,7 @@ def plan(
     overrides: Sequence[str],
     local: bool,
     processes: int | None,
+    trial: int | None,
     as_json: bool,
     sky: bool,
     measure: bool | None,
@@ -277,6 +286,7 @@ def plan(
     from ..launcher.job import known_run
 
     source = fetched(recipe, goes_on=overrides)
+    overrides = one_run(source, overrides, trial)
     new = _plan(source, overrides, "", "", processes, local)
     known = known_run(new)
     made = known or new
@@ -360,6 +370,7 @@ def _plan_here(made: Plan, begun: bool, as_json: bool, costing: Costing | None) 
     type=click.Path(path_type=Path),
     help="Where the two runs go. Default: a temporary folder.",
 )
+@options.trial
 @options.agree
 @options.as_json
 def drill(
@@ -370,6 +381,7 @@ def drill(
     resize: bool,
     processes: int | None,
     folder: Path | None,
+    trial: int | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -384,6 +396,7 @@ def drill(
     streams.patient()
     _interruptible()
     source = fetched(recipe, yes=yes)
+    overrides = one_run(source, overrides, trial)
     if source.clone is not None:
         agreed(source, _plan(source, overrides, "", "", processes, local=True), yes=yes)
     result = drills.drill(

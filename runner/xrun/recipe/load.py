@@ -277,7 +277,7 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     """The tree with a value at this key; raises Unreadable if there cannot be one."""
     if isinstance(tree.value, list):
         return put_in_list(tree, names, value, loc)
-    name, rest = names[0], names[1:]
+    name, rest = dotted(tree, names) if loc == ("sweep", "parameters") else (names[0], names[1:])
     if (
         tree.mapping is None
         and tree.value is not None
@@ -298,6 +298,14 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     elif loc == ("hardware",) and name == "any_of":
         others = {each: node for each, node in tree.value.items() if each != "local"}
     return replace(tree, value={**others, name: inner}, keys=keys | tree.keys)
+
+
+def dotted(tree: Node, names: list[str]) -> tuple[str, list[str]]:
+    """A name that has dots itself, as those of `sweep.parameters`, and the keys below it: all of it
+    is the name, unless a part of it stands there already."""
+    heads = (".".join(names[:count]) for count in range(len(names), 0, -1))
+    name = next((head for head in heads if tree.child(head)), ".".join(names))
+    return name, names[len(name.split(".")) :]
 
 
 def put_in_list(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:

@@ -23,7 +23,7 @@ from .opened import OpenedRun, is_run_id, located, open_run, parse
 from .plan import Plan
 from .record import RunRecord
 from .report import RunReport
-from .stores import open_place, open_store
+from .stores import is_board, open_place, open_store
 
 AT_ONCE = 8
 """So many runs are asked for at a time."""
@@ -153,11 +153,11 @@ def _described(addresses: Sequence[Address], environ: Mapping[str, str]) -> list
 
 
 def _described_one(address: Address, environ: Mapping[str, str]) -> RunReport | None:
-    """What the head says; None where there is no run."""
+    """What the head says; None where there is no run, or the board of a sweep."""
     place, _ = located(str(address), environ)
     try:
         store = open_place(place, "reader", create=False, environ=environ)
-        if (head := store.head()) is None:
+        if (head := store.head()) is None or is_board(head.record):
             return None
         run = OpenedRun(place, head, RunRecord.of(head), store)
         return run.report(time.time(), metrics=False)

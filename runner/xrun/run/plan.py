@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from .. import component, environment
 from ..errors import ComponentError, LaunchError, Problem, RecipeError
 from ..files import parsed, read_small, typed
+from ..recipe.interval import Every
+from ..recipe.rungs import evaluated_every, rung_step
 from ..store.address import Address
 from .identity import Identity, identity, in_full
 from .locked import Lock
@@ -84,6 +86,9 @@ class Plan:
     `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
     `origin`: the repository that the recipe was fetched from, by its URL; empty for one that lay
     here.
+    `sweep`: the id of the sweep that the run is a trial of; "" for one by itself. `pause`: it stops
+    with its state committed once the first of so many parts of its steps is done, at the next
+    evaluation; 0 where it goes to its end. Neither changes what is computed.
     """
 
     run: str
@@ -111,6 +116,8 @@ class Plan:
     lock: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
     launched: float = 0.0
+    sweep: str = ""
+    pause: int = 0
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -239,6 +246,17 @@ class Plan:
         if self.rehearsal:
             return self.rehearsal
         return int(train["steps"] or train["epochs"] * (steps_per_epoch or 0))
+
+    def pause_step(self, steps_per_epoch: int | None) -> int | None:
+        """The step after which it pauses; None where it does not, or nobody knows yet."""
+        train, last = self.recipe["train"], self.last_step(steps_per_epoch)
+        if not (self.pause and last) or self.rehearsal:
+            return None
+        written = train["evaluate"].get("every")
+        every = Every.parse(written) if written else None
+        between = evaluated_every(every, bool(train["epochs"]), steps_per_epoch)
+        step = rung_step(last, between, self.pause)
+        return step if step < last else None
 
     @property
     def computed(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import environment
 from ..libraries import BUCKET, HUB, require
@@ -41,6 +41,16 @@ class Place:
         folder = Address("folder", str(plan.folder / "state"))
         address = plan.place if plan.address.durable else folder
         return cls(address, plan.folder / "cache", plan.run, plan.owner, plan.env)
+
+
+BOARD = "sweep"
+"""What the record of a sweep's board has, and no run's."""
+
+
+def is_board(record: Mapping[str, Any]) -> bool:
+    """Whether a head's record is that of a sweep's board, which lies among the runs of its
+    trials."""
+    return BOARD in record
 
 
 def open_store(

@@ -32,6 +32,7 @@ from ..errors import ComponentError
 from ..files import needed
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import StopFlag
+from ..recipe.rungs import evaluated_every
 from ..recipe.schema import Recipe, Train
 from ..run import spending
 from ..run.folder import RunFolder
@@ -160,6 +161,7 @@ def build_training(
     return Training(
         train=train,
         steps=steps,
+        pause=plan.pause_step(sampler.steps_per_epoch),
         state=model.state,
         objective=model.objective,
         reduction=build_reduction(train, model.called, world, model.state.micro_batch),
@@ -355,15 +357,13 @@ def build_evaluation(
     evaluated = model.objective
     if averaged is not None:
         evaluated = build_objective(setting, averaged)
-    every = train.evaluate.every
-    epochs = every.epochs if every is not None else (1 if train.epochs else None)
-    by_epochs = epochs * (steps_per_epoch or last) if epochs else None
+    every = evaluated_every(train.evaluate.every, bool(train.epochs), steps_per_epoch or last)
     return Evaluation(
         # Once is enough for a rehearsal, whose second life shows a restore.
         split=None if setting.plan.rehearsal > 1 else setting.splits.get("val"),
         objective=evaluated,
         train=train,
-        every=every.steps if every is not None and every.steps else by_epochs,
+        every=every,
         last=last,
         batch=max(1, (train.evaluate.batch or model.state.micro_batch) // parts),
         world=setting.world,

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -69,8 +69,9 @@ class Training:
 
     `tracker` is the first process's; `fresh` says that nothing is committed yet; `untried` is the
     step after which nothing has shown yet that the components work (-1: it has); each micro-batch
-    is computed in so many `parts`. `budget` gives the sentence that ends the run once its budget is
-    spent, `export` makes the final weights on the first process.
+    is computed in so many `parts`. After the step `pause` the run waits for its sweep. `budget`
+    gives the sentence that ends the run once its budget is spent, `export` makes the final weights
+    on the first process.
     """
 
     train: Train
@@ -90,6 +91,7 @@ class Training:
     fresh: bool = False
     untried: int = -1
     parts: int = 1
+    pause: int | None = None
     speed: Speed = field(default_factory=Speed)
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
@@ -109,7 +111,7 @@ class Training:
 
         Raises:
             Stopped: asked to; the state is committed if there was time.
-            StoppedOnPurpose: the budget is spent; the state is committed.
+            StoppedOnPurpose: the budget is spent, or the run pauses; the state is committed.
             ComponentError: the model or the dataset has a mistake that shows in the first step.
             TrainError: it cannot go on.
             StoreError: the last state could not be committed.
@@ -153,6 +155,8 @@ class Training:
                 self._leave()
             if state.step >= self.steps or self.evaluation.gives_up(state.waited):
                 break
+            if self.pause is not None and state.step >= self.pause:
+                self._pause()
             pieces = self._next(batches)
             losses, count = self._gradients(pieces)
             found = self._finite.found(losses if self._gated else ())
@@ -415,6 +419,14 @@ class Training:
             time.sleep(LAST_SAVE_BACKOFF.seconds(tries))
         return True
 
+    def _commit_last(self) -> None:
+        """See `_save_last`. Raises StoreError where it is not committed."""
+        if not self._save_last():
+            what = f"The last state, step {self.state.step}, could not be committed."
+            if unavailable := self.world.broadcast(self.checkpointer.unavailable):
+                raise StoreUnavailable(f"{what} {unavailable}")
+            raise StoreError(what, "Start the same command again.")
+
     def _committed(self) -> int:
         return max(self.checkpointer.lease.committed_step, 0)
 
@@ -445,13 +457,23 @@ class Training:
             raise StoppedOnPurpose(budget, spending.WAY_ON)
         raise Stopped
 
-    def _note_end(self, budget: str) -> None:
+    def _pause(self) -> NoReturn:
+        """The step is committed, and nothing else has happened: whoever goes on computes what a run
+        computes that never pauses."""
+        why = f"paused after step {self.state.step} of {self.steps}, at a rung of its sweep"
+        self._note_end(why)
+        self._commit_last()
+        if self.tracker is not None:
+            self.tracker.finish()
+        raise StoppedOnPurpose(f"{why[0].upper()}{why[1:]}.")
+
+    def _note_end(self, purpose: str) -> None:
         """What the attempt's record says of an end that was asked for; it goes along with the last
         save."""
         self.checkpointer.lease.note(
             end=AttemptEnd.STOPPED,
-            code=StoppedOnPurpose.exit_code if budget else Stopped.exit_code,
-            reason=budget or self.stop.reason or "another node was asked to stop",
+            code=StoppedOnPurpose.exit_code if purpose else Stopped.exit_code,
+            reason=purpose or self.stop.reason or "another node was asked to stop",
             ended=clock.now(),
             committed=self.state.step,
         )
@@ -474,11 +496,7 @@ class Training:
         """The last state is committed, then the final weights are made, then the run is marked as
         finished; a run that is stopped early says why."""
         early = self._early()
-        if not self._save_last():
-            what = f"The last state, step {self.state.step}, could not be committed."
-            if unavailable := self.world.broadcast(self.checkpointer.unavailable):
-                raise StoreUnavailable(f"{what} {unavailable}")
-            raise StoreError(what, "Start the same command again.")
+        self._commit_last()
         try:
             finished = self.export(self.state, early)
             if self.world.rank == 0 and finished is not None:

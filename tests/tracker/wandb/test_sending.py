@@ -90,6 +90,7 @@ class Run:
             home=str(home),
             owner="alice",
             store="hub://alice/tiny",
+            sweep="tiny-s12345678",
         )
         self.folder.mkdir()
         (self.folder / "plan.json").write_text(self.plan.to_json())
@@ -215,7 +216,7 @@ def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixtu
     assert config["plan"]["sources"] == {"models/line.py": "ab"}
     assert config["plan"]["store"] == run.plan.store
     own = run.wandb.run("alice", PROJECT, run.run)
-    assert own.attributes["tags"] == ["a", "b"]
+    assert (own.attributes["tags"], own.attributes["groupName"]) == (["a", "b"], run.plan.sweep)
     defined = own.config["_wandb"]["value"]["m"]  # "1": a name, "2": a pattern, "5": has an axis
     assert {"*", "train/loss"} & {
         metric.get("2") or metric["1"] for metric in defined if "5" in metric

@@ -74,6 +74,7 @@ class Sending:
             RunPath.of(plan),
             wish.folder,
             tags=told.tags if told else (),
+            group=plan.sweep,
             store=plan.store,
             seconds=_SEND_SECONDS,
             server=Gate(self._may_send).url,

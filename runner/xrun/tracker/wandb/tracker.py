@@ -25,9 +25,9 @@ _ATTEMPTS = 100
 
 
 class WandbTracker:
-    """The run at `address`, whose state is at `store`; the library may write into `folder`, and
-    sends every so many `seconds`, by way of `server` if that is not W&B's. `running`: its last
-    attempt is, so its machine costs until now."""
+    """The run at `address`, whose state is at `store`, in the `group` of its sweep; the library may
+    write into `folder`, and sends every so many `seconds`, by way of `server` if that is not W&B's.
+    `running`: its last attempt is, so its machine costs until now."""
 
     def __init__(
         self,
@@ -35,13 +35,14 @@ class WandbTracker:
         folder: Path,
         *,
         tags: Sequence[str] = (),
+        group: str = "",
         store: str = "",
         seconds: float = 5.0,
         server: str = "",
         running: bool = True,
     ) -> None:
         self.address, self.folder, self.running = address, folder, running
-        self.tags, self.store, self.seconds = tags, store, seconds
+        self.tags, self.group, self.store, self.seconds = tags, group, store, seconds
         self.server = server or base_url()
         self.rows = Rows(BEFORE_ALL, ())
         self.attempts: Sequence[AttemptRecord] = ()
@@ -64,7 +65,8 @@ class WandbTracker:
         self.status = status = run_status(self.address)
         if status is None:
             create_run(self.address)
-        run = open_run(self.address, self.folder, config, self.tags, self.seconds, self.server)
+        about = config, self.tags, self.group
+        run = open_run(self.address, self.folder, *about, self.seconds, self.server)
         if run.starting_step != (status.next_step if status else 0):
             raise Unreachable("somebody else writes to this run")
         seen = last_key(status.last) if status else BEFORE_ALL
