@@ -3,8 +3,8 @@ that building, saving and restoring take, over its own part of the state.
 
     python -m benchmarks.sharded [WIDTH]
 
-Every number of processes saves once; the checkpoint that 4 have saved is restored on each. Memory is
-anonymous (RssAnon), looked at every 2 ms. The state is one of AdamW: weights and two moments.
+Every number of processes saves once; the checkpoint that 4 have saved is restored on each. Memory
+is anonymous (RssAnon), looked at every 2 ms. The state is one of AdamW: weights and two moments.
 """
 
 from __future__ import annotations

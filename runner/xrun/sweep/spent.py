@@ -48,7 +48,8 @@ def spent(plan: Plan) -> Spent:
     if not attempts:
         return Spent()
     now, running = clock.now(), RunFolder(plan.folder).owner_pid() is not None
-    hours = sum(spending.seconds(attempts, now, running=running)) / 3600
+    lives = spending.lives(attempts, now, running=running)
+    hours = sum(life.seconds for life in lives) / 3600
     return Spent(hours, spending.dollars(attempts, now, running=running))
 
 
