@@ -3,8 +3,8 @@ that building, saving and restoring take, over its own part of the state.
 
     python -m benchmarks.sharded [WIDTH]
 
-Every number of processes saves once; the checkpoint that 4 have saved is restored on each. Memory
-is anonymous (RssAnon), looked at every 2 ms. The state is one of AdamW: weights and two moments.
+Each life restores what the one before it has saved, trains a step and saves. Memory is anonymous
+(RssAnon), looked at every 2 ms. The state is one of AdamW: weights and two moments.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from xrun.store.blocks import BLOCK
 
-SIZES = (4, 2, 1)
+SIZES = (4, 2, 1, 4)
+"""Of the lives, one after the other."""
 BLOCKS = 8
 SMALL = 64
 """A block's bytes are divided by this, as the state is smaller than one that needs sharding."""
@@ -50,11 +50,12 @@ def main(width: int) -> None:
                 subprocess.Popen(command, env={**environment, "RANK": str(rank)})
                 for rank in range(size)
             ]
-            assert not sum(abs(rank.wait()) for rank in ranks)
+            ends = [rank.wait() for rank in ranks]
+            assert ends == [0] * size
 
 
 def rank(folder: Path, width: int) -> None:
-    """One process: builds, restores what is there, trains a step, saves it if nothing was there."""
+    """One process of a life."""
     import torch
     from torch import nn
 
@@ -62,7 +63,7 @@ def rank(folder: Path, width: int) -> None:
     from xrun.checkpoint.lease import Lease
     from xrun.checkpoint.restore import load, newest
     from xrun.checkpoint.schedule import SaveSchedule
-    from xrun.checkpoint.share import Share, fetched
+    from xrun.checkpoint.share import Share
     from xrun.checkpoint.state import TrainState, local
     from xrun.recipe.interval import Every
     from xrun.recipe.schema import Train
@@ -76,7 +77,9 @@ def rank(folder: Path, width: int) -> None:
 
     torch.set_num_threads(1)
     world = join_world(sharded=True)
-    store = DirectoryStore(folder, "run", f"a{world.size}", "me", block=BLOCK // SMALL)
+    store = DirectoryStore(
+        folder, "run", f"a{os.getppid()}-{world.size}", "me", block=BLOCK // SMALL
+    )
     if world.rank == 0:
         head = store.head()
         first = RunRecord(digest="d", attempts=(AttemptRecord(store.attempt),))
@@ -84,8 +87,8 @@ def rank(folder: Path, width: int) -> None:
     world.barrier()
     head = store.head()
     assert head is not None
-    told: dict[str, Any] = {}
-    with peak(told, "building"):
+    taken_by: dict[str, int] = {}
+    with peak(taken_by, "building"):
         layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(BLOCKS))
         objective = Objective(_Stack(layers), "classification")
         shard(objective, "cpu")
@@ -94,10 +97,10 @@ def rank(folder: Path, width: int) -> None:
     share = Share(world.rank, world.size)
     take = functools.partial(taken, store, share, world)
     world.barrier()
-    with peak(told, "restoring"):
-        before, began = _bytes_read(), time.perf_counter()
+    with peak(taken_by, "restoring"):
+        before = _bytes_read()
         head, checkpoint, paths = newest(store, head, take, world.from_first)
-        told["read"], told["verified in"] = _bytes_read() - before, time.perf_counter() - began
+        read = _bytes_read() - before
         if checkpoint is not None:
             load(state, checkpoint, paths, share)
     x = torch.ones(4, width)
@@ -109,35 +112,21 @@ def rank(folder: Path, width: int) -> None:
     schedule = SaveSchedule(Every.parse("1 step"), 1, lambda: 1.0, lambda: 0.0)
     writers = Writers(world.rank, world.size, world.saving)
     run = Checkpointer(state, Lease(store, head, environment={}), schedule, None, writers)
-    if checkpoint is None:
-        with peak(told, "saving"):
-            run.begin()
-            run.before_step()
-            run.wait()
+    with peak(taken_by, "saving"):
+        run.begin()
+        run.before_step()
+        run.wait()
     run.close()
-    everybody = world.gathered((own, told))
-    for number, (bytes_, each) in enumerate(everybody or []):
-        of = {
-            name: f"{value / bytes_:.2f}"
-            for name, value in each.items()
-            if name not in ("verified in", "read") and value
-        }
-        read = f", read {each['read'] / bytes_:.3f} of it" if checkpoint else ""
-        memory = ", ".join(f"{name} {value}" for name, value in of.items())
-        print(f"rank {number} of {world.size}: own {bytes_ >> 20} MB{read}; memory: {memory}")
-    if checkpoint is not None and world.rank == 0:
-        size = sum(file.size for file in checkpoint.files.values())
-        began = time.perf_counter()
-        for file in checkpoint.files.values():
-            fetched(store, file, Share())
-        whole = time.perf_counter() - began
-        print(f"  verified in {told['verified in']:.2f} s, all {size >> 20} MB in {whole:.2f} s")
+    told = {name: value / own for name, value in {"read": read, **taken_by}.items()}
+    for number, (size, each) in enumerate(world.gathered((own, told)) or []):
+        shares = ", ".join(f"{name} {value:.3f}" for name, value in each.items())
+        print(f"rank {number} of {world.size}: {size >> 20} MB; of that {shares}")
     world.barrier()
     os._exit(0)
 
 
 @contextlib.contextmanager
-def peak(told: dict[str, Any], name: str) -> Iterator[None]:
+def peak(told: dict[str, int], name: str) -> Iterator[None]:
     """The most anonymous memory in the block above what was there before."""
     before, most, done = _anonymous(), 0, threading.Event()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_128
 
-from xrun.store.blocks import BLOCK, Block, covering, cut, lengths
+from xrun.store.blocks import BLOCK, Block, count, covering, cut, lengths
 from xrun.store.durable import Hashed, has_block, write_file
 from xrun.store.protocol import StoredFile
 
@@ -35,8 +35,11 @@ def test_a_block_has_64_mb_and_the_first_megabyte_is_one_of_its_own() -> None:
 @pytest.mark.parametrize("block", [1, 2, 63, 64, 65, 1000])
 def test_every_byte_is_in_one_block(block: int) -> None:
     """Of a file of any size."""
-    for size in (1, 2, block, block + 1, 10 * block + 1):
+    assert cut(0, block) == []
+    assert count(0, block) == 0
+    for size in (1, 2, block - 1 or 1, block, block + 1, 10 * block + 1):
         ranges = cut(size, block)
+        assert len(ranges) == count(size, block)
         assert ranges[0][0] == 0
         assert ranges[-1][1] == size
         assert all(begin < end for begin, end in ranges)

@@ -173,8 +173,15 @@ def restored(
     before = bytes_read()
     assert [fetched(store, file, share) for file in checkpoint.files.values()] == paths
     read = bytes_read() - before
+    stepped = list[int]()
+    state.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: stepped.extend(
+            p.numel() for group in optimizer.param_groups for p in group["params"]
+        )
+    )
     load(state, checkpoint, paths, share)
     return {
+        "stepped": stepped,
         "values": whole(state),
         "step": state.step,
         "rejected": head.record.get("rejected"),
@@ -251,6 +258,11 @@ def test_each_process_reads_its_own_part(found: Found, life: str) -> None:
         own = found[life, rank]
         assert own["read"] <= 1.2 * own["needs"] + own["rounding"]
         assert life == "a1" or own["read"] < 0.75 * own["all"]
+
+
+def test_room_for_the_optimizers_state_takes_no_gradients(found: Found) -> None:
+    """What a step makes is seen by one for a small parameter, of a sharded model as well."""
+    assert {max(found["b4", rank]["stepped"]) for rank in range(4)} == {6}
 
 
 def test_all_go_back_to_the_same_checkpoint(found: Found) -> None:

@@ -16,6 +16,7 @@ from ..errors import XrunError
 from ..run.plan import Plan
 from ..run.record import RunRecord
 from ..store.blocks import Range
+from ..store.durable import reading
 from ..store.protocol import Store, StoredFile
 
 _LENGTH = 8
@@ -56,13 +57,15 @@ def fetched(store: Store, file: StoredFile, share: Share) -> Path:
     """
     if not share.reads(file):
         return store.fetch(file)
-    path = store.fetch_ranges(file, [(0, _LENGTH)])
-    with path.open("rb") as content:
-        begin = _LENGTH + int.from_bytes(content.read(_LENGTH), "little")
-    path = store.fetch_ranges(file, [(0, begin)])
-    with path.open("rb") as content:
-        header = json.loads(content.read(begin)[_LENGTH:])
+    begin = _LENGTH + int.from_bytes(_beginning(store, file, _LENGTH), "little")
+    header = json.loads(_beginning(store, file, begin)[_LENGTH:])
     return store.fetch_ranges(file, [(0, begin), *needed(header, begin, share)])
+
+
+def _beginning(store: Store, file: StoredFile, size: int) -> bytes:
+    path = store.fetch_ranges(file, [(0, size)])
+    with reading(path, "what a checkpoint holds", ()), path.open("rb") as content:
+        return content.read(size)
 
 
 def needed(header: Mapping[str, Any], begin: int, share: Share) -> Iterator[Range]:

@@ -208,7 +208,7 @@ class TrainState:
                 kind = id(group), p.dtype, p.device
                 if kind not in examples:
                     examples[kind] = self._example(group, p)
-                if is_sharded(p) or not all(_is_plain(value) for value in examples[kind].values()):
+                if not all(_is_plain(value) for value in examples[kind].values()):
                     return None
                 made[p] = {
                     key: torch.empty_like(p if value.dim() else value)

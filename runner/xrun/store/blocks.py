@@ -46,6 +46,12 @@ def cut(size: int, block: int) -> list[Range]:
     return ranges
 
 
+def count(size: int, block: int) -> int:
+    """How many blocks a file of so many bytes has."""
+    lead = -(-block // _LEADS)
+    return -(-size // block) + (lead < min(size, block))
+
+
 def covering(blocks: Iterable[Block], ranges: Iterable[Range]) -> list[Block]:
     """The blocks that have bytes of one of these ranges."""
     wanted = [(begin, end) for begin, end in ranges if begin < end]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import LeaseLost
-from .blocks import Block, Range, covering, cut
+from .blocks import Block, Range, count, covering, cut
 
 Chunk = bytes | memoryview
 """A piece of a file: anything with the buffer protocol that is C-contiguous."""
@@ -54,7 +54,7 @@ class StoredFile:
             copies=tuple(value["copies"]),
         )
         block, blocks = value.get("block", 0), tuple(value.get("blocks", ()))
-        known = block > 0 and len(cut(file.size, block)) == len(blocks)
+        known = block > 0 and count(file.size, block) == len(blocks)
         return replace(file, block=block, blocks=blocks) if known else file
 
     def blocks_of(self, ranges: Iterable[Range]) -> list[Block]:

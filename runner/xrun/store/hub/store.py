@@ -287,7 +287,7 @@ class HubStore:
 
     @contextlib.contextmanager
     def _found(self, place: str) -> Iterator[Tip]:
-        """The branch as it was seen, from which the file at a place is read in the block.
+        """The branch as it was seen, for a body that reads the file at a place from it.
 
         Raises `CheckpointCorrupt` if it is not there.
         """
