@@ -85,13 +85,13 @@ def test_status_lists_runs(project: Project) -> None:
     assert report == project.run.report().to_json()
 
 
-def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
-    """Of a run that has not finished: so much would be computed again."""
+def test_status_says_how_old_the_last_sign_of_life_is(tmp_path: Path) -> None:
+    """And how far a run has come that has not finished."""
     project = Project(tmp_path)
     project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
     assert project.attempt().code == 75
     line = project.xrun("status").out.splitlines()[1]
-    assert re.search(r" stopped +\d+/20 .*  (\d+ s|\d+ min) ago  1, 1 lost", line)
+    assert re.search(r" stopped +\d+/20  .*\b(\d+ s|\d+ min) ago +1, 1 lost\b", line)
 
 
 def test_report_tells_what_happened(project: Project) -> None:

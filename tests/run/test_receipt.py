@@ -257,6 +257,7 @@ def test_a_run_on_demand_would_have_cost_the_same() -> None:
 
 def test_nothing_is_known_of_no_attempt() -> None:
     assert Receipt("r", ()).usd == 0.0
+    assert receipt_text(Receipt("r", ())) == "r. Cost: nothing; no attempt has begun."
     assert money(None) == "not known"
     assert [money(usd) for usd in (0.0, 0.00314, 0.1, 12.345)] == [
         "$0.00",

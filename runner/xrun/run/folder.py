@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,12 +251,14 @@ def home_here(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def project_here() -> Path:
-    """The project that the person stands in, in whichever of its folders."""
+    """The project that the person stands in, in whichever of its folders. One in the home folder
+    itself is none of those below."""
     here = Path.cwd()
     found = project_root(here / "recipes" / "any.yaml")
     if (found / "pyproject.toml").is_file():
         return found
-    for each in (here, *here.parents):
+    home = Path("~").expanduser()
+    for each in (here, *takewhile(lambda parent: parent != home, here.parents)):
         if any(each.glob("recipes/*.y*ml")) or any(each.glob("runs/*/plan.json")):
             return project_root(each / "recipes" / "any.yaml")
     return found

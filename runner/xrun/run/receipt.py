@@ -240,6 +240,8 @@ class Receipt:
             )
 
     def _whole(self) -> str:
+        if not self.lines:
+            return "Cost: nothing; no attempt has begun."
         count = f"{len(self.lines)} attempt{'' if len(self.lines) == 1 else 's'}"
         took = f"{_hours(self.hours)} of machine time in {count}"
         if self.is_own:
