@@ -146,6 +146,8 @@ def _go(
     online = place(meant, chosen=chosen)
     for link in online.links:
         click.echo(f"  see      {link}")
+    for warning in online.warnings:
+        click.echo(f"  {warning}", err=True)
     if online.plan.on_clouds:
         sys.exit(_launch_on_clouds(online.plan, yes, detach, rehearsed))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
