@@ -338,6 +338,25 @@ def test_other_bytes_are_found(tmp_path: Path) -> None:
     assert (done.code, done.err) == (5, told)
 
 
+def test_a_page_of_an_older_xrun_is_read(tmp_path: Path, hub: Hub) -> None:
+    """It does not name its state: the model is verified and made again by what lies beside it, and
+    of the run there is nothing to be read."""
+    facts = {"run": "tiny-1", "files": {"w.safetensors": hashlib.sha256(b"w").hexdigest()}}
+    recipe = {"model": {"name": "own"}, "dataset": {"name": "digits"}}
+    told = {"run.json": facts, "recipe.yaml": recipe, "lock.json": {}}
+    hub.create_repo("alice/old")
+    files = {f"xrun/{name}": json.dumps(each).encode() for name, each in told.items()}
+    hub.write("alice/old", {**files, "w.safetensors": b"w", "xrun/models/own.py": b""})
+    page, account = f"{hub.url}/alice/old", hub.environ("alice")
+    checked = xrun(tmp_path / "a", "verify", page, **account)
+    assert (checked.code, checked.out) == (0, f"{page}: 1 files are as they were committed.\n")
+    again = xrun(tmp_path / "a", "reproduce", page, **account)
+    assert "Nothing of tiny-1 was run, because nobody has agreed to it." in again.err
+    report = xrun(tmp_path / "a", "report", page, **account)
+    assert report.code == 3
+    assert report.err.startswith("xrun: hub://alice/old holds no run.")
+
+
 def test_nothing_to_verify_is_not_fine(tmp_path: Path) -> None:
     """A run that has committed nothing."""
     folder = tmp_path / "runs" / "tiny-1"

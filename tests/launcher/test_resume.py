@@ -87,6 +87,11 @@ def test_what_another_checkout_lacks_is_named(project: Project, elsewhere: Proje
     (elsewhere.root / "datasets/points.py").unlink()
     with pytest.raises(CheckpointError, match=r"needs datasets/points\.py, and .* no such file"):
         plan_to_resume(open_run(address))
+    found = open_run(address)
+    lock = replace(found.record.lock, code={"remote": "https://host/a.git", "commit": "c0ffee" * 7})
+    found = replace(found, record=replace(found.record, lock=lock))
+    with pytest.raises(CheckpointError, match=r"It was https://host/a\.git at c0ffeec0ffee\."):
+        plan_to_resume(found)
     assert list((elsewhere.root / "recipes").iterdir()) == []
 
 

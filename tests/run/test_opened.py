@@ -206,8 +206,9 @@ def test_what_is_not_on_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_no_run_is_told(project: Project, text: str, what: str) -> None:
-    with pytest.raises(LaunchError, match=what):
+    with pytest.raises(LaunchError, match=what) as error:
         open_run(text)
+    assert error.value.exit_code == (2 if text == "Nothing" else 3)
 
 
 def test_pages_of_the_hub_itself_are_addresses() -> None:

@@ -70,6 +70,9 @@ def test_a_page_of_before_is_refused(tmp_path: Path) -> None:
     (tmp_path / "xrun" / "lock.json").write_text('{"hub": 1}')
     with pytest.raises(LaunchError, match=r"lock\.json is damaged: `hub` is a number"):
         _ = Page(tmp_path).lock
+    (tmp_path / "xrun" / "run.json").write_text('{"run": "tiny-1", "sources": ["models/line.py"]}')
+    with pytest.raises(LaunchError, match=r"run\.json is damaged: `sources` is .* instead of"):
+        _ = Page(tmp_path).facts
 
 
 def test_losses_are_drawn() -> None:

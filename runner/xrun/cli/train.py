@@ -156,6 +156,8 @@ def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, ch
     online = place(meant, chosen=chosen)
     for link in online.links:
         click.echo(f"  see      {link}")
+    for warning in online.warnings:
+        click.echo(f"  {warning}", err=True)
     if online.plan.on_clouds:
         sys.exit(launch_on_clouds(online.plan, launching))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):

@@ -45,7 +45,7 @@ def plan_to_resume(
         project = project_root(Path.cwd() / "recipes" / "any.yaml")
     if missing := _missing(opened, project):
         what = f"The run {opened.run} needs {', '.join(missing)}, and {project} has no such file."
-        raise CheckpointError(what, _WAY_ON)
+        raise CheckpointError(what, f"{_WAY_ON}{_begun_with(opened)}")
     path = project / "recipes" / f"{opened.run}.yaml"
     made_here = _written(path, json_text(opened.recipe, indent=1) + "\n")
     try:
@@ -68,6 +68,15 @@ def _checked(
     if RunFolder(made.folder).plan_file.exists():
         return choose_run(made, given=True)
     return as_begun(made, opened.record)
+
+
+def _begun_with(opened: OpenedRun) -> str:
+    """Where that code is, as far as the record tells."""
+    code = opened.record.lock.code
+    if not code.get("remote"):
+        return ""
+    changed = ", with changes that were not committed" if code.get("dirty") else ""
+    return f" It was {code['remote']} at {str(code.get('commit'))[:12]}{changed}."
 
 
 def _missing(opened: OpenedRun, project: Path) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LaunchError
-from ..files import read_small
+from ..files import read_small, typed
 from .locked import Lock
 from .points import Point, read_points, reproducible
 
@@ -60,8 +60,10 @@ class Page:
     def facts(self) -> Facts:
         """Raises LaunchError."""
         told = self._json(RUN)
-        known = {name: told[name] for name in Facts.__dataclass_fields__ if name in told}
-        return Facts(**{"run": "", **known})
+        try:
+            return Facts(**{"run": "", **typed(Facts, told)})
+        except ValueError as error:
+            raise self._damaged(RUN, str(error)) from error
 
     @cached_property
     def lock(self) -> Lock:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import component, environment
-from ..errors import ComponentError, LaunchError, Problem, RecipeError
+from ..errors import ComponentError, LaunchError, NoRunId, Problem, RecipeError
 from ..files import parsed, read_small, typed
 from ..recipe.interval import Every
 from ..recipe.rungs import evaluated_every, rung_step
@@ -422,10 +422,10 @@ def check_run_id(run: str) -> None:
     none.
 
     Raises:
-        LaunchError: it is not.
+        NoRunId: it is not.
     """
     if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
-        raise LaunchError(
+        raise NoRunId(
             f"{run!r} is no run id.",
             "A run id is lower-case letters, digits and '-', at most 40 characters.",
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,11 +29,13 @@ from ..run.receipt import receipt_of
 from ..run.record import AttemptRecord, Finished
 from ..run.stores import open_publisher
 from ..store.durable import sync_folder
-from ..store.protocol import Store
+from ..store.protocol import RateLimited, Store
 from .adapter_folder import ADAPTER, write_beside
 from .companions import NOTHING, Companions
 from .model_card import library_of, model_card
 from .page import write_page
+
+log = logging.getLogger("xrun")
 
 WEIGHTS = "model.safetensors"
 """Those of a model that has no way of its own to be saved."""
@@ -54,6 +57,12 @@ def export(
     return replace(finished, weights_sha256=sha256)
 
 
+def say_wait(store: object, what: str) -> None:
+    """That something is done as soon as the store takes a commit, where that is not now."""
+    if isinstance(store, RateLimited) and (delay := store.commit_delay()) > 1:
+        log.info("%s when the store takes its next commit, in %.0f s.", what, delay)
+
+
 def publish(plan: Plan, attempt: str, store: Store, finished: Finished) -> Finished:
     """Put the exported model where others find it, if the run has such a place; what the record
     says of it. Raises what `Publisher.publish` raises."""
@@ -62,6 +71,7 @@ def publish(plan: Plan, attempt: str, store: Store, finished: Finished) -> Finis
         return finished
     step = finished.step if finished.exported_step is None else finished.exported_step
     message = f"{plan.run}: {step} steps"
+    say_wait(place, "The model is made, and is published")
     revision = place.publish(RunFolder(plan.folder).model, plan.run, message)
     return replace(finished, model_revision=revision)
 

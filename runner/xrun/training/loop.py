@@ -43,6 +43,7 @@ from ..run.record import Finished
 from ..tracker.protocol import Tracker
 from .apart import check_apart
 from .evaluate import Evaluation
+from .export import say_wait
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
@@ -492,14 +493,21 @@ class Training:
         log.info("The run is %s.", reason)
         return {"waited": state.waited, "reason": reason}
 
+    def _say_wait(self, what: str) -> None:
+        """To whoever sees no step go by any more."""
+        if self.world.rank == 0:
+            say_wait(self.checkpointer.lease.store, what)
+
     def _finish(self) -> None:
         """The last state is committed, then the final weights are made, then the run is marked as
         finished; a run that is stopped early says why."""
         early = self._early()
+        self._say_wait("The last state is committed")
         self._commit_last()
         try:
             finished = self.export(self.state, early)
             if self.world.rank == 0 and finished is not None:
+                self._say_wait("The model is made; the run is marked as finished")
                 self.checkpointer.lease.finish(finished)
         finally:
             if self.tracker is not None:
