@@ -144,8 +144,8 @@ def held_as_read(ref: ModelRef) -> Iterator[None]:
 
     def cast(module: nn.Module, _: str, p: nn.Parameter | None) -> None:
         norm = "norm" in type(module).__name__.lower() or "running_mean" in module._buffers
-        # transformers' mark on what has come from a file
-        if not norm and getattr(p, "_is_hf_initialized", False) and p.is_floating_point():
+        read = p is not None and getattr(p, "_is_hf_initialized", False)  # transformers' mark on it
+        if p is not None and read and not norm and p.is_floating_point():
             p.data = p.data.to(_KINDS["bf16"])
 
     hook = register_module_parameter_registration_hook(cast)
