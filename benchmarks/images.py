@@ -76,7 +76,7 @@ def _make_base(folder: Path, end: Connection) -> None:
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4}
-    config = ViTConfig(**sizes, num_attention_heads=3, image_size=32, patch_size=4, num_labels=10)
+    config = ViTConfig(**sizes, num_attention_heads=3, image_size=32, patch_size=8, num_labels=10)
     ViTForImageClassification(config).save_pretrained(folder)
     end.send(True)
 

@@ -116,7 +116,7 @@ def _save_pretrained(model: Any, folder: Path, companions: Companions, plan: Pla
     given = plan.load_recipe().model.args.get("config") or {}
     config = getattr(model, "config", None)
     # As transformers' models have them, under an adapter too.
-    if hasattr(config, "id2label") and "id2label" not in given:
+    if config is not None and hasattr(config, "id2label") and "id2label" not in given:
         for name, labels in companions.labels(config.num_labels).items():
             setattr(config, name, labels)
     takes = inspect.signature(model.save_pretrained).parameters
