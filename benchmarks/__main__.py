@@ -26,6 +26,7 @@ FILES = {
     11: "exact",
     12: "chat",
     13: "bucket",
+    14: "images",
     15: "deadline",
     16: "quote",
     17: "sweep",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+import xrun
 from support.paths import RECIPES, ROOT
 from xrun.component import load_build
 from xrun.errors import AttemptEnd, ComponentError
@@ -286,6 +288,14 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
         **dict.fromkeys(("adapter", "sorter", "seer"), "peft"),
         "unet": "diffusers",
     }
+    older = shutil.copytree(tmp_path / "sorter", tmp_path / "older")
+    (older / "config.json").rename(older / "elsewhere")
+    (older / "class_names.json").write_text(json.dumps(NAMES))  # as it was written before
+    for folder in (tmp_path / "sorter", older):
+        model = xrun.load_model(folder)
+        with torch.no_grad():
+            said = int(model(**tokenizer()("the run stays", return_tensors="pt")).logits.argmax())
+        assert model.config.id2label[said] == here["sorter"]
     assert "`adapter_model.safetensors`, SHA-256 `" in cards["adapter"]
     assert "`diffusion_pytorch_model.safetensors`, SHA-256 `" in cards["unet"]
     assert (tmp_path / "causal" / "generation_config.json").exists()

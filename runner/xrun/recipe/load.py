@@ -60,7 +60,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     problems += file_problems(tree, project)
     problems += library_problems(tree, project)
     if recipe is None or problems:
-        raise RecipeError(in_order([answered(problem, tree) for problem in problems]))
+        raise RecipeError([answered(problem, tree) for problem in in_order(problems)])
     return recipe.model_copy(update={"extends": None})
 
 

@@ -127,12 +127,11 @@ def write(
 def _save_pretrained(model: Any, folder: Path, companions: Companions, plan: Plan) -> None:
     """By the model's own method; in one file as far as it can be told so."""
     given = plan.load_recipe().model.args.get("config") or {}
-    outputs = getattr(
-        getattr(model, "config", None), "num_labels", None
-    )  # transformers' own have them
-    if outputs is not None and "id2label" not in given:
-        for name, labels in companions.labels(outputs).items():
-            setattr(model.config, name, labels)
+    config = getattr(model, "config", None)
+    # As transformers' models have them, under an adapter too.
+    if config is not None and hasattr(config, "id2label") and "id2label" not in given:
+        for name, labels in companions.labels(config.num_labels).items():
+            setattr(config, name, labels)
     takes = inspect.signature(model.save_pretrained).parameters
     any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
     whole = {"max_shard_size": "1TB"} if any_name or "max_shard_size" in takes else {}

@@ -143,11 +143,9 @@ def held_as_read(ref: ModelRef) -> Iterator[None]:
         return
 
     def cast(module: nn.Module, _: str, p: nn.Parameter | None) -> None:
-        # transformers' mark on what has come from a file
-        if p is None or not getattr(p, "_is_hf_initialized", False):
-            return
         norm = "norm" in type(module).__name__.lower() or "running_mean" in module._buffers
-        if not norm and p.is_floating_point():
+        read = p is not None and getattr(p, "_is_hf_initialized", False)  # transformers' mark on it
+        if p is not None and read and not norm and p.is_floating_point():
             p.data = p.data.to(_KINDS["bf16"])
 
     hook = register_module_parameter_registration_hook(cast)
