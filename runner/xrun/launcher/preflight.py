@@ -125,7 +125,7 @@ def _as_begun(plan: Plan) -> Plan:
         if head.run == meant.run:
             found = by_the_rule_of(meant, record.rule)
             refuse_another(found, record)
-            return found
+            return replace(found, launched=record.launched)
         others[head.run] = record
     for run, record in others.items():
         refuse_another(plan, record, f"the run {run} at {plan.where}")
