@@ -22,6 +22,7 @@ from types import FrameType
 
 from cluster.api_server import ApiServer
 from cluster.daemons import Daemons, Layout
+from cluster.processes import descendants
 from cluster.waiting import ClusterError
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -56,33 +57,12 @@ def main() -> int:
 def end_descendants() -> None:
     """End every process that this one has started, directly or not; nothing of theirs is kept, so
     none is asked."""
-    while living := descendants():
+    while living := descendants(os.getpid()):
         for pid in living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _reap()
         time.sleep(0.1)
-
-
-def descendants() -> list[int]:
-    """The living processes below this one."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = path.read_text().rpartition(")")
-        except OSError:
-            continue
-        state, parent = rest.split()[:2]
-        if state != "Z":
-            parents[int(name.split()[0])] = int(parent)
-    return [pid for pid in parents if os.getpid() in _ancestors(pid, parents)]
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
-    found = set()
-    while (pid := parents.get(pid, 0)) and pid not in found:
-        found.add(pid)
-    return found
 
 
 def _set_up(layout: Layout) -> tuple[ApiServer, dict[str, object]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.daemons import Layout, tail
+from cluster.processes import descendants
 from cluster.waiting import ClusterError, free_ports, is_free, until
 
 CONFIG = """\
@@ -113,6 +114,7 @@ class ApiServer:
             f"export PATH={self.layout.bin}:$PATH\n. {self.layout.root}/node.env\n"
         )
         (self.layout.root / "node.env").touch()
+        self._install_plugin()
         self._write_pip_conf()
         self._write_programs()
 
@@ -122,7 +124,6 @@ class ApiServer:
         Raises:
             ClusterError: it ended, or does not answer within 3 minutes.
         """
-        self._install_plugin()
         site = self.layout.folder("site")
         (site / "sitecustomize.py").write_text(
             SITECUSTOMIZE.format(health=f"{self.url}/api/health")
@@ -150,18 +151,13 @@ class ApiServer:
     def restart(self) -> None:
         """Kill the server and its job controllers, as a crash of the machine would, and start them
         again."""
-        home = f"HOME={self.layout.home}".encode()
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                environment = (path / "environ").read_bytes().split(b"\0")
-                if (
-                    home in environment
-                    and b"sky.jobs.controller" in (path / "cmdline").read_bytes()
-                ):
-                    os.kill(int(path.name), signal.SIGKILL)
-        self.child.kill()
+        workers = descendants(self.child.pid)
+        self.child.kill()  # first: it would start others in their place
         self.child.wait()
-        until(lambda: is_free(self.port), "the API server's port being free", 60)
+        for pid in (*workers, *filter(_is_controller, descendants(os.getpid()))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: is_free(self.port), "the API server's port being free", 120)
         self.start()
 
     def _install_plugin(self) -> None:
@@ -249,6 +245,13 @@ class ApiServer:
         if done.returncode:
             raise ClusterError(f"uv cannot be installed: {done.stderr}")
         return target / "bin" / "uv"
+
+
+def _is_controller(pid: int) -> bool:
+    """Whether a process is a job controller of SkyPilot's; they have sessions of their own."""
+    with contextlib.suppress(OSError):
+        return b"sky.jobs.controller" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def server_port() -> int:

@@ -58,6 +58,7 @@ def test_a_run_goes_on_from_its_record(project: Project, elsewhere: Project) -> 
         str(elsewhere.home),
         str(elsewhere.root),
     )
+    assert plan.launched == open_run(str(there)).record.attempts[0].started > 0
     written = elsewhere.root / f"recipes/{run.run}.yaml"
     assert json.loads(written.read_text().partition("\n")[2]) == plan.recipe
     assert attempt(plan).code == 0

@@ -93,8 +93,8 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
 
 
 def as_begun(plan: Plan, record: RunRecord, where: str = "") -> Plan:
-    """The plan of the run that has this record: by its rule, and from the commits and versions that
-    it was begun with.
+    """The plan of the run that has this record: by its rule, from the commits and versions that it
+    was begun with, and from when its deadline counts.
 
     Raises:
         CheckpointError: see `refuse_another`.
@@ -102,7 +102,7 @@ def as_begun(plan: Plan, record: RunRecord, where: str = "") -> Plan:
     made = by_the_rule_of(plan, record.rule)
     refuse_another(made, record, where)
     lock = Lock(hub=record.lock.hub, packages=record.lock.packages)
-    return dataclasses.replace(made, lock=lock.to_json())
+    return dataclasses.replace(made, lock=lock.to_json(), launched=record.launched)
 
 
 def refuse_another(plan: Plan, record: RunRecord, where: str = "") -> None:

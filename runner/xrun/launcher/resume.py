@@ -63,7 +63,12 @@ def _checked(
     made = make_plan(recipe, path, overrides=overrides, run=opened.run, processes=processes)
     known = opened.plan(_home(opened, made), project)
     made = replace(
-        made, home=known.home, store=known.store, fork=known.fork, fork_store=known.fork_store
+        made,
+        home=known.home,
+        store=known.store,
+        fork=known.fork,
+        fork_store=known.fork_store,
+        launched=known.launched,
     )
     if RunFolder(made.folder).plan_file.exists():
         return choose_run(made, given=True)

@@ -142,6 +142,7 @@ class OpenedRun:
             store=str(_of_all_runs(address, self.run)) if address.durable else "",
             fork=self.record.fork,
             fork_store=self.record.fork_store,
+            launched=self.record.launched,
         )
 
     def _newest(self) -> dict[str, float]:

@@ -525,6 +525,11 @@ class RunRecord:
             when = max(when, point.get("time", 0.0))
         return self.with_last(last_seen=when, silence=0.0) if when > last.last_known else self
 
+    @property
+    def launched(self) -> float:
+        """When its first attempt began, in seconds since 1970; 0 before."""
+        return self.attempts[0].started if self.attempts else 0.0
+
     def with_last(self, **facts: Any) -> RunRecord:
         """The record with more facts about its last attempt."""
         return replace(self, attempts=(*self.attempts[:-1], replace(self.attempts[-1], **facts)))

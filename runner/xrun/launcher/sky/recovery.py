@@ -36,9 +36,7 @@ _LOST = (
 def first_launch(plan: Plan, now: float | None = None) -> float:
     """When the run was first launched, in seconds since 1970: as its plan says, else as its first
     attempt does, else now."""
-    attempts = _record(plan).attempts
-    began = attempts[0].started if attempts else 0.0
-    return plan.launched or began or (time.time() if now is None else now)
+    return plan.launched or _record(plan).launched or (time.time() if now is None else now)
 
 
 def recovery(plan: Plan, offers: Offers, throughput: Throughput) -> dict[str, Any]:
