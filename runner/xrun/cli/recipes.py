@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import completion, options
 from .sharing import RecipeType, Source, fetched
 
 if TYPE_CHECKING:
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, type=RecipeType(), metavar="RECIPE|URL...")
+@click.argument(
+    "recipes",
+    nargs=-1,
+    required=True,
+    type=RecipeType(),
+    metavar="RECIPE|URL...",
+    shell_complete=completion.recipes,
+)
 @options.overrides
 @options.as_json
 @click.option(
