@@ -13,6 +13,10 @@ from ..run.record import AttemptRecord, RunRecord
 from ..run.report import duration_words
 
 
+_LONGEST = 600
+"""Characters of what a component has raised: people read it on a phone."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One message about one event; what has the same `once` is the same event."""
@@ -90,7 +94,7 @@ class Messages:
 
     def failed(self, what: str, hint: str = "") -> Message:
         """The run has ended, and nothing starts it again."""
-        told = f"{what.rstrip('.')}. {hint}".strip()
+        told = f"{what[:_LONGEST].rstrip('.')}. {hint[:_LONGEST]}".strip()
         kept = _committed(self.record.newest_step)
         means = f"{kept} Nothing starts it again by itself."
         return self._message("failed", "has failed", f"{told} {means}", log=True)
