@@ -12,7 +12,6 @@ from ..run.plan import Plan
 from ..run.record import AttemptRecord, RunRecord
 from ..run.report import duration_words
 
-
 _LONGEST = 600
 """Characters of what a component has raised: people read it on a phone."""
 
