@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "XRUN_"
+COMPLETE = "_XRUN_COMPLETE"
+"""click's, in which a shell asks for what may follow; nobody sets it by hand."""
 PYTHON = (sys.executable, "-P")
 """How every Python process that xrun starts begins. `-P`: without it `python -m` looks for modules
 in the working directory before the standard library, so that a project's `random.py` would break

@@ -187,6 +187,20 @@ def test_a_packed_base_brings_its_library_along(project: Project) -> None:
     assert needs <= pins(PACKAGE / "launcher" / "arrival" / "container.txt").keys()
 
 
+@pytest.mark.cloud
+def test_alerts_bring_their_library_along(project: Project) -> None:
+    """With what it needs and the pins lack."""
+    tested = pins(ROOT / "constraints" / "cloud.txt")
+    packed_by = packed(project.plan("alerts.to=[HOOK]"), [PRICE]) / "requirements.txt"
+    carried, there = pins(packed_by), pins(PACKAGE / "launcher" / "arrival" / "container.txt")
+    versions = {name: line.split()[0] for name, line in carried.items()}
+    assert versions == {name: tested[name] for name in versions}
+    assert needed("apprise", (), set()) == carried.keys() | (
+        needed("apprise", (), set()) & there.keys()
+    )
+    assert not carried.keys() & there.keys()
+
+
 def test_an_image_that_has_the_pins_is_known() -> None:
     version = distribution("numpy").version
     assert missing(f"# numpy==0\nnumpy=={version}\n") == []

@@ -12,6 +12,9 @@ from ..run.plan import Plan
 from ..run.record import AttemptRecord, RunRecord
 from ..run.report import duration_words
 
+_LONGEST = 600
+"""Characters of what a component has raised: people read it on a phone."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -90,7 +93,7 @@ class Messages:
 
     def failed(self, what: str, hint: str = "") -> Message:
         """The run has ended, and nothing starts it again."""
-        told = f"{what.rstrip('.')}. {hint}".strip()
+        told = f"{what[:_LONGEST].rstrip('.')}. {hint[:_LONGEST]}".strip()
         kept = _committed(self.record.newest_step)
         means = f"{kept} Nothing starts it again by itself."
         return self._message("failed", "has failed", f"{told} {means}", log=True)

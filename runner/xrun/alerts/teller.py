@@ -120,7 +120,11 @@ class Teller:
             with self._lock:
                 if self._given_up:
                     return
-                delivery = self._running[name] = Delivery(name, message)
+                try:
+                    delivery = self._running[name] = Delivery(name, message)
+                except OSError as error:  # this machine starts no more processes
+                    self.say(f"The alert `{message.event}` was not sent: {error.strerror}.")
+                    continue
             why = delivery.end()
             if self._given_up:
                 why = "there was no time left."

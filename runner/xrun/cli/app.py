@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
-from . import again, keeping, overview, recipes, runs, setup, sweeps, train
+from . import again, completion, keeping, overview, recipes, runs, setup, sweeps, train, watching
 
 if TYPE_CHECKING:
     from ..errors import XrunError
@@ -31,6 +32,12 @@ class _Group(click.Group):
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """A command, or a recipe."""
+        found = super().shell_complete(ctx, incomplete)
+        own = completion.recipes(ctx, self.params[0], incomplete)
+        return [*found, *(each for each in own if each.type == "plain" or not found)]
+
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="xrun")
@@ -44,7 +51,19 @@ def cli() -> None:
     """
 
 
-for _group in (train, sweeps, recipes, overview, runs, again, keeping, setup):
+_GROUPS = (
+    train,
+    sweeps,
+    recipes,
+    overview,
+    runs,
+    watching,
+    again,
+    keeping,
+    setup,
+    completion,
+)
+for _group in _GROUPS:
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-meant = click.argument("target", metavar="RUN|ADDRESS")
+from . import completion
+
+meant = click.argument("target", metavar="RUN|ADDRESS", shell_complete=completion.runs)
 
 
 @click.command()

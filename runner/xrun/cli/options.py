@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from . import completion
 from .sharing import RecipeType
 
 
@@ -20,10 +21,12 @@ class Launching:
     any_memory: bool = False
 
 
-recipe = click.argument("recipe", type=RecipeType(), metavar="RECIPE|URL")
+recipe = click.argument(
+    "recipe", type=RecipeType(), metavar="RECIPE|URL", shell_complete=completion.recipes
+)
 agree = click.option("--yes", is_flag=True, help="Do not ask; a recipe by URL names its commit.")
-run_id = click.argument("run_id", metavar="RUN")
-address = click.argument("address", metavar="RUN|ADDRESS")
+run_id = click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
+address = click.argument("address", metavar="RUN|ADDRESS", shell_complete=completion.runs)
 overrides = click.option(
     "-s",
     "--set",
@@ -31,6 +34,7 @@ overrides = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a key of the recipe.",
+    shell_complete=completion.keys,
 )
 trial = click.option(
     "--trial",

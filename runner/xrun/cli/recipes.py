@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import completion, options
 from .sharing import RecipeType, Source, fetched
 from .sweeps import table_of
 
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, type=RecipeType(), metavar="RECIPE|URL...")
+@click.argument(
+    "recipes",
+    nargs=-1,
+    required=True,
+    type=RecipeType(),
+    metavar="RECIPE|URL...",
+    shell_complete=completion.recipes,
+)
 @options.overrides
 @options.as_json
 @click.option(

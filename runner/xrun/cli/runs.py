@@ -81,7 +81,7 @@ def receipt(address: str, as_csv: bool, as_json: bool) -> None:
     "--attempt", type=int, help="The number of the attempt, from 1. Default: the last one."
 )
 @click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
-@click.option("-f", "--follow", is_flag=True, help="On clouds: go on until the job has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run or its job has ended.")
 def logs(address: str, attempt: int | None, rank: int, follow: bool) -> None:
     """What a run's training processes have printed; on clouds what its newest attempt has, and at
     an address what is kept with the state."""
@@ -96,12 +96,28 @@ def logs(address: str, attempt: int | None, rank: int, follow: bool) -> None:
         return
     folder = find_run(address)
     launch = read_launch(folder)
+    if launch is None and follow and attempt is None:
+        _follow(folder, rank)
+        return
     if launch is None or launch.job is None or attempt is not None:
         click.echo(folder.log_text(attempt, rank), nl=False)
         return
     from ..launcher.sky.jobs import print_log
 
     print_log(launch.job, follow=follow)
+
+
+def _follow(folder: RunFolder, rank: int) -> None:
+    """What a run on this machine prints, until it has ended."""
+    from ..run.following import follow
+
+    printed = False
+    for text in follow(folder, rank):
+        printed = True
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+    if not printed:  # there may be something in its store
+        click.echo(folder.log_text(None, rank), nl=False)
 
 
 @click.command()

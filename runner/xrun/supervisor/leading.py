@@ -353,7 +353,7 @@ class LeadingNode(Node):
 
     def _alert_begun(self, ranks: Ranks) -> None:
         """Once this attempt has done its first step."""
-        if self._begun or ranks.starting:
+        if self._begun or not self.alerts.on or ranks.starting:
             return
         config = read_json(self.folder.config, dict) or {}
         if config.get("attempt") == self.id:

@@ -1,0 +1,93 @@
+"""What a shell completes after `xrun`: recipes, runs, keys; and the command that switches it on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from .. import environment
+
+if TYPE_CHECKING:
+    from ..recipe.base import Part
+
+SHELLS = ("bash", "zsh", "fish")
+_HOW = {
+    "bash": "echo 'eval \"$(xrun completion bash)\"' >> ~/.bashrc",
+    "zsh": "echo 'eval \"$(xrun completion zsh)\"' >> ~/.zshrc",
+    "fish": "xrun completion fish > ~/.config/fish/completions/xrun.fish",
+}
+
+
+def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The project's recipes; where none begins so, any file, which the shell completes itself and
+    never beside words."""
+    from ..run.folder import project_here
+
+    found = (project_here() / "recipes").glob("*.yaml")
+    names = sorted(os.path.relpath(path) for path in found)
+    own = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return own or [CompletionItem(incomplete, type="file")]
+
+
+def runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The runs of the project that the person stands in, the newest first."""
+    from ..run.folder import home_here, runs_in
+
+    names = (folder.run for folder in runs_in(home_here()))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The keys of a recipe, and after `=` the words that a key may be."""
+    from ..recipe.schema import Recipe
+
+    key, given, word = incomplete.partition("=")
+    known = dict(_keys(Recipe, ""))
+    if given:
+        words = _words(known.get(key))
+        return [CompletionItem(f"{key}={each}") for each in words if each.startswith(word)]
+    return [CompletionItem(f"{name}=") for name in known if name.startswith(key)]
+
+
+def _keys(part: type[Part], prefix: str) -> Iterator[tuple[str, object]]:
+    """Every dotted key whose value is written out, with its type's annotation."""
+    from ..recipe.diagnostics import is_list, is_mapping, model_in
+
+    for name, field in part.model_fields.items():
+        inner = model_in(field.annotation)
+        if inner and not (is_list(field.annotation) or is_mapping(field.annotation)):
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.annotation
+
+
+def _words(annotation: object) -> list[str]:
+    """The texts and truth values that an annotation allows."""
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(each) for each in get_args(annotation)]
+    return [word for inner in get_args(annotation) for word in _words(inner)]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+def completion(shell: str | None) -> None:
+    """Print what makes SHELL complete commands, recipes, runs and the keys after `-s`; without a
+    name, for the shell that you use."""
+    name = shell or Path(os.environ.get("SHELL", "")).name
+    made = get_completion_class(name) if name in SHELLS else None
+    if made is None:
+        raise click.UsageError(f"Say for which shell: {', '.join(SHELLS)}.")
+    root = click.get_current_context().find_root().command
+    click.echo(made(root, {}, "xrun", environment.COMPLETE).source())
+    if shell is None:
+        click.echo(f"For good: {_HOW[name]}", err=True)
+
+
+COMMANDS = (completion,)
