@@ -162,7 +162,7 @@ def _quoted(offers: Offers, recipe: Recipe | None) -> Iterator[str]:
         yield (
             f"To the end: {_between(quote.hours, '.1f')} hours,"
             f" {_between(quote.usd, '.2f', '$')}{lost}; starts, evaluations and saves are in it,"
-            " waiting for machines is not."
+            " waiting for machines or for data is not."
         )
         if best.speed.source not in offers.order:
             yield f"Speed: {best.speed.source}."
