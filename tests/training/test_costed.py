@@ -109,7 +109,8 @@ def test_what_is_computed_again_costs_flops_and_no_memory() -> None:
         cost_of(CASES[name].recipe(2)) for name in ("gpt", "gpt, activations computed again")
     )
     assert again.trials[0].further < 0.6 * kept.trials[0].further
-    assert again.trials[0].flops > 1.25 * kept.trials[0].flops
+    # Each block once more, up to its last product; not what comes before and after them.
+    assert 1.15 < again.trials[0].flops / kept.trials[0].flops < 4 / 3
 
 
 def test_a_model_larger_than_this_machine_is_measured() -> None:

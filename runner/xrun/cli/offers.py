@@ -51,7 +51,8 @@ def offers_json(offers: Offers) -> dict[str, Any]:
 def offers_text(offers: Offers, recipe: Recipe | None = None) -> str:
     """The table, what is chosen and why, what the run would take, and whose prices these are."""
     if not offers.offers:
-        return "\n".join([*_elsewhere(offers), *offers.notes])
+        quoted = _quoted(offers.elsewhere[0], offers, recipe)
+        return "\n".join([*_elsewhere(offers), "", *quoted, *offers.notes])
     places = list(
         {
             (offer.candidate, offer.infra, offer.instance): offer
@@ -124,7 +125,7 @@ def _below(
     kind = "spot" if best.use_spot else "on demand"
     whole = f", ${best.usd:.2f} for the whole run" if best.usd is not None else ""
     yield f"Chosen: {best.machines} on {best.infra}, {kind}, ${best.hourly:.2f} an hour{whole}."
-    yield from _quoted(offers, recipe)
+    yield from _quoted(best, offers, recipe)
     yield offers.order
     if relative:
         yield "WORK is what the same work costs, relative to the chosen place."
@@ -154,15 +155,14 @@ def _sources(offers: Sequence[Offer]) -> list[str]:
     return sorted({f"{price.source} of {price.date}" for price in prices})
 
 
-def _quoted(offers: Offers, recipe: Recipe | None) -> Iterator[str]:
-    """What the run would take on what is tried first."""
-    best = offers.best
+def _quoted(best: Offer, offers: Offers, recipe: Recipe | None) -> Iterator[str]:
+    """What the run would take on what is tried first, or would be."""
     if (quote := best.quote) is not None and best.speed is not None:
         lost = f", {_between(quote.preemptions, '.1f')} preemptions" if best.use_spot else ""
         yield (
             f"To the end: {_between(quote.hours, '.1f')} hours,"
             f" {_between(quote.usd, '.2f', '$')}{lost}; starts, evaluations and saves are in it,"
-            " waiting for machines is not."
+            " waiting for machines or for data is not."
         )
         if best.speed.source not in offers.order:
             yield f"Speed: {best.speed.source}."

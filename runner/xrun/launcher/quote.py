@@ -1,7 +1,8 @@
 """`Quote`: hours and dollars of the rest of a run, with what they leave out and how sure they are.
 
 The middle of each range is what is expected, the ends are what speed, losses and starts that are as
-good or as bad as usual make of it. Waiting until a cloud has machines is in none of them.
+good or as bad as usual make of it. Waiting until a cloud has machines, or until data are read, is
+in none of them.
 """
 
 from __future__ import annotations

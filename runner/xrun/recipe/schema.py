@@ -400,8 +400,8 @@ class Checkpointing(Part):
     """Whose the run is: everybody whose recipe names the same team goes on with it, and others are
     refused. Default: the user who launches it, on the Hub the token's."""
     every: Annotated[Every, interval("auto", "seconds", "steps")] = default("auto")
-    """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save against the rate
-    of preemptions."""
+    """`10m`, `90s`, `2h` or `500 steps`. `auto` weighs the measured time of a save, and what a
+    cloud bills for what it sends, against the rate of preemptions."""
     keep: Annotated[int, Field(ge=2, le=10_000)] = 2
     """Newest checkpoints that are kept; at least 2, so that a damaged one has a predecessor."""
     keep_every: Annotated[Every, interval("steps")] | None = None
