@@ -26,7 +26,6 @@ sweep:
   parameters:
     train.optimizer.lr: {min: 1e-4, max: 1e-1, log: true, points: 6}
     model.args.hidden: [16, 32, 64, 128]
-  metric: loss
   parallel: 2
   stop: {method: halving, rungs: 2, reduction: 3}
 """
@@ -35,7 +34,7 @@ TARGET = 0.4
 
 def measure(quick: bool) -> Iterator[Row]:
     """One number, in which no clock plays a part."""
-    steps = 60 if quick else 600
+    steps = 60 if quick else 300
     short = (f"train.steps={steps}", f"train.evaluate.every={steps // 6} steps")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipes" / "sweep.yaml"

@@ -5,12 +5,17 @@ Covers `xrun.sweep.table`.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from support.running import Project
+from loopback.hub import Hub
+from support.far_away import FAST, environment
+from support.running import Project, weights
 from xrun.sweep.board import Board
 from xrun.sweep.standing import Result
 from xrun.sweep.trials import Trials
@@ -146,3 +151,51 @@ def test_plan_of_a_trial(project: Project) -> None:
     assert plan["run"] == standing(project).trial(3).plan.run
     assert plan["recipe"]["train"]["optimizer"]["lr"] == 0.1
     assert plan["recipe"]["sweep"] is None
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+def test_the_best_model_is_published_on_request(project: Project, hub: Hub) -> None:
+    """Where `--publish` says, whatever the recipe says; of other trials nothing is published."""
+    best = project.attempt("train.optimizer.lr=0.1", "model.args.width=16", EVERY[1])
+    assert best.code == 0, best.err
+    trials = standing(project, *RUNG, *END)
+    assert trials.trial(4).plan.run == project.run.run
+    account = {**hub.environ("alice"), **FAST}
+    where = ("--publish", "hub://alice/best")
+    done = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY, *where, environ=account)
+    assert done.code == 0, done.err
+    assert f"Published the model of trial 4, {project.run.run}, at hub://alice/best" in done.out
+    published = hub.read("alice/best", "model.safetensors", "main")
+    assert hashlib.sha256(published).hexdigest() == weights(project.run)
+    theirs = project.xrun(
+        "sweep",
+        "best",
+        "recipes/swept.yaml",
+        *EVERY,
+        "--publish",
+        "hub://bob/best",
+        environ=account,
+    )
+    assert theirs.code == 3
+    assert "it is neither yours nor an organisation's of yours" in theirs.err
+
+
+def test_a_sweep_whose_state_is_on_the_hub(project: Project, hub: Hub) -> None:
+    """Its board is a repository of the sweep's name, beside those of its trials."""
+    given = (*EVERY, "-s", "checkpoint.store=hub")
+    account = {**hub.environ("alice"), **FAST}
+    path = project.root / "recipes" / "swept.yaml"
+    with environment(account):
+        unplaced = Trials.of(path, given[1::2])
+        own = replace(unplaced.own_plan, store=f"hub://alice/{unplaced.id}", owner="alice")
+        trials = unplaced.placed(own)
+        assert str(trials.trial(2).plan.address) == f"hub://alice/{trials.trial(2).plan.run}"
+        Board(trials, own).post(2, 1, Result(10, 0.5))
+    done = project.xrun("sweep", "status", "recipes/swept.yaml", *given, environ=account)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{trials.id}: 4 trials, 1 parked, 3 waits")

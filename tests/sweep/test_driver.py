@@ -145,7 +145,6 @@ sweep:
   parameters:
     train.optimizer.lr: {min: 1e-4, max: 1e-1, log: true, points: 6}
     model.args.hidden: [16, 32, 64, 128]
-  metric: loss
   parallel: 2
   stop: {method: halving, rungs: 2, reduction: 3}
 """
@@ -162,8 +161,8 @@ KILLS = 12
 @pytest.mark.soak
 def test_24_trials_of_digits_under_kills(tmp_path: Path) -> None:
     """SIGKILLs of trials, of the command, and of all at once, as a machine that vanishes: the
-    survivors are those that the points of the whole grid tell, with at most 0.4 of its steps and
-    its winner among them, and each has the bits of the run that nobody has disturbed."""
+    survivors are those that the points of the whole grid tell, with at most 0.4 of its steps, and
+    each has the bits of the run that nobody has disturbed."""
     project, text = Project(tmp_path / "swept"), (RECIPES / "digits_mlp.yaml").read_text()
     path = project.write("recipes/swept.yaml", text + DIGITS)
     trials = Trials.of(path, SHORT)
@@ -185,8 +184,6 @@ def test_24_trials_of_digits_under_kills(tmp_path: Path) -> None:
             found = Measure.of(trials).result(runs[number].points(), plan.pause_step(None) or 60)
             expected = expected.with_result(number, rung, found)
     assert standing == expected
-    whole = Trials.of(path, [*SHORT, "sweep.stop=null"])
-    assert Board(whole, whole.own_plan, reads=True).standing().best == standing.best
     for number in standing.at(3):
         other = Project(tmp_path / f"alone-{number}")
         other.write("recipes/swept.yaml", text)

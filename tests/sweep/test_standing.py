@@ -79,7 +79,9 @@ def test_what_is_decided_stays() -> None:
     from may be mended."""
     standing = Standing(Rules(2, 2, "max", "halving", 2)).with_result(1, 1, Result(5, failed="x"))
     assert standing.with_result(1, 1, Result(5, 0.3)).state_of(1) == "parked"
+    assert standing.may_run(1)
     decided = standing.with_result(2, 1, Result(5, 0.2))
+    assert (decided.state_of(1), decided.may_run(1)) == ("failed", False)
     assert decided.with_result(1, 1, Result(5, 0.9)) == decided
     assert decided.with_result(2, 1, Result(5, 0.1)) == decided
 

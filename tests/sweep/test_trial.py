@@ -125,6 +125,16 @@ def test_a_failed_trial_is_a_result(tmp_path: Path) -> None:
     assert sweep.board().standing().state_of(2) == "parked"
 
 
+def test_asha_waits_for_nobody(tmp_path: Path) -> None:
+    """The first trial is the best so far at each rung, and goes to its end by one command."""
+    sweep = Sweep(Project(tmp_path), (EVALUATED, "sweep.stop.method=asha"))
+    assert sweep.go(1) == 0
+    assert sweep.launched == [4, 2, 0]
+    standing = sweep.board().standing()
+    assert standing.state_of(1) == "finished"
+    assert standing.decisions == {1: {1: True}, 2: {1: True}}
+
+
 def test_what_somebody_stops_is_no_result(tmp_path: Path) -> None:
     """The code is the run's, the board says nothing, and the same command goes on."""
     sweep = Sweep(Project(tmp_path))

@@ -92,7 +92,7 @@ def run_all(wish: Wish) -> int:
     parallel = trials.sweep.parallel
     at_a_time = f", {parallel} at a time" if parallel > 1 else ""
     click.echo(f"Sweep {trials.id}: {len(trials.values)} trials{at_a_time}, in {board.folder}")
-    if trials.base.on_clouds:
+    if trials.base.on_clouds and not board.standing().is_complete:
         _ask_once(wish, trials)
     stop_job = functools.partial(cancel, save=True, say=click.echo)
     code = Driver(trials, board, wish.command, click.echo, stop_job).run()

@@ -87,6 +87,7 @@ def run(
     made = replace(_plan(source, overrides, run_id, fork, processes, local), other_data=other_data)
     if made.recipe["sweep"] is not None:
         flags = {"--run": run_id, "--new": new, "--fork": fork, "--detach": detach}
+        flags |= {"--other-data": other_data}
         if other := [flag for flag, given in flags.items() if given]:
             raise click.UsageError(f"{other[0]} is for one run, and this recipe has a sweep.")
         wish = Wish(source, overrides, local, processes, launching)

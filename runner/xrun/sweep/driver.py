@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import environment
-from ..errors import EX_TEMPFAIL, LaunchError, StoppedOnPurpose, StoreUnavailable
+from ..errors import EX_TEMPFAIL, LaunchError, StoppedOnPurpose, StoreUnavailable, XrunError
 from ..files import needed
 from ..lock import Held, held_by, locked
 from ..run.folder import RunFolder
@@ -154,9 +154,8 @@ class Driver:
                 self._codes.pop(number, None)  # it has come to something
                 self.say(f"trial {number} {words(self.trials, now, number)}")
         for rung, made in now.decisions.items():
-            if self.trials.sweep.stop and len(made) == len(now.at(rung)) > len(
-                before.decisions.get(rung, {})
-            ):
+            known = len(before.decisions.get(rung, {}))
+            if self.board.rules.method == "halving" and len(made) > known:
                 on = ", ".join(map(str, now.at(rung + 1))) or "none"
                 self.say(f"rung {rung} is decided: of {len(made)} trials go on {on}.")
         for number in ended:
@@ -198,12 +197,13 @@ class Driver:
             return
         self._stopped = True
         for number, process in self._running.items():
-            if not self.trials.base.on_clouds:
-                process.send_signal(signal.SIGTERM)
-            elif self._over:
-                self.stop_job(self._all[number].plan.run)
-            else:
+            if not (self._over and self.trials.base.on_clouds):
                 process.terminate()
+                continue
+            try:
+                self.stop_job(self._all[number].plan.run)
+            except XrunError as error:  # it has just ended, or has a limit of its own
+                self.say(f"trial {number}: {error}")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

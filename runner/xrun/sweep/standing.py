@@ -81,6 +81,12 @@ class Standing:
             return "finished"
         return "out" if trial in self.decisions.get(rung, {}) else "parked"
 
+    def may_run(self, trial: int) -> bool:
+        """Whether it has something to do: one that has failed may be tried again by whoever names
+        it, until others were compared to it."""
+        undecided = trial not in self.decisions.get(self.rung_of(trial), {})
+        return self.state_of(trial) == "waits" or (self.state_of(trial) == "failed" and undecided)
+
     def result_of(self, trial: int) -> Result | None:
         """The newest result of a trial."""
         known = [

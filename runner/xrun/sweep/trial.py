@@ -22,10 +22,6 @@ from .spent import WAY_ON, spent, spent_together
 from .standing import Result, Standing
 from .trials import Trials
 
-MAY_RUN = ("waits", "failed")
-"""A trial that has failed may be tried again by whoever names it, until others are compared to
-it."""
-
 
 @dataclass(frozen=True)
 class Course:
@@ -48,9 +44,9 @@ class Course:
             XrunError: it cannot be launched, or a store cannot be asked.
         """
         standing = self.board.standing()
-        if standing.state_of(self.number) not in MAY_RUN:
+        if not standing.may_run(self.number):
             self._tell(standing)
-        while standing.state_of(self.number) in MAY_RUN:
+        while standing.may_run(self.number):
             rung = standing.rung_of(self.number)
             plan = replace(self.plan, pause=self.trials.parts[rung - 1])
             code, result = 0, result_of(plan, Measure.of(self.trials))
