@@ -118,11 +118,9 @@ def _kept(name: str) -> Path:
 def _published(run: OpenedRun) -> Page | None:
     """The page of the run's model where its recipe names a repository for it, and that is there to
     be read; a repository of that name may be another run's by now."""
-    place = Address.parse(str((run.record.recipe or {}).get("publish") or "local"))
-    if not (place.on_hub and place.name):
-        return None
+    named = str((run.record.recipe or {}).get("publish") or "")
     with contextlib.suppress(LaunchError):
-        page = _fetched(place.name, whole=False)
+        page = _fetched(parse(named).name, whole=False) if "://" in named else None
         return page if page and page.facts.run == run.run else None
     return None
 
