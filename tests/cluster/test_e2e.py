@@ -33,14 +33,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
 EXAMPLE = RECIPE.parents[1] / "examples" / "iris"
 EPOCHS = "train.epochs=40"
 """920 steps: half of the recipe's, enough for two preemptions in mid-training."""
-SWEEP = """\
-sweep:
-  parameters:
-    train.optimizer.lr: {min: 1e-4, max: 1e-1, log: true, points: 6}
-  parallel: 2
-  stop: {method: halving, rungs: 1, reduction: 3}
-"""
-"""Two trials of six come to their end."""
 FREQUENT = {"XRUN_HUB_SPACING": "0", "XRUN_HUB_HOURLY": "1000000"}
 """A loopback Hub has no limit of commits, so a checkpoint can be committed every 100 steps, as the
 recipe says."""
@@ -78,16 +70,6 @@ class Site:
         return self.cluster.run(
             sys.executable, "-m", "xrun", *arguments, env=self.environment, cwd=RECIPE.parents[1]
         )
-
-    def begin_sweep(self, recipe: Path, *settings: str) -> subprocess.Popen[str]:
-        """Start the command that runs all trials of a recipe."""
-        command = (sys.executable, "-m", "xrun", str(recipe), "--yes", "--no-rehearsal", *settings)
-        with (self.cluster.root / "logs" / "sweep.log").open("a") as log:
-            return self.cluster.start(*command, env=self.environment, stdout=log, stderr=log)
-
-    def sweep(self, recipe: Path, *settings: str) -> None:
-        """The same to its end."""
-        assert self.begin_sweep(recipe, *settings).wait(timeout=1200) == 0
 
     def record(self, run: str) -> dict[str, Any]:
         """What is committed on the Hub now; empty before the first commit."""
@@ -243,33 +225,6 @@ def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(
     )
     with capsys.disabled():
         print(f"\ncancelled and given back after {time.monotonic() - began:.0f} s")
-
-
-def test_a_sweep_of_six_jobs_keeps_the_trials_of_a_local_one(site: Site) -> None:
-    """Trials are managed jobs, one of which loses its machine, and the command is killed once: the
-    same results and survivors as of the same sweep on this machine."""
-    recipe = site.cluster.root / "swept" / "recipes" / "swept.yaml"
-    recipe.parent.mkdir(parents=True)
-    recipe.write_text((RECIPE.parent / "digits_mlp.yaml").read_text() + SWEEP)
-    steps = ["-s", "train.steps=120", "-s", "train.evaluate.every=20 steps"]
-    site.sweep(recipe, "--local", *steps)
-    here = json.loads(site.xrun("sweep", "table", str(recipe), "--json", *steps))
-
-    hardware = "hardware={any_of: [{clouds: [slurm], spot: false}]}"
-    there = [*steps, "-s", hardware, "-s", "checkpoint.store=hub"]
-    first = here[0]["run"]
-    process = site.begin_sweep(recipe, *there)
-    site.wait_for_step(first, 0)
-    site.cluster.preempt(first, notice=False)
-    process.kill()
-    process.communicate()
-    site.sweep(recipe, *there)
-    found = json.loads(site.xrun("sweep", "table", str(recipe), "--json", *there))
-    told = ("trial", "run", "state", "rung", "step", "value")
-    assert [[row[name] for name in told] for row in found] == [
-        [row[name] for name in told] for row in here
-    ]
-    assert site.record(first)["attempts"][0]["kind"] == "outside"
 
 
 @pytest.mark.soak
