@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,16 +52,6 @@ class Site:
         return self.cluster.run(
             sys.executable, "-m", "xrun", *arguments, env=self.environment, cwd=RECIPE.parents[1]
         )
-
-    def begin_sweep(self, recipe: Path, *settings: str) -> subprocess.Popen[str]:
-        """Start the command that runs all trials of a recipe."""
-        command = (sys.executable, "-m", "xrun", str(recipe), "--yes", "--no-rehearsal", *settings)
-        with (self.cluster.root / "logs" / "sweep.log").open("a") as log:
-            return self.cluster.start(*command, env=self.environment, stdout=log, stderr=log)
-
-    def sweep(self, recipe: Path, *settings: str) -> None:
-        """The same to its end."""
-        assert self.begin_sweep(recipe, *settings).wait(timeout=1200) == 0
 
     def record(self, run: str) -> dict[str, Any]:
         """What is committed on the Hub now; empty before the first commit."""

@@ -29,14 +29,6 @@ from support.running import until as eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 EXAMPLE = RECIPE.parents[1] / "examples" / "iris"
-SWEEP = """\
-sweep:
-  parameters:
-    train.optimizer.lr: {min: 1e-4, max: 1e-1, log: true, points: 6}
-  parallel: 2
-  stop: {method: halving, rungs: 1, reduction: 3}
-"""
-"""Two trials of six come to their end."""
 
 
 @pytest.fixture(scope="module")
@@ -165,33 +157,6 @@ def test_cancel_gives_the_machine_back_and_the_checkpoints_stay(
     )
     with capsys.disabled():
         print(f"\ncancelled and given back after {time.monotonic() - began:.0f} s")
-
-
-def test_a_sweep_of_six_jobs_keeps_the_trials_of_a_local_one(site: Site) -> None:
-    """Trials are managed jobs, one of which loses its machine, and the command is killed once: the
-    same results and survivors as of the same sweep on this machine."""
-    recipe = site.cluster.root / "swept" / "recipes" / "swept.yaml"
-    recipe.parent.mkdir(parents=True)
-    recipe.write_text((RECIPE.parent / "digits_mlp.yaml").read_text() + SWEEP)
-    steps = ["-s", "train.steps=120", "-s", "train.evaluate.every=20 steps"]
-    site.sweep(recipe, "--local", *steps)
-    here = json.loads(site.xrun("sweep", "table", str(recipe), "--json", *steps))
-
-    hardware = "hardware={any_of: [{clouds: [slurm], spot: false}]}"
-    there = [*steps, "-s", hardware, "-s", "checkpoint.store=hub"]
-    first = here[0]["run"]
-    process = site.begin_sweep(recipe, *there)
-    site.wait_for_step(first, 0)
-    site.cluster.preempt(first, notice=False)
-    process.kill()
-    process.communicate()
-    site.sweep(recipe, *there)
-    found = json.loads(site.xrun("sweep", "table", str(recipe), "--json", *there))
-    told = ("trial", "run", "state", "rung", "step", "value")
-    assert [[row[name] for name in told] for row in found] == [
-        [row[name] for name in told] for row in here
-    ]
-    assert site.record(first)["attempts"][0]["kind"] == "outside"
 
 
 @pytest.mark.soak
