@@ -92,7 +92,7 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
     return dataclasses.replace(made, run=plan.run)
 
 
-def as_begun(plan: Plan, record: RunRecord, where: str = "") -> Plan:
+def as_begun(plan: Plan, record: RunRecord) -> Plan:
     """The plan of the run that has this record: by its rule, from the commits and versions that it
     was begun with, and from when its deadline counts.
 
@@ -100,7 +100,7 @@ def as_begun(plan: Plan, record: RunRecord, where: str = "") -> Plan:
         CheckpointError: see `refuse_another`.
     """
     made = by_the_rule_of(plan, record.rule)
-    refuse_another(made, record, where)
+    refuse_another(made, record)
     lock = Lock(hub=record.lock.hub, packages=record.lock.packages)
     return dataclasses.replace(made, lock=lock.to_json(), launched=record.launched)
 

@@ -50,7 +50,7 @@ class BucketModel:
 
     def _fetch(self, key: str, size: int, folder: Path) -> None:
         path = folder / key.removeprefix(f"{PLACE}/")
-        if ".." in path.parts:
+        if ".." in path.parts or not path.is_relative_to(folder):
             raise StoreError(f"{self._client.where} has no file of a model at {key}.", "Delete it.")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
