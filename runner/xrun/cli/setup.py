@@ -40,7 +40,7 @@ def sky(yes: bool, remove: bool, folder: Path | None) -> None:
     plugin.check_here()
     changes = plugin.removal() if remove else plugin.installation()
     if not changes:
-        click.echo(f"SkyPilot {'does not have' if remove else 'has'} xrun's plugin already.")
+        click.echo(f"SkyPilot {'does not have' if remove else 'has'} xrun's plugin.")
         if not remove:
             click.echo(f"Where a launch says otherwise: {plugin.RESTART}")
         return
@@ -52,6 +52,10 @@ def sky(yes: bool, remove: bool, folder: Path | None) -> None:
         change.make()
     what = "The plugin is removed." if remove else "The plugin is installed."
     click.echo(f"{what} An API server that runs has to start again: {plugin.RESTART}")
+    if not remove:
+        click.echo(
+            "Without xrun in its environment it would not start: --remove comes before that."
+        )
 
 
 COMMANDS = (setup,)

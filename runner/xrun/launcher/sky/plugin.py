@@ -43,7 +43,7 @@ def has_plugin() -> bool:
         from sky.server import common
 
         try:
-            answer = common.make_authenticated_request("GET", "/api/plugins", timeout=10)
+            answer = common.make_authenticated_request("GET", "/api/plugins", timeout=30)
             told: Any = answer.json() if answer.ok else {}
         except requests.exceptions.ConnectionError:
             if not common.is_api_server_local():
