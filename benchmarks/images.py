@@ -194,8 +194,9 @@ def _after(own: Lab, plan: Plan, step: int) -> Any:
 def _trainer_resumes(own: Lab, plan: Plan, end: Connection) -> None:
     folder = plan.folder / "trainer"
     saves: dict[str, Any] = {"save_strategy": "steps", "save_steps": HALF, "max_steps": WHOLE}
-    straight, again = (_loop(own, plan, folder, **saves) for _ in range(2))
+    straight = _loop(own, plan, folder, **saves)
     straight.train()
+    again = _loop(own, plan, folder, **saves)  # it seeds everything, as a new process would
     again.train(resume_from_checkpoint=str(folder / f"checkpoint-{HALF}"))
     end.send(_are_equal(straight.model.state_dict(), again.model.state_dict()))
 
