@@ -154,9 +154,11 @@ class ApiServer:
         workers = descendants(self.child.pid)
         self.child.kill()  # first: it would start others in their place
         self.child.wait()
-        for pid in (*workers, *filter(_is_controller, descendants(os.getpid()))):
+        killed = {*workers, *filter(_is_controller, descendants(os.getpid()))}
+        for pid in killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        until(lambda: all(map(_is_gone, killed)), "the killed processes being gone", 60)
         until(lambda: is_free(self.port), "the API server's port being free", 120)
         self.start()
 
@@ -245,6 +247,14 @@ class ApiServer:
         if done.returncode:
             raise ClusterError(f"uv cannot be installed: {done.stderr}")
         return target / "bin" / "uv"
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether nothing is left of a process that was killed: one whose code nobody has taken still
+    lives for SkyPilot, which would wait for it."""
+    with contextlib.suppress(ChildProcessError):  # another one's, which takes it
+        os.waitpid(pid, os.WNOHANG)
+    return not Path(f"/proc/{pid}").exists()
 
 
 def _is_controller(pid: int) -> bool:

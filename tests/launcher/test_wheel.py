@@ -84,8 +84,8 @@ def files(wheel: Path) -> set[str]:
 def test_top_level_is_ours_alone(wheel: Path) -> None:
     """`datasets` and `models` at the top level would overwrite other people's packages."""
     top = {name.split("/")[0] for name in files(wheel)}
-    assert {"xrun"} == {name for name in top if not name.endswith(".dist-info")}
-    assert len(top) == 2
+    assert {"xrun", "xrun_sky"} == {name for name in top if not name.endswith(".dist-info")}
+    assert len(top) == 3
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import xrun_sky
-
 from .. import components
 from ..recipe.secret_text import is_secret_file
 
@@ -40,6 +38,8 @@ def pack_plugin() -> tuple[str, bytes]:
 
     Other sources have another version, because a controller keeps the wheel whose name it knows.
     """
+    import xrun_sky  # which the xrun on a job's machine does not have
+
     files = {
         f"{xrun_sky.__name__}/{path.name}": path.read_bytes()
         for path in sorted(Path(xrun_sky.__path__[0]).glob("*.py"))
