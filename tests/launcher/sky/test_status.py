@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xrun.cli.texts import cloud_words
+from xrun.cli.texts import cloud_words, why_not_text
 from xrun.launcher.record import LaunchRecord
 from xrun.launcher.sky.jobs import Job
 from xrun.launcher.sky.status import OnCloud, RunStatus, _on_cloud, hourly, with_jobs
@@ -73,7 +73,8 @@ def test_a_cloud_runs_line_says_where_and_how_much() -> None:
     assert told == "job 7, on aws us-east-1 spot at $8.00/h, 1.2 h left"
     assert words("running") == "job 7"
     assert words("stopped", how="CANCELLED") == "job 7 cancelled"
-    assert words("stopped", how=None, problem="Nobody answers.") == "job 7, Nobody answers."
+    nobody = RunStatus(RunReport("tiny", "r", "stopped"), OnCloud(7, None, problem="No answer."))
+    assert list(why_not_text([nobody, nobody])) == ["No answer."], "once below the table"
 
 
 def test_what_programs_get_of_a_cloud_run(tmp_path: Path) -> None:
