@@ -26,11 +26,15 @@ FILES = {
     11: "exact",
     12: "chat",
     13: "bucket",
+    14: "images",
     15: "deadline",
+    16: "quote",
+    17: "sweep",
+    18: "text",
 }
 """Which file measures a row."""
-NAMES = {"deadline": 15}
-"""Simulations, which are asked for by name: no machine changes their numbers."""
+NAMES = {"deadline": 15, "quote": 16, "sweep": 17}
+"""What is asked for by name: no machine changes these numbers."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -42,7 +46,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
         nargs="*",
         type=_row,
         default=[row for row in FILES if row not in NAMES.values()],
-        help="A number, or a name: deadline. Default: all that have no name.",
+        help="A number, or a name: deadline, quote, sweep. Default: all that have no name.",
     )
     parser.add_argument("--quick", action="store_true", help="Few rounds: to see that it works.")
     parser.add_argument(

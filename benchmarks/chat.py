@@ -82,7 +82,7 @@ def _round(own: Lab, turns: int, number: int) -> dict[str, dict[str, float]]:
                 taken[name] += ends[name].recv() * (turn >= WARM)
         for name in names:
             facts[name]["speed"] = BLOCK * turns * facts[name]["tokens"] / taken[name]
-        facts["xrun"]["saved"] = _committed(plan)
+        facts["xrun"]["saved"] = committed(plan)
         ends["trl"].send("")
         facts["trl"]["saved"] = ends["trl"].recv()
     return facts
@@ -92,7 +92,7 @@ def _data() -> Path:
     return Path(__file__).parent.parent / "recipes" / "data" / "handbook.jsonl"
 
 
-def _committed(plan: Plan) -> int:
+def committed(plan: Plan) -> int:
     """Bytes of the newest checkpoint."""
     from xrun.store.directory.store import DirectoryStore
 
@@ -102,7 +102,8 @@ def _committed(plan: Plan) -> int:
     return sum(file.size for file in newest.files.values())
 
 
-def _trained(model: Any) -> int:
+def trained(model: Any) -> int:
+    """Bytes of what is trained, with Adam's two moments."""
     return ADAM * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
@@ -110,7 +111,7 @@ def _xrun(own: Lab, plan: Plan, turns: Connection) -> None:
     training = own.training(plan)
     rows = training.loader.split
     tokens = float(rows.documents.lengths.sum()) / len(rows)
-    turns.send({"tokens": tokens, "trained": _trained(training.objective)})
+    turns.send({"tokens": tokens, "trained": trained(training.objective)})
     run(training, Turns(turns, training.checkpointer))
 
 
@@ -172,7 +173,7 @@ def _trl(own: Lab, plan: Plan, turns: Connection) -> None:
         callbacks=[InTurns()],
     )
     lengths = [len(row) for row in loop.train_dataset["input_ids"]]
-    turns.send({"tokens": sum(lengths) / len(lengths), "trained": _trained(loop.model)})
+    turns.send({"tokens": sum(lengths) / len(lengths), "trained": trained(loop.model)})
     loop.train()
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+
+from benchmarks.result import Row, main, spread
 from xrun_sky import policy
 from xrun_sky.outlook import Outlook
 from xrun_sky.policy import Candidate, Policy, Terms, Wait
 from xrun_sky.weather import Weather
-
-from benchmarks.result import Row, main, spread
 
 # Thousands of runs share their tables here.
 policy.outlook = lru_cache(maxsize=8192)(Outlook)  # type: ignore[attr-defined]

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.result import Row, main, spread
-from xrun.checkpoint.schedule import SaveSchedule, mean_uptime
+from xrun.checkpoint.schedule import SaveSchedule
 from xrun.machine.stop import SPARE_SECONDS, StopFlag
 from xrun.recipe.interval import Every
+from xrun.run.saving import mean_uptime
 
 TRACES = Path(__file__).parent / "data" / "spot-traces"
 PROVISION, RESUME, STALL, UPLOAD, LAST_UPLOAD = 180.0, 30.0, 0.1, 30.0, 10.0

@@ -28,6 +28,14 @@ def test_a_problem_stands_where_it_was_written() -> None:
     assert str(RecipeError([whole, whole])).count("\n") == 1
 
 
+def test_a_sentence_has_one_full_stop() -> None:
+    """Also where it ends with what a library said, which had one; an ellipsis stays."""
+    assert str(XrunError("It is no HTTP: no such protocol..", "Look.")) == (
+        "It is no HTTP: no such protocol. Look."
+    )
+    assert str(XrunError("Waiting...")) == "Waiting..."
+
+
 @pytest.mark.parametrize(
     ("word", "meant"), [("clasification", "classification"), ("HUB", "hub"), ("zebra", None)]
 )

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from xrun_sky import told
 
 from support.paths import ROOT
 from support.receivers import Webhook
 from xrun import environment
+from xrun_sky import told
 
 PROGRAM = """
 import json, sys

@@ -82,6 +82,11 @@ EPOCH = Variable(
 )
 HEARTBEAT = Variable("XRUN_HEARTBEAT", "The file in which a rank counts its steps.")
 LOCK = Variable("XRUN_LOCK", "The file with the lock of a run that is made again.")
+LEAVE_AT = Variable(
+    "XRUN_LEAVE_AT",
+    "When the attempt is to save and leave these machines for others, in seconds since 1970; told"
+    " by xrun's plugin in SkyPilot.",
+)
 PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")
 PARTS = Variable(
     "XRUN_PARTS", "In how many parts a rank computes a micro-batch. Default: as was right before."

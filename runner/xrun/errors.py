@@ -4,6 +4,7 @@
     ├── RecipeError(problems)      2   the person edits the recipe
     ├── ComponentError             2   the person edits a file in models/ or datasets/
     ├── LaunchError                3   account, credentials, or a run that is busy elsewhere
+    │   ├── NoRunId                2   what was typed for a run's id is none
     │   └── CloudUnavailable      75   try again
     ├── StoreError                 4   storage refuses
     │   ├── LeaseLost              4   another attempt has taken the run over
@@ -66,6 +67,8 @@ class XrunError(Exception):
     """Whether it may pass on the same machine, whose fault it is not."""
 
     def __init__(self, message: str, hint: str = "") -> None:
+        if message.endswith("..") and not message.endswith("..."):
+            message = message[:-1]  # the sentence ends with a library's own, which had a full stop
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -135,6 +138,12 @@ class LaunchError(XrunError):
     """The run cannot be started from here."""
 
     exit_code = 3
+
+
+class NoRunId(LaunchError):
+    """What a person has typed for a run's id cannot be one."""
+
+    exit_code = 2
 
 
 class CloudUnavailable(LaunchError):

@@ -58,11 +58,29 @@ class Listener(uvicorn.Server):
         self.loop.call_soon_threadsafe(self.leaving.set)
 
 
+TAKEN: set[int] = set()
+"""Ports that servers of this process have had."""
+
+
 def listen(port: int) -> socket.socket:
     """A listening socket that says TCP, so that asyncio turns Nagle's delay of 40 ms off;
-    `socket.create_server` makes none."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(("127.0.0.1", port))
+    `socket.create_server` makes none.
+
+    Port 0 is one that no server of this process has had: clients remember what a server knows by
+    its address. hf_xet, which wrote to a Hub, sends to a new one at the same address nothing that
+    the old one had, and is refused whenever it tries.
+    """
+    listening = _bound(port)
+    while port == 0 and listening.getsockname()[1] in TAKEN:
+        listening.close()
+        listening = _bound(port)
+    TAKEN.add(listening.getsockname()[1])
     listening.listen(512)
     return listening
+
+
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound

@@ -86,9 +86,11 @@ class Gate(DirectoryStore):
             self.reached.set()
             assert self.open.wait(60)
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
+    def put(
+        self, chunks: Iterable[Chunk], suffix: str = ".safetensors", *, blocks: bool = False
+    ) -> StoredFile:
         self._pass("put")
-        return super().put(chunks, suffix)
+        return super().put(chunks, suffix, blocks=blocks)
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         self._pass("commit")
@@ -430,7 +432,9 @@ def test_every_kind_of_number_is_judged_as_torch_judges_it(kind: torch.dtype) ->
 class Broken(Gate):
     """A store whose disk is full."""
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
+    def put(
+        self, chunks: Iterable[Chunk], suffix: str = ".safetensors", *, blocks: bool = False
+    ) -> StoredFile:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from xrun.checkpoint.schedule import (
-    MINIMUM_SECONDS,
-    PRIOR_UPTIME,
-    LastSave,
-    SaveSchedule,
-    best_interval,
-    mean_uptime,
-)
+from xrun.checkpoint.schedule import LastSave, SaveSchedule
 from xrun.recipe.interval import Every
+from xrun.run.saving import MINIMUM_SECONDS
 
 HOUR = 3600.0
 
@@ -97,24 +89,16 @@ def test_auto_follows_what_is_measured_and_seen() -> None:
     assert own.seconds() == 120.0
 
 
-def test_the_best_interval_loses_least() -> None:
-    """No other interval has a smaller expected loss per second, C / T for saving plus T / 2M for
-    what is computed again."""
-
-    def loss(interval: float) -> float:
-        return 5.0 / interval + interval / (2 * 3 * HOUR)
-
-    best = best_interval(5.0, 1.0, 3 * HOUR)
-    assert all(loss(best) <= loss(best * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
-    assert best == pytest.approx(math.sqrt(2 * 5.0 * 3 * HOUR))
-
-
-def test_the_uptime_begins_at_a_prior_and_ends_at_what_is_seen() -> None:
-    """Without an observation the prior counts; with many, their mean."""
-    assert mean_uptime(0, 0) == PRIOR_UPTIME
-    assert mean_uptime(HOUR, 1) == (PRIOR_UPTIME + HOUR) / 2
-    assert mean_uptime(1000 * HOUR, 1000) == pytest.approx(HOUR, rel=0.01)
-    assert mean_uptime(50 * HOUR, 0) > 50 * HOUR
+def test_what_a_save_sends_counts_as_what_it_costs() -> None:
+    """2 GB at a second of the machine for 10 MB are 200 seconds beside a stall of one."""
+    own = SaveSchedule(Every.parse("auto"), 7, lambda: 2 * HOUR, Clock(), worth=lambda: 1e-7)
+    own.measured(1.0, 1.0, 2e9)
+    assert own.seconds() == pytest.approx((2 * 201 * 2 * HOUR) ** 0.5)
+    own.measured(1.0, 1.0, 1e9)
+    assert own.sent == 1.5e9
+    steps = SaveSchedule(Every.parse("10m"), 7, lambda: HOUR, Clock(), worth=lambda: 1.0)
+    steps.measured(1.0, 1.0, 2e9)
+    assert steps.seconds() == 600
 
 
 def test_the_last_save_begins_as_late_as_it_can() -> None:

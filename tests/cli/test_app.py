@@ -1,7 +1,7 @@
 """The command line: texts, JSON, exit codes, and mistakes that people make.
 
-Covers `xrun.__main__`, `xrun.cli.options`, `xrun.cli.recipes`, `xrun.cli.runs`, `xrun.cli.texts`
-and `xrun.cli.train`.
+Covers `xrun.__main__`, `xrun.cli.options`, `xrun.cli.plans`, `xrun.cli.recipes`, `xrun.cli.runs`,
+`xrun.cli.texts` and `xrun.cli.train`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.paths import ROOT
 from support.running import PER_STEP, Project, ended, one_line, weights
-from xrun.cli.texts import report_text, status_line
+from xrun.cli.texts import report_text, status_lines
 from xrun.launcher.sky.status import RunStatus
 from xrun.run.report import RunReport
 
@@ -71,23 +71,27 @@ def test_a_local_run_says_which_files_are_not_here(project: Project) -> None:
 
 
 def test_status_lists_runs(project: Project) -> None:
-    """`xrun status` has one line per run, and `--json` the same as JSON."""
+    """`xrun status` has a head, a line per run, and what all have cost; `--json` the same as
+    JSON."""
     done = project.xrun("status")
     assert done.code == 0
-    assert done.out.split()[:2] == [project.run.run, "finished"]
-    assert "1 ended from outside" in done.out
+    head, line, sums = done.out.splitlines()
+    assert head.split()[:4] == ["RUN", "STATUS", "STEP", "BEST"]
+    assert line.split()[:4] == [project.run.run, "finished", "10/10", "val/loss"]
+    assert "  2, 1 lost  " in line
+    assert sums.startswith("1 run: ")
+    assert sums.endswith(" h of machine time on machines of one's own, which cost nothing")
     (report,) = json.loads(project.xrun("status", "--json").out)
     assert report == project.run.report().to_json()
 
 
-def test_status_says_how_old_the_last_commit_is(tmp_path: Path) -> None:
-    """Of a run that has not finished: so much would be computed again."""
+def test_status_says_how_old_the_last_sign_of_life_is(tmp_path: Path) -> None:
+    """And how far a run has come that has not finished."""
     project = Project(tmp_path)
     project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
     assert project.attempt().code == 75
-    assert re.search(
-        r" stopped +step \d+ committed \d+ s ago, 1 attempt\b", project.xrun("status").out
-    )
+    line = project.xrun("status").out.splitlines()[1]
+    assert re.search(r" stopped +\d+/20  .*\b(\d+ s|\d+ min) ago +1, 1 lost\b", line)
 
 
 def test_report_tells_what_happened(project: Project) -> None:
@@ -114,13 +118,19 @@ def test_logs_print_what_a_rank_said(project: Project) -> None:
 
 
 def test_plan_prints_json_and_does_nothing(project: Project) -> None:
-    """`xrun plan` prints the plan as JSON and makes no folder."""
+    """`xrun plan` says in ten lines what would happen, `--json` in full, and makes no folder."""
     before = sorted(project.home.iterdir())
-    done = project.xrun("plan", "recipes/tiny.yaml", "-s", "train.seed=3", "--processes", "2")
+    changed = ("recipes/tiny.yaml", "-s", "train.seed=3", "--processes", "2")
+    done = project.xrun("plan", *changed, "--json")
     assert done.code == 0, done.err
     plan = json.loads(done.out)
     assert plan["recipe"]["train"]["seed"] == 3
     assert plan["processes"] == 2
+    said = project.xrun("plan", *changed).out.splitlines()
+    assert len(said) == 10
+    assert said[0] == f"run       {plan['run']}, which is new here"
+    assert "20 steps of 8 samples" in said[3]
+    assert "2 processes" in said[4]
     assert sorted(project.home.iterdir()) == before
 
 
@@ -270,7 +280,8 @@ def test_help_and_version(project: Project) -> None:
     """`xrun --help` names every command."""
     done = project.xrun("--help")
     assert done.code == 0
-    for command in ("run", "check", "plan", "drill", "status", "report", "logs", "schema", "init"):
+    commands = "run check plan drill status compare report receipt logs schema init"
+    for command in commands.split():
         assert f"\n  {command} " in done.out
 
 
@@ -312,8 +323,11 @@ def test_the_speed_is_told() -> None:
     """In a line while the run trains, and whole in the report."""
     speed = {"samples_per_second": 1234.5, "step_seconds": 0.0123, "mfu": 0.5, "memory_gib": 2.0}
     running = RunReport("r", "runs/r", "running", step=5, speed=speed)
-    assert status_line(RunStatus(running)).endswith("ended from outside, 1234 samples/s")
-    assert "samples/s" not in status_line(RunStatus(replace(running, status="stopped")))
+    lines = [
+        status_lines([RunStatus(replace(running, status=status))], 0.0, None)[1]
+        for status in ("running", "stopped")
+    ]
+    assert ["1234 samples/s" in line for line in lines] == [True, False]
     told = "  speed 0.0123 s per step, 1234 samples/s, 50.0 % MFU, 2 GiB"
     assert told in report_text(running).splitlines()
 

@@ -1,5 +1,5 @@
 """`python -m cluster [FOLDER]`: set the one-machine cluster up, say where it is, and take it down
-when the input ends.
+when the input ends; a line before that starts the API server and its controllers again.
 
 Whoever asked for the cluster holds the other end of the standard input: however that process ends,
 the cluster ends with it. Every process of the cluster is or becomes a child of this one
@@ -22,6 +22,7 @@ from types import FrameType
 
 from cluster.api_server import ApiServer
 from cluster.daemons import Daemons, Layout
+from cluster.processes import descendants
 from cluster.waiting import ClusterError
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -36,8 +37,11 @@ def main() -> int:
         Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="xrun-cluster-"))
     )
     try:
-        _say(_set_up(layout))
-        sys.stdin.read()
+        server, answer = _set_up(layout)
+        _say(answer)
+        for _ in sys.stdin:
+            server.restart()
+            _say({})
     except ClusterError as error:
         _say({"error": str(error), "root": str(layout.root)})
         return 1
@@ -53,7 +57,7 @@ def main() -> int:
 def end_descendants() -> None:
     """End every process that this one has started, directly or not; nothing of theirs is kept, so
     none is asked."""
-    while living := descendants():
+    while living := descendants(os.getpid()):
         for pid in living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -61,35 +65,14 @@ def end_descendants() -> None:
         time.sleep(0.1)
 
 
-def descendants() -> list[int]:
-    """The living processes below this one."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = path.read_text().rpartition(")")
-        except OSError:
-            continue
-        state, parent = rest.split()[:2]
-        if state != "Z":
-            parents[int(name.split()[0])] = int(parent)
-    return [pid for pid in parents if os.getpid() in _ancestors(pid, parents)]
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
-    found = set()
-    while (pid := parents.get(pid, 0)) and pid not in found:
-        found.add(pid)
-    return found
-
-
-def _set_up(layout: Layout) -> dict[str, object]:
+def _set_up(layout: Layout) -> tuple[ApiServer, dict[str, object]]:
     server = ApiServer(layout)
     daemons = Daemons(layout, server.node_environment())
     server.prepare(daemons.ssh_config())
     daemons.start()
     server.start()
     environment = server.environment() | {"SLURM_CONF": str(layout.slurm_conf)}
-    return {"root": str(layout.root), "environment": environment, "url": server.url}
+    return server, {"root": str(layout.root), "environment": environment, "url": server.url}
 
 
 def _say(answer: dict[str, object]) -> None:

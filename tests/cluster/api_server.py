@@ -10,9 +10,11 @@ next node. All else is SkyPilot's own doing.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.daemons import Layout, tail
+from cluster.processes import descendants
 from cluster.waiting import ClusterError, free_ports, is_free, until
 
 CONFIG = """\
@@ -27,8 +30,16 @@ allowed_clouds: [slurm]
 jobs: {{controller: {{consolidation_mode: true}}}}
 slurm:
   allowed_clusters: [local]
-  cluster_configs: {{local: {{tmpdir: {tmpdir}}}}}
+  provision_timeout: 120
+  cluster_configs:
+    local:
+      tmpdir: {tmpdir}
+      partition_configs:
+        north: {{pricing: {{cpu: 0.05}}}}
+        south: {{pricing: {{cpu: 0.06}}}}
+        sure: {{pricing: {{cpu: 0.5}}}}
 """
+"""A place that is named is waited for for a day, where nothing else is said."""
 
 CURL = """\
 #!/bin/sh
@@ -103,6 +114,7 @@ class ApiServer:
             f"export PATH={self.layout.bin}:$PATH\n. {self.layout.root}/node.env\n"
         )
         (self.layout.root / "node.env").touch()
+        self._install_plugin()
         self._write_pip_conf()
         self._write_programs()
 
@@ -135,6 +147,28 @@ class ApiServer:
                 stderr=log,
             )
         until(self._answers, "the API server's answer", 180, every=0.5, alive=self.check)
+
+    def restart(self) -> None:
+        """Kill the server and its job controllers, as a crash of the machine would, and start them
+        again."""
+        workers = descendants(self.child.pid)
+        self.child.kill()  # first: it would start others in their place
+        self.child.wait()
+        for pid in (*workers, *filter(_is_controller, descendants(os.getpid()))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: is_free(self.port), "the API server's port being free", 120)
+        self.start()
+
+    def _install_plugin(self) -> None:
+        """As a person does, before the server starts."""
+        subprocess.run(
+            [sys.executable, "-m", "xrun", "setup", "sky", "--yes"],
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
 
     def check(self) -> None:
         """The server is alive.
@@ -211,6 +245,13 @@ class ApiServer:
         if done.returncode:
             raise ClusterError(f"uv cannot be installed: {done.stderr}")
         return target / "bin" / "uv"
+
+
+def _is_controller(pid: int) -> bool:
+    """Whether a process is a job controller of SkyPilot's; they have sessions of their own."""
+    with contextlib.suppress(OSError):
+        return b"sky.jobs.controller" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def server_port() -> int:

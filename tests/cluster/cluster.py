@@ -210,6 +210,24 @@ class Cluster:
         ).splitlines()
         return dict(line.split() for line in lines)
 
+    def kill_controller(self) -> None:
+        """Kill the API server with its job controllers, and start it again; returns when it
+        answers."""
+        assert self._owner.stdin is not None
+        assert self._owner.stdout is not None
+        self._owner.stdin.write("restart\n")
+        self._owner.stdin.flush()
+        answer = json.loads(self._owner.stdout.readline() or '{"error": "the cluster has ended"}')
+        if "error" in answer:
+            raise ClusterError(answer["error"])
+
+    def controller_said(self, name: str) -> str:
+        """What the controller of a managed job has logged."""
+        job = self.job(name)
+        assert job is not None, f"there is no job {name}"
+        log = self.root / "home" / "sky_logs" / "jobs_controller" / f"{job.job_id}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
     def preempt(self, name: str, *, notice: bool = True) -> float:
         """Take the machine of a managed job away, as its cloud would; returns when (time.time()).
 

@@ -36,6 +36,9 @@ PROGRAMS = (
 NODES = ("0x7f000002", "0x7f000003")
 """A node's name has to resolve to an address of its own; so written it is one (127.0.0.2), and
 /etc/hosts needs no line."""
+PARTITIONS = {"north": NODES[0], "south": NODES[1], "sure": ",".join(NODES)}
+"""Places beside the default partition, and their nodes: two that play spot, one that plays on
+demand."""
 CORES = 8
 """Cores of a node as Slurm counts them, however many there are."""
 
@@ -196,12 +199,14 @@ class Daemons:
         for node, port in zip(NODES, self.node_ports, strict=True):
             yield f"NodeName={node} Port={port} {each}"
         yield f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP"
+        for partition, nodes in PARTITIONS.items():
+            yield f"PartitionName={partition} Nodes={nodes} MaxTime=INFINITE State=UP"
 
     def _idle(self) -> bool:
         try:
-            return self.slurm("sinfo", "--noheader", "--Node", "--format=%t").split() == [
-                "idle"
-            ] * len(NODES)
+            return self.slurm(
+                "sinfo", "--noheader", "--Node", "--partition=main", "--format=%t"
+            ).split() == ["idle"] * len(NODES)
         except subprocess.CalledProcessError:
             return False
 

@@ -81,7 +81,7 @@ def test_the_launcher_half_is_imported_without_linux() -> None:
     [
         (["--help"], "survive every kill"),
         (["check", str(ROOT / "recipes" / "digits_mlp.yaml")], "digits-mlp is fine."),
-        (["plan", "recipes/tiny.yaml"], '"run": "tiny-'),
+        (["plan", "recipes/tiny.yaml", "--json"], '"run": "tiny-'),
         (["schema"], "json-schema.org"),
         (["status"], "No runs in"),
     ],

@@ -1,7 +1,7 @@
 """Offers are ranked by what the whole run costs, and priced from SkyPilot's real catalogs, never
 without day and source.
 
-Covers `xrun.cli.offers` and `xrun.launcher.sky.offers`.
+Covers `xrun.cli.offers`, `xrun.launcher.sky.catalogs` and `xrun.launcher.sky.offers`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from support.running import Done
 from support.sky_home import CLOUDS, SkyHome
 from xrun.cli.offers import offers_json, offers_text
 from xrun.launcher.offers import Offer, rank
+from xrun.launcher.quote import Quote, Range
 from xrun.launcher.throughput import Machines, Speed, Throughput
 from xrun.recipe.accelerators import Accelerators
 from xrun.recipe.schema import Candidate
@@ -65,8 +66,18 @@ def offer(
         prices,
         spot,
         known.on(machines),
-        known.hours_on(machines),
+        _quote(known, machines, hourly if spot else 2 * hourly),
     )
+
+
+def _quote(known: Throughput, machines: Machines, hourly: float) -> Quote | None:
+    """Steps over speed, and nothing besides."""
+    speed = known.on(machines)
+    if speed is None or known.steps_left is None:
+        return None
+    hours = known.steps_left / speed.steps_per_second / 3600
+    taken = Range(hours, hours, hours)
+    return Quote(taken, taken.times(hourly), Range(0, 0, 0))
 
 
 def measured(steps: int = 36_000, **speeds: float) -> Throughput:
@@ -115,6 +126,14 @@ def test_one_kind_of_machine_is_left_to_skypilots_own_order() -> None:
     offers = rank([offer(H100, 20, candidate=1), offer(H100, 15, candidate=1)], CANDIDATES)
     assert not offers.ordered
     assert offers.best.hourly == 15
+
+
+def test_prices_travel_with_what_the_same_costs_on_demand() -> None:
+    """Only those that may be launched; an on-demand one is its own."""
+    spot, dear = rank([offer(H100, 20), offer(H100, 15, spot=False)], CANDIDATES).prices
+    assert (spot.usd_per_hour, spot.on_demand_usd_per_hour) == (20, 40)
+    assert (dear.spot, dear.usd_per_hour, dear.on_demand_usd_per_hour) == (False, 30, 30)
+    assert Price.from_json(spot.to_json()) == spot
 
 
 def test_unknown_accelerators_are_compared_by_the_hour() -> None:
@@ -175,7 +194,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> SkyHome:
 @pytest.fixture(scope="module")
 def planned(home: SkyHome) -> Done:
     """`xrun plan recipes/vit_a100.yaml --json`."""
-    return home.xrun("plan", str(ROOT / "recipes" / "vit_a100.yaml"), "--json")
+    return home.xrun("plan", str(ROOT / "recipes" / "vit_a100.yaml"), "--json", "--no-measure")
 
 
 @pytest.mark.cloud
@@ -202,7 +221,7 @@ def test_the_table_says_the_same(home: SkyHome, planned: Done, tmp_path: Path) -
     (tmp_path / "recipes").mkdir()
     recipe = tmp_path / "recipes" / "vit_a100.yaml"
     recipe.write_bytes((ROOT / "recipes" / "vit_a100.yaml").read_bytes())
-    done = home.xrun("plan", str(recipe))
+    done = home.xrun("plan", str(recipe), "--no-measure")
     assert done.code == 0, done.err
     header, first, *_ = done.out.splitlines()
     assert header.split()[:5] == ["CLOUD", "REGION", "INSTANCE", "ACCELERATORS", "NODES"]
@@ -286,10 +305,10 @@ checkpoint: {{store: hub}}
 """
 
 
-def plan_of(home: SkyHome, folder: Path, candidate: str) -> Done:
+def plan_of(home: SkyHome, folder: Path, candidate: str, *more: str) -> Done:
     (folder / "recipes").mkdir(exist_ok=True)
     (folder / "recipes" / "small.yaml").write_text(RECIPE.format(candidate=candidate))
-    return home.xrun("plan", "recipes/small.yaml", "--json", cwd=folder)
+    return home.xrun("plan", "recipes/small.yaml", "--json", "--no-measure", *more, cwd=folder)
 
 
 @pytest.mark.cloud
@@ -327,10 +346,67 @@ def test_what_nobody_offers_is_said(home: SkyHome, tmp_path: Path) -> None:
 
 
 @pytest.mark.cloud
-def test_without_any_cloud_the_way_out_is_said(tmp_path: Path) -> None:
+def test_clouds_that_are_not_enabled_are_priced_beside(home: SkyHome, tmp_path: Path) -> None:
+    """A list of SkyPilot's lies here of Nebius alone besides; the person has not enabled it."""
+    own = SkyHome(tmp_path / "home")
+    own.enable("aws")
+    told = json.loads(plan_of(own, tmp_path, '{accelerators: "H100:8"}').out)
+    assert {each["cloud"] for each in told["offers"]} == {"aws"}
+    (found,) = {each["cloud"] for each in told["elsewhere"]} & {"nebius"}
+    assert found
+    best = next(each for each in told["elsewhere"] if each["cloud"] == "nebius")
+    assert (best["usd_per_hour"], best["use_spot"], best["enabled"]) == (10.0, True, False)
+    assert best["source"] == "SkyPilot's catalog nebius/vms.csv"
+
+
+@pytest.mark.cloud
+def test_without_any_cloud_price_lists_and_the_way_out_are_said(tmp_path: Path) -> None:
+    """Nobody needs an account to be told a price; a task for SkyPilot there is none."""
     home = SkyHome(tmp_path / "home", "allowed_clouds: [nebius]")
     done = plan_of(home, tmp_path, '{accelerators: "H100:8"}')
-    assert done.code == 3
-    assert done.err.startswith("xrun: No cloud is enabled in SkyPilot. Run `sky check`")
-    assert len(done.err.splitlines()) == 1, "nothing of what SkyPilot says to itself"
-    assert "--local" in done.err
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["chosen"] is None
+    assert told["offers"] == []
+    assert {each["cloud"] for each in told["elsewhere"]} >= {"aws", "nebius"}
+    assert told["notes"][0].startswith("No cloud is enabled in SkyPilot. Run `sky check`")
+    refused = plan_of(home, tmp_path, '{accelerators: "H100:8"}', "--sky")
+    assert refused.code == 3
+    assert refused.err.startswith("xrun: No cloud is enabled in SkyPilot. Run `sky check`")
+    assert len(refused.err.splitlines()) == 1, "nothing of what SkyPilot says to itself"
+    assert "--local" in refused.err
+
+
+LARGE = """
+name: large
+model: {name: mlp, args: {inputs: 64, hidden: 25000, depth: 3, classes: 10}}
+dataset: {name: digits}
+task: classification
+hardware: {any_of: [{accelerators: "A100"}, {accelerators: "A100:8"}, {accelerators: "H100"}]}
+train: {epochs: 100, global_batch: 64, micro_batch: 8, precision: bf16, evaluate: {every: 1 epochs}}
+checkpoint: {store: hub}
+"""
+
+
+@pytest.mark.cloud
+def test_what_cannot_fit_is_not_offered(home: SkyHome, tmp_path: Path) -> None:
+    """1.25 billion parameters with Adam are 19 GiB of weights, gradients and moments, and their
+    casts to 16 bits; twice the width is four times that, which 40 GiB do not hold."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "large.yaml").write_text(LARGE)
+    large = ("plan", "recipes/large.yaml")
+    told = json.loads(home.xrun(*large, "--json", cwd=tmp_path).out)
+    chosen = told["chosen"]
+    assert chosen["memory"]["fits"]
+    assert chosen["quote"]["hours"]["low"] < chosen["hours"] < chosen["quote"]["hours"]["high"]
+    assert chosen["usd"] == pytest.approx(chosen["hours"] * chosen["usd_per_hour"])
+    assert told["cost"]["train_samples"] == 1437
+    wide = ("-s", "model.args.hidden=50000")
+    refused = home.xrun(*large, *wide, cwd=tmp_path)
+    assert refused.code == 3
+    assert "The step does not fit: A100 (" in refused.err
+    assert "GiB too few" in refused.err
+    allowed = home.xrun(*large, *wide, "--any-memory", cwd=tmp_path)
+    assert allowed.code == 0, allowed.err
+    assert "It does not fit: " in allowed.out
+    assert "Whether it fits is not known" not in allowed.out

@@ -235,6 +235,22 @@ def test_a_network_that_is_down_is_no_problem_of_the_recipe(
         check_online(recipe, make_plan(recipe, project.recipe, environ={}))
 
 
+def test_a_tracker_that_is_out_of_reach_is_a_warning_for_a_run_that_has_begun(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's word is taken; of a new run nobody could tell that it is new: try again, 75."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    recipe = load_recipe(project.recipe, ["tracking.wandb={project: p}"])
+    plan = make_plan(recipe, project.recipe, environ={})
+    with pytest.raises(CloudUnavailable, match=r"does not answer .* -s tracking.wandb=null"):
+        check_online(recipe, plan, everything=False)
+    keep(plan, plan.folder)
+    online = check_online(recipe, plan, everything=False)
+    assert online.problems == ()
+    assert "; the store's word is taken" in online.warnings[0]
+
+
 def test_a_folder_of_a_stranger_runs_no_code(project: Project, hub: Hub, tmp_path: Path) -> None:
     """`check --online` asks W&B by a process with the keys in its environment: no file of the
     folder that it is typed in is run by it."""

@@ -7,6 +7,7 @@ Covers `xrun.cli.keeping`.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import BucketNotFoundError
 
-from support.buckets import Server, moto
+from support.buckets import Server, azurite, moto
 from support.hub_store import HUB_WARNINGS
 from support.kept_runs import keep
 from support.running import Project
@@ -33,10 +35,13 @@ pytestmark = [pytest.mark.once, *HUB_WARNINGS]
 XRUN = Path(sys.executable).with_name("xrun")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with moto() as s3:
-        yield s3
+@pytest.fixture(scope="module", params=["s3", pytest.param("az", marks=pytest.mark.e2e)])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    made = moto() if request.param == "s3" else azurite(tmp_path_factory.mktemp("azurite"))
+    with made as server:
+        yield server
 
 
 @pytest.fixture
@@ -139,6 +144,27 @@ def test_a_held_lease_is_respected(
     with pytest.raises(LaunchError, match=f"holds {plan.run}, .* xrun cancel {plan.run}"):
         removal(folder.run, clock=lambda: last.last_known + 60)
     assert removal(folder.run, clock=lambda: last.last_known + 4000).stored > 0
+
+
+def test_a_bucket_of_the_hub_goes_with_its_repository(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its address alone; the bytes in the bucket are what is freed, and others' buckets stay."""
+    with hub_world(tmp_path, "hub-bucket", monkeypatch) as world:
+        monkeypatch.setenv("HF_TOKEN", world.hub.token("alice"))
+        api = HfApi(world.hub.url, world.hub.token("alice"))
+        api.create_bucket("alice/another")
+        plan = replace(project.plan(), owner="alice")
+        plan = replace(plan, store=f"hub-bucket://alice/{plan.run}")
+        kept(plan)
+        shutil.rmtree(plan.folder)
+        what = removal(plan.store)
+        assert what.stored == api.bucket_info(f"alice/{plan.run}").size > 0
+        remove(what)
+        assert api.bucket_info("alice/another").size == 0
+        with pytest.raises(BucketNotFoundError):
+            api.bucket_info(f"alice/{plan.run}")
+        assert not api.repo_exists(f"alice/{plan.run}")
 
 
 @pytest.mark.parametrize(

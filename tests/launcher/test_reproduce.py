@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -33,6 +34,8 @@ from xrun.run.locked import Lock
 from xrun.run.opened import open_run
 from xrun.run.page import Facts
 from xrun.run.record import RunRecord
+from xrun.run.stores import Place, open_place
+from xrun.store.address import Address
 from xrun.store.directory.store import DirectoryStore
 
 pytestmark = [pytest.mark.once, pytest.mark.cloud]
@@ -156,6 +159,77 @@ def test_an_unfinished_run_is_made_again_from_its_state(
     assert f"  code     the project here, {project.root}\n" in same.err
 
 
+def test_a_run_is_made_again_from_its_bucket(tmp_path: Path, s3: Server) -> None:
+    """From the address alone, by the code that it has published beside its model there; the model
+    is verified as well."""
+    store = f"{s3.make('published')}/runs"
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project", RECIPE.replace("store: hub", f"store: {store}"))
+    made = project.xrun("recipes/tiny.yaml", environ=s3.environ)
+    assert made.code == 0, made.err
+    run = project.run.run
+    address = f"{store}/{run}"
+    shutil.rmtree(project.root)
+    same = xrun(tmp_path / "stranger", "reproduce", address, "--yes", **s3.environ)
+    told = f"{run}: same bits up to step 4 (4 logged steps compared)."
+    assert (same.code, same.out.splitlines()[:1]) == (0, [told]), same.err
+    assert "  code     the files published with the model\n" in same.err
+    checked = xrun(tmp_path / "stranger", "verify", address, "--json", **s3.environ)
+    found = json.loads(checked.out)
+    assert (found["ok"], "model.safetensors" in found["checked"]) == (True, True)
+
+
+def test_a_model_that_was_published_elsewhere_is_found(
+    tmp_path: Path, hub: Hub, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the address of the state, where the recipe names the repository; another run's page
+    there is not taken."""
+    for name, value in (s3.environ | hub.environ("alice")).items():
+        monkeypatch.setenv(name, value)
+    place = Place(Address.parse(f"{s3.make('state')}/runs/tiny-1"), tmp_path / "cache", "tiny-1")
+    store = open_place(place, "20260101T000000000-aaaaaa")
+    recipe = {"model": {"name": "own"}, "dataset": {"name": "digits"}}
+    record = RunRecord(recipe={**recipe, "publish": "hub://alice/page"}, lock=Lock(python="3.11"))
+    store.commit(record.to_json(), None)
+    hub.create_repo("alice/page")
+    code = "  code     the files published with the model\n"
+    for run, said in (
+        ("tiny-2", "models/own.py of tiny-1 is not to be had"),
+        ("tiny-1", code),
+    ):
+        told = {"run.json": {"run": run}, "recipe.yaml": recipe, "lock.json": {}}
+        files = {f"xrun/{name}": json.dumps(each).encode() for name, each in told.items()}
+        hub.write("alice/page", {**files, "xrun/models/own.py": b""})
+        done = xrun(tmp_path / "stranger", "reproduce", str(place.address), **os.environ)
+        assert said in done.err
+        assert done.code == 3  # nobody has agreed
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_component_that_hides_a_shipped_one_is_not_replaced_silently(
+    tmp_path: Path, known: bool
+) -> None:
+    """The run's own comes from its remote; where that is not known, what is taken instead is said,
+    by name where the page has them."""
+    recipe = RECIPE.replace("line", "mlp").replace("name: points", "name: synthetic")
+    project = Project(tmp_path / "repository", recipe)
+    project.write("models/mlp.py", MODEL)
+    plan = project.plan()
+    git = ["git", "-C", str(project.root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    told = Lock(code={"commit": commit, "remote": str(project.root)})
+    facts = Facts(plan.run, plan.digest, plan.rule, sources=plan.sources if known else {})
+    run = Original("there", facts, json.dumps(plan.recipe), told, [])
+    right = laid_out(run, tmp_path / "right")
+    assert (right.folder / "models" / "mlp.py").read_text() == MODEL
+    assert right.other == ""
+    other = laid_out(replace(run, lock=Lock()), tmp_path / "other")
+    assert not (other.folder / "models").exists()
+    assert other.other == f"not the run's own: {'models/mlp.py' if known else 'its components'}"
+
+
 def test_a_project_that_has_changed_is_not_taken(tmp_path: Path) -> None:
     """For the run that was made from it; comments are no change, and what git ignores counts."""
     project = Project(tmp_path / "project")
@@ -262,6 +336,25 @@ def test_other_bytes_are_found(tmp_path: Path) -> None:
     found = hashlib.sha256(b"changed").hexdigest()
     told = f"w.safetensors has the SHA-256 {found}, and was exported with 00\n"
     assert (done.code, done.err) == (5, told)
+
+
+def test_a_page_of_an_older_xrun_is_read(tmp_path: Path, hub: Hub) -> None:
+    """It does not name its state: the model is verified and made again by what lies beside it, and
+    of the run there is nothing to be read."""
+    facts = {"run": "tiny-1", "files": {"w.safetensors": hashlib.sha256(b"w").hexdigest()}}
+    recipe = {"model": {"name": "own"}, "dataset": {"name": "digits"}}
+    told = {"run.json": facts, "recipe.yaml": recipe, "lock.json": {}}
+    hub.create_repo("alice/old")
+    files = {f"xrun/{name}": json.dumps(each).encode() for name, each in told.items()}
+    hub.write("alice/old", {**files, "w.safetensors": b"w", "xrun/models/own.py": b""})
+    page, account = f"{hub.url}/alice/old", hub.environ("alice")
+    checked = xrun(tmp_path / "a", "verify", page, **account)
+    assert (checked.code, checked.out) == (0, f"{page}: 1 files are as they were committed.\n")
+    again = xrun(tmp_path / "a", "reproduce", page, **account)
+    assert "Nothing of tiny-1 was run, because nobody has agreed to it." in again.err
+    report = xrun(tmp_path / "a", "report", page, **account)
+    assert report.code == 3
+    assert report.err.startswith("xrun: hub://alice/old holds no run.")
 
 
 def test_nothing_to_verify_is_not_fine(tmp_path: Path) -> None:

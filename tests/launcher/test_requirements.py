@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from support.package_index import PackageIndex, package_index
-from support.running import Project
+from support.running import Project, attempt
 from xrun.errors import CloudUnavailable, RecipeError
 from xrun.launcher.bundle import pack
 from xrun.launcher.job import choose_run
 from xrun.launcher.requirements import lock
+from xrun.launcher.resume import plan_to_resume
 from xrun.recipe.load import load_recipe
 from xrun.recipe.requirements import pins
 from xrun.run.folder import RunFolder
+from xrun.run.opened import open_run
 from xrun.run.plan import Plan, make_plan
 from xrun.run.requirements import Requirements
 
@@ -93,6 +96,26 @@ def test_a_run_keeps_its_versions(project: Project, index: PackageIndex, tmp_pat
     assert made == {"extra": "1.0", "large": "2.0", "small": "1.0"}
     assert choose_run(plan_of(project)).libraries.wanted == ()
     assert locked(choose_run(plan_of(project)), index, tmp_path).requirements == {}
+
+
+def test_another_machine_takes_the_versions_of_the_record(
+    project: Project, index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`xrun resume` knows nothing but the run's state; newer versions have come since."""
+    plan = locked(plan_of(project, "large"), index, tmp_path)
+    assert attempt(replace(plan, overrides=())).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = Project(tmp_path / "elsewhere")
+    monkeypatch.chdir(elsewhere.root)
+    there = elsewhere.home / plan.run
+    shutil.copytree(plan.folder / "state", there / "state")
+    index.add("small", "1.1")
+    index.add("large", "2.1", "torch>=2", "small", "numpy")
+    assert open_run(str(there)).record.lock.packages["large"] == "2.0"
+    again = plan_to_resume(open_run(str(there)), ["train.steps=30"])
+    assert locked(again, index, tmp_path).libraries.versions == {"large": "2.0", "small": "1.0"}
+    assert attempt(again).code == 0
+    assert open_run(str(there)).record.lock.changes == ()
 
 
 def test_a_conflict_with_the_pins_names_both_sides(

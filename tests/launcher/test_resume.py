@@ -58,6 +58,7 @@ def test_a_run_goes_on_from_its_record(project: Project, elsewhere: Project) -> 
         str(elsewhere.home),
         str(elsewhere.root),
     )
+    assert plan.launched == open_run(str(there)).record.attempts[0].started > 0
     written = elsewhere.root / f"recipes/{run.run}.yaml"
     assert json.loads(written.read_text().partition("\n")[2]) == plan.recipe
     assert attempt(plan).code == 0
@@ -87,6 +88,11 @@ def test_what_another_checkout_lacks_is_named(project: Project, elsewhere: Proje
     (elsewhere.root / "datasets/points.py").unlink()
     with pytest.raises(CheckpointError, match=r"needs datasets/points\.py, and .* no such file"):
         plan_to_resume(open_run(address))
+    found = open_run(address)
+    lock = replace(found.record.lock, code={"remote": "https://host/a.git", "commit": "c0ffee" * 7})
+    found = replace(found, record=replace(found.record, lock=lock))
+    with pytest.raises(CheckpointError, match=r"It was https://host/a\.git at c0ffeec0ffee\."):
+        plan_to_resume(found)
     assert list((elsewhere.root / "recipes").iterdir()) == []
 
 

@@ -208,12 +208,15 @@ def test_a_run_on_the_hub_is_read_with_its_library(
     with 3."""
     xrun, env = python.with_name("xrun"), elsewhere(python)
     overrides = ["-s", "checkpoint.store=hub://me/run", "-s", "tracking.wandb.project=p"]
-    plan = run(xrun, "plan", first / "recipes/my_first.yaml", *overrides, cwd=tmp_path, env=env)
+    plan = run(
+        xrun, "plan", first / "recipes/my_first.yaml", *overrides, "--json", cwd=tmp_path, env=env
+    )
     name = json.loads(plan)["run"]
     (tmp_path / "runs" / name).mkdir(parents=True)
     (tmp_path / "runs" / name / "plan.json").write_text(plan.replace(f"{first}/runs", "runs"))
     hub = f"The Hugging Face Hub needs huggingface_hub, which is {ABSENT} 'xrun[train]'"
-    assert run(xrun, "status", cwd=tmp_path, env=env).split("unreadable  ")[1] == f"{hub}\n"
+    told = run(xrun, "status", cwd=tmp_path, env=env).splitlines()
+    assert told[1:] == [f"{name}  unreadable", f"{name}: {hub}"]
     wandb = f"Weights & Biases needs wandb, which is {ABSENT} 'xrun[train]'"
     for command, said in (("report", hub), ("sync", wandb)):
         asked = [xrun, command, name]

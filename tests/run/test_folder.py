@@ -15,7 +15,7 @@ import pytest
 from support.running import PER_STEP, Project, weights
 from xrun.errors import LaunchError
 from xrun.launcher.local import only_one
-from xrun.run.folder import RunFolder, runs_in
+from xrun.run.folder import RunFolder, project_here, runs_in
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,26 @@ def test_the_report_tells_what_happened(project: Project) -> None:
     assert report["weights_sha256"] == weights(project.run)
     assert report["model"] == str(project.run.model)
     assert json.loads(json.dumps(report)) == report
+
+
+def test_a_project_is_found_from_all_of_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its recipes or its runs; one in the home folder is not that of every folder below."""
+    for marker in ("own/recipes/tiny.yaml", "ran/runs/tiny-1/plan.json", "recipes/mine.yaml"):
+        (tmp_path / marker).parent.mkdir(parents=True)
+        (tmp_path / marker).touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place, project in (
+        ("own/models/deep", "own"),
+        ("own/recipes", "own"),
+        ("ran/deep", "ran"),
+        ("new", "new"),
+        (".", "."),
+    ):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        assert project_here() == (tmp_path / project).resolve()
 
 
 def test_a_torn_last_line_is_no_point(project: Project, tmp_path: Path) -> None:

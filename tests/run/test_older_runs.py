@@ -122,7 +122,7 @@ def test_a_plan_is_of_the_run_that_would_go_on(old: Path, hub: Hub) -> None:
     """`xrun plan` prints, and `check --online` asks about, the run that `xrun RECIPE` would go on
     with."""
     root, environ = old.parent.parent, {"LOGNAME": "root", **hub.environ("bob")}
-    planned = ended(start(root, "plan", str(old), environ=environ))
+    planned = ended(start(root, "plan", str(old), "--json", environ=environ))
     assert planned.code == 0, planned.err
     assert (json.loads(planned.out)["run"], json.loads(planned.out)["rule"]) == (RUN, 1)
     shutil.rmtree(root / "runs")

@@ -27,6 +27,7 @@ from xrun.run.listing import list_runs
 from xrun.run.locked import Lock
 from xrun.run.opened import open_run, parse
 from xrun.run.plan import Plan
+from xrun.run.receipt import NO_RECEIPT
 from xrun.store.hub.model import HubModel
 from xrun.training.page import write_page
 
@@ -124,7 +125,7 @@ def test_a_page_leads_to_a_state_elsewhere(
     and nothing is stopped or deleted by a page."""
     model = tmp_path / "model"
     model.mkdir()
-    write_page(model, kept.plan, Lock(), [], {}, "ab")
+    write_page(model, kept.plan, Lock(), [], {}, "ab", NO_RECEIPT)
     with hub_world(tmp_path, "hub", monkeypatch) as world:
         monkeypatch.setenv("HF_TOKEN", world.hub.token("alice"))
         HubModel.elsewhere("alice/digits", "a").publish(model, kept.plan.run, "a model")
@@ -205,8 +206,9 @@ def test_what_is_not_on_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_no_run_is_told(project: Project, text: str, what: str) -> None:
-    with pytest.raises(LaunchError, match=what):
+    with pytest.raises(LaunchError, match=what) as error:
         open_run(text)
+    assert error.value.exit_code == (2 if text == "Nothing" else 3)
 
 
 def test_pages_of_the_hub_itself_are_addresses() -> None:

@@ -10,33 +10,47 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.running import PER_STEP, STEPS, Project, curve, ended, record, steps_of, until
 from xrun import environment
 from xrun.run.plan import Limits
 from xrun.run.record import AttemptRecord
-from xrun.run.spending import QUIET_SECONDS, allowance, dollars, hours, seconds, unknown
+from xrun.run.spending import (
+    QUIET_SECONDS,
+    TIDY_SECONDS,
+    Watch,
+    allowance,
+    dollars,
+    hours,
+    lives,
+    unknown,
+)
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
 
 
-def attempts(*lives: dict[str, float]) -> list[AttemptRecord]:
+def attempts(*machines: dict[str, float]) -> list[AttemptRecord]:
     """Attempts that lived so long."""
-    return [AttemptRecord(str(number), **life) for number, life in enumerate(lives)]
+    return [AttemptRecord(str(number), **life) for number, life in enumerate(machines)]
 
 
 def test_a_budget_in_dollars_is_warned_about_where_nobody_knows_the_price() -> None:
-    """With hours as well they still count."""
-    free, paid = AttemptRecord("a"), AttemptRecord("b", usd_per_hour=1.0)
-    assert "Set budget.hours" in unknown(Limits(usd=5.0), free)
-    assert "budget.hours still counts" in unknown(Limits(usd=5.0, hours=1.0), free)
-    assert unknown(Limits(), free) == unknown(Limits(usd=5.0), paid) == ""
+    """With hours as well they still count; a machine of one's own costs nothing."""
+    rented, paid = AttemptRecord("a", cloud="aws"), AttemptRecord("b", usd_per_hour=1.0)
+    assert "nobody has said" in unknown(Limits(usd=5.0), rented)
+    assert "Set budget.hours" in unknown(Limits(usd=5.0), rented)
+    assert "budget.hours still counts" in unknown(Limits(usd=5.0, hours=1.0), rented)
+    for free in (AttemptRecord("c"), AttemptRecord("d", cloud="slurm", usd_per_hour=0.0)):
+        assert "a machine of one's own costs nothing" in unknown(Limits(usd=5.0), free)
+    assert unknown(Limits(), rented) == unknown(Limits(usd=5.0), paid) == ""
 
 
 def test_every_attempt_counts_with_its_own_price() -> None:
     """Hours and dollars are sums over the attempts; the one that runs counts until now."""
-    lives = attempts(
+    machines = attempts(
         {"started": NOW - 9 * HOUR, "ended": NOW - 7 * HOUR, "usd_per_hour": 2.0},
         {
             "started": NOW - 4 * HOUR,
@@ -46,21 +60,21 @@ def test_every_attempt_counts_with_its_own_price() -> None:
         },
         {"started": NOW - 1 * HOUR, "usd_per_hour": 0.5},
     )
-    assert hours(lives, NOW) == pytest.approx(4.0)
-    assert dollars(lives, NOW) == pytest.approx(4.0 + 3.0 + 0.5)
+    assert hours(machines, NOW) == pytest.approx(4.0)
+    assert dollars(machines, NOW) == pytest.approx(4.0 + 3.0 + 0.5)
 
 
 def test_a_machine_that_died_costs_until_its_last_sign_and_not_while_nothing_ran() -> None:
     """Eight hours of waiting for capacity at 20 dollars an hour cost nothing; the machine is paid
     for the longest time that it may have lived unseen."""
-    lives = attempts(
+    machines = attempts(
         {"started": NOW - 9 * HOUR, "last_seen": NOW - 8.5 * HOUR, "usd_per_hour": 20.0},
         {"started": NOW - HOUR, "usd_per_hour": 20.0},
     )
     quiet = QUIET_SECONDS / HOUR
-    assert hours(lives, NOW) == pytest.approx(0.5 + quiet + 1.0)
-    assert dollars(lives, NOW) == pytest.approx(20.0 * (1.5 + quiet))
-    assert allowance(Limits(usd=100.0), lives, NOW).until == pytest.approx(
+    assert hours(machines, NOW) == pytest.approx(0.5 + quiet + 1.0)
+    assert dollars(machines, NOW) == pytest.approx(20.0 * (1.5 + quiet))
+    assert allowance(Limits(usd=100.0), machines, NOW).until == pytest.approx(
         NOW + (100.0 / 20.0 - 1.5 - quiet) * HOUR
     )
 
@@ -77,24 +91,26 @@ def test_the_silence_of_a_machine_is_as_long_as_between_its_commits() -> None:
 def test_an_attempt_that_committed_nothing_costs_from_its_lease() -> None:
     """The lease is its first sign; its machine had been there before that."""
     life = {"billed_from": NOW - 9.1 * HOUR, "started": NOW - 9 * HOUR, "last_seen": NOW - 9 * HOUR}
-    lives = attempts(life, {"started": NOW})
-    assert hours(lives, NOW) == pytest.approx(0.1 + QUIET_SECONDS / HOUR)
+    machines = attempts(life, {"started": NOW})
+    assert hours(machines, NOW) == pytest.approx(0.1 + QUIET_SECONDS / HOUR)
 
 
 def test_a_machine_that_was_seen_after_the_next_had_begun_costs_until_then() -> None:
     """A machine that was believed dead, and was not: both cost, each from its start to its end."""
-    lives = attempts(
+    machines = attempts(
         {"started": NOW - 5 * HOUR, "last_seen": NOW - HOUR},
         {"started": NOW - 2 * HOUR},
     )
-    assert hours(lives, NOW) == pytest.approx(4.0 + 2.0)
+    assert hours(machines, NOW) == pytest.approx(4.0 + 2.0)
 
 
 def test_the_last_attempt_counts_until_now_only_while_it_runs() -> None:
     """While SkyPilot looks for another machine there is none."""
-    lives = attempts({"started": NOW - 9 * HOUR, "last_seen": NOW - 8 * HOUR, "usd_per_hour": 1.0})
-    assert hours(lives, NOW) == pytest.approx(9.0)
-    assert dollars(lives, NOW, running=False) == pytest.approx(1.0 + QUIET_SECONDS / HOUR)
+    machines = attempts(
+        {"started": NOW - 9 * HOUR, "last_seen": NOW - 8 * HOUR, "usd_per_hour": 1.0}
+    )
+    assert hours(machines, NOW) == pytest.approx(9.0)
+    assert dollars(machines, NOW, running=False) == pytest.approx(1.0 + QUIET_SECONDS / HOUR)
 
 
 def test_an_old_record_that_does_not_say_when_counts_until_the_next_began() -> None:
@@ -109,14 +125,14 @@ def test_an_old_record_that_does_not_say_when_counts_until_the_next_began() -> N
 def test_an_attempt_that_ended_by_a_clock_that_was_ahead_is_counted() -> None:
     """Its own clock has measured it; setting it back a day makes nothing free."""
     then = NOW + 24 * HOUR
-    lives = attempts({"started": then, "ended": then + 2 * HOUR}, {"started": NOW - HOUR})
-    assert hours(lives, NOW) == pytest.approx(3.0)
+    machines = attempts({"started": then, "ended": then + 2 * HOUR}, {"started": NOW - HOUR})
+    assert hours(machines, NOW) == pytest.approx(3.0)
 
 
 def test_clocks_that_are_ahead_cost_nothing_that_has_not_been() -> None:
     """What a record says of the future is not counted."""
-    lives = attempts({"started": NOW - HOUR, "last_seen": NOW + 72 * HOUR}, {"started": NOW})
-    assert hours(lives, NOW) == pytest.approx(1.0)
+    machines = attempts({"started": NOW - HOUR, "last_seen": NOW + 72 * HOUR}, {"started": NOW})
+    assert hours(machines, NOW) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("every", ["1 steps", "2h"])
@@ -139,34 +155,68 @@ def test_a_killed_attempt_leaves_its_last_sign_in_the_record(tmp_path: Path, eve
     assert first.ended is None
     assert first.last_seen == max(before.last_seen, logged)
     later = replace(second, started=second.started + 8 * HOUR, ended=(second.ended or 0) + 8 * HOUR)
-    ran, _ = seconds([first, later], later.ended or 0.0)
-    assert ran == pytest.approx(first.last_seen - first.started + QUIET_SECONDS, abs=0.01)
+    ran, _ = lives([first, later], later.ended or 0.0)
+    assert (ran.end, ran.seen) == ("bound", first.last_seen)
+    assert ran.seconds == pytest.approx(first.last_seen - first.started + QUIET_SECONDS, abs=0.01)
 
 
 def test_an_unknown_price_counts_as_the_dearest() -> None:
     """Also as the rate at which the rest of the budget goes."""
-    lives = attempts(
+    machines = attempts(
         {"started": NOW - 2 * HOUR, "ended": NOW - HOUR, "usd_per_hour": 4.0},
         {"started": NOW - HOUR},
     )
-    assert dollars(lives, NOW) == pytest.approx(8.0)
-    assert allowance(Limits(usd=12.0), lives, NOW).until == pytest.approx(NOW + HOUR)
+    rented = [machines[0], replace(machines[1], cloud="aws")]
+    assert dollars(rented, NOW) == pytest.approx(8.0)
+    assert allowance(Limits(usd=12.0), rented, NOW).until == pytest.approx(NOW + HOUR)
+    assert dollars(machines, NOW) == pytest.approx(4.0), "nobody has rented the second one"
+    assert allowance(Limits(usd=12.0), machines, NOW).until == float("inf")
+    assert dollars(machines[1:], NOW) == 0.0
+    assert dollars(rented[1:], NOW) is None
 
 
 def test_the_budget_ends_before_it_is_exceeded() -> None:
     """What comes first counts, dollars or hours, less what the end itself takes."""
-    lives = attempts({"started": NOW - 3 * HOUR, "usd_per_hour": 2.0})
-    left = allowance(Limits(usd=10.0, hours=24.0), lives, NOW)
+    machines = attempts({"started": NOW - 3 * HOUR, "usd_per_hour": 2.0})
+    left = allowance(Limits(usd=10.0, hours=24.0), machines, NOW)
     assert left.until == pytest.approx(NOW + 2 * HOUR)
     assert left.spent(NOW + 2 * HOUR - 61, ending=60.0) == ""
     assert (
         left.spent(NOW + 2 * HOUR - 36, ending=60.0) == "budget.usd: 9.98 of 10 dollars are spent."
     )
     assert (
-        allowance(Limits(usd=10.0, hours=4.0), lives, NOW).spent(NOW + HOUR)
+        allowance(Limits(usd=10.0, hours=4.0), machines, NOW).spent(NOW + HOUR)
         == "budget.hours: 4 of 4 hours are used."
     )
-    assert allowance(Limits(usd=None, hours=None), lives, NOW).spent(NOW * 2) == ""
+    assert allowance(Limits(usd=None, hours=None), machines, NOW).spent(NOW * 2) == ""
+
+
+@given(
+    price=st.floats(0.1, 100.0),
+    step=st.floats(0.01, 600.0),
+    save=st.floats(0.0, 600.0),
+    setup=st.floats(0.0, 3600.0),
+    steps=st.floats(0.1, 200.0),
+)
+def test_a_budget_is_met_within_one_save(
+    price: float, step: float, save: float, setup: float, steps: float
+) -> None:
+    """By a clock that each step moves on: with its last save the run has cost no more than the
+    limit, and less by one step and what an end may take at most. A setup that costs more is the
+    only thing that is not seen before."""
+    now, limit = NOW + setup, price / HOUR * (setup + steps * step)
+    attempt = AttemptRecord("a", started=NOW, usd_per_hour=price)
+    left = allowance(Limits(usd=limit), [attempt], now)
+    watch = Watch(left, lambda: now, lambda: save)
+    first = now + step
+    while not watch():
+        now += step
+    assert watch() == watch(), "who asks again at once is told the same"
+    spent = dollars([replace(attempt, ended=now + save + TIDY_SECONDS)], now) or 0.0
+    most = price / HOUR * (2 * step + save + TIDY_SECONDS)
+    assert spent > limit - most
+    if now > first:
+        assert spent <= limit + 1e-6
 
 
 def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(
@@ -195,7 +245,7 @@ def test_a_budget_in_dollars_ends_a_run_with_its_state_committed(
     assert len(record(project.run)["attempts"]) == 1, "nothing was started"
     assert project.attempt("budget.usd=100.0").code == 0
     card = (project.run.model / "README.md").read_text()
-    told = r"0 of them ended from outside\. They took 0\.\d+ hours .* and cost \$\d\.\d\d\."
+    told = r"0 of them ended from outside\.\n\n\* Cost: \$\d\.\d+ for 0\.\d+ h of machine time"
     assert re.search(rf"Attempts: 2, {told}", card)
 
 
@@ -203,4 +253,4 @@ def test_a_budget_in_dollars_without_prices_is_warned_about(tmp_path: Path) -> N
     """The run goes on, and says that its dollars are not counted."""
     done = Project(tmp_path).attempt("budget.usd=1.0", "train.steps=2")
     assert done.code == 0, done.err
-    assert "nobody has said what this machine costs" in done.err
+    assert "a machine of one's own costs nothing, so this limit never ends the run" in done.err

@@ -43,6 +43,7 @@ PRICES = [
         "accelerators": "L4",
         "spot": True,
         "usd_per_hour": 0.5,
+        "on_demand_usd_per_hour": 1.25,
         "date": "2026-11-02",
         "source": "catalog",
     },
@@ -121,6 +122,7 @@ def test_the_price_goes_into_the_attempts_entry() -> None:
         "accelerators": "L4",
         "spot": True,
         "usd_per_hour": 0.5,
+        "on_demand_usd_per_hour": 1.25,
         "price_date": "2026-11-02",
         "source": "catalog",
     }

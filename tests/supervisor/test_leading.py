@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from support.hub_store import Clock
 from support.running import (
     DATASET,
     MODEL,
@@ -32,12 +33,15 @@ from support.running import (
     until,
     weights,
 )
-from xrun.errors import AttemptEnd
+from xrun.errors import EX_TEMPFAIL, AttemptEnd, StoreUnavailable
+from xrun.machine.stop import StopFlag
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.run.record import OWN_FAILURES, Failure, Outcome
+from xrun.run.stores import open_store
 from xrun.store.directory.store import DirectoryStore
 from xrun.supervisor.ranks import gravest, gravest_of, silent_end
+from xrun.supervisor.witnesses import Witnesses
 
 KILLED_IN = 18
 
@@ -267,6 +271,23 @@ def test_the_log_files_never_stop_a_run(
     done = again.start()
     assert done.code == 0, done.err
     assert "Going on from step 15." in done.err
+    assert weights(again.run) == expected
+
+
+def test_an_attempt_leaves_its_machines_when_it_was_told_to(
+    again: Again, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By xrun's plugin in SkyPilot, as it asked for them: it saves and ends with 75, which is no
+    fault of the run's; the next one ends with the weights of an undisturbed run. What is no time
+    is not heard."""
+    monkeypatch.setenv("XRUN_LEAVE_AT", "1")
+    done = again.start()
+    assert done.code == 75, done.err
+    assert "left for other machines" in done.err
+    last = record(again.run)["attempts"][-1]
+    assert (last["kind"], last["reason"]) == ("stopped", "left for other machines")
+    monkeypatch.setenv("XRUN_LEAVE_AT", "soon")
+    assert again.start().code == 0
     assert weights(again.run) == expected
 
 
@@ -590,3 +611,21 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith("end-")
     }
+
+
+def test_a_store_that_does_not_answer_is_no_end_of_the_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for half an hour before the attempt begins, which then comes back."""
+    nobody = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "XRUN_BUCKET_PATIENCE": "0"}
+    for name, value in {**nobody, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(name, value)
+    plan, clock, said = project.plan("checkpoint.store=s3://nobody/runs"), Clock(), list[str]()
+    asked = Witnesses(plan, open_store(plan, "a1"), StopFlag(), said.append, clock, clock.sleep)
+    began = clock()
+    with pytest.raises(StoreUnavailable) as refused:
+        asked.head()
+    assert refused.value.exit_code == EX_TEMPFAIL
+    assert "Nothing was started, since nobody can tell" in refused.value.hint
+    assert 1700 < clock() - began <= 1800
+    assert said[-1].endswith("Asking again.")

@@ -4,6 +4,7 @@ loopback."""
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from support.buckets import moto
 from support.running import (
+    MODEL,
     PER_STEP,
     STEPS,
     Done,
@@ -26,6 +29,9 @@ from support.running import (
 from xrun.errors import EX_TEMPFAIL
 from xrun.machine.nodes import Nodes
 from xrun.machine.stop import StopFlag
+from xrun.run import logs
+from xrun.run.folder import RunFolder
+from xrun.run.opened import open_run
 from xrun.run.plan import Plan
 from xrun.supervisor.ranks import free_port
 
@@ -164,6 +170,28 @@ def test_a_refusal_on_another_node_ends_all(project: Project) -> None:
     assert "ValueError: no" in project.run.log_text(1, 1)
 
 
+def test_every_nodes_log_can_be_read_from_the_address(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that has ended well, whose nodes have disks of their own that are gone."""
+    with moto() as server:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        store = f"{server.make('logs')}/runs"
+        project.write("models/line.py", f"{MODEL}\nimport os\nprint('I am', os.environ['RANK'])\n")
+        cluster = Cluster(project)
+        cluster.apart = True
+        done = cluster.run(plan=project.plan(f"checkpoint.store={store}"))
+        assert codes(done) == [0, 0], done
+        for home in (project.home, Path(f"{project.home}-1")):
+            shutil.rmtree(home)
+        run = open_run(f"{store}/{project.plan().run}")
+        for rank in range(2):
+            text = run.log_text(rank=rank)
+            assert text.startswith(f'Attempt "{run.record.attempts[0].id}", process {rank}')
+            assert f"I am {rank}" in text
+
+
 def test_a_node_that_is_killed_is_lost(project: Project) -> None:
     """A rank of node 1 that is killed: both end, node 0 with 75, ended from outside."""
     project.trap("SIGKILL", call=7 * PER_STEP // 2 + 1, rank=1)
@@ -190,10 +218,17 @@ def test_without_node_0s_word_the_attempt_comes_back(project: Project) -> None:
     thread = threading.Thread(target=lambda: done.append(attempt(plan, StopFlag(), nodes)))
     thread.start()
     assert node0.peers.gather(lambda: False) == []
-    port = free_port()
+    port, there = free_port(), RunFolder(plan.folder).logs("a1")
+    there.mkdir(parents=True)
+    (there / "rank1.log").write_text("so far")
     node0.peers.tell("start", attempt="a1", port=port, parts=0)
     node0._start("a1", port, 0).wait(lambda: None)
-    ended = node0.peers.wait(60)
+    printed, ended = node0.peers.wait(60), node0.peers.wait(60)
+    assert printed is not None, "what a node prints is told while it lives"
+    assert (printed["kind"], printed["printed"]) == ("printed", {"1": "so far"})
+    node0.folder.logs(node0.id).mkdir()
+    node0._hear(printed, None)
+    assert logs.here(node0.folder.logs(node0.id), 1) == "so far"
     assert ended is not None
     assert (ended["kind"], ended["code"]) == ("ended", 4), "nobody has taken the lease"
     for line in node0.peers.lines.values():

@@ -20,13 +20,15 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 
 class BadWay:
     """A context manager; `faults` are armed as on a loopback server (`stale` repeats the answer
-    before the last one that was different), `lines` are the requests that came."""
+    before the last one that was different), `lines` are the requests that came, and `bodies` those
+    that were answered, with the bytes that were said."""
 
     def __init__(self, target: str) -> None:
         asked = urllib.parse.urlsplit(target)
         assert asked.hostname
         self.target = (asked.hostname, asked.port)
         self.faults, self.lines = Faults(), list[str]()
+        self.bodies = list[tuple[str, int]]()
         self._answers: dict[str, list[Answer]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -119,6 +121,7 @@ class BadWay:
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("Connection", "close")
                 self.end_headers()
+                way.bodies.append((f"{self.command} {self.path}", len(body)))
                 cut = bool(fault and fault.cut)
                 if self.command != "HEAD":
                     self.wfile.write(body[: len(body) // 2] if cut else body)

@@ -111,7 +111,7 @@ def started(command: list[str], url: str, environ: dict[str, str] | None = None)
         stderr=subprocess.DEVNULL,
     )
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not answers(url):
             assert process.poll() is None, f"{command[0]} has ended"
             assert time.monotonic() < end, f"{command[0]} does not answer"
@@ -132,7 +132,7 @@ def answers(url: str) -> bool:
 def asked(method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})) -> int:
     """The status of an answer without a body in the question."""
     host, _, path = url.removeprefix("http://").partition("/")
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=120)
     connection.request(method, f"/{path}", headers=dict(headers))
     status = connection.getresponse().status
     connection.close()

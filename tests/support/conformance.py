@@ -38,10 +38,13 @@ class World(Protocol):
         """Every commit is gone, the files are there."""
 
     def damage_file(self, file: StoredFile, *, lose: bool) -> None:
-        """Change a byte of a file, or lose it."""
+        """Change a file's last byte, or lose it."""
 
     def files(self) -> int:
         """How many files lie there, named or not."""
+
+    def read(self) -> int:
+        """How many bytes of files have been read from there so far, by whatever counts them."""
 
     def trouble(self, kind: str) -> bool:
         """The next request for which that is possible goes wrong in this way; False where nothing
@@ -64,6 +67,8 @@ TROUBLES = (
     "file read cut",
     "slow",
 )
+LONG = random.Random(0).randbytes(100_000)
+"""What a file of many blocks holds."""
 Promise = Callable[[World], None]
 PROMISES: list[Promise] = []
 
@@ -252,6 +257,72 @@ def a_damaged_file_is_never_taken_for_what_was_committed(world: World) -> None:
 
 
 @promise
+def a_part_of_a_file_is_read_without_the_rest(world: World) -> None:
+    """Wherever it lies: its bytes are right, and no more is read than the blocks that cover it,
+    which nobody reads again on the same machine."""
+    store, content = world.open("a1"), LONG
+    head = begun(store)
+    file = store.put([b'{"attempt": "a1"}', content], blocks=True)
+    store.commit(names(file), head)
+    other = world.open("a2")
+    assert files_of(other.head()) == [file]
+    assert 0 < file.block <= 1000, "the world opens its stores with small blocks"
+    whole = b'{"attempt": "a1"}' + content
+    for ranges in ([(0, 8)], [(5000, 5001), (99_000, 99_400)], [(len(whole) - 1, len(whole))], []):
+        before = world.read()
+        path = other.fetch_ranges(file, ranges)
+        assert world.read() - before <= 10_000
+        assert path.stat().st_size == len(whole)
+        with path.open("rb") as found:
+            for begin, end in ranges:
+                found.seek(begin)
+                assert found.read(end - begin) == whole[begin:end]
+    assert other.fetch(file).read_bytes() == whole, "what was not read is not taken for the file"
+
+
+@promise
+def damage_disturbs_those_who_read_it_and_nobody_else(world: World) -> None:
+    """A changed byte is found by whoever reads its block, and so is what is gone."""
+    store = world.open("a1")
+    head = begun(store)
+    damaged, lost = (
+        store.put([b'{"attempt": "a1"}%b' % name, LONG], blocks=True) for name in (b"1", b"2")
+    )
+    store.commit(names(damaged, lost), head)
+    world.damage_file(damaged, lose=False)
+    world.damage_file(lost, lose=True)
+    other = world.open("a2")
+    assert other.head() is not None
+    with other.fetch_ranges(damaged, [(0, 50_000)]).open("rb") as found:
+        assert found.read(50_000) == (b'{"attempt": "a1"}1' + LONG)[:50_000]
+    for file in (damaged, lost):
+        with pytest.raises(CheckpointCorrupt):
+            other.fetch_ranges(file, [(file.size - 1, file.size)])
+
+
+@promise
+def a_file_without_blocks_is_read_whole(world: World) -> None:
+    """As all were that an older xrun wrote: what is returned is the whole file, and damage is found
+    wherever it is. A short file needs none."""
+    store = world.open("a1")
+    head = begun(store)
+    whole, damaged = (
+        store.put([b'{"attempt": "a1"}%b' % name, LONG[:9000]]) for name in (b"1", b"2")
+    )
+    short = store.put([b"short"], blocks=True)
+    assert whole.blocks == short.blocks == ()
+    head = store.commit(names(whole, short, damaged), head)
+    world.damage_file(damaged, lose=False)
+    other = world.open("a2")
+    assert other.head() == head
+    found = other.fetch_ranges(whole, [(0, 1)]).read_bytes()
+    assert found == b'{"attempt": "a1"}1' + LONG[:9000]
+    assert other.fetch_ranges(short, [(0, 1)]).read_bytes() == b"short"
+    with pytest.raises(CheckpointCorrupt):
+        other.fetch_ranges(damaged, [(0, 1)])
+
+
+@promise
 def another_run_is_refused(world: World) -> None:
     """Whoever reads and names no run takes what is there."""
     head = begun(world.open("a1"))
@@ -306,6 +377,16 @@ def files_come_whole_whatever_becomes_of_a_transfer(world: World) -> None:
         reader = world.open(f"c{number}")
         world.trouble(kind)
         assert contents(reader) == [b"1" * 3000]
+        world.peace()
+    file = store.put([b'{"attempt": "a1"}', LONG], blocks=True)
+    store.commit(names(file), head)
+    for number, kind in enumerate(("file read short", "file read cut", "slow")):
+        reader = world.open(f"d{number}")
+        assert reader.head() is not None
+        world.trouble(kind)
+        with reader.fetch_ranges(file, [(50_000, 52_000)]).open("rb") as found:
+            found.seek(50_000)
+            assert found.read(2000) == (b'{"attempt": "a1"}' + LONG)[50_000:52_000]
         world.peace()
 
 

@@ -18,4 +18,4 @@ def run_ranks(program: str, folder: Path, size: int) -> None:
         subprocess.Popen([sys.executable, program, str(folder), str(rank)], env=environment)
         for rank in range(size)
     ]
-    assert [rank.wait(timeout=150) for rank in ranks] == [0] * size
+    assert [rank.wait(timeout=600) for rank in ranks] == [0] * size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,18 +26,26 @@ from .bad_way import BadWay
 from .buckets import Server
 from .hub_store import REPO, Clock
 
+BLOCK = 1000
+"""Bytes of a block, in which a file's parts are read."""
+GET_FILE = r"GET .*/resolve/.*objects"
 TORN = {"status": 500, "when": "after"}
 CUT = {"cut": True, "when": "after"}
+
+
+def damaged(content: bytes) -> bytes:
+    """With another last byte."""
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 class FolderWorld:
     """A folder of this machine, on which no answer is ever lost."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root / "state"
+        self.root, self.block = root / "state", BLOCK
 
     def open(self, attempt: str, run: str = "digits-1") -> DirectoryStore:
-        return DirectoryStore(self.root, run, attempt, f"{attempt}@host")
+        return DirectoryStore(self.root, run, attempt, f"{attempt}@host", block=self.block)
 
     def damaged_commit(self, number: int) -> None:
         (self.root / "commits" / f"{number:08}.json").write_bytes(b"{}\n")
@@ -50,10 +59,15 @@ class FolderWorld:
         content = path.read_bytes()
         path.unlink()
         if not lose:
-            path.write_bytes(content[:-1] + b"?")
+            path.write_bytes(damaged(content))
 
     def files(self) -> int:
         return sum(path.is_file() for path in (self.root / "objects").rglob("*"))
+
+    def read(self) -> int:
+        """By read(2), which is how this process reads files."""
+        told = Path("/proc/self/io").read_text()
+        return int(told.split("rchar: ")[1].split()[0])
 
     def trouble(self, kind: str) -> bool:
         return False
@@ -69,7 +83,7 @@ class FarWorld:
     troubles: dict[str, dict[str, Any]]
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.clock, self.opened = folder, Clock(), 0
+        self.folder, self.clock, self.opened, self.block = folder, Clock(), 0, BLOCK
 
     def cache(self) -> Path:
         """Each attempt is on an empty machine of its own."""
@@ -90,7 +104,7 @@ class BucketWorld(FarWorld):
 
     def __init__(self, folder: Path, server: Server, place: str, way: BadWay) -> None:
         super().__init__(folder)
-        self.server, self.place, self.faults = server, place, way.faults
+        self.server, self.place, self.way, self.faults = server, place, way, way.faults
         self.environ = server.at(way.url)
         look = r"GET .*(list.*commits%2F|/commits/)"
         self.troubles = {
@@ -118,7 +132,7 @@ class BucketWorld(FarWorld):
             environ=self.environ,
             clock=self.clock,
             sleep=self.clock.sleep,
-            piece=1000,
+            piece=self.block,
         )
 
     def damaged_commit(self, number: int) -> None:
@@ -134,11 +148,14 @@ class BucketWorld(FarWorld):
         if lose:
             obstore.delete(library, key)
         else:
-            obstore.put(library, key, bytes(obstore.get(library, key).bytes())[:-1] + b"?")
+            obstore.put(library, key, damaged(bytes(obstore.get(library, key).bytes())))
 
     def files(self) -> int:
         keys = self.server.objects(self.place)
         return len({key.rpartition("/")[0] for key in keys if key.startswith("objects/")})
+
+    def read(self) -> int:
+        return sum(size for line, size in self.way.bodies if re.match(r"GET .*/objects/.*/", line))
 
 
 class HubWorld(FarWorld):
@@ -158,7 +175,7 @@ class HubWorld(FarWorld):
             "look refused": {"match": r"GET .*(refs|resolve)", "status": 502},
             "look cut": {"match": r"GET .*(refs|resolve)", **CUT},
             "look stale": {"match": r"GET .*/refs", "stale": True},
-            "file read short": {"match": r"GET .*/resolve/.*objects", "truncate": 10},
+            "file read short": {"match": GET_FILE, "truncate": 10},
             "slow": {"stall": 0.05},
         }
 
@@ -174,6 +191,7 @@ class HubWorld(FarWorld):
             sleep=self.clock.sleep,
             spacing=0.0,
             hourly=1e9,
+            block=self.block,
         )
 
     def api(self) -> HfApi:
@@ -190,18 +208,16 @@ class HubWorld(FarWorld):
 
     def damage_file(self, file: StoredFile, *, lose: bool) -> None:
         place = file.copies[0]
-        if self.form == "hub-bucket":
-            path = self.hub.root / "buckets" / f"{REPO.replace('/', '--')}.json"
-            bucket = json.loads(path.read_text())
-            row = bucket["files"].pop(place)
-            if not lose:
-                others = [other for other in bucket["files"].values() if other != row]
-                bucket["files"][place] = others[-1]
-            path.write_text(json.dumps(bucket))
-        elif lose:
-            self.hub.repository(REPO).forget([Path(place).name.partition(".")[0]], rewrite=False)
+        if not lose:
+            content = damaged(self.open("reader").fetch(file).read_bytes())
+            if self.form == "hub-bucket":
+                self.api().batch_bucket_files(REPO, add=[(content, place)])
+            else:
+                self.hub.write(REPO, {place: content}, branch="state")
+        elif self.form == "hub-bucket":
+            self.api().batch_bucket_files(REPO, delete=[place])
         else:
-            self.hub.write(REPO, {place: b"damaged"}, branch="state")
+            self.hub.repository(REPO).forget([Path(place).name.partition(".")[0]], rewrite=False)
 
     def files(self) -> int:
         if self.form == "hub-bucket":
@@ -209,6 +225,13 @@ class HubWorld(FarWorld):
             return len(json.loads(path.read_text())["files"])
         listed = self.api().list_repo_files(REPO, revision="state")
         return sum(name.startswith("objects/") for name in listed)
+
+    def read(self) -> int:
+        """By the ranges that were asked for; whole files count as more than any part of one."""
+        asked = [each for each in self.hub.requests if re.match(GET_FILE, each.line)]
+        ranges = [each.headers.get("range", f"bytes=0-{1 << 40}") for each in asked]
+        ends = [each.removeprefix("bytes=").split("-") for each in ranges]
+        return sum(int(last) + 1 - int(first) for first, last in ends)
 
 
 @contextmanager

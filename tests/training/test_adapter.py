@@ -12,6 +12,7 @@ import ast
 import hashlib
 import inspect
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,11 +35,13 @@ from xrun.component import load_build
 from xrun.data.randomness import INIT, seed_generators
 from xrun.errors import ComponentError, TrainError
 from xrun.recipe.adapters import _REFUSED, LORA
-from xrun.recipe.schema import ModelRef
+from xrun.recipe.schema import Adapter, ModelRef
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.training import exported
 from xrun.training.adapter import _source_of
+from xrun.training.freezing import hold
+from xrun.training.instances import build_ref
 from xrun.training.loop import Training
 
 peft = pytest.importorskip("peft")
@@ -123,6 +126,37 @@ def test_peft_loads_the_adapter_from_its_folder_alone(
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=words).logits, own(input_ids=words).logits)
         assert not torch.equal(base_of(project)(words).logits, own(input_ids=words).logits)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_base_is_never_there_in_float32(kind: torch.dtype, tmp_path: Path) -> None:
+    """Each weight of a base that is held in bf16 becomes so while it is read, whatever the file's
+    type; what the file lacks, a new head, is drawn as ever. The bits are those of a base that is
+    read in float32 and held in bf16 afterwards."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=16, vocab_size=30)
+    transformers.BertForMaskedLM(config).to(kind).save_pretrained(tmp_path)
+    args = {"name": str(tmp_path), "config": {"num_labels": 3}}
+    args["auto_class"] = "AutoModelForSequenceClassification"
+    early, late = (
+        ModelRef(name="hub", args=args, adapter=Adapter(name="lora"), frozen=frozen)
+        for frozen in ("bf16", "fp32")
+    )
+    base, plain = build_ref(early, 0, tmp_path), build_ref(late, 0, tmp_path)
+    floats = {n for n, p in base.named_parameters() if p.dtype == torch.float32}
+    assert {n for n in floats if "LayerNorm" not in n and "pooler" not in n} == {
+        "classifier.weight", "classifier.bias",
+    }  # fmt: skip
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    hold(base, "bf16")
+    hold(plain, "bf16")
+    ours, theirs = (
+        {**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (base, plain)
+    )
+    assert ours.keys() == theirs.keys()
+    assert [n for n in ours if ours[n].dtype != theirs[n].dtype] == []
+    assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
 
 
 @pytest.mark.parametrize("overrides", [(), BF16])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,11 +21,13 @@ import pytest
 import torch
 from torch import nn
 
+import xrun
 from support.paths import RECIPES, ROOT
 from xrun.component import load_build
 from xrun.errors import AttemptEnd, ComponentError
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
+from xrun.run.receipt import NO_RECEIPT, receipt_of
 from xrun.run.record import AttemptRecord, Finished
 from xrun.training.companions import Companions, companions_of
 from xrun.training.export import write
@@ -164,7 +167,12 @@ def exported(folder: Path) -> dict[str, Any]:
     head = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     head.base_model_name_or_path = str(folder / "two")
     sorter = peft.get_peft_model(kept, head).eval()
-    for p in (p for each in (adapter, merged, sorter) for p in each.parameters()):
+    image.save_pretrained(folder / "eye")
+    seer = type(image).from_pretrained(folder / "eye", num_labels=2, ignore_mismatched_sizes=True)
+    sight = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
+    sight.base_model_name_or_path = str(folder / "eye")
+    seer = peft.get_peft_model(seer, sight).eval()
+    for p in (p for each in (adapter, merged, sorter, seer) for p in each.parameters()):
         if p.requires_grad:
             nn.init.normal_(p)
     merged = merged.merge_and_unload().eval()
@@ -184,6 +192,7 @@ def exported(folder: Path) -> dict[str, Any]:
         "causal": (causal, of(tokenizer=words)),
         "adapter": (adapter, of(tokenizer=words)),
         "sorter": (sorter, with_names),
+        "seer": (seer, of(class_names=["night", "day"], processor=processor)),
         "merged": (merged, of(tokenizer=words)),
         "tags": (tags, with_names),
         "unet": (unet, of()),
@@ -199,7 +208,10 @@ def exported(folder: Path) -> dict[str, Any]:
             "causal": causal(ids).logits.flatten().tolist(),
             "adapter": adapter(ids).logits.flatten().tolist(),
             "merged": merged(ids).logits.flatten().tolist(),
-            "sorter": NAMES[int(sorter(ids).logits.argmax())],
+            "sorter": NAMES[
+                int(sorter(**words("the run stays", return_tensors="pt")).logits.argmax())
+            ],
+            "seer": ["night", "day"][int(seer(torch.full((1, 3, 16, 16), 2.0)).logits.argmax())],
             "tags": [NAMES[int(each)] for each in tags(ids).logits[0].argmax(1)],
             "unet": unet(torch.ones(1, 1, 8, 8), 3).sample.flatten().tolist(),
         }
@@ -228,14 +240,18 @@ def by_its_card(name):
     FOLDER = folder + name
     lines = open(FOLDER + "/README.md").read().split("```python\\n")[1].split("```")[0]
     exec(lines, given := {"FOLDER": FOLDER})
-    return given["model"].eval()
+    return given
 with torch.no_grad():
     for name in ("causal", "merged"):
         causal = AutoModelForCausalLM.from_pretrained(folder + name)
         found[name] = causal(ids).logits.flatten().tolist()
-    found["adapter"] = by_its_card("adapter")(ids).logits.flatten().tolist()
-    sorter = by_its_card("sorter")
-    found["sorter"] = sorter.config.id2label[int(sorter(ids).logits.argmax())]
+    found["adapter"] = by_its_card("adapter")["model"].eval()(ids).logits.flatten().tolist()
+    found["sorter"] = by_its_card("sorter")["classify"]("the run stays")[0]["label"]
+    # As above, the card's last line needs torchvision.
+    seer = by_its_card("seer")["model"]
+    look = pipeline("image-classification", model=seer, image_processor=processor)
+    white = Image.fromarray(np.full((16, 16, 3), 255, dtype=np.uint8))
+    found["seer"] = look(white)[0]["label"]
     tags = pipeline("token-classification", model=folder + "tags", ignore_labels=[])
     text = tags.tokenizer.decode([3, 4, 5])
     found["tags"] = [each["entity"] for each in tags(text)]
@@ -261,16 +277,25 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
     assert there["pixels"] == [3, 16, 16]
     assert there["words"].startswith("spot machines")
     assert there["tokens"] == tokenizer()("the run")["input_ids"]
-    assert (there["sorter"], there["tags"]) == (here["sorter"], here["tags"])
+    for name in ("sorter", "seer", "tags"):
+        assert there[name] == here[name], name
     for name in ("causal", "adapter", "merged", "unet"):
         assert there[name] == pytest.approx(here[name], abs=1e-5), name
     cards = {path.parent.name: path.read_text() for path in tmp_path.glob("*/README.md")}
     told = {name: re.findall("library_name: (.*)", card)[0] for name, card in cards.items()}
     assert told == {
         **dict.fromkeys(("text", "image", "causal", "merged", "tags"), "transformers"),
-        **dict.fromkeys(("adapter", "sorter"), "peft"),
+        **dict.fromkeys(("adapter", "sorter", "seer"), "peft"),
         "unet": "diffusers",
     }
+    older = shutil.copytree(tmp_path / "sorter", tmp_path / "older")
+    (older / "config.json").rename(older / "elsewhere")
+    (older / "class_names.json").write_text(json.dumps(NAMES))  # as it was written before
+    for folder in (tmp_path / "sorter", older):
+        model = xrun.load_model(folder)
+        with torch.no_grad():
+            said = int(model(**tokenizer()("the run stays", return_tensors="pt")).logits.argmax())
+        assert model.config.id2label[said] == here["sorter"]
     assert "`adapter_model.safetensors`, SHA-256 `" in cards["adapter"]
     assert "`diffusion_pytorch_model.safetensors`, SHA-256 `" in cards["unet"]
     assert (tmp_path / "causal" / "generation_config.json").exists()
@@ -288,7 +313,9 @@ def test_every_kind_is_ready_where_there_is_no_xrun(tmp_path: Path) -> None:
 )
 def test_a_card_says_what_makes_its_model_again(store: str, publish: str, told: str) -> None:
     """By the address of the model itself, or standing in its folder."""
-    card = model_card(replace(PLAN, store=store, publish=publish), FINISHED, [], ["w.safetensors"])
+    card = model_card(
+        replace(PLAN, store=store, publish=publish), FINISHED, [], NO_RECEIPT, ["w.safetensors"]
+    )
     assert told in card
     assert f"`xrun verify {told.split()[2]}` checks" in card
 
@@ -299,16 +326,26 @@ def test_a_card_carries_the_receipt() -> None:
     told = {"usd_per_hour": 6.0, "accelerators": "A100:8", "cloud": "aws", "spot": True}
     attempts = [
         AttemptRecord("a", started=1000.0, last_seen=4600.0, end=AttemptEnd.OUTSIDE, **told),
-        AttemptRecord("b", started=9000.0, ended=10800.0),
+        AttemptRecord("b", started=9000.0, ended=10800.0, cloud="gcp"),
     ]
-    card = model_card(PLAN, FINISHED, attempts, ["w.safetensors"])
-    assert "They took 1.58 hours of machine time and cost $9.50.\n" in card
-    assert "| 1 | A100:8 aws spot | 1.08* | 6.50 |\n| 2 | not named | 0.50 | 3.00† |\n" in card
+    card = carded(attempts)
+    assert "* Cost: $9.50 for 1.58 h of machine time in 2 attempts.\n" in card
+    assert "| 1 | aws spot | A100:8 | $6.00 | 1.08* | $6.50 | ≥ 0.00 | not known |\n" in card
+    assert "| 2 | gcp | - | $6.00† | 0.50 | $3.00† | ≥ 0.00 | 0 steps |\n" in card
     assert "\\* Nobody recorded its end" in card
     assert "† Nobody has said its price" in card
-    free = [AttemptRecord("a", started=0.0, ended=9.0), attempts[1]]
-    card = model_card(PLAN, FINISHED, free, ["w.safetensors"])
-    assert "0.50 hours of machine time; nobody has said what an hour costs.\n" in card
-    assert "| 1 | not named | 0.0025 | unknown |\n" in card
+    nameless = [AttemptRecord("a", started=0.0, ended=9.0, cloud="gcp"), attempts[1]]
+    card = carded(nameless)
+    assert "* Cost: not known for 0.50 h of machine time in 2 attempts.\n" in card
+    assert "| 1 | gcp | - | not known | 0.0025 | not known |" in card
     assert "Not in it" not in card
-    assert "| machine |" not in model_card(PLAN, FINISHED, free[:1], ["w.safetensors"])
+    card = carded([AttemptRecord("a", started=0.0, ended=9.0)])
+    assert "* Cost: nothing, on machines of one's own (0.0025 h of machine" in card
+    assert "$" not in card.partition("## Use")[0].partition("Attempts:")[2]
+    assert "Attempts: 1.\n" in carded([])
+
+
+def carded(attempts: list[AttemptRecord]) -> str:
+    """The card of a run of these attempts."""
+    receipt = receipt_of(PLAN.run, attempts, 20_000.0)
+    return model_card(PLAN, FINISHED, attempts, receipt, ["w.safetensors"])

@@ -15,13 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
+from support.hub_store import REPO
 from support.paths import RECIPES
+from support.worlds import FolderWorld, hub_world
 from xrun.errors import ComponentError
 from xrun.files import sha256_of
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
-from xrun.training.export import in_one_order, write
+from xrun.store.hub.store import HubStore
+from xrun.training.export import in_one_order, say_wait, write
 from xrun.training.warm_start import warm_start
 
 FINISHED = Finished(step=10, samples=80, metrics={"val/loss": 0.5}, data_revision="r1")
@@ -261,3 +264,21 @@ def test_complex_weights_are_exported_and_begun_from(tmp_path: Path, plan: Plan)
     assert (stored.dtype, tuple(stored.shape)) == (torch.float64, (3, 2))
     warm_start(models[1], str(tmp_path / "model"), tmp_path)
     assert torch.equal(models[0][0], models[1][0])
+
+
+def test_who_waits_for_a_store_is_told_for_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Hub takes a commit in 30 s, and no step goes by meanwhile; a folder takes it at once."""
+    caplog.set_level("INFO", logger="xrun")
+    with hub_world(tmp_path, "hub", monkeypatch) as world:
+        options = {"token": world.hub.token("alice"), "clock": world.clock}
+        store = HubStore(
+            f"hub://{REPO}", "digits-1", "a1", "me", tmp_path / "c", **options, spacing=30
+        )
+        say_wait(store, "The model is made")
+        assert caplog.messages == []
+        store.commit({}, store.head())
+        say_wait(store, "The model is made")
+    say_wait(FolderWorld(tmp_path).open("a1"), "The model is made")
+    assert caplog.messages == ["The model is made when the store takes its next commit, in 30 s."]

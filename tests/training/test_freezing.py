@@ -14,7 +14,7 @@ from torch import nn
 
 from support.in_process import attempt, train
 from support.running import Project
-from xrun.errors import CheckpointError, ComponentError
+from xrun.errors import CheckpointError, ComponentError, ExportError
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 from xrun.run.record import RunRecord
@@ -26,20 +26,23 @@ from torch import nn
 
 
 class Model(nn.Module):
-    def __init__(self, follows):
+    def __init__(self, follows, late):
         super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.late = late
         self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
         self.head, self.follows = nn.Linear(8, 3), follows
 
     def forward(self, x):
-        if self.training and self.follows:
+        self.calls += self.training
+        if self.training and self.follows and self.calls > self.late:
             with torch.no_grad():
                 self.body[2].bias.lerp_(self.head.weight.mean(0), 0.1)
         return self.head(torch.relu(self.body(x)))
 
 
-def build(follows: bool = False):
-    return Model(follows)
+def build(follows: bool = False, late: int = 0):
+    return Model(follows, late)
 """
 BODY = "model.frozen_modules=[body]"
 STEPS = "train.steps=6"
@@ -74,7 +77,7 @@ def test_named_modules_stay_as_they_were_built(project: Project, more: tuple[str
     ours, theirs = final(whole), final(cut)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     saved = {name.removeprefix("model.") for name in state.tensors() if name[:6] == "model."}
-    assert saved == {"head.weight", "head.bias"} | {
+    assert saved == {"head.weight", "head.bias", "calls"} | {
         f"body.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
     }
     kinds = {name: tensor.dtype for name, tensor in ours.items()}
@@ -95,6 +98,51 @@ def test_a_teacher_that_follows_is_saved(project: Project) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert "model.body.2.bias" in state.tensors()
     assert "model.body.2.weight" not in state.tensors()
+
+
+BEST = (
+    "train.export=best",
+    "train.evaluate={every: 1 steps, metric: loss, mode: max}",
+    "checkpoint={every: 1 steps, keep: 8}",
+)
+"""The worst step, which is early, is taken for the best."""
+
+
+@pytest.mark.parametrize("more", [(), ("train.ema=0.5",)], ids=["plain", "ema"])
+def test_the_best_step_has_what_moved_after_it_as_it_was(
+    project: Project, more: tuple[str, ...]
+) -> None:
+    """A teacher that begins to follow after the best step is exported as that step had it, from
+    its source: the model of a run that ends there, bit by bit."""
+    late = (BODY, *more, "model.args={follows: true, late: 16}")
+    plan = project.plan(*BEST, *late, STEPS, run="whole")
+    state = train(plan).state
+    finished = RunRecord.of(RunFolder(plan.folder).head()).finished
+    assert finished is not None
+    assert finished.exported_step is not None
+    assert finished.exported_step <= 16 // 4
+    assert "model.body.2.bias" in state.tensors()
+    short = project.plan(*BEST[1:], *late, f"train.steps={finished.exported_step}", run="short")
+    train(short)
+    ours, theirs = final(plan), final(short)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_another_source_is_not_mixed_into_the_best_step(project: Project, tmp_path: Path) -> None:
+    """Where the file that the frozen weights came from has changed while the run trained, the
+    export fails with the parameter's name, and the run is finished all the same."""
+    torch.manual_seed(7)
+    base = {"body.2.bias": torch.randn(8)}
+    save_file(base, tmp_path / "base.safetensors")
+    late = (BODY, "model.args={follows: true, late: 16}", "model.init_from=base.safetensors")
+    plan = project.plan(*BEST, *late, STEPS)
+    with attempt(plan, "a1") as training:
+        save_file({"body.2.bias": base["body.2.bias"] + 1}, tmp_path / "base.safetensors")
+        with pytest.raises(ExportError, match=r"body\.2\.bias is frozen and .*has changed since"):
+            training.run()
+    finished = RunRecord.of(RunFolder(plan.folder).head()).finished
+    assert finished is not None
+    assert "body.2.bias" in (finished.export_failed or "")
 
 
 def test_weights_from_init_from_are_read_in_every_attempt(project: Project, tmp_path: Path) -> None:
@@ -170,7 +218,7 @@ def test_two_processes_with_a_shard_each_save_no_frozen_weights(project: Project
     assert frozen[0] == frozen[1]
     paths = (project.home / "sharded" / "state" / "objects").rglob("*")
     names = [name for path in paths if path.is_file() for name in load_file(path)]
-    assert {name.split(".")[1] for name in names} == {"head"}
+    assert {name.split(".")[1] for name in names} == {"head", "calls"}
     ours, theirs = final(project.plan(run="sharded")), final(alone)
     assert torch.equal(ours["body.0.weight"], theirs["body.0.weight"])
     assert torch.allclose(ours["head.weight"], theirs["head.weight"], atol=1e-6)

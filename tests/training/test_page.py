@@ -5,6 +5,7 @@ Covers `xrun.run.page`, `xrun.training.curves` and `xrun.training.packages`.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from importlib.metadata import version
@@ -17,8 +18,10 @@ from support.running import DATASET, RECIPE, Project
 from xrun.errors import LaunchError
 from xrun.recipe.load import load_recipe
 from xrun.run.locked import Lock
-from xrun.run.page import Page
+from xrun.run.page import RECEIPT, Page
 from xrun.run.plan import make_plan
+from xrun.run.receipt import receipt_of
+from xrun.run.record import AttemptRecord
 from xrun.training.curves import curves
 from xrun.training.packages import packages_here
 from xrun.training.page import write_page
@@ -39,13 +42,16 @@ def test_a_page_says_what_the_run_was_made_from(tmp_path: Path, public: bool) ->
     plan, lock = project.plan(), Lock(python="3.11.9", machine={"processes": 2})
     model = tmp_path / "model"
     model.mkdir()
-    write_page(model, plan, lock, POINTS, {"w.safetensors": "ab"}, "ab")
+    receipt = receipt_of(plan.run, [AttemptRecord("a", started=0.0, ended=3600.0)], 9000.0)
+    write_page(model, plan, lock, POINTS, {"w.safetensors": "ab"}, "ab", receipt)
     page = Page(model)
     assert page.lock == lock
     assert (page.facts.run, page.facts.digest, page.facts.processes) == (plan.run, plan.digest, 2)
     assert page.facts.files == {"w.safetensors": "ab"}
     if public:  # it is a project of its own, whose recipe can be started as it is
         assert make_plan(load_recipe(page.recipe), page.recipe).digest == plan.digest
+    told = json.loads((page.folder / RECEIPT).read_text())
+    assert (told["usd"], told["hours"], len(told["attempts"])) == (0.0, 1.0, 1)
     assert page.points() == [
         {"step": 1, "train/loss": 2.0, "train/samples": "aa"},
         {"step": 2, "train/loss": 1.0, "train/samples": "ab"},
@@ -64,6 +70,9 @@ def test_a_page_of_before_is_refused(tmp_path: Path) -> None:
     (tmp_path / "xrun" / "lock.json").write_text('{"hub": 1}')
     with pytest.raises(LaunchError, match=r"lock\.json is damaged: `hub` is a number"):
         _ = Page(tmp_path).lock
+    (tmp_path / "xrun" / "run.json").write_text('{"run": "tiny-1", "sources": ["models/line.py"]}')
+    with pytest.raises(LaunchError, match=r"run\.json is damaged: `sources` is .* instead of"):
+        _ = Page(tmp_path).facts
 
 
 def test_losses_are_drawn() -> None:

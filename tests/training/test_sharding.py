@@ -1,11 +1,16 @@
-"""Sharded models on real processes: saved by four, restored on two and one with the same values.
+"""Sharded models on real processes: saved by four, restored on two and one with the same values,
+saved by that one, restored on two and four. Covers `xrun.training.start` with them.
 
 The file is also the program that the processes run: `python test_sharding.py FOLDER RANK`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import mmap
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from xrun.checkpoint.checkpointer import Checkpointer, Writers
 from xrun.checkpoint.lease import Lease
 from xrun.checkpoint.restore import load, newest
 from xrun.checkpoint.schedule import SaveSchedule
+from xrun.checkpoint.share import Share, fetched
 from xrun.checkpoint.state import TrainState, local
 from xrun.recipe.interval import Every
 from xrun.recipe.schema import Train
@@ -29,26 +35,31 @@ from xrun.training.export import full_copy
 from xrun.training.objective import Objective
 from xrun.training.optimizer import build_optimizer
 from xrun.training.sharding import checkpoint_activations, repeated_blocks, shard
+from xrun.training.start import taken
 from xrun.training.world import World
 
-SIZES = (4, 2, 1)
+LIVES = ("a4", "a2", "a1", "b2", "b4", "c2")
+"""Attempts, by how many processes: `a` and `c` restore what four have saved, `b` what one has."""
+BLOCK = 512
 
 
 class Model(nn.Module):
-    """Blocks whose rows no number of processes divides, a layer with fewer rows than processes, and
-    a buffer."""
+    """Blocks whose rows no number of processes divides, a layer with fewer rows than processes, a
+    wide one that has most of the bytes, and a buffer."""
 
     scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(7, 7), nn.GELU()) for _ in range(2)])
+        self.wide = nn.Sequential(nn.Linear(7, 64), nn.Linear(64, 1001), nn.Linear(1001, 7))
         self.head = nn.Linear(7, 2)
         self.register_buffer("scale", torch.full((3,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = x + block(x)
+        x = x + self.wide(x)
         return self.head(x) * self.scale[0]
 
 
@@ -67,13 +78,13 @@ def make() -> tuple[TrainState, Objective]:
 def whole(state: TrainState) -> dict[str, Tensor]:
     """Every tensor of the state, put together from all processes."""
     return {
-        name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone()
+        name: t.full_tensor().clone() if hasattr(t, "full_tensor") else t.clone()
         for name, t in state.tensors().items()
     }
 
 
 def open_run(folder: Path, attempt: str, world: World, state: TrainState) -> Checkpointer:
-    store = DirectoryStore(folder / "state", "run", attempt, "me")
+    store = DirectoryStore(folder / "state", "run", attempt, "me", block=BLOCK)
     if world.rank == 0:
         head = store.head()
         first = RunRecord(digest="d", attempts=(AttemptRecord(attempt),))
@@ -97,107 +108,198 @@ def step(state: TrainState, objective: Objective, world: World) -> None:
     state.step += 1
 
 
+@contextlib.contextmanager
+def joined(folder: Path, life: str, rank: int) -> Iterator[World]:
+    """So many processes as a life's name ends in."""
+    size = int(life[-1])
+    meet = f"file://{folder}/meet-{life}"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
+    yield World(rank, size, dist.new_group(), dist.new_group())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def work(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    for size in SIZES:
-        if rank >= size:
+    for life in LIVES:
+        if rank >= int(life[-1]):
             continue
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size
+        with joined(folder, life, rank) as world:
+            state, objective = make()
+            run = open_run(folder, life, world, state)
+            found = (trained if life == "a4" else restored)(run, state, objective, world)
+            if life == "a1":
+                step(state, objective, world)
+                run.begin()
+                run.before_step()
+                run.wait()
+            found["copy"] = full_copy(state.model, model)
+            if found["copy"] is not None:
+                found["copy"] = found["copy"].state_dict()
+            found["now"] = whole(state)
+            torch.save(found, folder / f"{life}-{rank}.pt")
+            run.close()
+
+
+def trained(
+    run: Checkpointer, state: TrainState, objective: Objective, world: World
+) -> dict[str, Any]:
+    """Two steps, saved while a third one is trained."""
+    step(state, objective, world)
+    step(state, objective, world)
+    run.begin()
+    before = whole(state)
+    run.before_step()
+    step(state, objective, world)  # the save goes on meanwhile and has the old values
+    run.wait()
+    own = [local(t).nbytes for t in state.tensors().values() if hasattr(t, "to_local")]
+    # the first process writes what is not sharded
+    alone = state.tensors()["model.scale"].nbytes if world.rank == 0 else 0
+    copied = sum(room.nbytes for room in run._snapshot.rooms.values()) - alone
+    return {"values": before, "step": state.step, "own bytes": sum(own), "copied bytes": copied}
+
+
+def restored(
+    run: Checkpointer, state: TrainState, objective: Objective, world: World
+) -> dict[str, Any]:
+    """The newest checkpoint, and how many bytes this process has read of it."""
+    store, share = run.lease.store, Share(world.rank, world.size)
+    if run.lease.attempt == "c2" and not world.rank:
+        damage(run)
+    world.barrier()
+    take = functools.partial(taken, store, share, world)
+    head, checkpoint, paths = newest(store, run.lease.head, take, world.from_first)
+    assert checkpoint is not None
+    before = bytes_read()
+    assert [fetched(store, file, share) for file in checkpoint.files.values()] == paths
+    read = bytes_read() - before
+    stepped = list[int]()
+    state.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: stepped.extend(
+            p.numel() for group in optimizer.param_groups for p in group["params"]
         )
-        world = World(rank, size, dist.new_group(), dist.new_group())
-        state, objective = make()
-        run = open_run(folder, f"a{size}", world, state)
-        found: dict[str, Any] = {}
-        if size == 4:
-            step(state, objective, world)
-            step(state, objective, world)
-            run.begin()
-            before = whole(state)
-            run.before_step()
-            step(state, objective, world)  # the save goes on meanwhile and has the old values
-            run.wait()
-            found["own bytes"] = sum(
-                local(t).nbytes for t in run.state.tensors().values() if hasattr(t, "to_local")
-            )
-            whole_ones = (
-                state.tensors()["model.scale"].nbytes if rank == 0 else 0
-            )  # the first process writes what is not sharded
-            found["copied bytes"] = (
-                sum(room.nbytes for room in run._snapshot.rooms.values()) - whole_ones
-            )
-        else:
-            _, checkpoint, paths = newest(run.lease.store, run.lease.head)
-            assert checkpoint is not None
-            load(state, checkpoint, paths)
-            before = whole(state)
-        found |= {
-            "values": before,
-            "step": state.step,
-            "copy": full_copy(state.model, model),
-        }
-        if found["copy"] is not None:
-            found["copy"] = found["copy"].state_dict()
-        now = whole(state)
-        found["now"] = now
-        torch.save(found, folder / f"{size}-{rank}.pt")
-        dist.barrier()
-        run.close()
-        dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
-    """What every rank of 4, 2 and 1 real processes has."""
-    folder = tmp_path_factory.mktemp("sharding")
-    run_ranks(__file__, folder, max(SIZES))
+    )
+    load(state, checkpoint, paths, share)
     return {
-        (size, rank): torch.load(folder / f"{size}-{rank}.pt")
-        for size in SIZES
-        for rank in range(size)
+        "stepped": stepped,
+        "values": whole(state),
+        "step": state.step,
+        "rejected": head.record.get("rejected"),
+        "read": read,
+        "needs": sum(local(tensor).nbytes for tensor in state.tensors().values()),
+        "rounding": 2 * BLOCK * len(state.tensors()) + 4 * mmap.PAGESIZE * len(paths),
+        "all": sum(file.size for file in checkpoint.files.values()),
     }
 
 
-@pytest.mark.parametrize("size", [2, 1])
-def test_what_four_saved_is_what_fewer_restore(
-    found: dict[tuple[int, int], Any], size: int
-) -> None:
+def damage(run: Checkpointer) -> None:
+    """Change the newest checkpoint's last byte, which is the last process's."""
+    assert run.lease.record.newest is not None
+    file = run.lease.record.newest.files["optimizer-0-0"]
+    path = run.lease.store.fetch(file)
+    with path.open("r+b") as content:
+        content.seek(-1, 2)
+        last = content.read(1)[0]
+        content.seek(-1, 2)
+        content.write(bytes([last ^ 1]))
+
+
+def bytes_read() -> int:
+    """What this process has read by read(2) so far."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+Found = dict[tuple[str, int], Any]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What every rank of each life has."""
+    folder = tmp_path_factory.mktemp("sharding")
+    run_ranks(__file__, folder, 4)
+    return {
+        (life, rank): torch.load(folder / f"{life}-{rank}.pt")
+        for life in LIVES
+        for rank in range(int(life[-1]))
+    }
+
+
+@pytest.mark.parametrize("life", ["a2", "a1"])
+def test_what_four_saved_is_what_fewer_restore(found: Found, life: str) -> None:
     """The unsharded weights and optimizer state on 2 and 1 processes are bitwise those that 4
     processes had when they saved."""
-    saved, restored = found[4, 0]["values"], found[size, 0]["values"]
-    assert restored.keys() == saved.keys()
-    assert all(torch.equal(restored[name], tensor) for name, tensor in saved.items())
+    saved, last = found["a4", 0]["values"], int(life[-1]) - 1
+    same(saved, found[life, 0]["values"])
     assert any(name.startswith("optimizer.blocks.0") for name in saved)
-    assert found[size, size - 1]["step"] == 2
+    assert found[life, last]["step"] == 2
 
 
-def test_the_save_went_on_while_the_model_trained(found: dict[tuple[int, int], Any]) -> None:
+@pytest.mark.parametrize("life", ["b2", "b4"])
+def test_what_one_saved_is_what_more_restore(found: Found, life: str) -> None:
+    """After the step that one process has trained."""
+    assert {found[life, rank]["step"] for rank in range(int(life[-1]))} == {3}
+    same(found["a1", 0]["now"], found[life, 0]["values"])
+    assert not torch.equal(
+        found["a1", 0]["now"]["model.head.weight"], found["a1", 0]["values"]["model.head.weight"]
+    )
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    """Bitwise."""
+    assert left.keys() == right.keys()
+    assert all(torch.equal(right[name], tensor) for name, tensor in left.items())
+
+
+@pytest.mark.parametrize("life", ["a2", "a1", "b2", "b4"])
+def test_each_process_reads_its_own_part(found: Found, life: str) -> None:
+    """At most 1.2 times the bytes of it, but for the header of each file and the blocks that
+    tensors begin and end in."""
+    for rank in range(int(life[-1])):
+        own = found[life, rank]
+        assert own["read"] <= 1.2 * own["needs"] + own["rounding"]
+        assert life == "a1" or own["read"] < 0.75 * own["all"]
+
+
+def test_room_for_the_optimizers_state_takes_no_gradients(found: Found) -> None:
+    """What a step makes is seen by one for a small parameter, of a sharded model as well."""
+    assert {max(found["b4", rank]["stepped"]) for rank in range(4)} == {6}
+
+
+def test_all_go_back_to_the_same_checkpoint(found: Found) -> None:
+    """Only the second process has read the byte that is damaged in the newest one; both take the
+    one before, and the damaged one is rejected once."""
+    for rank in range(2):
+        assert (found["c2", rank]["step"], found["c2", rank]["rejected"]) == (2, [3])
+    same(found["a4", 0]["values"], found["c2", 0]["values"])
+
+
+def test_the_save_went_on_while_the_model_trained(found: Found) -> None:
     """The checkpoint has the values from before the step that ran during the save: that step did
     change them."""
-    saved, after = found[4, 0]["values"], found[4, 0]["now"]
+    saved, after = found["a4", 0]["values"], found["a4", 0]["now"]
     assert not torch.equal(saved["model.head.weight"], after["model.head.weight"])
 
 
-def test_each_process_copies_its_own_part(found: dict[tuple[int, int], Any]) -> None:
+def test_each_process_copies_its_own_part(found: Found) -> None:
     """Saving takes one copy of a process's own rows; nowhere is the whole state put together."""
     for rank in range(4):
         assert (
-            found[4, rank]["copied bytes"] <= found[4, rank]["own bytes"] + 4 * 6
-        )  # and six step counters on the first
-    assert sum(found[4, rank]["own bytes"] for rank in range(4)) == sum(
+            found["a4", rank]["copied bytes"] <= found["a4", rank]["own bytes"] + 4 * 12
+        )  # and twelve step counters on the first
+    assert sum(found["a4", rank]["own bytes"] for rank in range(4)) == sum(
         t.nbytes
-        for name, t in found[4, 0]["values"].items()
+        for name, t in found["a4", 0]["values"].items()
         if name != "model.scale" and not name.endswith(".step")
     )
 
 
-def test_an_unsharded_copy_is_made_on_the_first_process(found: dict[tuple[int, int], Any]) -> None:
+def test_an_unsharded_copy_is_made_on_the_first_process(found: Found) -> None:
     """For the export the first process has an ordinary model with all values, the others have
     none."""
-    for size in (4, 2):
-        copy, now = found[size, 0]["copy"], found[size, 0]["now"]
+    for life in ("a4", "a2"):
+        copy, now = found[life, 0]["copy"], found[life, 0]["now"]
         assert all(torch.equal(copy[name], now[f"model.{name}"]) for name in model().state_dict())
-        assert all(found[size, rank]["copy"] is None for rank in range(1, size))
+        assert all(found[life, rank]["copy"] is None for rank in range(1, int(life[-1])))
 
 
 def test_repeated_blocks_are_the_children_of_module_lists() -> None:

@@ -17,7 +17,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ from .movement import Movement
 from .saving import Made, MovedError, Saving, check_weights, fault_of, sample_of
 from .schedule import LastSave, SaveSchedule
 from .snapshot import Files, Snapshot, on_device
-from .state import TrainState, local, rows
+from .state import TrainState, is_sharded, local, rows
 
 log = logging.getLogger("xrun")
 
@@ -87,6 +87,7 @@ class Checkpointer:
         self._copied = threading.Event()
         self._copied.set()
         self._stall = 0.0
+        self._sent: set[StoredFile] = set()
         self._wanted = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
         self._saving: Future[None] | None = None
@@ -134,7 +135,7 @@ class Checkpointer:
         self._first = False
         staged = on_device({name: part for name, part in parts.items() if name not in early})
         parts |= staged
-        files = self._files(parts)
+        files = self._files(parts, {name for name in parts if is_sharded(sources[name])})
         self._snapshot.copy(files, early)
         self._copied.clear()
         ready = torch.cuda.current_stream().record_event() if self._stream else None
@@ -147,11 +148,7 @@ class Checkpointer:
             trained=self.state.trained(),
             frozen=self.state.frozen(),
             ready=ready,
-            rows={
-                name: rows(tensor)
-                for name, tensor in sources.items()
-                if hasattr(tensor, "to_local")
-            },
+            rows={name: rows(tensor) for name, tensor in sources.items() if is_sharded(tensor)},
             versions={name: part._version for name, part in parts.items()},
             samples={
                 name: sample_of(parts[name]) for name in self.state.trained() - early - set(staged)
@@ -197,7 +194,7 @@ class Checkpointer:
         self._thread.shutdown()
 
     def _writes(self, tensor: Tensor) -> bool:
-        return self.writers.rank == 0 or hasattr(tensor, "to_local")
+        return self.writers.rank == 0 or is_sharded(tensor)
 
     def _early(self, parts: Mapping[str, Tensor]) -> set[str]:
         """Names of what is copied before the next forward pass: what it may change, and what is
@@ -232,12 +229,13 @@ class Checkpointer:
         finally:
             self._copied.set()
 
-    def _files(self, parts: Mapping[str, Tensor]) -> Files:
+    def _files(self, parts: Mapping[str, Tensor], shards: Set[str]) -> Files:
         """Which file each of this process's tensors goes into: model, optimizer, ema, and what no
-        step changes by itself."""
+        step changes by itself. What is no shard comes first in it, since every process reads all of
+        that."""
         frozen = self.state.frozen() - self._movement.moving
         groups: dict[str, dict[str, Tensor]] = {}
-        for name, part in parts.items():
+        for name, part in sorted(parts.items(), key=lambda item: item[0] in shards):
             group = _FROZEN if name in frozen else name.partition(".")[0]
             groups.setdefault(group, {})[name] = part
         return {
@@ -279,7 +277,7 @@ class Checkpointer:
             frozen = name.startswith(f"{_FROZEN}-")
             own = self.lease.attempt
             writer, again = self._frozen(header, data, known) if frozen else (own, None)
-            file = again or self.lease.store.put([header(writer), data])
+            file = again or self.lease.store.put([header(writer), data], blocks=bool(own_rows))
             files[f"{name}-{writer}" if frozen else name] = (
                 file if again else self._again(known.get(file.hash)) or file
             )
@@ -321,7 +319,9 @@ class Checkpointer:
                 self.lease.note(last_save=round(time.perf_counter() - saving.started, 3))
             self.lease.commit(saving.step, saving.numbers, files)
             self.unavailable = ""
-            self.schedule.measured(self._stall, time.perf_counter() - saving.started)
+            sent = sum(file.size for file in {*files.values()} - self._sent)
+            self._sent = {*files.values()}
+            self.schedule.measured(self._stall, time.perf_counter() - saving.started, sent)
             if self.tracker is not None:
                 self.tracker.committed(saving.step, self.lease.head.id)
             self.lease.store.sweep()

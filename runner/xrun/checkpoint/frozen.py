@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..store.durable import hash_of
 from . import tensor_file
 from .saving import sample_of
@@ -77,6 +78,25 @@ class Frozen:
     def add(self, saved: Set[str]) -> None:
         """These are in the checkpoint that is loaded: they had moved when it was made."""
         self._moved |= {name for name in self._tensors if f"model.{name}" in saved}
+
+    def as_built(self, names: Set[str], model: nn.Module) -> dict[str, Tensor]:
+        """What they were in the beginning, of a model that was built again, by these names in a
+        checkpoint.
+
+        Raises:
+            CheckpointError: one of them is another one there.
+        """
+        built = model.state_dict()
+        for name in sorted(names):
+            own = name.removeprefix("model.")
+            if own not in built or _line((own, built[own])) != self._lines.get(own):
+                raise CheckpointError(
+                    f"{own} is frozen and had not moved yet in the checkpoint, which so does not"
+                    " hold it, and its source has changed since.",
+                    "Put the weights back at the recipe's model.args or model.init_from, or set"
+                    " `train.export: last`.",
+                )
+        return {name: built[name.removeprefix("model.")] for name in names}
 
     def _written(self, name: str, now: Seen) -> None:
         """Something has written to a tensor, which may have been what it was (peft puts the

@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 from ..errors import CheckpointCorrupt, CheckpointError
 from ..run.checkpoint import Checkpoint
 from ..run.record import RunRecord
 from ..store.protocol import Head, Store
 from . import tensor_file
+from .share import ALL, Share
 from .state import TrainState, local, rows
 
 log = logging.getLogger("xrun")
 
 
-def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Path]]:
+Take = Callable[[Checkpoint], list[Path]]
+"""The paths of a checkpoint's files, verified; raises CheckpointCorrupt."""
+
+
+def newest(
+    store: Store,
+    head: Head,
+    take: Take | None = None,
+    first: Callable[[Callable[[], Head]], Head] = lambda find: find(),
+) -> tuple[Head, Checkpoint | None, list[Path]]:
     """The newest checkpoint whose every file has the bytes that were committed, with the files'
     paths.
 
-    Damaged ones are moved away by the store; the head that names their steps as rejected is
-    committed before the older checkpoint is used, so that they may be written again. Without any
-    commit of a checkpoint: None.
+    The head that names the steps of damaged ones as rejected is committed before the older
+    checkpoint is used, so that they may be written again. Without any commit of a checkpoint: None.
+
+    Several processes call it together: then `take` comes to the same end on each, and what the
+    `first` one finds all of them have.
 
     Raises:
         CheckpointCorrupt: there are checkpoints and none of them is whole.
     """
-    rejected, reasons = [], []
+    take = take or (lambda checkpoint: [store.fetch(file) for file in checkpoint.files.values()])
+    rejected, reasons = list[int](), []
     for checkpoint in reversed(RunRecord.of(head).checkpoints):
         try:
-            paths = [store.fetch(file) for file in checkpoint.files.values()]
+            paths = take(checkpoint)
         except CheckpointCorrupt as error:
             rejected.append(checkpoint.step)
             reasons.append(f"step {checkpoint.step}: {error.message}")
@@ -41,7 +56,8 @@ def newest(store: Store, head: Head) -> tuple[Head, Checkpoint | None, list[Path
                 error.message,
             )
             continue
-        return (_reject(store, head, rejected) if rejected else head), checkpoint, paths
+        now = first(lambda: _reject(store, head, rejected)) if rejected else head
+        return now, checkpoint, paths
     if rejected:
         raise CheckpointCorrupt(
             "Every checkpoint of this run is damaged: " + " ".join(reasons),
@@ -58,25 +74,47 @@ def _reject(store: Store, head: Head, steps: Sequence[int]) -> Head:
     return store.commit(replace(record, checkpoints=left, rejected=known).to_json(), head)
 
 
-def load_weights(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
+def load_weights(
+    state: TrainState,
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    rebuild: Callable[[], nn.Module],
+    share: Share = ALL,
+) -> None:
     """Put a checkpoint's model, and its average, into the modules; nothing else of the state
-    changes."""
-    reader = tensor_file.TensorReader(paths)
+    changes. Frozen weights that moved only later are not in it: they get what the model has that
+    `rebuild` makes. `share`: whose part was verified.
+
+    Raises:
+        CheckpointError: that one has other weights there.
+    """
+    reader = tensor_file.TensorReader(paths, share)
     state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
-    for name, tensor in state.tensors().items():
+    there, tensors = reader.names(), state.tensors()
+    for name in tensors.keys() & there:
         if not name.startswith("optimizer."):
-            reader.fill(name, local(tensor), rows(tensor))
+            reader.fill(name, local(tensors[name]), rows(tensors[name]))
+    # The average has no frozen weights of its own.
+    later = {name for name in tensors.keys() - there if name.startswith("model.")}
+    if later and state.outside is not None:
+        built = state.outside.as_built(later, rebuild())
+        for name in later:
+            (begin, _), own, whole = rows(tensors[name]), local(tensors[name]), local(built[name])
+            own.copy_(whole[begin : begin + len(own)] if own.dim() else whole)
 
 
-def load(state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
-    """Put a checkpoint's state into the modules, on any number of processes.
+def load(
+    state: TrainState, checkpoint: Checkpoint, paths: Sequence[Path], share: Share = ALL
+) -> None:
+    """Put a checkpoint's state into the modules, on any number of processes; `share`: whose part of
+    it was verified.
 
     Raises:
         CheckpointError: the model does not have the tensors that were saved, or its frozen weights
             are others than those of the run.
     """
     check_frozen(state, checkpoint)
-    reader = tensor_file.TensorReader(paths)
+    reader = tensor_file.TensorReader(paths, share)
     state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
     state.load_tensors(
         reader.names(), lambda name, tensor: reader.fill(name, local(tensor), rows(tensor))

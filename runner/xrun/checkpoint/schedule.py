@@ -1,10 +1,9 @@
 """When to save.
 
-`auto` balances what a save costs against what a preemption loses: with a cost of C seconds per save
-and M seconds between preemptions the best interval is sqrt(2 * C * M) (Young 1974, Daly 2006). C is
+`auto` balances what a save costs against what a preemption loses (`run/saving.py`). The cost is
 what a save takes from training (the stall, measured), not how long writing goes on in the
-background; a save never starts before the one before has ended. M starts from a prior and moves
-with what the run has seen.
+background; a save never starts before the one before has ended. The time between preemptions
+starts from a prior and moves with what the run has seen.
 
 Before a known deadline, such as a cloud's notice gives, training goes on until the last save has to
 begin.
@@ -18,35 +17,12 @@ from dataclasses import dataclass
 
 from ..machine.stop import SPARE_SECONDS
 from ..recipe.interval import Every
+from ..run.saving import best_interval
 
-PRIOR_UPTIME = 3 * 3600.0
-"""Seconds between preemptions before a run has seen any: spot machines of the published traces last
-hours."""
-MINIMUM_SECONDS = 10.0
-"""No closer than this: below it a save costs more in attention (logs, files, commits) than the
-seconds it could lose."""
-MINIMUM_STALL = 1e-3
 LONGER = 0.25
 """By how much of it a last save may take longer than those before."""
 FASTER = 3.0
 """How much faster a save may be, at best, when nothing trains beside it."""
-
-
-def mean_uptime(seconds: float, preemptions: int, prior: float = PRIOR_UPTIME) -> float:
-    """Expected seconds between preemptions: the observed ones, and the prior counted as one more
-    observation."""
-    return (prior + seconds) / (1 + preemptions)
-
-
-def best_interval(
-    stall: float, write: float, uptime: float, minimum: float = MINIMUM_SECONDS
-) -> float:
-    """Seconds between saves that lose least.
-
-    `stall`: seconds a save takes from training; `write`: seconds until it is committed; `uptime`:
-    mean seconds between preemptions.
-    """
-    return max(math.sqrt(2 * max(stall, MINIMUM_STALL) * uptime), write, minimum)
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,8 @@ class LastSave:
 class SaveSchedule:
     """Answers "is a save due?" once per step; every argument in seconds or steps.
 
-    `alone`: how long the last saves of the attempts before have taken.
+    `alone`: how long the last saves of the attempts before have taken. `worth`: how many seconds of
+    the machine are to be had for what sending a byte costs.
     """
 
     def __init__(
@@ -99,7 +76,9 @@ class SaveSchedule:
         uptime: Callable[[], float],
         clock: Callable[[], float],
         alone: float = 0.0,
+        worth: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self.worth = worth
         self.every, self.steps_per_epoch, self.uptime, self.clock, self.alone = (
             every,
             steps_per_epoch,
@@ -110,6 +89,7 @@ class SaveSchedule:
         self.last_time = clock()
         self.stall = 0.0
         self.write = 0.0
+        self.sent = 0.0
 
     def due(self, step: int, left: float = math.inf) -> bool:
         """Whether a save should start after `step` steps are done, `left` seconds before a
@@ -128,7 +108,8 @@ class SaveSchedule:
 
     def seconds(self) -> float:
         """The present interval in seconds, for policies by time."""
-        return self.every.seconds or best_interval(self.stall, self.write, self.uptime())
+        cost = self.stall + self.sent * self.worth()
+        return self.every.seconds or best_interval(cost, self.write, self.uptime())
 
     def last_save(self, busy: bool = False, delay: float = 0.0) -> LastSave:
         """What a last save would take now; `busy`: the save that has started last is still on its
@@ -144,8 +125,9 @@ class SaveSchedule:
         """A save has started now."""
         self.last_time = self.clock()
 
-    def measured(self, stall: float, write: float) -> None:
-        """A save took `stall` seconds from training and `write` seconds until it was committed; the
-        newest counts half."""
+    def measured(self, stall: float, write: float, sent: float = 0.0) -> None:
+        """A save took `stall` seconds from training and `write` seconds until it was committed, and
+        sent so many bytes; the newest counts half."""
+        self.sent = sent if not self.sent else (self.sent + sent) / 2
         self.stall = stall if not self.stall else (self.stall + stall) / 2
         self.write = write if not self.write else (self.write + write) / 2

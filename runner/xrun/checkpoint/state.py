@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from ..errors import CheckpointError, ComponentError, TrainError
 from . import tensor_file
 from .frozen import Frozen
+from .share import Share
 
 Fill = Callable[[str, Tensor], None]
 """Writes the saved values of the named tensor into the one given, in place."""
@@ -207,7 +208,7 @@ class TrainState:
                 kind = id(group), p.dtype, p.device
                 if kind not in examples:
                     examples[kind] = self._example(group, p)
-                if _is_sharded(p) or not all(_is_plain(value) for value in examples[kind].values()):
+                if not all(_is_plain(value) for value in examples[kind].values()):
                     return None
                 made[p] = {
                     key: torch.empty_like(p if value.dim() else value)
@@ -306,7 +307,7 @@ def _is_copy(one: Any, other: Any) -> bool:
     return one.numel() > 0 and one.data_ptr() != other.data_ptr()
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, whose import takes half a second."""
     return hasattr(tensor, "to_local")
 
@@ -319,19 +320,18 @@ def _is_plain(value: Any) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, as a file holds it: all of it, or its shard where the model
     is sharded; pairs of real numbers where the file's format has no such complex ones."""
-    own = tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor's method
+    own = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor's method
     return torch.view_as_real(own) if own.dtype in _PAIRS else own
 
 
 def rows(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """Where this process's part, as `local` gives it, starts in the first dimension, and the whole
-    tensor's shape (torch.chunk's cut)."""
+    tensor's shape."""
     shape = (*tensor.shape, 2) if tensor.dtype in _PAIRS else tuple(tensor.shape)
     if not hasattr(tensor, "device_mesh"):
         return 0, shape
     mesh = tensor.device_mesh
-    size = -(-shape[0] // mesh.size())
-    return min(mesh.get_local_rank() * size, shape[0]), shape
+    return Share(mesh.get_local_rank(), mesh.size()).rows(shape[0])[0], shape
 
 
 def _check(name: str, tensor: Tensor) -> None:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .share import ALL, Share
 
 Rows = tuple[int, tuple[int, ...]]
 """First row of a part, and the shape of the whole tensor."""
@@ -91,13 +92,17 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 class TensorReader:
-    """Reads tensors, or rows of them, out of the files of one checkpoint."""
+    """Reads tensors, or rows of them, out of the files of one checkpoint, in which what belongs to
+    this `share` of the processes was verified."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], share: Share = ALL) -> None:
+        self._share = share
+        self._sharded = set[str]()
         self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
         self._pieces: dict[str, list[tuple[Any, Rows]]] = {}
         for file in self._files:
             rows = json.loads((file.metadata() or {}).get("rows", "{}"))
+            self._sharded |= rows.keys()
             for name in file.keys():  # noqa: SIM118  safe_open is no mapping
                 shape = tuple(file.get_slice(name).get_shape())
                 start, whole = rows.get(name, (0, shape))
@@ -117,9 +122,12 @@ class TensorReader:
         place.
 
         Raises:
-            CheckpointError: the saved tensor has another shape.
+            CheckpointError: the saved tensor has another shape, or the rows are not this process's
+                own, so that nobody has verified them.
         """
         start, shape = rows
+        if name in self._sharded:
+            self._check_own(name, start, target.shape[0], shape[0])
         for file, (begin, whole) in self._pieces[name]:
             if whole != shape:
                 raise CheckpointError(
@@ -137,3 +145,12 @@ class TensorReader:
             )
             if low < high:
                 target[low - start : high - start].copy_(piece[low - begin : high - begin])
+
+    def _check_own(self, name: str, start: int, count: int, whole: int) -> None:
+        low, high = self._share.rows(whole)
+        if count and not low <= start <= start + count <= high:
+            raise CheckpointError(
+                f"{name}: rows {start} to {start + count} are asked for, and this process has read"
+                f" rows {low} to {high}: the model is sharded in another way than xrun shards it.",
+                "Leave sharding to train.sharding.",
+            )

@@ -59,6 +59,8 @@ def _tell(copy: Copy) -> None:
     original = copy.original
     click.echo(f"  run      {original.facts.run}, {original.where}", err=True)
     click.echo(f"  code     {copy.code or 'what xrun ships'}", err=True)
+    if copy.other:
+        click.echo(f"           {copy.other}", err=True)
     for place in copy.files:
         click.echo(f"           {copy.folder / place}", err=True)
     for name, commit in original.lock.hub.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from . import again, completion, keeping, recipes, runs, train, watching
+from . import again, completion, keeping, overview, recipes, runs, setup, sweeps, train, watching
 
 if TYPE_CHECKING:
     from ..errors import XrunError
@@ -51,7 +51,18 @@ def cli() -> None:
     """
 
 
-for _group in (train, recipes, runs, watching, again, keeping, completion):
+for _group in (
+    train,
+    sweeps,
+    recipes,
+    overview,
+    runs,
+    watching,
+    again,
+    keeping,
+    setup,
+    completion,
+):
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

@@ -3,14 +3,20 @@ its source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..launcher.offers import Controller, Offer, Offers
+from ..launcher.quote import Quote, Range
+from .plans import cost_text
+
+if TYPE_CHECKING:
+    from ..recipe.schema import Recipe
 
 _ROWS = 12
 """Places that the table shows; the JSON has them all."""
+_ELSEWHERE = 6
 _HEADER = (
     "",
     "CLOUD",
@@ -30,17 +36,22 @@ def offers_json(offers: Offers) -> dict[str, Any]:
     """Everything, best first; `chosen` is what is tried first. Dollars are for all nodes
     together."""
     return {
-        "chosen": offers.best.summary(),
+        "chosen": offers.best.summary() if offers.offers else None,
         "order": offers.order,
         "ordered": offers.ordered,
         "notes": list(offers.notes),
         "controller": asdict(offers.controller) if offers.controller else None,
+        "cost": offers.cost.to_json() if offers.cost else None,
+        "lacks": offers.lacks,
+        "elsewhere": [offer.summary() for offer in offers.elsewhere],
         "offers": [offer.summary() for offer in offers.offers],
     }
 
 
-def offers_text(offers: Offers) -> str:
-    """The table, what is chosen and why, and where the prices come from."""
+def offers_text(offers: Offers, recipe: Recipe | None = None) -> str:
+    """The table, what is chosen and why, what the run would take, and whose prices these are."""
+    if not offers.offers:
+        return "\n".join([*_elsewhere(offers), *offers.notes])
     places = list(
         {
             (offer.candidate, offer.infra, offer.instance): offer
@@ -50,12 +61,26 @@ def offers_text(offers: Offers) -> str:
     places.sort(key=offers.offers.index)
     relative = all(offer.usd is None and offer.work is not None for offer in places)
     header = (*_HEADER[:-1], "WORK (est.)") if relative else _HEADER
-    rows = [_row(offer, offers, relative=relative) for offer in places[:_ROWS]]
-    return "\n".join([*_aligned([header, *rows]), *_below(offers, places, relative=relative)])
+    rows = [_row(offer, offers.best, relative=relative) for offer in places[:_ROWS]]
+    table = _aligned([header, *rows])
+    below = _below(offers, places, recipe, relative=relative)
+    return "\n".join([*table, *below, *_elsewhere(offers)])
 
 
-def _row(offer: Offer, offers: Offers, *, relative: bool) -> tuple[str, ...]:
-    best = offers.best
+def _elsewhere(offers: Offers) -> Iterator[str]:
+    """What clouds that are not enabled would charge."""
+    if not offers.elsewhere:
+        return
+    if offers.offers:
+        yield ""
+    yield "Not enabled (`sky check CLOUD`), by their published price lists alone:"
+    best = offers.elsewhere[0]
+    rows = [_row(each, best, relative=False) for each in offers.elsewhere[:_ELSEWHERE]]
+    yield from _aligned([_HEADER, *(("", *row[1:]) for row in rows)])
+    yield f"Prices: {'; '.join(_sources(offers.elsewhere))}."
+
+
+def _row(offer: Offer, best: Offer, *, relative: bool) -> tuple[str, ...]:
     place = (offer.candidate, offer.infra, offer.instance) == (
         best.candidate,
         best.infra,
@@ -89,7 +114,9 @@ def _mark(offer: Offer) -> str:
     )
 
 
-def _below(offers: Offers, places: Sequence[Offer], *, relative: bool) -> Iterable[str]:
+def _below(
+    offers: Offers, places: Sequence[Offer], recipe: Recipe | None, *, relative: bool
+) -> Iterator[str]:
     best = offers.best
     if len(places) > _ROWS:
         yield f"and {len(places) - _ROWS} dearer places (--json has them all)"
@@ -97,6 +124,7 @@ def _below(offers: Offers, places: Sequence[Offer], *, relative: bool) -> Iterab
     kind = "spot" if best.use_spot else "on demand"
     whole = f", ${best.usd:.2f} for the whole run" if best.usd is not None else ""
     yield f"Chosen: {best.machines} on {best.infra}, {kind}, ${best.hourly:.2f} an hour{whole}."
+    yield from _quoted(offers, recipe)
     yield offers.order
     if relative:
         yield "WORK is what the same work costs, relative to the chosen place."
@@ -105,7 +133,7 @@ def _below(offers: Offers, places: Sequence[Offer], *, relative: bool) -> Iterab
     yield from offers.notes
     if offers.controller:
         yield _controller(offers.controller)
-    yield f"Dollars are for all nodes together. Prices: {'; '.join(_sources(offers))}."
+    yield f"Dollars are for all nodes together. Prices: {'; '.join(_sources(offers.offers))}."
 
 
 def _controller(controller: Controller) -> str:
@@ -121,8 +149,57 @@ def _controller(controller: Controller) -> str:
     )
 
 
-def _sources(offers: Offers) -> list[str]:
-    return sorted({f"{price.source} of {price.date}" for price in offers.prices})
+def _sources(offers: Sequence[Offer]) -> list[str]:
+    prices = (p for offer in offers for p in offer.prices if p.spot == offer.use_spot)
+    return sorted({f"{price.source} of {price.date}" for price in prices})
+
+
+def _quoted(offers: Offers, recipe: Recipe | None) -> Iterator[str]:
+    """What the run would take on what is tried first."""
+    best = offers.best
+    if (quote := best.quote) is not None and best.speed is not None:
+        lost = f", {_between(quote.preemptions, '.1f')} preemptions" if best.use_spot else ""
+        yield (
+            f"To the end: {_between(quote.hours, '.1f')} hours,"
+            f" {_between(quote.usd, '.2f', '$')}{lost}; starts, evaluations and saves are in it,"
+            " waiting for machines is not."
+        )
+        if best.speed.source not in offers.order:
+            yield f"Speed: {best.speed.source}."
+        if quote.saved is not None:
+            usd = (
+                f"${quote.saved_usd:.2f} an hour" if quote.saved_usd else "nothing is billed for it"
+            )
+            yield f"Saves send {quote.saved:.3g} GB an hour: {usd}."
+    if recipe is not None and quote is not None:
+        yield from _over_budget(recipe, quote)
+    if best.fit is not None:
+        margin = "CUDA's own and 10 % for fragments are in it"
+        verdict = "It fits" if best.fit.fits else "It does not fit"
+        yield f"{verdict}: {best.fit} of each accelerator ({margin})."
+    if offers.cost is not None and recipe is not None:
+        world = (best.machines.accelerators.count if best.machines.accelerators else 1) * (
+            best.machines.nodes
+        )
+        yield from (" ".join(line.split()) for line in cost_text(offers.cost, recipe, world))
+    if offers.lacks:
+        yield f"Whether it fits is not known: {offers.lacks}"
+
+
+def _over_budget(recipe: Recipe, quote: Quote) -> Iterator[str]:
+    for name, limit, taken in (
+        ("usd", recipe.budget.usd, quote.usd),
+        ("hours", recipe.budget.hours, quote.hours),
+    ):
+        if limit is not None and taken.likely > limit:
+            yield f"budget.{name} of {limit:g} will end it before: it needs {taken.likely:.4g}."
+        elif limit is not None and taken.high > limit:
+            yield f"budget.{name} of {limit:g} may end it before."
+
+
+def _between(taken: Range, form: str, unit: str = "") -> str:
+    low, likely, high = (f"{unit}{value:{form}}" for value in taken)
+    return f"{likely} ({low} to {high})"
 
 
 def _dollars(price: float | None) -> str:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from . import completion
 from .sharing import RecipeType
+
+
+@dataclass(frozen=True)
+class Launching:
+    """How a launch was asked for; all but `yes` matters on clouds only."""
+
+    yes: bool = False
+    detach: bool = False
+    rehearsed: bool = False
+    any_memory: bool = False
+
 
 recipe = click.argument(
     "recipe", type=RecipeType(), metavar="RECIPE|URL", shell_complete=completion.recipes
@@ -24,8 +36,18 @@ overrides = click.option(
     help="Override a key of the recipe.",
     shell_complete=completion.keys,
 )
+trial = click.option(
+    "--trial",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of a recipe with a sweep the trial of this number.",
+)
 local = click.option(
     "--local", is_flag=True, help="On this machine, whatever the recipe's hardware says."
+)
+
+any_memory = click.option(
+    "--any-memory", is_flag=True, help="On clouds: also machines on which a step does not fit."
 )
 
 

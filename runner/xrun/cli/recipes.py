@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import click
 
 from . import completion, options
 from .sharing import RecipeType, Source, fetched
+from .sweeps import table_of
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -43,7 +45,7 @@ def check(
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
     from ..recipe.notes import notes
-    from ..run.plan import check_tracking
+    from ..run.plan import check_deadline, check_tracking
 
     wrong: list[Problem] = []
     refused: list[Problem] = []
@@ -54,14 +56,18 @@ def check(
             path = source.path
             recipe = load_recipe(path, overrides)
             check_tracking(recipe, path, overrides)
+            check_deadline(recipe, path, overrides, time.time())
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
+            trials = table_of(path, overrides) if recipe.sweep is not None else []
             of_account = _online_problems(recipe, source) if online else ()
             refused += of_account
             if not as_json and not of_account:
                 click.echo(f"{source.typed}: {recipe.name} is fine.")
                 for note in notes(recipe, path):
                     click.echo(f"  note: {note}")
+                for row in trials:
+                    click.echo(f"  {row}")
         except RecipeError as error:
             wrong += error.problems
     problems = [*wrong, *refused]

@@ -1,4 +1,4 @@
-"""The commands about runs: status, report, evaluate, logs, cancel, sync, export-model."""
+"""The commands about a run: report, receipt, evaluate, logs, cancel, sync, export-model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,57 +22,57 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("where", metavar="[WHERE]", default="")
-@options.as_json
-def status(where: str, as_json: bool) -> None:
-    """One line per run: of this project, or of WHERE, which is a folder of runs,
-    `s3://bucket/prefix`, `hub://me` (an account), or a single run's id or address."""
-    found = _at(where) if where else _of_this_project(metrics=as_json)
-    from .texts import status_line
-
-    if as_json:
-        click.echo(json_text([each.to_json() for each in found], indent=1))
-        return
-    for each in found:
-        click.echo(status_line(each))
-
-
-def _of_this_project(*, metrics: bool) -> list[RunStatus]:
-    from ..launcher.sky.status import with_jobs
-    from ..run.folder import home_here, runs_in
-
-    home = home_here()
-    folders = runs_in(home)
-    if not folders:
-        click.echo(f"No runs in {home}.", err=metrics)
-    return with_jobs(folders, [folder.describe(metrics=metrics) for folder in folders])
-
-
-def _at(where: str) -> list[RunStatus]:
-    from ..launcher.sky.status import RunStatus
-    from ..run.listing import list_runs
-
-    found = list_runs(where)
-    if not found:
-        click.echo(f"No runs at {where}.", err=True)
-    return [RunStatus(each) for each in found]
-
-
-@click.command()
 @options.address
 @options.as_json
 def report(address: str, as_json: bool) -> None:
     """What happened to a run: attempts, what was lost, metrics, weights. ADDRESS: hub://owner/name,
     s3://bucket/prefix/RUN, a folder, or the URL of the model page."""
-    from ..run.folder import find_run
-    from ..run.opened import is_run_id, open_run
     from .texts import report_text
 
-    if is_run_id(address):
-        found = find_run(address).report()
+    found = one(address)
+    if as_json:
+        click.echo(json_text(found.to_json(), indent=1))
     else:
-        found = open_run(address).report(time.time())
-    click.echo(json_text(found.to_json(), indent=1) if as_json else report_text(found))
+        click.echo(report_text(replace(found.report, status=found.status)))
+
+
+def one(address: str) -> RunStatus:
+    """What is known of a run of this project, or at an address."""
+    from ..launcher.sky.status import RunStatus, with_jobs
+    from ..run.folder import find_run
+    from ..run.opened import is_run_id, open_run
+
+    if not is_run_id(address):
+        return RunStatus(open_run(address).report(time.time()))
+    folder = find_run(address)
+    (found,) = with_jobs([folder], [folder.report()])
+    if found.cloud and found.cloud.problem:
+        what = "What the job does now is not known, and what it costs until its next sign of life"
+        click.echo(f"  note     {what}: {found.cloud.problem}", err=True)
+    return found
+
+
+@click.command()
+@options.address
+@click.option("--csv", "as_csv", is_flag=True, help="A row for each attempt, for spreadsheets.")
+@options.as_json
+def receipt(address: str, as_csv: bool, as_json: bool) -> None:
+    """What a run has cost: dollars of each attempt (place, price and its date, hours), setup,
+    waiting, what was lost, and what the same would have cost on demand.
+
+    ADDRESS: hub://owner/name, s3://bucket/prefix/RUN, a folder, or the URL of the model page.
+    """
+    from .texts import receipt_text
+
+    if as_csv and as_json:
+        raise click.UsageError("Say --csv or --json, not both.")
+    found = one(address).report.receipt
+    if as_json:
+        click.echo(json_text(found.to_json(), indent=1))
+    elif as_csv:
+        click.echo(found.csv().decode().replace("\r\n", "\n"), nl=False)
+    else:
+        click.echo(receipt_text(found))
 
 
 @click.command()
@@ -259,4 +260,4 @@ def evaluate(
     click.echo(json_text(asdict(found), indent=1) if as_json else measured_text(found))
 
 
-COMMANDS = (status, report, evaluate, cancel, logs, sync, export_model)
+COMMANDS = (report, receipt, evaluate, cancel, logs, sync, export_model)

@@ -1,21 +1,41 @@
 """Runs for people: what a start and an end say, a line each for `xrun status`, all of it for
-`xrun report`."""
+`xrun report`, the receipt, and what differs between runs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
+from ..run import compared
+from ..run.receipt import UNKNOWN, Receipt, money
 from ..run.record import AttemptRecord
 from ..run.report import RunReport, duration_words, speed_words
+from .tables import Column, lines_of
 
 if TYPE_CHECKING:
     from ..launcher.measure import Measured
     from ..launcher.sky.status import OnCloud, RunStatus
     from ..run.folder import RunFolder
     from ..run.plan import Plan
+
+
+COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
+COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
+"""How runs that are so are shown; SkyPilot's own words have none."""
+_STATUS = (
+    Column("RUN", cut=True),
+    Column("STATUS"),
+    Column("STEP", right=True),
+    Column("BEST", rank=2),
+    Column("LAST SIGN", rank=1),
+    Column("ATTEMPTS", rank=4),
+    Column("SPEED", rank=6),
+    Column("COST", right=True),
+    Column("JOB", rank=3),
+    Column("DIFFERS", rank=5, cut=True),
+)
 
 
 def start_text(plan: Plan) -> str:
@@ -45,21 +65,103 @@ def outcome_text(folder: RunFolder, code: int, command: str) -> str:
     return "\n".join(lines)
 
 
-def status_line(status: RunStatus) -> str:
-    """What `xrun status` says of a run."""
+def status_lines(found: Sequence[RunStatus], now: float, width: int | None) -> list[str]:
+    """What `xrun status` says: a head, and a line for each run."""
+    differs = _differing([each.report for each in found])
+    rows = [_row(each, now, differ) for each, differ in zip(found, differs, strict=True)]
+    return lines_of(_STATUS, rows, width)
+
+
+def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
     report = status.report
     if report.error:
-        return f"{report.run:<40} unreadable  {report.error}"
-    kills = sum(attempt.was_lost for attempt in report.attempts)
-    parts = [
-        _committed(report, status.status),
-        f"{len(report.attempts)} attempt{'s' if len(report.attempts) != 1 else ''}",
-        f"{kills} ended from outside",
-        *(list(speed_words(report.speed))[:1] if status.status == "running" else ()),
-        *([f"{_lacks(report)}: `xrun export-model`"] if report.export_failed else ()),
-        *(cloud_words(status.cloud, status.status) if status.cloud else ()),
-    ]
-    return f"{report.run:<40} {status.status:<9} {', '.join(parts)}"
+        return (report.run, status.status, *[""] * (len(_STATUS) - 2))
+    lost = sum(attempt.was_lost for attempt in report.attempts)
+    attempts = f"{len(report.attempts)}{f', {lost} lost' if lost else ''}"
+    speed = next(speed_words(report.speed), "") if status.runs else ""
+    job = ", ".join(cloud_words(status.cloud, status.status)) if status.cloud else ""
+    lacks = _lacks(report) if report.export_failed else ""
+    age = f"{duration_words(now - report.last_seen)} ago" if report.last_seen else compared.ABSENT
+    return (
+        report.run,
+        status.status,
+        compared.progress(report),
+        compared.best(report) if report.best else "",
+        age,
+        attempts,
+        speed,
+        report.receipt.price,
+        ", ".join(filter(None, (lacks, job))),
+        differs,
+    )
+
+
+def _differing(reports: Sequence[RunReport]) -> list[str]:
+    """For each run the keys in which the runs of its recipe differ, with its own values."""
+    told = [""] * len(reports)
+    names = [report.recipe["name"] if report.recipe else None for report in reports]
+    for name in {name for name in names if name is not None}:
+        group = [number for number, other in enumerate(names) if other == name]
+        keys = compared.of_recipes([reports[number].recipe for number in group])
+        for place, number in enumerate(group):
+            told[number] = " ".join(
+                f"{_short(key, keys)}={values[place]}" for key, values in keys.items()
+            )
+    return told
+
+
+def _short(key: str, among: Iterable[str]) -> str:
+    """Its last part, where no other key ends in that."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
+
+
+def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
+    """Below the table, whole: why runs cannot be read, why SkyPilot cannot be asked, and what makes
+    a model that is missing."""
+    for each in found:
+        if each.report.error:
+            yield f"{each.report.run}: {each.report.error}"
+        if each.report.export_failed:
+            run = each.report.run
+            yield f"{run}: {_lacks(each.report)}; `xrun export-model {run}` tries again."
+    yield from dict.fromkeys(
+        each.cloud.problem for each in found if each.cloud and each.cloud.problem
+    )
+
+
+def sums_text(found: Sequence[RunStatus]) -> str:
+    """What all these runs have cost together."""
+    receipts = [each.report.receipt for each in found]
+    rented = [each for each in receipts if not each.is_own]
+    known = [each.usd for each in rented if each.usd is not None]
+    count = f"{len(receipts)} run{'' if len(receipts) == 1 else 's'}"
+    hours = f"{sum(each.hours for each in receipts):.1f} h of machine time"
+    if not rented:
+        return f"{count}: {hours} on machines of one's own, which cost nothing"
+    cost = money(round(sum(known), 4)) if known else UNKNOWN
+    saved = [each.saved_usd for each in rented if each.saved_usd is not None]
+    parts = [f"{count}: {cost}", hours]
+    if sum(saved) > 0:
+        parts.append(f"{money(round(sum(saved), 4))} saved against on demand")
+    if 0 < len(known) < len(rented):
+        parts.append(f"what {len(rented) - len(known)} cost is {UNKNOWN}")
+    return ", ".join(parts)
+
+
+def compare_lines(
+    names: Sequence[str],
+    recipe: Mapping[str, Sequence[str]],
+    result: Mapping[str, Sequence[str]],
+    width: int | None,
+) -> list[str]:
+    """What `xrun compare` says: a column for each run, a row for whatever differs."""
+    rows = [(key, *values) for part in (recipe, result) for key, values in part.items()]
+    if not rows:
+        return ["These runs differ in nothing that is known of them."]
+    columns = [Column("DIFFERS", cut=True), *(Column(name, cut=True) for name in names)]
+    lines = lines_of(columns, rows, width)
+    return lines if recipe else [*lines, "Their recipes are the same."]
 
 
 def _committed(report: RunReport, status: str) -> str:
@@ -71,25 +173,24 @@ def _committed(report: RunReport, status: str) -> str:
 
 
 def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:
-    """The parts of a status line that only a cloud run has."""
+    """What only a cloud run has in `xrun status`."""
     how = (cloud.job_status or "").lower()
     if cloud.job:
         yield f"job {cloud.job}" + (f" {how}" if how not in ("", status) else "")
     if cloud.place:
         price = f" at ${cloud.usd_per_hour:.2f}/h" if cloud.usd_per_hour is not None else ""
         yield f"on {cloud.place}{price}"
-    if cloud.usd is not None:
-        yield f"${cloud.usd:.2f} so far"
     if cloud.hours_left is not None:
         yield f"{cloud.hours_left:.1f} h left"
-    if cloud.problem:
-        yield cloud.problem
 
 
 def report_text(report: RunReport) -> str:
     """What `xrun report` says of a run."""
     lines = [f"{report.run}: {report.status}, {_committed(report, 'finished')}"]
-    lines += [_attempt(number, each) for number, each in enumerate(report.attempts, 1)]
+    receipts = report.receipt.lines or [None] * len(report.attempts)
+    for number, (each, line) in enumerate(zip(report.attempts, receipts, strict=True), 1):
+        lines.append(_attempt(number, each))
+        lines += [f"    {line.words}"] if line and line.words else []
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
     if speed := ", ".join(speed_words(report.speed)):
         lines.append(f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}")
@@ -99,12 +200,21 @@ def report_text(report: RunReport) -> str:
         " lost"
     )
     lines += _why_not_exact(report)
+    lines += [f"  {each}" for each in (*report.receipt.sentences(), *report.receipt.notes())]
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     if report.export_failed:
         lines.append(f"  {_lacks(report)}: {report.export_failed}")
         lines.append(f"  `xrun export-model {report.run}` tries again")
     return "\n".join(lines)
+
+
+def receipt_text(receipt: Receipt) -> str:
+    """What `xrun receipt` says of a run."""
+    head, *rows = receipt.rows()
+    table = lines_of([Column(head[0], right=True), *map(Column, head[1:])], rows)
+    sentences, notes = [*receipt.sentences()], [*receipt.notes()]
+    return "\n".join([f"{receipt.run}. {sentences[0]}", *table, *sentences[1:], *notes])
 
 
 def _lacks(report: RunReport) -> str:

@@ -15,10 +15,12 @@ import click
 
 from ..files import json_text
 from . import options
+from .options import Launching
 from .sharing import Source, agreed, fetched
+from .sweeps import Wish, one_run, refuse_trial, run_all, run_one
 
 if TYPE_CHECKING:
-    from ..launcher.sky.launch import Launch
+    from ..launcher.sky.launch import Costing, Launch
     from ..recipe.git_url import RecipeURL
     from ..run.plan import Plan
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 @click.option(
     "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
 )
+@options.any_memory
+@options.trial
 def run(
     recipe: Path | RecipeURL,
     overrides: Sequence[str],
@@ -63,8 +67,11 @@ def run(
     other_data: bool,
     detach: bool,
     no_rehearsal: bool,
+    any_memory: bool,
+    trial: int | None,
 ) -> None:
     """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
+    Of a recipe with a `sweep` all trials, or one.
 
     Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
     log.
@@ -75,13 +82,21 @@ def run(
     from ..recipe.needs import needs
 
     streams.patient()
+    launching = Launching(yes, detach, not no_rehearsal, any_memory)
     source = fetched(recipe, goes_on=None if new or fork else overrides, yes=yes)
     made = replace(_plan(source, overrides, run_id, fork, processes, local), other_data=other_data)
+    if made.recipe["sweep"] is not None:
+        flags = {"--run": run_id, "--new": new, "--fork": fork, "--detach": detach}
+        if other := [flag for flag, given in flags.items() if given]:
+            raise click.UsageError(f"{other[0]} is for one run, and this recipe has a sweep.")
+        wish = Wish(source, overrides, local, processes, launching)
+        sys.exit(run_all(wish) if trial is None else run_one(wish, trial))
+    refuse_trial(source, trial)
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
     agreed(source, meant, yes=yes)
     command = functools.partial(_command, source, overrides, local)
-    _go(meant, command, yes, detach, not no_rehearsal, chosen=new or bool(fork))
+    _go(meant, command, launching, chosen=new or bool(fork))
 
 
 @click.command()
@@ -96,6 +111,7 @@ def run(
 @click.option(
     "--no-rehearsal", is_flag=True, help="On clouds: launch without having rehearsed it here."
 )
+@options.any_memory
 def resume(
     address: str,
     overrides: Sequence[str],
@@ -104,6 +120,7 @@ def resume(
     processes: int | None,
     detach: bool,
     no_rehearsal: bool,
+    any_memory: bool,
 ) -> None:
     """Go on with a run by its id or address, from this project's checkout: the recipe is the one
     in the run's record, which is written to recipes/RUN.yaml.
@@ -123,18 +140,11 @@ def resume(
     require(*needs(meant.load_recipe()))
     source = Source(Path(meant.recipe_path), meant.recipe_path)
     command = functools.partial(_command, source, overrides, local)
-    _go(meant, command, yes, detach, not no_rehearsal, chosen=False)
+    launching = Launching(yes, detach, not no_rehearsal, any_memory)
+    _go(meant, command, launching, chosen=False)
 
 
-def _go(
-    meant: Plan,
-    command: Callable[[Plan], str],
-    yes: bool,
-    detach: bool,
-    rehearsed: bool,
-    *,
-    chosen: bool,
-) -> None:
+def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, chosen: bool) -> None:
     """Launch the run that is meant, and end with its exit code; `command` goes on with it."""
     from ..launcher.job import launch
     from ..launcher.local import LocalCloud
@@ -146,8 +156,10 @@ def _go(
     online = place(meant, chosen=chosen)
     for link in online.links:
         click.echo(f"  see      {link}")
+    for warning in online.warnings:
+        click.echo(f"  {warning}", err=True)
     if online.plan.on_clouds:
-        sys.exit(_launch_on_clouds(online.plan, yes, detach, rehearsed))
+        sys.exit(launch_on_clouds(online.plan, launching))
     for note in absent_files(online.plan.load_recipe(), Path(online.plan.project)):
         click.echo(f"  note     {note}", err=True)
     click.echo(start_text(online.plan))
@@ -159,26 +171,25 @@ def _go(
     sys.exit(code)
 
 
-def _launch_on_clouds(plan: Plan, yes: bool, detach: bool, rehearsed: bool) -> int:
+def launch_on_clouds(plan: Plan, how: Launching) -> int:
+    """Launch a plan whose addresses are known, once somebody has agreed; its exit code."""
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
 
     _interruptible()  # it ends the log, or the rehearsal, only
-    ask = functools.partial(confirm, yes=yes, rehearsed=rehearsed)
-    return launch(plan, SkyCloud(confirm=ask, detach=detach, say=click.echo))
+    ask = functools.partial(confirm, yes=how.yes, rehearsed=how.rehearsed)
+    cloud = SkyCloud(confirm=ask, detach=how.detach, say=click.echo, any_memory=how.any_memory)
+    return launch(plan, cloud)
 
 
 def confirm(about: Launch, *, yes: bool, rehearsed: bool) -> None:
     """What comes before anything is paid for: the rehearsal of this very launch, its price, and the
     question."""
-    from ..recipe.notes import unheard
     from .offers import offers_text
 
     if rehearsed:
         _rehearse_before(about)
-    click.echo(offers_text(about.offers))
-    for note in unheard(about.plan.load_recipe()):
-        click.echo(f"  note     {note}")
+    click.echo(offers_text(about.offers, about.plan.load_recipe()))
     if not yes:
         click.confirm("Launch?", abort=True)
 
@@ -211,8 +222,11 @@ def _interruptible() -> None:
 @options.recipe
 @options.overrides
 @click.option("--again", is_flag=True, help="Although it went well and nothing has changed.")
+@options.trial
 @options.agree
-def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, yes: bool) -> None:
+def rehearse(
+    recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, trial: int | None, yes: bool
+) -> None:
     """Train RECIPE in miniature on this machine's processors: what would be packed, by the
     libraries that would be installed.
 
@@ -228,6 +242,7 @@ def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, ye
     streams.patient()
     _interruptible()
     source = fetched(recipe, yes=yes)
+    overrides = one_run(source, overrides, trial)
     unlocked = _plan(source, overrides, "", "", None, local=False)
     agreed(source, unlocked, yes=yes)
     made = lock(unlocked)
@@ -241,40 +256,100 @@ def rehearse(recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, ye
 @options.overrides
 @options.local
 @click.option("--processes", type=click.IntRange(1))
+@options.trial
 @options.as_json
 @click.option(
     "--sky", is_flag=True, help="Print the task for SkyPilot and the command that launches it."
 )
+@click.option(
+    "--measure/--no-measure",
+    default=None,
+    help="Whether to build the model and try a step by its shapes, which takes a while once."
+    " Default: on clouds.",
+)
+@options.any_memory
 def plan(
     recipe: Path | RecipeURL,
     overrides: Sequence[str],
     local: bool,
     processes: int | None,
+    trial: int | None,
     as_json: bool,
     sky: bool,
+    measure: bool | None,
+    any_memory: bool,
 ) -> None:
-    """Print what RECIPE would do, and do nothing: on clouds the machines and their prices, on this
-    machine the plan as JSON."""
+    """Print what RECIPE would do, and do nothing: on clouds the machines, what the run would cost
+    there and whether it fits."""
     from ..launcher.job import known_run
 
-    # Nothing of the recipe's project is executed, so that nobody is asked whether it may be.
-    new = _plan(fetched(recipe, goes_on=overrides), overrides, "", "", processes, local)
-    made = known_run(new) or new
+    source = fetched(recipe, goes_on=overrides)
+    overrides = one_run(source, overrides, trial)
+    new = _plan(source, overrides, "", "", processes, local)
+    known = known_run(new)
+    made = known or new
+    # Of a recipe from elsewhere nothing is executed, so that nobody is asked whether it may be.
+    costing = _costing(measure if made.on_clouds else bool(measure), source.clone is None)
     if not made.on_clouds:
-        click.echo(made.to_json(), nl=False)
+        _plan_here(made, known is not None, as_json, costing if measure else None)
         return
-    from ..launcher.sky.launch import prepare
+    from ..launcher.sky.client import NoClouds
+    from ..launcher.sky.launch import prepare, priced_elsewhere
     from .offers import offers_json, offers_text
 
-    launch = prepare(made)
+    try:
+        launch = prepare(made, costing=costing, any_memory=any_memory, elsewhere=True)
+        made, offers = launch.plan, launch.offers
+    except NoClouds as error:
+        offers = priced_elsewhere(made, costing)
+        if sky or not offers.elsewhere:
+            raise
+        offers = replace(offers, notes=(str(error),))
     if sky:
         launch.write()
         click.echo(launch.text())
     elif as_json:
-        told = {"run": made.run, **offers_json(launch.offers), "plan": json.loads(made.to_json())}
+        told = {"run": made.run, **offers_json(offers), "plan": json.loads(made.to_json())}
         click.echo(json.dumps(told, indent=1))
     else:
-        click.echo(offers_text(launch.offers))
+        click.echo(offers_text(offers, made.load_recipe()))
+
+
+def _costing(measure: bool | None, own: bool) -> Costing:
+    from ..launcher.rehearsal.costing import Lacks, known_cost, measured_cost
+
+    if not own:
+        hint = "`xrun new URL` copies it into a project of yours."
+        return lambda *_: Lacks("Nothing of a recipe from elsewhere is executed for a plan", hint)
+    if measure is False:
+        return known_cost
+    return functools.partial(measured_cost, say=lambda text: click.echo(text, err=True))
+
+
+def _plan_here(made: Plan, begun: bool, as_json: bool, costing: Costing | None) -> None:
+    """What would be done on this machine."""
+    from ..run.cost import Cost
+    from .plans import cost_text, plan_text
+
+    found = None
+    if costing is not None:
+        from ..launcher.bundle import pack
+        from ..launcher.requirements import lock
+
+        locked = lock(made)
+        found = costing(locked, pack(locked, []))
+    cost = found if isinstance(found, Cost) else None
+    if as_json:
+        told = json.loads(made.to_json())
+        if found is not None:
+            told |= {"cost": cost.to_json() if cost else None, "lacks": "" if cost else str(found)}
+        click.echo(json.dumps(told, indent=1, sort_keys=True))
+        return
+    click.echo(plan_text(made, begun))
+    if cost is not None:
+        click.echo("\n".join(cost_text(cost, made.load_recipe(), made.processes)))
+    elif found is not None:
+        click.echo(f"step      {found}")
 
 
 @click.command()
@@ -293,6 +368,7 @@ def plan(
     type=click.Path(path_type=Path),
     help="Where the two runs go. Default: a temporary folder.",
 )
+@options.trial
 @options.agree
 @options.as_json
 def drill(
@@ -303,6 +379,7 @@ def drill(
     resize: bool,
     processes: int | None,
     folder: Path | None,
+    trial: int | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -317,6 +394,7 @@ def drill(
     streams.patient()
     _interruptible()
     source = fetched(recipe, yes=yes)
+    overrides = one_run(source, overrides, trial)
     if source.clone is not None:
         agreed(source, _plan(source, overrides, "", "", processes, local=True), yes=yes)
     result = drills.drill(

@@ -108,6 +108,8 @@ class Sampler:
     their proportion, an epoch being as many draws as there are samples.
     """
 
+    whole = True
+
     def __init__(
         self,
         samples: int,

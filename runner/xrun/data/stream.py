@@ -46,6 +46,11 @@ def shard_of(split: Any, number: int) -> Any:
     return split.shard(number)
 
 
+def shuffle_block(split: Any) -> int:
+    """How many examples in a row are shuffled."""
+    return int(getattr(split, "shuffle_block", SHUFFLE_BLOCK))
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a step begins: `offset` examples into the shuffled block that starts at `shard`,
@@ -65,24 +70,18 @@ class Position:
     inner: dict[str, Any] | None = None
 
 
-def next_epoch(state: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The state at `step` where the epoch of a state cannot go on: its shards are others now."""
-    return asdict(Position(epoch=Position(**state).epoch + 1, first_step=step))
-
-
 class Reader:
-    """Reads an epoch's raw examples in order from a position, and says where it is."""
+    """Reads an epoch's raw examples from a position on, shard after shard in this order, and says
+    where it is."""
 
-    def __init__(self, split: Any, seed: int, at: Position) -> None:
-        self.split, self.epoch = split, at.epoch
-        self.count = getattr(split, "num_shards", 1)
-        self.order = permute(np.arange(self.count), self.count, key(seed, _SHARDS, at.epoch))
+    def __init__(self, split: Any, order: Indices, at: Position) -> None:
+        self.split, self.order = split, order
         self.shard, self.taken = at.shard, at.taken
         self._open(at.inner)
 
     def _open(self, inner: dict[str, Any] | None = None) -> None:
         self.source: Any = None
-        if self.shard >= self.count:
+        if self.shard >= len(self.order):
             return
         self.source = shard_of(self.split, int(self.order[self.shard]))
         if inner is not None:
@@ -121,6 +120,8 @@ class StreamSampler:
     checkpoint has to keep."""
 
     steps_per_epoch: int | None = None
+    whole = True
+    """Each process knows the whole state."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class StreamSampler:
             seed,
         )
         self.slots = global_batch // micro_batch
-        self.block = int(getattr(split, "shuffle_block", SHUFFLE_BLOCK))
+        self.block = shuffle_block(split)
         self._resumed = Position(**state) if state else Position()
         self._positions: dict[int, Position] = {}
 
@@ -146,6 +147,12 @@ class StreamSampler:
         for old in [number for number in self._positions if number < step]:
             del self._positions[old]
         return asdict(self._positions.get(step, self._resumed))
+
+    @staticmethod
+    def next_epoch(state: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """The state at `step` where the epoch of a state cannot go on: its shards are others
+        now."""
+        return asdict(Position(epoch=Position(**state).epoch + 1, first_step=step))
 
     def steps(self, first: int, last: int, rank: int, world: int) -> Iterator[MicroBatch]:
         """The micro-batches that a process computes from step `first`, where the state was taken,
@@ -191,20 +198,22 @@ class StreamSampler:
         self, at: Position, reading: ThreadPoolExecutor
     ) -> Iterator[tuple[Position, list[tuple[int, Any]]]]:
         """Shuffled blocks as (where it starts, [(position in the epoch, raw example)])."""
-        reader = Reader(self.split, self.seed, at)
+        count = getattr(self.split, "num_shards", 1)
+        order = permute(np.arange(count), count, key(self.seed, _SHARDS, at.epoch))
+        reader = Reader(self.split, order, at)
         ahead: Future[tuple[dict[str, Any], list[Any]]] = reading.submit(reader.take, self.block)
         start, offset = at.start, at.offset
         while (taken := ahead.result())[1]:
             state, examples = taken
             ahead = reading.submit(reader.take, self.block)
-            order = permute(
+            shuffled = permute(
                 np.arange(len(examples)), len(examples), key(self.seed, _BLOCKS, at.epoch, start)
             )
             yield (
                 Position(
                     epoch=at.epoch, first_step=at.first_step, start=start, offset=offset, **state
                 ),
-                [(start + int(i), examples[int(i)]) for i in order],
+                [(start + int(i), examples[int(i)]) for i in shuffled],
             )
             start, offset = start + len(examples), 0
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import CheckpointError, LaunchError, XrunError
 from ..run.folder import RunFolder, runs_in
 from ..run.identity import in_full
+from ..run.locked import Lock
 from ..run.plan import Plan, differences, older_rules, under_rule
 from ..run.record import RunRecord
 from ..run.stores import open_store
@@ -91,6 +92,19 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
     return dataclasses.replace(made, run=plan.run)
 
 
+def as_begun(plan: Plan, record: RunRecord, where: str = "") -> Plan:
+    """The plan of the run that has this record: by its rule, from the commits and versions that it
+    was begun with, and from when its deadline counts.
+
+    Raises:
+        CheckpointError: see `refuse_another`.
+    """
+    made = by_the_rule_of(plan, record.rule)
+    refuse_another(made, record, where)
+    lock = Lock(hub=record.lock.hub, packages=record.lock.packages)
+    return dataclasses.replace(made, lock=lock.to_json(), launched=record.launched)
+
+
 def refuse_another(plan: Plan, record: RunRecord, where: str = "") -> None:
     """A run goes on with what it was begun with, as its record says that; `where` its state is.
 
@@ -133,11 +147,9 @@ def _known_here(plan: Plan) -> Plan | None:
     try:
         head = open_store(plan, "reader", create=False).head()
         record = RunRecord.of(head)
-        meant = by_the_rule_of(plan, record.rule)
     except XrunError:  # what cannot be read now is the attempt's news
         return plan
-    refuse_another(meant, record)
-    return meant if head else None
+    return as_begun(plan, record) if head else None
 
 
 def _same(plan: Plan, known: Plan) -> Plan:
@@ -152,7 +164,12 @@ def _same(plan: Plan, known: Plan) -> Plan:
     _same_place(plan, known)
     kept = known.libraries.of(plan.libraries.wanted).to_json()
     return dataclasses.replace(
-        plan, fork=known.fork, fork_store=known.fork_store, requirements=kept, lock=known.lock
+        plan,
+        fork=known.fork,
+        fork_store=known.fork_store,
+        requirements=kept,
+        lock=known.lock,
+        launched=known.launched,
     )
 
 

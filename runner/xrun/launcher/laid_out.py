@@ -30,12 +30,14 @@ _KINDS: Mapping[str, Kind] = {"model": "models", "dataset": "datasets"}
 
 @dataclass(frozen=True)
 class Copy:
-    """What is about to be trained: the project's folder, and where its code comes from."""
+    """What is about to be trained: the project's folder, where its code comes from, and what of it
+    is not what the run was made from ("" if nothing is known to be)."""
 
     original: Original
     folder: Path
     code: str
     files: tuple[str, ...] = field(default=())
+    other: str = ""
 
     @property
     def recipe(self) -> Path:
@@ -72,7 +74,7 @@ def laid_out(original: Original, folder: Path, here: Path | None = None) -> Copy
     write_json(folder / "lock.json", original.lock.to_json())
     source = code or ("the files published with the model" if places else "")
     _check_components(original, recipe, folder)
-    return Copy(original, folder, source, tuple(places))
+    return Copy(original, folder, source, tuple(places), _other(original, recipe, folder))
 
 
 def _elsewhere(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,18 +118,29 @@ def _copied(plan: Plan, folder: Path) -> Iterator[str]:
 def _needs_git(original: Original, recipe: Mapping[str, Any]) -> bool:
     """Whether something of the project's own is wanted that is not published."""
     code = original.lock.code
-    return original.code is None and bool(code.get("remote")) and not _is_shipped(recipe)
+    return original.code is None and bool(code.get("remote")) and not _is_shipped(original, recipe)
 
 
-def _is_shipped(recipe: Mapping[str, Any]) -> bool:
-    """Whether what xrun brings along is all that the recipe names."""
+def _is_shipped(original: Original, recipe: Mapping[str, Any]) -> bool:
+    """Whether what xrun brings along is what the run was made from: a project's own component may
+    have the name of one that ships."""
     empty = Path(os.devnull).parent  # has no components
     try:
         for key, kind in _KINDS.items():
             find(kind, recipe[key]["name"], empty)
     except ComponentError:
         return False
-    return True
+    return not _other(original, recipe, empty)
+
+
+def _other(original: Original, recipe: Mapping[str, Any], project: Path) -> str:
+    """Which components of a project are not those that the run was made from."""
+    made, facts = _planned(original, recipe, project), original.facts
+    if made is None or facts.digest in ("", made.digest):
+        return ""
+    places = {**facts.sources, **made.sources} if facts.sources else {}
+    others = [each for each in places if facts.sources.get(each) != made.sources.get(each)]
+    return f"not the run's own: {', '.join(others) or 'its components'}"
 
 
 def _from_git(original: Original, folder: Path) -> str:

@@ -7,11 +7,14 @@ estimated how fast the machines are, because a machine twice as dear can be thre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..recipe.schema import Candidate
+from ..run.cost import Cost
 from ..run.prices import Price
+from .memory import Fit
+from .quote import Quote
 from .throughput import Machines, Speed
 
 
@@ -19,8 +22,9 @@ from .throughput import Machines, Speed
 class Offer:
     """One kind of machine of one candidate in one region. Dollars are for all nodes together.
 
-    `spot` and `on_demand` are None where there is none; `hours` and `usd` (the whole run, with the
-    price of `use_spot`) where the speed or the number of steps is not known.
+    `spot` and `on_demand` are None where there is none; `quote` (the whole run, with the price of
+    `use_spot`) where the speed or the number of steps is not known, `fit` where nobody knows what
+    a step takes or how much memory there is.
     """
 
     candidate: int
@@ -31,9 +35,12 @@ class Offer:
     prices: tuple[Price, ...]
     use_spot: bool
     speed: Speed | None = None
-    hours: float | None = None
+    quote: Quote | None = None
+    fit: Fit | None = None
     fast_network: bool = False
     """Whether the cloud has a faster network between such nodes, for those who ask for it."""
+    enabled: bool = True
+    """Whether SkyPilot could launch there; else its catalog alone says what it would cost."""
 
     @property
     def spot(self) -> float | None:
@@ -58,9 +65,14 @@ class Offer:
         return 1 - self.spot / self.on_demand if self.spot is not None and self.on_demand else None
 
     @property
+    def hours(self) -> float | None:
+        """Hours that are to be expected from here to the end of the run."""
+        return self.quote.hours.likely if self.quote else None
+
+    @property
     def usd(self) -> float | None:
-        """Dollars from here to the end of the run."""
-        return self.hourly * self.hours if self.hours is not None else None
+        """Dollars that are to be expected from here to the end of the run."""
+        return self.quote.usd.likely if self.quote else None
 
     @property
     def work(self) -> float | None:
@@ -90,6 +102,9 @@ class Offer:
             "saving": self.saving,
             "hours": self.hours,
             "usd": self.usd,
+            "quote": self.quote.summary() if self.quote else None,
+            "memory": self.fit.summary() if self.fit else None,
+            "enabled": self.enabled,
             "speed": asdict(self.speed) if self.speed else None,
             "date": self.prices[0].date,
             "source": self.prices[0].source,
@@ -117,7 +132,8 @@ class Offers:
 
     `ordered`: SkyPilot is given this very order, each offer pinned to its place; else it takes the
     cheapest hour, which is the same order, and stays right when prices change. `controller`: what
-    is paid for besides; None where that is nothing.
+    is paid for besides; None where that is nothing. `others`: of other numbers of nodes, which a
+    job may go on with later.
     """
 
     offers: tuple[Offer, ...]
@@ -125,6 +141,12 @@ class Offers:
     order: str
     notes: tuple[str, ...] = ()
     controller: Controller | None = None
+    others: tuple[Offer, ...] = ()
+    cost: Cost | None = None
+    lacks: str = ""
+    """Why nobody knows what a step takes."""
+    elsewhere: tuple[Offer, ...] = ()
+    """What clouds that are not enabled would charge, the cheapest hour first."""
 
     @property
     def best(self) -> Offer:
@@ -133,9 +155,13 @@ class Offers:
 
     @property
     def prices(self) -> list[Price]:
-        """The prices of everything that may be launched."""
+        """The prices of everything that may be launched, each with what the same costs on
+        demand."""
         launchable = (
-            price for offer in self.offers for price in offer.prices if price.spot == offer.use_spot
+            replace(price, on_demand_usd_per_hour=offer.on_demand)
+            for offer in (*self.offers, *self.others)
+            for price in offer.prices
+            if price.spot == offer.use_spot
         )
         return list(dict.fromkeys(launchable))
 
@@ -146,12 +172,14 @@ def rank(
     notes: Sequence[str] = (),
     *,
     pinned: bool = False,
+    any_nodes: bool = False,
 ) -> Offers:
     """The cheapest whole run first where all speeds are known or can be estimated, else the
     cheapest hour.
 
     A job of SkyPilot has one number of nodes and one setup, so those of the best offer are taken.
-    `pinned`: SkyPilot must not look elsewhere than in these places.
+    `pinned`: SkyPilot must not look elsewhere than in these places. `any_nodes`: xrun's plugin may
+    change the number of nodes.
     """
     speeds = {offer.speed is not None for offer in offers}
     by_work = len(speeds) == 1 and all(offer.work is not None for offer in offers)
@@ -164,11 +192,18 @@ def rank(
         by_work and len({offer.machines for offer in kept}) > 1
     )  # else the cheapest hour is the cheapest run
     capped = any(candidates[offer.candidate].max_hourly_cost for offer in kept)
+    others = tuple(
+        offer
+        for offer in ordered
+        if any_nodes and offer not in kept and _shape(offer, candidates)[1] == shape[1]
+    )
+    what = "one setup" if any_nodes else "one number of nodes and one setup"
     return Offers(
         kept,
         by_work or capped or pinned,
         _order(kept, by_work),
-        (*notes, *_left_out(ordered, kept)),
+        (*notes, *_left_out(ordered, (*kept, *others), what)),
+        others=others,
     )
 
 
@@ -197,13 +232,9 @@ def _shape(offer: Offer, candidates: Sequence[Candidate]) -> tuple[int, str | No
     return offer.machines.nodes, candidates[offer.candidate].setup
 
 
-def _left_out(offers: Sequence[Offer], kept: Sequence[Offer]) -> list[str]:
+def _left_out(offers: Sequence[Offer], kept: Sequence[Offer], what: str) -> list[str]:
     others = sorted({str(offer.machines) for offer in offers if offer not in kept})
-    return (
-        [f"Left out, because a job has one number of nodes and one setup: {', '.join(others)}."]
-        if others
-        else []
-    )
+    return [f"Left out, because a job has {what}: {', '.join(others)}."] if others else []
 
 
 def affordable(price: Price, candidate: Candidate) -> bool:

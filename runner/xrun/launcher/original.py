@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from blake3 import blake3
 
 from ..environment import cache_folder
 from ..errors import CloudUnavailable, LaunchError
-from ..libraries import HUB, require
+from ..libraries import BUCKET, HUB, require
 from ..run.folder import RunFolder, find_run
 from ..run.locked import Lock
 from ..run.opened import OpenedRun, is_run_id, open_run, parse
 from ..run.page import FOLDER, RUN, Facts, Page
 from ..run.points import Point, reproducible
+from ..store.address import Address
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,23 @@ def original(text: str, environ: Mapping[str, str] = os.environ) -> Original:
         XrunError: there is nothing, this account may not read it, or nobody has noted how it was
             made.
     """
-    page = page_of(text, environ)
-    return _of_page(text, page) if page else _of_record(text, open_run(text, environ=environ))
+    if page := page_of(text, environ):
+        return _of_page(text, page)
+    run = open_run(text, environ=environ)
+    page = _published(run)
+    return _of_page(text, page) if page else _of_record(text, run)
 
 
 def page_of(
     text: str, environ: Mapping[str, str] = os.environ, *, whole: bool = False
 ) -> Page | None:
-    """The model's folder, fetched where it is on the Hub; `whole` with its weights. None where
-    there is no page that xrun has written."""
+    """The model's folder, fetched where it is far away; `whole` with its weights. None where there
+    is no page that xrun has written."""
     address = None if is_run_id(text) else parse(text, environ)
     if address is not None and address.on_hub:
         return _fetched(address.name, whole)
-    if address is not None and address.durable:
-        return None
+    if address is not None and address.in_bucket:
+        return _in_bucket(address, environ, whole)
     path = Path(address.name) if address else find_run(text).path
     found = [each for each in (path, path / "model") if (each / FOLDER / RUN).is_file()]
     return Page(found[0]) if found else None
@@ -73,7 +78,7 @@ def _fetched(name: str, whole: bool) -> Page | None:
 
     from ..store.hub.client import reaching
 
-    folder = cache_folder() / "pages" / blake3(name.encode()).hexdigest()[:32]
+    folder = _kept(name)
     patterns = None if whole else [f"{FOLDER}/*"]
     try:
         with reaching():
@@ -91,6 +96,35 @@ def _fetched(name: str, whole: bool) -> Page | None:
         raise CloudUnavailable(f"The Hub does not answer: {error}.", "Try again.") from error
     page = Page(folder)
     return page if (page.folder / RUN).is_file() else None
+
+
+def _in_bucket(address: Address, environ: Mapping[str, str], whole: bool) -> Page | None:
+    require(BUCKET)
+    from ..store.bucket.client import BucketClient
+    from ..store.bucket.model import BucketModel
+    from ..store.bucket.store import READERS_PATIENCE
+
+    folder = _kept(str(address))
+    client = BucketClient(address, environ=environ, patience=READERS_PATIENCE)
+    BucketModel(client).fetch(folder, "" if whole else FOLDER)
+    page = Page(folder)
+    return page if (page.folder / RUN).is_file() else None
+
+
+def _kept(name: str) -> Path:
+    return cache_folder() / "pages" / blake3(name.encode()).hexdigest()[:32]
+
+
+def _published(run: OpenedRun) -> Page | None:
+    """The page of the run's model where its recipe names a repository for it, and that is there to
+    be read; a repository of that name may be another run's by now."""
+    place = Address.parse(str((run.record.recipe or {}).get("publish") or "local"))
+    if not (place.on_hub and place.name):
+        return None
+    with contextlib.suppress(LaunchError):
+        page = _fetched(place.name, whole=False)
+        return page if page and page.facts.run == run.run else None
+    return None
 
 
 def _of_page(text: str, page: Page) -> Original:
@@ -112,7 +146,9 @@ def _of_record(text: str, run: OpenedRun) -> Original:
         )
     processes = int(record.lock.machine.get("processes", 1))
     sha256 = record.finished.weights_sha256 if record.finished else None
-    facts = Facts(run.run, record.digest, record.rule, processes, sha256 or "")
+    facts = Facts(
+        run.run, record.digest, record.rule, processes, sha256 or "", sources=record.sources
+    )
     points = [reproducible(point) for point in run.points()]
     recipe = yaml.safe_dump(dict(run.recipe), sort_keys=False)
     project = _project_of(run.beside) if run.beside else None

@@ -7,6 +7,7 @@ need.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import environment
-from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
+from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError, XrunError
 from ..libraries import HUB, is_here, require
 from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
@@ -27,7 +28,7 @@ from ..run.record import RunRecord
 from ..run.stores import open_store
 from ..store.address import Address
 from .bucket import check_bucket
-from .job import by_the_rule_of, refuse_another
+from .job import as_begun, refuse_another
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
 _WANDB_SECONDS = 60.0
@@ -35,12 +36,13 @@ _WANDB_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Online:
-    """The plan with the Hub's names in it, everything that is wrong, and where the run can be
-    seen."""
+    """The plan with the Hub's names in it, everything that is wrong, where the run can be seen, and
+    what is no obstacle and worth a word."""
 
     plan: Plan
     problems: tuple[Problem, ...]
     links: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def check_online(
@@ -62,6 +64,7 @@ def check_online(
     hub = _Hub(plan.recipe_path) if asked else None
     problems: list[Problem] = []
     links: list[str] = []
+    warnings: list[str] = []
     if far_away:
         on_hub = hub if plan.address.on_hub else None
         plan, wrong = on_hub.place(plan) if on_hub else (plan, check_bucket(plan))
@@ -76,10 +79,12 @@ def check_online(
         problems += hub.sources(recipe)
         plan = _locked(plan, hub.commits)
     if plan.wandb is not None and plan.wandb.online:
-        wrong, url = _wandb(plan)
+        wrong, url, silent = _wandb(plan)
         problems += wrong
         links += [url] if url else []
-    return Online(plan, tuple(problems), tuple(dict.fromkeys(links)))
+        if silent:
+            warnings.append(_without_wandb(plan, silent))
+    return Online(plan, tuple(problems), tuple(dict.fromkeys(links)), tuple(warnings))
 
 
 def place(plan: Plan, *, chosen: bool) -> Online:
@@ -123,9 +128,7 @@ def _as_begun(plan: Plan) -> Plan:
             continue
         record = RunRecord.of(head)
         if head.run == meant.run:
-            found = by_the_rule_of(meant, record.rule)
-            refuse_another(found, record)
-            return found
+            return as_begun(meant, record)
         others[head.run] = record
     for run, record in others.items():
         refuse_another(plan, record, f"the run {run} at {plan.where}")
@@ -311,11 +314,26 @@ def _tokenizer(recipe: Recipe) -> dict[str, Any]:
     return {"name": args.get("tokenizer"), "revision": args.get("tokenizer_revision")}
 
 
-def _wandb(plan: Plan) -> tuple[list[Problem], str]:
-    """What Weights & Biases says of the key, the entity and the project; asked by a process, which
-    may import its library."""
+def _without_wandb(plan: Plan, why: str) -> str:
+    """What it means for the run that Weights & Biases does not answer: a warning for one that has
+    committed something, as for the attempt itself.
+
+    Raises:
+        CloudUnavailable: nobody could tell that the run is new.
+    """
+    what = f"Weights & Biases does not answer ({why.rstrip('.')})"
+    with contextlib.suppress(XrunError):
+        head = open_store(plan, "reader", create=False).head()
+        if RunRecord.of(head).newest_step >= 0:
+            return f"{what}; the store's word is taken, and the points are sent later."
+    raise CloudUnavailable(f"{what}.", "Try again, or -s tracking.wandb=null.")
+
+
+def _wandb(plan: Plan) -> tuple[list[Problem], str, str]:
+    """What Weights & Biases says of the key, the entity and the project, the run's page, and why it
+    says nothing; asked by a process, which may import its library."""
     if not is_here("wandb"):
-        return [], ""
+        return [], "", ""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(plan.to_json())
         file.flush()
@@ -325,12 +343,16 @@ def _wandb(plan: Plan) -> tuple[list[Problem], str]:
                 command, capture_output=True, text=True, timeout=_WANDB_SECONDS, check=False
             )
             answer = json.loads(done.stdout.splitlines()[-1])
-        except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-            raise CloudUnavailable(
-                "Weights & Biases does not answer.", "Try again, or -s tracking.wandb=null."
-            ) from error
+        except subprocess.TimeoutExpired:
+            return [], "", f"nothing in {_WANDB_SECONDS:.0f} s"
+        except (IndexError, ValueError):
+            return [], "", "its library has failed"
     key = "tracking.wandb"
-    return [
-        Problem(plan.recipe_path, 0, 0, key, wrong["what"], "", wrong["hint"])
-        for wrong in answer["problems"]
-    ], answer["url"]
+    return (
+        [
+            Problem(plan.recipe_path, 0, 0, key, wrong["what"], "", wrong["hint"])
+            for wrong in answer["problems"]
+        ],
+        answer["url"],
+        answer["silent"],
+    )

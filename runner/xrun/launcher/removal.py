@@ -156,7 +156,20 @@ def _on_hub(place: Place, run: str) -> tuple[int, str]:
             return 0, f"{where}the repository has another name than the run; delete it on the Hub"
         if not api.repo_info(name).private:
             return 0, f"{where}the repository is public; delete it on the Hub"
-        return sum(each.size for each in api.list_lfs_files(name)), ""
+        size = sum(each.size for each in api.list_lfs_files(name))
+        return size + (_in_its_bucket(name) if place.address.kind == "hub-bucket" else 0), ""
+
+
+def _in_its_bucket(name: str) -> int:
+    """The bytes in a bucket of the Hub; there is none before the first file."""
+    from huggingface_hub.errors import BucketNotFoundError
+
+    from ..store.hub.client import hub_api
+
+    try:
+        return hub_api().bucket_info(name).size
+    except BucketNotFoundError:
+        return 0
 
 
 def _remove_far_away(place: Place, run: str) -> None:

@@ -18,9 +18,7 @@ import yaml
 from .. import environment
 from ..errors import LaunchError
 from ..libraries import TRAINING, require
-from ..recipe.load import load_recipe
 from ..run.folder import RunFolder
-from ..run.plan import make_plan, under_rule
 from ..run.points import Point, key_of, read_points, reproducible
 from .laid_out import RECIPE, Copy
 from .local import alone
@@ -161,11 +159,7 @@ def _steps(wanted: Mapping[tuple[int, int], Point], until: int) -> int:
 
 def _sources(copy: Copy) -> list[str]:
     """Whether the components are others than those of the run, as far as that is known."""
-    made = make_plan(load_recipe(copy.recipe), copy.recipe)
-    same_rule = under_rule(made, copy.original.facts.rule) or made
-    told = []
-    if copy.original.facts.digest and same_rule.digest != copy.original.facts.digest:
-        told.append("the recipe's components are others than the run's")
+    told = [copy.other] if copy.other else []
     if copy.original.lock.code.get("dirty") and not copy.files and copy.code:
         told.append("the project had changes that were not committed, and are not published")
     return told

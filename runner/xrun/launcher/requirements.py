@@ -37,7 +37,7 @@ _NEEDS = re.compile(r"(\S+) depends? on (\S+?)(?=[,;.]?(?: |$))")
 
 def lock(plan: Plan, environ: Mapping[str, str] = os.environ) -> Plan:
     """The plan with its libraries in exact versions: those that the run has had, as long as the
-    recipe names the same and the pins are the same.
+    recipe names the same and the pins are the same; on another computer by the run's lock.
 
     Raises:
         RecipeError: they cannot be had on a machine, or contradict the pins.
@@ -83,7 +83,7 @@ def _resolved(plan: Plan, before: Requirements, environ: Mapping[str, str]) -> s
         # torch stands in what is resolved, so that what it needs is known as such.
         wanted.write_text("\n".join([*before.wanted, f"torch=={pins()['torch']}"]) + "\n")
         fixed.write_text(PINS.read_text())
-        made.write_text(before.text)
+        made.write_text(before.text or _known(plan))
         files = ("-c", str(fixed), "-o", str(made), str(wanted))
         command = [find_uv(), "pip", "compile", *_FOR, *_HOW, *files]
         try:
@@ -101,6 +101,12 @@ def _resolved(plan: Plan, before: Requirements, environ: Mapping[str, str]) -> s
         if done.returncode:
             raise _refusal(without_colours(done.stderr), plan)
         return made.read_text()
+
+
+def _known(plan: Plan) -> str:
+    """What the lock of a run that was begun on another computer says, beside the pins."""
+    numbers = plan.locked.packages.items()
+    return "".join(f"{name}=={number}\n" for name, number in numbers if name not in pins())
 
 
 def _refusal(said: str, plan: Plan) -> RecipeError | CloudUnavailable:

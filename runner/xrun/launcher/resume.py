@@ -19,7 +19,7 @@ from ..run.code_digest import bytes_digest
 from ..run.folder import RunFolder
 from ..run.opened import OpenedRun
 from ..run.plan import Plan, make_plan
-from .job import by_the_rule_of, choose_run, refuse_another
+from .job import as_begun, choose_run
 
 _WAY_ON = (
     "Bring the project to the code that the run was begun with, then type the same command again;"
@@ -45,7 +45,7 @@ def plan_to_resume(
         project = project_root(Path.cwd() / "recipes" / "any.yaml")
     if missing := _missing(opened, project):
         what = f"The run {opened.run} needs {', '.join(missing)}, and {project} has no such file."
-        raise CheckpointError(what, _WAY_ON)
+        raise CheckpointError(what, f"{_WAY_ON}{_begun_with(opened)}")
     path = project / "recipes" / f"{opened.run}.yaml"
     made_here = _written(path, json_text(opened.recipe, indent=1) + "\n")
     try:
@@ -63,13 +63,25 @@ def _checked(
     made = make_plan(recipe, path, overrides=overrides, run=opened.run, processes=processes)
     known = opened.plan(_home(opened, made), project)
     made = replace(
-        made, home=known.home, store=known.store, fork=known.fork, fork_store=known.fork_store
+        made,
+        home=known.home,
+        store=known.store,
+        fork=known.fork,
+        fork_store=known.fork_store,
+        launched=known.launched,
     )
     if RunFolder(made.folder).plan_file.exists():
         return choose_run(made, given=True)
-    made = by_the_rule_of(made, known.rule)
-    refuse_another(made, opened.record)
-    return made
+    return as_begun(made, opened.record)
+
+
+def _begun_with(opened: OpenedRun) -> str:
+    """Where that code is, as far as the record tells."""
+    code = opened.record.lock.code
+    if not code.get("remote"):
+        return ""
+    changed = ", with changes that were not committed" if code.get("dirty") else ""
+    return f" It was {code['remote']} at {str(code.get('commit'))[:12]}{changed}."
 
 
 def _missing(opened: OpenedRun, project: Path) -> list[str]:

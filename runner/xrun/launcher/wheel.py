@@ -1,4 +1,5 @@
-"""The xrun that runs now -> a wheel, so that a machine elsewhere runs the very same code.
+"""The xrun that runs now -> a wheel, so that a machine elsewhere runs the very same code; and its
+plugin for SkyPilot as one of its own, which needs nothing.
 
 It is packed from the files as they lie here, whether they are a checkout (with its uncommitted
 changes) or an installation, and needs no build tool. The same files give the same bytes.
@@ -10,9 +11,11 @@ import base64
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+import xrun_sky
 
 from .. import components
 from ..recipe.secret_text import is_secret_file
@@ -28,17 +31,47 @@ def pack_wheel() -> tuple[str, bytes]:
     version = next(
         line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Version: ")
     )
-    info = f"xrun-{version}.dist-info"
+    more = {"entry_points.txt": b"[console_scripts]\nxrun = xrun.cli:main\n"}
+    return _wheel("xrun", version, metadata, dict(sorted(_sources())), more)
+
+
+def pack_plugin() -> tuple[str, bytes]:
+    """The wheel of xrun's plugin for SkyPilot: its file name and its bytes.
+
+    Other sources have another version, because a controller keeps the wheel whose name it knows.
+    """
     files = {
-        **dict(sorted(_sources())),
+        f"{xrun_sky.__name__}/{path.name}": path.read_bytes()
+        for path in sorted(Path(xrun_sky.__path__[0]).glob("*.py"))
+    }
+    digest = hashlib.sha256(b"".join(files.values())).hexdigest()[:8]
+    version = f"{xrun_sky.__version__}+{digest}"
+    metadata = (
+        f"Metadata-Version: 2.1\nName: xrun-sky\nVersion: {version}\n"
+        "Summary: xrun's plugin for SkyPilot\nLicense: Apache-2.0\nRequires-Python: >=3.9\n"
+    )
+    return _wheel("xrun_sky", version, metadata, files, {})
+
+
+def _wheel(
+    name: str,
+    version: str,
+    metadata: str,
+    sources: Mapping[str, bytes],
+    more: Mapping[str, bytes],
+) -> tuple[str, bytes]:
+    """The file's name and its bytes; `more` lies beside the metadata."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        **sources,
         f"{info}/METADATA": metadata.encode(),
         f"{info}/WHEEL": (
             b"Wheel-Version: 1.0\nGenerator: xrun\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         ),
-        f"{info}/entry_points.txt": b"[console_scripts]\nxrun = xrun.cli:main\n",
+        **{f"{info}/{each}": data for each, data in more.items()},
     }
-    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
-    return f"xrun-{version}-py3-none-any.whl", _zip(
+    record = "".join(f"{each},sha256={_digest(data)},{len(data)}\n" for each, data in files.items())
+    return f"{name}-{version}-py3-none-any.whl", _zip(
         {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n".encode()}
     )
 
@@ -91,7 +124,7 @@ def _digest(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
+def _zip(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():

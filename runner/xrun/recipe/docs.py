@@ -68,8 +68,8 @@ file's, parsed by the same rules; items of a list go by number from 0. A mapping
 
 `extends: base.yaml`, relative to the file it stands in, starts from another recipe. Mappings are
 merged key by key, lists and single values are replaced, and `key: null` goes back to the default.
-Nothing is left half merged: `hardware` is replaced whole, `model` and `dataset` are if their `name`
-differs, and so are an optimizer's `args`.
+Nothing is left half merged: `hardware` is replaced whole where it names machines, `model` and
+`dataset` are if their `name` differs, and so are an optimizer's `args`.
 
 ## Keys
 
@@ -107,8 +107,8 @@ def schema() -> dict[str, Any]:
 
 
 def _take_short_forms(made: dict[str, Any], parts: dict[str, Any]) -> None:
-    """What is read before a type reads it: `hardware: local`, `tensorboard: true`, and a text as
-    the source of a file."""
+    """What is read before a type reads it: `hardware: local`, `tensorboard: true`, a text as the
+    source of a file, and a list as what a key is in a sweep's trials."""
     hardware = parts["Hardware"]
     hardware["properties"]["local"] = {
         "$ref": "#/$defs/Local",
@@ -123,6 +123,9 @@ def _take_short_forms(made: dict[str, Any], parts: dict[str, Any]) -> None:
     named = made["properties"]["files"]["patternProperties"]
     for pattern, source in named.items():
         named[pattern] = {"anyOf": [{"type": "string"}, source]}
+    swept = parts["Sweep"]["properties"]["parameters"]["patternProperties"]
+    for pattern, values in swept.items():
+        swept[pattern] = {"anyOf": [{"type": "array"}, values]}
 
 
 def demands(model: type[Part]) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def models_in(model: type[Part], key: str = "") -> Iterator[tuple[str, type[Part
     yield key, model
     for name, field in model.model_fields.items():
         if inner := model_in(field.annotation):
-            free = ".PATH" if is_mapping(field.annotation) else ""
+            free = (".PATH" if name == "files" else ".KEY") if is_mapping(field.annotation) else ""
             item = ".N" if is_list(field.annotation) else free
             yield from models_in(inner, join(key, name) + item)
 
@@ -203,7 +206,7 @@ def type_of(shape: dict[str, Any]) -> str:
     if "const" in shape or "enum" in shape:
         return ", ".join(f"`{value}`" for value in shape.get("enum", [shape.get("const")]))
     if shape.get("type") == "array":
-        return f"list of {type_of(shape['items'])}"
+        return f"list of {type_of(shape['items']) if shape['items'] else 'values'}"
     if "format" in shape:
         return str(shape["format"])
     names = {

@@ -32,6 +32,7 @@ from .diagnostics import (
     validate,
 )
 from .location import Location, NoLocationError
+from .not_built import with_what_is
 from .paths import missing_paths
 from .rules import BETRAYED
 from .schema import Recipe
@@ -59,8 +60,13 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     problems += file_problems(tree, project)
     problems += library_problems(tree, project)
     if recipe is None or problems:
-        raise RecipeError(in_order(problems))
+        raise RecipeError([answered(problem, tree) for problem in in_order(problems)])
     return recipe.model_copy(update={"extends": None})
+
+
+def answered(problem: Problem, tree: Node) -> Problem:
+    """With the way out that holds where somebody asks for what is not there by design."""
+    return with_what_is(problem, shown(node_at(tree, loc_of(problem.key, tree))))
 
 
 def at_their_places(
@@ -204,11 +210,12 @@ def merge(base: Node, over: Node, loc: Loc) -> Node:
 
 
 def kept(base: Node, over: Node, loc: Loc) -> dict[str, Node]:
-    """What stays of the base's mapping: nothing of a different kind of hardware, model or dataset,
+    """What stays of the base's mapping: nothing of other hardware, of a different model or dataset,
     no half of a switch."""
     old, new = base.child("name"), over.child("name")
     renamed = bool(old and new and old.value != new.value)
-    if loc == ("hardware",) or (renamed and loc in (("model",), ("dataset",))):
+    others = loc == ("hardware",) and (over.child("local") or over.child("any_of"))
+    if others or (renamed and loc in (("model",), ("dataset",))):
         return {}
     dropped = "args" if renamed and loc == ("train", "optimizer") else None
     return {name: node for name, node in (base.mapping or {}).items() if name != dropped}
@@ -270,7 +277,7 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     """The tree with a value at this key; raises Unreadable if there cannot be one."""
     if isinstance(tree.value, list):
         return put_in_list(tree, names, value, loc)
-    name, rest = names[0], names[1:]
+    name, rest = dotted(tree, names) if loc == ("sweep", "parameters") else (names[0], names[1:])
     if (
         tree.mapping is None
         and tree.value is not None
@@ -281,12 +288,24 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
         )
     tree = tree if tree.mapping is not None else Node({}, value.mark)
     keys = {name: value.mark}
-    if not rest:
+    if not rest and loc != ("hardware",):
         return merge(tree, Node({name: value}, tree.mark, keys=keys), loc)
-    inner = put(tree.child(name) or Node(None, value.mark), rest, value, (*loc, name))
-    # `local` and `any_of` exclude each other, so naming one of them lets the other go.
-    others = {} if loc == ("hardware",) else tree.value
+    before = tree.child(name) or Node(None, value.mark)
+    inner = put(before, rest, value, (*loc, name)) if rest else value
+    others = tree.value
+    if loc == ("hardware",) and name == "local":
+        others = {}  # the other keys are for clouds
+    elif loc == ("hardware",) and name == "any_of":
+        others = {each: node for each, node in tree.value.items() if each != "local"}
     return replace(tree, value={**others, name: inner}, keys=keys | tree.keys)
+
+
+def dotted(tree: Node, names: list[str]) -> tuple[str, list[str]]:
+    """A name that has dots itself, as those of `sweep.parameters`, and the keys below it: all of it
+    is the name, unless a part of it stands there already."""
+    heads = (".".join(names[:count]) for count in range(len(names), 0, -1))
+    name = next((head for head in heads if tree.child(head)), ".".join(names))
+    return name, names[len(name.split(".")) :]
 
 
 def put_in_list(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:

@@ -15,10 +15,17 @@ from .schema import FileSource, Recipe
 
 
 def notes(recipe: Recipe, path: Path) -> Iterator[str]:
-    """Libraries that are not installed here, and what `absent_files` says; `path` is the
-    recipe's."""
+    """Libraries that are not installed here, what the deadline means, and what `absent_files`
+    says; `path` is the recipe's."""
     if missing := what_is_missing(*needs(recipe)):
         yield missing
+    if (deadline := recipe.hardware.deadline) is not None:
+        since = " from the first launch" if deadline.time is None else ""
+        yield (
+            f"hardware.deadline: {deadline}{since}; spot machines as long as the run can still be"
+            " in time without them, on demand from the last responsible moment. Needs xrun's plugin"
+            " in SkyPilot (`xrun setup sky`)."
+        )
     yield from absent_files(recipe, project_root(path))
 
 
@@ -37,7 +44,7 @@ def unheard(recipe: Recipe) -> Iterator[str]:
     if recipe.alerts is not None and recipe.hardware.any_of:
         yield (
             "alerts: while no machine is alive (it waits for capacity, or there is none) nobody is"
-            " told: that needs xrun's plugin in SkyPilot. `xrun status` says how it stands."
+            " told without the plugin; `xrun status` says how it stands."
         )
 
 

@@ -8,6 +8,7 @@ itself.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,9 +21,11 @@ from ..errors import Problem, did_you_mean
 from . import secret_text
 from .accelerators import unserved
 from .adapters import wrong_adapter_args
+from .counted import counts
 from .location import is_within, target_there
 from .metrics import FURTHER, METRICS, better, is_measured
-from .schema import Recipe
+from .rungs import rung_step
+from .schema import Recipe, Train
 
 Rule = Callable[[Recipe], Iterator[Problem]]
 RULES: list[tuple[tuple[str, ...], Rule]] = []
@@ -511,6 +514,29 @@ def several_nodes_share_a_store(recipe: Recipe) -> Iterator[Problem]:
 
 
 @rule("hardware")
+def deadline_needs_machines_on_demand(recipe: Recipe) -> Iterator[Problem]:
+    """`deadline` is for clouds, and only machines on demand can keep it: a candidate with `spot:
+    auto` or `spot: false`."""
+    hardware = recipe.hardware
+    if hardware.deadline is None:
+        return
+    if hardware.local is not None:
+        yield problem(
+            "hardware.deadline",
+            "this machine cannot be exchanged for a faster or a surer one",
+            str(hardware.deadline),
+            "Remove it, or say with `any_of` which machines of clouds would do.",
+        )
+    elif all(each.spot is True for each in hardware.any_of):
+        yield problem(
+            "hardware.deadline",
+            "spot machines alone cannot keep it: they may not be there",
+            str(hardware.deadline),
+            "Give a candidate `spot: auto`, or one more with `spot: false`.",
+        )
+
+
+@rule("hardware")
 def accelerator_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`accelerators` is a name that SkyPilot knows, in its spelling."""
     for index, candidate in enumerate(recipe.hardware.any_of):
@@ -560,6 +586,126 @@ def regions_belong_to_clouds(recipe: Recipe) -> Iterator[Problem]:
                 "it is not said which cloud's regions these are",
                 hint="Add `clouds: [...]`.",
             )
+
+
+# Sweeps
+
+
+MOST_TRIALS = 10_000
+_TRIED = 1_000
+"""Values of one list that are compared with one another."""
+
+
+@rule("sweep")
+def swept_keys_make_other_runs(recipe: Recipe) -> Iterator[Problem]:
+    """`sweep.parameters` are keys that a run's id follows from, each with different values: with
+    others two trials would be one run."""
+    if recipe.sweep is None:
+        return
+    if not recipe.sweep.parameters:
+        hint = "Write `train.optimizer.lr: [1e-3, 3e-3]`, or remove `sweep`."
+        yield problem("sweep.parameters", "no key has several values", hint=hint)
+    for name, parameter in recipe.sweep.parameters.items():
+        key = f"sweep.parameters.{name}"
+        if not counts(name) and _is_known(name):
+            what = "it changes nothing of what is computed, so two trials would be one run"
+            hint = "Set it once for all trials, where it stands in the recipe."
+            yield problem(key, what, hint=hint)
+        seen: set[str] = set()
+        for place, value in enumerate(parameter.values[:_TRIED]):
+            written = json.dumps(value, sort_keys=True, default=str)
+            if written in seen:
+                what = "two trials would be one run"
+                yield problem(f"{key}.{place}", what, written, "Write it once.")
+            seen.add(written)
+
+
+def _is_known(key: str) -> bool:
+    """Whether the recipe has such a key at all; others are spelling mistakes, which the trial's own
+    recipe tells better."""
+    part, _, inner = key.partition(".")
+    known = Train.model_fields if part == "train" else Recipe.model_fields
+    return (inner.partition(".")[0] if part == "train" and inner else part) in known
+
+
+@rule("sweep")
+def the_number_of_trials_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """`sweep.method: grid` has `points` for each range and no more trials than `sweep.max_trials`;
+    `random` has `sweep.max_trials`."""
+    sweep = recipe.sweep
+    if sweep is None:
+        return
+    if sweep.method == "random":
+        if sweep.max_trials is None:
+            what = "it is not said how many trials are drawn"
+            yield problem("sweep", what, hint="Add `max_trials: 20`.")
+        return
+    choices = {name: each.choices for name, each in sweep.parameters.items()}
+    for name in (name for name, each in choices.items() if each is None):
+        what = "a grid needs to know how many values of the range"
+        hint = "Add `points: 5`, or set `method: random`."
+        yield problem(f"sweep.parameters.{name}", what, hint=hint)
+    count, most = math.prod(len(each or ()) for each in choices.values()), sweep.max_trials
+    if count > (most or MOST_TRIALS):
+        what = f"the grid has {count} trials"
+        hint = "Take fewer values, or `method: random`, which draws `max_trials` of them."
+        yield problem("sweep.max_trials" if most else "sweep", what, most or "", hint)
+
+
+@rule("sweep", "task", "train.evaluate")
+def trials_are_measured(recipe: Recipe) -> Iterator[Problem]:
+    """`sweep.metric` is one that the evaluation gives, whose name or `sweep.mode` tells which is
+    better."""
+    sweep, evaluate = recipe.sweep, recipe.train.evaluate
+    if sweep is None:
+        return
+    metric = sweep.metric or evaluate.metric
+    given = (*METRICS.get(recipe.task, ()), evaluate.metric, *evaluate.metrics)
+    if recipe.task != "model" and metric not in given:
+        if is_measured(recipe.task, metric):
+            what, hint = (
+                "no evaluation gives it",
+                f"Add it to `train.evaluate.metrics`: [{metric}].",
+            )
+            yield problem("sweep.metric", what, metric, hint)
+        else:
+            yield not_measured("sweep.metric", recipe.task, metric)
+    elif (sweep.metric is not None or evaluate.mode is None) and (
+        (sweep.mode or better(metric)) is None
+    ):
+        what = "its name does not tell whether more of it is better"
+        key = "sweep.metric" if sweep.metric else "sweep"
+        yield problem(key, what, metric, "Add `mode: max` or `mode: min`.")
+
+
+@rule("sweep", "train.evaluate.every", "train.epochs", "train.steps")
+def rungs_have_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
+    """`sweep.stop` needs an evaluation for each rung, before the last step."""
+    train, stop = recipe.train, recipe.sweep.stop if recipe.sweep else None
+    every, last = train.evaluate.every, train.epochs or train.steps or 0
+    if stop is None or (train.epochs and every is not None and every.steps):
+        return  # how many steps an epoch has is not known yet
+    unit = "epochs" if train.epochs else "steps"
+    between = (every.epochs or every.steps) if every is not None else 1 if train.epochs else None
+    if between is None:
+        what = "only the last step is evaluated, so nothing is known at a rung"
+        yield problem("sweep.stop", what, hint="Set `train.evaluate.every: 100 steps`.")
+        return
+    at = [rung_step(last, between, part) for part in stop.parts]
+    if len({*at, last}) <= len(at):
+        what = f"its rungs would be after {', '.join(map(str, at))} of {last} {unit}, where it is"
+        hint = "Evaluate more often, or take fewer rungs."
+        yield problem("sweep.stop", f"{what} evaluated", hint=hint)
+
+
+@rule("sweep", "checkpoint.store")
+def trials_have_a_store_each(recipe: Recipe) -> Iterator[Problem]:
+    """A sweep's trials have a store each: `checkpoint.store: hub` and not one repository's name."""
+    store = recipe.checkpoint.store
+    if recipe.sweep is not None and store.on_hub and store.name:
+        what = "a repository is one run's, and a sweep has many"
+        hint = "Write `hub`, which makes one for each trial, or a bucket or a folder."
+        yield problem("checkpoint.store", what, str(store), hint)
 
 
 # Components, stores, environment

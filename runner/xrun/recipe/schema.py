@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from ..store.address import Address, NoAddressError
 from .accelerators import PATTERN, Accelerators
 from .base import Before, Field, Parsed, Part, default
+from .deadline import Deadline
 from .interval import Every, interval
 from .location import Location, NoLocationError
 from .metrics import better
@@ -220,14 +221,31 @@ class Candidate(Part):
 
 
 class Hardware(Part):
-    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another it
-    replaces the base's whole."""
+    """`local`, or any one of several kinds of cloud machines. In a recipe that `extends` another,
+    naming either replaces the base's whole."""
 
     local: Local | None = None
     """Train on this machine. `hardware: local` is short for one process."""
     any_of: Annotated[tuple[Candidate, ...], Field(strict=False)] = ()
     """Kinds of cloud machines that would do; a preempted run may continue on another one of
     them."""
+    deadline: Annotated[Deadline, Parsed(Deadline.parse, max_length=64)] | None = None
+    """When the run is to have finished: so long after its first launch (`36h`, `2d`), or a time
+    with its zone (`2026-12-01T18:00+01:00`). It trains on spot machines as long as it can still be
+    in time without them, on demand from the last responsible moment, and on spot again when there
+    is time to spare. Needs xrun's plugin in SkyPilot (`xrun setup sky`). Default: none."""
+    max_wait: Annotated[Every, interval("seconds")] = default("2h")
+    """Without a deadline: how long to wait for spot machines, where `spot: auto` allows others,
+    before one on demand is taken, provided that the `budget` covers the rest of the run at that
+    price; and how long it is kept before spot machines are looked for again. Needs the plugin as
+    well: without it SkyPilot does not wait."""
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether there is a choice between waiting for spot machines and going on demand."""
+        return any(each.spot is not False for each in self.any_of) and any(
+            each.spot is not True for each in self.any_of
+        )
 
     @property
     def worlds(self) -> tuple[int, ...]:
@@ -482,8 +500,115 @@ class Alerts(Part):
     ] = default(["started", "preempted", "recovered", "stalled", "budget", "finished", "failed"])
     """What is told: a command's first step (`started`); that the machine goes away (`preempted`,
     where its cloud says so before); that another attempt goes on (`recovered`, after a machine that
-    went without a word too); ranks without a sign of life (`stalled`); a spent `budget`; the end
+    went without a word too); ranks without a sign of life, and no machines for longer than
+    `hardware.max_wait` (`stalled`); a spent `budget`; the end
     (`finished`, `failed`). What a person asks for at a terminal is not told. Default: all."""
+
+
+class Parameter(Part):
+    """What one key of the recipe is in the trials: a list, or a range from `min` to `max`. A list
+    is short for `{values: LIST}`."""
+
+    values: Annotated[tuple[Any, ...], Field(strict=False)] = ()
+    """The values, each once. `null` is the key's default."""
+    min: int | float | None = None
+    """Where a range begins. Of two whole numbers it has whole numbers only."""
+    max: int | float | None = None
+    """Where a range ends; it is one of its values."""
+    log: bool = False
+    """Evenly in factors instead of differences: as many trials from 1e-4 to 1e-3 as from 1e-3 to
+    1e-2."""
+    points: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """So many values of the range, both ends among them; a grid needs it. Default: any value,
+    rounded to six digits."""
+
+    @property
+    def choices(self) -> tuple[Any, ...] | None:
+        """Its values, in order; None for a range of any values."""
+        if self.values or self.points is None:
+            return self.values or None
+        last = self.points - 1
+        return tuple(dict.fromkeys(self.at(place / last) for place in range(self.points)))
+
+    def at(self, share: float) -> int | float:
+        """The value of a range this far on the way, from 0 to 1. It is rounded to six digits: what
+        people read is what is computed, and no machine's logarithm shows in it."""
+        low, high = self.min or 0, self.max or 0
+        if share in (0, 1):
+            return high if share else low
+        value = low * (high / low) ** share if self.log else low + (high - low) * share
+        whole = isinstance(low, int) and isinstance(high, int)
+        return round(value) if whole else float(f"{value:.6g}")
+
+    def checked(self) -> Self:
+        if bool(self.values) == (self.min is not None or self.max is not None):
+            raise PydanticCustomError("sentence", "must be a list of values, or `min` and `max`")
+        if self.values and (self.log or self.points):
+            raise PydanticCustomError("sentence", "`log` and `points` are for a range")
+        if not self.values and (self.min is None or self.max is None or self.min >= self.max):
+            raise PydanticCustomError("sentence", "must have a `min` that is less than its `max`")
+        if self.log and (self.min or 0) <= 0:
+            raise PydanticCustomError("sentence", "must begin above 0 with `log: true`")
+        if self.points and len(self.choices or ()) < self.points:
+            raise PydanticCustomError("sentence", "has fewer different numbers than `points`")
+        return self
+
+
+def read_parameter(value: Any) -> Any:
+    """`lr: [1e-3, 3e-3]` is `lr: {values: [1e-3, 3e-3]}`."""
+    if not isinstance(value, list | tuple | dict | Parameter):
+        hint = {"hint": "Write `[1e-3, 3e-3]` or `{min: 1e-4, max: 1e-2, log: true, points: 5}`."}
+        raise PydanticCustomError("sentence", "must be a list or a range", hint)
+    return {"values": value} if isinstance(value, list | tuple) else value
+
+
+class EarlyStop(Part):
+    """Trials that are behind end early. Each trial has its full length from the start, which
+    schedules depend on: a rung is a pause, after `steps / reduction`, `steps / reduction^2`, ...,
+    each at the next evaluation. A trial that goes on is to the last bit the run without a sweep."""
+
+    method: Literal["halving", "asha"]
+    """`halving` decides once a rung is full, from all of its results (of equal ones the trial with
+    the smaller number is better): the same trials go on, whatever was preempted, repeated or run in
+    another order. `asha` waits for nobody: a trial goes on if it is among the best of those that
+    have come to the rung before it. Each decision is made once and stays, and other timings may
+    keep other trials."""
+    rungs: Annotated[int, Field(ge=1, le=20)]
+    """Pauses before the end."""
+    reduction: Annotated[int, Field(ge=2, le=1000)] = 3
+    """One of so many goes on at each rung; at least one trial does."""
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Of how many parts of a trial's steps the first is done at each rung, from the first rung
+        on."""
+        return tuple(self.reduction**power for power in range(self.rungs, 0, -1))
+
+
+class Sweep(Part):
+    """Many runs of this recipe, the trials, each with other values of some keys. A trial is a run
+    like any other, by the id that the recipe with its values has."""
+
+    parameters: dict[Line, Annotated[Parameter, Before(read_parameter)]]
+    """Dotted key -> its values: `train.optimizer.lr: [1e-3, 3e-3]`. Any key that a run's id follows
+    from; others would give two trials one id."""
+    method: Literal["grid", "random"] = "grid"
+    """`grid`: every combination, the last key fastest. `random`: `max_trials` of them, drawn by
+    `train.seed`."""
+    metric: Line | None = None
+    """What decides: a metric of the evaluation. Under `train.export: best` a trial's best value
+    counts, else its newest. Default: `train.evaluate.metric`."""
+    mode: Literal["min", "max"] | None = None
+    """Whether less or more of it is better. Default: as its name tells."""
+    max_trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Trials that `random` draws; for a grid the most that it may have. Default: 10,000 of a
+    grid."""
+    parallel: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Trials that run at a time."""
+    stop: EarlyStop | None = None
+    """Trials that end early. Default: each goes to its end."""
+    budget: Budget = default({})
+    """Limits over all trials together; `budget` of the recipe is each trial's own."""
 
 
 class FileSource(Part):
@@ -550,6 +675,8 @@ class Recipe(Part):
     """When to stop spending."""
     alerts: Alerts | None = None
     """Who is told when something happens. Default: nobody."""
+    sweep: Sweep | None = None
+    """Many runs of this recipe with other values. Default: one run."""
     requirements: Annotated[tuple[Line, ...], Field(strict=False)] | Line = ()
     """Libraries beside those that xrun brings: a list such as `[einops, "timm>=1.0"]`, the path of
     a requirements.txt in the project, `.` for the `dependencies` of the project's pyproject.toml,

@@ -4,8 +4,10 @@ only, but for the plan."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +87,11 @@ class RunFolder:
     def smaller(self) -> Path:
         """Of a rehearsal: what its process has made smaller."""
         return self.path / "smaller.json"
+
+    @property
+    def cost(self) -> Path:
+        """Of a quote: what a step takes, as its process has measured it."""
+        return self.path / "cost.json"
 
     def logs(self, attempt: str) -> Path:
         """What the processes of an attempt have printed."""
@@ -189,21 +196,22 @@ class RunFolder:
                 raise
             return RunRecord()
 
-    def report(self, *, metrics: bool = True) -> RunReport:
-        """Everything that is known of the run, without `metrics` what its record says; raises
-        XrunError if that cannot be read now."""
-        plan = self.plan()
+    def report(self, *, metrics: bool = True, plan: Plan | None = None) -> RunReport:
+        """Everything that is known of the run, without `metrics` what its record says; `plan` is
+        its newest, where somebody has read it. Raises XrunError if it cannot be read now."""
+        plan = plan or self.plan()
         record = RunRecord.of(self._store(plan).head())
         status = self.status(record, plan)
-        made = report_of(self.run, str(self.path), status, record, str(self.model))
+        model, now = str(self.model), time.time()
+        made = report_of(self.run, str(self.path), status, record, plan, model, now)
         if metrics:
             return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
         return replace(made, speed=self.last_speed()) if status == "running" else made
 
-    def describe(self, *, metrics: bool = True) -> RunReport:
+    def describe(self, *, metrics: bool = True, plan: Plan | None = None) -> RunReport:
         """`report`, or why it cannot be read."""
         try:
-            return self.report(metrics=metrics)
+            return self.report(metrics=metrics, plan=plan)
         except XrunError as error:
             return RunReport(self.run, str(self.path), "unreadable", error=str(error))
 
@@ -243,8 +251,17 @@ def home_here(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def project_here() -> Path:
-    """The project that the person stands in."""
-    return project_root(Path.cwd() / "recipes" / "any.yaml")
+    """The project that the person stands in, in whichever of its folders. One in the home folder
+    itself is none of those below."""
+    here = Path.cwd()
+    found = project_root(here / "recipes" / "any.yaml")
+    if (found / "pyproject.toml").is_file():
+        return found
+    home = Path("~").expanduser()
+    for each in (here, *takewhile(lambda parent: parent != home, here.parents)):
+        if any(each.glob("recipes/*.y*ml")) or any(each.glob("runs/*/plan.json")):
+            return project_root(each / "recipes" / "any.yaml")
+    return found
 
 
 def find_run(run: str, *, known: bool = True) -> RunFolder:

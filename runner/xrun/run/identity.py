@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from .. import component
+from ..recipe.counted import TRAIN
 from .code_digest import bytes_digest, code_digest
 from .sources import sources
 
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
 
 NEWEST = 3
 """The rule that new runs get."""
-_TRAIN = (
-    "global_batch",
-    "micro_batch",
-    "precision",
-    "optimizer",
-    "schedule",
-    "clip_grad_norm",
-    "seed",
-    "ema",
-)
-"""Keys of `train` that change what is computed; the others change where, how fast, or how long."""
 _FREEZING = ("adapter", "frozen_modules", "frozen")
 """Keys of `model` that plans from before they were there lack."""
 _RULE_1: dict[str, Any] = {
@@ -82,7 +72,7 @@ def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | No
 def in_full(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
     """What changes the mathematics with defaults written out, for people to compare; `recipe` as a
     plan has it."""
-    train = {name: value for name, value in recipe["train"].items() if name in _TRAIN}
+    train = {name: value for name, value in recipe["train"].items() if name in TRAIN}
     model = {n: value for n, value in recipe["model"].items() if value or n not in _FREEZING}
     return {
         "model": _trained(model),
@@ -135,7 +125,7 @@ def _computed(recipe: Recipe, project: Path, *, own: bool) -> dict[str, Any]:
 def _given(recipe: Recipe) -> dict[str, Any]:
     """The keys that change the mathematics and are not at their defaults, as JSON."""
     given = recipe.given()
-    train = {name: value for name, value in given["train"].items() if name in _TRAIN}
+    train = {name: value for name, value in given["train"].items() if name in TRAIN}
     return {
         "model": _trained(given["model"]),
         "dataset": given["dataset"],

@@ -6,7 +6,10 @@ Of each run it asks for the head alone, several at a time: two requests far away
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +20,15 @@ from ..errors import LaunchError, XrunError
 from ..store.address import Address
 from .folder import RunFolder, runs_in
 from .opened import OpenedRun, is_run_id, located, open_run, parse
+from .plan import Plan
 from .record import RunRecord
 from .report import RunReport
-from .stores import open_place
+from .stores import is_board, open_place, open_store
 
 AT_ONCE = 8
 """So many runs are asked for at a time."""
+SILENCE_SECONDS = 2.0
+"""So long nobody waits for stores of which none answers."""
 OWN = "me"
 """The account of the token that is here."""
 
@@ -41,8 +47,64 @@ def list_runs(where: str, *, environ: Mapping[str, str] = os.environ) -> list[Ru
         if address.in_bucket:
             return _in_bucket(address, environ)
         if not address.durable and (inside := _folders_in(Path(address.name))) is not None:
-            return [folder.describe(metrics=False) for folder in inside]
+            return of_folders(inside, metrics=False)
     return [open_run(where, environ=environ).report(time.time())]
+
+
+def of_folders(
+    folders: Sequence[RunFolder], *, metrics: bool, silence: float = SILENCE_SECONDS
+) -> list[RunReport]:
+    """The runs in these folders, in their order. Stores far away are asked side by side; once none
+    has answered for `silence` seconds, the runs that are left count as out of reach."""
+    plans = [_plan_of(folder) for folder in folders]
+    found: dict[int, RunReport] = {}
+    far: dict[str, queue.SimpleQueue[int]] = {}
+    for number, plan in enumerate(plans):
+        if plan is not None and plan.address.durable:
+            far.setdefault(plan.address.kind, queue.SimpleQueue()).put(number)
+    answers: queue.Queue[tuple[int, RunReport]] = queue.Queue()
+
+    def ask(waiting: queue.SimpleQueue[int]) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                number = waiting.get_nowait()
+                told = folders[number].describe(metrics=metrics, plan=plans[number])
+                answers.put((number, told))
+
+    for kind, waiting in far.items():
+        first = next(each for each in plans if each and each.address.kind == kind)
+        with contextlib.suppress(XrunError):
+            open_store(first, "reader", create=False)  # its library's import is nobody's silence
+        for _ in range(min(AT_ONCE, waiting.qsize())):
+            # Nobody waits for one that is still asking when the command is done.
+            threading.Thread(target=ask, args=(waiting,), daemon=True).start()
+    for number, (folder, plan) in enumerate(zip(folders, plans, strict=True)):
+        if plan is None or not plan.address.durable:
+            found[number] = folder.describe(metrics=metrics, plan=plan)
+    with contextlib.suppress(queue.Empty):
+        while len(found) < len(folders):
+            number, report = answers.get(timeout=silence)
+            found[number] = report
+    for number, plan in enumerate(plans):
+        if number not in found and plan is not None:
+            found[number] = _out_of_reach(folders[number], plan, silence)
+    return [found[number] for number in range(len(folders))]
+
+
+def _plan_of(folder: RunFolder) -> Plan | None:
+    """None where it cannot be read, which the run's own report tells."""
+    try:
+        return folder.plan()
+    except XrunError:
+        return None
+
+
+def _out_of_reach(folder: RunFolder, plan: Plan, silence: float) -> RunReport:
+    why = (
+        f"{plan.place} does not answer within {silence:g} s; `xrun report {folder.run}` waits"
+        " longer."
+    )
+    return RunReport(folder.run, str(folder.path), "unreachable", error=why)
 
 
 def _folders_in(path: Path) -> list[RunFolder] | None:
@@ -91,11 +153,11 @@ def _described(addresses: Sequence[Address], environ: Mapping[str, str]) -> list
 
 
 def _described_one(address: Address, environ: Mapping[str, str]) -> RunReport | None:
-    """What the head says; None where there is no run."""
+    """What the head says; None where there is no run, or the board of a sweep."""
     place, _ = located(str(address), environ)
     try:
         store = open_place(place, "reader", create=False, environ=environ)
-        if (head := store.head()) is None:
+        if (head := store.head()) is None or is_board(head.record):
             return None
         run = OpenedRun(place, head, RunRecord.of(head), store)
         return run.report(time.time(), metrics=False)

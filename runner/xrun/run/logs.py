@@ -1,9 +1,9 @@
 """What an attempt's processes have printed, in the store: a machine that is gone tells nothing any
 more.
 
-The first node's logs go along with each commit of a run whose store is far away, and with the
-record of the attempt's end. Another node tells the first one the end of its own when its processes
-have ended, so that they are in that record; of one that has gone without a word nothing is there.
+They go along with each commit of a run whose store is far away, and with the record of the
+attempt's end. Another node tells the first one the end of its processes' logs every minute and once
+they have ended; of one that has gone without a word there is what it said last.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ TOLD = 16 * 1024
 """The same of what one node tells another: all of its processes' go into one message."""
 ATTEMPTS = 50
 """The newest attempts' logs are kept."""
+_OWN, _TOLD = "rank{}.log", "told{}.log"
+"""A process's own file, and what another node has told of it."""
 _ASIDE = "  | "
 """How lines begin that are for the log alone; a person who watches is told where they stand."""
 Logs = Mapping[str, Mapping[str, StoredFile]]
@@ -52,8 +54,9 @@ def kept(store: Store, folder: Path, attempt: str, before: Logs) -> Logs:
     """
     own = dict(before.get(attempt, {}))
     with contextlib.suppress(OSError, StoreError):
-        for path in sorted(folder.glob("rank*.log")):
-            rank = path.stem.removeprefix("rank")
+        told = {path.stem.removeprefix("told"): path for path in folder.glob(_TOLD.format("*"))}
+        here = {path.stem.removeprefix("rank"): path for path in folder.glob(_OWN.format("*"))}
+        for rank, path in sorted({**told, **here}.items()):
             if text := _end_of(path):
                 own[rank] = store.put([_title(attempt, rank, text), text], suffix=".log")
     attempts = {**before, attempt: own} if own else before
@@ -65,7 +68,8 @@ def here(folder: Path, rank: int) -> str | None:
 
     Raises StoreError.
     """
-    path = folder / f"rank{rank}.log"
+    path, told = folder / _OWN.format(rank), folder / _TOLD.format(rank)
+    path = told if told.exists() and not path.exists() else path
     try:
         with opened(path) as file, io.TextIOWrapper(file, errors="replace") as text:
             return text.read()
@@ -95,18 +99,18 @@ def told(folder: Path, ranks: Iterable[int]) -> dict[str, str]:
     ends: dict[str, str] = {}
     for rank in ranks:
         with contextlib.suppress(OSError):
-            ends[str(rank)] = _end_of(folder / f"rank{rank}.log", TOLD).decode(errors="replace")
+            if text := _end_of(folder / _OWN.format(rank), TOLD):
+                ends[str(rank)] = text.decode(errors="replace")
     return ends
 
 
 def heard(folder: Path, ends: Mapping[str, str]) -> None:
-    """Keep here what another node has told, of processes whose log is not here: nodes may share the
-    folder. Best effort."""
+    """Keep here what another node has told, in files of their own: nodes may share the folder, and
+    no process's log is ever replaced. Best effort."""
     for rank, text in ends.items():
-        path = folder / f"rank{rank}.log"
-        if rank.isdecimal() and not path.exists():
+        if rank.isdecimal():
             with contextlib.suppress(OSError):
-                write_bytes(path, text.encode())
+                write_bytes(folder / _TOLD.format(rank), text.encode())
 
 
 def _end_of(path: Path, most: int = LARGEST) -> bytes:

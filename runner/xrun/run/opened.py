@@ -103,8 +103,10 @@ class OpenedRun:
         if self.beside and not self.place.address.durable and self.beside.plan_file.exists():
             return self.beside.report(metrics=metrics)
         status = self.status(now)
-        page = "" if self.place.address.durable else str(Path(self.address).parent / "model")
-        made = report_of(self.run, self.address, status, self.record, page or self.address)
+        durable = self.place.address.durable
+        model = self.address if durable else str(Path(self.address).parent / "model")
+        plan = self._known_plan()
+        made = report_of(self.run, self.address, status, self.record, plan, model, now)
         if not metrics:
             return made
         logged = self.record.points[-1].last if self.record.points else None
@@ -117,8 +119,11 @@ class OpenedRun:
             seen = max(last.last_known, self.head.time)
             if now - seen < SILENCE + 2 * (last.silence or 0.0):
                 return "running"
-        plan = None if self.record.recipe is None else self.plan(Path(), Path())
-        return status_of(self.record, plan)
+        return status_of(self.record, self._known_plan())
+
+    def _known_plan(self) -> Plan | None:
+        """None of a run from before records had the recipe."""
+        return None if self.record.recipe is None else self.plan(Path(), Path())
 
     def plan(self, home: Path, project: Path) -> Plan:
         """The run's plan as its record has it, on a machine with this project and folder of
@@ -137,6 +142,7 @@ class OpenedRun:
             store=str(_of_all_runs(address, self.run)) if address.durable else "",
             fork=self.record.fork,
             fork_store=self.record.fork_store,
+            launched=self.record.launched,
         )
 
     def _newest(self) -> dict[str, float]:

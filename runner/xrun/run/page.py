@@ -3,6 +3,7 @@
 recipe.yaml     the recipe, resolved
 lock.json       every revision, version and commit that the run was made from
 run.json        the run's id and digest, where its state is, the weights' digest, and each file's
+receipt.json    what each attempt has cost, until the model was made
 metrics.jsonl   loss, digest of the samples and metrics of each logged step
 curves.svg      the losses as a picture
 project/        the components' files, where the recipe says `publish_code`
@@ -18,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LaunchError
-from ..files import read_small
+from ..files import read_small, typed
 from .locked import Lock
 from .points import Point, read_points, reproducible
 
 FOLDER = "xrun"
 RECIPE, LOCK, RUN, POINTS = "recipe.yaml", "lock.json", "run.json", "metrics.jsonl"
-CURVES = "curves.svg"
+RECEIPT, CURVES = "receipt.json", "curves.svg"
 
 
 @dataclass(frozen=True)
 class Facts:
     """`run.json`: which run it was, by which rule it has its `digest`, on how many `processes`, and
     what the export has made: the SHA-256 of each file of weights, and of all together as the record
-    has it. `state` is the address of its state, "" where that is on one machine only."""
+    has it. `state` is the address of its state, "" where that is on one machine only; `sources` the
+    digests of its components' files. Pages of an older xrun lack both."""
 
     run: str
     digest: str = ""
@@ -40,6 +42,7 @@ class Facts:
     weights_sha256: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Page:
     def facts(self) -> Facts:
         """Raises LaunchError."""
         told = self._json(RUN)
-        known = {name: told[name] for name in Facts.__dataclass_fields__ if name in told}
-        return Facts(**{"run": "", **known})
+        try:
+            return Facts(**{"run": "", **typed(Facts, told)})
+        except ValueError as error:
+            raise self._damaged(RUN, str(error)) from error
 
     @cached_property
     def lock(self) -> Lock:

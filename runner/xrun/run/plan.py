@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import component, environment
-from ..errors import ComponentError, LaunchError, Problem, RecipeError
+from ..errors import ComponentError, LaunchError, NoRunId, Problem, RecipeError
 from ..files import parsed, read_small, typed
+from ..recipe.interval import Every
+from ..recipe.rungs import evaluated_every, rung_step
 from ..store.address import Address
 from .identity import Identity, identity, in_full
 from .locked import Lock
@@ -77,10 +81,14 @@ class Plan:
     finished model, likewise `hub` until then; "" where it goes wherever the state is. `other_data`:
     somebody has said that the data may be others than those that the run was trained on.
     `requirements`: the recipe's libraries, and their versions once a launch has fixed them. `lock`:
-    what else a launch has fixed.
+    what else a launch has fixed. `launched`: when the run was first launched on a cloud, in seconds
+    since 1970; 0 before.
     `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
     `origin`: the repository that the recipe was fetched from, by its URL; empty for one that lay
     here.
+    `sweep`: the id of the sweep that the run is a trial of; "" for one by itself. `pause`: it stops
+    with its state committed once the first of so many parts of its steps is done, at the next
+    evaluation; 0 where it goes to its end. Neither changes what is computed.
     """
 
     run: str
@@ -107,6 +115,9 @@ class Plan:
     rehearsal: int = 0
     lock: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    launched: float = 0.0
+    sweep: str = ""
+    pause: int = 0
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process
@@ -235,6 +246,17 @@ class Plan:
         if self.rehearsal:
             return self.rehearsal
         return int(train["steps"] or train["epochs"] * (steps_per_epoch or 0))
+
+    def pause_step(self, steps_per_epoch: int | None) -> int | None:
+        """The step after which it pauses; None where it does not, or nobody knows yet."""
+        train, last = self.recipe["train"], self.last_step(steps_per_epoch)
+        if not (self.pause and last) or self.rehearsal:
+            return None
+        written = train["evaluate"].get("every")
+        every = Every.parse(written) if written else None
+        between = evaluated_every(every, bool(train["epochs"]), steps_per_epoch)
+        step = rung_step(last, between, self.pause)
+        return step if step < last else None
 
     @property
     def computed(self) -> Mapping[str, Any]:
@@ -400,10 +422,10 @@ def check_run_id(run: str) -> None:
     none.
 
     Raises:
-        LaunchError: it is not.
+        NoRunId: it is not.
     """
     if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
-        raise LaunchError(
+        raise NoRunId(
             f"{run!r} is no run id.",
             "A run id is lower-case letters, digits and '-', at most 40 characters.",
         )
@@ -424,6 +446,29 @@ def check_tracking(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) ->
     hint = "Remove it, or use `tracking.wandb` or `tracking.tensorboard`."
     key = "tracking.trackio"
     raise RecipeError([place_of(key, path, overrides).problem(key, what, hint=hint)])
+
+
+def check_deadline(
+    recipe: Recipe, path: Path, overrides: Sequence[str], launched: float, now: float | None = None
+) -> None:
+    """A deadline that has passed is refused before money is spent, `launched` being the run's first
+    launch. It is no rule of the schema: time passes for a run that exists.
+
+    Raises:
+        RecipeError: it has passed.
+    """
+    deadline = recipe.hardware.deadline
+    now = time.time() if now is None else now
+    if deadline is None or deadline.after(launched) > now:
+        return
+    from ..recipe.load import place_of
+
+    when = f"{datetime.fromtimestamp(deadline.after(launched), UTC):%Y-%m-%d %H:%M} UTC"
+    hint = "Give a later one, or remove it: then the run waits for spot machines."
+    place = place_of("hardware.deadline", path, overrides)
+    raise RecipeError(
+        [place.problem("hardware.deadline", f"{when} has passed", str(deadline), hint)]
+    )
 
 
 def run_id(name: str, made: Identity) -> str:
@@ -476,7 +521,7 @@ def default_home(project: Path, environ: Mapping[str, str] = os.environ) -> Path
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What changed between the mathematics of two plans, as `key: old -> new`."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     return [
         f"{name}: {_show(old, name)} -> {_show(new, name)}"
         for name in sorted({*old, *new})
@@ -484,10 +529,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted key."""
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            yield from _leaves(inner, f"{prefix}{name}.")
+            yield from leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
 

@@ -16,9 +16,10 @@ from ..recipe.accelerators import Accelerators
 class Price:
     """One kind of machine in one place, in US dollars per hour for all nodes together.
 
-    `zone` is "" where the whole region has one price, `accelerators` is None on a machine without,
-    `date` is the day on which SkyPilot has fetched the catalog `source`. In a list that somebody
-    has written by hand, what is not said fits everything.
+    `on_demand_usd_per_hour` is what the same machines cost where nobody takes them away, as far as
+    that was seen. `zone` is "" where the whole region has one price, `accelerators` is None on a
+    machine without, `date` is the day on which SkyPilot has fetched the catalog `source`. In a list
+    that somebody has written by hand, what is not said fits everything.
     """
 
     cloud: str
@@ -28,6 +29,7 @@ class Price:
     instance: str = ""
     accelerators: Accelerators | None = None
     spot: bool | None = None
+    on_demand_usd_per_hour: float | None = None
     date: str = ""
     source: str = ""
 

@@ -48,13 +48,14 @@ class AttemptRecord:
 
     `from_step` is the newest step that was committed before, `resumed_step` the one that it went on
     from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
-    `command` is the plan's. `memory` names the kind of memory that a micro-batch had to fit into,
-    in so many `parts`. `other_data` says in what its data were not those of the steps before, which
-    was meant. `last_save` is the seconds that its last save took. Where and at which price it ran:
-    `cluster` to `billed_from`. `last_seen` is its last sign of life that anybody has recorded (its
-    lease, a commit, a point in its log), `silence` the longest time without one that is usual: the
-    seconds between two of its commits. `committed` is the newest committed step when it `ended`,
-    with which exit `code`, how and why (`end`, `reason`).
+    `trained_from` is when its setup was over. `command` is the plan's. `memory` names the kind of
+    memory that a micro-batch had to fit into, in so many `parts`. `other_data` says in what its
+    data were not those of the steps before, which was meant. `last_save` is the seconds that its
+    last save took. Where and at which price it ran: `cluster` to `billed_from`;
+    `on_demand_usd_per_hour` is what the same costs on demand. `last_seen` is its last sign of life
+    that anybody has recorded (its lease, a commit, a point in its log), `silence` the longest time
+    without one that is usual: the seconds between two of its commits. `committed` is the newest
+    committed step when it `ended`, with which exit `code`, how and why (`end`, `reason`).
     """
 
     id: str
@@ -67,6 +68,7 @@ class AttemptRecord:
     resumed_step: int | None = None
     steps_recomputed: int | None = None
     seconds_lost: float | None = None
+    trained_from: float | None = None
     steps_per_epoch: int | None = None
     memory: str | None = None
     parts: int | None = None
@@ -80,6 +82,7 @@ class AttemptRecord:
     accelerators: str | None = None
     spot: bool | None = None
     usd_per_hour: float | None = None
+    on_demand_usd_per_hour: float | None = None
     source: str | None = None
     price_date: str | None = None
     billed_from: float | None = None
@@ -492,6 +495,7 @@ class RunRecord:
                 committed=self.newest_step,
             )
             before = (*before[:-1], lost)
+        begun_with = replace(plan.locked, packages={})  # which ones there are is told later
         now = replace(
             attempt,
             from_step=self.newest_step,
@@ -506,7 +510,7 @@ class RunRecord:
             sources=plan.sources,
             fork=plan.fork,
             fork_store=plan.fork_store,
-            lock=self.lock.followed_by(plan.locked, self.newest_step),
+            lock=self.lock.followed_by(begun_with, self.newest_step),
             attempts=(*before, now),
         )
 
@@ -520,6 +524,11 @@ class RunRecord:
         if point.get("attempt", last.id) == last.id:
             when = max(when, point.get("time", 0.0))
         return self.with_last(last_seen=when, silence=0.0) if when > last.last_known else self
+
+    @property
+    def launched(self) -> float:
+        """When its first attempt began, in seconds since 1970; 0 before."""
+        return self.attempts[0].started if self.attempts else 0.0
 
     def with_last(self, **facts: Any) -> RunRecord:
         """The record with more facts about its last attempt."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from .plan import Plan
 from .points import SPEED, speed_of
+from .receipt import NO_RECEIPT, Receipt, receipt_of
 from .record import AttemptRecord, RunRecord
 
 
@@ -42,20 +43,24 @@ def _three_digits(value: float) -> str:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything that is known of a run; of an `unreadable` one only the `error`.
+    """Everything that is known of a run; of one that cannot be read only the `error`.
 
     `status` is `running`, `finished`, `failed` (something is to be mended first), `stopped` (the
-    same command goes on, after a spent budget with a larger one) or `unreadable`, and on a cloud
-    SkyPilot's word for the job while it lives.
-    `step` is the newest kept checkpoint's, `committed` when it was (seconds since 1970),
-    `logged_step` the newest logged point's. `speed` is what `training/speed.py` names, the newest.
-    `export_failed` is why a finished run has no model, or one that is not published.
+    same command goes on, after a spent budget with a larger one), `unreadable` or `unreachable`
+    (its store does not answer), and on a cloud SkyPilot's word for the job while it lives.
+    `step` is the newest kept checkpoint's, of `steps` in all where that is known; `best` has
+    `metric`, `value` and `step` of the best evaluation; `recipe` is the resolved one. `committed`
+    is when that step was (seconds since 1970), `logged_step` the newest logged point's. `speed` is
+    what `training/speed.py` names, the newest. `export_failed` is why a finished run has no model,
+    or one that is not published. `receipt` is what it has cost until now.
     """
 
     run: str
     folder: str
     status: str
     step: int | None = None
+    steps: int | None = None
+    best: Mapping[str, Any] | None = None
     logged_step: int | None = None
     checkpoints: tuple[int, ...] = ()
     committed: float | None = None
@@ -70,6 +75,14 @@ class RunReport:
     model: str | None = None
     export_failed: str | None = None
     error: str = ""
+    receipt: Receipt = NO_RECEIPT
+    recipe: Mapping[str, Any] | None = None
+
+    @property
+    def last_seen(self) -> float:
+        """The newest sign of life, in seconds since 1970; 0 where there is none."""
+        signs = [self.committed or 0.0, *(attempt.last_known for attempt in self.attempts[-1:])]
+        return max(signs)
 
     @property
     def knows_what_was_lost(self) -> bool:
@@ -84,15 +97,27 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         if self.error:
-            told = {"run": self.run, "status": self.status, "error": self.error}
-            return {**told, "folder": self.folder}
-        told = {name: value for name, value in asdict(self).items() if name != "error"}
+            names = ("run", "status", "error", "folder")
+            return {name: getattr(self, name) for name in names}
+        told: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if name != "error"
+        }
+        told |= {"usd": self.receipt.usd, "receipt": self.receipt.to_json()}
         lists = {"checkpoints": list(self.checkpoints), "rejected": list(self.rejected)}
         return {**told, **lists, "attempts": [attempt.to_json() for attempt in self.attempts]}
 
 
-def report_of(run: str, folder: str, status: str, record: RunRecord, model: str) -> RunReport:
-    """What the record of a run says; `model` is where a finished run's is."""
+def report_of(
+    run: str,
+    folder: str,
+    status: str,
+    record: RunRecord,
+    plan: Plan | None,
+    model: str,
+    now: float,
+) -> RunReport:
+    """What the record of a run says `now`; `model` is where a finished run's is, and its plan says
+    how far it is to go."""
     attempts, finished = record.attempts, record.finished
     times = [checkpoint.time for checkpoint in record.checkpoints]
     return RunReport(
@@ -100,6 +125,9 @@ def report_of(run: str, folder: str, status: str, record: RunRecord, model: str)
         folder=folder,
         status=status,
         step=record.newest.step if record.newest else None,
+        steps=_steps(record, plan),
+        best=_best(record, plan),
+        recipe=plan.recipe if plan else record.recipe,
         checkpoints=tuple(checkpoint.step for checkpoint in record.checkpoints),
         committed=max(times, default=None),
         rejected=record.rejected,
@@ -110,7 +138,22 @@ def report_of(run: str, folder: str, status: str, record: RunRecord, model: str)
         weights_sha256=finished.weights_sha256 if finished else None,
         model=model if finished and (finished.is_made or not finished.export_failed) else None,
         export_failed=finished.export_failed if finished else None,
+        receipt=receipt_of(run, attempts, now, running=status == "running"),
     )
+
+
+def _steps(record: RunRecord, plan: Plan | None) -> int | None:
+    if record.finished is not None:
+        return record.finished.step
+    return (plan.last_step(record.steps_per_epoch) or None) if plan else None
+
+
+def _best(record: RunRecord, plan: Plan | None) -> dict[str, Any] | None:
+    found = record.newest.numbers.get("best") if record.newest else None
+    if not found or plan is None:
+        return None
+    metric = plan.recipe["train"].get("evaluate", {}).get("metric", "loss")
+    return {"metric": f"val/{metric}", **found}
 
 
 def with_metrics(report: RunReport, step: int | None, newest: Mapping[str, float]) -> RunReport:

@@ -28,6 +28,10 @@ class Requirements:
         found = map(_BEGINS.match, self.text.splitlines())
         return {line["name"]: line["version"] or "" for line in found if line}
 
+    def fixed(self) -> dict[str, str]:
+        """The same of those that have a version."""
+        return {name: number for name, number in self.versions.items() if number}
+
     def installed(self) -> str:
         """Those of them that are installed here, as `einops 0.8.1, timm 1.0.9`: results depend on
         them."""

@@ -4,15 +4,17 @@ An attempt's record says from when on its machines cost money, how much an hour,
 Where something is not known, the answer is the dearer one, so that a budget is never overdrawn
 because of it; but time in which no machine was there costs nothing. An attempt whose end nobody
 recorded counts until its last sign of life (`AttemptRecord.last_seen`) and for as long after it as
-such an attempt may say nothing; one whose price nobody knows as the dearest one that is known. What
-a cloud bills after an attempt has ended (a minute or two until the machine is gone) is not in it,
-nor are storage and traffic. When a machine went, SkyPilot tells nobody on the machine that follows.
+such an attempt may say nothing; one whose price nobody knows as the dearest one that is known. A
+machine of one's own costs nothing. What a cloud bills after an attempt has ended (a minute or two
+until the machine is gone) is not in it, nor are storage and traffic. When a machine went, SkyPilot
+tells nobody on the machine that follows. `receipt` makes what people read of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .plan import Limits
 from .record import AttemptRecord
@@ -25,21 +27,44 @@ QUIET_SECONDS = 300.0
 apart, as long as from one to the next."""
 
 
-def seconds(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True) -> list[float]:
-    """How long each attempt's machines have run.
+@dataclass(frozen=True)
+class Life:
+    """From when until when an attempt's machines cost money, in seconds since 1970, and their last
+    sign of life. `end` says what its end is: `recorded`, a `bound` beyond the last sign, or now,
+    since it is `running`."""
 
-    The last one runs until `now` unless it has ended, or is not `running` for all that is known.
+    began: float
+    ended: float
+    seen: float
+    end: Literal["recorded", "bound", "running"]
+
+    @property
+    def seconds(self) -> float:
+        """How long; never negative, whatever the clocks said."""
+        return max(0.0, self.ended - self.began)
+
+
+def lives(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True) -> list[Life]:
+    """How long each attempt's machines were there.
+
+    The last one is until `now` unless it has ended, or is not `running` for all that is known.
     """
-    begins = [_began(attempt) for attempt in attempts]
-    nexts = [*begins[1:], now]
-    # One that has ended has measured its time itself, whatever its clock said.
-    ends = [
-        min(now, _end(attempt, after)) if attempt.ended is None else attempt.ended
-        for attempt, after in zip(attempts, nexts, strict=True)
-    ]
+    nexts = [*map(_began, attempts[1:]), now][: len(attempts)]
+    found = [_life(attempt, after, now) for attempt, after in zip(attempts, nexts, strict=True)]
     if attempts and running and attempts[-1].ended is None:
-        ends[-1] = now
-    return [max(0.0, end - begin) for begin, end in zip(begins, ends, strict=True)]
+        found[-1] = Life(found[-1].began, now, now, "running")
+    return found
+
+
+def _life(attempt: AttemptRecord, after: float, now: float) -> Life:
+    """Of one that is not running, for all that is known; nobody else's time (from `after` on)
+    counts as its own."""
+    began = _began(attempt)
+    if attempt.ended is not None:
+        # It has measured its time itself, whatever its clock said.
+        return Life(began, attempt.ended, attempt.ended, "recorded")
+    seen = min(now, attempt.last_known)
+    return Life(began, min(now, _end(attempt, after)), seen, "bound")
 
 
 def _began(attempt: AttemptRecord) -> float:
@@ -48,64 +73,51 @@ def _began(attempt: AttemptRecord) -> float:
 
 def _end(attempt: AttemptRecord, after: float) -> float:
     """When its machines went. They were there at its last sign of life, also if the next attempt's
-    had begun by then; nobody else's time (from `after` on) counts as theirs."""
-    if attempt.ended is not None:
-        return attempt.ended
+    had begun by then."""
     if attempt.last_seen is None and attempt.made_progress:
         return after  # an old record, which does not say when
     quiet = max(QUIET_SECONDS, attempt.silence or 0.0)
     return max(attempt.last_known, min(after, attempt.last_known + quiet))
 
 
+def is_own(attempt: AttemptRecord) -> bool:
+    """Whether it ran on a machine that nobody has rented for it: no cloud, no cluster, no price."""
+    return attempt.cloud is None and attempt.cluster is None and attempt.usd_per_hour is None
+
+
+def rates(attempts: Sequence[AttemptRecord]) -> list[float]:
+    """Dollars per hour by which each is counted; of unknown prices the dearest known one, 0 if
+    there is none."""
+    known = [attempt.usd_per_hour for attempt in attempts if attempt.usd_per_hour is not None]
+    dearest = max(known, default=0.0)
+    return [0.0 if is_own(each) else _or(each.usd_per_hour, dearest) for each in attempts]
+
+
+def _or(price: float | None, otherwise: float) -> float:
+    return otherwise if price is None else price
+
+
+def is_known(attempts: Sequence[AttemptRecord]) -> bool:
+    """Whether anybody can tell dollars: of a rented machine at least one price is known, or none
+    was rented."""
+    rented = [attempt for attempt in attempts if not is_own(attempt)]
+    return not rented or any(attempt.usd_per_hour is not None for attempt in rented)
+
+
 def hours(attempts: Sequence[AttemptRecord], now: float) -> float:
     """Hours of machine time over all attempts, whatever the number of nodes."""
-    return sum(seconds(attempts, now)) / 3600
+    return sum(life.seconds for life in lives(attempts, now)) / 3600
 
 
 def dollars(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True) -> float | None:
     """US dollars over all attempts; None if nobody knows what any of them costs. `running`: see
-    `seconds`."""
-    if all(attempt.usd_per_hour is None for attempt in attempts):
+    `lives`."""
+    if not is_known(attempts):
         return None
-    times = seconds(attempts, now, running=running)
-    return sum(rate * time for rate, time in zip(_rates(attempts), times, strict=True))
-
-
-def _rates(attempts: Sequence[AttemptRecord]) -> list[float]:
-    """Dollars per second of each."""
-    known = [attempt.usd_per_hour for attempt in attempts if attempt.usd_per_hour is not None]
-    dearest = max(known, default=0.0)
-    prices = (attempt.usd_per_hour for attempt in attempts)
-    return [(dearest if price is None else price) / 3600 for price in prices]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one attempt has cost: `usd` is None where nobody knows any price. `of_dearest`: its own
-    price is not known, and the dearest known one counts. `until_guess`: nobody has recorded its
-    end."""
-
-    hours: float
-    usd: float | None
-    of_dearest: bool
-    until_guess: bool
-
-
-def receipt(attempts: Sequence[AttemptRecord], now: float) -> list[Cost]:
-    """What each attempt has cost, by the rules of `seconds` and `dollars`; the last one may run."""
-    if not attempts:
-        return []
-    known = any(attempt.usd_per_hour is not None for attempt in attempts)
-    lived = zip(attempts, seconds(attempts, now), _rates(attempts), strict=True)
-    return [
-        Cost(
-            hours=time / 3600,
-            usd=rate * time if known else None,
-            of_dearest=known and attempt.usd_per_hour is None,
-            until_guess=attempt.ended is None and attempt is not attempts[-1],
-        )
-        for attempt, time, rate in lived
-    ]
+    found = lives(attempts, now, running=running)
+    return sum(
+        rate * life.seconds / 3600 for rate, life in zip(rates(attempts), found, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -142,11 +154,35 @@ def allowance(limits: Limits, attempts: Sequence[AttemptRecord], now: float) -> 
     if limits.hours:
         left = limits.hours - hours(attempts, now)
         found.append(Allowance(now + left * 3600, "hours", limits.hours, 1 / 3600))
-    rate = _rates(attempts)[-1]
+    rate = rates(attempts)[-1] / 3600
     if limits.usd and rate:
         left = limits.usd - (dollars(attempts, now) or 0.0)
         found.append(Allowance(now + left / rate, "usd", limits.usd, rate))
     return min(found, key=lambda one: one.until)
+
+
+class Watch:
+    """Called in each step: the sentence that ends the run before more is spent than its budget
+    says, "" while there is some left.
+
+    An end takes `ending()` seconds, and the next step as long as the one before; once it is said,
+    it is said again.
+    """
+
+    def __init__(
+        self, left: Allowance, now: Callable[[], float], ending: Callable[[], float]
+    ) -> None:
+        self.left, self.now, self.ending = left, now, ending
+        self._looked: float | None = None
+        self._said = ""
+
+    def __call__(self) -> str:
+        """See Watch."""
+        before, now = self._looked, self.now()
+        self._looked = now
+        step = 0.0 if before is None else now - before
+        self._said = self._said or self.left.spent(now, TIDY_SECONDS + self.ending() + step)
+        return self._said
 
 
 def unknown(limits: Limits, attempt: AttemptRecord) -> str:
@@ -157,4 +193,6 @@ def unknown(limits: Limits, attempt: AttemptRecord) -> str:
     counts, way_on = "budget.hours still counts.", "Set budget.hours to limit the run."
     limited = counts if limits.hours else way_on
     what = "nobody has said what this machine costs, so its dollars are not counted"
+    if is_own(attempt) or attempt.usd_per_hour is not None:
+        what = "a machine of one's own costs nothing, so this limit never ends the run"
     return f"budget.usd: {what}. {limited}"

@@ -3,21 +3,18 @@ any."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import environment
-from ..errors import XrunError
 from ..libraries import BUCKET, HUB, require
 from ..store.address import Address
 from ..store.directory.store import DirectoryStore
 from ..store.protocol import Publisher, Store
 from .plan import Plan
-from .record import RunRecord
 
 if TYPE_CHECKING:
     from ..store.bucket.store import BucketStore
@@ -44,6 +41,16 @@ class Place:
         folder = Address("folder", str(plan.folder / "state"))
         address = plan.place if plan.address.durable else folder
         return cls(address, plan.folder / "cache", plan.run, plan.owner, plan.env)
+
+
+BOARD = "sweep"
+"""What the record of a sweep's board has, and no run's."""
+
+
+def is_board(record: Mapping[str, Any]) -> bool:
+    """Whether a head's record is that of a sweep's board, which lies among the runs of its
+    trials."""
+    return BOARD in record
 
 
 def open_store(
@@ -115,11 +122,3 @@ def _in_bucket(place: Place, attempt: str, create: bool, environ: Mapping[str, s
         environ={**environ, **place.env},
         patience=float(environment.BUCKET_PATIENCE.of(environ)),
     )
-
-
-def restore_soon(store: Store) -> None:
-    """Begin to verify what the attempt will probably restore; a store that cannot be read is
-    somebody else's news."""
-    with contextlib.suppress(XrunError):
-        newest = RunRecord.of(store.head()).newest
-        store.fetch_soon(newest.files.values() if newest else ())

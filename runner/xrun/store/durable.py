@@ -9,13 +9,17 @@ import errno
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 from xxhash import xxh3_128
 
 from ..errors import StoreError, StoreUnavailable
+from .blocks import Block, lengths
+from .protocol import StoredFile
 
 SLICE = 8 << 20
 """Bytes read and gathered at once: long enough for the GIL to be released, short enough for memory
@@ -24,31 +28,57 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Hashed:
-    """The hash and size of what has gone past so far: XXH3-128, or what the hash `like` is."""
+    """The hash and size of what has gone past so far: XXH3-128, or what the hash `like` is. With
+    `block`, also the hashes of its blocks."""
 
-    def __init__(self, like: str = "") -> None:
+    def __init__(self, like: str = "", block: int = 0) -> None:
         self._hasher = blake3() if len(like) == 2 * blake3.digest_size else xxh3_128()
-        self.size = 0
+        self.size, self._block = 0, block
+        self._lengths, self._left = lengths(block), 0
+        self._blocks = list[Any]()
 
     def update(self, piece: bytes | memoryview) -> None:
-        self._hasher.update(piece)
         self.size += len(piece)
+        if not self._block:
+            self._hasher.update(piece)
+            return
+        rest = memoryview(piece)
+        while len(rest):
+            if not self._left:
+                self._left = next(self._lengths)
+                self._blocks.append(xxh3_128())
+            # In slices that the processor still has near for the second hash.
+            part = rest[: min(self._left, SLICE)]
+            self._hasher.update(part)
+            self._blocks[-1].update(part)
+            self._left, rest = self._left - len(part), rest[len(part) :]
 
     @property
     def hex(self) -> str:
         return self._hasher.hexdigest()
 
+    def stored(self, *copies: str) -> StoredFile:
+        """What is to be found again at these places."""
+        if len(self._blocks) < 2:  # of one block the file's own hash says all
+            return StoredFile(self.hex, self.size, copies)
+        blocks = tuple(each.hexdigest() for each in self._blocks)
+        return StoredFile(self.hex, self.size, copies, self._block, blocks)
 
-def file_slices(path: Path) -> Iterator[memoryview]:
-    """Yield a file's bytes in one reused buffer, each piece valid until the next is asked for.
+
+def file_slices(path: Path, begin: int = 0, end: int = sys.maxsize) -> Iterator[memoryview]:
+    """Yield a file's bytes, or those from `begin` to before `end`, in one reused buffer, each piece
+    valid until the next is asked for.
 
     Not by mmap: a bad sector or a stale network handle would then end the process by SIGBUS instead
     of raising.
     """
     with path.open("rb", buffering=0) as file:
-        buffer = memoryview(bytearray(min(SLICE, os.fstat(file.fileno()).st_size + 1)))
-        while count := file.readinto(buffer):
+        file.seek(begin)
+        size = min(os.fstat(file.fileno()).st_size + 1, end) - begin
+        buffer = memoryview(bytearray(max(0, min(SLICE, size))))
+        while count := file.readinto(buffer[: end - begin]):
             yield buffer[:count]
+            begin += count
 
 
 def hash_of(chunks: Iterable[bytes | memoryview], like: str = "") -> str:
@@ -64,10 +94,15 @@ def hash_file(path: Path, like: str = "") -> str:
     return hash_of(file_slices(path), like)
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Hashed:
-    """Make the new file `path` of the chunks and sync it; what is written is what was hashed. On
-    any failure no file is left."""
-    hashed = Hashed()
+def has_block(path: Path, block: Block) -> bool:
+    """Whether a file has the bytes of this block, read now; raises OSError."""
+    return hash_of(file_slices(path, block.begin, block.end)) == block.hash
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview], block: int = 0) -> Hashed:
+    """Make the new file `path` of the chunks and sync it; what is written is what was hashed, with
+    its blocks if they have a size. On any failure no file is left."""
+    hashed = Hashed(block=block)
     try:
         with writing(path.parent, hashed):
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

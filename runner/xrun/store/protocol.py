@@ -10,11 +10,12 @@ knows nothing of checkpoints: in a record it looks only for lists of strings und
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import LeaseLost
+from .blocks import Block, Range, count, covering, cut
 
 Chunk = bytes | memoryview
 """A piece of a file: anything with the buffer protocol that is C-contiguous."""
@@ -26,26 +27,41 @@ class StoredFile:
     store that hold them.
 
     The hash is XXH3-128, 32 digits; files from before docs/decisions/0015 have a BLAKE3, 64 digits.
+    `blocks` are the hashes (XXH3-128) of its blocks of `block` bytes, cut as `blocks.cut` says;
+    without them it is read whole.
     """
 
     hash: str
     size: int
     copies: tuple[str, ...]
+    block: int = 0
+    blocks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what a record says of this file; the key "copies" is what keeps it from being
         swept."""
-        return asdict(self) | {"copies": list(self.copies)}
+        told = {"hash": self.hash, "size": self.size, "copies": list(self.copies)}
+        blocks = {"block": self.block, "blocks": list(self.blocks)}
+        return told | (blocks if self.blocks else {})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredFile:
         """Read what `to_json` wrote; unknown keys are ignored, so that an older xrun reads what a
-        newer one wrote."""
-        return cls(
+        newer one wrote. Blocks that are cut in another way than this one cuts are none."""
+        file = cls(
             hash=value["hash" if "hash" in value else "blake3"],
             size=value["size"],
             copies=tuple(value["copies"]),
         )
+        block, blocks = value.get("block", 0), tuple(value.get("blocks", ()))
+        known = block > 0 and count(file.size, block) == len(blocks)
+        return replace(file, block=block, blocks=blocks) if known else file
+
+    def blocks_of(self, ranges: Iterable[Range]) -> list[Block]:
+        """The blocks that cover these ranges."""
+        places = cut(self.size, self.block) if self.blocks else []
+        blocks = (Block(*place, each) for place, each in zip(places, self.blocks, strict=True))
+        return covering(blocks, ranges)
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,14 @@ class Store(Protocol):
         nobody can tell, and `StoreError` when the state is another run's.
         """
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
+    def put(
+        self, chunks: Iterable[Chunk], suffix: str = ".safetensors", *, blocks: bool = False
+    ) -> StoredFile:
         """Write the chunks as one durable file, hashed on the way; it is invisible until a commit
         names it.
 
         `suffix` tells people what the file holds, where a store has names that people see.
+        `blocks`: its blocks are hashed as well, for those who are going to read parts of it.
 
         The content may have been put before; that costs space until the next sweep and hurts
         nothing. A file that a head named and no longer names must be put again, never named again.
@@ -122,6 +141,14 @@ class Store(Protocol):
 
         Bad copies go to quarantine. Raises `CheckpointCorrupt` if no copy is intact,
         `StoreUnavailable` if that cannot be told.
+        """
+
+    def fetch_ranges(self, file: StoredFile, ranges: Sequence[Range]) -> Path:
+        """Return a local path at which these bytes of the file were verified just now, and no more
+        was read than the blocks that cover them; what else lies there may be anything.
+
+        A file without blocks is fetched whole. Several processes of a machine may do it at once:
+        what one of them was given stays there. Raises what `fetch` raises.
         """
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:

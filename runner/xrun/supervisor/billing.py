@@ -70,6 +70,7 @@ def facts(
         "accelerators": str(price.accelerators or ""),
         "spot": price.spot,
         "usd_per_hour": price.usd_per_hour,
+        "on_demand_usd_per_hour": price.on_demand_usd_per_hour,
         "source": price.source,
     }
     known = {name: value for name, value in told.items() if value not in (None, "")}

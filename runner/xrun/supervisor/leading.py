@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .. import clock
+from .. import clock, environment
 from ..alerts.message import Message, Messages
 from ..alerts.teller import SECONDS as ALERT_SECONDS
 from ..alerts.teller import Teller
@@ -90,6 +90,7 @@ class LeadingNode(Node):
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
         self._reports: dict[int, Outcome] = {}
+        self._leave_at = _time(environment.LEAVE_AT.of())
         self.refused = ""
         """Why Weights & Biases does not take this run; "" while it does."""
         self.alerts = Teller(plan, self.say)
@@ -329,9 +330,17 @@ class LeadingNode(Node):
                 " used again there."
             )
             self.stop.set(self.refused)
+        self._leave_in_time()
         self._look(ranks)
         self._alert_begun(ranks)
         self.progress.update()
+
+    def _leave_in_time(self) -> None:
+        """Save and go where the plugin wants it, which has said when as it asked for these
+        machines."""
+        if self._leave_at is not None and clock.now() >= self._leave_at:
+            self._leave_at = None
+            self.stop.set("left for other machines", STOP_SECONDS, at_once=True)
 
     def _announce(self, saves: bool) -> None:
         super()._announce(saves)
@@ -375,8 +384,8 @@ class LeadingNode(Node):
             gone = f"{self.nodes.name(node).capitalize()} is gone."
             self._report(node, Outcome(EX_TEMPFAIL, Failure(gone, AttemptEnd.OUTSIDE)))
             message = {**message, "code": EX_TEMPFAIL}
-        elif message["kind"] == "ended":
-            logs.heard(self.folder.logs(self.id), message.get("printed") or {})
+        logs.heard(self.folder.logs(self.id), message.get("printed") or {})
+        if message["kind"] == "ended":
             self._report(node, Outcome.from_json(message))
         super()._hear(message, ranks)
 
@@ -423,6 +432,8 @@ class LeadingNode(Node):
         record = RunRecord.of(head)
         if record.attempts[-1].code == code:
             self._tell_attempts(record)
+            if self.nodes.count > 1:  # what the others have printed until their end
+                self._commit_end(record, head)
             return code, ""
         stopped = bool(self.stop) and code in (EX_TEMPFAIL, StoppedOnPurpose.exit_code)
         record = record.with_last(
@@ -448,7 +459,8 @@ class LeadingNode(Node):
         if self.plan.address.durable:
             kept = logs.kept(self.store, self.folder.logs(self.id), self.id, record.logs)
             record = replace(record, logs=kept)
-        self.store.commit(record.to_json(), head)
+        if record != RunRecord.of(head):
+            self.store.commit(record.to_json(), head)
 
     def _drop_history(self) -> None:
         """Nothing of a finished run depends on this."""
@@ -466,6 +478,13 @@ class LeadingNode(Node):
             self.say(f"Full traceback: {log}")
         if why:
             self.say(why)
+
+
+def _time(text: str) -> float | None:
+    """Seconds since 1970; None where nothing is said, or nothing that could be meant."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return None
 
 
 def _mistake(failure: Failure) -> Outcome:

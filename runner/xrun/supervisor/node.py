@@ -27,7 +27,8 @@ from .rendezvous import MEETING_SECONDS, Follower, Leader, Message
 
 END_SECONDS = 120.0
 """How long node 0 may take to record the end; it tells the others after that."""
-
+TELL_SECONDS = 60.0
+"""How often node 0 is told what the processes of another node print."""
 
 _AGAIN_SECONDS = 0.5
 """Between two tries to meet a node 0 that has hung up."""
@@ -159,6 +160,8 @@ class FollowingNode(Node):
         self.peers = Follower(nodes, plan.run, meeting_port(plan.run, os.environ))
         self._code = EX_TEMPFAIL
         self._waiting: list[Message] = []
+        self._told = -TELL_SECONDS
+        """When node 0 was last told what is printed here."""
 
     def _live(self) -> int:
         """Until node 0 says how the attempt has ended, or is gone.
@@ -208,8 +211,19 @@ class FollowingNode(Node):
 
     def _train(self, start: Message) -> None:
         ranks = self._start(start["attempt"], start["port"], start["parts"])
-        ranks.wait(functools.partial(self._look, ranks))
+        ranks.wait(functools.partial(self._tell_printed, start["attempt"], ranks))
         outcome = ranks.outcome()
         self._code = outcome.code
-        printed = logs.told(self.folder.logs(start["attempt"]), self.nodes.ranks)
-        self.peers.tell("ended", **outcome.to_json(), printed=printed)
+        self.peers.tell("ended", **outcome.to_json(), printed=self._printed(start["attempt"]))
+
+    def _tell_printed(self, attempt: str, ranks: Ranks) -> None:
+        """While the ranks train: node 0 keeps what they have printed, in case this node goes."""
+        self._look(ranks)
+        if time.monotonic() < self._told + TELL_SECONDS:
+            return
+        if printed := self._printed(attempt):
+            self.peers.tell("printed", printed=printed)
+            self._told = time.monotonic()
+
+    def _printed(self, attempt: str) -> dict[str, str]:
+        return logs.told(self.folder.logs(attempt), self.nodes.ranks)

@@ -35,9 +35,16 @@ class Witnesses:
     """The questions of one attempt; `say` tells people what is being waited for."""
 
     def __init__(
-        self, plan: Plan, store: Store, stop: StopFlag, say: Callable[[str], None]
+        self,
+        plan: Plan,
+        store: Store,
+        stop: StopFlag,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.plan, self.store, self.stop, self.say = plan, store, stop, say
+        self.clock, self.sleep = clock, sleep
         self.folder = RunFolder(plan.folder)
         self.seen = 0.0
         """When the last row that Weights & Biases has was logged, in seconds since 1970."""
@@ -68,14 +75,15 @@ class Witnesses:
     def _ask(self) -> Head | None:
         def rest(seconds: float) -> bool:
             if not self.stop:
-                time.sleep(seconds)
+                self.sleep(seconds)
             return bool(self.stop)
 
         far_away = self.plan.address.durable
         tries = _BACKOFF.tries(
             StoreUnavailable,
-            end=time.monotonic() + _OUTAGE_SECONDS if far_away else None,
+            end=self.clock() + _OUTAGE_SECONDS if far_away else None,
             times=None if far_away else _TRIES,
+            clock=self.clock,
             sleep=rest,
             before=lambda error: self.say(f"{error} Asking again."),
         )
@@ -84,7 +92,8 @@ class Witnesses:
         except StoreUnavailable as error:
             if self.stop:
                 raise
-            raise StoreError(
+            # Far away it may answer later, and to another machine; a folder here is a person's.
+            raise (StoreUnavailable if far_away else StoreError)(
                 error.message,
                 "Nothing was started, since nobody can tell what the run has committed.",
             ) from error

@@ -1,7 +1,7 @@
 """What lies beside an exported adapter so that it loads with one line, and that line.
 
-peft's files name a base on the Hub. They do not say how many classes its new head has, nor how the
-base of a project's own is built.
+peft's files name a base on the Hub. They do not say how many classes its new head has and what they
+are called, nor how the base of a project's own is built.
 """
 
 from __future__ import annotations
@@ -22,22 +22,32 @@ from .warm_start import adapter_at, warm_start
 
 ADAPTER = "adapter_config.json"
 CLASSES = "class_names.json"
-_WITH_CLASSES = {
-    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
-    "TOKEN_CLS": "AutoPeftModelForTokenClassification",
+"""What has the names in folders of older versions; `config.json` has them now."""
+_PIPELINES = {
+    "ForSequenceClassification": ("text-classification", "tokenizer"),
+    "ForTokenClassification": ("token-classification", "tokenizer"),
+    "ForImageClassification": ("image-classification", "image_processor"),
+    "ForAudioClassification": ("audio-classification", "feature_extractor"),
 }
+"""What transformers' classes with a head for classes end with: their pipelines, and what makes the
+inputs there."""
 _USE = """\
-import json
 from peft import {name}
+from transformers import AutoConfig, pipeline
 
-names = dict(enumerate(json.load(open(FOLDER + "/class_names.json"))))
-labels = {{"id2label": names, "label2id": {{name: number for number, name in names.items()}}}}
-model = {name}.from_pretrained(FOLDER, **labels, ignore_mismatched_sizes=True)"""
+config = AutoConfig.from_pretrained(FOLDER)
+labels = {{"id2label": config.id2label, "label2id": config.label2id}}
+model = {name}.from_pretrained(FOLDER, **labels, ignore_mismatched_sizes=True)
+classify = pipeline("{task}", model=model, {inputs}=FOLDER)"""
 
 
 def write_beside(folder: Path, model: Any, recipe: Recipe, companions: Companions) -> None:
     """Write what peft's files lack: the classes, or which component builds the base, from which
-    seed, and the digest of its weights."""
+    seed, and the digest of its weights.
+
+    A `config.json` also keeps transformers from taking the folder for an adapter of its own kind,
+    which it loads with new weights in the head's place (docs/decisions/0057).
+    """
     if _on_own(recipe):
         told = {
             "model_type": "xrun",
@@ -48,19 +58,17 @@ def write_beside(folder: Path, model: Any, recipe: Recipe, companions: Companion
             **companions.labels(),
         }
         (folder / "config.json").write_text(json_text(told, indent=1) + "\n")
-    elif _classes_of(model):
-        known = companions.labels(model.config.num_labels).get("id2label", model.config.id2label)
-        names = [str(known[number]) for number in sorted(known)]
-        (folder / CLASSES).write_text(json_text(names) + "\n")
+    elif _pipeline_of(model):
+        model.config.save_pretrained(folder)
 
 
 def use_of(model: Any, recipe: Recipe) -> str:
     """The lines that load an adapter of this model; FOLDER is where its files lie."""
     if _on_own(recipe):
         return "import xrun\n\nmodel = xrun.load_model(FOLDER, project=PROJECT)"
-    if name := _classes_of(model):
-        return _USE.format(name=name)
     name = f"Auto{type(model).__name__}"
+    if found := _pipeline_of(model):
+        return _USE.format(name=name, task=found[0], inputs=found[1])
     return f"from peft import {name}\n\nmodel = {name}.from_pretrained(FOLDER)"
 
 
@@ -81,11 +89,12 @@ def load_alone(folder: Path, project: Path) -> nn.Module:
     if told.get("adapter"):
         return _on_own_base(folder, project, told)
     task = peft.PeftConfig.from_pretrained(str(folder)).task_type
-    names = read_json(folder / CLASSES, list)
     kind: Any = getattr(peft, f"AutoPeftModelFor{_KINDS[task]}" if task else "AutoPeftModel")
-    if names is None:
+    older = dict(enumerate(read_json(folder / CLASSES, list) or ()))
+    names = {int(n): name for n, name in told.get("id2label", older).items()}
+    if not names:
         return kind.from_pretrained(folder)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    labels = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
     return kind.from_pretrained(folder, **labels, ignore_mismatched_sizes=True)
 
 
@@ -131,6 +140,7 @@ def _digest(model: nn.Module) -> str:
     return digest_of(lines_of(frozen))
 
 
-def _classes_of(model: Any) -> str:
-    config = next(iter(model.peft_config.values()))
-    return _WITH_CLASSES.get(config.task_type, "")
+def _pipeline_of(model: Any) -> tuple[str, str] | None:
+    """That of an adapter's base, if it has a head for classes."""
+    kind = type(model.get_base_model()).__name__
+    return next((found for end, found in _PIPELINES.items() if kind.endswith(end)), None)

@@ -20,22 +20,27 @@ from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
 from ..checkpoint.frozen import Frozen
 from ..checkpoint.lease import Keep, Lease
-from ..checkpoint.schedule import SaveSchedule, mean_uptime
+from ..checkpoint.schedule import SaveSchedule
 from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.batch import to_device
+from ..data.lanes import LaneSampler, sampler_of
 from ..data.loader import Fetch, Loader, check_shared_memory
 from ..data.sampler import Sampler
-from ..data.stream import StreamSampler, is_stream, next_epoch
+from ..data.stream import StreamSampler, is_stream
 from ..errors import ComponentError
 from ..files import needed
 from ..machine.heartbeat import Heartbeat
 from ..machine.stop import StopFlag
+from ..recipe.rungs import evaluated_every
 from ..recipe.schema import Recipe, Train
 from ..run import spending
 from ..run.folder import RunFolder
 from ..run.locked import Lock
 from ..run.plan import Limits, Plan
+from ..run.record import AttemptRecord
+from ..run.saving import mean_uptime, usd_per_byte
+from ..run.saving import worth as seconds_for
 from ..run.stores import open_store
 from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
@@ -146,7 +151,7 @@ def build_training(
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
     tracker = begin_log(setting, lease, model, steps, parts) if world.rank == 0 else None
     model.state.steps = steps
-    schedule = build_schedule(setting, sampler.steps_per_epoch or 1)
+    schedule = build_schedule(setting, lease, sampler.steps_per_epoch or 1)
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
     checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
     evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
@@ -156,6 +161,7 @@ def build_training(
     return Training(
         train=train,
         steps=steps,
+        pause=plan.pause_step(sampler.steps_per_epoch),
         state=model.state,
         objective=model.objective,
         reduction=build_reduction(train, model.called, world, model.state.micro_batch),
@@ -236,10 +242,11 @@ def build_trained(setting: Setting) -> Model:
     scaler = setting.accelerator.scaler
     state = TrainState(model, optimizer, average, scaler, micro_batch, outside=outside)
     if start.checkpoint is not None:
-        restore.load(state, start.checkpoint, start.paths)
+        restore.load(state, start.checkpoint, start.paths, start.share)
         state.exact &= not setting.data.changed
         if "train" in setting.data.changed and state.stream is not None:
-            state.stream = next_epoch(state.stream, state.step)
+            sampler = sampler_of(setting.splits["train"])
+            state.stream = sampler.next_epoch(state.stream, state.step)
     return Model(objective, called, state)
 
 
@@ -294,18 +301,19 @@ def build_reduction(train: Train, called: nn.Module, world: World, micro_batch: 
     return FastReduction(called, world)
 
 
-def build_sampler(setting: Setting, state: TrainState) -> Sampler | StreamSampler:
+AnySampler = Sampler | StreamSampler | LaneSampler
+
+
+def build_sampler(setting: Setting, state: TrainState) -> AnySampler:
     """The order of the data."""
     split, train = setting.splits["train"], setting.train
     batch, size = train.global_batch, state.micro_batch
     if is_stream(split):
-        return StreamSampler(split, batch, size, train.seed, state.stream)
+        return sampler_of(split)(split, batch, size, train.seed, state.stream)
     return Sampler(len(split), batch, size, train.seed, getattr(split, "weights", None))
 
 
-def check_workers(
-    setting: Setting, sampler: Sampler | StreamSampler, evaluation: Evaluation, step: int
-) -> None:
+def check_workers(setting: Setting, sampler: AnySampler, evaluation: Evaluation, step: int) -> None:
     """What all workers of this node keep ready fits into its shared memory, by the first batch of
     training and of evaluation.
 
@@ -322,7 +330,7 @@ def check_workers(
 
 
 def build_loader(
-    setting: Setting, sampler: Sampler | StreamSampler, step: int, steps: int, parts: int
+    setting: Setting, sampler: AnySampler, step: int, steps: int, parts: int
 ) -> Loader:
     """This rank's micro-batches from `step` on, each in so many parts."""
     train, world = setting.train, setting.world
@@ -349,15 +357,13 @@ def build_evaluation(
     evaluated = model.objective
     if averaged is not None:
         evaluated = build_objective(setting, averaged)
-    every = train.evaluate.every
-    epochs = every.epochs if every is not None else (1 if train.epochs else None)
-    by_epochs = epochs * (steps_per_epoch or last) if epochs else None
+    every = evaluated_every(train.evaluate.every, bool(train.epochs), steps_per_epoch or last)
     return Evaluation(
         # Once is enough for a rehearsal, whose second life shows a restore.
         split=None if setting.plan.rehearsal > 1 else setting.splits.get("val"),
         objective=evaluated,
         train=train,
-        every=every.steps if every is not None and every.steps else by_epochs,
+        every=every,
         last=last,
         batch=max(1, (train.evaluate.batch or model.state.micro_batch) // parts),
         world=setting.world,
@@ -399,21 +405,28 @@ def build_lease(setting: Setting) -> Lease:
         setting.start.head,
         data=setting.data.facts,
         environment=here,
-        found=functools.partial(found_here, setting.revisions, here),
+        found=functools.partial(found_here, setting.plan, setting.revisions, here),
         keep=Keep(checkpoint.keep, checkpoint.keep_every.steps if checkpoint.keep_every else None),
         folder=setting.folder if checkpoint.durable else None,
     )
 
 
-def build_schedule(setting: Setting, steps_per_epoch: int) -> SaveSchedule:
-    """When to save, by what the attempts before have seen."""
+def build_schedule(setting: Setting, lease: Lease, steps_per_epoch: int) -> SaveSchedule:
+    """When to save, by what the attempts before have seen, and what sending costs here."""
     record, began = setting.start.record, clock.now()
+
+    def worth() -> float:
+        *_, own = AttemptRecord(""), *lease.record.attempts
+        per_byte = usd_per_byte(own.cloud or "", setting.plan.address)
+        return seconds_for(per_byte, own.usd_per_hour)
+
     return SaveSchedule(
         setting.recipe.checkpoint.every,
         steps_per_epoch,
         uptime=lambda: mean_uptime(record.uptime + clock.now() - began, record.losses),
         clock=clock.boot_seconds,
         alone=record.last_save,
+        worth=worth,
     )
 
 
@@ -438,7 +451,9 @@ def begin_log(setting: Setting, lease: Lease, model: Model, steps: int, parts: i
     }
     with needed(setting.folder.path):
         dropped = tracker.start(config, step)
+    own = lease.record.attempts[-1]  # which may have begun before, on this machine
     lease.note(resumed_step=step, other_data=str(setting.data) or None)
+    lease.note(trained_from=own.trained_from or clock.now())
     if dropped is not None:
         recomputed, lost = dropped.last - step, round(dropped.seconds, 3)
         lease.note(steps_recomputed=recomputed, seconds_lost=lost)
@@ -479,9 +494,4 @@ def build_budget(limits: Limits, checkpointer: Checkpointer, world: World) -> Ca
         return lambda: ""
     attempts = checkpointer.lease.record.attempts
     left = spending.allowance(limits, attempts, clock.now())
-
-    def spent() -> str:
-        ending = spending.TIDY_SECONDS + checkpointer.last_save().usual
-        return left.spent(clock.now(), ending)
-
-    return spent
+    return spending.Watch(left, clock.now, lambda: checkpointer.last_save().usual)

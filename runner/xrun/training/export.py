@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,20 +18,24 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from .. import clock
 from ..checkpoint.state import local
 from ..errors import ComponentError
 from ..files import json_text, sha256_of
 from ..run.folder import RunFolder
 from ..run.locked import NO_LOCK, Lock
 from ..run.plan import Plan
+from ..run.receipt import receipt_of
 from ..run.record import AttemptRecord, Finished
 from ..run.stores import open_publisher
 from ..store.durable import sync_folder
-from ..store.protocol import Store
+from ..store.protocol import RateLimited, Store
 from .adapter_folder import ADAPTER, write_beside
 from .companions import NOTHING, Companions
 from .model_card import library_of, model_card
 from .page import write_page
+
+log = logging.getLogger("xrun")
 
 WEIGHTS = "model.safetensors"
 """Those of a model that has no way of its own to be saved."""
@@ -52,6 +57,12 @@ def export(
     return replace(finished, weights_sha256=sha256)
 
 
+def say_wait(store: object, what: str) -> None:
+    """That something is done as soon as the store takes a commit, where that is not now."""
+    if isinstance(store, RateLimited) and (delay := store.commit_delay()) > 1:
+        log.info("%s when the store takes its next commit, in %.0f s.", what, delay)
+
+
 def publish(plan: Plan, attempt: str, store: Store, finished: Finished) -> Finished:
     """Put the exported model where others find it, if the run has such a place; what the record
     says of it. Raises what `Publisher.publish` raises."""
@@ -60,6 +71,7 @@ def publish(plan: Plan, attempt: str, store: Store, finished: Finished) -> Finis
         return finished
     step = finished.step if finished.exported_step is None else finished.exported_step
     message = f"{plan.run}: {step} steps"
+    say_wait(place, "The model is made, and is published")
     revision = place.publish(RunFolder(plan.folder).model, plan.run, message)
     return replace(finished, model_revision=revision)
 
@@ -104,8 +116,9 @@ def write(
     finished = replace(finished, weights_sha256=digest_of(temporary, files))
     digests = {name: sha256_of(temporary / name) for name in files}
     points = RunFolder(plan.folder).points()
-    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256))
-    card = model_card(plan, finished, attempts, files, model, lock)
+    receipt = receipt_of(plan.run, attempts, clock.now())
+    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256), receipt)
+    card = model_card(plan, finished, attempts, receipt, files, model, lock)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, folder)
     return str(finished.weights_sha256)
@@ -114,9 +127,11 @@ def write(
 def _save_pretrained(model: Any, folder: Path, companions: Companions, plan: Plan) -> None:
     """By the model's own method; in one file as far as it can be told so."""
     given = plan.load_recipe().model.args.get("config") or {}
-    if library_of(model) == "transformers" and "id2label" not in given:
-        for name, labels in companions.labels(model.config.num_labels).items():
-            setattr(model.config, name, labels)
+    config = getattr(model, "config", None)
+    # As transformers' models have them, under an adapter too.
+    if config is not None and hasattr(config, "id2label") and "id2label" not in given:
+        for name, labels in companions.labels(config.num_labels).items():
+            setattr(config, name, labels)
     takes = inspect.signature(model.save_pretrained).parameters
     any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
     whole = {"max_shard_size": "1TB"} if any_name or "max_shard_size" in takes else {}

@@ -23,9 +23,10 @@ from .contract import in_short
 from .export import export, full_copy, publish
 from .failure import is_of_the_machine
 from .instances import revision_of
-from .start import Start, on_this_node
+from .start import taken
 
 if TYPE_CHECKING:
+    from ..run.checkpoint import Checkpoint
     from .build import Model, Setting
 
 log = logging.getLogger("xrun")
@@ -58,7 +59,9 @@ def finish(
         **early,
     )
     with _outlived(setting, lease, finished):
-        taken = take_best(setting, model, lease) if setting.train.export == "best" else state.step
+        taken = state.step
+        if setting.train.export == "best":
+            taken = take_best(setting, model, lease, rebuild)
         final = model.objective.model if model.averaged is None else model.averaged
         whole: nn.Module | None = full_copy(final, rebuild) if setting.sharded else final
         if setting.world.rank or whole is None:
@@ -74,24 +77,25 @@ def finish(
         return publish(setting.plan, lease.attempt, setting.store, made)
 
 
-def take_best(setting: Setting, model: Model, lease: Lease) -> int:
+def take_best(
+    setting: Setting, model: Model, lease: Lease, rebuild: Callable[..., nn.Module]
+) -> int:
     """Put the weights of the best committed checkpoint into the model; returns their step. The last
     ones stay where none of the committed ones was the best.
 
     Every process takes part. Raises what `Store.fetch` raises.
     """
-    chosen = setting.world.from_first(lambda: _best(lease))
-    found = chosen.checkpoint
+    (found,) = setting.world.from_first(lambda: (_best(lease),))
     if found is None or found.step == model.state.step:
         return model.state.step
-    plan, store = setting.plan, setting.store
-    paths = on_this_node(chosen, plan, lease.attempt, store, setting.world).paths
-    restore.load_weights(model.state, found, paths)
+    share = setting.start.share
+    paths = taken(setting.store, share, setting.world, found)
+    restore.load_weights(model.state, found, paths, rebuild, share)
     return found.step
 
 
-def _best(lease: Lease) -> Start:
-    """The best checkpoint of those that are committed, with its files' paths."""
+def _best(lease: Lease) -> Checkpoint | None:
+    """The best checkpoint of those that are committed."""
     newest = lease.record.newest
     best = newest.best_step if newest else None
     kept = [each for each in lease.record.checkpoints if each.best_step == each.step]
@@ -101,10 +105,7 @@ def _best(lease: Lease) -> Start:
             "" if best is None else f", step {best},",
             f"the best of those, step {kept[-1].step}," if kept else "the last one",
         )
-    if not kept:
-        return Start(lease.head)
-    files = kept[-1].files.values()
-    return Start(lease.head, kept[-1], [lease.store.fetch(file) for file in files])
+    return kept[-1] if kept else None
 
 
 @contextlib.contextmanager

@@ -3,11 +3,14 @@ in which they are held."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..checkpoint.frozen import digest_of, lines_of
 from ..errors import ComponentError, TrainError, did_you_mean
@@ -16,6 +19,8 @@ from .quantized import names_in, quantize, weights_apart
 from .world import World
 
 _KINDS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
+"""What tells transformers to read a weight when it is its turn."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,37 @@ def hold(module: nn.Module, precision: str | None, whole: nn.Module | None = Non
         for p in each.parameters(recurse=False):
             if p.is_floating_point():
                 p.data = p.data.to(kind)
+
+
+@contextlib.contextmanager
+def held_as_read(ref: ModelRef) -> Iterator[None]:
+    """While transformers reads a base from the Hub that is to be held in bf16 as a whole: put each
+    weight into it as it comes, so that the base is never there in float32, which takes twice the
+    memory. The bits are those that `hold` makes afterwards of a base in float32.
+
+    Norms are left to `hold`, and so is what no file has: it is drawn in float32.
+    """
+    if ref.name != "hub" or ref.adapter is None or ref.held != "bf16":
+        yield
+        return
+
+    def cast(module: nn.Module, _: str, p: nn.Parameter | None) -> None:
+        norm = "norm" in type(module).__name__.lower() or "running_mean" in module._buffers
+        read = p is not None and getattr(p, "_is_hf_initialized", False)  # transformers' mark on it
+        if p is not None and read and not norm and p.is_floating_point():
+            p.data = p.data.to(_KINDS["bf16"])
+
+    hook = register_module_parameter_registration_hook(cast)
+    # Else its threads have read all of it before the first weight comes here.
+    before = os.environ.get(_ONE_BY_ONE)
+    os.environ[_ONE_BY_ONE] = "1"
+    try:
+        yield
+    finally:
+        hook.remove()
+        os.environ.pop(_ONE_BY_ONE)
+        if before is not None:
+            os.environ[_ONE_BY_ONE] = before
 
 
 def _is_of_transformers(module: nn.Module) -> bool:

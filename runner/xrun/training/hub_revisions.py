@@ -77,12 +77,9 @@ class HubRevisions:
 
     def use(self) -> None:
         """From now on, in this process and those that it forks."""
-        from huggingface_hub import set_client_factory
-        from huggingface_hub.utils import _http
+        from ..store.hub.client import watch_clients
 
-        before = _http._GLOBAL_CLIENT_FACTORY
-        before = before.before if isinstance(before, _Watching) else before
-        set_client_factory(_Watching(before, self))
+        watch_clients(self.watch)
 
     @property
     def is_offline(self) -> bool:
@@ -114,8 +111,11 @@ class HubRevisions:
             if (now := _newest(name)) not in ("", commit)
         }
 
-    def watch(self, client: Any, endpoint: str) -> Any:
-        """The client, whose questions to this endpoint are answered by commits."""
+    def watch(self, client: Any) -> Any:
+        """The client, whose questions to the Hub are answered by commits."""
+        from huggingface_hub import constants
+
+        endpoint = constants.ENDPOINT
         client.event_hooks["request"].append(lambda request: self._ask(request, endpoint))
         client.event_hooks["response"].append(self._hear)
         return client
@@ -141,19 +141,6 @@ class HubRevisions:
         if response.status_code < 400 and (commit := _commit_of(response)):
             with self._lock:
                 self.commits.setdefault(name, commit)
-
-
-@dataclass(frozen=True)
-class _Watching:
-    """A factory of clients, as huggingface_hub takes one."""
-
-    before: Callable[[], Any]
-    revisions: HubRevisions
-
-    def __call__(self) -> Any:
-        from huggingface_hub import constants
-
-        return self.revisions.watch(self.before(), constants.ENDPOINT)
 
 
 def _commit_of(response: Any) -> str:
@@ -198,11 +185,13 @@ def _cached(cache: Path, text: str) -> Iterator[tuple[str, str]]:
 
 def _newest(name: str) -> str:
     from huggingface_hub import constants
-    from huggingface_hub.utils import _http, build_hf_headers
+    from huggingface_hub.utils import build_hf_headers
+
+    from ..store.hub.client import plain_client
 
     where, _, revision = name.partition("@")
     address = f"{constants.ENDPOINT}/api/{where}/revision/{quote(revision, safe='')}"
-    with contextlib.suppress(Exception), _http.default_client_factory() as client:
+    with contextlib.suppress(Exception), plain_client() as client:
         told = client.get(address, headers=build_hf_headers(), timeout=_SECONDS).json()
         return str(told.get("sha") or "")
     return ""

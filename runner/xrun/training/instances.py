@@ -12,6 +12,7 @@ from torch import nn
 from .. import component
 from ..checkpoint.state import check_own_tensors
 from ..data.fingerprint import count_code, keeps_rows
+from ..data.lanes import check_lanes
 from ..data.loader import check_splits
 from ..data.randomness import INIT, seed_generators
 from ..data.stream import check_stream
@@ -24,6 +25,7 @@ from .companions import Companions
 from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
+from .freezing import held_as_read
 from .miniature import Miniature
 from .modes import begin_training
 
@@ -49,6 +51,7 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
     splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
     check_splits(splits, dataset.name)
     check_stream(dataset.name, splits["train"], train.epochs)
+    check_lanes(dataset.name, splits["train"], train.global_batch)
     check_validation(splits.get("val"), dataset.name)
     Companions.of(splits["train"], f"datasets/{dataset.name}.py")
     if train.export == "best" and splits.get("val") is None:
@@ -71,17 +74,24 @@ def build_model(recipe: Recipe, project: Path) -> nn.Module:
 
 def build_ref(ref: ModelRef, seed: int, project: Path) -> nn.Module:
     """As `build_model`, of what names the model and of the seed."""
+    model = build_unchecked(ref, seed, project)
+    check_own_tensors(model, f"models/{ref.name}.py")
+    return model
+
+
+def build_unchecked(ref: ModelRef, seed: int, project: Path) -> nn.Module:
+    """As `build_ref`, whatever a checkpoint could hold of it: on the meta device nothing."""
     build = component.load_build("models", ref.name, project)
     seed_generators(seed, INIT, 0)
     args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
-    model = call_build(f"models/{ref.name}.py", build, args)
+    with held_as_read(ref):
+        model = call_build(f"models/{ref.name}.py", build, args)
     if not isinstance(model, nn.Module):
         got = type(model).__name__
         raise ComponentError(
             f"models/{ref.name}.py: build() must return a torch.nn.Module (got {got})."
         )
     begin_training(model)
-    check_own_tensors(model, f"models/{ref.name}.py")
     return model
 
 

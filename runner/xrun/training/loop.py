@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from ..run.record import Finished
 from ..tracker.protocol import Tracker
 from .apart import check_apart
 from .evaluate import Evaluation
+from .export import say_wait
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
@@ -69,8 +70,9 @@ class Training:
 
     `tracker` is the first process's; `fresh` says that nothing is committed yet; `untried` is the
     step after which nothing has shown yet that the components work (-1: it has); each micro-batch
-    is computed in so many `parts`. `budget` gives the sentence that ends the run once its budget is
-    spent, `export` makes the final weights on the first process.
+    is computed in so many `parts`. After the step `pause` the run waits for its sweep. `budget`
+    gives the sentence that ends the run once its budget is spent, `export` makes the final weights
+    on the first process.
     """
 
     train: Train
@@ -90,6 +92,7 @@ class Training:
     fresh: bool = False
     untried: int = -1
     parts: int = 1
+    pause: int | None = None
     speed: Speed = field(default_factory=Speed)
     budget: Callable[[], str] = lambda: ""
     clock: Callable[[], float] = time.perf_counter
@@ -109,7 +112,7 @@ class Training:
 
         Raises:
             Stopped: asked to; the state is committed if there was time.
-            StoppedOnPurpose: the budget is spent; the state is committed.
+            StoppedOnPurpose: the budget is spent, or the run pauses; the state is committed.
             ComponentError: the model or the dataset has a mistake that shows in the first step.
             TrainError: it cannot go on.
             StoreError: the last state could not be committed.
@@ -141,7 +144,7 @@ class Training:
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
-                metrics = self.evaluation.run(self._must_stop)
+                metrics = self.evaluation.run(self._must_end)
                 if metrics is None:
                     stop = 1.0
                 elif self._is_best(metrics):
@@ -153,6 +156,8 @@ class Training:
                 self._leave()
             if state.step >= self.steps or self.evaluation.gives_up(state.waited):
                 break
+            if self.pause is not None and state.step >= self.pause:
+                self._pause()
             pieces = self._next(batches)
             losses, count = self._gradients(pieces)
             found = self._finite.found(losses if self._gated else ())
@@ -170,7 +175,7 @@ class Training:
                     float(len(more)),
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
-                    self._must_stop() or bool(self.budget()),
+                    self._must_end(),
                 ]
             )
             self.checkpointer.check()
@@ -314,6 +319,10 @@ class Training:
             return self.objective.count(batch, piece.samples)
         return sum(self.objective.count(part.batch, part.samples) for part in batch if part.counts)
 
+    def _must_end(self) -> bool:
+        """Whether somebody wants this process to stop now, or the budget does."""
+        return self._must_stop() or bool(self.budget())
+
     def _must_stop(self) -> bool:
         """Whether somebody wants this process to stop, and there is no time for as much again as
         since it was asked before."""
@@ -383,7 +392,11 @@ class Training:
             self.tracker.log(self.state.step, values)
 
     def _remember_stream(self) -> None:
-        self.state.stream = self.sampler.state(self.state.step)
+        """The first process saves it; where each reads only its own, they tell it theirs."""
+        stream = self.sampler.state(self.state.step)
+        if not self.sampler.whole and (parts := self.world.gathered(stream)):
+            stream = self.sampler.joined(parts)
+        self.state.stream = stream
 
     def _save_now(self) -> bool:
         """Save this step, unless it is committed already, and wait; says whether it is
@@ -406,6 +419,14 @@ class Training:
             log.warning("Not safe yet: steps %d to %d.", self._committed() + 1, self.state.step)
             time.sleep(LAST_SAVE_BACKOFF.seconds(tries))
         return True
+
+    def _commit_last(self) -> None:
+        """See `_save_last`. Raises StoreError where it is not committed."""
+        if not self._save_last():
+            what = f"The last state, step {self.state.step}, could not be committed."
+            if unavailable := self.world.broadcast(self.checkpointer.unavailable):
+                raise StoreUnavailable(f"{what} {unavailable}")
+            raise StoreError(what, "Start the same command again.")
 
     def _committed(self) -> int:
         return max(self.checkpointer.lease.committed_step, 0)
@@ -437,13 +458,23 @@ class Training:
             raise StoppedOnPurpose(budget, spending.WAY_ON)
         raise Stopped
 
-    def _note_end(self, budget: str) -> None:
+    def _pause(self) -> NoReturn:
+        """The step is committed, and nothing else has happened: whoever goes on computes what a run
+        computes that never pauses."""
+        why = f"paused after step {self.state.step} of {self.steps}, at a rung of its sweep"
+        self._note_end(why)
+        self._commit_last()
+        if self.tracker is not None:
+            self.tracker.finish()
+        raise StoppedOnPurpose(f"{why[0].upper()}{why[1:]}.")
+
+    def _note_end(self, purpose: str) -> None:
         """What the attempt's record says of an end that was asked for; it goes along with the last
         save."""
         self.checkpointer.lease.note(
             end=AttemptEnd.STOPPED,
-            code=StoppedOnPurpose.exit_code if budget else Stopped.exit_code,
-            reason=budget or self.stop.reason or "another node was asked to stop",
+            code=StoppedOnPurpose.exit_code if purpose else Stopped.exit_code,
+            reason=purpose or self.stop.reason or "another node was asked to stop",
             ended=clock.now(),
             committed=self.state.step,
         )
@@ -462,18 +493,21 @@ class Training:
         log.info("The run is %s.", reason)
         return {"waited": state.waited, "reason": reason}
 
+    def _say_wait(self, what: str) -> None:
+        """To whoever sees no step go by any more."""
+        if self.world.rank == 0:
+            say_wait(self.checkpointer.lease.store, what)
+
     def _finish(self) -> None:
         """The last state is committed, then the final weights are made, then the run is marked as
         finished; a run that is stopped early says why."""
         early = self._early()
-        if not self._save_last():
-            what = f"The last state, step {self.state.step}, could not be committed."
-            if unavailable := self.world.broadcast(self.checkpointer.unavailable):
-                raise StoreUnavailable(f"{what} {unavailable}")
-            raise StoreError(what, "Start the same command again.")
+        self._say_wait("The last state is committed")
+        self._commit_last()
         try:
             finished = self.export(self.state, early)
             if self.world.rank == 0 and finished is not None:
+                self._say_wait("The model is made; the run is marked as finished")
                 self.checkpointer.lease.finish(finished)
         finally:
             if self.tracker is not None:

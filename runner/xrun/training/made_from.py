@@ -54,14 +54,14 @@ def say_moved(revisions: HubRevisions, known: Lock) -> None:
             )  # fmt: skip
 
 
-def found_here(revisions: HubRevisions, environment: Mapping[str, Any]) -> Lock:
+def found_here(plan: Plan, revisions: HubRevisions, environment: Mapping[str, Any]) -> Lock:
     """What this attempt is made from, as far as it is known by now; `environment` is what the bits
-    depend on besides."""
+    depend on besides. The recipe's libraries count before anything has imported them."""
     driver = {"driver": _driver()} if environment.get("cuda") else {}
     return Lock(
         hub=revisions.now(),
         moved=dict(revisions.told),
-        packages=packages_here(),
+        packages={**plan.libraries.fixed(), **packages_here()},
         python=python_here(),
         machine={**environment, **driver},
     )

@@ -31,6 +31,7 @@ from ..data.sampler import MicroBatch
 from ..data.stream import is_stream, shard_of
 from ..errors import ComponentError, OutOfMemory, TrainError
 from ..recipe.schema import Train
+from ..run.cost import sizes
 from ..run.record import RunRecord
 from .objective import Objective
 from .optimizer import build_optimizer, unfuse
@@ -48,15 +49,6 @@ _NO_MEMORY = (
 _SHARE = 0.8
 """How much of the free memory a micro-batch may take: the rest is for fragments and for what a run
 needs later."""
-
-
-def sizes(global_batch: int, world: int) -> list[int]:
-    """The micro-batches that cut a global batch evenly for so many processes, the largest first."""
-    return [
-        size
-        for size in range(global_batch // world, 0, -1)
-        if global_batch % size == 0 and global_batch // size % world == 0
-    ]
 
 
 def settled_micro_batch(

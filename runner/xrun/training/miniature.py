@@ -10,7 +10,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Miniature:
     """What is made smaller of a plan's run."""
 
     plan: Plan
+    rows: list[tuple[int, int | None]] = field(default_factory=list)
+    """Of each dataset that would be downloaded whole: rows that were read, and how many it has
+    (None: it does not say)."""
 
     def note(self, what: str, shapes: str = "") -> None:
         """Write it down; `shapes` says why nothing but shapes was tried."""
@@ -55,7 +58,7 @@ class Miniature:
 
     def splits(self, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `build` gives, with few samples to evaluate and few to read ahead."""
-        with self._streamed():
+        with self.streamed():
             splits = build()
         train, val = splits["train"], splits.get("val")
         if is_stream(train):
@@ -67,7 +70,7 @@ class Miniature:
         return splits
 
     @contextlib.contextmanager
-    def _streamed(self) -> Iterator[None]:
+    def streamed(self) -> Iterator[None]:
         """While this lasts nothing of Hugging Face's `datasets` is downloaded whole."""
         recipe, project = self.plan.load_recipe(), Path(self.plan.project)
         path = component.find("datasets", recipe.dataset.name, project)
@@ -93,7 +96,10 @@ class Miniature:
         whole = re.split(r"[\[+]", str(split))[0]  # a stream has no slices
         rows = builder.as_streaming_dataset(split=whole)
         self.note(f"the first {ROWS} rows of {builder.repo_id or builder.dataset_name}, streamed")
-        return Dataset.from_list(list(rows.take(ROWS)), features=rows.features)
+        taken = list(rows.take(ROWS))
+        told = (builder.info.splits or {}).get(whole)
+        self.rows.append((len(taken), (told.num_examples or None) if told else None))
+        return Dataset.from_list(taken, features=rows.features)
 
     def recipe(self) -> Recipe:
         """The plan's recipe, with a model that this machine can train.

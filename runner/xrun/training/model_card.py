@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import clock
 from ..files import json_text
 from ..recipe.schema import Recipe
-from ..run import spending
 from ..run.locked import NO_LOCK, Lock
 from ..run.page import CURVES, FOLDER, LOCK, RECIPE
 from ..run.plan import Plan
+from ..run.receipt import Receipt
 from ..run.record import AttemptRecord, Finished
 from .adapter_folder import use_of
 
@@ -22,7 +21,6 @@ _DIGESTS = {1: "BLAKE3", 2: "BLAKE3 of its code"}
 _TOLD = ("torch", "numpy", "accelerate", "transformers", "datasets")
 _MACHINE = ("device", "driver", "cuda", "processes", "threads", "requirements")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_NO_NAME = "not named"
 _LOADS = {
     "transformers": "from transformers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
     "diffusers": "from diffusers import {name}\n\nmodel = {name}.from_pretrained(FOLDER)",
@@ -45,6 +43,7 @@ def model_card(
     plan: Plan,
     finished: Finished,
     attempts: Sequence[AttemptRecord],
+    receipt: Receipt,
     weights: Sequence[str],
     model: Any = None,
     lock: Lock = NO_LOCK,
@@ -70,7 +69,7 @@ tags: [xrun]{_base(plan)}
 
 Weights: {_weights(weights, finished.weights_sha256)}.
 Data revision: {finished.data_revision or "not named by the dataset"}.{_other_data(attempts)}
-{_effort(attempts)}
+{_effort(receipt)}
 {_use(library, model, recipe)}
 ## Recipe
 
@@ -167,50 +166,18 @@ def _other_data(attempts: Sequence[AttemptRecord]) -> str:
     )
 
 
-def _effort(attempts: Sequence[AttemptRecord]) -> str:
-    """The receipt: what each attempt has taken, and what of it is not known."""
-    costs = spending.receipt(attempts, clock.now())
-    usd = [cost.usd for cost in costs if cost.usd is not None]
-    lost = sum(attempt.was_lost for attempt in attempts)
-    told = f"Attempts: {len(attempts) or 1}, {lost} of them ended from outside."
-    if not costs:
-        return told
-    told += f" They took {_hours(sum(cost.hours for cost in costs))} hours of machine time"
-    told += f" and cost ${sum(usd):.2f}.\n" if usd else "; nobody has said what an hour costs.\n"
-    if len(costs) == 1 and not usd and _machine(attempts[0]) == _NO_NAME:
-        return told
-    rows = [_row(n, *each) for n, each in enumerate(zip(attempts, costs, strict=True), 1)]
-    head = ["| attempt | machine | hours | dollars |", "|---|---|---|---|"]
-    return "\n".join([told, *head, *rows, *_unknown(costs)]) + "\n"
-
-
-def _row(number: int, attempt: AttemptRecord, cost: spending.Cost) -> str:
-    usd = "unknown" if cost.usd is None else f"{cost.usd:.2f}"
-    marks = ("*" if cost.until_guess else "", "†" if cost.of_dearest else "")
-    hours = f"{_hours(cost.hours)}{marks[0]}"
-    return f"| {number} | {_machine(attempt)} | {hours} | {usd}{marks[1]} |"
-
-
-def _machine(attempt: AttemptRecord) -> str:
-    spot = {True: "spot", False: "on demand", None: None}[attempt.spot]
-    where = (attempt.accelerators or attempt.instance, attempt.cloud, attempt.region, spot)
-    return " ".join(filter(None, where)) or _NO_NAME
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
-
-
-def _unknown(costs: Sequence[spending.Cost]) -> Iterator[str]:
-    if any(cost.until_guess for cost in costs):
-        yield (
-            "\n\\* Nobody recorded its end: until its last sign of life, and as long after it as"
-            " one may say nothing."
-        )
-    if any(cost.of_dearest for cost in costs):
-        yield "\n† Nobody has said its price: at the dearest one that is known."
-    if any(cost.usd is not None for cost in costs):
-        yield "\nNot in it: what a cloud bills after an attempt has ended, storage and traffic."
+def _effort(receipt: Receipt) -> str:
+    """The receipt: what each attempt has cost, for what, and what of it is not known."""
+    if not receipt.lines:
+        return "Attempts: 1."
+    lost = sum(line.taken for line in receipt.lines)
+    told = f"Attempts: {len(receipt.lines)}, {lost} of them ended from outside."
+    head, *rows = (f"| {' | '.join(row)} |" for row in receipt.rows())
+    table = [head, "|" + "---|" * (head.count("|") - 1), *rows]
+    sentences = [f"* {each}" for each in receipt.sentences()]
+    notes = (f"\n{each.replace('* ', chr(92) + '* ', 1)}" for each in receipt.notes())
+    lines = [told, "", *sentences, "", *table, *notes]
+    return "\n".join(lines) + "\n"
 
 
 def _code(plan: Plan) -> str:

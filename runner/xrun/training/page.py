@@ -13,6 +13,7 @@ from ..run import page
 from ..run.locked import Lock
 from ..run.plan import Plan
 from ..run.points import Point
+from ..run.receipt import Receipt
 from ..run.sources import sources
 from .curves import curves
 
@@ -24,17 +25,29 @@ def write_page(
     points: Sequence[Point],
     weights: Mapping[str, str],
     sha256: str,
+    receipt: Receipt,
 ) -> None:
-    """Write it into the model's folder; `weights` are the files' SHA-256 by their names."""
+    """Write it into the model's folder; `weights` are the files' SHA-256 by their names, `receipt`
+    what the run has cost until now."""
     folder = model / page.FOLDER
     folder.mkdir(exist_ok=True)
     processes = int(lock.machine.get("processes", plan.processes))
     state = str(plan.place) if plan.address.durable else ""
-    facts = page.Facts(plan.run, plan.digest, plan.rule, processes, sha256, dict(weights), state)
+    facts = page.Facts(
+        plan.run,
+        plan.digest,
+        plan.rule,
+        processes,
+        sha256,
+        dict(weights),
+        state,
+        dict(plan.sources),
+    )
     given = plan.load_recipe().given()
     (folder / page.RECIPE).write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
     (folder / page.LOCK).write_text(json_text(lock.to_json(), indent=1) + "\n")
     (folder / page.RUN).write_text(json_text(asdict(facts), indent=1) + "\n")
+    (folder / page.RECEIPT).write_text(json_text(receipt.to_json(), indent=1) + "\n")
     (folder / page.POINTS).write_bytes(page.lines(list(points)))
     if picture := curves(points):
         (folder / page.CURVES).write_text(picture)

@@ -38,8 +38,7 @@ def quantize(base: nn.Module, kind: str, trained: Collection[str], name: str) ->
         LaunchError: bitsandbytes is not installed.
     """
     require(QUANTIZED)
-    layers = _linear(base, {*_HEADS, *trained})
-    chosen = [each for each in layers if _fits(base.get_submodule(each), kind)]
+    chosen = packable(base, kind, trained)
     if not chosen:
         raise ComponentError(
             f"model.frozen: {name} has no linear layer that could be held in {kind}.",
@@ -51,6 +50,12 @@ def quantize(base: nn.Module, kind: str, trained: Collection[str], name: str) ->
         for path, new in zip(chosen, packed, strict=True):
             base.set_submodule(path, new)
     setattr(base, f"is_loaded_in_{kind}", True)  # by which peft knows such a base
+
+
+def packable(base: nn.Module, kind: str, trained: Collection[str]) -> list[str]:
+    """The names of the layers that `quantize` packs."""
+    layers = _linear(base, {*_HEADS, *trained})
+    return [each for each in layers if _fits(base.get_submodule(each), kind)]
 
 
 def _fits(layer: Any, kind: str) -> bool:

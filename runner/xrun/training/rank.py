@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import environment, signals, streams
+from ..checkpoint.share import Share, fetch_soon, share_of
 from ..errors import EX_TEMPFAIL, Stopped
 from ..files import write_in_place
 from ..machine.stop import StopFlag, end_with_parent
@@ -29,7 +30,7 @@ from ..run import logs
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from ..run.record import Outcome
-from ..run.stores import open_store, restore_soon
+from ..run.stores import open_store
 from ..store.protocol import Store
 
 if TYPE_CHECKING:
@@ -93,10 +94,9 @@ def _ready(plan: Plan, attempt: str) -> Store | None:
     attempt's as well."""
     store = open_store(plan, attempt, create=False)
     restoring = threading.Thread(
-        target=restore_soon, args=[store], name="xrun-restore", daemon=True
+        target=_restore_soon, args=[plan, store], name="xrun-restore", daemon=True
     )
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        restoring.start()
+    restoring.start()
     import torch._dynamo
     import torch.distributed.tensor  # noqa: F401  torch's optimizers and accelerate import both sooner or later
 
@@ -105,9 +105,20 @@ def _ready(plan: Plan, attempt: str) -> Store | None:
     if plan.address.durable:
         # It may still wait for the network, and one that is to commit is opened in another way.
         return None
-    if restoring.ident:
-        restoring.join()
+    restoring.join()
     return store
+
+
+def _restore_soon(plan: Plan, store: Store) -> None:
+    """Begin to fetch what this rank will probably read."""
+    own, first = _share(plan)
+    fetch_soon(store, own, first=first)
+
+
+def _share(plan: Plan) -> tuple[Share, bool]:
+    """What of a checkpoint this rank reads, and whether it is the first one of its machine."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return share_of(plan, rank, size), os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _told_to_go() -> bool:
@@ -137,8 +148,9 @@ def built(
     already. Afterwards a save on its way is finished."""
     if store is None:
         store = open_store(plan, attempt)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            restore_soon(store)
+        own, first = _share(plan)
+        if own.size == 1:
+            fetch_soon(store, own, first=first)
     from .build import build_training
     from .micro_batch import give_memory_back
 

@@ -1,7 +1,8 @@
-"""`Start`: where an attempt begins, found by the first process and told to the others."""
+"""`Start`: where an attempt begins; all its processes come to the same one."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms share has no public name
 
 from ..checkpoint import restore
+from ..checkpoint.share import ALL, Share, fetched, share_of
 from ..checkpoint.state import TrainState
-from ..errors import CheckpointError, LeaseLost
+from ..errors import CheckpointCorrupt, CheckpointError, LeaseLost, XrunError
 from ..run.checkpoint import Checkpoint, DataFacts
 from ..run.plan import Plan
 from ..run.record import RunRecord
@@ -28,11 +30,12 @@ log = logging.getLogger("xrun")
 @dataclass(frozen=True)
 class Start:
     """The run's head, and the checkpoint whose state the attempt goes on from, with its files'
-    paths here; without one it is step 0."""
+    paths here; without one it is step 0. Of the files, this process's `share` was verified."""
 
     head: Head
     checkpoint: Checkpoint | None = None
     paths: Sequence[Path] = ()
+    share: Share = ALL
 
     @cached_property
     def record(self) -> RunRecord:
@@ -79,45 +82,71 @@ def find_start(plan: Plan, attempt: str, store: Store, world: World) -> Start:
         LeaseLost: another attempt has taken the run over.
         CheckpointError: every checkpoint is damaged, or there is none to fork from.
     """
-    chosen = world.from_first(lambda: _choose(plan, attempt, store))
-    return on_this_node(chosen, plan, attempt, store, world)
+    head = world.from_first(lambda: _own_head(plan, attempt, store))
+    share = share_of(plan, world.rank, world.size)
+    start = _newest(store, head, share, world)
+    return _forked(plan, attempt, start, world) if start.checkpoint is None and plan.fork else start
 
 
-def _choose(plan: Plan, attempt: str, store: Store) -> Start:
+def _own_head(plan: Plan, attempt: str, store: Store) -> Head:
     head = store.head()
     if head is None or head.attempt != attempt:
         holder = head.attempt if head else "(none)"
         raise LeaseLost(f"The run {plan.run} was taken over by the attempt {holder}.")
-    start = Start(*restore.newest(store, head))
-    return _forked(plan, attempt, start) if start.checkpoint is None and plan.fork else start
+    return head
 
 
-def _forked(plan: Plan, attempt: str, start: Start) -> Start:
+def _newest(store: Store, head: Head, share: Share, world: World) -> Start:
+    take = functools.partial(taken, store, share, world)
+    return Start(*restore.newest(store, head, take, world.from_first), share)
+
+
+def _forked(plan: Plan, attempt: str, start: Start, world: World) -> Start:
     """The newest checkpoint of the run that this one starts from."""
-    store = _forked_store(plan, attempt)
-    head = store.head()
-    found, paths = restore.newest(store, head)[1:] if head else (None, [])
-    if found is None:
-        raise CheckpointError(f"--fork {plan.fork}: that run has no checkpoint.")
-    log.info("Forked from %s at step %d.", plan.fork, found.step)
-    return replace(start, checkpoint=found, paths=paths)
+    source = replace(plan, run=plan.fork, store=plan.fork_store)
+    store = open_store(source, attempt, create=False)
+
+    def its_head() -> Head:
+        head = store.head()
+        if head is None or RunRecord.of(head).newest is None:
+            raise CheckpointError(f"--fork {plan.fork}: that run has no checkpoint.")
+        return head
+
+    found = _newest(store, world.from_first(its_head), start.share, world)
+    assert found.checkpoint is not None
+    log.info("Forked from %s at step %d.", plan.fork, found.checkpoint.step)
+    return replace(found, head=start.head)
 
 
-def _forked_store(plan: Plan, attempt: str) -> Store:
-    return open_store(replace(plan, run=plan.fork, store=plan.fork_store), attempt, create=False)
+def taken(store: Store, share: Share, world: World, checkpoint: Checkpoint) -> list[Path]:
+    """The paths of a checkpoint's files here, in which all is verified that this process reads: it
+    fetches its own share of them, and the first process of each node what all there read whole.
+
+    All processes call it, and it comes to the same end on each of them.
+
+    Raises:
+        CheckpointCorrupt: one of them has found damage.
+        XrunError: one of them could not tell.
+    """
+    node = os.environ.get("GROUP_RANK", "0")
+    told = world.everybody((node, _fetched(store, share, checkpoint)))
+    faults = [found for _, found in told if isinstance(found, XrunError)]
+    unsure = [fault for fault in faults if not isinstance(fault, CheckpointCorrupt)]
+    for fault in (*unsure, *faults):
+        raise fault
+    own = told[world.rank][1]
+    here = [own, *(found for its_node, found in told if its_node == node)]
+    each = zip(*(found for found in here if not isinstance(found, XrunError)), strict=True)
+    return [next(filter(None, paths)) for paths in each]
 
 
-def on_this_node(start: Start, plan: Plan, attempt: str, store: Store, world: World) -> Start:
-    """Where the chosen checkpoint's files lie here: each node has a disk of its own, and its first
-    process fetches first."""
-    if start.checkpoint is None or world.size == 1:
-        return start
-    elsewhere = os.environ.get("GROUP_RANK", "0") != "0"
+def _fetched(store: Store, share: Share, checkpoint: Checkpoint) -> list[Path | None] | XrunError:
+    """The paths of what this process reads by itself, or why there are none."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    holds = store if start.record.checkpoints else _forked_store(plan, attempt)
-    for turn in (True, False):
-        if elsewhere and first == turn:
-            paths = [holds.fetch(file) for file in start.checkpoint.files.values()]
-            start = replace(start, paths=paths)
-        world.barrier()
-    return start
+    try:
+        return [
+            fetched(store, file, share) if first or share.reads(file) else None
+            for file in checkpoint.files.values()
+        ]
+    except XrunError as error:
+        return error

@@ -69,6 +69,14 @@ class World:
         dist.gather_object(value, box, dst=0, group=self.loop)
         return box
 
+    def everybody(self, value: Found) -> list[Found]:
+        """What each process has, in their order, on all of them."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.loop)
+        return box
+
     def from_first(self, find: Callable[[], Found]) -> Found:
         """What the first process finds; an error of ours that it raises there is raised on all."""
         found: Found | XrunError | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from xrun.launcher.sky.jobs import Job
 from xrun.launcher.sky.status import OnCloud, RunStatus, _on_cloud, hourly, with_jobs
 from xrun.run.folder import RunFolder
 from xrun.run.prices import Price
+from xrun.run.receipt import receipt_of
 from xrun.run.record import AttemptRecord
 from xrun.run.report import RunReport
 from xrun.run.spending import QUIET_SECONDS
@@ -47,7 +49,8 @@ def test_a_machine_that_is_gone_costs_nothing_while_the_next_is_looked_for(tmp_p
 
     def usd(status: str, ended: float | None = None) -> float | None:
         job = dataclasses.replace(JOB, status=status, live=ended is None, ended=ended, cloud="")
-        return _on_cloud(RunFolder(tmp_path), report, RECORD, [job], "", 8 * hour).usd
+        found = _on_cloud(RunFolder(tmp_path), report, RECORD, [job], "", 8 * hour).report.receipt
+        return None if found.usd is None else round(found.usd, 2)
 
     seen = round(2.0 * (1 + QUIET_SECONDS / hour), 2)
     assert usd("RUNNING") == 16.0
@@ -66,10 +69,8 @@ def test_a_cloud_runs_line_says_where_and_how_much() -> None:
     def words(status: str, **known: Any) -> str:
         return ", ".join(cloud_words(OnCloud(7, known.pop("how", "RUNNING"), **known), status))
 
-    told = words(
-        "running", place="aws us-east-1 spot", usd_per_hour=8.0, usd=3.456, hours_left=1.25
-    )
-    assert told == "job 7, on aws us-east-1 spot at $8.00/h, $3.46 so far, 1.2 h left"
+    told = words("running", place="aws us-east-1 spot", usd_per_hour=8.0, hours_left=1.25)
+    assert told == "job 7, on aws us-east-1 spot at $8.00/h, 1.2 h left"
     assert words("running") == "job 7"
     assert words("stopped", how="CANCELLED") == "job 7 cancelled"
     assert words("stopped", how=None, problem="Nobody answers.") == "job 7, Nobody answers."
@@ -82,7 +83,8 @@ def test_what_programs_get_of_a_cloud_run(tmp_path: Path) -> None:
     told = RunStatus(report, alive).to_json()
     assert (told["status"], told["job"], told["step"], told["recoveries"]) == ("running", 7, 5, 1)
     assert (told["usd_per_hour"], told["hours_left"]) == (None, None)
-    assert "usd" not in told
-    ended = RunStatus(report, OnCloud(7, "CANCELLED", usd=1.5)).to_json()
+    life = AttemptRecord("a", started=0.0, ended=3600.0, usd_per_hour=1.5)
+    report = replace(report, receipt=receipt_of("tiny", [life], 9000.0))
+    ended = RunStatus(report, OnCloud(7, "CANCELLED")).to_json()
     assert (ended["status"], ended["job_status"], ended["usd"]) == ("stopped", "CANCELLED", 1.5)
     assert not {"place", "recoveries", "usd_per_hour"} & ended.keys()

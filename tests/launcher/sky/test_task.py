@@ -15,6 +15,7 @@ import yaml
 from support.paths import ROOT
 from support.sky_home import CLOUDS, SkyHome
 from xrun.launcher.offers import Offer, rank
+from xrun.launcher.sky.recovery import OF_SKYPILOT
 from xrun.launcher.sky.task import launch_command, resources, task_config, task_yaml
 from xrun.launcher.throughput import Machines
 from xrun.recipe.accelerators import Accelerators
@@ -72,7 +73,7 @@ def plan_of(
 def config_of(plan: Plan, tmp_path: Path, *offers: Offer, **environ: str) -> dict[str, Any]:
     candidates = plan.load_recipe().hardware.any_of
     return task_config(
-        plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", environ
+        plan, rank(offers or [offer(z1=20)], candidates), tmp_path / "cargo", OF_SKYPILOT, environ
     )
 
 
@@ -394,7 +395,7 @@ def test_skypilot_knows_who_has_a_fast_network(home: SkyHome) -> None:
 def test_the_printed_command_is_one_that_skypilots_command_line_takes(home: SkyHome) -> None:
     """`xrun plan --sky`: the YAML lies where the command looks for it, with everything that it
     mounts."""
-    done = home.xrun("plan", str(ROOT / "recipes" / "gpt_h100.yaml"), "--sky")
+    done = home.xrun("plan", str(ROOT / "recipes" / "gpt_h100.yaml"), "--sky", "--no-measure")
     assert done.code == 0, done.err
     text, _, command = done.out.rstrip().rpartition("\n# ")
     first, *arguments = shlex.split(command)

@@ -1,5 +1,8 @@
 """A run's store in a bucket: what it costs in requests and in space, and that nobody's machine
-overwrites another one's. What every store promises is in tests/store/test_conformance.py."""
+overwrites another one's. What every store promises is in tests/store/test_conformance.py.
+
+Covers `xrun.store.bucket.model`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from support.bad_way import Answer, BadWay
 from support.buckets import Server
 from support.conformance import begun, contents, files_of, names, saved
 from xrun.errors import LeaseLost
+from xrun.store.address import Address
+from xrun.store.bucket.client import BucketClient
+from xrun.store.bucket.model import BucketModel
 from xrun.store.bucket.store import BucketStore
 from xrun.store.directory.commits import KEPT
 from xrun.store.protocol import Head, Publisher, StopRequests, Store
@@ -132,6 +138,13 @@ def test_the_finished_model_lies_below_the_run(
     assert store.publish(model, "digits-1", "another one") != first
     found = {key: size for key, size in s3.objects(place).items() if key.startswith("model/")}
     assert found == {"model/config.json": 0, "model/model.safetensors": 7}
+    client = BucketClient(Address.parse(place), environ=s3.environ)
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "old").touch()
+    assert BucketModel(client).fetch(tmp_path / "back")
+    back = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()}
+    assert back == {"config.json": b"", "model.safetensors": b"weights"}
+    assert not BucketModel(client).fetch(tmp_path / "none", "xrun")
     store.drop_history()
 
 

@@ -143,6 +143,27 @@ def test_stored_files_survive_json_and_newer_keys() -> None:
     assert list(copies_named({"a": [{"b": file.to_json()}], "copies": 3})) == list(file.copies)
 
 
+def test_a_part_is_read_from_the_copy_that_has_it(tmp_path: Path) -> None:
+    """A bad block in one copy: who needs it gets another, who does not need it the first one, which
+    stays where it is. Bad in both, it is said where."""
+    store = DirectoryStore(tmp_path / "state", "run", "a1", "me", block=640)
+    head = store.commit({}, None)
+    content = b"0123456789" * 200
+    file = store.duplicate(store.put([content], blocks=True))
+    store.commit({"files": [file.to_json()]}, head)
+    first, second = (store.root / copy for copy in file.copies)
+    first.write_bytes(content[:1300] + b"?" + content[1301:])
+    assert store.fetch_ranges(file, [(0, 1280)]) == first
+    assert store.fetch_ranges(file, [(1299, 1300)]) == second
+    assert first.exists()
+    second.write_bytes(content[:-1])
+    with pytest.raises(
+        CheckpointCorrupt, match=r"other content in bytes 1280 to 1920.* 1999 bytes"
+    ):
+        store.fetch_ranges(file, [(1290, 1291)])
+    assert store.fetch_ranges(file, [(0, 1), (1999, 2000)]) == first
+
+
 def damages(content: bytes) -> Iterator[bytes]:
     """Every truncation, one flipped bit in every byte, something appended, and zeros of the same
     length."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from loopback.hub import Hub
 from support.hub_store import (
     HUB_WARNINGS,
     REPO,
+    Clock,
     Opener,
     contents,
     files_of,
@@ -19,6 +23,7 @@ from support.hub_store import (
     saved,
 )
 from xrun.errors import CheckpointCorrupt, StoreUnavailable
+from xrun.store.hub.store import HubStore
 from xrun.store.protocol import StoredFile
 
 pytestmark = HUB_WARNINGS
@@ -107,3 +112,79 @@ def test_a_download_that_breaks_is_tried_again(
     store = attempt("a2")
     assert contents(store) == [b"long" * 1000]
     assert store.damaged == []
+
+
+class WithoutRanges(Hub):
+    """A server that answers with a whole file where a part was asked for."""
+
+    async def serve(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [header for header in scope.get("headers", []) if header[0] != b"range"]
+        await super().serve({**scope, "headers": headers}, receive, send)
+
+
+CONTENT = random.Random(0).randbytes(9000)
+
+
+def stored_in_blocks(store: HubStore) -> StoredFile:
+    """A committed file that is larger than many blocks."""
+    head = store.commit({}, store.head())
+    file = store.put([b'{"attempt": "a1"}', CONTENT], blocks=True)
+    store.commit({"files": [file.to_json()]}, head)
+    return file
+
+
+def part(store: HubStore, file: StoredFile, begin: int, end: int) -> bytes:
+    """These bytes as the store fetches them."""
+    with store.fetch_ranges(file, [(begin, end)]).open("rb") as content:
+        content.seek(begin)
+        return content.read(end - begin)
+
+
+def test_a_server_that_reads_no_parts_is_read_whole(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, lfs: None
+) -> None:
+    """What it answers is not taken for the part."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with WithoutRanges(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        opened = [
+            HubStore(
+                f"hub://{REPO}",
+                "digits-1",
+                name,
+                name,
+                tmp_path / name,
+                token=hub.token("alice"),
+                clock=clock,
+                sleep=clock.sleep,
+                block=640,
+            )
+            for name in ("a1", "a2")
+        ]
+        file = stored_in_blocks(opened[0])
+        assert part(opened[1], file, 2000, 3000) == (b'{"attempt": "a1"}' + CONTENT)[2000:3000]
+        assert opened[1].fetch_ranges(file, [(0, 1)]).stat().st_size == file.size
+
+
+def test_blocks_come_once_to_a_machine(attempt: Opener, hub: Hub, lfs: None) -> None:
+    """Of several processes one downloads each block, into one file; who comes later reads the
+    machine's disk. What lies wrong there is downloaded again, and all of it goes with the
+    checkpoint."""
+    file, whole = stored_in_blocks(attempt(block=640)), b'{"attempt": "a1"}' + CONTENT
+    stores = [attempt("a2", block=640) for _ in range(3)]
+    since = len(hub.requests)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda store: part(store, file, 2000, 3000), stores))
+    assert found == [whole[2000:3000]] * 3
+    asked = [r.headers["range"] for r in hub.requests[since:] if "/objects/" in r.path]
+    assert sorted(asked) == ["bytes=1920-2559", "bytes=2560-3199"]
+    path = stores[0].fetch_ranges(file, [(0, 1)])
+    assert path == stores[0].cache / f"{file.copies[0]}.part"
+    with path.open("r+b") as content:
+        content.seek(2100)
+        content.write(b"????")
+    assert part(stores[1], file, 2000, 3000) == whole[2000:3000]
+    later = attempt("a3", cache=stores[0].cache)
+    later.commit({}, later.head())
+    later.sweep()
+    assert not path.exists()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import time
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from xxhash import xxh3_128
 
 from loopback.hub import Hub
 from support.hub_store import (
@@ -18,6 +22,7 @@ from support.hub_store import (
     saved,
 )
 from xrun.errors import CheckpointCorrupt, StoreError
+from xrun.store.hub.api import HubApi, Patience
 from xrun.store.protocol import StoredFile
 
 pytestmark = HUB_WARNINGS
@@ -26,6 +31,12 @@ pytestmark = HUB_WARNINGS
 def sent(hub: Hub, since: int) -> int:
     """Bytes of all requests."""
     return sum(request.size for request in hub.requests[since:])
+
+
+def written(path: Path, content: bytes) -> Path:
+    """A new file."""
+    path.write_bytes(content)
+    return path
 
 
 def test_a_file_that_the_head_names_is_not_sent_again(
@@ -76,37 +87,61 @@ def test_the_repository_stays_small_however_long_the_run(attempt: Opener, hub: H
     assert len(contents(attempt("a9"))) == 2
 
 
-def test_content_that_others_may_write_waits_for_an_hour(
-    attempt: Opener, hub: Hub, clock: Clock
-) -> None:
-    """A dropped file without an attempt's id in it is deleted for good when it is an hour old, and
-    not before."""
-    store = attempt()
+def test_no_two_attempts_send_the_same_content(attempt: Opener, hub: Hub) -> None:
+    """A file without an attempt's id in it is sent with a signature, and read without: a dropped
+    one goes at once, whatever comes later, and the same bytes of a successor are other ones."""
+    store, other = attempt(), attempt("a2")
     head, (file,) = saved(store, None, b"frozen")
-    head, _ = saved(store, head, own("a1", b"one"))
+    signed = hub.stored_bytes(REPO)
+    assert file.size == 6 < signed
+    head, (again,) = saved(other, other.commit({}, head), b"frozen")
+    other.sweep()
+    assert (again.hash, again.size) == (file.hash, file.size)
+    assert again.copies != file.copies
+    assert hub.stored_bytes(REPO) == signed
+    assert contents(attempt("a3")) == [b"frozen"]
+    saved(other, head, b"")
+    other.sweep()
+    assert contents(attempt("a4")) == [b""]
+    assert hub.stored_bytes(REPO) == signed - 6
+
+
+def test_shared_files_of_an_older_xrun_stay_and_go(attempt: Opener, hub: Hub) -> None:
+    """What names no attempt was put into one folder, as it is; a head that names such a file is
+    read, and so is the next one; once dropped it is deleted."""
+    store = attempt()
+    head, _ = saved(store, None, own("a1", b"one"))
+    content, sha256 = b"frozen", hashlib.sha256(b"frozen").hexdigest()
+    place = f"objects/shared/{sha256}.safetensors"
+    HubApi(REPO, hub.token("alice"), Patience(60, time.time, time.sleep)).upload(
+        written(store.cache / "frozen", content), place, "state"
+    )
+    file = StoredFile(xxh3_128(content).hexdigest(), len(content), (place,))
+    head = store.commit({"files": [file.to_json()]}, head)
     store.sweep()
-    assert hub.stored_bytes(REPO) == file.size + len(own("a1", b"one"))
-    clock.sleep(3000)
-    store.sweep()
-    assert hub.stored_bytes(REPO) == file.size + len(own("a1", b"one"))
-    clock.sleep(601)
-    store.sweep()
-    assert hub.stored_bytes(REPO) == len(own("a1", b"one"))
+    head = attempt("a2").commit(head.record, head)
+    assert contents(attempt("a3")) == [content]
+    later = attempt("a4")
+    saved(later, later.commit(head.record, later.head()), own("a4", b"two"))
+    later.sweep()
+    assert hub.stored_bytes(REPO) == len(own("a4", b"two"))
 
 
 def test_a_clock_that_is_ahead_makes_nobodys_content_old(
     attempt: Opener, hub: Hub, clock: Clock
 ) -> None:
-    """This machine's clock is three days ahead: what another one has just sent is an hour old in an
-    hour."""
-    store = attempt(clock=lambda: clock() + 3 * 86400)
-    head, (file,) = saved(store, None, b"frozen")
-    head, _ = saved(store, head, own("a1", b"one"))
+    """This machine's clock is three days ahead: what an attempt dropped that was killed before it
+    could delete it is an hour old in an hour."""
+    killed = attempt()
+    head, _ = saved(killed, None, own("a1", b"one"))
+    head = killed.commit({}, head)
+    store = attempt("a2", clock=lambda: clock() + 3 * 86400)
+    saved(store, store.commit({}, store.head()), own("a2", b"two"))
     store.sweep()
-    assert hub.stored_bytes(REPO) == file.size + len(own("a1", b"one"))
+    assert hub.stored_bytes(REPO) == len(own("a1", b"one") + own("a2", b"two"))
     clock.sleep(3601)
     store.sweep()
-    assert hub.stored_bytes(REPO) == len(own("a1", b"one"))
+    assert hub.stored_bytes(REPO) == len(own("a2", b"two"))
 
 
 @pytest.mark.parametrize("kind", ["branch", "tag"])

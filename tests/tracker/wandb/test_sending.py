@@ -90,6 +90,7 @@ class Run:
             home=str(home),
             owner="alice",
             store="hub://alice/tiny",
+            sweep="tiny-s12345678",
         )
         self.folder.mkdir()
         (self.folder / "plan.json").write_text(self.plan.to_json())
@@ -105,7 +106,9 @@ class Run:
         name = f"attempt{len(self.attempts)}"
         if self.attempts:
             self.attempts[-1].setdefault("kind", "outside")
-        self.attempts.append({"id": name, "started": time.time(), "from_step": step})
+        price = {"cloud": "aws", "spot": True, "usd_per_hour": 3600.0}
+        price |= {"on_demand_usd_per_hour": 7200.0}
+        self.attempts.append({"id": name, "started": time.time(), "from_step": step, **price})
         write_json(self.folder / "attempts.json", self.attempts)
         self.confirmation = Confirmation(self.folder / "logs" / name)
         self.confirmation.note(boot_seconds() + 3600)  # as often as a supervisor does
@@ -213,7 +216,7 @@ def test_points_arrive_while_the_run_trains(run: Run, capfd: pytest.CaptureFixtu
     assert config["plan"]["sources"] == {"models/line.py": "ab"}
     assert config["plan"]["store"] == run.plan.store
     own = run.wandb.run("alice", PROJECT, run.run)
-    assert own.attributes["tags"] == ["a", "b"]
+    assert (own.attributes["tags"], own.attributes["groupName"]) == (["a", "b"], run.plan.sweep)
     defined = own.config["_wandb"]["value"]["m"]  # "1": a name, "2": a pattern, "5": has an axis
     assert {"*", "train/loss"} & {
         metric.get("2") or metric["1"] for metric in defined if "5" in metric
@@ -246,6 +249,10 @@ def test_every_step_once_after_kills(run: Run, seed: int) -> None:
     run.check(STEPS)
     assert run.summary()["xrun/preemptions"] == 3
     assert len(run.summary()["xrun/attempts"]) == 4
+    told = run.summary()
+    assert told["xrun/usd"] == pytest.approx(3600 * told["xrun/hours"], abs=1.0)
+    assert told["xrun/on_demand_usd"] > 0
+    assert [each["usd_per_hour"] for each in told["xrun/receipt"]] == [3600.0] * 4
     marks = [row["xrun/attempt"] for row in run.rows()]
     assert marks == sorted(marks)
     assert len(set(marks)) > 1

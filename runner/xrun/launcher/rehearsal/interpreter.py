@@ -74,9 +74,9 @@ def interpreter(libraries: Libraries, folder: Path, say: Callable[[str], None]) 
         RehearsalFailed: the libraries cannot be installed.
         StoreError: there is no place to keep them.
     """
-    if libraries.are_here() and (found := _closure(libraries.names)) is not None:
-        return _linked(found, folder)
-    kept = environment.cache_folder() / "environments" / libraries.key
+    if (found := installed(libraries, folder)) is not None:
+        return found
+    kept = _kept(libraries)
     with needed(kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with locked(kept.with_suffix(".lock")):
@@ -84,6 +84,18 @@ def interpreter(libraries: Libraries, folder: Path, say: Callable[[str], None]) 
                 _install(libraries, kept, say)
                 (kept / "ready").touch()
     return kept / "bin" / "python"
+
+
+def installed(libraries: Libraries, folder: Path) -> Path | None:
+    """The same, where nothing would have to be installed; None elsewhere."""
+    if libraries.are_here() and (found := _closure(libraries.names)) is not None:
+        return _linked(found, folder)
+    kept = _kept(libraries)
+    return kept / "bin" / "python" if (kept / "ready").exists() else None
+
+
+def _kept(libraries: Libraries) -> Path:
+    return environment.cache_folder() / "environments" / libraries.key
 
 
 def _closure(names: Sequence[str]) -> list[Distribution] | None:

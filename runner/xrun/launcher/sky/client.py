@@ -93,9 +93,13 @@ def refusals(exceptions: Any) -> Iterator[type[Exception]]:
             yield value
 
 
-def no_clouds() -> LaunchError:
+class NoClouds(LaunchError):
     """Nothing to launch on."""
-    return LaunchError(
+
+
+def no_clouds() -> NoClouds:
+    """The sentence about it."""
+    return NoClouds(
         "No cloud is enabled in SkyPilot.", f"Run `sky check` and follow what it says. {LOCAL}"
     )
 

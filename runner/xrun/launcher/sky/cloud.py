@@ -36,7 +36,7 @@ class SkyCloud:
 
     `confirm` is asked about the very launch that follows, before anything is paid for; what it
     raises ends it.
-    `say` takes lines for people.
+    `say` takes lines for people. `any_memory`: also machines on which the step does not fit.
     """
 
     def __init__(
@@ -47,7 +47,9 @@ class SkyCloud:
         say: Callable[[str], None] = print,
         environ: Mapping[str, str] = os.environ,
         settle: float = SETTLE,
+        any_memory: bool = False,
     ) -> None:
+        self.any_memory = any_memory
         self.confirm, self.detach, self.say = confirm, detach, say
         self.environ, self.settle = environ, settle
 
@@ -123,7 +125,7 @@ class SkyCloud:
         and write down what was answered."""
         check_system()
         secrets = secret_values(secret_names(plan.load_recipe()), self.environ)
-        launch = prepare(plan, self.environ)
+        launch = prepare(plan, self.environ, any_memory=self.any_memory)
         self.confirm(launch)
         folder.write_plan(launch.plan)
         launch.write()

@@ -4,20 +4,27 @@ as it is."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...recipe.notes import unheard
 from ...recipe.schema import Candidate, Recipe
-from ...run.plan import Plan
+from ...run.cost import Cost
+from ...run.plan import Plan, check_deadline
 from ..bundle import Cargo, pack
 from ..offers import Offers
 from ..project import refuse_what_stays
+from ..rehearsal.costing import Lacks, known_cost
 from ..requirements import lock
 from ..throughput import known_throughput
+from .catalogs import offers_elsewhere
+from .client import enabled_clouds, name_of
 from .controller import find_controller
 from .offers import find_offers
+from .plugin import has_plugin
+from .recovery import OF_SKYPILOT, first_launch, recovery, with_plugin, without_plugin
 from .task import launch_command, task_config, task_yaml
 
 
@@ -45,26 +52,68 @@ class Launch:
         return f"{task_yaml(self.task)}\n# {command}"
 
 
-def prepare(plan: Plan, environ: Mapping[str, str] = os.environ) -> Launch:
+Costing = Callable[[Plan, Cargo], Cost | Lacks]
+"""Says what a step of what is packed takes."""
+
+
+def prepare(
+    plan: Plan,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    costing: Costing = known_cost,
+    any_memory: bool = False,
+    elsewhere: bool = False,
+) -> Launch:
     """Fix the libraries' versions, ask for prices, and settle what would be launched. Nothing is
-    written.
+    written but what `costing` keeps. `any_memory`: also where the step does not fit; `elsewhere`:
+    with the prices of clouds that are not enabled.
 
     Raises:
-        RecipeError: something that the recipe needs would not travel, or a library that it names
-            cannot be had on a machine.
+        RecipeError: something that the recipe needs would not travel, a library that it names
+            cannot be had on a machine, or its deadline has passed.
         CloudUnavailable: the package index does not answer.
-        LaunchError: no cloud is enabled, none offers what the recipe asks for, none can host the
-            job controller, or what should go along is too large.
+        LaunchError: no cloud is enabled, none offers what the recipe asks for with enough memory,
+            none can host the job controller, or what should go along is too large.
     """
     refuse_what_stays(plan)
-    plan = lock(plan, environ)
-    offers = find_offers(plan, known_throughput(plan))
-    recipe = plan.load_recipe()
+    plan = lock(replace(plan, launched=first_launch(plan)), environ)
+    recipe, plugin = plan.load_recipe(), has_plugin()
+    check_deadline(recipe, Path(plan.recipe_path), plan.overrides, plan.launched)
+    enabled_clouds()  # where there is none, nothing has to be measured
+    found = costing(plan, pack(plan, []))
+    cost = found if isinstance(found, Cost) else None
+    throughput = known_throughput(plan, cost)
+    offers = find_offers(plan, throughput, any_memory=any_memory, any_nodes=plugin)
+    offers = replace(offers, cost=cost, lacks="" if cost else str(found))
+    if elsewhere:
+        enabled = [name_of(cloud) for cloud in enabled_clouds()]
+        offers = replace(offers, elsewhere=offers_elsewhere(recipe, throughput, enabled))
     candidate = recipe.hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, setup_of(recipe, candidate))
-    task = task_config(plan, offers, cargo.folder, environ)
-    offers = replace(offers, controller=find_controller(task["resources"]))
+    rule = recovery(plan, offers, throughput) if plugin else OF_SKYPILOT
+    alone = [without_plugin(recipe.hardware), *unheard(recipe)]
+    told = with_plugin(plan, offers) if plugin else alone
+    task = task_config(plan, offers, cargo.folder, rule, environ)
+    notes, controller = (*offers.notes, *told), find_controller(task["resources"])
+    offers = replace(offers, notes=notes, controller=controller)
     return Launch(plan, offers, cargo, task)
+
+
+def priced_elsewhere(plan: Plan, costing: Costing) -> Offers:
+    """What a plan would cost on clouds of which none is enabled; without offers where no price list
+    can be had.
+
+    Raises:
+        XrunError: as `prepare`, before it asks for offers.
+    """
+    refuse_what_stays(plan)
+    plan = lock(plan)
+    recipe = plan.load_recipe()
+    found = costing(plan, pack(plan, []))
+    cost = found if isinstance(found, Cost) else None
+    offers = offers_elsewhere(recipe, known_throughput(plan, cost), ())
+    lacks = "" if cost else str(found)
+    return Offers((), ordered=False, order="", cost=cost, lacks=lacks, elsewhere=offers)
 
 
 def setup_of(recipe: Recipe, candidate: Candidate) -> str:

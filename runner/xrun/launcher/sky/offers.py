@@ -16,21 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LaunchError
-from ...recipe.schema import Candidate
+from ...recipe.schema import Candidate, Recipe
 from ...run.plan import Plan
 from ...run.prices import Price
+from ..memory import GIB, fit
 from ..offers import Offer, Offers, affordable, rank
+from ..quote import quote
 from ..throughput import Machines, Throughput
 from .client import LOCAL, enabled_clouds, name_of, skypilot
 
 
-def find_offers(plan: Plan, throughput: Throughput) -> Offers:
-    """Every offer for a plan's recipe, ranked.
+def find_offers(
+    plan: Plan, throughput: Throughput, *, any_memory: bool = False, any_nodes: bool = False
+) -> Offers:
+    """Every offer for a plan's recipe, ranked; `any_nodes` as in `rank`. `any_memory`: also where
+    its step does not fit.
 
     Raises:
-        LaunchError: no cloud is enabled, or none offers what the recipe asks for.
+        LaunchError: no cloud is enabled, none offers what the recipe asks for, or what they offer
+            has too little memory.
     """
-    candidates, clouds = plan.load_recipe().hardware.any_of, enabled_clouds()
+    recipe, clouds = plan.load_recipe(), enabled_clouds()
+    candidates = recipe.hardware.any_of
     with skypilot():
         catalogs = [_ask(candidate, clouds) for candidate in candidates]
     found = [
@@ -43,14 +50,47 @@ def find_offers(plan: Plan, throughput: Throughput) -> Offers:
     )
     if not found:
         raise _nothing(candidates, clouds, unable)
-    known = [
-        replace(
-            offer, speed=throughput.on(offer.machines), hours=throughput.hours_on(offer.machines)
+    known = [judged(offer, recipe, throughput) for offer in found]
+    small = sorted({too_small(offer) for offer in known} - {""})
+    if not any_memory:
+        known = [offer for offer in known if not too_small(offer)]
+    if not known:
+        raise LaunchError(
+            f"The step does not fit: {'; '.join(small)}.",
+            "Take a smaller train.micro_batch, train.activation_checkpointing, or larger"
+            " accelerators; --any-memory launches it all the same.",
         )
-        for offer in found
+    left = "Does not fit" if any_memory else "Left out, for it does not fit"
+    notes = [
+        *_not_enabled(candidates, clouds),
+        *(f"Left out: {reason}." for reason in unable),
+        *(f"{left}: {each}." for each in small),
     ]
-    notes = [*_not_enabled(candidates, clouds), *(f"Left out: {reason}." for reason in unable)]
-    return rank(known, candidates, notes, pinned=bool(unable))
+    return rank(known, candidates, notes, pinned=bool(unable), any_nodes=any_nodes)
+
+
+def judged(offer: Offer, recipe: Recipe, throughput: Throughput) -> Offer:
+    """The offer with what the run would take there, as far as that is known."""
+    speed, cost = throughput.on(offer.machines), throughput.cost
+    return replace(
+        offer,
+        speed=speed,
+        quote=quote(
+            recipe, throughput, speed, offer.hourly, spot=offer.use_spot, cloud=offer.cloud
+        ),
+        fit=fit(cost, recipe.train, offer.machines) if cost else None,
+    )
+
+
+def too_small(offer: Offer) -> str:
+    """Which machines have too little memory, and by how much; "" where they have enough."""
+    if offer.fit is None or offer.fit.fits:
+        return ""
+    short = (offer.fit.needed - offer.fit.there) / GIB
+    return (
+        f"{offer.machines} ({offer.fit} with micro-batches of {offer.fit.micro_batch}:"
+        f" {short:.1f} GiB too few)"
+    )
 
 
 @dataclass(frozen=True)
@@ -169,7 +209,7 @@ def _has_fast_network(cloud: Any, machine: Any, candidate: Candidate) -> bool:
 
 
 def _price(machine: Any, candidate: Candidate, cloud: Any) -> Price:
-    date, source = _catalog(name_of(cloud))
+    date, source = catalog_of(name_of(cloud))
     return Price(
         cloud=name_of(cloud),
         usd_per_hour=round(machine.get_cost(3600) * candidate.nodes, 4),
@@ -183,7 +223,7 @@ def _price(machine: Any, candidate: Candidate, cloud: Any) -> Price:
     )
 
 
-def _catalog(cloud: str) -> tuple[str, str]:
+def catalog_of(cloud: str) -> tuple[str, str]:
     """The day on which a cloud's price list was fetched, and its name.
 
     SkyPilot touches the list itself also when it could not fetch it, so the day is that of the

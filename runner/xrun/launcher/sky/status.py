@@ -1,16 +1,16 @@
 """What `xrun status` says of runs on clouds besides what their stores know: job, dollars an hour,
-dollars so far, time left."""
+time left, and whether the last machine is still there, which their receipts depend on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import XrunError
-from ...run import spending
 from ...run.folder import RunFolder
+from ...run.receipt import receipt_of
 from ...run.report import RunReport
 from ..record import LaunchRecord, read_launch
 from ..throughput import hours_left
@@ -22,7 +22,7 @@ _RUNNING = "RUNNING"
 
 @dataclass(frozen=True)
 class OnCloud:
-    """What is known of a run's job: its number, SkyPilot's word for how it is, and dollars so far.
+    """What is known of a run's job: its number, and SkyPilot's word for how it is.
 
     While it lives: `status`, `recoveries`; while it has machines: their `place`, dollars an hour,
     hours left. What is not known is None. `problem` says why SkyPilot could not be asked.
@@ -30,7 +30,6 @@ class OnCloud:
 
     job: int | None
     job_status: str | None
-    usd: float | None = None
     status: str | None = None
     recoveries: int | None = None
     place: str | None = None
@@ -63,9 +62,15 @@ class RunStatus:
         """SkyPilot's word while the job lives, else the report's."""
         return (self.cloud and self.cloud.status) or self.report.status
 
+    @property
+    def runs(self) -> bool:
+        """Whether it runs, or its job looks for a machine."""
+        return self.report.status == "running" or bool(self.cloud and self.cloud.status)
+
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        return {**self.report.to_json(), **(self.cloud.to_json() if self.cloud else {})}
+        cloud = self.cloud.to_json() if self.cloud else {}
+        return {**self.report.to_json(), **cloud, "status": self.status}
 
 
 def with_jobs(
@@ -82,15 +87,13 @@ def with_jobs(
     )
     live, problem = _jobs() if unfinished else ([], "")
     when = time.time() if now is None else now
-    return [
-        RunStatus(
-            report,
-            record
-            if isinstance(record, OnCloud | None)
-            else _on_cloud(folder, report, record, live, problem, when),
-        )
-        for folder, report, record in zip(folders, reports, records, strict=True)
-    ]
+    found = []
+    for folder, report, record in zip(folders, reports, records, strict=True):
+        if isinstance(record, LaunchRecord):
+            found.append(_on_cloud(folder, report, record, live, problem, when))
+        else:
+            found.append(RunStatus(report, record))
+    return found
 
 
 def _record(folder: RunFolder) -> LaunchRecord | OnCloud | None:
@@ -115,21 +118,19 @@ def _on_cloud(
     known: Sequence[Job],
     problem: str,
     now: float,
-) -> OnCloud:
+) -> RunStatus:
     job = next((job for job in known if job.id == record.job and job.run == record.run), None)
-    usd = spending.dollars(
-        report.attempts,
-        job.ended if job and job.ended else now,
-        running=job is not None and job.status == _RUNNING,
+    running = job is not None and job.status == _RUNNING
+    until = job.ended if job and job.ended else now
+    report = replace(
+        report, receipt=receipt_of(report.run, report.attempts, until, running=running)
     )
-    spent = None if usd is None else round(usd, 2)
     if job is None or not job.live:
-        return OnCloud(record.job, job.status if job else None, spent, problem=problem)
+        return RunStatus(report, OnCloud(record.job, job.status if job else None, problem=problem))
     kind = "" if job.spot is None else "spot" if job.spot else "on demand"
-    return OnCloud(
+    cloud = OnCloud(
         record.job,
         job.status,
-        spent,
         job.status.lower(),
         job.recoveries,
         place=" ".join(filter(None, [job.cloud, job.region, kind])) if job.cloud else None,
@@ -137,6 +138,7 @@ def _on_cloud(
         hours_left=hours_left(folder) if job.cloud else None,
         problem=problem,
     )
+    return RunStatus(report, cloud)
 
 
 def hourly(job: Job, record: LaunchRecord) -> float | None:

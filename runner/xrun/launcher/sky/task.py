@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from ... import environment
-from ...errors import EX_TEMPFAIL
 from ...recipe.location import target_there
 from ...recipe.schema import Candidate, FileSource
 from ...run.plan import Plan
@@ -26,13 +25,6 @@ from ..bundle import there
 from ..offers import Offer, Offers, affordable
 from ..secrets import secret_names
 
-RECOVERY = {
-    "strategy": "EAGER_NEXT_REGION",
-    "max_restarts_on_errors": 0,
-    "recover_on_exit_codes": [EX_TEMPFAIL],
-}
-"""Not 137 and 143: when one node has ended, SkyPilot ends the others and writes these for them,
-also where the end was for good (docs/decisions/0024)."""
 HOOK_SECONDS = 60
 """How long a pod waits until the attempt in it has saved (xrun.supervisor.preempted)."""
 _TRAVEL = (
@@ -56,14 +48,19 @@ no part of it: they are secrets, by name."""
 
 
 def task_config(
-    plan: Plan, offers: Offers, cargo: Path, environ: Mapping[str, str] = os.environ
+    plan: Plan,
+    offers: Offers,
+    cargo: Path,
+    recovery: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
 ) -> dict[str, Any]:
-    """The task as SkyPilot's YAML has it; secrets are names without values."""
+    """The task as SkyPilot's YAML has it, with this `job_recovery`; secrets are names without
+    values."""
     recipe = plan.load_recipe()
     config = {
         "name": plan.run,
         "num_nodes": offers.best.machines.nodes,
-        "resources": {"job_recovery": dict(RECOVERY), **resources(recipe.hardware.any_of, offers)},
+        "resources": {"job_recovery": dict(recovery), **resources(recipe.hardware.any_of, offers)},
         "envs": {**{name: environ[name] for name in _TRAVEL if environ.get(name)}, **_alerts(plan)},
         "secrets": dict.fromkeys(secret_names(recipe)),
         "file_mounts": {there(plan.run): str(cargo), **_files(plan, recipe.files)},
@@ -102,7 +99,7 @@ def resources(candidates: Sequence[Candidate], offers: Offers) -> dict[str, Any]
     pinned = [(candidates[offer.candidate], offer) for offer in offers.offers]
     return {
         "ordered": [
-            _entry(candidate, offer.use_spot, place, offer.fast_network)
+            wish(candidate, offer.use_spot, place, offer.fast_network)
             for candidate, offer in pinned
             for place in _pins(offer, candidate)
         ]
@@ -127,7 +124,7 @@ def _unpinned(candidate: Candidate, offers: Sequence[Offer]) -> list[dict[str, A
         )
         for offer in offers
     )
-    return [_entry(candidate, *entry) for entry in sorted(wanted, key=lambda entry: not entry[0])]
+    return [wish(candidate, *entry) for entry in sorted(wanted, key=lambda entry: not entry[0])]
 
 
 def _pins(offer: Offer, candidate: Candidate) -> list[str]:
@@ -143,7 +140,7 @@ def _pins(offer: Offer, candidate: Candidate) -> list[str]:
     ]
 
 
-def _entry(candidate: Candidate, spot: bool, infra: str, fast_network: bool) -> dict[str, Any]:
+def wish(candidate: Candidate, spot: bool, infra: str, fast_network: bool) -> dict[str, Any]:
     """One candidate in SkyPilot's words. SkyPilot limits the price of a node, a recipe that of all
     nodes."""
     limit = candidate.max_hourly_cost
@@ -198,10 +195,11 @@ def _alerts(plan: Plan) -> dict[str, str]:
 
 def _run(run: str) -> str:
     """What each node of the job runs; it installs as well, since SkyPilot gives up a job whose
-    `setup` fails, whatever its exit code says. A run's id is plain, so nothing needs quotes."""
+    `setup` fails, whatever its exit code says. A run's id is plain, so nothing needs quotes. xrun's
+    plugin tells the price of the very machines that it has asked for."""
     cargo = there(run)
     return (
-        f"export {environment.PRICES.name}={cargo}/prices.json\n"
+        f"export {environment.PRICES.name}=${{{environment.PRICES.name}:-{cargo}/prices.json}}\n"
         f"exec bash {cargo}/attempt.sh {cargo} ~/xrun/runs/{run}/plan.json\n"
     )
 

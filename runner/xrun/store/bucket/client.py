@@ -65,6 +65,8 @@ _METADATA = re.compile(
     r"//169\.254\.|/latest/(api/token|meta-data/)|/computeMetadata/|/metadata/ident"
 )
 """What the library says of asking the machine's cloud who it is, which it does without keys."""
+_BEYOND = 416
+"""An object ends before the bytes that are asked for."""
 _PASSES = (408, 409, 425, 429)
 """Refusals that may not be one a moment later, besides what a server says of itself (5xx)."""
 
@@ -137,6 +139,20 @@ class BucketClient:
 
         return self._again(once) or self._again(once)
 
+    def read_range(self, key: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Bytes of an object of this size; None if the bucket is there and the object is not, or
+        has another size."""
+
+        def once() -> memoryview | None:
+            try:
+                with self._said():
+                    found = obstore.get(self._bulk, key, options={"range": (begin, end)})
+                    return memoryview(found.bytes()) if found.meta["size"] == size else None
+            except FileNotFoundError:
+                return None
+
+        return self._again(once)
+
     def keys(self, folder: str) -> list[str]:
         """The keys below a folder, in order."""
 
@@ -155,12 +171,14 @@ class BucketClient:
 
         return self._again(listed)
 
-    def sizes(self) -> dict[str, int]:
-        """The bytes of every object below the address, by its key."""
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The bytes of every object below the address, or below a folder there, by its key."""
 
         def listed() -> dict[str, int]:
             with self._said():
-                listing = obstore.list(self._small, chunk_size=1000)
+                listing = obstore.list(
+                    self._small, f"{folder}/" if folder else None, chunk_size=1000
+                )
                 return {each["path"]: each["size"] for some in listing for each in some}
 
         return self._again(listed)
@@ -224,12 +242,13 @@ class BucketClient:
                 raise self._meaning(error) from error
             raise
         except BaseError as error:
+            if _status(error) == _BEYOND:
+                raise FileNotFoundError from error
             raise self._meaning(error) from error
 
     def _meaning(self, error: Exception) -> XrunError:
         code, text = _code(error), _sentence(error)
-        found = _STATUS.search(str(error))
-        status = int(found[1]) if found else 0
+        status = _status(error)
         if code in _NO_BUCKET:
             return StoreError(f"There is no bucket {self.where}.", "Make it, or mend its name.")
         if _METADATA.search(str(error)):
@@ -294,6 +313,11 @@ def opened(address: Address, environ: Mapping[str, str], seconds: float) -> Obje
         },
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=seconds)},
     )
+
+
+def _status(error: Exception) -> int:
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else 0
 
 
 def _code(error: Exception) -> str:

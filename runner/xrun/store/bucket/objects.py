@@ -36,10 +36,11 @@ class Pieces:
     def __init__(self, client: BucketClient, attempt: str, piece: int = PIECE) -> None:
         self._client, self._attempt, self._piece = client, attempt, piece
 
-    def put(self, chunks: Iterable[Chunk]) -> StoredFile:
-        """Send a file, hashed on the way. What a failure leaves is swept, for nobody names it."""
+    def put(self, chunks: Iterable[Chunk], *, blocks: bool = False) -> StoredFile:
+        """Send a file, hashed on the way, with its blocks if wanted, which are its pieces. What a
+        failure leaves is swept, for nobody names it."""
         place = f"objects/{self._attempt}/{uuid.uuid4().hex[:16]}.{self._piece}"
-        hashed, sent = Hashed(), deque[Future[None]]()
+        hashed, sent = Hashed(block=self._piece if blocks else 0), deque[Future[None]]()
         threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="xrun-send")
         try:
             for number, piece in enumerate(_pieces(chunks, self._piece, hashed)):
@@ -50,7 +51,7 @@ class Pieces:
                 each.result()
         finally:
             threads.shutdown(cancel_futures=True)
-        return StoredFile(hashed.hex, hashed.size, (place,))
+        return hashed.stored(place)
 
     def download(self, place: str, size: int, folder: Path) -> None:
         """Put a file into `folder/place`, in one move.
@@ -67,11 +68,33 @@ class Pieces:
         finally:
             remove(aside)
 
-    def _fill(self, path: Path, place: str, size: int) -> None:
+    def read(self, place: str, size: int, begin: int, end: int) -> Chunk:
+        """Some bytes of the file of this size at a place.
+
+        Raises:
+            CheckpointCorrupt: pieces of it are missing.
+        """
+        length = self._length(place)
+        pieces = list[Chunk]()
+        for number in range(begin // length, -(-end // length)):
+            start = number * length
+            of_piece = max(begin - start, 0), min(end - start, length)
+            whole = min(length, size - start)
+            piece = self._client.read_range(_key(place, number), *of_piece, whole)
+            if piece is None:
+                raise CheckpointCorrupt(f"{place} is missing")
+            pieces.append(piece)
+        return b"".join(pieces) if pieces[1:] else pieces[0]
+
+    def _length(self, place: str) -> int:
+        """The bytes of a piece, which a place tells."""
         found = PLACE.fullmatch(place)
         if found is None:
             raise StoreError(f"{place} is not a place in {self._client.where}.")
-        length = int(found[2])
+        return int(found[2])
+
+    def _fill(self, path: Path, place: str, size: int) -> None:
+        length = self._length(place)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="xrun-fetch")
         try:

@@ -15,25 +15,25 @@ What was fetched also lies in a folder of this machine (`cache`), where a restar
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from blake3 import blake3
 
 from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable, XrunError
 from ..address import Address
+from ..blocks import Range
 from ..cache import Cache, Fetching
 from ..directory.commits import KEPT, checked, file_name, head_of, line_of, sealed
-from ..durable import file_slices, hash_of
 from ..protocol import Chunk, Head, StoredFile, copies_named, lease_lost
 from .client import BucketClient
+from .model import BucketModel
 from .objects import NAME, PIECE, PLACE, Pieces, place_of
 
 log = logging.getLogger("xrun")
@@ -104,7 +104,7 @@ class BucketStore:
         self._seen = self._scan()
         return self._seen[1]
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
+    def put(self, chunks: Iterable[Chunk], suffix: str = "", *, blocks: bool = False) -> StoredFile:
         """See `Store.put`.
 
         Files without any commit would make a new run look like one whose commits are gone, so it
@@ -117,7 +117,7 @@ class BucketStore:
             )
         if not self._swept:  # what killed attempts have left is not to add up
             self._sweep(own=False)
-        return self._pieces.put(chunks)
+        return self._pieces.put(chunks, blocks=blocks)
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         """See `Store.commit`; two requests where nobody came between: the number is taken, and it
@@ -136,6 +136,18 @@ class BucketStore:
         """See `Store.fetch`; what the cache has wrong is downloaded again."""
         return self._coming.fetch(file)
 
+    def fetch_ranges(self, file: StoredFile, ranges: Sequence[Range]) -> Path:
+        """See `Store.fetch_ranges`; a block is a piece, or the first part of one."""
+        if not file.blocks:
+            return self.fetch(file)
+        blocks = file.blocks_of(ranges)
+
+        def fetched(place: str) -> Path:
+            read = functools.partial(self._pieces.read, _checked(place), file.size)
+            return self._kept_here.fetch_blocks(file, place, blocks, read)
+
+        return self._coming.first_intact(file, fetched)
+
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; downloads several files at a time."""
         self._coming.soon(files)
@@ -148,13 +160,7 @@ class BucketStore:
     def publish(self, folder: Path, run: str, message: str) -> str:
         """See `Publisher`; below `model/`, and what lay there before is gone. The revision is a
         digest of the files."""
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        files = {f"model/{path.relative_to(folder).as_posix()}": path for path in paths}
-        for key, path in files.items():
-            self._client.put_file(key, path)
-        self._client.delete([key for key in self._client.keys("model") if key not in files])
-        told = [f"{key} {hash_of(file_slices(path))}" for key, path in files.items()]
-        return blake3("\n".join(told).encode()).hexdigest()[:40]
+        return BucketModel(self._client).publish(folder)
 
     def drop_history(self) -> None:
         """See `KeepsHistory`; what a sweep leaves is the history."""
@@ -277,10 +283,8 @@ class BucketStore:
     # Files
 
     def _fetched(self, file: StoredFile, place: str) -> Path:
-        if not PLACE.fullmatch(place):
-            raise CheckpointCorrupt(f"{place} is not a place in this store")
         return self._kept_here.fetch(
-            file, place, lambda: self._pieces.download(place, file.size, self.cache)
+            file, _checked(place), lambda: self._pieces.download(place, file.size, self.cache)
         )
 
     def _sweep(self, *, own: bool) -> None:
@@ -313,6 +317,13 @@ class BucketStore:
 
 def _key(number: int) -> str:
     return f"commits/{file_name(number)}"
+
+
+def _checked(place: str) -> str:
+    """Raises CheckpointCorrupt where it is no place."""
+    if not PLACE.fullmatch(place):
+        raise CheckpointCorrupt(f"{place} is not a place in this store")
+    return place
 
 
 def _id(head: Head | None) -> str:

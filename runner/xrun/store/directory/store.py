@@ -14,15 +14,18 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, StoreUnavailable
+from ..blocks import BLOCK, Block, Range
 from ..durable import (
     file_slices,
+    has_block,
     hash_file,
     list_folder,
     make_folder,
@@ -49,7 +52,13 @@ class DirectoryStore:
     """
 
     def __init__(
-        self, root: Path, run: str, attempt: str, owner: str, clock: Callable[[], float] = now
+        self,
+        root: Path,
+        run: str,
+        attempt: str,
+        owner: str,
+        clock: Callable[[], float] = now,
+        block: int = BLOCK,
     ) -> None:
         if not re.fullmatch(NAME, attempt):
             raise StoreError(
@@ -57,7 +66,7 @@ class DirectoryStore:
             )
         self.root, self.run, self.attempt, self.owner = Path(root), run, attempt, owner
         self.damaged: list[str] = []
-        self._clock = clock
+        self._clock, self._block = clock, block
         self._commits = CommitFolder(self.root / "commits")
         self._attempts = {attempt}
         self._unsure: Head | None = None
@@ -67,7 +76,7 @@ class DirectoryStore:
         """See `Store.head`; damaged commit files are skipped and listed in `damaged`."""
         return self._scan()[1]
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
+    def put(self, chunks: Iterable[Chunk], suffix: str = "", *, blocks: bool = False) -> StoredFile:
         """See `Store.put`; a file's name is its hash alone.
 
         Files without any commit would make a new run look like one whose commits are gone, so it
@@ -78,7 +87,7 @@ class DirectoryStore:
                 f"Nothing was committed in {self.root} yet: the run's first commit comes before its"
                 " first file."
             )
-        return self._write_object(chunks)
+        return self._write_object(chunks, block=self._block if blocks else 0)
 
     def duplicate(self, file: StoredFile) -> StoredFile:
         """See `Duplicating`; a copy counts if it is there with its size, and the one copied
@@ -91,7 +100,7 @@ class DirectoryStore:
         second = self._write_object(file_slices(source), suffix)
         if second.hash != file.hash:
             raise StoreError(f"{source} changed while it was copied.")
-        return StoredFile(file.hash, file.size, (kept, *second.copies))
+        return replace(file, copies=(kept, *second.copies))
 
     def commit(self, record: dict[str, Any], parent: Head | None) -> Head:
         """See `Store.commit`; link(2) is the compare-and-swap, since it fails if the number is
@@ -112,10 +121,22 @@ class DirectoryStore:
 
         Only what `fetch_soon` has begun to hash is not hashed once more.
         """
+        return self._first_intact(file, lambda copy: self._fault(copy, file))
+
+    def fetch_ranges(self, file: StoredFile, ranges: Sequence[Range]) -> Path:
+        """See `Store.fetch_ranges`; a copy with a bad block stays where it is, for others may be
+        reading what is right of it."""
+        if not file.blocks:
+            return self.fetch(file)
+        blocks = file.blocks_of(ranges)
+        return self._first_intact(file, lambda copy: self._bad_block(copy, file, blocks))
+
+    def _first_intact(self, file: StoredFile, fault_of: Callable[[str], str]) -> Path:
+        """The path of the first copy without a fault."""
         wrong, unreadable = [], False
         for copy in file.copies:
             try:
-                fault = self._fault(copy, file)
+                fault = fault_of(copy)
             except OSError as error:
                 fault, unreadable = f"cannot be read ({error.strerror})", True
             if not fault:
@@ -251,12 +272,14 @@ class DirectoryStore:
     def _lost(self, head: Head | None) -> LeaseLost:
         return lease_lost(f"in {self.root}", self.run, self.attempt, head, self.damaged)
 
-    def _write_object(self, chunks: Iterable[Chunk], suffix: str = "") -> StoredFile:
+    def _write_object(
+        self, chunks: Iterable[Chunk], suffix: str = "", block: int = 0
+    ) -> StoredFile:
         folder = self.root / "objects" / self.attempt
         with writing(folder):
             make_folder(folder)
         temporary = folder / f".tmp-{uuid.uuid4().hex}"
-        hashed = write_file(temporary, chunks)
+        hashed = write_file(temporary, chunks, block)
         name = hashed.hex + suffix
         try:
             with writing(folder, hashed):
@@ -264,7 +287,7 @@ class DirectoryStore:
                 sync_folder(folder)
         finally:
             remove(temporary)
-        return StoredFile(hashed.hex, hashed.size, (f"objects/{self.attempt}/{name}",))
+        return hashed.stored(f"objects/{self.attempt}/{name}")
 
     def _has(self, copy: str, size: int) -> bool:
         try:
@@ -289,6 +312,20 @@ class DirectoryStore:
                 if found == file.hash
                 else f"has other content and {self._quarantine(copy, file)}"
             )
+        except FileNotFoundError:
+            return "is missing"
+
+    def _bad_block(self, copy: str, file: StoredFile, blocks: Iterable[Block]) -> str:
+        """Return what is wrong with these blocks of one copy, "" if nothing is. Raises OSError."""
+        path = self.root / copy
+        if not OBJECT.fullmatch(copy):
+            return "is not a place in this store"
+        try:
+            if (size := path.stat().st_size) != file.size:
+                return f"has {size} bytes instead of {file.size}"
+            bad = (block for block in blocks if not has_block(path, block))
+            block = next(bad, None)
+            return f"has other content in bytes {block.begin} to {block.end}" if block else ""
         except FileNotFoundError:
             return "is missing"
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -63,6 +64,10 @@ class MissingError(Exception):
 
 class ConflictError(Exception):
     """It exists already (409), or the branch is not where the commit expected it (412)."""
+
+
+class NoRangesError(Exception):
+    """The server answers with a whole file where some bytes of it were asked for."""
 
 
 class NoAnswerError(StoreUnavailable):
@@ -265,6 +270,36 @@ class HubApi:
             ),
         )
 
+    def read_range(self, place: str, revision: str | None, begin: int, end: int) -> bytes:
+        """Some bytes, at most 64 MB, of a file at a commit, or of the bucket without one.
+
+        The library downloads whole files; its file system asks for ranges in this way.
+
+        Raises:
+            NoRangesError: the server does not read parts of files.
+        """
+        url = (
+            hf_hub_url(self.name, place, revision=revision, endpoint=self._api.endpoint)
+            if revision is not None
+            else f"{self._api.endpoint}/buckets/{self.name}/resolve/{quote(place)}"
+        )
+        headers = {**build_hf_headers(token=self._api.token), "Range": f"bytes={begin}-{end - 1}"}
+
+        def get() -> bytes:
+            with room_for(LARGEST), get_session().stream("GET", url, headers=headers) as response:
+                if response.status_code == 200:
+                    raise NoRangesError
+                response.read()
+            if response.status_code == 416:  # the file is shorter than the one that was sent
+                raise MissingError("file")
+            hf_raise_for_status(response)
+            if len(response.content) != end - begin:
+                raise OSError(f"{place} did not arrive as it was sent")
+            content: bytes = response.content
+            return content
+
+        return self._move(f"read {place}", end - begin, get)
+
     def lfs_objects(self) -> list[LFSFileInfo]:
         """Every large file of the repository, named by a commit or not."""
         return self._once("list the large files", lambda: list(self._api.list_lfs_files(self.name)))
@@ -344,7 +379,7 @@ class HubApi:
                 f"Cannot {what}: HF_HUB_OFFLINE forbids to ask {self.where}.", hint
             ) from error
         except Exception as error:
-            ours = isinstance(error, XrunError | MissingError | ConflictError)
+            ours = isinstance(error, XrunError | MissingError | ConflictError | NoRangesError)
             if ours or not is_of_the_library(error):
                 raise
             raise self._ours(what, error) from error

@@ -4,33 +4,31 @@ bucket.
 When may a file's content be deleted for good, on a machine that may have been believed dead and
 have a successor? A delete cannot be fenced: it may arrive at any later moment, after the successor
 has committed. So it must be harmless whenever it arrives, which it is if nobody names that content,
-ever again.
+ever again. The server keeps one object for equal content, so no two attempts may send the same.
 
-* A file in the folder of an attempt is one whose bytes that attempt alone can write (its id stands
-  in them; in a bucket: whose place it alone uses). Once a commit has dropped it, no later one names
-  it: heads name what the head before named, and what their own attempt has put. So it goes at once,
-  whoever had written it. That is what bounds the repository.
-* The server keeps one object for equal content, so a file of bytes that several attempts can write
-  (frozen weights, points) lies in the folder `shared`, and goes when it is older than an hour. So
-  do objects that no commit has ever named, which a killed attempt has left: their place is not
-  known. An attempt lists them first and makes sure that it still has the head after that, so
-  whatever it has listed is of its own time or before.
+* A file lies in the folder of its attempt, and its bytes are ones which that attempt alone sends:
+  its id stands in them, or is sent after them with a random mark (in a bucket: the place is used
+  once). Once a commit has dropped a file, no later one names it: heads name what the head before
+  named, and what their own attempt has put. So it goes at once, whoever had written it. That is
+  what bounds the repository.
+* Objects that no commit has ever named, which a killed attempt has left, go when they are older
+  than an hour: their place is not known, and another process of this attempt may have sent one for
+  the next commit. An attempt lists them first and makes sure that it still has the head after that,
+  so whatever it has listed is of its own time or before.
 * Nothing goes that any branch, tag or pull request names. If the answer to a delete was lost, it
   may still come, so this attempt does not put that content again.
-
-What is left is an attempt that is paused for minutes between its last look and its delete of
-something `shared` and old, while its successor puts just that content again. So whatever training
-cannot do without should carry the id of who wrote it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import math
+import os
 import re
+import secrets
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -43,8 +41,10 @@ from .api import HubApi, MissingError, Operation, uploaded
 from .branch import BRANCH, Tip
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-SHARED = "shared"
-EMPTY = hashlib.sha256().hexdigest()
+SIGNED = "-signed"
+"""What the name of a place has in it whose bytes are followed by a signature."""
+MARK = 16
+"""Characters of the random mark in a signature."""
 ORPHAN_SECONDS = 3600.0
 LOOK_FOR_ORPHANS = 600.0
 """Seconds between looks at what killed attempts have left."""
@@ -82,9 +82,10 @@ class Objects(Protocol):
 
 
 class RepositoryObjects:
-    """`objects/<attempt>/<sha256>.safetensors` on the branch `state`."""
+    """`objects/<attempt>/<sha256>.safetensors` on the branch `state`; an older xrun has put what
+    names no attempt into `objects/shared`, and so will nobody again."""
 
-    place = re.compile(rf"objects/({NAME})/([0-9a-f]{{64}})[A-Za-z0-9_.-]*")
+    place = re.compile(rf"objects/({NAME})/([0-9a-f]{{64}})([A-Za-z0-9_.-]*)")
 
     def __init__(self, api: HubApi, attempt: str, clock: Callable[[], float]) -> None:
         self.api, self.attempt, self.clock = api, attempt, clock
@@ -100,28 +101,25 @@ class RepositoryObjects:
 
     def upload(self, path: Path, hashed: Hashed, suffix: str) -> str:
         """See `Objects.upload`; small files, too, never go into git itself."""
-        folder = self.attempt if names_attempt(path, self.attempt) else SHARED
-        sha256 = (
-            self.api.upload(path, f"objects/{folder}/{hashed.hex}{suffix}", BRANCH)
-            if hashed.size
-            else EMPTY
-        )
+        if not names_attempt(path, self.attempt):
+            suffix = f"{SIGNED}{suffix}"
+        with _signed(path, signature(self.attempt) if suffix.startswith(SIGNED) else b""):
+            sha256 = self.api.upload(path, f"objects/{self.attempt}/{hashed.hex}{suffix}", BRANCH)
         self._sent = sha256, self.clock()
         if sha256 in self._doubtful:
             raise StoreError(
                 f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is"
                 " still to come."
             )
-        if folder == self.attempt:
-            self._own.add(sha256)
-        return f"objects/{folder}/{sha256}{suffix}"
+        self._own.add(sha256)
+        return f"objects/{self.attempt}/{sha256}{suffix}"
 
     def changes(self, tip: Tip, named: Named) -> list[Operation]:
         """See `Objects.changes`; the content of what is added was uploaded before, maybe by another
         process."""
         there = self._files(tip)
         added = [
-            uploaded(place, self._sha256(place), size)
+            uploaded(place, self._sha256(place), self._sent_bytes(place, size))
             for place, size in named.items()
             if place not in there
         ]
@@ -129,17 +127,15 @@ class RepositoryObjects:
 
     def committed(self, tip: Tip, named: Named) -> None:
         """See `Objects.committed`."""
-        dropped = (
-            place
-            for place in self._tree[1] - named.keys()
-            if not place.startswith(f"objects/{SHARED}/")
-        )
-        self._own |= {self._sha256(place) for place in dropped}
+        self._own |= {self._sha256(place) for place in self._tree[1] - named.keys()}
         self._tree = (tip.commit, frozenset(named))
 
     def download(self, place: str, size: int, tip: Tip, folder: Path) -> None:
-        """See `Objects.download`; from the commit that names it."""
-        self.api.download(place, size, tip.found_in, folder)
+        """See `Objects.download`; from the commit that names it, and without its signature."""
+        sent = self._sent_bytes(place, size)
+        self.api.download(place, sent, tip.found_in, folder)
+        if sent != size:  # who reads it before finds that it is not what was committed
+            os.truncate(folder / place, size)
 
     def are_elsewhere(self) -> bool:
         """See `Objects.are_elsewhere`."""
@@ -195,10 +191,19 @@ class RepositoryObjects:
         return set().union(*self._others.values())
 
     def _sha256(self, place: str) -> str:
+        return self._parts(place)[2]
+
+    def _sent_bytes(self, place: str, size: int) -> int:
+        """The size there of a file of `size` bytes."""
+        match = self._parts(place)
+        signed = match[3].startswith(SIGNED)
+        return size + (len(signature(match[1])) if signed else 0)
+
+    def _parts(self, place: str) -> re.Match[str]:
         match = self.place.fullmatch(place)
         if match is None:
             raise StoreError(f"{place} is not a place in {self.api.where}.")
-        return match[2]
+        return match
 
 
 class BucketObjects:
@@ -266,3 +271,22 @@ def names_attempt(path: Path, attempt: str) -> bool:
     a file like it."""
     with path.open("rb") as file:
         return json.dumps(attempt).encode() in file.read(FIRST_BYTES)
+
+
+def signature(attempt: str) -> bytes:
+    """What follows the bytes of a file that do not name their attempt: of the same length for all
+    of an attempt's, and never twice the same."""
+    return b"\n%b %b\n" % (json.dumps(attempt).encode(), secrets.token_hex(MARK // 2).encode())
+
+
+@contextlib.contextmanager
+def _signed(path: Path, end: bytes) -> Iterator[None]:
+    """The file has this at its end, for as long as the block."""
+    size = path.stat().st_size
+    if end:
+        with path.open("ab") as file:
+            file.write(end)
+    try:
+        yield
+    finally:
+        os.truncate(path, size)

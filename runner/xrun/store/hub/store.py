@@ -13,10 +13,11 @@ machine, under the same places (`cache`), where a restart finds it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from ... import environment
 from ...clock import now
 from ...errors import CheckpointCorrupt, LeaseLost, StoreError, XrunError
 from ..address import Address, NoAddressError
+from ..blocks import BLOCK, Range
 from ..cache import Cache, Fetching
 from ..durable import Hashed
 from ..protocol import Chunk, Head, StoredFile, lease_lost
-from .api import ConflictError, HubApi, MissingError, NoAnswerError, Patience
+from .api import ConflictError, HubApi, MissingError, NoAnswerError, NoRangesError, Patience
 from .branch import BRANCH, StateBranch, TakenError, Tip, checked_line, title_of
 from .model import HubModel
-from .objects import NAME, SHARED, BucketObjects, Objects, RepositoryObjects
+from .objects import NAME, BucketObjects, Objects, RepositoryObjects
 from .rate_limiter import RateLimiter
 
 log = logging.getLogger("xrun")
@@ -69,13 +71,14 @@ class HubStore:
         spacing: float = float(environment.HUB_SPACING.default),
         hourly: float = float(environment.HUB_HOURLY.default),
         patience: float = float(environment.HUB_PATIENCE.default),
+        block: int = BLOCK,
     ) -> None:
         address = _on_the_hub(address)
-        if not re.fullmatch(NAME, attempt) or attempt == SHARED:
+        if not re.fullmatch(NAME, attempt):
             what = f"An attempt cannot be called {attempt!r}: its name becomes a folder's."
             raise StoreError(what)
         self.run, self.attempt, self.owner, self.cache = run, attempt, owner, Path(cache)
-        self._clock, self._create, self._spacing = clock, create, spacing
+        self._clock, self._create, self._spacing, self._block = clock, create, spacing, block
         sleep = sleep or threading.Event().wait
         patience = patience if create else min(patience, READERS_PATIENCE)
         self._api = HubApi(address.name, token, Patience(patience, clock, sleep))
@@ -103,11 +106,13 @@ class HubStore:
         self._looked = self._clock()
         return self._tip.head if self._tip else None
 
-    def put(self, chunks: Iterable[Chunk], suffix: str = ".safetensors") -> StoredFile:
+    def put(
+        self, chunks: Iterable[Chunk], suffix: str = ".safetensors", *, blocks: bool = False
+    ) -> StoredFile:
         """See `Store.put`; by way of a file in the cache, so that memory stays flat; what the head
         names is not sent again."""
         self._look_now_and_then()
-        with self._kept_here.spooled(chunks) as (spool, hashed):
+        with self._kept_here.spooled(chunks, self._block if blocks else 0) as (spool, hashed):
             file = self._again(hashed) or self._sent(spool, hashed, suffix)
             self._kept_here.keep(spool, file)
         return file
@@ -138,6 +143,22 @@ class HubStore:
     def fetch(self, file: StoredFile) -> Path:
         """See `Store.fetch`; what the cache has wrong is downloaded again."""
         return self._coming.fetch(file)
+
+    def fetch_ranges(self, file: StoredFile, ranges: Sequence[Range]) -> Path:
+        """See `Store.fetch_ranges`; whole where a server knows no ranges."""
+        if not file.blocks:
+            return self.fetch(file)
+        blocks = file.blocks_of(ranges)
+
+        def fetched(place: str) -> Path:
+            self._check(place)
+            read = functools.partial(self._read, place)
+            return self._kept_here.fetch_blocks(file, place, blocks, read)
+
+        try:
+            return self._coming.first_intact(file, fetched)
+        except NoRangesError:
+            return self.fetch(file)
 
     def fetch_soon(self, files: Iterable[StoredFile]) -> None:
         """See `Store.fetch_soon`; downloads several files at a time."""
@@ -244,20 +265,38 @@ class HubStore:
 
     def _sent(self, spool: Path, hashed: Hashed, suffix: str) -> StoredFile:
         place = self._objects.upload(spool, hashed, suffix)
-        return StoredFile(hashed.hex, hashed.size, (place,))
+        return hashed.stored(place)
 
     def _fetched(self, file: StoredFile, place: str) -> Path:
-        if not self._objects.place.fullmatch(place) or "/.." in place:
-            raise CheckpointCorrupt(f"{place} is not a place in this store")
+        self._check(place)
         return self._kept_here.fetch(file, place, lambda: self._download(place, file.size))
 
+    def _check(self, place: str) -> None:
+        """Raises CheckpointCorrupt."""
+        if not self._objects.place.fullmatch(place) or "/.." in place:
+            raise CheckpointCorrupt(f"{place} is not a place in this store")
+
     def _download(self, place: str, size: int) -> None:
+        with self._found(place) as tip:
+            self._objects.download(place, size, tip, self.cache)
+
+    def _read(self, place: str, begin: int, end: int) -> bytes:
+        with self._found(place) as tip:
+            revision = None if isinstance(self._objects, BucketObjects) else tip.found_in
+            return self._api.read_range(place, revision, begin, end)
+
+    @contextlib.contextmanager
+    def _found(self, place: str) -> Iterator[Tip]:
+        """The branch as it was seen, for a body that reads the file at a place from it.
+
+        Raises `CheckpointCorrupt` if it is not there.
+        """
         if self._tip is None:
             self.head()
         if self._tip is None:
             raise CheckpointCorrupt(f"{place} is missing")
         try:
-            self._objects.download(place, size, self._tip, self.cache)
+            yield self._tip
         except MissingError as error:
             if error.what not in ("file", "place"):
                 what = f"Cannot download {place} from {self._api.where}: {error}."

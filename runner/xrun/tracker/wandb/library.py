@@ -36,10 +36,12 @@ def open_run(
     folder: Path,
     config: Mapping[str, Any],
     tags: Sequence[str],
+    group: str,
     seconds: float,
     server: str,
 ) -> Any:
-    """Begin or resume the run; rows are sent to `server` every so many seconds, at least one.
+    """Begin or resume the run, in its `group` if it has one; rows are sent to `server` every so
+    many seconds, at least one.
 
     Nothing is collected from this machine: no command line, environment, host name, git remote,
     package list or output.
@@ -84,6 +86,7 @@ def open_run(
             mode="online",
             config=dict(config),
             tags=list(tags),
+            group=group or None,
             dir=folder,
             settings=settings,
         )

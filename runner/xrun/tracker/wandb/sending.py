@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 from ... import environment
 from ...backoff import Backoff
-from ...errors import EX_TEMPFAIL, LaunchError
+from ...errors import EX_TEMPFAIL, LaunchError, StoreError
 from ...files import read_json
 from ...run.confirmation import FRESH_SECONDS, PAUSE_SECONDS, Confirmation
 from ...run.folder import RunFolder
 from ...run.plan import Plan
-from ...run.record import AttemptRecord
+from ...run.record import AttemptRecord, RunRecord
 from ..jsonl import commit_in
 from .api import Deleted, Refused, RunPath, Unreachable, run_status, run_url
 from .gate import Gate
@@ -74,9 +74,11 @@ class Sending:
             RunPath.of(plan),
             wish.folder,
             tags=told.tags if told else (),
+            group=plan.sweep,
             store=plan.store,
             seconds=_SEND_SECONDS,
             server=Gate(self._may_send).url,
+            running=bool(wish.attempt),
         )
         self.standing = Standing(wish.folder, wish.attempt, wish.said)
         self.points = PointFile(self.folder.metrics)
@@ -179,10 +181,12 @@ class Sending:
         self._sending()
 
     def _attempts(self) -> Sequence[AttemptRecord]:
+        """As the attempt has told them; a point is another sign of the last one's life."""
         try:
             told = read_json(self.folder.attempts, list) or ()
-            return [AttemptRecord.from_json(each) for each in told]
-        except ValueError:  # it is written anew with the next attempt
+            known = RunRecord(attempts=tuple(map(AttemptRecord.from_json, told)))
+            return known.seen(self.folder.last_point()).attempts
+        except (ValueError, StoreError):  # it is written anew with the next attempt
             return []
 
     def _older_commit(self, known: tuple[int, str] | None) -> tuple[int, str] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import clock
+from ...run.receipt import Receipt, receipt_of
 from ...run.record import AttemptRecord
 from .api import RunPath, RunStatus, Unreachable, base_url, create_run, run_status
 from .library import open_run
@@ -24,8 +25,9 @@ _ATTEMPTS = 100
 
 
 class WandbTracker:
-    """The run at `address`, whose state is at `store`; the library may write into `folder`, and
-    sends every so many `seconds`, by way of `server` if that is not W&B's."""
+    """The run at `address`, whose state is at `store`, in the `group` of its sweep; the library may
+    write into `folder`, and sends every so many `seconds`, by way of `server` if that is not W&B's.
+    `running`: its last attempt is, so its machine costs until now."""
 
     def __init__(
         self,
@@ -33,14 +35,17 @@ class WandbTracker:
         folder: Path,
         *,
         tags: Sequence[str] = (),
+        group: str = "",
         store: str = "",
         seconds: float = 5.0,
         server: str = "",
+        running: bool = True,
     ) -> None:
-        self.address, self.folder = address, folder
-        self.tags, self.store, self.seconds = tags, store, seconds
+        self.address, self.folder, self.running = address, folder, running
+        self.tags, self.group, self.store, self.seconds = tags, group, store, seconds
         self.server = server or base_url()
         self.rows = Rows(BEFORE_ALL, ())
+        self.attempts: Sequence[AttemptRecord] = ()
         self.status: RunStatus | None = None
         """What the server had when it began."""
         self.run: Any = None
@@ -60,7 +65,8 @@ class WandbTracker:
         self.status = status = run_status(self.address)
         if status is None:
             create_run(self.address)
-        run = open_run(self.address, self.folder, config, self.tags, self.seconds, self.server)
+        about = config, self.tags, self.group
+        run = open_run(self.address, self.folder, *about, self.seconds, self.server)
         if run.starting_step != (status.next_step if status else 0):
             raise Unreachable("somebody else writes to this run")
         seen = last_key(status.last) if status else BEFORE_ALL
@@ -77,7 +83,12 @@ class WandbTracker:
     def committed(self, step: int, head: str) -> None:
         """See Tracker."""
         self.run.summary.update(
-            {COMMIT_STEP: step, COMMIT_HEAD: head, COMMIT_STORE: self.store or "local"}
+            {
+                COMMIT_STEP: step,
+                COMMIT_HEAD: head,
+                COMMIT_STORE: self.store or "local",
+                **(self._costs() if self.attempts else {}),
+            }
         )
 
     def last_commit(self) -> tuple[int, str] | None:
@@ -103,14 +114,24 @@ class WandbTracker:
         self.run.finish(exit_code=0 if code == 0 else 1)
 
     def tell_attempts(self, attempts: Sequence[AttemptRecord]) -> None:
-        """What the run's page says of its attempts."""
+        """What the run's page says of its attempts, and of what they have cost until now."""
+        self.attempts = attempts
         self.run.summary.update(
             {
                 "xrun/attempts": [attempt.to_json() for attempt in attempts[-_ATTEMPTS:]],
                 "xrun/preemptions": sum(attempt.was_preempted for attempt in attempts),
                 "xrun/steps_recomputed": sum(each.steps_recomputed or 0 for each in attempts),
+                "xrun/receipt": self._receipt().to_json()["attempts"][-_ATTEMPTS:],
+                **self._costs(),
             }
         )
+
+    def _receipt(self) -> Receipt:
+        run, now = self.address.run, clock.now()
+        return receipt_of(run, self.attempts, now, running=self.running)
+
+    def _costs(self) -> dict[str, Any]:
+        return {f"xrun/{name}": value for name, value in self._receipt().summary().items()}
 
     def preempting(self) -> None:
         """The machine is about to go."""

@@ -55,7 +55,7 @@ def last_commit(plan: Plan) -> dict[str, Any]:
 
 
 def account(plan: Plan) -> dict[str, Any]:
-    """Everything that would keep the run from being written."""
+    """Everything that would keep the run from being written; `silent` is why W&B does not say."""
     address = RunPath.of(plan)
     try:
         who = viewer()
@@ -64,10 +64,8 @@ def account(plan: Plan) -> dict[str, Any]:
     except Refused as error:
         problems, url = [_wrong_key(error)], ""
     except Unreachable as error:
-        hint = "Look at the network, then try again."
-        problems = [{"what": f"Weights & Biases cannot be reached: {error}", "hint": hint}]
-        url = ""
-    return {"problems": problems, "url": url}
+        return {"problems": [], "url": "", "silent": str(error)}
+    return {"problems": problems, "url": url, "silent": ""}
 
 
 def _problems(address: RunPath, who: Viewer) -> Iterator[dict[str, str]]:

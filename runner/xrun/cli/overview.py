@@ -1,0 +1,130 @@
+"""The commands that look at several runs: status, compare."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..files import json_text
+from . import options
+
+if TYPE_CHECKING:
+    from ..launcher.sky.status import RunStatus
+
+_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+class Age(click.ParamType):
+    """A time like `30m`, `12h`, `2d` or `1w`, in seconds."""
+
+    name = "age"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """What was typed, as seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = float(value[:-1]) * _SECONDS[value[-1:]]
+        except (ValueError, KeyError):
+            seconds = -1.0
+        if not 0 <= seconds < 1e12:
+            self.fail(f"{value!r} is not a time like 30m, 12h, 2d or 1w.", param, ctx)
+        return seconds
+
+
+@click.command()
+@click.argument("where", metavar="[WHERE]", default="")
+@click.option("--running", is_flag=True, help="Only those that run.")
+@click.option("--recipe", metavar="NAME", default="", help="Only runs of the recipe of this name.")
+@click.option("--since", type=Age(), metavar="TIME", help="Only those heard of since: 12h, 2d.")
+@options.as_json
+def status(where: str, running: bool, recipe: str, since: float | None, as_json: bool) -> None:
+    """One line per run: of this project, or of WHERE, which is a folder of runs,
+    `s3://bucket/prefix`, `hub://me` (an account), or a single run's id or address.
+
+    Runs that run come first, then the newest sign of life; DIFFERS has the keys in which the runs
+    of one recipe differ. The last line is what all of them have cost.
+    """
+    from .tables import room, say_coloured
+    from .texts import COLOURS, status_lines, sums_text, why_not_text
+
+    found = _at(where) if where else _of_this_project(metrics=as_json)
+    kept = [each for each in found if _is_meant(each, running, recipe, since)]
+    kept.sort(key=lambda each: (not each.runs, -each.report.last_seen, each.report.run))
+    if as_json:
+        click.echo(json_text([each.to_json() for each in kept], indent=1))
+        return
+    if found and not kept:
+        click.echo(f"None of {len(found)} runs is meant.", err=True)
+    words = ["", *(each.status for each in kept)]
+    for word, line in zip(words, status_lines(kept, time.time(), room()), strict=False):
+        say_coloured(line, word, COLOURS.get(word, ""))
+    for text in why_not_text(kept):
+        click.echo(text)
+    if readable := [each for each in kept if not each.report.error]:
+        click.echo(sums_text(readable))
+
+
+def _is_meant(each: RunStatus, running: bool, recipe: str, since: float | None) -> bool:
+    """Of a run that cannot be read nobody knows how old it is, and of one out of reach whether it
+    runs: they may be meant."""
+    report = each.report
+    name = str((report.recipe or {}).get("name", report.run.rpartition("-")[0]))
+    recent = since is None or report.error or report.last_seen >= time.time() - since
+    alive = not running or each.runs or report.status == "unreachable"
+    return bool(alive and recent) and recipe in ("", name)
+
+
+def _of_this_project(*, metrics: bool) -> list[RunStatus]:
+    from ..launcher.sky.status import with_jobs
+    from ..run.folder import home_here, runs_in
+    from ..run.listing import of_folders
+
+    home = home_here()
+    folders = runs_in(home)
+    if not folders:
+        click.echo(f"No runs in {home}.", err=True)
+    return with_jobs(folders, of_folders(folders, metrics=metrics))
+
+
+def _at(where: str) -> list[RunStatus]:
+    from ..launcher.sky.status import RunStatus
+    from ..run.listing import list_runs
+
+    found = list_runs(where)
+    if not found:
+        click.echo(f"No runs at {where}.", err=True)
+    return [RunStatus(each) for each in found]
+
+
+@click.command()
+@click.argument("addresses", metavar="RUN|ADDRESS...", nargs=-1, required=True)
+@options.as_json
+def compare(addresses: tuple[str, ...], as_json: bool) -> None:
+    """What differs between runs, in their recipes and in what they have come to."""
+    from ..run import compared
+    from .runs import one
+    from .tables import room
+    from .texts import compare_lines
+
+    if len(set(addresses)) < 2:
+        raise click.UsageError("Name two runs or more.")
+    found = [one(address) for address in addresses]
+    reports = [replace(each.report, status=each.status) for each in found]
+    recipe = compared.of_recipes([report.recipe for report in reports])
+    result = compared.of_results(reports)
+    names = [report.run for report in reports]
+    if as_json:
+        told = {"runs": names, "recipe": recipe, "result": result}
+        click.echo(json_text(told, indent=1))
+        return
+    for line in compare_lines(names, recipe, result, room()):
+        click.echo(line)
+
+
+COMMANDS = (status, compare)

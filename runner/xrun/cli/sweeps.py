@@ -1,0 +1,309 @@
+"""Recipes with a sweep on the command line: all of their trials, one of them, and `xrun sweep
+status|best|table`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..files import json_text
+from . import options
+from .options import Launching
+from .sharing import Source, agreed, fetched
+
+if TYPE_CHECKING:
+    from ..recipe.git_url import RecipeURL
+    from ..run.plan import Plan
+    from ..sweep.board import Board
+    from ..sweep.trials import Trials
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was typed to run a sweep, or one trial of it."""
+
+    source: Source
+    overrides: Sequence[str]
+    local: bool
+    processes: int | None
+    launching: Launching
+
+    @property
+    def given(self) -> list[str]:
+        """The overrides, `--local` among them."""
+        return [*self.overrides, "hardware=local"] if self.local else list(self.overrides)
+
+    def trials(self) -> Trials:
+        """What it is about. Raises RecipeError."""
+        from ..sweep.trials import Trials
+
+        return Trials.of(self.source.path, self.given, self.source.origin, self.processes)
+
+    def command(self, number: int) -> list[str]:
+        """What runs one trial, once everything has been asked."""
+        from .. import environment
+
+        settings = [part for override in self.overrides for part in ("-s", override)]
+        size = ["--processes", str(self.processes)] if self.processes else []
+        where = ["--local"] if self.local else []
+        typed = ["run", self.source.typed, *settings, *where, *size, "--trial", str(number)]
+        memory = ["--any-memory"] if self.launching.any_memory else []
+        asked = ["--yes", "--no-rehearsal", *memory]
+        return [*environment.PYTHON, "-m", "xrun", *typed, *asked]
+
+
+def one_run(source: Source, overrides: Sequence[str], trial: int | None) -> Sequence[str]:
+    """The overrides by which a recipe means one run: those of a trial, where it has a sweep. Raises
+    RecipeError where it is wrong."""
+    from ..recipe.load import load_recipe
+    from ..sweep.trials import Trials
+
+    if load_recipe(source.path, overrides).sweep is None:
+        refuse_trial(source, trial)
+        return overrides
+    if trial is None:
+        what = "the recipe has a sweep, and this is about one run"
+        raise click.UsageError(f"{source.typed}: {what}: add --trial N. `xrun check` lists them.")
+    return Trials.of(source.path, overrides, source.origin).trial(trial).plan.overrides
+
+
+def refuse_trial(source: Source, trial: int | None) -> None:
+    """There is none in a recipe without a sweep. Raises UsageError."""
+    if trial is not None:
+        raise click.UsageError(f"--trial: {source.typed} has no sweep.")
+
+
+def run_all(wish: Wish) -> int:
+    """Every trial that is left; the exit code."""
+    from ..launcher.cancel import cancel
+    from ..sweep.driver import Driver
+
+    trials, board = _placed(wish)
+    first = trials.trial(1)
+    agreed(wish.source, first.plan, yes=wish.launching.yes)
+    parallel = trials.sweep.parallel
+    at_a_time = f", {parallel} at a time" if parallel > 1 else ""
+    click.echo(f"Sweep {trials.id}: {len(trials.values)} trials{at_a_time}, in {board.folder}")
+    if trials.base.on_clouds:
+        _ask_once(wish, trials)
+    stop_job = functools.partial(cancel, save=True, say=click.echo)
+    code = Driver(trials, board, wish.command, click.echo, stop_job).run()
+    if code == 0:
+        click.echo(f"{_best_text(trials, board)}\n  table    xrun sweep table {wish.source.typed}")
+    else:
+        click.echo("The same command goes on with what is missing.", err=True)
+    return code
+
+
+def run_one(wish: Wish, number: int) -> int:
+    """One trial, as far as it may go now; the exit code."""
+    from ..launcher.job import launch
+    from ..launcher.local import LocalCloud
+    from ..launcher.preflight import place
+    from ..sweep.trial import Course, follow_parent
+    from .texts import start_text
+
+    follow_parent()
+    trials, board = _placed(wish)
+    trial = trials.trial(number)
+    agreed(wish.source, trial.plan, yes=wish.launching.yes)
+    click.echo(f"Trial {number} of {len(trials.values)}: {trial.words}")
+    online = place(trial.plan, chosen=False)
+
+    def train(plan: Plan) -> int:
+        if plan.on_clouds:
+            from .train import launch_on_clouds
+
+            return launch_on_clouds(plan, wish.launching)
+        click.echo(start_text(plan))
+        cloud = LocalCloud()
+        with cloud.signals():
+            return launch(plan, cloud)
+
+    return Course(trials, number, online.plan, board, train, click.echo).go()
+
+
+def _placed(wish: Wish, *, reads: bool = False) -> tuple[Trials, Board]:
+    """The trials and their board, where they are."""
+    from ..launcher.preflight import place
+    from ..libraries import require
+    from ..recipe.needs import needs
+    from ..sweep.board import Board
+
+    trials = wish.trials()
+    if not reads:
+        require(*needs(trials.base.load_recipe()))
+    own = trials.own_plan
+    if own.address.durable:
+        own = place(own, chosen=True).plan
+        trials = trials.placed(own)
+    return trials, Board(trials, own, reads=reads)
+
+
+def _ask_once(wish: Wish, trials: Trials) -> None:
+    """Before anything is paid for: the rehearsal, the price and the question, about the first trial
+    for all of them."""
+    from ..launcher.preflight import place
+    from ..launcher.sky.launch import prepare
+    from .train import confirm
+
+    click.echo("Each trial is a managed job of its own; the first one is")
+    first = place(trials.trial(1).plan, chosen=False).plan
+    how = wish.launching
+    about = prepare(first, os.environ, any_memory=how.any_memory)
+    confirm(about, yes=how.yes, rehearsed=how.rehearsed)
+
+
+def _best_text(trials: Trials, board: Board) -> str:
+    standing = board.standing()
+    number = standing.best
+    if number is None:
+        return "No trial has come to its end with a value."
+    trial, result = trials.trial(number), standing.result_of(number)
+    value = f"{trials.metric} {result.value:.6g}" if result and result.value is not None else ""
+    return f"Best: trial {number}, {value}, {trial.words}\n  run      {trial.plan.run}"
+
+
+def table_of(recipe_path: Path, overrides: Sequence[str]) -> list[str]:
+    """The trials of a recipe before anything is trained. Raises RecipeError where one is wrong."""
+    from ..sweep.standing import Rules, Standing
+    from ..sweep.table import rows, table_text
+    from ..sweep.trials import Trials
+
+    trials = Trials.of(recipe_path, overrides)
+    empty = Standing(Rules(len(trials.values), len(trials.parts)))
+    return table_text(trials, list(rows(trials.all(), empty, costs=False)), results=False)
+
+
+@click.group()
+def sweep() -> None:
+    """What the trials of a recipe with a `sweep` have come to."""
+
+
+def _read(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool) -> tuple[Trials, Board]:
+    source = fetched(recipe, goes_on=overrides)
+    return _placed(Wish(source, overrides, local, None, Launching()), reads=True)
+
+
+@sweep.command()
+@options.recipe
+@options.overrides
+@options.local
+@options.as_json
+def table(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_json: bool) -> None:
+    """A row for each trial: its values, its run, how far it is, its metric, what it has cost."""
+    from ..sweep.table import rows, table_text
+
+    trials, board = _read(recipe, overrides, local)
+    found = list(rows(trials.all(), board.standing()))
+    if as_json:
+        click.echo(json_text([row.to_json() for row in found], indent=1))
+        return
+    for line in table_text(trials, found):
+        click.echo(line)
+
+
+@sweep.command()
+@options.recipe
+@options.overrides
+@options.local
+@options.as_json
+def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_json: bool) -> None:
+    """How far the sweep is: trials by what they do, its rungs, the best so far, what it has
+    cost."""
+    from ..sweep.spent import Spent
+    from ..sweep.table import rows
+
+    trials, board = _read(recipe, overrides, local)
+    standing = board.standing()
+    found = list(rows(trials.all(), standing))
+    states = Counter(row.state for row in found)
+    cost = sum((Spent(row.hours or 0.0, row.usd) for row in found), Spent())
+    if as_json:
+        told = {
+            "sweep": trials.id,
+            "trials": len(found),
+            "states": dict(states),
+            "best": standing.best,
+            "hours": cost.hours,
+            "usd": cost.usd,
+        }
+        click.echo(json_text(told, indent=1))
+        return
+    parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    click.echo(f"{trials.id}: {len(found)} trials, {parts}")
+    for rung in range(1, len(trials.parts)):
+        here, at = len(standing.results.get(rung, {})), len(standing.at(rung))
+        on = f", {len(standing.at(rung + 1))} go on" if standing.decisions.get(rung) else ""
+        click.echo(f"  rung {rung}   {here} of {at or '?'} there{on}")
+    usd = f", ${cost.usd:.2f}" if cost.usd is not None else ""
+    click.echo(f"  cost     {cost.hours:.3f} hours{usd}")
+    click.echo(_best_text(trials, board))
+
+
+@sweep.command()
+@options.recipe
+@options.overrides
+@options.local
+@click.option(
+    "--publish",
+    metavar="hub|hub://OWNER/NAME",
+    help="Put its model there, as `publish` of a recipe does.",
+)
+@options.as_json
+def best(
+    recipe: Path | RecipeURL,
+    overrides: Sequence[str],
+    local: bool,
+    publish: str | None,
+    as_json: bool,
+) -> None:
+    """The best of the trials that have come to their end: its values, its run, its model. Exit code
+    3 where there is none yet."""
+    from ..errors import LaunchError
+    from ..run.folder import RunFolder
+    from ..sweep.table import rows
+
+    trials, board = _read(recipe, overrides, local)
+    standing = board.standing()
+    if standing.best is None:
+        hint = f"`xrun sweep status {recipe}` tells how far it is."
+        raise LaunchError(f"No trial of {trials.id} has come to its end with a value.", hint)
+    trial = trials.trial(standing.best)
+    folder = RunFolder(trial.plan.folder)
+    if publish is not None:
+        sys.exit(_published(trials, standing.best, publish))
+    if as_json:
+        (row,) = rows([trial], standing)
+        click.echo(json_text({**row.to_json(), "model": str(folder.model)}, indent=1))
+        return
+    click.echo(f"{_best_text(trials, board)}\n  model    {folder.model}")
+
+
+def _published(trials: Trials, number: int, where: str) -> int:
+    """Make the model of a trial again and put it there; the exit code."""
+    from ..launcher.export import export_model
+    from ..launcher.preflight import place
+    from ..libraries import TRAINING, require
+    from ..run.folder import RunFolder
+
+    require(TRAINING)
+    meant = trials.trial(number, publish=where).plan
+    plan = place(meant, chosen=False).plan
+    folder = RunFolder(plan.folder)
+    folder.write_plan(plan)
+    code = export_model(folder)
+    if code == 0:
+        click.echo(f"Published the model of trial {number}, {plan.run}, at {plan.repository}")
+    return code
+
+
+COMMANDS = (sweep,)

@@ -1,0 +1,82 @@
+"""In what runs differ: the keys of their recipes, and what they have come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .plan import leaves
+from .report import RunReport
+
+ABSENT = "-"
+"""What a run has no value for."""
+
+
+def of_recipes(recipes: Sequence[Mapping[str, Any] | None]) -> dict[str, tuple[str, ...]]:
+    """The keys in which these recipes differ, each with its values in their order, as JSON.
+
+    A key that an older xrun did not know has the default that held then; without a recipe all
+    values are absent.
+    """
+    flat = [dict(leaves(recipe)) if recipe else {} for recipe in recipes]
+    if len({frozenset(each) for each in flat if each}) > 1:
+        flat = [dict(leaves(_in_full(recipe))) if recipe else {} for recipe in recipes]
+    names = sorted({name for each in flat for name in each} - {"version"})
+    found = {name: tuple(_text(each.get(name)) for each in flat) for name in names}
+    known = [n for n, each in enumerate(flat) if each]
+    return {name: values for name, values in found.items() if len({values[n] for n in known}) > 1}
+
+
+def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With every default written out, where this xrun can read it."""
+    from pydantic import ValidationError
+
+    from ..recipe.schema import Recipe
+
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:  # of a newer xrun
+        return recipe
+
+
+def of_results(reports: Sequence[RunReport]) -> dict[str, tuple[str, ...]]:
+    """What the runs have come to, each with its values in their order; what is the same of all is
+    left out."""
+    rows = {
+        "status": [report.status for report in reports],
+        "step": [progress(report) for report in reports],
+        "best": [best(report) for report in reports],
+        "attempts": [str(len(report.attempts)) for report in reports],
+        "hours": [f"{report.receipt.hours:.2f}" for report in reports],
+        "dollars": [report.receipt.price for report in reports],
+        "samples/s": [_number(report.speed.get("samples_per_second")) for report in reports],
+        "weights": [(report.weights_sha256 or ABSENT)[:8] for report in reports],
+    }
+    for name in sorted({name for report in reports for name in report.metrics}):
+        if name not in ("train/lr", "train/samples"):
+            rows[name] = [_number(report.metrics.get(name)) for report in reports]
+    return {name: tuple(values) for name, values in rows.items() if len(set(values)) > 1}
+
+
+def progress(report: RunReport) -> str:
+    """The newest committed step, of how many."""
+    if report.step is None:
+        return ABSENT
+    return f"{report.step}/{report.steps}" if report.steps else str(report.step)
+
+
+def best(report: RunReport) -> str:
+    """The best evaluation so far, with its step."""
+    known = report.best
+    return f"{known['metric']} {known['value']:.4g} at {known['step']}" if known else ABSENT
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.6g}"

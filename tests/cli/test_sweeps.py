@@ -1,0 +1,148 @@
+"""What people read of a sweep: its trials before anything is trained, how far it is, the best one.
+
+Covers `xrun.sweep.table`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.running import Project
+from xrun.sweep.board import Board
+from xrun.sweep.standing import Result
+from xrun.sweep.trials import Trials
+
+pytestmark = pytest.mark.once
+
+SWEEP = """\
+sweep:
+  parameters:
+    train.optimizer.lr: [0.01, 0.1]
+    model.args.width: {min: 8, max: 16, points: 2}
+  stop: {method: halving, rungs: 1, reduction: 2}
+"""
+EVERY = ("-s", "train.evaluate.every=5 steps")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A sweep of four trials: two have come to their end, of which one failed, one is out, and one
+    goes on."""
+    project = Project(tmp_path)
+    project.write("recipes/swept.yaml", project.recipe.read_text() + SWEEP)
+    return project
+
+
+def standing(project: Project, *results: tuple[int, int, Result]) -> Trials:
+    """The sweep with these results on its board."""
+    trials = Trials.of(project.root / "recipes" / "swept.yaml", EVERY[1:])
+    board = Board(trials, trials.own_plan)
+    for trial, rung, result in results:
+        board.post(trial, rung, result)
+    return trials
+
+
+RUNG = ((1, 1, Result(10, 0.5)), (2, 1, Result(10, 0.4)), (3, 1, Result(10, failed="it broke")))
+END = ((4, 1, Result(10, 0.3)), (4, 2, Result(20, 0.25)))
+
+
+def test_check_lists_the_trials(project: Project) -> None:
+    """With their values and the ids of their runs; a trial that is wrong is a problem of the
+    recipe, and code 2."""
+    done = project.xrun("check", "recipes/swept.yaml", *EVERY)
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines()[1:]]
+    runs = [each.plan.run for each in standing(project).all()]
+    values = [("0.01", "8"), ("0.01", "16"), ("0.1", "8"), ("0.1", "16")]
+    assert rows[0] == ["trial", "lr", "width", "run"]
+    assert rows[1:] == [
+        [str(number), *value, run]
+        for number, (value, run) in enumerate(zip(values, runs, strict=True), 1)
+    ]
+    wrong = project.xrun("check", "recipes/swept.yaml", *EVERY, "-s", "model.args.wide=3")
+    assert wrong.code == 2
+
+
+def test_table_and_status(project: Project) -> None:
+    """Each trial's state and newest result, and the sweep in a few lines; the same as JSON."""
+    trials = standing(project, *RUNG)
+    done = project.xrun("sweep", "table", "recipes/swept.yaml", *EVERY)
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines()]
+    assert rows[0] == ["trial", "lr", "width", "run", "state", "step", "loss", "hours"]
+    run = trials.trial(1).plan.run
+    assert rows[1] == ["1", "0.01", "8", run, "parked", "(1)", "10", "0.5", "-"]
+    assert [row[4] for row in rows[1:]] == ["parked", "parked", "failed", "waits"]
+    standing(project, *END)
+    told = project.xrun("sweep", "table", "recipes/swept.yaml", *EVERY, "--json")
+    states = [(row["trial"], row["state"], row["value"]) for row in json.loads(told.out)]
+    assert states == [
+        (1, "out", 0.5),
+        (2, "waits", 0.4),
+        (3, "failed", None),
+        (4, "finished", 0.25),
+    ]
+    said = project.xrun("sweep", "status", "recipes/swept.yaml", *EVERY).out.splitlines()
+    assert said[0] == f"{trials.id}: 4 trials, 1 failed, 1 finished, 1 out, 1 waits"
+    assert said[1] == "  rung 1   4 of 4 there, 2 go on"
+    assert said[3] == "Best: trial 4, loss 0.25, train.optimizer.lr=0.1, model.args.width=16"
+    counted = json.loads(
+        project.xrun("sweep", "status", "recipes/swept.yaml", *EVERY, "--json").out
+    )
+    assert (counted["best"], counted["states"]["out"]) == (4, 1)
+
+
+def test_best(project: Project) -> None:
+    """The best trial that has come to its end, and where its model is; code 3 where there is none
+    yet."""
+    standing(project, *RUNG)
+    none = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY)
+    assert none.code == 3
+    assert "`xrun sweep status recipes/swept.yaml` tells how far it is." in none.err
+    trials = standing(project, *END)
+    done = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY)
+    run = trials.trial(4).plan.run
+    assert done.code == 0, done.err
+    assert f"  run      {run}\n  model    {project.home / run / 'model'}" in done.out
+    told = json.loads(project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY, "--json").out)
+    assert (told["trial"], told["run"], told["value"]) == (4, run, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipes/tiny.yaml", "--trial", "1"], "--trial: recipes/tiny.yaml has no sweep."),
+        (["recipes/swept.yaml", "--new"], "--new is for one run, and this recipe has a sweep."),
+        (["recipes/swept.yaml", "--detach"], "--detach is for one run"),
+        (["plan", "recipes/swept.yaml"], "add --trial N. `xrun check` lists them."),
+        (["drill", "recipes/swept.yaml"], "add --trial N. `xrun check` lists them."),
+        (["rehearse", "recipes/tiny.yaml", "--trial", "1"], "has no sweep."),
+    ],
+)
+def test_what_is_not_for_a_sweep_is_refused(
+    project: Project, arguments: list[str], said: str
+) -> None:
+    """With a sentence, and nothing begun."""
+    done = project.xrun(*arguments, *EVERY)
+    assert done.code == 2
+    assert said in done.err
+    assert not project.home.exists()
+
+
+def test_a_trial_that_does_not_exist(project: Project) -> None:
+    """Code 3, before anything is trained."""
+    done = project.xrun("recipes/swept.yaml", *EVERY, "--trial", "9")
+    assert done.code == 3
+    assert "has 4 trials (got 9)" in done.err
+
+
+def test_plan_of_a_trial(project: Project) -> None:
+    """What `--trial` means is one run's plan."""
+    done = project.xrun("plan", "recipes/swept.yaml", *EVERY, "--trial", "3")
+    plan = json.loads(done.out)
+    assert plan["run"] == standing(project).trial(3).plan.run
+    assert plan["recipe"]["train"]["optimizer"]["lr"] == 0.1
+    assert plan["recipe"]["sweep"] is None

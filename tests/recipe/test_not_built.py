@@ -1,0 +1,55 @@
+"""What is not built is refused by name, where it is written, with what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xrun.errors import RecipeError
+from xrun.recipe.load import load_recipe
+
+TEXT = """\
+name: x
+model: {name: mlp, args: {inputs: 10, classes: 2}}
+dataset: {name: digits}
+task: classification
+hardware: local
+train: {steps: 10, global_batch: 4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "said"),
+    [
+        ("classification", "preference", "4:7: task:", "no preference tuning (DPO"),
+        ("classification", "DPO", "4:7: task:", "no preference tuning (DPO"),
+        ("classification", "reward_modeling", "4:7: task:", "`task: language_modeling` trains"),
+        ("classification", "gan", "4:7: task:", "GANs and others that take turns are not built"),
+        ("4}", "4, optimizers: [{name: sgd}]}", "6:37: train.optimizers:", "one optimizer for"),
+        ("4}", "4, optimizer: [{name: sgd}]}", "6:48: train.optimizer:", "one optimizer for"),
+        ("4}", "4, optimizer: {critic: {}}}", "6:49: train.optimizer.critic:", "one optimizer for"),
+        ("digits", "webdataset", "3:17: dataset.name:", "datasets/image_folder reads pictures"),
+        ("digits", "wds", "3:17: dataset.name:", "no WebDataset shards"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_name(
+    old: str, new: str, place: str, said: str, tmp_path: Path
+) -> None:
+    """Whatever a person would type for it: one sentence at file, line and column."""
+    path = tmp_path / "r.yaml"
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    (problem,) = error.value.problems
+    assert str(problem).startswith(f"{path}:{place}")
+    assert said in problem.hint
+
+
+@pytest.mark.parametrize(("old", "new"), [("classification", "classify"), ("digits", "digit")])
+def test_other_mistakes_keep_their_own_hint(old: str, new: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert "Did you mean" in error.value.problems[0].hint

@@ -1,0 +1,232 @@
+"""All trials of a sweep by one command, under kills of its parts: the same trials go on, and end
+with the bits of runs that nobody has disturbed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from support.paths import RECIPES
+from support.running import (
+    Project,
+    children,
+    curve,
+    ended,
+    processes_of,
+    record,
+    steps_of,
+    until,
+    weights,
+)
+from xrun.run.folder import RunFolder
+from xrun.sweep.board import Board
+from xrun.sweep.result import Measure
+from xrun.sweep.standing import Standing
+from xrun.sweep.trials import Trials
+
+SWEEP = """\
+sweep:
+  parameters:
+    model.args.width: [4, 8, 16, -1]
+  metric: loss
+  parallel: 2
+  stop: {method: halving, rungs: 1, reduction: 3}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A project of which no process is left behind, whatever a test has done."""
+    project = Project(tmp_path / "swept")
+    text = project.recipe.read_text().replace(
+        "  optimizer", "  evaluate: {every: 5 steps}\n  optimizer"
+    )
+    project.write("recipes/swept.yaml", text + SWEEP)
+    yield project
+    for pid in processes_of(project.root):
+        os.kill(pid, signal.SIGKILL)
+
+
+def trials_of(project: Project) -> Trials:
+    return Trials.of(project.root / "recipes" / "swept.yaml")
+
+
+def standing_of(project: Project) -> Standing:
+    trials = trials_of(project)
+    return Board(trials, trials.own_plan, reads=True).standing()
+
+
+def trial_of(trials: Trials, driver: int) -> int:
+    """The process of a trial that has begun to train; 0 while there is none."""
+    held = {
+        RunFolder(trial.plan.folder).owner_pid()
+        for trial in trials.all()
+        if RunFolder(trial.plan.folder).metrics.exists()
+    }
+    return next((pid for pid in children(driver) if pid in held), 0)
+
+
+def test_kills_change_no_survivor_and_no_bit(project: Project) -> None:
+    """SIGKILL of the command, SIGKILL of a trial, SIGTERM of the command: the same command goes on
+    each time. Trials that fail are results. The survivors are those that the runs without a sweep
+    tell, and have their bits."""
+    trials = trials_of(project)
+    command = project.start("recipes/swept.yaml")
+    until(lambda: trial_of(trials, command.pid), "a trial that trains", 400)
+    second = project.xrun("recipes/swept.yaml")
+    assert second.code == 3
+    assert f"is running already (process {command.pid})" in second.err
+    os.kill(command.pid, signal.SIGKILL)
+    assert ended(command).code == -signal.SIGKILL
+    until(lambda: not processes_of(project.root), "the end of what the command has left", 400)
+
+    command = project.start("recipes/swept.yaml")
+    victim = until(lambda: trial_of(trials, command.pid), "a trial that trains", 400)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: victim not in children(command.pid), "its end", 400)
+    until(lambda: trial_of(trials, command.pid), "a trial that trains", 400)
+    os.kill(command.pid, signal.SIGTERM)
+    done = ended(command)
+    assert done.code == 75, done.err
+    assert "The same command goes on with what is missing." in done.err
+    assert not processes_of(project.root)
+
+    done = project.xrun("recipes/swept.yaml", seconds=580)
+    assert done.code == 0, done.out + done.err
+    losses = {number: losses_alone(project, number) for number in range(1, 4)}
+    expected = min(losses, key=lambda number: losses[number][10])
+    standing = standing_of(project)
+    assert standing.at(2) == (expected,)
+    assert standing.state_of(4) == "failed"
+    assert standing.best == expected
+    assert f"Best: trial {standing.best}, loss " in done.out
+    runs = {number: RunFolder(trials_of(project).trial(number).plan.folder) for number in losses}
+    assert {number: steps_of(run)[-1] for number, run in runs.items()} == {
+        number: 20 if number == expected else 10 for number in losses
+    }
+    ends = [attempt.get("reason") or "" for attempt in record(runs[expected])["attempts"]]
+    assert any(reason.startswith("paused after step 10") for reason in ends)
+    assert curve(runs[expected]) == curve(alone(project, expected).run)
+    assert weights(runs[expected]) == weights(alone(project, expected).run)
+
+    spent = project.xrun("recipes/swept.yaml", "-s", "sweep.budget.hours=1e-9")
+    assert spent.code == 7
+    assert "sweep.budget.hours: " in spent.err
+    again = project.xrun("recipes/swept.yaml")
+    assert (again.code, f"Best: trial {standing.best}" in again.out) == (0, True)
+
+
+def alone(project: Project, number: int) -> Project:
+    """The trial's values in a project of their own, trained by one attempt without a sweep."""
+    other = Project(project.root.parent / f"alone-{number}")
+    if not other.home.exists():
+        values = trials_of(project).values[number - 1]
+        given = [f"{key}={value}" for key, value in values.items()]
+        assert other.attempt("train.evaluate.every=5 steps", *given).code == 0
+    return other
+
+
+def losses_alone(project: Project, number: int) -> dict[int, float]:
+    """Step -> val/loss."""
+    points = alone(project, number).run.points()
+    return {point["step"]: point["val/loss"] for point in points if "val/loss" in point}
+
+
+DIGITS = """\
+sweep:
+  parameters:
+    train.optimizer.lr: {min: 1e-4, max: 1e-1, log: true, points: 6}
+    model.args.hidden: [16, 32, 64, 128]
+  metric: loss
+  parallel: 2
+  stop: {method: halving, rungs: 2, reduction: 3}
+"""
+SHORT = (
+    "train.steps=60",
+    "train.schedule.warmup_steps=10",
+    "train.evaluate.every=10 steps",
+    "checkpoint.every=7 steps",
+)
+GIVEN = [part for each in SHORT for part in ("-s", each)]
+KILLS = 12
+
+
+@pytest.mark.soak
+def test_24_trials_of_digits_under_kills(tmp_path: Path) -> None:
+    """SIGKILLs of trials, of the command, and of all at once, as a machine that vanishes: the
+    survivors are those that the points of the whole grid tell, with at most 0.4 of its steps and
+    its winner among them, and each has the bits of the run that nobody has disturbed."""
+    project, text = Project(tmp_path / "swept"), (RECIPES / "digits_mlp.yaml").read_text()
+    path = project.write("recipes/swept.yaml", text + DIGITS)
+    trials = Trials.of(path, SHORT)
+    disturb(project, trials, random.Random(0))
+    done = project.xrun("recipes/swept.yaml", *GIVEN, seconds=5000)
+    assert done.code == 0, done.out + done.err
+    standing = Board(trials, trials.own_plan, reads=True).standing()
+    runs = {each.number: RunFolder(each.plan.folder) for each in trials.all()}
+    trained = sum(steps_of(run)[-1] for run in runs.values())
+    print(f"{trained} of {60 * len(runs)} steps, {trained / 60 / len(runs):.3f} of the grid's")
+    assert trained <= 0.4 * 60 * len(runs)
+
+    grid = project.xrun("recipes/swept.yaml", *GIVEN, "-s", "sweep.stop=null", seconds=5000)
+    assert grid.code == 0, grid.out + grid.err
+    expected = Standing(standing.rules)
+    for rung, part in enumerate(trials.parts, 1):
+        for number in expected.at(rung):
+            plan = replace(trials.trial(number).plan, pause=part)
+            found = Measure.of(trials).result(runs[number].points(), plan.pause_step(None) or 60)
+            expected = expected.with_result(number, rung, found)
+    assert standing == expected
+    whole = Trials.of(path, [*SHORT, "sweep.stop=null"])
+    assert Board(whole, whole.own_plan, reads=True).standing().best == standing.best
+    for number in standing.at(3):
+        other = Project(tmp_path / f"alone-{number}")
+        other.write("recipes/swept.yaml", text)
+        values = [f"{key}={value}" for key, value in trials.values[number - 1].items()]
+        given = [part for each in values for part in ("-s", each)]
+        assert other.xrun("recipes/swept.yaml", *GIVEN, *given, seconds=1000).code == 0
+        assert curve(other.run) == curve(runs[number])
+        assert weights(other.run) == weights(runs[number])
+
+
+def disturb(project: Project, trials: Trials, source: random.Random) -> None:
+    """Start the sweep again and again, and kill parts of it while trials train."""
+    board, command = Board(trials, trials.own_plan, reads=True), None
+    for _ in range(KILLS):
+        if command is None or command.poll() is not None:
+            none = subprocess.DEVNULL
+            command = project.start("recipes/swept.yaml", *GIVEN, stdout=none, stderr=none)
+        further = functools.partial(has, board, known(board) + source.choice([0, 1, 2, 3]))
+        until(further, "further results", 3000)
+        trial = until(functools.partial(trial_of, trials, command.pid), "a trial", 3000)
+        what = source.choice(["a trial", "the command", "all"])
+        if what == "a trial":
+            os.kill(trial, signal.SIGKILL)
+        elif what == "the command":
+            os.kill(command.pid, signal.SIGKILL)
+            command.wait()
+        else:
+            os.killpg(command.pid, signal.SIGKILL)
+            command.wait()
+        print(f"killed {what}, with {known(board)} results there", flush=True)
+    if command is not None and command.poll() is None:
+        os.killpg(command.pid, signal.SIGKILL)
+        command.wait()
+
+
+def has(board: Board, results: int) -> bool:
+    """Whether so many results are on a board."""
+    return known(board) >= results
+
+
+def known(board: Board) -> int:
+    """How many results are on a board."""
+    return sum(map(len, board.standing().results.values()))
