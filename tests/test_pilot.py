@@ -102,6 +102,28 @@ def test_another_job_of_the_run_knows_what_the_first_has_seen(tmp_path: Path) ->
     assert stranger.policy.weather.places == {}
 
 
+def test_a_long_wait_is_news_once(tmp_path: Path) -> None:
+    """Longer than the recipe's `max_wait`; the next controller does not tell it again, and the next
+    wait is another one. A file of an older plugin says nothing of it."""
+    told = replace(RUN, max_wait=2 * HOUR)
+    one = pilot(tmp_path, told)
+    asked(one, START)
+    assert one.news(START + HOUR) == ""
+    assert one.news(START + 3 * HOUR).startswith("There are no machines for 3.0 h now")
+    assert one.news(START + 4 * HOUR) == ""
+    assert pilot(tmp_path, told).news(START + 4 * HOUR) == ""
+    there = on(one, NORTH, START + 4 * HOUR)
+    assert one.news(there + 9 * HOUR) == "", "it has machines"
+    one.gone(there + 9 * HOUR, None)
+    asked(one, there + 9 * HOUR)
+    assert one.news(there + 12 * HOUR) != ""
+    kept = json.loads(one.path.read_text())
+    del kept["told"], kept["alone_since"]
+    one.path.write_text(json.dumps(kept))
+    older = pilot(tmp_path, told)
+    assert (older.told, older.alone_since, older.spent) == (False, None, one.spent)
+
+
 def test_a_damaged_file_is_no_file(tmp_path: Path) -> None:
     one = pilot(tmp_path)
     on(one, NORTH, START)

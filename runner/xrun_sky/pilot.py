@@ -20,6 +20,9 @@ from .policy import Candidate, Launch, Policy, Terms, Wait
 from .remains import Head
 from .weather import Weather
 
+_KEPT = ("rate", "done", "spent", "asked", "leave_at")
+_KEPT_SINCE = ("alone_since", "told")
+"""What files that an older plugin has written lack."""
 COME_BACK = 75
 """The exit code of an attempt that wants to go on, here or elsewhere."""
 
@@ -40,6 +43,10 @@ class Pilot:
         self.asked = 0.0
         """When the machines that are there now were asked for."""
         self.leave_at: float | None = None
+        self.alone_since: float | None = None
+        """Since when the run has asked for machines and had none."""
+        self.told = False
+        """Whether people were told of that."""
         self._read()
 
     def candidates(self, prices: Sequence[float | None]) -> list[Candidate]:
@@ -76,6 +83,8 @@ class Pilot:
         """What to do now; see `Policy.next`."""
         left, terms = self.left(now, head), self.terms()
         step = self.policy.next(now, left, candidates, terms)
+        if self.alone_since is None:
+            self.alone_since = now
         if isinstance(step, Launch):
             self.asked = now
             self.leave_at = self._leave_at(now, left, step.candidate, candidates, terms)
@@ -85,6 +94,7 @@ class Pilot:
     def granted(self, now: float, candidate: Candidate) -> None:
         """The machines that were asked for are there."""
         self.policy.granted(now, candidate)
+        self.alone_since, self.told = None, False
         self._keep()
 
     def refused(self, now: float, candidate: Candidate) -> None:
@@ -92,6 +102,20 @@ class Pilot:
         self.policy.refused(now, candidate)
         self.leave_at = None
         self._keep()
+
+    def news(self, now: float) -> str:
+        """What people are to hear, once for each time without machines that lasts longer than the
+        recipe lets it; "" else."""
+        longest, since = self.assignment.max_wait, self.alone_since
+        if self.told or longest is None or since is None or now - since <= longest:
+            return ""
+        self.told = True
+        self._keep()
+        return (
+            f"There are no machines for {_span(now - since)} now, longer than hardware.max_wait"
+            f" ({_span(longest)}). They are asked for again and again, and the run goes on by"
+            " itself once there are some; nothing is paid for until then."
+        )
 
     def left(self, now: float, head: Head | None) -> float:
         """Seconds of work for speed 1 until the run has finished, at least a changeover.
@@ -168,8 +192,8 @@ class Pilot:
 
     def to_json(self) -> dict[str, Any]:
         """What has to outlive this process."""
-        kept = ("rate", "done", "spent", "asked", "leave_at")
-        return {"policy": self.policy.to_json(), **{name: getattr(self, name) for name in kept}}
+        kept = {name: getattr(self, name) for name in (*_KEPT, *_KEPT_SINCE)}
+        return {"policy": self.policy.to_json(), **kept}
 
     def _read(self) -> None:
         """Go on with this job's file, or with what an earlier job of the run has seen of places."""
@@ -191,8 +215,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A file's state; None if it is not there, or is no such file any more."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         told = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: told[name] for name in ("rate", "done", "spent", "asked", "leave_at")}
-        return {**kept, "policy": Policy.from_json(told["policy"])}
+        kept = {name: told[name] for name in _KEPT}
+        since = {name: told[name] for name in _KEPT_SINCE if name in told}
+        return {**kept, **since, "policy": Policy.from_json(told["policy"])}
     return None
 
 

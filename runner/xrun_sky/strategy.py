@@ -14,6 +14,7 @@ import sky
 from sky import exceptions
 from sky.jobs import recovery_strategy
 
+from . import told
 from .assignment import Assignment, Place
 from .pilot import Pilot
 from .policy import Candidate, Wait
@@ -71,6 +72,8 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
             step = pilot.next(time.time(), head, candidates)
             _say(f"{pilot.why(time.time(), head, step)}.")
             if isinstance(step, Wait):
+                if news := pilot.news(time.time()):
+                    await self._tell("stalled", news)
                 await asyncio.sleep(step.seconds)
                 candidates = pilot.candidates(await asyncio.to_thread(self._prices))
                 continue
@@ -79,6 +82,7 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
             except _NO_MACHINES as error:
                 failed[step.candidate.name] = error
                 if not recovery and _hopeless(failed, candidates):
+                    await self._tell("failed", f"No place gives machines. {str(error)[:600]}")
                     raise
                 submitted = None
             if submitted is not None:
@@ -102,10 +106,20 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
         submitted = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)
         return None if submitted is None else float(submitted)
 
+    async def _tell(self, event: str, text: str) -> None:
+        """Tell people, by the task's secrets: no machine of the run is there that could."""
+        run = self._pilot.assignment.run
+        for line in await asyncio.to_thread(told.tell, event, run, text, self._environ()):
+            _say(line)
+
     def _head(self) -> Head | None:
+        return read_head(self._pilot.assignment.state, self._environ())
+
+    def _environ(self) -> dict[str, str]:
+        """The task's variables, its secrets among them."""
         task = self.dag.tasks[0]
         secrets = {name: value.get_secret_value() for name, value in task.secrets.items()}
-        return read_head(self._pilot.assignment.state, {**task.envs, **secrets})
+        return {**task.envs, **secrets}
 
     def _prices(self) -> list[float | None]:
         """Each place's dollars an hour by SkyPilot's catalogs of now."""

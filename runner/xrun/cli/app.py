@@ -51,7 +51,7 @@ def cli() -> None:
     """
 
 
-_GROUPS = (
+for _group in (
     train,
     sweeps,
     recipes,
@@ -62,8 +62,7 @@ _GROUPS = (
     keeping,
     setup,
     completion,
-)
-for _group in _GROUPS:
+):
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

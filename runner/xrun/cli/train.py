@@ -186,15 +186,11 @@ def launch_on_clouds(plan: Plan, how: Launching) -> int:
 def confirm(about: Launch, *, yes: bool, rehearsed: bool) -> None:
     """What comes before anything is paid for: the rehearsal of this very launch, its price, and the
     question."""
-    from ..recipe.notes import unheard
     from .offers import offers_text
 
     if rehearsed:
         _rehearse_before(about)
-    recipe = about.plan.load_recipe()
-    click.echo(offers_text(about.offers, recipe))
-    for note in unheard(recipe):
-        click.echo(f"  note     {note}")
+    click.echo(offers_text(about.offers, about.plan.load_recipe()))
     if not yes:
         click.confirm("Launch?", abort=True)
 

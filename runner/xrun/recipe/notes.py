@@ -44,7 +44,7 @@ def unheard(recipe: Recipe) -> Iterator[str]:
     if recipe.alerts is not None and recipe.hardware.any_of:
         yield (
             "alerts: while no machine is alive (it waits for capacity, or there is none) nobody is"
-            " told: that needs xrun's plugin in SkyPilot. `xrun status` says how it stands."
+            " told without the plugin; `xrun status` says how it stands."
         )
 
 

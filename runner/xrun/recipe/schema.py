@@ -500,7 +500,8 @@ class Alerts(Part):
     ] = default(["started", "preempted", "recovered", "stalled", "budget", "finished", "failed"])
     """What is told: a command's first step (`started`); that the machine goes away (`preempted`,
     where its cloud says so before); that another attempt goes on (`recovered`, after a machine that
-    went without a word too); ranks without a sign of life (`stalled`); a spent `budget`; the end
+    went without a word too); ranks without a sign of life, and no machines for longer than
+    `hardware.max_wait` (`stalled`); a spent `budget`; the end
     (`finished`, `failed`). What a person asks for at a terminal is not told. Default: all."""
 
 

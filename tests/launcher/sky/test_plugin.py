@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support.receivers import Webhook
 from support.running import Project
 from support.sky_home import CLOUDS, SkyHome
 from xrun.errors import LaunchError
@@ -154,9 +155,10 @@ path = Path(sys.argv[1])
 hardware = "hardware={any_of: [{accelerators: 'H100:8', clouds: [nebius, aws]},"
 hardware += "{accelerators: 'H100:8', nodes: 2, clouds: [aws], spot: true}], deadline: 36h}"
 settings = [hardware, "train.micro_batch=1", "train.global_batch=64",
-            "checkpoint.store=hub://alice/run"]
+            "checkpoint.store=hub://alice/run", "alerts={to: [HOOK], on: [stalled]}"]
 launch = prepare(make_plan(load_recipe(path, settings), path), {})
-task = sky_task(launch.task, {name: "value" for name in launch.task["secrets"]})
+secrets = dict.fromkeys(launch.task["secrets"], "value")
+task = sky_task(launch.task, {**secrets, "HOOK": sys.argv[2]})
 with sky.Dag() as dag:
     dag.add(task)
 dag.name = task.name
@@ -193,6 +195,8 @@ async def live():
     assert made.should_restart_on_failure([75])
     assert not made.should_restart_on_failure([1])
     await made.launch()
+    await made._tell("stalled", "There are no machines.")
+    await made._tell("failed", "The recipe does not want to hear of this.")
     await made.recover()
     asked.append({"again": True})
     other = recovery_strategy.StrategyExecutor.make(
@@ -220,8 +224,10 @@ def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
     installed = home.xrun("setup", "sky", "--yes")
     assert "The plugin is installed" in installed.out, installed.err
     project = Project(tmp_path)
-    done = home.python(LOADED, str(project.recipe), cwd=project.root)
+    with Webhook() as hook:
+        done = home.python(LOADED, str(project.recipe), hook.address, cwd=project.root)
     assert done.code == 0, done.err
+    assert [said["message"] for _, said in hook.posted] == ["There are no machines."]
     told = json.loads(done.out.splitlines()[-1])
     assert told["now"] == told["then"]
     assert any("last responsible moment" in note for note in told["notes"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...recipe.notes import unheard
 from ...recipe.schema import Candidate, Recipe
 from ...run.cost import Cost
 from ...run.plan import Plan, check_deadline
@@ -90,7 +91,8 @@ def prepare(
     candidate = recipe.hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, setup_of(recipe, candidate))
     rule = recovery(plan, offers, throughput) if plugin else OF_SKYPILOT
-    told = with_plugin(plan, offers) if plugin else [without_plugin(recipe.hardware)]
+    alone = [without_plugin(recipe.hardware), *unheard(recipe)]
+    told = with_plugin(plan, offers) if plugin else alone
     task = task_config(plan, offers, cargo.folder, rule, environ)
     notes, controller = (*offers.notes, *told), find_controller(task["resources"])
     offers = replace(offers, notes=notes, controller=controller)
