@@ -377,37 +377,55 @@ def test_without_any_cloud_price_lists_and_the_way_out_are_said(tmp_path: Path) 
     assert "--local" in refused.err
 
 
-LARGE = """
-name: large
-model: {name: mlp, args: {inputs: 64, hidden: 25000, depth: 3, classes: 10}}
-dataset: {name: digits}
-task: classification
-hardware: {any_of: [{accelerators: "A100:8"}, {accelerators: "H100:8"}]}
-train: {epochs: 100, global_batch: 64, micro_batch: 8, precision: bf16, evaluate: {every: 1 epochs}}
-checkpoint: {store: hub}
+FITTING = """
+import json
+from xrun.errors import LaunchError
+from xrun.launcher.sky.offers import find_offers
+from xrun.launcher.throughput import Throughput
+from xrun.recipe.load import load_recipe
+from xrun.run.cost import Cost, Trial
+from xrun.run.plan import make_plan
+from pathlib import Path
+
+path = Path("recipes/small.yaml")
+plan = make_plan(load_recipe(path), path)
+
+
+def offers(gib, **how):
+    size = gib << 30
+    trial = Trial(4, size, size, 1e12, 10)
+    cost = Cost(10**6, 10**6, 0, 0, 0, 0, 10**9, 0, 2, (trial,))
+    known = Throughput(20_000, {}, cost, plan.load_recipe().train)
+    try:
+        found = find_offers(plan, known, **how)
+    except LaunchError as error:
+        return str(error)
+    kinds = sorted({str(offer.machines) for offer in found.offers})
+    return [kinds, list(found.notes), found.best.summary()]
+
+
+print(json.dumps([offers(30), offers(50), offers(90), offers(90, any_memory=True)]))
 """
 
 
 @pytest.mark.cloud
 def test_what_cannot_fit_is_not_offered(home: SkyHome, tmp_path: Path) -> None:
-    """1.25 billion parameters with Adam are 19 GiB of weights, gradients and moments, and their
-    casts to 16 bits; twice the width is four times that, which 40 GiB do not hold."""
+    """30 GiB of tensors fit everywhere, 50 not into 40, and 90 nowhere, unless somebody insists."""
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "large.yaml").write_text(LARGE)
-    large = ("plan", "recipes/large.yaml")
-    told = json.loads(home.xrun(*large, "--json", cwd=tmp_path).out)
-    chosen = told["chosen"]
-    assert chosen["memory"]["fits"]
-    assert chosen["quote"]["hours"]["low"] < chosen["hours"] < chosen["quote"]["hours"]["high"]
-    hourly = chosen["usd_per_hour"] + chosen["quote"]["saved_usd_per_hour"]
-    assert chosen["usd"] == pytest.approx(chosen["hours"] * hourly)
-    assert told["cost"]["train_samples"] == 1437
-    wide = ("-s", "model.args.hidden=50000")
-    refused = home.xrun(*large, *wide, cwd=tmp_path)
-    assert refused.code == 3
-    assert "The step does not fit: A100:8 (" in refused.err
-    assert "GiB too few" in refused.err
-    allowed = home.xrun(*large, *wide, "--any-memory", cwd=tmp_path)
-    assert allowed.code == 0, allowed.err
-    assert "It does not fit: " in allowed.out
-    assert "Whether it fits is not known" not in allowed.out
+    candidates = '{accelerators: "A100:8"}, {accelerators: "H100:8"}'
+    (tmp_path / "recipes" / "small.yaml").write_text(RECIPE.format(candidate=candidates))
+    done = home.python(FITTING, cwd=tmp_path)
+    assert done.code == 0, done.err
+    both, one, none, insisted = json.loads(done.out)
+    assert both[0] == ["A100:8", "H100:8"]
+    quoted = both[2]["quote"]
+    assert quoted["hours"]["low"] < both[2]["hours"] < quoted["hours"]["high"]
+    hourly = both[2]["usd_per_hour"] + quoted["saved_usd_per_hour"]
+    assert both[2]["usd"] == pytest.approx(both[2]["hours"] * hourly)
+    assert one[0] == ["H100:8"]
+    left = "A100:8 (56.0 of 40 GiB with micro-batches of 4: 16.0 GiB too few)"
+    assert one[1] == [f"Left out, for it does not fit: {left}."]
+    assert none.startswith("The step does not fit: A100:8 (100.0 of 40 GiB")
+    assert "--any-memory" in none
+    assert insisted[0] == ["A100:8", "H100:8"]
+    assert not insisted[2]["memory"]["fits"]

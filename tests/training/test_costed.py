@@ -31,6 +31,7 @@ assert _SPEC is not None  # by its path: with the root on sys.path `datasets` wo
 sys.modules.setdefault("benchmarks", importlib.util.module_from_spec(_SPEC))
 
 from benchmarks.quote import (  # noqa: E402
+    ADAPTED,
     CASES,
     GPT,
     LLAMA,
@@ -125,7 +126,7 @@ def test_a_model_larger_than_this_machine_is_measured() -> None:
 
 
 def test_an_adapter_is_what_is_trained_and_saved() -> None:
-    recipe = CASES["llama, adapter"].recipe(2)
+    recipe = ADAPTED.recipe(2)
     cost = cost_of(recipe)
     whole = cost_of(Case("llama", LLAMA, TOKENS, "language_modeling").recipe(2))
     assert cost.trained == cost.parameters - whole.parameters
@@ -135,7 +136,7 @@ def test_an_adapter_is_what_is_trained_and_saved() -> None:
 
 def test_a_base_in_4_bit_takes_a_quarter_of_its_linear_layers() -> None:
     """bitsandbytes is not asked: it could not pack what has no values."""
-    recipe = CASES["llama, adapter"].recipe(2)
+    recipe = ADAPTED.recipe(2)
     bits = recipe.model_copy(update={"model": recipe.model.model_copy(update={"frozen": "4bit"})})
     held = recipe.model_copy(update={"model": recipe.model.model_copy(update={"frozen": "bf16"})})
     packed, plain = cost_of(bits), cost_of(held)
