@@ -64,7 +64,7 @@ def test_a_commit_that_lands_after_its_author_has_given_up_is_recognised(
 ) -> None:
     """A stalled connection is given up; when the server finishes that commit later, it is still
     this attempt's."""
-    monkeypatch.setattr(client_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(client_module, "TIMEOUT", 2.0)
     store = attempt(patience=0.0)
     head, _ = saved(store, None, own("a1", b"one"))
     hub.faults.add(COMMIT, stall=60)
@@ -156,7 +156,7 @@ def test_a_stalled_connection_does_not_hold_a_store_for_ever(
     """A read without an answer is given up and asked again."""
     store = attempt()
     head, _ = saved(store, None, b"x")
-    monkeypatch.setattr(client_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(client_module, "TIMEOUT", 1.0)
     hub.faults.add("GET .*/refs", stall=60)
     hub.faults.add("GET .*/head.json", stall=60)
     assert attempt("a2").head() == head
