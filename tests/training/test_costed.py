@@ -60,7 +60,9 @@ def cost_of(recipe: Recipe, batch: Any = None, samples: int = 2) -> Cost:
     return tried(recipe, ROOT, Batches({samples: batch_of(recipe) if batch is None else batch}, {}))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["mlp", "vit, bf16", "gpt, activations computed again", "llama", "flow"]
+)
 def test_memory_is_what_memtracker_counts_on_real_tensors(name: str) -> None:
     recipe = CASES[name].recipe(2)
     batch = batch_of(recipe)
