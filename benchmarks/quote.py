@@ -110,7 +110,7 @@ def real(recipe: Recipe, batch: Any) -> int:
     optimizer.step()
     optimizer.zero_grad()
     gc.collect()
-    tracker: Any = MemTracker()  # type: ignore[no-untyped-call]  # torch has no types there
+    tracker: Any = MemTracker()
     tracker.track_external(objective, optimizer, *(x for x in leaves(batch)))
     with tracker:
         compute()

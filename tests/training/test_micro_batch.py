@@ -26,7 +26,8 @@ from support.paths import WITH_SUPPORT
 from xrun.data.loader import Fetch
 from xrun.errors import TrainError
 from xrun.recipe.schema import Train
-from xrun.training.micro_batch import find_micro_batch, limited_memory, sizes
+from xrun.run.cost import sizes
+from xrun.training.micro_batch import find_micro_batch, limited_memory
 from xrun.training.objective import Objective
 from xrun.training.world import World
 
