@@ -247,6 +247,22 @@ def test_an_attempt_that_comes_back_ends_with_the_same_adapter(
 
 
 @pytest.mark.once
+def test_an_adapter_on_a_sharded_base_is_the_same_one(
+    project: Project, plan: Plan, trained: Training
+) -> None:
+    """Two processes that hold a shard each of the base and of the adapter export what one does, up
+    to the order of sums."""
+    fsdp = ("train.sharding=fsdp",)
+    done = project.attempt(*fsdp, processes=2, run="sharded")
+    assert done.code == 0, done.err
+    sharded = adapter_of(project.plan(*fsdp, processes=2, run="sharded"))
+    alone = adapter_of(plan)
+    assert sharded.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.once
 def test_a_run_that_is_killed_ends_with_the_same_adapter(
     project: Project, plan: Plan, trained: Training
 ) -> None:
