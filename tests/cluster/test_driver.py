@@ -23,6 +23,7 @@ from support.paths import SOURCES
 from support.running import Project
 from xrun.launcher.bundle import pack, there
 from xrun.launcher.offers import Offer, rank
+from xrun.launcher.sky.recovery import OF_SKYPILOT
 from xrun.launcher.sky.task import task_config
 from xrun.launcher.throughput import Machines
 from xrun.run.folder import RunFolder
@@ -74,7 +75,7 @@ class Site:
         placed = self.driver.home / there(plan.run).removeprefix("~/")
         placed.parent.mkdir(parents=True)
         cargo.folder.rename(placed)
-        return task_config(plan, rank([offer], candidates), cargo.folder, {})
+        return task_config(plan, rank([offer], candidates), cargo.folder, OF_SKYPILOT, {})
 
     def install(self, plan: Plan, *command: str) -> None:
         """Let `~/xrun/python` be this command, in the environment that the cargo asks for."""

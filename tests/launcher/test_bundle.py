@@ -28,6 +28,7 @@ from support.running import Project
 from xrun.launcher.arrival.has_pins import missing
 from xrun.launcher.bundle import pack, there
 from xrun.launcher.offers import Offer, rank
+from xrun.launcher.sky.recovery import OF_SKYPILOT
 from xrun.launcher.sky.task import task_config
 from xrun.launcher.throughput import Machines
 from xrun.launcher.wheel import pack_wheel
@@ -411,7 +412,9 @@ def placed(plan: Plan, prices: Sequence[Price], machine: Path, setup: str | None
     """Put the cargo where the job's machine has it; the script that the task runs there."""
     cargo = packed(plan, prices, setup)
     own = Offer(0, "aws", "r1", "m", Machines(None, 1), (replace(PRICE, spot=False),), False)
-    task = task_config(plan, rank([own], plan.load_recipe().hardware.any_of), cargo, {})
+    task = task_config(
+        plan, rank([own], plan.load_recipe().hardware.any_of), cargo, OF_SKYPILOT, {}
+    )
     target = machine / there(plan.run).removeprefix("~/")
     target.parent.mkdir(parents=True)
     cargo.rename(target)
