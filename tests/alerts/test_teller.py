@@ -10,6 +10,8 @@ from support.receivers import Webhook
 from support.running import Project, until
 from xrun.alerts.message import Message
 from xrun.alerts.teller import Teller
+from xrun.files import read_json
+from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
 
 
@@ -51,9 +53,12 @@ def test_a_server_that_hangs_holds_up_nobody(
     with Webhook(hangs=True) as deaf, Webhook() as hook:
         monkeypatch.setenv("DEAF", deaf.address)
         monkeypatch.setenv("HOOK", hook.address)
-        teller = Teller(plan_for(project, "DEAF", "HOOK"), said.append)
+        plan = plan_for(project, "DEAF", "HOOK")
+        teller = Teller(plan, said.append)
         teller.tell(message("started"))
-        hook.until(1)
+        told = RunFolder(plan.folder).alerts
+        until(lambda: "HOOK" in (read_json(told, dict) or {}), "the other address's message")
+        assert hook.titles == ["started"]
         until(deaf.asked.is_set, "a request to the one that hangs")
         teller.close(0)
     assert said == ["The alert `started` did not reach DEAF: there was no time left."]

@@ -146,7 +146,7 @@ def test_a_trial_that_does_not_exist(project: Project) -> None:
 
 def test_plan_of_a_trial(project: Project) -> None:
     """What `--trial` means is one run's plan."""
-    done = project.xrun("plan", "recipes/swept.yaml", *EVERY, "--trial", "3")
+    done = project.xrun("plan", "recipes/swept.yaml", *EVERY, "--trial", "3", "--json")
     plan = json.loads(done.out)
     assert plan["run"] == standing(project).trial(3).plan.run
     assert plan["recipe"]["train"]["optimizer"]["lr"] == 0.1

@@ -203,7 +203,8 @@ class Part:
             value = getattr(self, name)
             if isinstance(value, Part):
                 given |= {name: inner} if (inner := value.given()) else {}
-            elif key.is_required() or value != key.default:
+            # A default is as a person writes it, and so is the JSON of what is read of it.
+            elif key.is_required() or key.default not in (value, whole[name]):
                 given[name] = whole[name]
         return given
 

@@ -661,7 +661,6 @@ def test_the_witness_of_a_new_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         ({}, {"WANDB_API_KEY": "0" * 40}, "Weights & Biases refuses: the API key is not valid"),
         ({}, {"WANDB_API_KEY": "short"}, "it has 5 characters"),
         ({}, {"WANDB_API_KEY": ""}, "there is no API key here"),
-        ({}, {"WANDB_BASE_URL": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
 def test_the_account(
@@ -685,6 +684,16 @@ def test_the_account(
             answer["url"] == f"{wandb.url}/{tracking.get('entity') or 'alice'}/"
             f"{tracking.get('project', PROJECT)}/runs/{RUN}"
         )
+
+
+def test_an_account_that_nobody_can_ask_about_is_silent(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever launches decides what that means."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    answer = account_of(run)
+    assert answer["problems"] == []
+    assert "http://127.0.0.1:9 does not answer" in answer["silent"]
 
 
 def test_no_secret_leaves_or_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
