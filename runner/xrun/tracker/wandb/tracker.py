@@ -8,6 +8,7 @@ asks the server (`api`). Only a process that may wait and may be ended uses it: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class WandbTracker:
                 "xrun/attempts": [attempt.to_json() for attempt in attempts[-_ATTEMPTS:]],
                 "xrun/preemptions": sum(attempt.was_preempted for attempt in attempts),
                 "xrun/steps_recomputed": sum(each.steps_recomputed or 0 for each in attempts),
-                "xrun/receipt": self._receipt().to_json()["attempts"][-_ATTEMPTS:],
+                "xrun/receipt": [asdict(line) for line in self._receipt().lines[-_ATTEMPTS:]],
                 **self._costs(),
             }
         )
