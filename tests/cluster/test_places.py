@@ -21,7 +21,7 @@ from cluster.site import EPOCHS, FREQUENT, RECIPE, Site
 from loopback.hub import Hub
 from loopback.wandb import Wandb
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 SPOT = ("north", "south")
 NORTH, SOUTH, SURE = 0.1, 0.12, 1.0
