@@ -110,6 +110,7 @@ def gone(lines: list[str]) -> str:
     return next(line for line in lines if "is gone after" in line)
 
 
+@pytest.mark.soak
 def test_a_deadline_forces_the_dear_place(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     """Half an hour for a run that nobody has measured leaves no time to lose a spot machine."""
     run = submit(site, "forced", "30m")
