@@ -69,7 +69,7 @@ format: install
 newest: .venv-newest/stamp
 	$(NEWEST)/pytest $(BESIDE) -m "not soak and not e2e and not contract and not cloud and not once"
 
-# xrun and its peers side by side, in under 30 minutes on 2 cores: docs/performance.md.
+# xrun and its peers side by side: docs/performance.md.
 bench: .venv-newest/stamp
 	$(NEWEST)/python $(PIP) -c constraints/newest.txt -e '.[bench]'
 	$(NEWEST)/python -m benchmarks

@@ -38,6 +38,17 @@ def answer(handler: Handler, numbers: Iterable[signal.Signals]) -> dict[signal.S
     return before
 
 
+@contextmanager
+def answered(handler: Handler, numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """As `answer`, for as long as this lasts."""
+    before = answer(handler, numbers)
+    try:
+        yield
+    finally:
+        for number, other in before.items():
+            signal.signal(number, other)
+
+
 def is_wish(number: int) -> bool:
     """Whether somebody means what a signal says. That the terminal is lost means nothing: nobody
     has asked for an end, and a training outlives it."""

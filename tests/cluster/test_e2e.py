@@ -9,7 +9,6 @@ Covers `xrun.launcher.sky.cancel`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,30 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cluster import Cluster
-from cluster.daemons import missing
-from cluster.site import EPOCHS, FREQUENT, RECIPE, Site
-from loopback.hub import Hub
-from loopback.wandb import Wandb
+from cluster.site import EPOCHS, RECIPE, Site
 from support.running import until as eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 EXAMPLE = RECIPE.parents[1] / "examples" / "iris"
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    if what := missing():
-        assert not os.environ.get("CI"), what
-        pytest.skip(what)
-    with (
-        Cluster() as cluster,
-        Hub(cluster.root / "hub") as hub,
-        Wandb(cluster.root / "wandb") as wandb,
-    ):
-        cluster.export(FREQUENT)
-        yield Site(cluster, hub, wandb)
 
 
 @pytest.fixture(scope="module")

@@ -6,40 +6,20 @@ Covers `xrun_sky.strategy` and `xrun_sky.plugin`.
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.cluster import Cluster
-from cluster.daemons import missing
-from cluster.site import EPOCHS, FREQUENT, RECIPE, Site
-from loopback.hub import Hub
-from loopback.wandb import Wandb
+from cluster.site import EPOCHS, RECIPE, Site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 SPOT = ("north", "south")
 NORTH, SOUTH, SURE = 0.1, 0.12, 1.0
 """Dollars an hour of SkyPilot's smallest machine, of two cores, in each place."""
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    if what := missing():
-        assert not os.environ.get("CI"), what
-        pytest.skip(what)
-    with (
-        Cluster() as cluster,
-        Hub(cluster.root / "hub") as hub,
-        Wandb(cluster.root / "wandb") as wandb,
-    ):
-        cluster.export(FREQUENT)
-        yield Site(cluster, hub, wandb)
 
 
 def submit(site: Site, name: str, deadline: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from ..files import needed
 from ..lock import Held, locked
 from ..run.folder import RunFolder
 from ..run.plan import Plan
-from ..signals import STOPS, answer, held_back, is_wish
+from ..signals import STOPS, answered, held_back, is_wish
 
 _CRASHES = 20
 """So many entrypoints that were ended by a signal are started again; more is no accident."""
@@ -77,12 +76,8 @@ class LocalCloud:
     @contextmanager
     def signals(self) -> Iterator[None]:
         """While this lasts requests to stop are passed on to the attempt, and end nothing else."""
-        before = answer(self._on_signal, STOPS)
-        try:
+        with answered(self._on_signal, STOPS):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked |= is_wish(number)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from ..files import needed
 from ..lock import Held, held_by, locked
 from ..run.folder import RunFolder
 from ..run.plan import Limits
-from ..signals import STOPS, answer, is_wish
+from ..signals import STOPS, answered, is_wish
 from .board import Board
 from .spent import WAY_ON, Spent, spent
 from .standing import Standing
@@ -228,12 +227,8 @@ class Driver:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """While this lasts a request to stop is one to all trials."""
-        before = answer(self._on_signal, STOPS)
-        try:
+        with answered(self._on_signal, STOPS):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked |= is_wish(number)

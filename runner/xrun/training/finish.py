@@ -59,15 +59,15 @@ def finish(
         **early,
     )
     with _outlived(setting, lease, finished):
-        taken = state.step
+        step = state.step
         if setting.train.export == "best":
-            taken = take_best(setting, model, lease, rebuild)
+            step = take_best(setting, model, lease, rebuild)
         final = model.objective.model if model.averaged is None else model.averaged
         whole: nn.Module | None = full_copy(final, rebuild) if setting.sharded else final
         if setting.world.rank or whole is None:
             return None
         # The card tells of the exported weights, the record of the whole run.
-        own = replace(finished, exported_step=taken, metrics=setting.folder.metrics_now(taken))
+        own = replace(finished, exported_step=step, metrics=setting.folder.metrics_now(step))
         companions = companions_of(split, setting.recipe)
         attempts = lease.record.attempts
         whole = final_of(whole, setting.recipe.model, functools.partial(rebuild, packed=False))
