@@ -130,6 +130,32 @@ def test_ranks_keep_freed_memory_unless_told_otherwise(
     assert told('\nenv: {MALLOC_MMAP_MAX_: "9"}\n') == "9"
 
 
+def test_a_gpus_memory_grows_in_segments_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has set torch's allocator, by its name of today or of before, is not overruled."""
+    path = tmp_path / "recipes" / "recipe.yaml"
+    path.parent.mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    text = (RECIPES / "digits_mlp.yaml").read_text()
+    new, old = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+
+    def told(more: str = "") -> str | None:
+        path.write_text(text + more)
+        return rank_environment(make_plan(load_recipe(path), path), Nodes(), 0, 1).get(new)
+
+    monkeypatch.delenv(new, raising=False)
+    monkeypatch.delenv(old, raising=False)
+    assert told() == "expandable_segments:True"
+    assert told(f"\nenv: {{{new}: backend:native}}\n") == "backend:native"
+    assert told(f"\nenv: {{{old}: backend:native}}\n") is None
+    monkeypatch.setenv(old, "backend:native")
+    assert told() is None
+    monkeypatch.delenv(old)
+    monkeypatch.setenv(new, "max_split_size_mb:64")
+    assert told() == "max_split_size_mb:64"
+
+
 def test_nccl_sums_in_one_order_where_the_recipe_is_deterministic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,33 @@ def build():
         (line @ line).sum().backward()
     return Hungry(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
 """
+MAPS = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 3, 1))
+"""
+PICTURES = """
+import torch
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, n):
+        self.images = torch.randn(n, 2, 5, 4, generator=torch.Generator().manual_seed(n))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        labels = (self.images[i] > 0.3).sum(0)
+        labels[i % 5] = -100
+        return self.images[i], labels
+
+
+def build():
+    return {"train": Pictures(40), "val": Pictures(9)}
+"""
 ROOTED = """
 import torch
 from pathlib import Path
@@ -139,6 +166,19 @@ def test_what_does_not_fit_is_computed_in_parts(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "A micro-batch of 4 in 1 parts does not fit into memory" in done.err
     assert record(project.run)["attempts"][-1]["parts"] == 2, done.err
+    assert max(curve(project.run)) == 20
+
+
+def test_maps_of_classes_are_trained(tmp_path: Path) -> None:
+    """With deterministic kernels, of which torch has none for the loss of such maps as they are;
+    and a metric is counted."""
+    pytest.importorskip("torchmetrics")
+    project = Project(tmp_path)
+    project.write("models/maps.py", MAPS)
+    project.write("datasets/pictures.py", PICTURES)
+    parts = ("task=segmentation", "model={name: maps}", "dataset={name: pictures}")
+    done = run(project, *parts, "train.evaluate={every: 10 steps, metrics: [miou]}")
+    assert done.code == 0, done.err
     assert max(curve(project.run)) == 20
 
 

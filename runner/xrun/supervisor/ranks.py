@@ -38,6 +38,11 @@ What a step frees stays for the next one: by default glibc gives large tensors b
 which then clears their pages anew in each step. (Not OMP_WAIT_POLICY=PASSIVE: a small step takes a
 seventh longer where threads sleep while they wait.)
 """
+ON_GPUS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""What lets training use a GPU's memory to the end, unless somebody has set it otherwise: torch's
+allocator lets its pieces grow instead of keeping ones that fit nothing (docs/performance.md)."""
+_OLD_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Under which it may be set as well."""
 DETERMINISTIC = {"NCCL_NVLS_ENABLE": "0"}
 """What `train.deterministic` needs of NCCL, unless somebody has set it otherwise: where the switch
 between H100s sums (NVLS), the same call gives other bits each time (NVIDIA/nccl#1497)."""
@@ -166,6 +171,8 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
     processors = len(os.sched_getaffinity(0))
     threads = 1 if plan.is_exact else max(1, processors // nodes.processes)
     ours = nodes.environment() | ON_PROCESSORS | (DETERMINISTIC if plan.is_deterministic else {})
+    if not any(name in os.environ or name in plan.env for name in _OLD_NAMES):
+        ours = ours | ON_GPUS
     return {
         "RANK": str(nodes.ranks[local]),
         "LOCAL_RANK": str(local),

@@ -72,6 +72,9 @@ def loss_sum(task: str, logits: Tensor, labels: Tensor) -> Tensor:
     logits = logits.float()
     if task not in ("regression", "multi_label"):
         labels = labels if labels.is_floating_point() else labels.long()
+        if logits.is_cuda and logits.dim() > 2 and not labels.is_floating_point():
+            # Of maps of classes a GPU has no kernel that adds in one order (nll_loss2d).
+            logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
         return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     labels = labels.to(logits.dtype)
     there = counted(task, labels)
