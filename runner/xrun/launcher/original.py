@@ -76,13 +76,15 @@ def _fetched(name: str, whole: bool) -> Page | None:
         RevisionNotFoundError,
     )
 
-    from ..store.hub.client import reaching
+    from ..store.hub.client import hub_api, reaching
 
     folder = _kept(name)
     patterns = None if whole else [f"{FOLDER}/*"]
+    # Of weights people see how far they are; small files are there at once.
+    fetch = snapshot_download if whole else hub_api().snapshot_download
     try:
         with reaching():
-            snapshot_download(name, local_dir=folder, allow_patterns=patterns)
+            fetch(name, local_dir=folder, allow_patterns=patterns)
     except GatedRepoError as error:
         hint = "Ask on its page."
         raise LaunchError(f"{name} lets in only those who have asked.", hint) from error

@@ -1,27 +1,18 @@
-"""How fast a run trains on which machines: measured in earlier attempts, else estimated from what
-was measured elsewhere.
+"""How fast a run trains on which machines: measured (`speeds` says where), else estimated from what
+was measured on others, or from what a step computes.
 
-An attempt's entry in a run's record says on which machines it ran (`accelerators`, `nodes`), and
-its checkpoints how fast. Between machines that were measured and those that were not stands an
-estimate, which is always called one.
+Between machines that were measured and those that were not stands an estimate, which is always
+called one.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from ..errors import XrunError
 from ..recipe.accelerators import Accelerators
-from ..recipe.schema import Recipe, Train
-from ..run.checkpoint import Checkpoint
+from ..recipe.schema import Train
 from ..run.cost import Cost
-from ..run.folder import RunFolder, runs_in
-from ..run.plan import Plan
-from ..run.record import AttemptRecord, RunRecord
 
 PEAK = {
     "V100": 125,
@@ -125,7 +116,8 @@ class Speed:
 @dataclass(frozen=True)
 class Throughput:
     """What is known before a launch. `steps_left` is None while nobody knows how many steps the run
-    has; `cost` while nobody has measured what a step takes, of the recipe with this `train`."""
+    has; `cost` while nobody has measured what a step takes, of the recipe with this `train`.
+    `measured` has the speeds of machines that were seen at such steps, or at similar ones."""
 
     steps_left: int | None = None
     measured: Mapping[Machines, Speed] = field(default_factory=dict)
@@ -138,6 +130,7 @@ class Throughput:
         if machines in self.measured:
             return self.measured[machines]
         known = [other for other in self.measured if other.peak]
+        known = [other for other in known if self.measured[other].measured] or known
         if machines.peak is None or not known:
             return self._by_flops(machines)
         peak = machines.peak
@@ -145,7 +138,7 @@ class Throughput:
         factor = peak / (nearest.peak or peak)
         return Speed(
             self.measured[nearest].steps_per_second * factor,
-            f"{ESTIMATE}; measured on {nearest}",
+            f"{ESTIMATE}; {self.measured[nearest].source} on {nearest}",
             measured=False,
             spread=COMPARED_SPREAD,
         )
@@ -190,106 +183,3 @@ def counted(flops: float) -> str:
         if flops >= size:
             return f"{flops / size:.3g} {name}FLOP"
     return f"{flops / 1e6:.3g} MFLOP"
-
-
-def known_throughput(plan: Plan, cost: Cost | None = None) -> Throughput:
-    """What earlier attempts of this run, or of runs that compute the same kind of step, have
-    measured; `cost` is what a step takes, where that is known."""
-    measured: dict[Machines, Speed] = {}
-    for folder in runs_in(Path(plan.home)):
-        if _same_step(folder, plan):
-            measured = {**_speeds(folder), **measured}
-    return Throughput(_steps_left(plan, cost), measured, cost, plan.load_recipe().train)
-
-
-def hours_left(folder: RunFolder) -> float | None:
-    """Hours until the run is finished, at the speed of its newest attempt; None where nobody has
-    measured it."""
-    steps, speeds = _steps_left(folder.plan()), list(_speeds(folder).values())
-    return steps / speeds[-1].steps_per_second / 3600 if speeds and steps is not None else None
-
-
-def _same_step(folder: RunFolder, plan: Plan) -> bool:
-    """Whether a step of that run takes as long as one of this plan: the same model on the same
-    batch in the same precision."""
-    try:
-        other = folder.plan()
-    except XrunError:
-        return False
-    return folder.run == plan.run or _step(other.load_recipe()) == _step(plan.load_recipe())
-
-
-def _step(recipe: Recipe) -> tuple[Any, ...]:
-    train = recipe.train
-    return recipe.model, recipe.dataset.name, train.global_batch, train.micro_batch, train.precision
-
-
-def _speeds(folder: RunFolder) -> dict[Machines, Speed]:
-    """Steps per second by machines, the newest last; of two attempts on the same ones the newest
-    counts."""
-    record = _record(folder)
-    speeds: dict[Machines, Speed] = {}
-    for number, attempt in enumerate(record.attempts, 1):
-        rate = _rate(attempt, record.checkpoints)
-        if rate > 0 and attempt.cloud is not None:
-            machines = Machines(_accelerators(attempt), attempt.nodes)
-            source = f"measured in attempt {number} of {folder.run}"
-            speeds.pop(machines, None)
-            speeds[machines] = Speed(rate, source, measured=True)
-    return speeds
-
-
-def _accelerators(attempt: AttemptRecord) -> Accelerators | None:
-    return Accelerators.parse(attempt.accelerators) if attempt.accelerators else None
-
-
-def _rate(attempt: AttemptRecord, checkpoints: Sequence[Checkpoint]) -> float:
-    """Steps per second between an attempt's kept checkpoints, else over its life with its start; 0
-    where it has none."""
-    own = [(each.step, each.time) for each in checkpoints if each.attempt == attempt.id]
-    if len(own) < 2:
-        end_of = (attempt.committed or 0, attempt.last_known)
-        own = [(attempt.first_step, attempt.started), end_of]
-    (first, began), (last, end) = own[0], own[-1]
-    return (last - first) / (end - began) if end > began else 0.0
-
-
-def _steps_left(plan: Plan, cost: Cost | None = None) -> int | None:
-    """Steps of the run less the newest committed one; None where the number of steps follows from
-    data nobody has counted yet."""
-    train, record = plan.load_recipe().train, _record(RunFolder(plan.folder))
-    per_epoch = None if train.steps else _steps_per_epoch(record) or _counted_elsewhere(plan)
-    if per_epoch is None and cost and cost.train_samples:
-        per_epoch = -(-cost.train_samples // train.global_batch)
-    total = plan.last_step(per_epoch)
-    return max(0, total - max(0, record.committed_step)) if total else None
-
-
-def _steps_per_epoch(record: RunRecord) -> int | None:
-    """What an attempt of a run has counted."""
-    counted = (each.steps_per_epoch for each in record.attempts if each.steps_per_epoch)
-    return next(counted, None)
-
-
-def _counted_elsewhere(plan: Plan) -> int | None:
-    """The same for another run with the same data in the same batches."""
-    own = _epoch(plan.load_recipe())
-    for folder in runs_in(Path(plan.home)):
-        with contextlib.suppress(XrunError):
-            same = _epoch(folder.plan().load_recipe()) == own
-            if same and (found := _steps_per_epoch(_record(folder))):
-                return found
-    return None
-
-
-def _epoch(recipe: Recipe) -> tuple[Any, ...]:
-    return recipe.dataset, recipe.train.global_batch
-
-
-def _record(folder: RunFolder) -> RunRecord:
-    """What is committed of a run; a store that cannot be read now has nothing to say about
-    speed."""
-    try:
-        return folder.record() if folder.plan_file.exists() else RunRecord()
-    except XrunError:
-        return RunRecord()

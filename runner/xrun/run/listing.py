@@ -116,14 +116,7 @@ def _folders_in(path: Path) -> list[RunFolder] | None:
 
 
 def _in_bucket(address: Address, environ: Mapping[str, str]) -> list[RunReport]:
-    from ..libraries import BUCKET, require
-
-    require(BUCKET)
-    from ..store.bucket.client import BucketClient
-    from ..store.bucket.store import READERS_PATIENCE
-
-    client = BucketClient(address, environ=environ, patience=READERS_PATIENCE)
-    below = client.folders()
+    below = _folders_of(address, environ)
     if "commits" in below:
         return [open_run(str(address), environ=environ).report(time.time())]
     places = [replace(address, name=f"{address.name}/{name}") for name in below]
@@ -131,16 +124,46 @@ def _in_bucket(address: Address, environ: Mapping[str, str]) -> list[RunReport]:
 
 
 def _of_account(name: str, environ: Mapping[str, str]) -> list[RunReport]:
+    owner, names = _repositories("" if name == OWN else name)
+    if not names:
+        what = f"{owner} has no repositories on the Hub that this account may see."
+        raise LaunchError(what, "Mind the spelling; private ones need a token (`hf auth login`).")
+    return _described([Address("hub", each) for each in names], environ)
+
+
+def _repositories(owner: str) -> tuple[str, list[str]]:
     from ..libraries import HUB, require
 
     require(HUB)
     from ..store.hub.client import repositories_of
 
-    owner, names = repositories_of("" if name == OWN else name)
-    if not names:
-        what = f"{owner} has no repositories on the Hub that this account may see."
-        raise LaunchError(what, "Mind the spelling; private ones need a token (`hf auth login`).")
-    return _described([Address("hub", each) for each in names], environ)
+    return repositories_of(owner)
+
+
+def addresses_beside(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Address]:
+    """Where the runs may be that lie at the same place as a plan's: in its bucket's prefix, or in
+    the account that its repository belongs to; none where its state is on this machine only.
+
+    Raises:
+        LaunchError: this account may not look.
+        StoreError: the store refuses, or nobody can tell now.
+    """
+    address = plan.address
+    if address.in_bucket:
+        return [address.place_of(name) for name in _folders_of(address, environ)]
+    if not address.on_hub:
+        return []
+    return [Address("hub", name) for name in _repositories(address.name.partition("/")[0])[1]]
+
+
+def _folders_of(address: Address, environ: Mapping[str, str]) -> list[str]:
+    from ..libraries import BUCKET, require
+
+    require(BUCKET)
+    from ..store.bucket.client import BucketClient
+    from ..store.bucket.store import READERS_PATIENCE
+
+    return BucketClient(address, environ=environ, patience=READERS_PATIENCE).folders()
 
 
 def _described(addresses: Sequence[Address], environ: Mapping[str, str]) -> list[RunReport]:
@@ -154,12 +177,18 @@ def _described(addresses: Sequence[Address], environ: Mapping[str, str]) -> list
 
 def _described_one(address: Address, environ: Mapping[str, str]) -> RunReport | None:
     """What the head says; None where there is no run, or the board of a sweep."""
-    place, _ = located(str(address), environ)
     try:
-        store = open_place(place, "reader", create=False, environ=environ)
-        if (head := store.head()) is None or is_board(head.record):
-            return None
-        run = OpenedRun(place, head, RunRecord.of(head), store)
-        return run.report(time.time(), metrics=False)
+        run = run_at(address, environ)
+        return run.report(time.time(), metrics=False) if run else None
     except XrunError as error:
         return RunReport(str(address), str(address), "unreadable", error=str(error))
+
+
+def run_at(address: Address, environ: Mapping[str, str] = os.environ) -> OpenedRun | None:
+    """The run whose state is there; None where there is none, or the board of a sweep. Raises
+    XrunError."""
+    place, _ = located(str(address), environ)
+    store = open_place(place, "reader", create=False, environ=environ)
+    if (head := store.head()) is None or is_board(head.record):
+        return None
+    return OpenedRun(place, head, RunRecord.of(head), store)

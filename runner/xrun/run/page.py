@@ -22,6 +22,7 @@ from ..errors import LaunchError
 from ..files import read_small, typed
 from .locked import Lock
 from .points import Point, read_points, reproducible
+from .receipt import Receipt
 
 FOLDER = "xrun"
 RECIPE, LOCK, RUN, POINTS = "recipe.yaml", "lock.json", "run.json", "metrics.jsonl"
@@ -33,7 +34,8 @@ class Facts:
     """`run.json`: which run it was, by which rule it has its `digest`, on how many `processes`, and
     what the export has made: the SHA-256 of each file of weights, and of all together as the record
     has it. `state` is the address of its state, "" where that is on one machine only; `sources` the
-    digests of its components' files. Pages of an older xrun lack both."""
+    digests of its components' files, `sample_flops` what the model computes for one sample, 0 where
+    nobody has counted it. Pages of an older xrun lack these."""
 
     run: str
     digest: str = ""
@@ -43,6 +45,7 @@ class Facts:
     files: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
+    sample_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,14 @@ class Page:
             return Lock.from_json(self._json(LOCK))
         except ValueError as error:
             raise self._damaged(LOCK, str(error)) from error
+
+    @cached_property
+    def receipt(self) -> Receipt:
+        """What the run had cost when the model was made. Raises LaunchError."""
+        try:
+            return Receipt.from_json(self._json(RECEIPT))
+        except ValueError as error:
+            raise self._damaged(RECEIPT, str(error)) from error
 
     @property
     def recipe(self) -> Path:

@@ -10,11 +10,12 @@ or nobody wants it to run; neither costs anything. What is not known is None, an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
+from ..files import typed
 from . import spending
 from .record import AttemptRecord
 from .table import Table
@@ -188,6 +189,15 @@ class Receipt:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         return {"run": self.run, **self.totals(), "attempts": [asdict(each) for each in self.lines]}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Receipt:
+        """Read what `to_json` wrote. Raises ValueError."""
+        try:
+            lines = tuple(Line(**typed(Line, each)) for each in told["attempts"])
+            return cls(str(told["run"]), lines)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it is no receipt: {error}") from None
 
     def csv(self) -> bytes:
         """A row for each attempt; times in UTC, and nothing where something is not known."""

@@ -51,7 +51,8 @@ class AttemptRecord:
     `trained_from` is when its setup was over. `command` is the plan's. `memory` names the kind of
     memory that a micro-batch had to fit into, in so many `parts`. `other_data` says in what its
     data were not those of the steps before, which was meant. `last_save` is the seconds that its
-    last save took. Where and at which price it ran: `cluster` to `billed_from`;
+    last save took, `sample_flops` what the model computes for one sample, forward and backward,
+    where it was counted. Where and at which price it ran: `cluster` to `billed_from`;
     `on_demand_usd_per_hour` is what the same costs on demand. `last_seen` is its last sign of life
     that anybody has recorded (its lease, a commit, a point in its log), `silence` the longest time
     without one that is usual: the seconds between two of its commits. `committed` is the newest
@@ -74,6 +75,7 @@ class AttemptRecord:
     parts: int | None = None
     other_data: str | None = None
     last_save: float | None = None
+    sample_flops: float | None = None
     cluster: str | None = None
     cloud: str | None = None
     region: str | None = None

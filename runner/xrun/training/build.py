@@ -158,6 +158,7 @@ def build_training(
     with setting.components.proving(setting.recipe.task):
         check_workers(setting, sampler, evaluation, model.state.step)
         speed = build_speed(setting, model, parts)
+    lease.note(sample_flops=speed.flops or None)
     return Training(
         train=train,
         steps=steps,

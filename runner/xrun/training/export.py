@@ -117,11 +117,13 @@ def write(
     digests = {name: sha256_of(temporary / name) for name in files}
     points = RunFolder(plan.folder).points()
     receipt = receipt_of(plan.run, attempts, clock.now())
-    write_page(temporary, plan, lock, points, digests, str(finished.weights_sha256), receipt)
+    flops = next((each.sample_flops for each in reversed(attempts) if each.sample_flops), 0.0)
+    sha256 = str(finished.weights_sha256)
+    write_page(temporary, plan, lock, points, digests, sha256, receipt, flops)
     card = model_card(plan, finished, attempts, receipt, files, model, lock)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, folder)
-    return str(finished.weights_sha256)
+    return sha256
 
 
 def _save_pretrained(model: Any, folder: Path, companions: Companions, plan: Plan) -> None:

@@ -26,9 +26,10 @@ def write_page(
     weights: Mapping[str, str],
     sha256: str,
     receipt: Receipt,
+    sample_flops: float = 0.0,
 ) -> None:
     """Write it into the model's folder; `weights` are the files' SHA-256 by their names, `receipt`
-    what the run has cost until now."""
+    what the run has cost until now, `sample_flops` what its model computes for a sample."""
     folder = model / page.FOLDER
     folder.mkdir(exist_ok=True)
     processes = int(lock.machine.get("processes", plan.processes))
@@ -42,6 +43,7 @@ def write_page(
         dict(weights),
         state,
         dict(plan.sources),
+        sample_flops,
     )
     given = plan.load_recipe().given()
     (folder / page.RECIPE).write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))

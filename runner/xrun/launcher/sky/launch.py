@@ -18,7 +18,7 @@ from ..offers import Offers
 from ..project import refuse_what_stays
 from ..rehearsal.costing import Lacks, known_cost
 from ..requirements import lock
-from ..throughput import known_throughput
+from ..speeds import known_throughput
 from .catalogs import offers_elsewhere
 from .client import enabled_clouds, name_of
 from .controller import find_controller

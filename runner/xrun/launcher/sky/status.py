@@ -13,7 +13,7 @@ from ...run.folder import RunFolder
 from ...run.receipt import receipt_of
 from ...run.report import RunReport
 from ..record import LaunchRecord, read_launch
-from ..throughput import hours_left
+from ..speeds import hours_left
 from .jobs import Job, jobs
 
 _RUNNING = "RUNNING"
