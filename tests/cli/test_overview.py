@@ -5,15 +5,8 @@ Covers `xrun.run.compared`.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import re
-import struct
-import subprocess
-import termios
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +15,7 @@ import pytest
 from support.hub_store import HUB_WARNINGS
 from support.kept_runs import keep
 from support.running import Done, Project, ended, start
+from support.terminals import on_a_terminal
 from support.worlds import hub_world
 from xrun.cli.texts import status_lines, sums_text
 from xrun.launcher.sky.status import OnCloud, RunStatus
@@ -52,31 +46,6 @@ def kept(project: Project, *overrides: str, recipe: str = "tiny", finished: bool
     plan = project.plan(*overrides, recipe=recipe)
     RunFolder(plan.folder).write_plan(plan)
     keep(plan, plan.folder, finished=finished)
-
-
-def on_a_terminal(project: Project, columns: int, *arguments: str, **environ: str) -> str:
-    """What the command writes on a terminal of so many columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environ = {"TERM": "xterm", **environ}
-    process = project.start(*arguments, environ=environ, stdout=theirs, stderr=subprocess.PIPE)
-    os.close(theirs)
-    text = b"".join(_pieces(ours))
-    os.close(ours)
-    done = ended(process)
-    assert (done.code, done.err) == (0, "")
-    return text.decode().replace("\r\n", "\n")
-
-
-def _pieces(terminal: int) -> Iterator[bytes]:
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:  # as a terminal ends
-            return
-        if not piece:
-            return
-        yield piece
 
 
 def names(done: Done) -> list[str]:
@@ -111,6 +80,27 @@ def test_a_table_fits_a_terminal(project: Project) -> None:
         assert re.sub(r"\x1b\[\d+m", "", text) == plain
         assert max(map(len, plain.splitlines()[:-1])) <= columns
     assert "lr=0.02" in plain, "there is room for it in 160"
+
+
+def test_runs_of_a_long_name_are_told_apart(tmp_path: Path) -> None:
+    """Where there is little room an id is cut in its middle: its end is what makes it another one.
+    With NO_COLOR no view has any."""
+    project = Project(tmp_path)
+    name = "a-name-of-many-characters"
+    project.write("recipes/tiny.yaml", project.recipe.read_text().replace("tiny", name))
+    for rate in ("0.01", "0.02", "0.03"):
+        kept(project, f"train.optimizer.lr={rate}")
+    runs = sorted(path.name for path in project.home.iterdir())
+    for command in (["status"], ["compare", *runs]):
+        narrow, wide = (
+            on_a_terminal(project, columns, *command, NO_COLOR="1") for columns in (80, 160)
+        )
+        assert max(map(len, narrow.splitlines())) <= 80
+        assert all(run not in narrow and run[-8:] in narrow for run in runs)
+        assert all(run in wide for run in runs)
+        assert "\x1b" not in narrow + wide
+    for command in (["report", runs[0]], ["plan", "recipes/tiny.yaml"]):
+        assert "\x1b" not in on_a_terminal(project, 80, *command, NO_COLOR="1")
 
 
 def test_runs_are_chosen(project: Project) -> None:

@@ -16,6 +16,7 @@ import pytest
 from loopback.hub import Hub
 from support.far_away import FAST, environment
 from support.running import Project, weights
+from support.terminals import on_a_terminal
 from xrun.sweep.board import Board
 from xrun.sweep.standing import Result
 from xrun.sweep.trials import Trials
@@ -81,6 +82,10 @@ def test_table_and_status(project: Project) -> None:
     run = trials.trial(1).plan.run
     assert rows[1] == ["1", "0.01", "8", run, "parked", "(1)", "10", "0.5", "-"]
     assert [row[4] for row in rows[1:]] == ["parked", "parked", "failed", "waits"]
+    narrow = on_a_terminal(project, 50, "sweep", "table", "recipes/swept.yaml", *EVERY)
+    assert narrow.splitlines()[0].split() == ["trial", "lr", "width", "run", "state", "loss"]
+    assert max(map(len, narrow.splitlines())) <= 50
+    assert run[-8:] in narrow
     standing(project, *END)
     told = project.xrun("sweep", "table", "recipes/swept.yaml", *EVERY, "--json")
     states = [(row["trial"], row["state"], row["value"]) for row in json.loads(told.out)]

@@ -14,6 +14,7 @@ import click
 from . import completion, options
 from .sharing import RecipeType, Source, fetched
 from .sweeps import table_of
+from .tables import room
 
 if TYPE_CHECKING:
     from ..errors import Problem
@@ -59,7 +60,9 @@ def check(
             check_deadline(recipe, path, overrides, time.time())
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
-            trials = table_of(path, overrides) if recipe.sweep is not None else []
+            width = room()
+            inside = None if width is None else width - 2
+            trials = table_of(path, overrides, inside) if recipe.sweep is not None else []
             of_account = _online_problems(recipe, source) if online else ()
             refused += of_account
             if not as_json and not of_account:

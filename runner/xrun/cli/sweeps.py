@@ -18,6 +18,7 @@ from ..files import json_text
 from . import options
 from .options import Launching
 from .sharing import Source, agreed, fetched
+from .tables import Column, lines_of, room
 
 if TYPE_CHECKING:
     from ..recipe.git_url import RecipeURL
@@ -172,15 +173,28 @@ def _best_text(trials: Trials, board: Board) -> str:
     return f"Best: trial {number}, {value}, {trial.words}\n  run      {trial.plan.run}"
 
 
-def table_of(recipe_path: Path, overrides: Sequence[str]) -> list[str]:
+def table_of(recipe_path: Path, overrides: Sequence[str], width: int | None) -> list[str]:
     """The trials of a recipe before anything is trained. Raises RecipeError where one is wrong."""
     from ..sweep.standing import Rules, Standing
-    from ..sweep.table import rows, table_text
+    from ..sweep.table import cells, rows
     from ..sweep.trials import Trials
 
     trials = Trials.of(recipe_path, overrides)
     empty = Standing(Rules(len(trials.values), len(trials.parts)))
-    return table_text(trials, list(rows(trials.all(), empty, costs=False)), results=False)
+    found = list(rows(trials.all(), empty, costs=False))
+    return _table(cells(trials, found, results=False), width)
+
+
+def _table(cells: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """The trials in columns; where there is too little room, ids and values of text are cut, and
+    hours and steps left out."""
+    head, *rows = cells
+    ranks = {"hours": 2, "step": 1}
+    columns = [
+        Column(name, rank=ranks.get(name, 0), cut=name not in ranks, names=name == "run")
+        for name in head
+    ]
+    return lines_of(columns, rows, width)
 
 
 @click.group()
@@ -200,14 +214,14 @@ def _read(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool) -> tu
 @options.as_json
 def table(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_json: bool) -> None:
     """A row for each trial: its values, its run, how far it is, its metric, what it has cost."""
-    from ..sweep.table import rows, table_text
+    from ..sweep.table import cells, rows
 
     trials, board = _read(recipe, overrides, local)
     found = list(rows(trials.all(), board.standing()))
     if as_json:
         click.echo(json_text([row.to_json() for row in found], indent=1))
         return
-    for line in table_text(trials, found):
+    for line in _table(cells(trials, found), room()):
         click.echo(line)
 
 

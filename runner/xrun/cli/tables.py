@@ -20,12 +20,14 @@ _LEAST = 12
 @dataclass(frozen=True)
 class Column:
     """`right`: numbers, which end below each other. Where there is too little room, columns leave
-    by their `rank`, the highest first; those with 0 stay, and `cut` ones are shortened."""
+    by their `rank`, the highest first; those with 0 stay, and `cut` ones are shortened: at their
+    end, or of `names` in the middle, since ids of one recipe differ in how they end."""
 
     head: str
     right: bool = False
     rank: int = 0
     cut: bool = False
+    names: bool = False
 
 
 def lines_of(
@@ -69,9 +71,16 @@ def _line(
 ) -> str:
     cells = []
     for n in there:
-        text = row[n] if len(row[n]) <= widths[n] else f"{row[n][: widths[n] - 1]}…"
+        text = _cut(row[n], widths[n], columns[n].names)
         cells.append(text.rjust(widths[n]) if columns[n].right else text.ljust(widths[n]))
     return _BETWEEN.join(cells).rstrip()
+
+
+def _cut(text: str, width: int, name: bool) -> str:
+    if len(text) <= width:
+        return text
+    end = max(8, 2 * width // 3) if name else 0  # a digest has 8 digits
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def room() -> int | None:

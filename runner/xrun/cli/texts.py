@@ -25,7 +25,7 @@ COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed"
 COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
 """How runs that are so are shown; SkyPilot's own words have none."""
 _STATUS = (
-    Column("RUN", cut=True),
+    Column("RUN", cut=True, names=True),
     Column("STATUS"),
     Column("STEP", right=True),
     Column("BEST", rank=2),
@@ -159,7 +159,7 @@ def compare_lines(
     rows = [(key, *values) for part in (recipe, result) for key, values in part.items()]
     if not rows:
         return ["These runs differ in nothing that is known of them."]
-    columns = [Column("DIFFERS", cut=True), *(Column(name, cut=True) for name in names)]
+    columns = [Column("DIFFERS", cut=True), *(Column(name, cut=True, names=True) for name in names)]
     lines = lines_of(columns, rows, width)
     return lines if recipe else [*lines, "Their recipes are the same."]
 

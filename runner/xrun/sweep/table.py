@@ -57,8 +57,9 @@ def rows(all_: Sequence[Trial], standing: Standing, *, costs: bool = True) -> It
         )
 
 
-def table_text(trials: Trials, found: Sequence[Row], *, results: bool = True) -> list[str]:
-    """The rows in columns; without `results` what is known before anything was trained."""
+def cells(trials: Trials, found: Sequence[Row], *, results: bool = True) -> list[list[str]]:
+    """The rows as texts, with the head before them; without `results` what is known before anything
+    was trained."""
     keys = list(trials.sweep.parameters)
     names = {key: _short(key, keys) for key in keys}
     head = ["trial", *names.values(), "run"]
@@ -67,18 +68,14 @@ def table_text(trials: Trials, found: Sequence[Row], *, results: bool = True) ->
     head += ["usd"] if known_usd else []
     lines = [head]
     for row in found:
-        cells = [str(row.trial), *(_cell(row.values[key]) for key in keys), row.run]
+        line = [str(row.trial), *(_cell(row.values[key]) for key in keys), row.run]
         if results:
             state = f"{row.state} ({row.rung})" if row.state in ("parked", "out") else row.state
             hours = row.hours and f"{row.hours:.3f}"
-            cells += [state, _cell(row.step), _cell(row.value), _cell(hours)]
-        cells += [_cell(row.usd and f"{row.usd:.2f}")] if known_usd else []
-        lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+            line += [state, _cell(row.step), _cell(row.value), _cell(hours)]
+        line += [_cell(row.usd and f"{row.usd:.2f}")] if known_usd else []
+        lines.append(line)
+    return lines
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
