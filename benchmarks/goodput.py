@@ -4,6 +4,10 @@ with xrun's own policy.
 Replayed is a clock, not a copy of the policy: `SaveSchedule` says when a save is due, `mean_uptime`
 what it may expect, and after a notice `StopFlag` and `LastSave` when to stop training, as a run
 asks them. The oracle knows when the machine goes.
+
+Then with bytes priced: what the machines cost for committed training, over all that is paid, where
+each save sends `STATE` bytes out of a cloud that bills them; over an oracle's, which sends once for
+each machine. Beside it what `auto` would be that does not look at the price.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from benchmarks.result import Row, main, spread
 from xrun.checkpoint.schedule import SaveSchedule
 from xrun.machine.stop import SPARE_SECONDS, StopFlag
 from xrun.recipe.interval import Every
-from xrun.run.saving import mean_uptime
+from xrun.run.saving import mean_uptime, usd_per_byte, worth
+from xrun.store.address import Address
 
 TRACES = Path(__file__).parent / "data" / "spot-traces"
 PROVISION, RESUME, STALL, UPLOAD, LAST_UPLOAD = 180.0, 30.0, 0.1, 30.0, 10.0
@@ -26,6 +31,8 @@ PROVISION, RESUME, STALL, UPLOAD, LAST_UPLOAD = 180.0, 30.0, 0.1, 30.0, 10.0
 takes from training; until it is committed; the same when nothing trains meanwhile."""
 NOTICE, STEP = 30.0, 0.5
 """Seconds: what a notice leaves until the machine goes; a step, after which the loop looks."""
+STATE, MACHINE, CLOUD = 1.5e9, 3.0, "gcp"
+"""Bytes of a save, dollars for an hour of the machine, and the cloud whose egress is billed."""
 
 
 @dataclass
@@ -40,6 +47,9 @@ class Replay:
     useful: float = 0.0
     last_saves: list[float] = field(default_factory=list)
     started: bool = False
+    worth: float = 0.0
+    """Seconds of the machine for a save's price, as the schedule is told."""
+    sent: int = 0
 
     def window(self, start: float, end: float) -> None:
         """One machine, from its offer to its loss."""
@@ -54,6 +64,7 @@ class Replay:
 
     def _oracle(self, end: float) -> float:
         """One save, committed when the machine goes."""
+        self.sent += 1
         return max(0.0, end - self.now - STALL - LAST_UPLOAD)
 
     def _train(self, began: float, end: float) -> float:
@@ -65,6 +76,7 @@ class Replay:
             uptime=lambda: mean_uptime(before + self.now - began, losses),
             clock=lambda: self.now,
             alone=max(self.last_saves[-3:], default=0.0),
+            worth=lambda: self.worth / STATE,
         )
         saves = _Saves(schedule)
         while True:
@@ -100,6 +112,7 @@ class Replay:
         if saves.busy:
             self.now += (saves.busy - self.now) * LAST_UPLOAD / UPLOAD
             saves.committed = saves.saved if self.now <= end else saves.committed
+        self.sent += 1
         self.now += STALL + LAST_UPLOAD
         if self.now > end:
             self.losses += 1
@@ -124,7 +137,7 @@ class _Saves:
         if self.busy and self.busy <= until:
             self._train(replay, self.busy)
             self.committed, self.busy = self.saved, 0.0
-            self.schedule.measured(STALL, UPLOAD + STALL)
+            self.schedule.measured(STALL, UPLOAD + STALL, STATE)
         self._train(replay, until)
 
     def _train(self, replay: Replay, until: float) -> None:
@@ -133,6 +146,7 @@ class _Saves:
 
     def begin(self, replay: Replay) -> None:
         """Start a save, which takes a moment from training."""
+        replay.sent += 1
         self.schedule.started()
         self.saved, self.busy = self.worked, replay.now + STALL + UPLOAD
         replay.now += STALL
@@ -168,6 +182,30 @@ def useful_share(policy: str, notice: float = 0.0) -> tuple[float, list[float]]:
     return useful / available, each
 
 
+@dataclass(frozen=True)
+class Paid:
+    """What all traces together cost: `share` of it, in money, is for committed training."""
+
+    share: float
+    gigabytes_per_hour: float
+    usd_per_hour: float
+
+
+def paid(policy: str, told: bool, notice: float = 0.0) -> Paid:
+    """With a save's bytes priced, of which the schedule is `told` or not."""
+    usd = STATE * usd_per_byte(CLOUD, Address.parse("hub"))
+    useful = hours = 0.0
+    sent = 0
+    for path in sorted(TRACES.rglob("*.json")):
+        replay = Replay(policy, notice, worth=worth(usd, MACHINE) if told else 0.0)
+        for start, end in windows(path):
+            replay.window(start, end)
+            hours += (end - start) / 3600
+        useful, sent = useful + replay.useful / 3600, sent + replay.sent
+    share = useful * MACHINE / (hours * MACHINE + sent * usd)
+    return Paid(share, sent * STATE / 1e9 / hours, sent * usd / hours)
+
+
 def measure(quick: bool) -> Iterator[Row]:
     oracle, best = useful_share("oracle")
     policies = {
@@ -188,6 +226,7 @@ def measure(quick: bool) -> Iterator[Row]:
         "committed_share_with_notice": warned,
         "committed_share_oracle": oracle,
         "traces": len(each),
+        **priced(),
     }
     name = (
         "goodput on 34 spot traces without notice, over an oracle's (with a notice:"
@@ -204,6 +243,21 @@ def measure(quick: bool) -> Iterator[Row]:
         also,
         warned / oracle >= 0.999,
     )
+
+
+def priced() -> dict[str, float]:
+    """With bytes priced, each over the oracle."""
+    found: dict[str, float] = {}
+    for name, notice in (("priced", 0.0), ("priced_with_notice", NOTICE)):
+        best = paid("oracle", told=True)
+        for how, policy, told in (("", "auto", True), ("_unaware", "auto", False)):
+            own = paid(policy, told, notice)
+            found |= {
+                f"{name}{how}": own.share / best.share,
+                f"{name}{how}_gb_per_hour": own.gigabytes_per_hour,
+                f"{name}{how}_usd_per_hour": own.usd_per_hour,
+            }
+    return found
 
 
 if __name__ == "__main__":

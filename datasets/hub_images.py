@@ -6,15 +6,16 @@ Images stay encoded until `transform`, which runs in the workers. Nothing remote
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from xrun.errors import ComponentError
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import datasets  # takes a second, and datasets/image_folder does without
 
 Item = tuple[Tensor, int]
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held."""
 SMALLEST_CROP = 0.25
 """Smallest share of the image's area that a training crop keeps (Szegedy et al. 2014 take 0.08, for longer training)."""
 RESIZE = 1.143
@@ -30,8 +35,11 @@ RESIZE = 1.143
 
 
 class Transform:
-    """A raw example -> (float32 (channels, image_size, image_size), label); draws from torch's generator if it augments."""
+    """A raw example -> (float32 (channels, image_size, image_size), label); draws from torch's generator if it augments.
 
+    `fast`: the same in uint8, which `on_device` makes float32 of, decoded no larger than it has to be."""
+
+    fast = False
     smallest_crop = SMALLEST_CROP
     resize_to = RESIZE
     mirrors = True
@@ -47,34 +55,62 @@ class Transform:
     def __call__(self, example: dict[str, Any]) -> Item:
         import datasets
 
-        image = datasets.Image().decode_example(example[self.image_column])
-        return self.item(image, int(example[self.label_column]))
+        picture, label = example[self.image_column], int(example[self.label_column])
+        if self.fast and picture["bytes"] is not None:
+            return self.item(Image.open(io.BytesIO(picture["bytes"])), label)
+        return self.item(datasets.Image().decode_example(picture), label)
 
     def item(self, image: Image.Image, label: int) -> Item:
-        """A picture and its class, as the model takes them."""
+        """A picture and its class, as the model takes them; `fast` ones are not decoded yet."""
+        if self.fast:
+            return self.pixels(self.drafted(image)).contiguous(), label
         image = image.convert(self.mode)
-        image = self.random_crop(image) if self.augment else self.center_crop(image)
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(self.image_size, self.image_size, -1)
-        return (pixels.permute(2, 0, 1) / 255 - self.mean) / self.std, label
+        return (self.pixels(self.cropped(image, *self.box(image.size))).float() / 255 - self.mean) / self.std, label
 
-    def random_crop(self, image: Image.Image) -> Image.Image:
-        """A rectangle of random area and shape (3/4 to 4/3), resized, and mirrored half of the time."""
+    def on_device(self, batch: Any) -> Any:
+        """(uint8 pictures, labels) -> the pictures as numbers, where they are."""
+        pictures, labels = batch
+        channels = zip(pictures.unbind(1), self.mean.flatten().tolist(), self.std.flatten().tolist(), strict=True)
+        return torch.stack([(pixels.float() / 255 - mean) / std for pixels, mean, std in channels], 1), labels
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """uint8 (channels, image_size, image_size)."""
+        return torch.from_numpy(np.array(image)).view(self.image_size, self.image_size, -1).permute(2, 0, 1)
+
+    def box(self, size: tuple[int, int]) -> tuple[Box, bool]:
+        """The part of a picture of so many pixels that is taken, and whether it is mirrored."""
+        return self.random_box(*size) if self.augment else (self.center_box(*size), False)
+
+    def random_box(self, width: int, height: int) -> tuple[Box, bool]:
+        """A rectangle of random area and shape (3/4 to 4/3), mirrored half of the time."""
         area, ratio, x, y, mirror = torch.rand(5).tolist()
-        size = math.sqrt((self.smallest_crop + (1 - self.smallest_crop) * area) * image.width * image.height)
+        size = math.sqrt((self.smallest_crop + (1 - self.smallest_crop) * area) * width * height)
         stretch = math.exp((ratio - 0.5) * math.log(4 / 3))
-        width, height = min(size * stretch, image.width), min(size / stretch, image.height)
-        left, top = x * (image.width - width), y * (image.height - height)
-        out = self.resize(image, (left, top, left + width, top + height))
-        return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrors and mirror < 0.5 else out
+        w, h = min(size * stretch, width), min(size / stretch, height)
+        left, top = x * (width - w), y * (height - h)
+        return (left, top, left + w, top + h), self.mirrors and mirror < 0.5
 
-    def center_crop(self, image: Image.Image) -> Image.Image:
+    def center_box(self, width: int, height: int) -> Box:
         """The middle square, of a side such that resizing first and cropping then would give the same picture."""
-        side = min(image.width, image.height) / self.resize_to
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        return self.resize(image, (left, top, left + side, top + side))
+        side = min(width, height) / self.resize_to
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
 
-    def resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-        return image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR, box=box)
+    def cropped(self, image: Image.Image, box: Box, mirrored: bool) -> Image.Image:
+        out = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR, box=box)
+        return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else out
+
+    def drafted(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that is not decoded yet. A JPEG is decoded at a half, a quarter or an eighth of its size where
+        the part has no fewer pixels then than are wanted of it."""
+        turned = image.getexif().get(ORIENTATION, 1) > 4
+        width, height = image.size[::-1] if turned else image.size
+        (left, top, right, bottom), mirrored = self.box((width, height))
+        needed = min(1.0, self.image_size / min(right - left, bottom - top))
+        image.draft(self.mode, (math.ceil(image.width * needed), math.ceil(image.height * needed)))
+        image = ImageOps.exif_transpose(image).convert(self.mode)
+        x, y = image.width / width, image.height / height
+        return self.cropped(image, (left * x, top * y, right * x, bottom * y), mirrored)
 
 
 class Processor:
@@ -103,6 +139,7 @@ class Processor:
 class Images:
     """Map-style: `rows` are raw examples, a memory-mapped dataset or a list."""
 
+    on_device: Callable[[Any], Any]
     class_names: list[str] | None = None
     processor: Processor | None = None
 
@@ -122,6 +159,7 @@ class Images:
 class ImageStream:
     """Streaming: one shard per file; a shard is a `datasets.IterableDataset`, which resumes by its state."""
 
+    on_device: Callable[[Any], Any]
     class_names: list[str] | None = None
     processor: Processor | None = None
 
@@ -173,12 +211,15 @@ def build(
     augment: bool = True,
     streaming: bool = False,
     val_samples: int = 2048,
+    fast: bool = False,
 ) -> dict[str, Images | ImageStream]:
     """`train` and, with `val_split`, `val`, of pairs of float32 (channels, image_size, image_size) and a label.
 
     `name` is owner/dataset or a local folder (parquet, arrow or an image folder); pin `revision` to a full commit. `mean` and
     `std` are per channel, for pixels from 0 to 1 (default 0.5). With `streaming` nothing is downloaded first; then `val` is held
     in memory, encoded, and has about `val_samples` examples. The class names and what evaluation does with an image go with the model.
+    `fast`: pictures travel as bytes and become numbers on the model's device, and large JPEGs are decoded at a fraction of their
+    size; what the model sees differs a little.
     """
     import datasets
 
@@ -192,7 +233,9 @@ def build(
     half = [0.5] * channels
 
     def transform(random: bool) -> Transform:
-        return Transform(image_column, label_column, image_size, channels, mean or half, std or half, random)
+        made = Transform(image_column, label_column, image_size, channels, mean or half, std or half, random)
+        made.fast = fast
+        return made
 
     tag = version(name, revision)
     kind = ImageStream if streaming else Images
@@ -200,6 +243,8 @@ def build(
     splits: dict[str, Images | ImageStream] = {"train": kind(rows, transform(augment), tag)}
     splits["train"].class_names = getattr((rows.features or {}).get(label_column), "names", None)
     splits["train"].processor = Processor(image_size, channels, mean or half, std or half)
+    if fast:
+        splits["train"].on_device = splits["train"].transform.on_device
     if val_split:
         held = first_of_each(split(val_split), val_samples) if streaming else split(val_split)
         splits["val"] = Images(held, transform(False), tag)

@@ -10,8 +10,9 @@ In `lanes` a stream is read by each process only as far as it trains on it, and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import datasets
 import filelock
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from datasets.utils.file_utils import xopen
 from torch import Tensor
 
 from xrun.errors import ComponentError
@@ -32,6 +36,8 @@ LANE_BLOCK, SHARDS = 256, 8
 Example = dict[str, Any]
 Batch = dict[str, list[Any]]
 Tokens = npt.NDArray[np.int32]
+Group = tuple[str, int]
+"""A parquet file and the number of a row group in it."""
 
 
 class Encoder:
@@ -156,8 +162,11 @@ class TextStream:
         self.packing, self.held_out, self.revision, self.tokenizer = packing, held_out, tag, encoder.tokenizer
         self.num_shards: int = rows.num_shards
 
+    def documents(self, index: int) -> datasets.IterableDataset:
+        return self.rows.shard(num_shards=self.num_shards, index=index)
+
     def shard(self, index: int) -> Any:
-        rows = self.rows.shard(num_shards=self.num_shards, index=index)
+        rows = self.documents(index)
         if index == 0 and self.held_out:
             rows = rows.skip(self.held_out)
         return PackedShard(rows, self.text_column, self.encoder, self.context) if self.packing else rows
@@ -173,9 +182,7 @@ class EncodedShard:
     """One shard's blocks, of documents that are encoded together; the last block of these is filled up. Resumes by JSON: where
     these documents begin and the blocks already taken of them."""
 
-    def __init__(
-        self, documents: datasets.IterableDataset, text_column: str, encoder: Encoder, context: int, packing: bool
-    ) -> None:  # fmt: skip
+    def __init__(self, documents: Any, text_column: str, encoder: Encoder, context: int, packing: bool) -> None:
         self.documents, self.text_column, self.encoder = documents, text_column, encoder
         self.context, self.packing = context, packing
         self.state: Example = {"documents": documents.state_dict(), "taken": 0}
@@ -217,20 +224,121 @@ class EncodedShard:
         return {"input_ids": inputs, "real": len(tokens)}
 
 
+class Contents(dict[str, pq.FileMetaData]):
+    """Of parquet files, what each says of itself at its end, read once and not a byte more of the file.
+
+    Raises:
+        ComponentError: a file has no such end.
+    """
+
+    def __missing__(self, path: str) -> pq.FileMetaData:
+        with xopen(path, "rb") as file:
+            length = file.seek(0, 2)
+            file.seek(max(0, length - 8))
+            end = file.read(8)
+            size = int.from_bytes(end[:4], "little")
+            if end[4:] != b"PAR1" or size + 12 > length:
+                raise ComponentError(f"datasets/hub_text: {path} is no whole parquet file.", "Fetch it again, or leave it out.")
+            file.seek(length - 8 - size)
+            self[path] = pq.read_metadata(pa.BufferReader(b"PAR1" + file.read(size + 8)))
+        return self[path]
+
+    def __reduce__(self) -> Any:
+        return Contents, ()  # a worker reads no files
+
+    def groups(self, path: str) -> list[Group]:
+        return [(path, number) for number in range(self[path].num_row_groups)]
+
+
+class ParquetDocuments:
+    """Documents of some row groups, in order: this one column, each file opened once for those that follow each other in it.
+    Resumes by JSON. Older runs have saved where `datasets` itself was, which then reads the rest of the shard."""
+
+    def __init__(self, groups: list[Group], text_column: str, contents: Contents, streamed: Callable[[], Any]) -> None:
+        self.groups, self.text_column, self.contents, self.streamed = groups, text_column, contents, streamed
+        self.older: Any = None
+        self.skipped = 0
+        self.state = {"group": 0, "row": 0}
+
+    def skip(self, count: int) -> ParquetDocuments:
+        """The same without the first documents."""
+        group, self.skipped = 0, count
+        while group < len(self.groups) and count >= (rows := self._rows(group)):
+            group, count = group + 1, count - rows
+        self.state = {"group": group, "row": count}
+        return self
+
+    def state_dict(self) -> Example:
+        return self.older.state_dict() if self.older is not None else dict(self.state)
+
+    def load_state_dict(self, state: Example) -> None:
+        if "group" in state:
+            self.state = dict(state)
+        else:
+            self.older = self.streamed().skip(self.skipped) if self.skipped else self.streamed()
+            self.older.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Example]:
+        if self.older is not None:
+            yield from self.older
+            return
+        for path, groups in groupby(self.groups[self.state["group"] :], key=itemgetter(0)):
+            # With a buffer of its own a thread of Arrow's would call Python, and outlive it.
+            alone = {"pre_buffer": False, "metadata": self.contents[path]}
+            with xopen(path, "rb") as opened, pq.ParquetFile(opened, **alone) as file:
+                for _, number in groups:
+                    yield from self._group(file, number)
+
+    def _group(self, file: pq.ParquetFile, number: int) -> Iterator[Example]:
+        skip = self.state["row"]
+        for batch in file.iter_batches(TOGETHER, row_groups=[number], columns=[self.text_column], use_threads=False):
+            texts = batch.column(0)[skip:]
+            skip = max(0, skip - len(batch))
+            for text in texts.to_pylist():
+                self.state["row"] += 1
+                yield {self.text_column: text}
+        self.state = {"group": self.state["group"] + 1, "row": 0}
+
+    def _rows(self, group: int) -> int:
+        path, number = self.groups[group]
+        return int(self.contents[path].row_group(number).num_rows)
+
+
 class TextLanes:
-    """Streaming in `lanes`. Where there are few files for them, a shard is some row groups of them, if they have any (parquet)."""
+    """Streaming in `lanes`. Where there are few files for them, a shard is some row groups of them, if they have any (parquet).
+    `files` are those of a stream of parquet."""
 
     shuffle_block = LANE_BLOCK
 
-    def __init__(self, stream: TextStream, lanes: int) -> None:
-        self.stream, self.lanes, self.rows = stream, lanes, stream.rows
+    def __init__(self, stream: TextStream, lanes: int, files: list[str]) -> None:
+        self.stream, self.lanes, self.files, self.contents = stream, lanes, files, Contents()
         self.revision, self.tokenizer, self.num_shards = stream.revision, stream.tokenizer, stream.num_shards
-        if 0 < self.num_shards < SHARDS * lanes:
-            self.rows = self.rows.reshard()
-            self.num_shards = min(self.rows.num_shards, SHARDS * lanes)
+        self.few = bool(files) and len(files) < SHARDS * lanes
+        if self.few:
+            self.num_shards = min(len(self._groups()), SHARDS * lanes)
+
+    def _groups(self) -> list[Group]:
+        return list(chain.from_iterable(self.contents.groups(path) for path in self.files))
+
+    def documents(self, index: int) -> Any:
+        if not self.files:
+            return self._streamed(index)
+        if self.few:
+            groups = self._groups()
+            each, more = divmod(len(groups), self.num_shards)
+            begin = each * index + min(index, more)
+            groups = groups[begin : begin + each + (index < more)]
+        else:
+            groups = self.contents.groups(self.files[index])
+        return ParquetDocuments(groups, self.stream.text_column, self.contents, lambda: self._streamed(index))
+
+    def _streamed(self, index: int) -> datasets.IterableDataset:
+        """The same by `datasets`, which opens a file again for each row group."""
+        rows = self.stream.rows.reshard() if self.few else self.stream.rows
+        return rows.shard(num_shards=self.num_shards, index=index, contiguous=True)
 
     def shard(self, index: int) -> EncodedShard:
-        rows = self.rows.shard(num_shards=self.num_shards, index=index, contiguous=True)
+        rows = self.documents(index)
         if index == 0 and self.stream.held_out:
             rows = rows.skip(self.stream.held_out)
         return EncodedShard(rows, self.stream.text_column, self.stream.encoder, self.stream.context, self.stream.packing)
@@ -245,6 +353,12 @@ def version(name: str, revision: str | None) -> str:
         return revision or "main"
     files = [(path.relative_to(name).as_posix(), path.stat().st_size) for path in Path(name).rglob("*") if path.is_file()]
     return hashlib.blake2b(repr(sorted(files)).encode(), digest_size=16).hexdigest()
+
+
+def parquet_files(builder: datasets.DatasetBuilder, split: str) -> list[str]:
+    """The addresses of a split's files in order; none if they are of another kind."""
+    files = (builder.config.data_files or {}).get(split, []) if builder.name == "parquet" else []
+    return list(files) if all(str(path).endswith(".parquet") for path in files) else []
 
 
 def only(rows: Any, text_column: str) -> Any:
@@ -300,11 +414,15 @@ def build(
 
     if not streaming:
         return {key: blocks(split(which)) for key, which in (("train", train_split), ("val", val_split)) if which}
-    rows = split(train_split)
+    if lanes:
+        builder = datasets.load_dataset_builder(name, config_name, revision=revision)
+        rows = only(builder.as_streaming_dataset(split=train_split), text_column)
+        files = parquet_files(builder, train_split)
+    else:
+        rows = split(train_split)
     held_out = 0 if val_split else val_documents
     stream = TextStream(rows, text_column, encoder, context, packing, held_out, tag)
-    train = TextLanes(stream, lanes) if lanes else stream
-    first = train.rows.shard(num_shards=train.num_shards, index=0, contiguous=True)
-    source = split(val_split) if val_split else first
-    documents = datasets.Dataset.from_list(list(source.take(val_documents)))
+    train = TextLanes(stream, lanes, files) if lanes else stream
+    source = split(val_split) if val_split else train.documents(0)
+    documents = datasets.Dataset.from_list(list(islice(source, val_documents)))
     return {"train": train, "val": blocks(documents)} if val_documents else {"train": train}

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,13 @@ from torch import Tensor
 
 from xrun.errors import ComponentError, did_you_mean
 
-from .hub_images import Transform  # type: ignore[import-not-found]  # this folder is no package to mypy
+from .hub_images import ORIENTATION, Transform  # type: ignore[import-not-found]  # this folder is no package to mypy
 
 KINDS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Item = tuple[Tensor, int]
 DIGITS = "sklearn://digits"
 TRAIN, VAL = "train", {"val", "valid", "validation"}
 SPLITS = {TRAIN, *VAL, "test"}
-ORIENTATION = 0x0112
-"""The EXIF tag that says how a camera was held."""
 
 
 class Pictures:
@@ -34,6 +33,8 @@ class Pictures:
 
     `files` are paths below `root`; those in `held` are in memory. They are kept in an array: workers would copy a list.
     """
+
+    on_device: Callable[[Any], Any]
 
     def __init__(
         self, root: str, files: dict[str, int], held: dict[str, bytes], transform: Any, revision: str, class_names: list[str]
@@ -47,22 +48,34 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Item:
-        item: Item = self.transform.item(self.picture(os.fsdecode(self.files[index])), int(self.labels[index]))
+        name, label = os.fsdecode(self.files[index]), int(self.labels[index])
+        picture = self.picture(name)
+        with self.readable(name) if self.transform.fast else contextlib.nullcontext():
+            item: Item = self.transform.item(picture, label)
         return item
 
+    @contextlib.contextmanager
+    def readable(self, name: str) -> Iterator[None]:
+        """Around what decodes a picture; ComponentError with its name where it is none."""
+        try:
+            yield
+        except Exception as error:  # PIL has as many as there are kinds of files
+            told = f"datasets/image_folder: {self.root}/{name} cannot be read as a picture ({type(error).__name__})."
+            raise ComponentError(told, "Replace the file or remove it.") from error
+
     def picture(self, name: str) -> Image.Image:
-        """The picture, turned as its EXIF data say; ComponentError with its name where it is none."""
+        """The picture, turned as its EXIF data say, or for `fast` not decoded yet; ComponentError with its name where it is none."""
         path = f"{self.root}/{name}"
         data = self.held[name] if self.held else Path(path).read_bytes()
-        try:
+        with self.readable(name):
             picture = Image.open(io.BytesIO(data))
-            picture.load()
-        except Exception as error:  # PIL has as many as there are kinds of files
-            told = f"datasets/image_folder: {path} cannot be read as a picture ({type(error).__name__})."
-            raise ComponentError(told, "Replace the file or remove it.") from error
+            if not self.transform.fast:
+                picture.load()
         if picture.mode[0] in "IF":
             told = f"datasets/image_folder: {path} has more than 8 bits per pixel (PIL's mode {picture.mode})."
             raise ComponentError(told, "PIL would cut them off. Convert it to 8 bits first.")
+        if self.transform.fast:
+            return picture
         return ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION) else picture
 
 
@@ -143,6 +156,7 @@ def build(
     smallest_crop: float = 0.25,
     mirror: bool = True,
     eval_crop: float = 0.875,
+    fast: bool = False,
 ) -> dict[str, Pictures]:
     """`train` and `val` of pairs of float32 (channels, image_size, image_size) and the number of the class, by sorted names.
 
@@ -151,7 +165,8 @@ def build(
     path begins at the project; `sklearn://digits` is scikit-learn's digits, as if they lay there. `mean` and `std` are per
     channel, for pixels from 0 to 1 (default 0.5). `augment` takes a random part of each training picture, at least
     `smallest_crop` of its area, and with `mirror` turns half of them; otherwise, and in `val`, it is the middle square, with
-    `eval_crop` of the shorter side. `revision` is the hash of all names and sizes.
+    `eval_crop` of the shorter side. `fast`: pictures travel as bytes and become numbers on the model's device, and large JPEGs are
+    decoded at a fraction of their size; what the model sees differs a little. `revision` is the hash of all names and sizes.
     """
     if channels not in (1, 3):
         raise ComponentError(f"datasets/image_folder: channels is 1 or 3 (got {channels}).")
@@ -167,7 +182,9 @@ def build(
     for split, part in zip(("train", "val"), parts, strict=True):
         half = [0.5] * channels
         change = Transform("", "", image_size, channels, mean or half, std or half, augment and split == "train")
-        change.smallest_crop, change.resize_to, change.mirrors = smallest_crop, 1 / eval_crop, mirror
+        change.smallest_crop, change.resize_to, change.mirrors, change.fast = smallest_crop, 1 / eval_crop, mirror, fast
         files = {name: numbers[label] for name, label in part.items()}
         splits[split] = Pictures(str(folder), files, held, change, revision, names)
+        if fast:
+            splits[split].on_device = change.on_device
     return splits if parts[1] else {"train": splits["train"]}

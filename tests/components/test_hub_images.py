@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -41,6 +42,40 @@ def test_hub_images_are_the_middle_of_the_picture(pictures: Path) -> None:
         - 1
     )
     assert np.allclose(image[0].numpy(), expected, atol=1e-6)
+
+
+def test_fast_pictures_are_nearly_the_same_ones(tmp_path: Path) -> None:
+    """In bytes, which become numbers where the model is; a JPEG that is decoded at a fraction of
+    its size is the same part of the same picture, however the camera was held."""
+    for split in ("train", "validation"):
+        for number, orientation in enumerate((1, 6, 3)):
+            path = tmp_path / "photos" / split / f"kind {number}" / "1.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            exif = Image.Exif()
+            exif[0x0112] = orientation  # how the camera was held
+            photo = Image.fromarray(picture(number)[::4, ::5]).resize((640, 480))
+            photo.save(path, exif=exif, quality=95)
+    args = {"name": str(tmp_path / "photos"), "image_size": 48, "std": [0.25, 0.5, 0.75]}
+    plain, fast = (build("datasets", "hub_images", **args, fast=each) for each in (False, True))
+    assert not hasattr(plain["train"], "on_device")
+    for split in ("train", "val"):
+        rows, sent = (seeded(1, functools.partial(list, each[split])) for each in (plain, fast))
+        pixels = torch.stack([image for image, _ in sent])
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 3, 48, 48))
+        numbers, labels = fast["train"].on_device((pixels, "labels"))
+        off = numbers - torch.stack([image for image, _ in rows])
+        assert (numbers.dtype, labels) == (torch.float32, "labels")
+        assert off.abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bytes_become_the_same_numbers_anywhere(pictures: Path, channels: int) -> None:
+    """Of pictures that nothing is left out of: PNG knows no fractions."""
+    args = {"name": str(pictures), "image_size": 16, "channels": channels, "std": [0.3] * channels}
+    plain, fast = (build("datasets", "hub_images", **args, fast=each) for each in (False, True))
+    rows, sent = (seeded(1, functools.partial(list, each["train"])) for each in (plain, fast))
+    numbers, _ = fast["train"].on_device((torch.stack([image for image, _ in sent]), None))
+    assert torch.equal(numbers, torch.stack([image for image, _ in rows]))
 
 
 def test_hub_images_augmentation_follows_from_torchs_generator(pictures: Path) -> None:

@@ -6,6 +6,7 @@ The file is also the program that the processes run: `python test_evaluate.py FO
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,24 @@ def test_workers_change_no_number() -> None:
         for n in (0, 1)
     ]
     assert runs[0] == runs[1]
+
+
+class Whose:
+    """The process that has fetched a sample."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": torch.tensor(float(os.getpid()), dtype=torch.float64)}
+
+
+def test_workers_live_on_through_evaluations() -> None:
+    """Also through one that was given up, and each begins with the first sample again."""
+    own = evaluation(Counting(), "model", Whose(), World(), workers=1)
+    found = [own.run(lambda: False), own.run(lambda: True), own.run(lambda: False)]
+    assert found[0] == found[2] != {"loss": float(os.getpid()), "ones": 1.0}
+    assert found[1] is None
 
 
 class Noisy(Classifier):

@@ -7,6 +7,7 @@ A rank takes the GPU wherever there is one, so these are runs like any other.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -17,12 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from support.paths import ROOT, SOURCES
-from support.running import PER_STEP, RECIPE, Done, Project, curve, record, steps_of, weights
+from support.running import PER_STEP, READS, RECIPE, Done, Project, curve, record, steps_of, weights
 from xrun.checkpoint.snapshot import Snapshot, _pin, on_device
 from xrun.checkpoint.tensor_file import bytes_of
 from xrun.machine.driver import ask_driver
+from xrun.recipe.load import load_recipe
+from xrun.training.accelerator import configure_torch
 from xrun.training.conditions import build_here, environment_of
 
 pytestmark = [
@@ -195,6 +199,36 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path, clip: s
     newest = record(project.run)["checkpoints"][-1]
     assert newest["step"] == steps_of(project.run)[-1] < 8
     assert max(curve(project.run)) == 7
+
+
+@pytest.mark.parametrize("feature", ["fp32", "bf16", "exact"])
+def test_a_step_waits_for_the_device_once(tmp_path: Path, feature: str) -> None:
+    """Loss, norm and verdict come together: one copy to the host that is waited for, under torch's
+    profiler; a save, which waits in a thread of its own, is not among these steps."""
+    project = Project(tmp_path)
+    project.write("models/line.py", READS.replace("CALLS", str(PER_STEP)))
+    overrides = ["task=model", "train.clip_grad_norm=0.1", "checkpoint.every=1000 steps"]
+    done = run(project, *FEATURES[feature], *overrides, "train.steps=12")
+    assert done.code == 0, done.err
+    seen = json.loads((tmp_path / "models" / "reads.json").read_text())
+    assert seen["Memcpy DtoH (Device -> Pageable)"] == 1, seen
+    assert seen["cudaStreamSynchronize"] + seen.get("cudaEventSynchronize", 0) <= 1, seen
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_is_fp32_unless_tf32_is_allowed(tmp_path: Path, tf32: bool) -> None:
+    """Products and convolutions, against fp64: 24 significant bits, or 11."""
+    recipe = Project(tmp_path).recipe
+    configure_torch(load_recipe(recipe, [f"train.tf32={str(tf32).lower()}"]).train)
+    try:
+        for product, shape in ((torch.matmul, (256, 256)), (nn.functional.conv1d, (256, 256, 4))):
+            a, b = (torch.randn(shape, device="cuda") for _ in range(2))
+            exact = product(a.double(), b.double())
+            error = float((product(a, b) - exact).abs().max() / exact.abs().max())
+            assert (error > 1e-5) == tf32, (product, error)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.set_deterministic_debug_mode("default")
 
 
 def test_a_snapshot_is_pinned_and_right() -> None:

@@ -7,6 +7,7 @@ Covers `xrun.training.accelerator`, `xrun.training.build`, `xrun.training.condit
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from support.running import (
     PER_STEP,
+    READS,
     RECIPE,
     STEPS,
     Project,
@@ -291,6 +293,20 @@ class Model(nn.Linear):
 def build():
     return Model(4, 3)
 """
+
+
+@pytest.mark.parametrize(("processes", "reads"), [(1, PER_STEP + 2), (2, 1)])
+def test_a_step_reads_nothing_but_its_results(tmp_path: Path, processes: int, reads: int) -> None:
+    """Numbers are taken from tensors where `finite.read` takes them, which on a device is one
+    transfer, and nowhere else: the losses, the norm and the verdict of one process, of several the
+    norm beside the table of what each of them has. The dataset reads its own labels, on the host.
+    """
+    project = Project(tmp_path)
+    project.write("models/line.py", READS.replace("CALLS", str(PER_STEP // processes)))
+    overrides = ["task=model", "train.clip_grad_norm=0.1", "checkpoint.every=1000 steps"]
+    assert project.attempt(*overrides, "train.steps=12", processes=processes).code == 0
+    seen = json.loads((tmp_path / "models" / "reads.json").read_text())
+    assert seen["aten::item"] == reads + 8 / processes
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -92,8 +92,8 @@ def train(
                 (loss * (reduction.scale / piece.total)).backward()
             found.append(loss.detach())
         reduction.finish(pieces)
-        own = reduction.loss(pieces, [float(loss) for loss in found])
-        losses.append(world.all_reduce_sum([own])[0])
+        rows = world.everybody([float(loss) for loss in found])
+        losses.append(reduction.loss(rows))
         gradients.append(
             {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         )

@@ -89,6 +89,8 @@ def test_what_is_not_known_is_left_out() -> None:
         ("NVIDIA L4", "bf16", 121),
         ("NVIDIA L40S", "bf16", 362),
         ("NVIDIA A10", "fp32", 31.2),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156),
+        ("Tesla T4", "tf32", 8.1),
         ("Tesla T4", "fp16", 65),
         ("Tesla T4", "bf16", 0),
         ("Tesla V100-SXM2-16GB", "fp16", 125),

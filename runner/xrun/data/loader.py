@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +72,11 @@ class Fetch(Dataset[Piece]):
 
 @dataclass
 class Loader:
-    """Yields, for each step, this rank's micro-batches with their data."""
+    """Yields, for each step, this rank's micro-batches with their data.
+
+    Workers that are `lasting` wait after the last piece for whoever iterates again, over the same
+    pieces.
+    """
 
     split: Any
     pieces: Iterable[MicroBatch]
@@ -81,6 +85,8 @@ class Loader:
     pin_memory: bool = False
     purpose: int = DATA
     parts: int = 1
+    lasting: bool = False
+    _kept: DataLoader[Piece] | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[list[Piece]]:
         step: list[Piece] = []
@@ -98,10 +104,20 @@ class Loader:
         return self._with_data_loader(fetch)
 
     def _with_data_loader(self, fetch: Fetch) -> Iterator[Piece]:
+        loader = self._data_loader(fetch) if self._kept is None else self._kept
+        if self.lasting and self.num_workers:
+            self._kept = loader
+        try:
+            yield from loader
+        except RuntimeError as error:
+            raise _worker_error(error) from error
+
+    def _data_loader(self, fetch: Fetch) -> DataLoader[Piece]:
         workers: dict[str, Any] = {}
         if self.num_workers:
             workers = {"prefetch_factor": _PREFETCH, "worker_init_fn": prepare_worker}
-        loader: DataLoader[Piece] = DataLoader(
+            workers["persistent_workers"] = self.lasting
+        return DataLoader(
             fetch,
             batch_size=None,  # a MicroBatch is a batch already
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it gets an item, not a list
@@ -110,10 +126,6 @@ class Loader:
             pin_memory=self.pin_memory,
             **workers,
         )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            raise _worker_error(error) from error
 
 
 def _as_it_is(piece: Piece) -> Piece:

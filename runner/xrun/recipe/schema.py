@@ -341,7 +341,12 @@ class Train(Part):
     """Samples per forward pass and process. It divides `global_batch`; gradients are accumulated.
     `auto` finds the largest that fits the first machine's memory and is then kept."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of forward and backward; weights and optimizer stay in fp32."""
+    """Arithmetic of forward and backward; weights and optimizer stay in fp32. `fp32` keeps all of
+    its 24 significant bits on GPUs too, unless `tf32` allows less."""
+    tf32: bool = False
+    """Let GPUs from Ampere on multiply numbers of fp32 as TF32, with 11 significant bits, in matrix
+    products and convolutions: several times as fast. Runs keep their ids; a run that changes it
+    says from which step on bits differ."""
     optimizer: Optimizer = default({})
     """The optimizer and the learning rate."""
     schedule: Schedule = default({})

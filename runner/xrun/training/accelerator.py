@@ -21,9 +21,11 @@ _TABLES = nn.Embedding | nn.EmbeddingBag
 
 
 def configure_torch(train: Train) -> None:
-    """Threads as the entrypoint has set them, and deterministic kernels where the recipe asks for
+    """Threads as the entrypoint has set them, fp32 and deterministic kernels as the recipe has
     them."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    # By itself torch takes TF32 for convolutions and not for matrix products.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
     if not train.deterministic:
         return
     # `use_deterministic_algorithms` would import torch.compile's half second first.

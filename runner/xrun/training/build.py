@@ -287,6 +287,7 @@ def build_objective(setting: Setting, model: nn.Module) -> Objective:
     """A model with its task, which may ask for other samples where a batch does not say which of
     its dimensions is which; the pieces of a sharded model only compute together."""
     objective = Objective(model, setting.recipe.task, setting.components)
+    objective.on_device = getattr(setting.splits["train"], "on_device", objective.on_device)
     if not setting.sharded:
         fetch = Fetch(setting.splits["train"], setting.train.seed)
         device = setting.accelerator.device
@@ -380,7 +381,8 @@ def build_speed(setting: Setting, model: Model, parts: int) -> Speed:
     train, device, objective = setting.train, setting.accelerator.device, model.objective
     speed = Speed(device, tokens=objective.task == "language_modeling")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = peak_flops(name, train.precision)
+    in_tf32 = train.tf32 and train.precision == "fp32"
+    peak = peak_flops(name, "tf32" if in_tf32 else train.precision)
     if peak and not setting.sharded:
         samples = max(1, model.state.micro_batch // parts)
         batch = first_batch(Fetch(setting.splits["train"], train.seed), samples)

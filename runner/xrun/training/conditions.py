@@ -105,6 +105,7 @@ def environment_of(
         "torch": torch.__version__,
         "accelerate": accelerate.__version__,
         "cuda": torch.version.cuda if cuda else None,
+        **({"tf32": torch.backends.cudnn.allow_tf32} if cuda else {}),
         "threads": torch.get_num_threads(),
         "processes": processes,
         **({"nccl": nccl} if nccl else {}),

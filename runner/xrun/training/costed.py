@@ -318,8 +318,9 @@ def _batches(recipe: Recipe, splits: Mapping[str, Any]) -> Batches:
         chosen = [size for size in sorted(sizes(train.global_batch, 1)) if size > 1][:2] or [1]
     fetch = Fetch(splits["train"], train.seed)
     size = train.evaluate.batch or chosen[0]
-    evaluated = {size: first_batch(Fetch(val, train.seed), size)} if val is not None else {}
-    return Batches({n: first_batch(fetch, n) for n in chosen}, evaluated)
+    ready = getattr(splits["train"], "on_device", lambda batch: batch)  # as the model sees them
+    evaluated = {size: ready(first_batch(Fetch(val, train.seed), size))} if val is not None else {}
+    return Batches({n: ready(first_batch(fetch, n)) for n in chosen}, evaluated)
 
 
 def _whole(split: Any) -> int | None:

@@ -6,6 +6,7 @@ neither on the number of processes nor on which of them computed what.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class Evaluation:
         batches = -(-len(self.split) // self.batch)
         columns: dict[str, list[float]] = {}
         measured = self._measured()
-        for number, pieces in enumerate(self._loader()):
+        for number, pieces in enumerate(self._loader):
             if number % _ASK_EVERY == 0 and self.world.all_reduce_sum([leave()])[0]:
                 return None
             for piece in pieces:
@@ -152,21 +153,41 @@ class Evaluation:
         """The first batch of this process; none where there is nothing to evaluate."""
         if self.split is None:
             return []
-        return [Fetch(self.split, self.train.seed, EVALUATION)[next(self._pieces())][1]]
+        first = next(iter(self._batches()))
+        return [Fetch(self.split, self.train.seed, EVALUATION)[first][1]]
 
+    @functools.cached_property
     def _loader(self) -> Loader:
+        """The same in every evaluation: starting workers takes as long as many a split."""
         return Loader(
-            self.split, self._pieces(), self.train.seed, self.train.num_workers, purpose=EVALUATION
+            self.split,
+            self._batches(),
+            self.train.seed,
+            self.train.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            purpose=EVALUATION,
+            lasting=True,
         )
 
-    def _pieces(self) -> Iterator[MicroBatch]:
-        """This process's batches, filled up with placeholders so that every process has as many."""
-        total = len(self.split)
-        batches = -(-total // self.batch)
+    def _batches(self) -> _Batches:
+        return _Batches(len(self.split), self.batch, self.world)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """A process's batches of a split of `total` samples, as often as anybody asks, filled up with
+    placeholders so that every process has as many."""
+
+    total: int
+    batch: int
+    world: World
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        batches = -(-self.total // self.batch)
         for first in range(0, batches, self.world.size):
             number = min(first + self.world.rank, batches - 1)
             indices = np.arange(
-                number * self.batch, min((number + 1) * self.batch, total), dtype=np.int64
+                number * self.batch, min((number + 1) * self.batch, self.total), dtype=np.int64
             )
             yield MicroBatch(
                 0,
@@ -174,7 +195,7 @@ class Evaluation:
                 0,
                 number,
                 indices,
-                total,
+                self.total,
                 weight=int(first + self.world.rank < batches),
                 last=True,
             )

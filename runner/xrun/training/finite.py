@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .world import World
+
 
 class FiniteGradients:
     """Looks at the gradients of these parameters, as far as this process has them; `on_sparse` is
@@ -46,6 +48,16 @@ class FiniteGradients:
             torch._amp_foreach_non_finite_check_and_unscale_([loss], self.verdict, self._one)
         return self.verdict
 
+    def agreed(self, losses: Sequence[Tensor], world: World) -> list[Tensor]:
+        """The verdict over all processes; what each has is their losses and its own verdict, in
+        rows or, of one process, one by one. Nothing waits for it either."""
+        found = self.found(losses)
+        if world.size == 1:
+            return [*losses, found]
+        rows = world.all_gather(torch.stack([*losses, found]))
+        found.copy_(rows[:, -1].amax())
+        return [rows]
+
     def _look(self) -> None:
         """Whether a parameter has sparse gradients its first one tells."""
         sparse = any(p.grad is not None and p.grad.is_sparse for p in self._unseen)
@@ -63,10 +75,16 @@ class FiniteGradients:
 
 
 def read(tensors: Sequence[Tensor]) -> list[float]:
-    """These numbers on the host, in one transfer."""
-    if tensors[0].is_cpu:
-        return [tensor.item() for tensor in tensors]
-    return torch.stack(list(tensors)).tolist()
+    """Their numbers on the host, in one transfer."""
+    if not tensors[0].is_cpu:
+        tensors = [torch.cat([tensor.reshape(-1) for tensor in tensors])]
+    numbers: list[float] = []
+    for tensor in tensors:
+        if tensor.dim():
+            numbers += tensor.flatten().tolist()
+        else:
+            numbers.append(tensor.item())
+    return numbers
 
 
 def named(names: Iterable[str]) -> str:

@@ -132,15 +132,13 @@ class Training:
         return state.step == self.untried or first_evaluation
 
     def _train(self) -> None:
-        state, train, batches, began = self.state, self.train, iter(self.loader), self.clock()
+        state, batches, began = self.state, iter(self.loader), self.clock()
         self._looked = time.perf_counter()
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
         trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         self._finite = FiniteGradients(trained, self._unfuse)
-        # Several processes agree first on what nobody has used, and so does a tree of sums.
-        alone = self.world.size == 1 and train.reduction == "fast" and state.scaler is None
-        self._gated = alone and gate(state.optimizer, self._finite.verdict)
+        self._gated = state.scaler is None and gate(state.optimizer, self._finite.verdict)
         save, stop = float(self.fresh), 0.0
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
@@ -160,30 +158,32 @@ class Training:
                 self._pause()
             pieces = self._next(batches)
             losses, count = self._gradients(pieces)
-            found = self._finite.found(losses if self._gated else ())
-            norm = self._step() if self._gated else []
             further = self._scalars.take()
-            *values, own_fault = read([*losses, *norm, *further, found])
-            values, more = values[: len(losses) + len(norm)], values[len(losses) + len(norm) :]
-            own_loss = self.reduction.loss(pieces, values[: len(losses)])
-            # What each process has and wants; all of them then do what any of them wants.
-            loss, fault, unused, scalars, samples, save, stop = self.world.all_reduce_sum(
+            # What each process has and wants; all of them then do what any of them wants. They tell
+            # each other while their devices compute.
+            unused, scalars, samples, save, stop = self.world.all_reduce_sum(
                 [
-                    own_loss,
-                    own_fault,
                     float(len(self.reduction.unused)),
-                    float(len(more)),
+                    float(len(further)),
                     sum(piece.digest() for piece, _ in pieces if piece.weight),
                     self.checkpointer.due(state.step + 1, self.stop.seconds_left()),
                     self._must_end(),
                 ]
             )
-            self.checkpointer.check()
             if unused:
                 self.reduction.drop_unused()
+            every = self._finite.agreed(losses, self.world)
+            norm = self._step() if self._gated else self._clip()
+            numbers = read([*every, *norm, *further])  # the one time that the host waits for it
+            each, told = len(losses) + 1, (len(losses) + 1) * self.world.size
+            rows = [numbers[start : start + each] for start in range(0, told, each)]
+            norms, more = numbers[told : told + len(norm)], numbers[told + len(norm) :]
+            loss, fault = self.reduction.loss([row[:-1] for row in rows]), max(r[-1] for r in rows)
+            self.checkpointer.check()
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
-            norms = values[len(losses) :] if self._gated else [float(each) for each in self._step()]
+            if not self._gated:
+                self._optimize()
             own = self._scalars.means(more, self.world) if scalars else {}
             self.speed.stepped(pieces[0][0].total, count)
             self._stepped(pieces[0][0].total, loss / count, int(samples), norms, own)
@@ -245,9 +245,6 @@ class Training:
         """One step of the optimizer; the norm of the gradient, if it is clipped. Where the verdict
         gates it, nothing here waits for the device."""
         norm = self._clip()
-        self.checkpointer.before_step()
-        rate = learning_rate(self.train, self.state.step, self.steps)
-        set_learning_rate(self.state.optimizer, rate)
         self._optimize()
         return norm
 
@@ -342,6 +339,8 @@ class Training:
 
     def _optimize(self) -> None:
         state = self.state
+        self.checkpointer.before_step()
+        set_learning_rate(state.optimizer, learning_rate(self.train, state.step, self.steps))
         if state.scaler is not None:
             state.scaler.step(state.optimizer)
             state.scaler.update()

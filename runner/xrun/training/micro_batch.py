@@ -214,7 +214,7 @@ def _probe(objective: Objective, shared: Collection[Tensor]) -> Objective:
         shared,
     )
     probe = Objective(model, objective.task, objective.components)
-    probe.others = objective.others
+    probe.others, probe.on_device = objective.others, objective.on_device
     return probe
 
 

@@ -30,6 +30,10 @@ Sums = dict[str, Tensor]
 _NAMELESS = Components()
 
 
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 class Objective(nn.Module):
     """Wraps a user's model; `forward(batch, samples)` gives the micro-batch's sums, metrics only in
     evaluation mode."""
@@ -46,6 +50,8 @@ class Objective(nn.Module):
         """Whether the values of the next batch are looked at, as those of a run's first one."""
         self.seen: list[tuple[Tensor, Tensor]] | None = None
         """Where the predictions of a batch and what they should be are put in evaluation mode."""
+        self.on_device: Callable[[Batch], Batch] = _as_it_is
+        """What the dataset does with a batch once it lies where the model is."""
         self.others: Callable[[], Iterable[Batch]] = tuple
         """A few batches of other samples."""
         self.classes = Classes(self._shapes_of_others)
@@ -124,7 +130,7 @@ class Objective(nn.Module):
 
     def _logits(self, batch: Batch) -> tuple[Tensor, bool]:
         """The model's logits, and whether it has named them."""
-        output = _output(self._call, batch)
+        output = _output(self._call, self.on_device(batch))
         logits = _logits_in(output)
         if not isinstance(logits, Tensor) or not logits.is_floating_point():
             raise self.components.bad_output(self.task, f"it returned {described(output)}")
@@ -163,7 +169,7 @@ class Objective(nn.Module):
         probe.eval()
         for batch in self.others():
             with torch.no_grad():
-                logits = _logits_in(_output(probe, batch))
+                logits = _logits_in(_output(probe, self.on_device(batch)))
             yield logits, self._labels(batch)
 
     def _check(self, fits: bool, logits: Tensor, labels: Tensor) -> None:
@@ -182,7 +188,7 @@ class Objective(nn.Module):
             raise self.components.bad_output(self.task, what, told[1])
 
     def _own_loss(self, batch: Batch, samples: int) -> Sums:
-        output = _called(self._call, batch)
+        output = _called(self._call, self.on_device(batch))
         values = _values_in(output)
         if "count" in values:
             raise ComponentError(

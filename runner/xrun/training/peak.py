@@ -1,7 +1,7 @@
 """What one accelerator computes at most, by the name that torch has for it.
 
 From NVIDIA's data sheets: dense tensor FLOP/s in 16 bits with sums in 32, and FLOP/s in fp32
-without TF32, which torch does not use for matrix products by default.
+without TF32, which a recipe has to allow and which is half as fast as 16 bits.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ _PEAKS = (
     (r"V100-SXM\d", 125.0, 15.7),
     (r"V100-PCIE", 112.0, 14.0),
 )
-_WITHOUT_BF16 = ("T4", "V100")
-"""Of kinds whose tensor cores have fp16 only."""
+_ONLY_FP16 = ("T4", "V100")
+"""Kinds whose tensor cores have neither bf16 nor TF32."""
 
 
 def peak_flops(device: str, precision: str) -> float:
-    """FLOP/s of one such device in `fp32`, `bf16` or `fp16`; 0.0 where no data sheet is known here.
+    """FLOP/s of one such device in `fp32`, `tf32`, `bf16` or `fp16`; 0.0 where no data sheet is
+    known here.
 
     `device` is what `torch.cuda.get_device_name` says, such as `NVIDIA A100-SXM4-80GB`.
     """
     for pattern, tensor, plain in _PEAKS:
         if re.search(rf"(?<![\w-])({pattern})(?!\w)", device):
-            emulated = precision == "bf16" and pattern.startswith(_WITHOUT_BF16)
-            return 0.0 if emulated else _TERA * (plain if precision == "fp32" else tensor)
+            old = pattern.startswith(_ONLY_FP16)
+            single = plain if precision == "fp32" or old else tensor / 2
+            emulated = precision == "bf16" and old
+            return 0.0 if emulated else _TERA * (single if "32" in precision else tensor)
     return 0.0

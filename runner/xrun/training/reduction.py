@@ -15,7 +15,7 @@ the optimizer leaves it alone. One that some process uses has a gradient on all 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -52,8 +52,8 @@ class Reduction(Protocol):
     def finish(self, pieces: list[Piece]) -> None:
         """After the last one: the gradients are whole afterwards."""
 
-    def loss(self, pieces: list[Piece], losses: list[float]) -> float:
-        """This process's part of the step's loss sum, from its micro-batches' losses."""
+    def loss(self, rows: Sequence[Sequence[float]]) -> float:
+        """The step's loss sum, from the losses of each process's micro-batches."""
 
     def drop_unused(self) -> None:
         """What no process has used gets no gradient; all of them call it, once one has anything
@@ -118,9 +118,9 @@ class FastReduction:
     def finish(self, pieces: list[Piece]) -> None:
         """See Reduction."""
 
-    def loss(self, pieces: list[Piece], losses: list[float]) -> float:
+    def loss(self, rows: Sequence[Sequence[float]]) -> float:
         """See Reduction."""
-        return sum(losses, 0.0)
+        return sum(sum(row, 0.0) for row in rows)
 
     def drop_unused(self) -> None:
         """See Reduction."""
@@ -206,15 +206,14 @@ class ExactReduction:
         """See Reduction."""
         _drop(self.unused, self._parameters, self.world)
 
-    def loss(self, pieces: list[Piece], losses: list[float]) -> float:
-        """See Reduction; the first process returns the whole loss."""
-        return self._loss(
-            {
-                piece.slot: loss
-                for (piece, _), loss in zip(pieces, losses, strict=True)
-                if piece.weight
-            }
-        )
+    def loss(self, rows: Sequence[Sequence[float]]) -> float:
+        """See Reduction; what fills a process up has lost nothing."""
+        leaves, own = [0.0] * self.slots, self.slots // self.world.size
+        for rank, row in enumerate(rows):
+            leaves[rank * own : rank * own + len(row)] = row
+        while len(leaves) > 1:
+            leaves = [left + right for left, right in zip(leaves[::2], leaves[1::2], strict=True)]
+        return leaves[0]
 
     def _add(self, slot: int, gradient: list[Tensor]) -> None:
         """Put a leaf in and merge it with its finished neighbour, and so on upwards."""
@@ -256,13 +255,6 @@ class ExactReduction:
         for request in dist.batch_isend_irecv(swap):
             request.wait()
         return other
-
-    def _loss(self, own: dict[int, float]) -> float:
-        """The tree's sum over all leaves, on the first process; 0 on the others."""
-        leaves = self.world.all_reduce_sum([own.get(slot, 0.0) for slot in range(self.slots)])
-        while len(leaves) > 1:
-            leaves = [left + right for left, right in zip(leaves[::2], leaves[1::2], strict=True)]
-        return leaves[0] if self.world.rank == 0 else 0.0
 
 
 def _drop(unused: list[nn.Parameter], parameters: list[nn.Parameter], world: World) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it comes from C++
 
 from ..errors import ProcessesApart, XrunError
@@ -52,6 +53,13 @@ class World:
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.loop)
         return float(tensor)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """What each process has, in their order, (size, *shape), by the group of its own device:
+        no host waits for that."""
+        every = tensor.new_empty((self.size, *tensor.shape))
+        dist.all_gather(list(every), tensor)
+        return every
 
     def broadcast(self, value: Any) -> Any:
         """What the first process has."""
