@@ -5,6 +5,7 @@ PIP = -m pip install -q --disable-pip-version-check
 BIN = .venv/bin
 NEWEST = .venv-newest/bin
 DRIVER = .venv-driver/bin
+TOOLS = .venv-tools/bin
 # Two files of tests beside each other, each in one process.
 BESIDE = -n 2 --dist loadfile
 # Fixtures need no types; an attribute of a torch module is `Tensor | Module` to mypy, whatever it
@@ -13,7 +14,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-unty
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test e2e check format newest bench gpu attack soak contract docs clean
+.PHONY: install demo test e2e check format newest bench gpu attack soak contract docs docs-site picture dist clean
 
 install: .venv/stamp
 
@@ -38,6 +39,13 @@ install: .venv/stamp
 	$(DRIVER)/python $(PIP) -c constraints/cloud.txt -r constraints/driver.txt 'skypilot[server]'
 	touch $@
 
+# What makes the site and checks a release.
+.venv-tools/stamp: constraints/tools.txt
+	rm -rf .venv-tools
+	$(PYTHON) -m venv .venv-tools
+	$(TOOLS)/python $(PIP) -r constraints/tools.txt
+	touch $@
+
 # Train a small model on real digits, here and now.
 demo: install
 	$(BIN)/xrun recipes/digits.yaml --yes
@@ -50,8 +58,8 @@ test: check
 
 # What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm
 # of their own, with machines that are taken away, and on two Ray nodes as on clouds; and
-# torch.compile. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
-e2e: install .venv-driver/stamp
+# torch.compile, and the site. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
+e2e: install .venv-driver/stamp .venv-tools/stamp
 	$(BIN)/pytest -m "e2e and not soak"
 
 check: install
@@ -102,8 +110,24 @@ docs: install
 	$(BIN)/python -c "from xrun.recipe.docs import recipe_docs; print(recipe_docs(), end='')" > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
 	$(PYTHON) tests/support/house.py docs/house.svg
+	PYTHONPATH=tests $(BIN)/python -m support.reference docs
+
+# docs/ as a site, in site/: a link that leads nowhere is an error. `python3 -m http.server -d site` shows it, with its search.
+docs-site: .venv-tools/stamp
+	$(TOOLS)/zensical build --strict --clean
+
+# Kill a run twelve times, and draw its loss over the undisturbed one's.
+picture: install
+	PYTHONPATH=tests $(BIN)/python -m support.killed docs/drill.svg
+
+# Wheel and sdist as an index wants them; CONTRIBUTING.md says what comes before and after.
+dist: install .venv-tools/stamp
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(TOOLS)/twine check --strict dist/*
+	$(TOOLS)/check-wheel-contents dist/*.whl
 
 # Runs are kept: they are yours.
 clean:
-	rm -rf .venv .venv-newest .venv-driver .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-newest .venv-driver .venv-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
 	find runner servers models datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,8 +36,9 @@ def test_every_python_is_started_in_one_way() -> None:
     assert sorted(own) == ["environment.py", "sending.py"]
 
 
-def test_what_the_readme_names_is_there() -> None:
-    """A person who reads of a variable can set it."""
-    text = (ROOT / "README.md").read_text()
-    for variable in (environment.HOME, environment.HUB_SPACING):
-        assert variable.name in text
+def test_a_person_may_set_the_first_part() -> None:
+    """docs/reference/environment.md lists these, and none that processes tell each other."""
+    assert environment.HOME.name in environment.FOR_PEOPLE
+    assert environment.CONFIRMED.name in environment.FOR_PEOPLE
+    assert environment.ALERTS.name not in environment.FOR_PEOPLE
+    assert environment.STOP.name not in environment.FOR_PEOPLE

@@ -72,6 +72,9 @@ CONFIRMED = Variable(
     "30",
 )
 
+FOR_PEOPLE = {value.name for value in list(vars().values()) if isinstance(value, Variable)}
+"""The names of those above."""
+
 # What one process tells another.
 ALERTS = Variable(
     "XRUN_ALERTS", "Who is told of what, as JSON: the recipe's `alerts`, for who starts machines."

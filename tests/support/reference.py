@@ -1,0 +1,208 @@
+"""Pages of the documentation that are made from the code: commands, environment variables, exit
+codes, Python names, the list of decisions, and `llms.txt`. `make docs` writes them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+import xrun
+from support.paths import ROOT
+from xrun import environment, errors
+from xrun.cli.app import cli
+
+DOCS = ROOT / "docs"
+EXIT_CODES = {
+    0: "finished; a finished run that is started again changes nothing",
+    1: "a bug in xrun; of `xrun drill`, that the two runs differ",
+    2: "edit the recipe or a component; where only the export failed, the run is finished",
+    3: "account, credentials, or a run that is busy elsewhere",
+    4: "the storage refuses",
+    5: "the run's checkpoints do not fit the recipe or its data, or cannot be found again",
+    6: "training cannot go on: a loss, gradient or weight is not finite, or the data has ended",
+    7: "stopped on purpose; no machine starts it again",
+    75: "come back: the state is committed, or try again",
+}
+_MADE = "Made from the code by `make docs`.\n"
+_SLUG = re.compile(r"[^\w\- ]")
+
+
+def pages() -> dict[str, str]:
+    """Every page by its path in docs/."""
+    return {
+        "reference/commands.md": commands(),
+        "reference/environment.md": variables(),
+        "reference/exit-codes.md": exit_codes(),
+        "reference/python.md": python_names(),
+        "decisions/index.md": decisions(),
+        "llms.txt": llms(),
+    }
+
+
+def commands() -> str:
+    """What each command prints as its help."""
+    every = sorted(_commands(cli, "xrun"), key=lambda each: each[0])
+    parts = ["# Commands\n", _MADE, "`xrun RECIPE` is `xrun run RECIPE`.\n"]
+    parts += ["| command | what it does |", "|---|---|"]
+    for name, command in every:
+        told = " ".join(inspect.cleandoc(command.help or "").partition("\n\n")[0].split())
+        parts.append(f"| [`{name}`](#{anchor(name)}) | {told.replace('|', chr(92) + '|')} |")
+    for name, command in every:
+        context = click.Context(command, info_name=name, max_content_width=96, terminal_width=96)
+        parts.append(f"\n## {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n".join([*parts, ""])
+
+
+def _commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    for own, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{name} {own}")
+        else:
+            yield f"{name} {own}", command
+
+
+def variables() -> str:
+    """Those that a person may set; the others are how processes of xrun tell each other."""
+    own = [each for each in environment.ALL if each.name in environment.FOR_PEOPLE]
+    rows = [f"| `{each.name}` | {f'`{each.default}`' if each.default else ''} | {each.meaning} |"
+            for each in own]  # fmt: skip
+    head = ["# Environment variables\n", _MADE, "| name | default | meaning |", "|---|---|---|"]
+    others = (
+        "\nxrun's processes tell each other more in variables that begin with `XRUN_` too; a"
+        " recipe's `env` can set none of them. Accounts are read from where their own programs keep"
+        " them: `HF_TOKEN`, `HF_ENDPOINT`, `WANDB_API_KEY`, `AWS_ACCESS_KEY_ID`,"
+        " `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`.\n"
+    )
+    return "\n".join([*head, *rows, others])
+
+
+def exit_codes() -> str:
+    """What each says, and which errors end with it."""
+    head = ["# Exit codes\n", _MADE, "| code | what it says |", "|---|---|"]
+    rows = [f"| {code} | {told} |" for code, told in sorted(EXIT_CODES.items())]
+    way = "\n[When it fails](../howto/when-it-fails.md) says for each what to type.\n"
+    table = ["## Errors\n", "| error | code | when |", "|---|---|---|"]
+    for error in _errors():
+        first = " ".join((error.__doc__ or "").split())
+        table.append(f"| `{error.__name__}` | {error.exit_code} | {first} |")
+    return "\n".join([*head, *rows, way, *table, ""])
+
+
+def _errors() -> list[Any]:
+    """Every error of xrun with a code of its own, by code."""
+    kinds = (errors.XrunError, errors.Stopped)
+    found = [each for each in vars(errors).values() if isinstance(each, type)]
+    mine = [each for each in found if issubclass(each, kinds) and each is not errors.XrunError]
+    return sorted(mine, key=lambda each: each.exit_code)
+
+
+def python_names() -> str:
+    """The public names with their signatures, docstrings and an example."""
+    parts = ["# Python\n", _MADE, EXAMPLE]
+    for name in sorted(xrun.__all__, key=str.lower):
+        value = getattr(xrun, name)
+        parts.append(f"## xrun.{name}\n")
+        if inspect.isfunction(value):
+            parts.append(f"```text\n{_signature(value)}\n```\n")
+        errors_page = "Every error that xrun raises on purpose: [exit codes](exit-codes.md)."
+        told = errors_page if name == "errors" else inspect.cleandoc(value.__doc__ or "")
+        parts.append(f"{told}\n")
+    return "\n".join(parts)
+
+
+def _signature(function: Any) -> str:
+    (found,) = ast.parse(inspect.getsource(function)).body
+    assert isinstance(found, ast.FunctionDef)
+    returns = ast.unparse(found.returns) if found.returns else "None"
+    return f"{found.name}({ast.unparse(found.args)}) -> {returns}"
+
+
+EXAMPLE = """\
+What the command line does can be called. Nothing heavy is imported before it is asked for.
+
+```python
+import xrun
+from pathlib import Path
+
+path = Path("recipes/digits_mlp.yaml")
+recipe = xrun.load_recipe(path, ["train.steps=60"])  # RecipeError tells everything that is wrong
+plan = xrun.make_plan(recipe, path)
+print(plan.run, recipe.train.global_batch)
+```
+
+`plan.run` is the run's id, which follows from what the recipe computes. `xrun.launch` trains it:
+
+```python
+from xrun.launcher.local import LocalCloud
+
+assert xrun.launch(plan, LocalCloud()) == 0  # the exit code
+model = xrun.load_model(plan.folder / "model")
+print(sum(parameter.numel() for parameter in model.parameters()))
+```
+
+A component may raise an error of `xrun.errors`, whose exit code says what happens next:
+
+```python
+from xrun.errors import ComponentError
+
+try:
+    raise ComponentError("data/train.csv has no rows.", "Fetch it again.")
+except xrun.errors.XrunError as error:
+    print(error.exit_code, error.message, error.hint)
+```
+"""
+
+
+def decisions() -> str:
+    """A line for each."""
+    rows = []
+    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        number, _, title = path.read_text().splitlines()[0].removeprefix("# ").partition(" ")
+        rows.append(f"* [{number}]({path.name}) {title}")
+    what = "Why things are as they are, and what was given up for it; one page each.\n"
+    return "\n".join(["# Decisions\n", what, *rows, ""])
+
+
+def llms() -> str:
+    """The site's contents for language models (llmstxt.org): each page with its first sentence."""
+    told = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    lines = [f"# {told['site_name']}", "", f"> {told['site_description']}"]
+    for section in told["nav"]:
+        ((title, inside),) = section.items()
+        lines += ["", f"## {title}", ""]
+        for page in [{title: inside}] if isinstance(inside, str) else inside:
+            ((name, path),) = page.items()
+            told = first_sentence(DOCS / path)
+            place = path.removesuffix(".md") + ".html"
+            lines.append(f"- [{name}]({place})" + (f": {told}" if told else ""))
+    return "\n".join([*lines, ""])
+
+
+def first_sentence(page: Path) -> str:
+    """What a page written by people begins with, as plain text; "" of one that is made."""
+    text = page.read_text() if page.exists() else _MADE
+    if _MADE in text or page.parent.name == "decisions":
+        return ""
+    found = next((each for each in text.split("\n\n") if re.match(r"\*\*|[\w]|`[^`]", each)), "")
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*]", r"\1", " ".join(found.split()))
+    first = re.split(r"(?<=[.:])\s", plain)[0].rstrip(":.")
+    return first and f"{first}."
+
+
+def anchor(heading: str) -> str:
+    """What a heading is called in a link, as Python-Markdown has it."""
+    plain = _SLUG.sub("", heading.replace("`", "")).strip().lower()
+    return re.sub(r"[-\s]+", "-", plain)
+
+
+if __name__ == "__main__":
+    for place, text in pages().items():
+        (Path(sys.argv[1]) / place).write_text(text)
