@@ -20,7 +20,7 @@ from torch import nn
 
 from support.paths import SOURCES
 from xrun.data.batch import batch_bytes
-from xrun.data.loader import Fetch, Loader, check_shared_memory, check_splits
+from xrun.data.loader import Ahead, Fetch, Loader, check_shared_memory, check_splits
 from xrun.data.randomness import LOOP, seed_generators
 from xrun.data.sampler import MicroBatch, Sampler
 from xrun.errors import ComponentError, TrainError
@@ -133,6 +133,26 @@ def test_a_step_comes_whole() -> None:
         [2, 3],
     ]
     assert all(step[-1][0].last for step in steps)
+
+
+def test_what_goes_wrong_ahead_is_raised_when_it_is_asked_for() -> None:
+    """A step that was looked at comes once, in its order, and an error in its place."""
+
+    def steps() -> Any:
+        yield ["one"]
+        yield ["two"]
+        raise OSError("three")
+
+    ahead = Ahead(steps())
+    assert ahead.next() == ["one"]
+    ahead.look()
+    ahead.look()
+    assert ahead.next() == ["two"]
+    ahead.look()
+    with pytest.raises(OSError, match="three"):
+        ahead.next()
+    ahead.look()
+    assert ahead.next() is None
 
 
 def test_a_dataset_may_fetch_and_collate_itself() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from support.in_process import attempt
 from support.running import (
     PER_STEP,
     READS,
@@ -276,6 +277,22 @@ def test_samples_do_not_depend_on_workers(make: Any, undisturbed: Project, worke
     assert curve(project.run) == {
         step: point for step, point in curve(undisturbed.run).items() if step <= 6
     }
+
+
+def test_looking_ahead_changes_no_bit(make: Any, undisturbed: Project) -> None:
+    """As where a device computes meanwhile: a run that is cut after step 5 and goes on has the
+    samples, the losses and the weights of one that fetches each step's data when it wants them."""
+    project = make()
+    plan = project.plan()
+    for name, steps in (("a1", 5), ("a2", 20)):
+        with attempt(plan, name) as training:
+            assert not training.ahead, "nothing computes beside a processor"
+            training.ahead, training.steps = True, steps
+            if name == "a1":
+                training.export = lambda *_: None
+            training.run()
+    assert curve(project.run) == curve(undisturbed.run)
+    assert weights(project.run) == weights(undisturbed.run)
 
 
 TELLING = """\

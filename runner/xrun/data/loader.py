@@ -128,6 +128,32 @@ class Loader:
         )
 
 
+class Ahead:
+    """The steps of a loader. `look` fetches the next one before it is asked for, and what goes
+    wrong then is raised when it is."""
+
+    def __init__(self, steps: Iterable[list[Piece]]) -> None:
+        self._steps = iter(steps)
+        self._seen: list[list[Piece] | Exception | None] = []
+
+    def look(self) -> None:
+        """Fetch the next step."""
+        if not self._seen:
+            try:
+                self._seen.append(next(self._steps, None))
+            except Exception as error:  # of the step that is to come, not of this one
+                self._seen.append(error)
+
+    def next(self) -> list[Piece] | None:
+        """The next step; None after the last one."""
+        if not self._seen:
+            return next(self._steps, None)
+        found = self._seen.pop()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
 def _as_it_is(piece: Piece) -> Piece:
     """What Fetch returns needs no further conversion."""
     return piece

@@ -178,6 +178,7 @@ def build_training(
         fresh=start.checkpoint is None,
         untried=model.state.step if start.record.newest_step <= 0 else -1,
         parts=parts,
+        ahead=setting.accelerator.device.type == "cuda",
         speed=speed,
         budget=build_budget(plan.limits, checkpointer, world),
         export=lambda _, early: finish(

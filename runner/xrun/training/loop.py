@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from ..backoff import Backoff
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.state import TrainState
 from ..data.batch import Batch, to_device
-from ..data.loader import Loader, Piece
+from ..data.loader import Ahead, Loader, Piece
 from ..data.randomness import LOOP, seed_generators
 from ..data.sampler import MicroBatch
 from ..errors import (
@@ -70,9 +70,9 @@ class Training:
 
     `tracker` is the first process's; `fresh` says that nothing is committed yet; `untried` is the
     step after which nothing has shown yet that the components work (-1: it has); each micro-batch
-    is computed in so many `parts`. After the step `pause` the run waits for its sweep. `budget`
-    gives the sentence that ends the run once its budget is spent, `export` makes the final weights
-    on the first process.
+    is computed in so many `parts`; a step's data are fetched `ahead`, while the device computes the
+    one before. After the step `pause` the run waits for its sweep. `budget` gives the sentence that
+    ends the run once its budget is spent, `export` makes the final weights on the first process.
     """
 
     train: Train
@@ -92,6 +92,7 @@ class Training:
     fresh: bool = False
     untried: int = -1
     parts: int = 1
+    ahead: bool = False
     pause: int | None = None
     speed: Speed = field(default_factory=Speed)
     budget: Callable[[], str] = lambda: ""
@@ -132,7 +133,7 @@ class Training:
         return state.step == self.untried or first_evaluation
 
     def _train(self) -> None:
-        state, batches, began = self.state, iter(self.loader), self.clock()
+        state, batches, began = self.state, Ahead(self.loader), self.clock()
         self._looked = time.perf_counter()
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
@@ -174,6 +175,8 @@ class Training:
                 self.reduction.drop_unused()
             every = self._finite.agreed(losses, self.world)
             norm = self._step() if self._gated else self._clip()
+            if self.ahead and not stop and state.step + 1 < self.steps:
+                self.speed.looked_ahead(batches.look)
             numbers = read([*every, *norm, *further])  # the one time that the host waits for it
             each, told = len(losses) + 1, (len(losses) + 1) * self.world.size
             rows = [numbers[start : start + each] for start in range(0, told, each)]
@@ -197,9 +200,9 @@ class Training:
         unfuse(self.state.optimizer)
         self._gated = False
 
-    def _next(self, batches: Iterator[list[Piece]]) -> list[Piece]:
+    def _next(self, batches: Ahead) -> list[Piece]:
         self.speed.begin()
-        pieces = next(batches, None)
+        pieces = batches.next()
         self.speed.fetched()
         if pieces is None:
             raise DataExhausted(

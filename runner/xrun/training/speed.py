@@ -10,7 +10,7 @@ are at least a second of training: so they cost a step two looks at the clock.
 | `speed/samples_per_second` | samples of the global batch, on all processes together |
 | `speed/tokens_per_second` | language modeling: labels that the loss is a mean over, likewise |
 | `speed/step_seconds` | a step from asking for its data to its end; no evaluation, no save |
-| `speed/data_wait_seconds` | of that, what the first process waited for its data |
+| `speed/data_wait_seconds` | of that, what the first process waited for its data, or its GPU did |
 | `speed/mfu` | model FLOPs per second, as a fraction of the peak of all devices |
 | `speed/memory_gib` | the first process's peak so far: tensors on its GPU, else its resident set |
 | `speed/gpu_utilization` | per cent of time with a kernel on its GPU, as NVML says, each 10 s |
@@ -59,6 +59,14 @@ class Speed:
     def fetched(self) -> None:
         """It has them."""
         self._totals[1] += self.clock() - self._began
+
+    def looked_ahead(self, look: Callable[[], None]) -> None:
+        """The next step's data are fetched while the device computes; if it has nothing more to do
+        then, it has waited for them."""
+        began = self.clock()
+        look()
+        if self.device.type != "cuda" or torch.cuda.current_stream(self.device).query():
+            self._totals[1] += self.clock() - began
 
     def stepped(self, samples: int, count: float) -> None:
         """It has been done, on so many samples; its loss is a mean over `count`."""
