@@ -194,19 +194,23 @@ def test_messages_are_those_of_the_program() -> None:
 
 
 @pytest.mark.e2e
-def test_the_tutorial_leads_to_a_trained_model(tmp_path: Path) -> None:
-    """By what it has people write and type, in an empty folder with their data. Drills have tests
-    of their own."""
-    for name, text in files_of(DOCS / "tutorial.md"):
+@pytest.mark.parametrize(("page", "run"), [("quickstart", "my-first"), ("tutorial", "flowers")])
+def test_what_a_new_user_types_leads_to_a_trained_model(
+    page: str, run: str, tmp_path: Path
+) -> None:
+    """By what the page has people write and type, in an empty folder with their data. Drills have
+    tests of their own."""
+    path = DOCS / f"{page}.md"
+    for name, text in files_of(path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     shutil.copytree(ROOT / "examples" / "iris" / "data", tmp_path / "data")
     (tmp_path / "home").mkdir()
-    for block in blocks(DOCS / "tutorial.md", ""):
-        for line in (each for each in block.splitlines() if "drill" not in each):
-            done = ended(start(tmp_path, *shlex.split(line)[1:]), 600)
-            assert done.code == 0, (line, done.err)
-    assert list(tmp_path.glob("runs/flowers-*/model/model.safetensors"))
+    typed = [each for block in blocks(path, "") for each in block.splitlines()]
+    for line in (each for each in typed if each.startswith("xrun ") and "drill" not in each):
+        done = ended(start(tmp_path, *shlex.split(line)[1:]), 600)
+        assert done.code == 0, (line, done.err)
+    assert list(tmp_path.glob(f"runs/{run}-*/model/model.safetensors"))
 
 
 @pytest.mark.e2e

@@ -161,7 +161,8 @@ def test_of_two_attempts_on_the_same_machines_the_newest_counts(project: Project
 def test_a_page_that_the_recipe_begins_with_has_a_receipt(
     project: Project, tmp_path: Path, world: HubWorld
 ) -> None:
-    """21 steps, one of them twice, in 60 s less 18 s of setup, on one kind of machine."""
+    """21 steps, one of them twice, in 60 s less 18 s of setup, on one kind of machine. So has the
+    page beside which a recipe lies, as one does that is fetched by its URL."""
     plan = project.plan(run="first-1")
     attempt = AttemptRecord(
         "one",
@@ -197,8 +198,8 @@ def test_a_page_that_the_recipe_begins_with_has_a_receipt(
         assert found.steps_per_second == pytest.approx(21 / 42, rel=0.01)
         assert found.source == f"measured in the receipt of first-1 ({where})"
         assert found.measured
-    origin = {"path": "xrun/recipe.yaml", "repository": f"{world.hub.url}/alice/page"}
-    wider = replace(project.plan("model.args={width: 9}"), origin=origin)
+    wider = project.plan("model.args={width: 9}")
+    wider = replace(wider, recipe_path=str(model / "xrun" / "recipe.yaml"))
     scaled = known_throughput(wider, cost(1e12), seconds=PATIENT).measured[A100]
     assert scaled.steps_per_second == pytest.approx(2 * 21 / 42, rel=0.01)
 

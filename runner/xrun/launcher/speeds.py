@@ -30,8 +30,7 @@ from ..run.checkpoint import Checkpoint
 from ..run.cost import Cost
 from ..run.folder import RunFolder, runs_in
 from ..run.listing import AT_ONCE, addresses_beside, run_at
-from ..run.opened import HUGGING_FACE
-from ..run.page import FOLDER
+from ..run.page import FOLDER, RUN
 from ..run.plan import Plan
 from ..run.record import AttemptRecord, RunRecord
 from ..store.address import Address
@@ -171,7 +170,7 @@ def _far_away(plan: Plan, environ: Mapping[str, str], seconds: float) -> list[Se
     """The same of runs that are elsewhere."""
     here = (each for each in runs_in(Path(plan.home)) if each.run != plan.run)
     known = [address for each in here if (address := _durable(each, plan))]
-    pages = list(_pages(plan, environ))
+    pages = list(_pages(plan))
     if not (known or pages or plan.address.durable):
         return []
     if plan.address.on_hub or any(str(each).startswith("hub") for each in (*known, *pages)):
@@ -244,9 +243,12 @@ def _durable(folder: RunFolder, plan: Plan) -> Address | None:
     return None
 
 
-def _pages(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
-    """The models that the recipe names, or that it came with: their folders and addresses."""
-    model, hub = plan.load_recipe().model, environ.get("HF_ENDPOINT") or HUGGING_FACE
+def _pages(plan: Plan) -> Iterator[str]:
+    """The models that the recipe names, and the one beside which it lies: their folders and
+    addresses."""
+    model, own = plan.load_recipe().model, Path(plan.recipe_path).parent
+    if own.name == FOLDER and (own / RUN).is_file():
+        yield str(own.parent)
     named = [model.init_from, model.args.get("name") if model.name == "hub" else None]
     for text in (each for each in named if isinstance(each, str)):
         local = Path(plan.project) / Path(text).expanduser()
@@ -254,11 +256,6 @@ def _pages(plan: Plan, environ: Mapping[str, str]) -> Iterator[str]:
             yield str(local if local.is_dir() else local.parent)
         elif match := _REPOSITORY.fullmatch(text):
             yield f"hub://{match[1]}"
-    origin = plan.origin
-    if str(origin.get("path", "")).startswith(f"{FOLDER}/"):
-        repository = str(origin["repository"])
-        if repository.startswith(f"{hub}/"):
-            yield f"hub://{repository.removeprefix(f'{hub}/')}"
 
 
 def _of_page(where: str, environ: Mapping[str, str]) -> Iterator[Seen]:
