@@ -31,6 +31,7 @@ FILES = {
     16: "quote",
     17: "sweep",
     18: "text",
+    19: "sharded",
 }
 """Which file measures a row."""
 NAMES = {"deadline": 15, "quote": 16, "sweep": 17}

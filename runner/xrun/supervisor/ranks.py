@@ -38,6 +38,9 @@ What a step frees stays for the next one: by default glibc gives large tensors b
 which then clears their pages anew in each step. (Not OMP_WAIT_POLICY=PASSIVE: a small step takes a
 seventh longer where threads sleep while they wait.)
 """
+ON_PROCESSORS_SHARDED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""What a rank of a sharded model has in their place: it gathers and drops a layer at a time, and
+what it would keep of those can be more than its part of the model (docs/decisions/0069)."""
 DETERMINISTIC = {"NCCL_NVLS_ENABLE": "0"}
 """What `train.deterministic` needs of NCCL, unless somebody has set it otherwise: where the switch
 between H100s sums (NVLS), the same call gives other bits each time (NVIDIA/nccl#1497)."""
@@ -165,7 +168,8 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
     """What one rank finds in its environment: the names that torch and Accelerate read."""
     processors = len(os.sched_getaffinity(0))
     threads = 1 if plan.is_exact else max(1, processors // nodes.processes)
-    ours = nodes.environment() | ON_PROCESSORS | (DETERMINISTIC if plan.is_deterministic else {})
+    memory = ON_PROCESSORS_SHARDED if plan.is_sharded else ON_PROCESSORS
+    ours = nodes.environment() | memory | (DETERMINISTIC if plan.is_deterministic else {})
     return {
         "RANK": str(nodes.ranks[local]),
         "LOCAL_RANK": str(local),
