@@ -32,6 +32,7 @@ FILES = {
     17: "sweep",
     18: "text",
     19: "pictures",
+    20: "sharded",
 }
 """Which file measures a row."""
 NAMES = {"deadline": 15, "quote": 16, "sweep": 17}

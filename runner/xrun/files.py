@@ -11,12 +11,13 @@ import hashlib
 import itertools
 import json
 import math
+import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 from .environment import HOME
 from .errors import StoreError
@@ -202,6 +203,16 @@ def reserve(path: Path, size: int) -> None:
     empty one."""
     with contextlib.suppress(OSError), path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
+
+
+def mapped(file: IO[bytes], begin: int, size: int) -> mmap.mmap:
+    """So many more bytes of a file as memory that the kernel may write out, `begin` on a page.
+
+    Raises OSError where there is no room: a write to a mapping that finds none would end the
+    process.
+    """
+    os.posix_fallocate(file.fileno(), begin, size)
+    return mmap.mmap(file.fileno(), size, offset=begin)
 
 
 def write_in_place(path: Path, data: bytes) -> None:

@@ -27,7 +27,7 @@ train:
   step: 10
   global_batch: 8
   sharding: fsdp
-  ema: 0.9
+  reduction: exact
   precision: fp8
   precision: fp32
 """
@@ -38,8 +38,7 @@ train:
         (3, 17, "dataset.name"),
         (5, 48, "hardware.any_of.0.spot"),
         (7, 3, "train.step"),
-        (7, 3, "train.micro_batch"),
-        (10, 8, "train.ema"),
+        (10, 14, "train.reduction"),
         (11, 14, "train.precision"),
         (12, 3, "train.precision"),
     ]

@@ -29,6 +29,8 @@ train: {steps: 10, global_batch: 4}
         ("4}", "4, optimizers: [{name: sgd}]}", "6:37: train.optimizers:", "one optimizer for"),
         ("4}", "4, optimizer: [{name: sgd}]}", "6:48: train.optimizer:", "one optimizer for"),
         ("4}", "4, optimizer: {critic: {}}}", "6:49: train.optimizer.critic:", "one optimizer for"),
+        ("4}", "4, sharding: hsdp}", "6:47: train.sharding:", "within nodes alone (HSDP)"),
+        ("4}", "4, cpu_offload: true}", "6:37: train.cpu_offload:", "offload to the"),
         ("digits", "webdataset", "3:17: dataset.name:", "datasets/image_folder reads pictures"),
         ("digits", "wds", "3:17: dataset.name:", "no WebDataset shards"),
     ],

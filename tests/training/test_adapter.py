@@ -251,15 +251,19 @@ def test_an_adapter_on_a_sharded_base_is_the_same_one(
     project: Project, plan: Plan, trained: Training
 ) -> None:
     """Two processes that hold a shard each of the base and of the adapter export what one does, up
-    to the order of sums."""
-    fsdp = ("train.sharding=fsdp",)
-    done = project.attempt(*fsdp, processes=2, run="sharded")
-    assert done.code == 0, done.err
-    sharded = adapter_of(project.plan(*fsdp, processes=2, run="sharded"))
-    alone = adapter_of(plan)
-    assert sharded.keys() == alone.keys()
-    for name, tensor in alone.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=1e-3, atol=1e-5)
+    to the order of sums; with a moving average as well."""
+    fsdp, ema = "train.sharding=fsdp", "train.ema=0.5"
+    assert project.attempt(ema, run="averaged").code == 0
+    pairs = [((), plan), ((ema,), project.plan(ema, run="averaged"))]
+    for number, (more, unsharded) in enumerate(pairs):
+        run = f"sharded{number}"
+        done = project.attempt(fsdp, *more, processes=2, run=run)
+        assert done.code == 0, done.err
+        sharded = adapter_of(project.plan(fsdp, *more, processes=2, run=run))
+        alone = adapter_of(unsharded)
+        assert sharded.keys() == alone.keys()
+        for name, tensor in alone.items():
+            torch.testing.assert_close(sharded[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.once

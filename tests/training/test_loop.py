@@ -373,14 +373,23 @@ def test_processes_train_parameters_of_any_kind_of_number(make: Any) -> None:
     same_samples_and_losses(curve(two.run), curve(one.run))
 
 
-def test_a_sharded_run_goes_on_with_any_number_of_processes(make: Any) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["train.ema=0.5", "train.accumulate=whole", "train.precision=bf16", "train.gather=bf16"],
+    ],
+    ids=["plain", "all"],
+)
+def test_a_sharded_run_goes_on_with_any_number_of_processes(make: Any, more: list[str]) -> None:
     """FSDP on 2 processes, killed: resumed on 2 the bits are the same, resumed on 1 all but
-    rounding."""
-    overrides = ["train.sharding=fsdp", "train.steps=10"]
+    rounding; with a moving average, gradients that are summed once a step and weights that are
+    gathered in bf16 as well."""
+    overrides = ["train.sharding=fsdp", "train.steps=10", *more]
     one = make()
     done = one.attempt(*overrides, processes=2)
     assert done.code == 0, done.err
-    for processes in (2, 1):
+    for processes in (2,) if more else (2, 1):
         other = make()
         other.trap("SIGKILL", call=7 * PER_STEP // 2 + 1, rank=1, committed=5)
         assert other.attempt(*overrides, processes=2).code == 75

@@ -23,12 +23,18 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from support.paths import WITH_SUPPORT
+from xrun.checkpoint.state import local
 from xrun.data.loader import Fetch
 from xrun.errors import TrainError
 from xrun.recipe.schema import Train
 from xrun.run.cost import sizes
-from xrun.training.micro_batch import find_micro_batch, limited_memory
+from xrun.training.micro_batch import (
+    find_micro_batch,
+    find_sharded_micro_batch,
+    limited_memory,
+)
 from xrun.training.objective import Objective
+from xrun.training.sharding import shard
 from xrun.training.world import World
 
 GLOBAL = 48
@@ -80,6 +86,17 @@ def find(world: World, split: Any = None, model: nn.Module | None = None) -> int
     )
 
 
+def find_sharded(world: World) -> int:
+    """Of a model that all processes hold together, which is afterwards what it was."""
+    train = Train(steps=1, global_batch=GLOBAL, sharding="fsdp")
+    objective = Objective(Wide(), "classification")
+    shard(objective, train, "cpu")
+    fetch, accelerator = Fetch(Data(), 0), Accelerator(cpu=True)
+    found = find_sharded_micro_batch(train, objective, fetch, accelerator, world)
+    assert all(bool((local(p) == 1).all()) and p.grad is None for p in objective.parameters())
+    return found
+
+
 def work(folder: Path, rank: int, size: int, megabytes: list[int]) -> None:
     """Under a hard limit that lets this rank allocate so many more bytes, look for the
     micro-batch."""
@@ -95,7 +112,7 @@ def work(folder: Path, rank: int, size: int, megabytes: list[int]) -> None:
     limit = (int(status["VmData"].split()[0]) << 10) + (megabytes[rank] << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        found: Any = find(world)
+        found: Any = find_sharded(world) if "SHARDED" in os.environ else find(world)
     except TrainError as error:
         found = str(error)
     after = resource.getrlimit(resource.RLIMIT_DATA)
@@ -117,9 +134,10 @@ def fits(size: int) -> bool:
     return True
 
 
-def found_with(folder: Path, *megabytes: int) -> list[Any]:
+def found_with(folder: Path, *megabytes: int, **more: str) -> list[Any]:
     environment = {
         **os.environ,
+        **more,
         "PYTHONPATH": WITH_SUPPORT,
         "OMP_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "1",
@@ -163,6 +181,14 @@ def test_all_processes_take_what_fits_the_smallest(tmp_path: Path) -> None:
     assert roomy == GLOBAL // 2
     assert 1 < narrow < roomy
     assert first == second == narrow
+
+
+def test_a_sharded_model_is_measured_and_not_tried(tmp_path: Path) -> None:
+    """Both processes take what fits the smaller one, by what one and two samples take of it: most
+    of what could be computed there, and no more."""
+    (first, _, _), (second, narrow, _) = found_with(tmp_path, 1600, 240, SHARDED="1")
+    assert first == second
+    assert narrow / 3 <= first <= narrow
 
 
 def test_not_even_one_sample_is_an_error(tmp_path: Path) -> None:

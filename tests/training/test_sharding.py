@@ -31,6 +31,7 @@ from xrun.recipe.schema import Train
 from xrun.run.record import AttemptRecord, RunRecord
 from xrun.store.directory.store import DirectoryStore
 from xrun.tracker.jsonl import JsonlTracker
+from xrun.training.average import Average, average_of
 from xrun.training.export import full_copy
 from xrun.training.objective import Objective
 from xrun.training.optimizer import build_optimizer
@@ -40,7 +41,9 @@ from xrun.training.world import World
 
 LIVES = ("a4", "a2", "a1", "b2", "b4", "c2")
 """Attempts, by how many processes: `a` and `c` restore what four have saved, `b` what one has."""
-BLOCK = 512
+BLOCK, DECAY = 512, 0.5
+WHOLE = ("model.scale", "ema.module.scale", "ema.n_averaged")
+"""What is not sharded, but for step counters."""
 
 
 class Model(nn.Module):
@@ -70,9 +73,13 @@ def model() -> Any:
 
 def make() -> tuple[TrainState, Objective]:
     objective = Objective(model(), "classification")
-    shard(objective, "cpu")
     train = Train(steps=9, global_batch=4, sharding="fsdp")
-    return TrainState(objective.model, build_optimizer(train, objective), micro_batch=1), objective
+    copy = average_of(objective.model, list(objective.parameters()))
+    shard(objective, train, "cpu")
+    shard(copy, train, "cpu", keep=False)
+    average = Average(objective.model, DECAY, copy=copy)
+    optimizer = build_optimizer(train, objective)
+    return TrainState(objective.model, optimizer, average, micro_batch=1), objective
 
 
 def whole(state: TrainState) -> dict[str, Tensor]:
@@ -105,6 +112,8 @@ def step(state: TrainState, objective: Objective, world: World) -> None:
     (objective((x, torch.tensor([0, 1, 0, 1])))["loss"] * world.size).backward()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    assert isinstance(state.ema, Average)
+    state.ema.update()
     state.step += 1
 
 
@@ -154,7 +163,7 @@ def trained(
     run.wait()
     own = [local(t).nbytes for t in state.tensors().values() if hasattr(t, "to_local")]
     # the first process writes what is not sharded
-    alone = state.tensors()["model.scale"].nbytes if world.rank == 0 else 0
+    alone = sum(state.tensors()[name].nbytes for name in WHOLE) if world.rank == 0 else 0
     copied = sum(room.nbytes for room in run._snapshot.rooms.values()) - alone
     return {"values": before, "step": state.step, "own bytes": sum(own), "copied bytes": copied}
 
@@ -289,7 +298,7 @@ def test_each_process_copies_its_own_part(found: Found) -> None:
     assert sum(found["a4", rank]["own bytes"] for rank in range(4)) == sum(
         t.nbytes
         for name, t in found["a4", 0]["values"].items()
-        if name != "model.scale" and not name.endswith(".step")
+        if name not in WHOLE and not name.endswith(".step")
     )
 
 
@@ -300,6 +309,16 @@ def test_an_unsharded_copy_is_made_on_the_first_process(found: Found) -> None:
         copy, now = found[life, 0]["copy"], found[life, 0]["now"]
         assert all(torch.equal(copy[name], now[f"model.{name}"]) for name in model().state_dict())
         assert all(found[life, rank]["copy"] is None for rank in range(1, int(life[-1])))
+
+
+def test_the_average_moves_towards_the_weights(found: Found) -> None:
+    """By the decay from step 2 to step 3, to the last bit, though no process has either whole."""
+    before, now = found["a4", 0]["values"], found["a4", 0]["now"]
+    names = [name for name, _ in model().named_parameters()]
+    for name in names:
+        moved = torch.lerp(before[f"ema.module.{name}"], now[f"model.{name}"], 1 - DECAY)
+        assert torch.equal(now[f"ema.module.{name}"], moved)
+        assert not torch.equal(moved, now[f"model.{name}"])
 
 
 def test_repeated_blocks_are_the_children_of_module_lists() -> None:

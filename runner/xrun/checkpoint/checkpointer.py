@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,14 @@ _FROZEN_NAME = re.compile(rf"{_FROZEN}-\d+-\d+-(?P<writer>.+)")
 first."""
 
 
+def _on_device_of_caller() -> Callable[[], None]:
+    """What puts a thread onto the caller's GPU: a new one begins on the first, and would make a
+    context there."""
+    if not torch.cuda.is_initialized():
+        return lambda: None
+    return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
+
+
 @dataclass(frozen=True)
 class Writers:
     """The processes that write, of which this one has the `rank`: all where the model is sharded,
@@ -65,7 +74,8 @@ class Writers:
 
 
 class Checkpointer:
-    """Saves a run's state on this process, and on the first process commits it."""
+    """Saves a run's state on this process, and on the first process commits it. `folder`: where a
+    `Snapshot` has its copy."""
 
     def __init__(
         self,
@@ -75,13 +85,14 @@ class Checkpointer:
         tracker: Tracker | None,
         writers: Writers = Writers(),
         small: int = SMALL_BYTES,
+        folder: Path | None = None,
     ) -> None:
         self.state, self.lease, self.schedule = state, lease, schedule
         self.tracker, self.writers, self.small = tracker, writers, small
         self.unavailable = ""
         """Why nobody could tell whether the last save was committed; "" if that is not what
         happened to it."""
-        self._snapshot, self._movement = Snapshot(), Movement()
+        self._snapshot, self._movement = Snapshot(folder), Movement()
         self._first = True
         self._watched: Saving | None = None
         self._copied = threading.Event()
@@ -89,7 +100,7 @@ class Checkpointer:
         self._stall = 0.0
         self._sent: set[StoredFile] = set()
         self._wanted = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="xrun-checkpoint")
+        self._thread = ThreadPoolExecutor(1, "xrun-checkpoint", _on_device_of_caller())
         self._saving: Future[None] | None = None
         self._checked: Future[None] | None = None
         self._stream = torch.cuda.Stream() if torch.cuda.is_initialized() else None

@@ -46,8 +46,7 @@ ALL = Share()
 
 def share_of(plan: Plan, rank: int, size: int) -> Share:
     """What one of so many processes of a run reads."""
-    sharded = plan.recipe["train"].get("sharding") == "fsdp"
-    return Share(rank, size) if sharded else ALL
+    return Share(rank, size) if plan.is_sharded else ALL
 
 
 def fetched(store: Store, file: StoredFile, share: Share) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import TrainError
+from ..files import mapped
 from . import tensor_file
 
 Files = Mapping[str, Mapping[str, Tensor]]
@@ -42,10 +45,12 @@ class Snapshot:
     saving takes.
 
     A file's tensors lie one after the other, from the start of a page on, so that the disk can take
-    them from where they are.
+    them from where they are. What lies on a processor is copied into files without a name in a
+    `folder`, where one is given, which is then no memory of the process's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self.rooms: dict[str, Tensor] = {}
 
     def copy(self, files: Files, names: Set[str]) -> None:
@@ -75,7 +80,8 @@ class Snapshot:
             size += tensor.nbytes
         if file not in self.rooms or self.rooms[file].nbytes != size:
             self.rooms.pop(file, None)
-            self.rooms[file] = _pages(size, pinned="cuda" in kinds)
+            pinned = "cuda" in kinds
+            self.rooms[file] = _pages(size, pinned, None if pinned else self._folder)
 
 
 def on_device(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,15 +121,18 @@ def is_finite(data: Tensor, kind: torch.dtype) -> bool:
     )
 
 
-def _pages(size: int, pinned: bool) -> Tensor:
+def _pages(size: int, pinned: bool, folder: Path | None) -> Tensor:
     """Bytes of memory that begin with a page, which malloc's do not; `pinned`, so that a GPU writes
-    to them while it computes.
+    to them while it computes; in a file in this folder, where there is one with room for them.
 
     Raises:
         TrainError: there is no room for a copy.
     """
     if not size:
         return torch.empty(0, dtype=torch.uint8)
+    if folder is not None:
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+            return torch.from_numpy(np.frombuffer(mapped(file, 0, size), np.uint8))
     try:
         pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

@@ -12,6 +12,7 @@ TRAIN = (
     "clip_grad_norm",
     "seed",
     "ema",
+    "gather",
 )
 """Keys of `train` that change what is computed; the others change where, how fast, or how long."""
 WHOLE = ("model", "dataset", "task")

@@ -22,6 +22,11 @@ _SHARDS = (
     " datasets/hub_images and datasets/hub_text read the Hub, and a dataset of your own streams tar"
     " files as a split with `num_shards` and `shard(i)`."
 )
+_SHARDING = (
+    "xrun shards weights, gradients and optimizer state over all processes alike (`train.sharding:"
+    " fsdp`, what others call ZeRO-3). Sharding within nodes alone (HSDP), offload to the"
+    " processor's memory, tensor and pipeline parallelism are not built."
+)
 _ASKED = (
     (
         r"task: (preferences?|[a-z]*dpo|orpo|kto|ipo|ppo|grpo|rlhf|reward(_model(ing)?)?)",
@@ -32,6 +37,11 @@ _ASKED = (
     (r"train\.optimizers: .*", _OPTIMIZERS),
     (r"train\.optimizer: a list", _OPTIMIZERS),
     (r"train\.optimizer\.(generator|discriminator|critic|g|d): .*", _OPTIMIZERS),
+    (
+        r"train\.sharding: ([a-z]*hsdp|hybrid.*|zero.*|deepspeed.*|.*offload.*|tp|pp|tensor.*)",
+        _SHARDING,
+    ),
+    (r"train\.([a-z]*_?offload|(tensor|pipeline)_parallel(ism)?|hsdp|deepspeed): .*", _SHARDING),
     (r"dataset\.name: (web_?dataset|wds|tar(_files)?|shards)", _SHARDS),
 )
 """A problem's key and the value that stands there."""

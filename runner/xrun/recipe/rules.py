@@ -285,28 +285,19 @@ def exact_reduction_takes_powers_of_two(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-@rule("train.ema", "train.sharding")
-def ema_has_no_fsdp(recipe: Recipe) -> Iterator[Problem]:
-    """`train.ema` needs whole weights, so not with `train.sharding: fsdp`."""
-    if recipe.train.ema is not None and recipe.train.sharding == "fsdp":
-        yield problem(
-            "train.ema",
-            "the moving average needs whole weights, and `sharding: fsdp` has none",
-            recipe.train.ema,
-            "Remove `ema` or use `sharding: none`.",
-        )
-
-
-@rule("train.micro_batch", "train.sharding")
-def fsdp_needs_a_micro_batch(recipe: Recipe) -> Iterator[Problem]:
-    """`train.sharding: fsdp` needs a number as `train.micro_batch`."""
-    if recipe.train.micro_batch == "auto" and recipe.train.sharding == "fsdp":
-        yield problem(
-            "train.micro_batch",
-            "`auto` cannot probe the memory under `sharding: fsdp`",
-            "auto",
-            "Give a number of samples.",
-        )
+@rule("train.gather", "train.accumulate", "train.sharding", "train.precision")
+def what_shards_is_for_fsdp(recipe: Recipe) -> Iterator[Problem]:
+    """`train.gather: bf16` and `train.accumulate: whole` are for `train.sharding: fsdp`, and
+    `gather: bf16` for `train.precision: bf16`."""
+    train = recipe.train
+    chosen = [("gather", train.gather, "fp32"), ("accumulate", train.accumulate, "sharded")]
+    for name, value, default in chosen:
+        if value != default and train.sharding != "fsdp":
+            what = "without `train.sharding: fsdp` every process has all weights and gradients"
+            yield problem(f"train.{name}", what, value, "Remove it, or set `sharding: fsdp`.")
+    if train.gather == "bf16" and train.sharding == "fsdp" and train.precision != "bf16":
+        what = f"`train.precision: {train.precision}` computes in {train.precision}"
+        yield problem("train.gather", what, "bf16", "Set `train.precision: bf16`.")
 
 
 @rule("train.steps", "train.schedule.warmup_steps")

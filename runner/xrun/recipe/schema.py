@@ -363,6 +363,14 @@ class Train(Part):
     gradients of memory."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` spreads weights, gradients and optimizer state over the processes."""
+    gather: Literal["fp32", "bf16"] = "fp32"
+    """With `sharding: fsdp`, in which precision a layer's weights are gathered and computed with.
+    `bf16` halves traffic and memory; the weights that are trained, sums of gradients and the
+    optimizer stay in fp32."""
+    accumulate: Literal["sharded", "whole"] = "sharded"
+    """With `sharding: fsdp`, where the gradients of a process's micro-batches add up. `whole` sums
+    over the processes once a step instead of after each one, and takes the memory of a whole
+    gradient on each process."""
     compile: bool = False
     """Compile the model's call with `torch.compile`, one graph per shape of a whole batch; short
     batches are computed as they are."""

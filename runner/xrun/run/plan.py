@@ -146,6 +146,11 @@ class Plan:
         return bool(self.recipe["train"]["reduction"] == "exact")
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether each process has a part of the model."""
+        return self.recipe["train"].get("sharding") == "fsdp"
+
+    @property
     def is_deterministic(self) -> bool:
         """Whether the same machines compute the same bits again."""
         return bool(self.recipe["train"]["deterministic"])

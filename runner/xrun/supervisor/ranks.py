@@ -43,6 +43,9 @@ ON_GPUS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 allocator lets its pieces grow instead of keeping ones that fit nothing (docs/performance.md)."""
 _OLD_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Under which it may be set as well."""
+ON_PROCESSORS_SHARDED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""What a rank of a sharded model has in their place: it gathers and drops a layer at a time, and
+what it would keep of those can be more than its part of the model (docs/decisions/0069)."""
 DETERMINISTIC = {"NCCL_NVLS_ENABLE": "0"}
 """What `train.deterministic` needs of NCCL, unless somebody has set it otherwise: where the switch
 between H100s sums (NVLS), the same call gives other bits each time (NVIDIA/nccl#1497)."""
@@ -170,7 +173,8 @@ def rank_environment(plan: Plan, nodes: Nodes, local: int, port: int) -> dict[st
     """What one rank finds in its environment: the names that torch and Accelerate read."""
     processors = len(os.sched_getaffinity(0))
     threads = 1 if plan.is_exact else max(1, processors // nodes.processes)
-    ours = nodes.environment() | ON_PROCESSORS | (DETERMINISTIC if plan.is_deterministic else {})
+    memory = ON_PROCESSORS_SHARDED if plan.is_sharded else ON_PROCESSORS
+    ours = nodes.environment() | memory | (DETERMINISTIC if plan.is_deterministic else {})
     if not any(name in os.environ or name in plan.env for name in _OLD_NAMES):
         ours = ours | ON_GPUS
     return {

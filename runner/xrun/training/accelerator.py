@@ -82,9 +82,11 @@ def prepare(
         objective.compiled = Compiled()
     sharded = train.sharding == "fsdp"
     alone = sharded or train.reduction == "exact"
-    model: nn.Module = accelerator.prepare_model(objective, evaluation_mode=alone)
+    # What is sharded goes to the device piece by piece.
+    place = False if sharded else None
+    model: nn.Module = accelerator.prepare_model(objective, place, evaluation_mode=alone)
     if sharded:
-        shard(objective, accelerator.device.type)
+        shard(objective, train, accelerator.device.type)
     replicated = isinstance(model, nn.parallel.DistributedDataParallel)
     if world.size > 1 and not alone and not replicated:
         raise TrainError(

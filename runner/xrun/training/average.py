@@ -22,24 +22,31 @@ Pair = tuple[Tensor, Tensor]
 class Average(nn.Module):
     """`module` is the averaged model. Its tensors have the names in a checkpoint that torch's
     AveragedModel would give them. `shared` are weights that do not change, which it has of the
-    model."""
+    model. A sharded model's is the `copy` that `average_of` has made before and that is sharded as
+    the model is: torch copies no sharded one, and it takes over what is `shared` in each step."""
 
     n_averaged: Tensor
 
-    def __init__(self, model: nn.Module, decay: float, shared: Collection[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        shared: Collection[Tensor] = (),
+        copy: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.decay = decay
-        self.module = twin(
-            model,
-            "train.ema averages a copy of the model",
-            "Leave train.ema out, or keep in the model only what copy.deepcopy can copy.",
-            shared,
-        )
+        self.module = average_of(model, shared) if copy is None else copy
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.int64))
         own = _by_name(self.module)
         self._modules_of = [(own[name], module) for name, module in _by_name(model).items()]
         pairs = zip(self.module.parameters(), model.parameters(), strict=True)
-        self._parameters_of = [(own, new) for own, new in pairs if own is not new]
+        each = [(own, new) for own, new in pairs if own is not new]
+        same = {id(tensor) for tensor in shared}
+        self._parameters_of = [
+            (_own_part(own), _own_part(new)) for own, new in each if id(new) not in same
+        ]
+        self._taken = [(_own_part(own), _own_part(new)) for own, new in each if id(new) in same]
         self._still: dict[int, tuple[Tensor, int]] | None = None
 
     @torch.no_grad()
@@ -50,6 +57,8 @@ class Average(nn.Module):
         if begun and self._still is None:
             buffers = self._buffers_of()
             self._still = {id(new): (new, new._version) for own, new in buffers if own.equal(new)}
+        for own, new in self._taken:
+            own.copy_(new)
         pairs = [*self._parameters_of, *self._written()]
         for own, new in pairs:
             if not begun or not _is_measure(new):
@@ -89,6 +98,27 @@ class Average(nn.Module):
                     yield old, new
                 elif old is not None:
                     own._buffers[name] = None
+
+
+def average_of(model: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
+    """A copy of the model, which is to become its average; with all of its weights `shared` until
+    each of the two is sharded.
+
+    Raises:
+        ComponentError: something in the model cannot be copied.
+    """
+    return twin(
+        model,
+        "train.ema averages a copy of the model",
+        "Leave train.ema out, or keep in the model only what copy.deepcopy can copy.",
+        shared,
+    )
+
+
+def _own_part(p: Tensor) -> Tensor:
+    """A parameter, or this process's part of a sharded one, in the memory that torch gathers it
+    from."""
+    return p.detach().to_local() if hasattr(p, "to_local") else p  # type: ignore[attr-defined]  # a DTensor's method
 
 
 def _is_measure(tensor: Tensor) -> bool:

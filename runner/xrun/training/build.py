@@ -46,7 +46,7 @@ from ..store.protocol import Store
 from ..tracker.jsonl import JsonlTracker
 from .accelerator import build_accelerator, configure_scripts, configure_torch, prepare
 from .adapter import load_adapter, with_adapter
-from .average import Average
+from .average import Average, average_of
 from .conditions import check_accelerators, environment_of, memory_of
 from .contract import Components
 from .data_facts import Data, agreed_data
@@ -55,11 +55,19 @@ from .finish import finish
 from .flops import sample_flops
 from .freezing import freeze, held_in_bf16, sourced_of
 from .hub_revisions import HubRevisions
-from .instances import build_model, components_of, revision_of, splits_of
+from .instances import build_ref, build_unchecked, components_of, revision_of, splits_of
 from .lazy import LAZY_SAMPLES, give_shapes, lazy_modules
 from .loop import Training
 from .made_from import begin_revisions, found_here, look_offline, say_moved
-from .micro_batch import a_few_batches, first_batch, settled_micro_batch, settled_parts
+from .mapped import CannotBeHollowError, build_once
+from .micro_batch import (
+    a_few_batches,
+    find_micro_batch,
+    find_sharded_micro_batch,
+    first_batch,
+    settled_micro_batch,
+    settled_parts,
+)
 from .miniature import Miniature
 from .modes import evaluating
 from .objective import Objective
@@ -69,6 +77,7 @@ from .peak import peak_flops
 from .prepared import prepared
 from .quantized import settle, weights_apart
 from .reduction import ExactReduction, FastReduction, Reduction
+from .sharding import shard
 from .speed import Speed
 from .start import Start, find_start
 from .warm_start import adapter_at, warm_start
@@ -153,7 +162,8 @@ def build_training(
     model.state.steps = steps
     schedule = build_schedule(setting, lease, sampler.steps_per_epoch or 1)
     writers = Writers(world.rank, world.size if setting.sharded else 1, world.saving)
-    checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers)
+    room = setting.folder.path if setting.sharded else None
+    checkpointer = Checkpointer(model.state, lease, schedule, tracker, writers, folder=room)
     evaluation = build_evaluation(setting, model, sampler.steps_per_epoch, steps, parts)
     with setting.components.proving(setting.recipe.task):
         check_workers(setting, sampler, evaluation, model.state.step)
@@ -222,24 +232,33 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
 def build_trained(setting: Setting) -> Model:
     """The model and its state: the newest checkpoint's, else that of step 0."""
     recipe, train, start = setting.recipe, setting.train, setting.start
-    model = build_started(setting)
+    model = build_spread(setting) if setting.sharded else build_started(setting)
     if train.deterministic:
         configure_scripts(model)
     sourced = sourced_of(model, recipe.model, setting.world)
     objective = build_objective(setting, model)
-    micro_batch = settled_micro_batch(
+    settle_micro_batch = functools.partial(
+        settled_micro_batch,
         train,
-        objective,
-        Fetch(setting.splits["train"], train.seed),
-        setting.accelerator,
         setting.world,
-        before=start.checkpoint.micro_batch if start.checkpoint else 0,
-        shared=sourced.parameters if sourced else (),
+        start.checkpoint.micro_batch if start.checkpoint else 0,
     )
+    tried = train, objective, Fetch(setting.splits["train"], train.seed), setting.accelerator
+    micro_batch = 0
+    if not setting.sharded:
+        held = sourced.parameters if sourced else ()
+        micro_batch = settle_micro_batch(lambda: find_micro_batch(*tried, setting.world, held))
+    copy = None
+    if setting.sharded and train.ema is not None:
+        copy = average_of(model, list(model.parameters()))
     called = prepare(objective, train, setting.accelerator, setting.world)
+    if copy is not None:
+        shard(copy, train, setting.accelerator.device.type, keep=False)
     outside = Frozen(model, sourced.lines) if sourced else None
     shared = (*outside.parameters, *weights_apart(model)) if outside else ()
-    average = Average(model, train.ema, shared) if train.ema is not None else None
+    average = Average(model, train.ema, shared, copy) if train.ema is not None else None
+    if setting.sharded:  # its pieces only compute together
+        micro_batch = settle_micro_batch(lambda: find_sharded_micro_batch(*tried, setting.world))
     optimizer = build_optimizer(train, objective)
     scaler = setting.accelerator.scaler
     state = TrainState(model, optimizer, average, scaler, micro_batch, outside=outside)
@@ -252,20 +271,35 @@ def build_trained(setting: Setting) -> Model:
     return Model(objective, called, state)
 
 
-def build_started(setting: Setting, packed: bool = True) -> nn.Module:
+def build_spread(setting: Setting) -> nn.Module:
+    """As `build_started`, built once on each node, with the parameters in a file there."""
+    model, why = build_once(
+        lambda hollow: build_started(setting, hollow=hollow), setting.folder.path, setting.world
+    )
+    if why:
+        log.info(
+            "%s: each process builds the whole model, which cannot be built without the values of"
+            " its parameters: %s.",
+            setting.components.model,
+            why,
+        )
+    return model
+
+
+def build_started(setting: Setting, packed: bool = True, hollow: bool = False) -> nn.Module:
     """The model with its first weights, what the recipe freezes frozen, and its adapter. Those that
     a checkpoint does not hold are read in every attempt. A base that the recipe holds in 4 or 8 bit
-    is in bf16 where it is not to be `packed`."""
+    is in bf16 where it is not to be `packed`. A `hollow` one has no weights, none are read."""
     recipe = setting.recipe if packed else held_in_bf16(setting.recipe)
     ref, project = recipe.model, Path(setting.plan.project)
-    model, source = build_shaped(setting), ref.init_from
-    fresh = not setting.start.record.checkpoints
+    model, source = build_shaped(setting, hollow), ref.init_from
+    fresh = not setting.start.record.checkpoints and not hollow
     adapter = adapter_at(source, project) if source and ref.adapter is not None else None
-    if source and adapter is None and (fresh or ref.freezes):
+    if source and adapter is None and (fresh or ref.freezes) and not hollow:
         warm_start(model, source, project)
     freeze(model, ref)
     if ref.adapter is not None:
-        model = with_adapter(model, recipe, ref.adapter)
+        model = with_adapter(model, recipe, ref.adapter, shapes=hollow)
     if source and adapter is not None and fresh:
         load_adapter(model, source, adapter)
     if ref.quantized:
@@ -273,10 +307,13 @@ def build_started(setting: Setting, packed: bool = True) -> nn.Module:
     return model
 
 
-def build_shaped(setting: Setting) -> nn.Module:
+def build_shaped(setting: Setting, hollow: bool = False) -> nn.Module:
     """The model as built, with the shapes that its lazy modules take from the first samples."""
-    model = build_model(setting.recipe, Path(setting.plan.project))
+    build = build_unchecked if hollow else build_ref
+    model = build(setting.recipe.model, setting.train.seed, Path(setting.plan.project))
     if lazy_modules(model):
+        if hollow:
+            raise CannotBeHollowError("a forward pass gives its modules their shapes")
         train = setting.train
         fetch = Fetch(setting.splits["train"], train.seed)
         batch = first_batch(fetch, LAZY_SAMPLES)
@@ -301,7 +338,7 @@ def build_reduction(train: Train, called: nn.Module, world: World, micro_batch: 
     if train.reduction == "exact":
         slots = train.global_batch // micro_batch
         return ExactReduction(called, world, train.global_batch, slots)
-    return FastReduction(called, world)
+    return FastReduction(called, world, whole=train.accumulate == "whole")
 
 
 AnySampler = Sampler | StreamSampler | LaneSampler

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ..checkpoint.frozen import digest_of, lines_of
 from ..errors import ComponentError, TrainError, did_you_mean
 from ..recipe.schema import ModelRef, Recipe
+from .mapped import placed
 from .quantized import names_in, quantize, weights_apart
 from .world import World
 
@@ -127,7 +128,7 @@ def hold(module: nn.Module, precision: str | None, whole: nn.Module | None = Non
         kind = torch.float32 if norm or statistics else _KINDS[precision]
         for p in each.parameters(recurse=False):
             if p.is_floating_point():
-                p.data = p.data.to(kind)
+                p.data = placed(p.data.to(kind))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from .contract import Components, in_short
 from .evaluate import check_validation
 from .failure import is_of_the_machine
 from .freezing import held_as_read
+from .mapped import placing
 from .miniature import Miniature
 from .modes import begin_training
 
@@ -84,7 +85,7 @@ def build_unchecked(ref: ModelRef, seed: int, project: Path) -> nn.Module:
     build = component.load_build("models", ref.name, project)
     seed_generators(seed, INIT, 0)
     args = {**ref.args, "trust_remote_code": True} if ref.trust_remote_code else ref.args
-    with held_as_read(ref):
+    with held_as_read(ref), placing():
         model = call_build(f"models/{ref.name}.py", build, args)
     if not isinstance(model, nn.Module):
         got = type(model).__name__

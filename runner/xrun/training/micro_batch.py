@@ -14,8 +14,9 @@ import contextlib
 import ctypes
 import functools
 import logging
+import os
 import resource
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from ..errors import ComponentError, OutOfMemory, TrainError
 from ..recipe.schema import Train
 from ..run.cost import sizes
 from ..run.record import RunRecord
+from .footprint import Footprint
 from .objective import Objective
 from .optimizer import build_optimizer, unfuse
+from .sharding import checkpoint_activations
 from .twin import twin
 from .world import World
 
@@ -51,17 +54,9 @@ _SHARE = 0.8
 needs later."""
 
 
-def settled_micro_batch(
-    train: Train,
-    objective: Objective,
-    fetch: Fetch,
-    accelerator: Any,
-    world: World,
-    before: int,
-    shared: Collection[Tensor] = (),
-) -> int:
-    """What the run has settled on `before` (0: on nothing), else what the recipe says, else the
-    largest that fits; weights that are `shared` by the model and a copy of it are there once.
+def settled_micro_batch(train: Train, world: World, before: int, find: Callable[[], int]) -> int:
+    """What the run has settled on `before` (0: on nothing), else what the recipe says, else what
+    `find` finds to fit.
 
     Raises:
         TrainError: the processes cannot share such micro-batches evenly, or not even one sample
@@ -69,7 +64,7 @@ def settled_micro_batch(
     """
     settled = before or (0 if train.micro_batch == "auto" else train.micro_batch)
     if not settled:
-        settled = find_micro_batch(train, objective, fetch, accelerator, world, shared)
+        settled = find()
         log.info("micro_batch: auto found %d.", settled)
     slots, rest = divmod(train.global_batch, settled)
     if rest or slots % world.size:
@@ -95,22 +90,18 @@ def find_micro_batch(
     world: World,
     shared: Collection[Tensor] = (),
 ) -> int:
-    """Try forward, backward and an optimizer step with ever smaller micro-batches until one fits on
-    every process.
+    """Try steps with ever smaller micro-batches until one fits on every process, beside what a run
+    has and the trial lacks.
 
-    Only a copy of the model is trained.
+    Only a copy of the model is trained; weights that are `shared` by the two are there once.
 
     Raises:
         TrainError: not even one sample fits.
         ComponentError: the forward pass moves a frozen weight, which the copy shares.
     """
     versions = [tensor._version for tensor in shared]
-    if not (allowed := sizes(train.global_batch, world.size)):
-        raise TrainError(
-            f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples"
-            " evenly."
-        )
-    probing = functools.partial(_fits, train, objective, fetch, accelerator, shared=shared)
+    allowed = _allowed(train, world)
+    probing = functools.partial(_fits, train, objective, fetch, accelerator, world, shared=shared)
     found = next(filter(probing, allowed), 0)
     if versions != [tensor._version for tensor in shared]:
         raise ComponentError(
@@ -119,11 +110,96 @@ def find_micro_batch(
             "Give train.micro_batch a number.",
         )
     if not found:
-        raise TrainError(
-            "train.micro_batch: auto: not even one sample fits into memory.",
-            "Use a larger machine.",
-        )
+        raise _nothing_fits()
     return int(world.all_reduce_min(found))
+
+
+def find_sharded_micro_batch(
+    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World
+) -> int:
+    """The largest micro-batch that fits on every process, by what steps with the two smallest ones
+    take: a process of a sharded model that ran out of memory would leave the others waiting. All
+    processes call it; weights and buffers are afterwards what they were.
+
+    Raises:
+        TrainError: not even one sample fits.
+    """
+    allowed = _allowed(train, world)
+    kept = [(t, _own(t).cpu().clone()) for t in (*objective.parameters(), *objective.buffers())]
+    room = _room(accelerator.device)
+    taken: dict[int, int] = {}
+    for size in allowed[:-3:-1]:
+        with enough_memory(1, 1):
+            taken[size] = _taken(train, objective, fetch, accelerator, world, size)
+    with torch.no_grad():
+        for tensor, before in kept:
+            _own(tensor).copy_(before)
+    (one, least), (two, more) = next(iter(taken.items())), [*taken.items()][-1]
+    each = (more - least) / (two - one) if two > one else 0.0
+    found = next((size for size in allowed if least + each * (size - one) <= room), 0)
+    found = int(world.all_reduce_min(found))
+    if not found:
+        raise _nothing_fits()
+    return found
+
+
+def _taken(
+    train: Train, objective: Objective, fetch: Fetch, accelerator: Any, world: World, size: int
+) -> int:
+    """The most bytes that live at once while a step is made, beside what lived before."""
+    optimizer, device = build_optimizer(train, objective), accelerator.device
+    own = train.global_batch // size // world.size
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        _train(train, objective, optimizer, fetch, accelerator, size, own)
+        most = torch.cuda.max_memory_allocated(device)
+    else:
+        with Footprint((*objective.parameters(), *objective.buffers())) as footprint:
+            before = footprint.now
+            _train(train, objective, optimizer, fetch, accelerator, size, own)
+        most = footprint.most
+    for p in objective.parameters():
+        p.grad = None
+    return most - before
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()  # type: ignore[attr-defined]  # a DTensor's method
+
+
+def _room(device: torch.device) -> float:
+    """How many bytes a process may take further."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _SHARE * (free + held)
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own = _SHARE * _kilobytes("/proc/meminfo", "MemAvailable") / processes
+    if limit == resource.RLIM_INFINITY:
+        return own
+    return min(own, _SHARE * (limit - _kilobytes("/proc/self/status", "VmData")))
+
+
+def _kilobytes(path: str, name: str) -> int:
+    """A line in kB of one of the kernel's tables, in bytes."""
+    lines = dict(line.split(":", 1) for line in Path(path).read_text().splitlines())
+    return int(lines[name].split()[0]) << 10
+
+
+def _allowed(train: Train, world: World) -> list[int]:
+    if allowed := sizes(train.global_batch, world.size):
+        return allowed
+    raise TrainError(
+        f"train.global_batch: {world.size} processes cannot share {train.global_batch} samples"
+        " evenly."
+    )
+
+
+def _nothing_fits() -> TrainError:
+    return TrainError(
+        "train.micro_batch: auto: not even one sample fits into memory.", "Use a larger machine."
+    )
 
 
 def _fits(
@@ -131,12 +207,22 @@ def _fits(
     objective: Objective,
     fetch: Fetch,
     accelerator: Any,
+    world: World,
     size: int,
     shared: Collection[Tensor],
 ) -> bool:
     try:
         with limited_memory():
-            _train_once(train, _probe(objective, shared), fetch, accelerator, size)
+            probe = _probe(objective, shared).to(accelerator.device)
+            if train.activation_checkpointing:
+                checkpoint_activations(probe.model)
+            # Held while it is tried: the average, and the buckets that DDP lays out anew.
+            beside = torch.empty(
+                _beside(train, probe, world), dtype=torch.uint8, device=accelerator.device
+            )
+            optimizer, own = build_optimizer(train, probe), train.global_batch // size // world.size
+            _train(train, probe, optimizer, fetch, accelerator, size, own)
+            del beside
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
@@ -193,16 +279,37 @@ def _lacks_memory(error: Exception) -> bool:
     return should_reduce_batch_size(error) or any(words in text for words in _NO_MEMORY)
 
 
-def _train_once(train: Train, probe: Objective, fetch: Fetch, accelerator: Any, size: int) -> None:
-    probe = probe.to(accelerator.device)
-    optimizer = build_optimizer(train, probe)
+def _beside(train: Train, probe: Objective, world: World) -> int:
+    """Bytes that a run has beside what a trial has."""
+    trained = [p for p in probe.parameters() if p.requires_grad]
+    weights = sum(t.nbytes for t in (*trained, *probe.buffers())) if train.ema is not None else 0
+    buckets = sum(p.nbytes for p in trained) if world.size > 1 else 0
+    return weights + buckets
+
+
+def _train(
+    train: Train,
+    probe: Objective,
+    optimizer: torch.optim.Optimizer,
+    fetch: Fetch,
+    accelerator: Any,
+    size: int,
+    own: int,
+) -> None:
+    """Two steps, of two micro-batches each where a process has several of its `own`: in the second
+    step the optimizer's state is there, in its second micro-batch gradients are."""
     batch = to_device(first_batch(fetch, size), accelerator.device)
-    with accelerator.autocast():
-        loss = probe(batch, size)["loss"]
-    loss.backward()
-    if any(p.grad is not None and p.grad.is_sparse for p in probe.parameters()):
-        unfuse(optimizer)
-    optimizer.step()
+    for _ in range(2):
+        for p in probe.parameters():
+            p.grad = None
+        for _ in range(min(own, 2)):
+            with accelerator.autocast():
+                loss = probe(batch, size)["loss"]
+            loss.backward()
+            del loss
+        if any(p.grad is not None and p.grad.is_sparse for p in probe.parameters()):
+            unfuse(optimizer)
+        optimizer.step()
 
 
 def _probe(objective: Objective, shared: Collection[Tensor]) -> Objective:
@@ -238,10 +345,8 @@ def a_few_batches(fetch: Fetch, device: torch.device) -> Iterator[Batch]:
 def limited_memory(limit: int | None = None) -> Iterator[None]:
     """Let the allocator fail before the kernel ends the process: a limit on its data, `limit` bytes
     more than now."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(memory["MemAvailable"].split()[0]) << 10
-    used = int(status["VmData"].split()[0]) << 10
+    free = _kilobytes("/proc/meminfo", "MemAvailable")
+    used = _kilobytes("/proc/self/status", "VmData")
     before = resource.getrlimit(resource.RLIMIT_DATA)
     # One that is set already (`ulimit -d`) may be the smallest.
     limits = [used + (limit or int(free * _SHARE)), *before]

@@ -61,10 +61,14 @@ class Reduction(Protocol):
 
 
 class FastReduction:
-    """What the library does: exact to the last bit for one and the same number of processes."""
+    """What the library does: exact to the last bit for one and the same number of processes.
 
-    def __init__(self, model: nn.Module, world: World) -> None:
-        self.model, self.world = model, world
+    `whole`: the gradients of a sharded model's micro-batches add up in whole ones on each process,
+    which are summed over the processes after the last.
+    """
+
+    def __init__(self, model: nn.Module, world: World, whole: bool = False) -> None:
+        self.model, self.world, self._whole = model, world, whole
         self.scale = float(world.size)  # DDP and FSDP give the mean over processes
         self.unused: list[nn.Parameter] = []
         self._replicated = isinstance(model, nn.parallel.DistributedDataParallel)
@@ -92,6 +96,8 @@ class FastReduction:
     def part(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """See Reduction."""
         if not self._replicated:
+            if self._whole:
+                self.model.set_requires_gradient_sync(last)  # type: ignore[operator]  # a sharded module's method
             return contextlib.nullcontext()
         return self._summed() if last else self.model.no_sync()  # type: ignore[operator]  # a DDP's method
 

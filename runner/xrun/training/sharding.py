@@ -6,7 +6,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+
+from ..recipe.schema import Train
 
 log = logging.getLogger("xrun")
 
@@ -19,19 +22,29 @@ def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from module.children()
 
 
-def shard(objective: nn.Module, device: str) -> None:
+def shard(module: nn.Module, train: Train, device: str, keep: bool = True) -> None:
     """Spread parameters, gradients and optimizer state over all processes (FSDP2), a unit per
-    repeated block.
+    repeated block. What is no block is gathered for forward and backward together, if `keep`.
 
     Called on the torch API because Accelerate's FSDP refuses the CPU, on which it is tested.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device, (_world_size(),))
-    for block in repeated_blocks(objective):
-        fully_shard(block, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    kind = torch.bfloat16 if train.gather == "bf16" else None
+    # Inputs stay as they are: labels, angles of positions. Autocast knows what to compute in bf16.
+    policy = MixedPrecisionPolicy(kind, torch.float32 if kind else None, cast_forward_inputs=False)
+    units = [
+        *(fully_shard(block, mesh=mesh, mp_policy=policy) for block in repeated_blocks(module)),
+        fully_shard(
+            module, mesh=mesh, mp_policy=policy, reshard_after_forward=None if keep else True
+        ),
+    ]
+    if device == "cpu":
+        # Nothing is gathered beside what computes, there: it would only be one layer more.
+        for unit in units:
+            unit.set_modules_to_backward_prefetch([unit])
 
 
 def checkpoint_activations(model: nn.Module) -> None:
