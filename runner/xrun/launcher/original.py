@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from blake3 import blake3
 
+from ..bar import bar
 from ..environment import cache_folder
 from ..errors import CloudUnavailable, LaunchError
 from ..libraries import BUCKET, HUB, require
@@ -81,7 +82,7 @@ def _fetched(name: str, whole: bool) -> Page | None:
     folder = _kept(name)
     patterns = None if whole else [f"{FOLDER}/*"]
     try:
-        with reaching():
+        with reaching(), bar(f"Downloading {name}"):
             snapshot_download(name, local_dir=folder, allow_patterns=patterns)
     except GatedRepoError as error:
         hint = "Ask on its page."

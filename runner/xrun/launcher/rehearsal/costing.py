@@ -16,6 +16,7 @@ from typing import Any
 from blake3 import blake3
 
 from ... import environment
+from ...errors import StoreError
 from ...files import needed, read_json, write_json
 from ...run.cost import Cost
 from ...run.folder import RunFolder
@@ -62,7 +63,10 @@ def measured_cost(plan: Plan, cargo: Cargo, say: Callable[[str], None]) -> Cost 
         say("measuring what a step takes, by shapes alone; once for this recipe")
         found = _measured(plan, lay_out(cargo, Place(root, python)))
     if isinstance(found, Cost):
-        _keep(digest, found)
+        try:
+            _keep(digest, found)
+        except StoreError as error:  # it is measured again the next time
+            say(f"not remembered: {error}")
     return found
 
 
