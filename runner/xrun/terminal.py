@@ -41,27 +41,28 @@ def without_colours(text: str) -> str:
 
 
 class LastLine:
-    """The terminal's last line, where one thing is drawn at a time and draws itself anew: what is
-    said meanwhile stands above it."""
+    """The terminal's last line, where what is drawn draws itself anew: what is said meanwhile
+    stands above it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._clear: Callable[[], object] | None = None
+        self._clears: list[Callable[[], object]] = []
         self._open = False
 
     @property
     def is_taken(self) -> bool:
         """Whether something is drawn there."""
-        return self._clear is not None
+        return bool(self._clears)
 
     @contextmanager
     def taken(self, clear: Callable[[], object]) -> Iterator[None]:
         """While this lasts something is drawn there, which `clear` takes away."""
-        before, self._clear, self._open = self._clear, clear, False
+        self._open = self._open and self.is_taken
+        self._clears.append(clear)
         try:
             yield
         finally:
-            self._clear = before
+            self._clears.remove(clear)
 
     def draw(self, refresh: Callable[[], object]) -> None:
         """Draw it, unless a line is there that is still being said."""
@@ -73,8 +74,9 @@ class LastLine:
     def left_for(self, text: str) -> Iterator[None]:
         """While this lasts the line is free for a text."""
         with self._lock:
-            if self._clear is not None and not self._open:
-                self._clear()
+            if not self._open:
+                for clear in tuple(self._clears):
+                    clear()
             yield
             self._open = not text.endswith("\n")
 
@@ -98,7 +100,7 @@ class OnlyText(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write it as people may see it, and above what is drawn."""
-        if LAST_LINE.is_taken and self.bare.isatty():
+        if text and LAST_LINE.is_taken and self.bare.isatty():
             with LAST_LINE.left_for(text):
                 super().write(shown(text))
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..bar import bar
 from ..files import json_text
 from . import options
 from .options import Launching
@@ -145,7 +146,9 @@ def resume(
 
     streams.patient()
     given = [*overrides, "hardware=local"] if local else overrides
-    meant = plan_to_resume(open_run(address), given, processes)
+    with bar(f"Asking {address}"):
+        opened = open_run(address)
+    meant = plan_to_resume(opened, given, processes)
     require(*needs(meant.load_recipe()))
     source = Source(Path(meant.recipe_path), meant.recipe_path)
     command = functools.partial(_command, source, overrides, local)

@@ -163,7 +163,8 @@ def _same(plan: Plan, known: Plan) -> Plan:
             f"The recipe differs from what the run {plan.run} was trained with: "
             + "; ".join(differences(known.computed, plan.computed))
             + ".",
-            f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
+            f"Start a new run with --new and without --run, or take its weights along with --fork"
+            f" {plan.run}.",
         )
     _same_place(plan, known)
     kept = known.libraries.of(plan.libraries.wanted).to_json()

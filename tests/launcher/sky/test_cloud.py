@@ -94,6 +94,27 @@ def test_a_program_pays_for_nothing_without_a_yes(home: SkyHome, launchers: Laun
     assert launchers.jobs(run.name) == []
 
 
+def test_waiting_for_machines_is_told(home: SkyHome, launchers: Launchers) -> None:
+    """By the job's state, until it has some or has ended."""
+    assert launchers.launch(launchers.project("waits"), "waits") == 0
+    ((job, _, _),) = launchers.jobs("waits")
+    code = "import sys; from xrun.launcher.sky.jobs import wait_until_begun as wait\n"
+    code += "wait('waits', int(sys.argv[1]), lambda text: print(text, flush=True))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(job)],
+        env=home.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stdout is not None
+        said = waiting.stdout.readline()
+        assert said.startswith(f"Waiting for machines for waits: the job {job} is ")
+        launchers.cancel("waits")
+        waiting.stdout.read()
+    assert waiting.returncode == 0
+
+
 def test_two_launchers_at_once_make_one_job(launchers: Launchers, proxy: DeadlyProxy) -> None:
     proxy.arm()
     project = launchers.project("both")
