@@ -14,7 +14,9 @@ import pytest
 
 from support.paths import SOURCES
 from support.running import until
-from xrun.files import json_text, read_json, with_numbers, write_bytes, write_json
+from xrun.environment import cache_folder
+from xrun.errors import StoreError
+from xrun.files import json_text, needed, read_json, with_numbers, write_bytes, write_json
 
 WRITER = """
 import sys
@@ -55,6 +57,18 @@ def test_what_is_not_whole_says_nothing(tmp_path: Path, content: bytes | None) -
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json", dict) is None
+
+
+def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to set: the folder itself says nothing to who has never heard of it. Another
+    folder has its own way out."""
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    named = r"^/proc/nobody: .*set HOME, or XDG_CACHE_HOME, to a"
+    with pytest.raises(StoreError, match=named), needed(cache_folder()):
+        cache_folder().mkdir(parents=True)
+    with pytest.raises(StoreError) as refused, needed(Path("/proc/other")):
+        Path("/proc/other").mkdir()
+    assert "HOME, or" not in str(refused.value)
 
 
 def test_json_is_json_whatever_the_numbers(tmp_path: Path) -> None:

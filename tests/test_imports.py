@@ -56,6 +56,7 @@ ARROWS = {
     "sweep": "launcher machine recipe run store",
     "drill": "recipe run",
     "cli": "alerts drill launcher recipe run sweep tracker",
+    "handle": "checkpoint launcher recipe run training",
 }
 LEADS_TO = dict(zip(DOORS, ("cli", "supervisor", "training", "supervisor"), strict=True))
 """What is started by name, with the room behind it."""

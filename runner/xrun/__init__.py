@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors
+    from .handle import Run, list_runs, open_run, start
     from .launcher.job import launch
     from .launcher.local import Cloud
     from .recipe.load import load_recipe
@@ -23,13 +24,17 @@ __all__ = [
     "Cloud",
     "Plan",
     "Recipe",
+    "Run",
     "Store",
     "Tracker",
     "errors",
     "launch",
+    "list_runs",
     "load_model",
     "load_recipe",
     "make_plan",
+    "open_run",
+    "start",
     "train",
 ]
 
@@ -38,12 +43,16 @@ _HOMES = {
     "Cloud": "launcher.local",
     "Plan": "run.plan",
     "Recipe": "recipe.schema",
+    "Run": "handle",
     "Store": "store.protocol",
     "Tracker": "tracker.protocol",
     "launch": "launcher.job",
+    "list_runs": "handle",
     "load_model": "training.exported",
     "load_recipe": "recipe.load",
     "make_plan": "run.plan",
+    "open_run": "handle",
+    "start": "handle",
     "train": "training.rank",
 }
 

@@ -85,6 +85,9 @@ EPOCH = Variable(
 )
 HEARTBEAT = Variable("XRUN_HEARTBEAT", "The file in which a rank counts its steps.")
 LOCK = Variable("XRUN_LOCK", "The file with the lock of a run that is made again.")
+LAST_WORDS = Variable(
+    "XRUN_LAST_WORDS", "The file for the sentence that an attempt ends with, which it also prints."
+)
 LEAVE_AT = Variable(
     "XRUN_LEAVE_AT",
     "When the attempt is to save and leave these machines for others, in seconds since 1970; told"

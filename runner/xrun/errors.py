@@ -258,6 +258,20 @@ class StoppedOnPurpose(XrunError):
     end = AttemptEnd.STOPPED
 
 
+def error_of(code: int, message: str) -> XrunError:
+    """The error that an attempt has ended with, as far as its exit code tells."""
+    told = (
+        ComponentError,
+        LaunchError,
+        StoreError,
+        CheckpointError,
+        TrainError,
+        StoppedOnPurpose,
+        CloudUnavailable,
+    )
+    return next((each for each in told if each.exit_code == code), XrunError)(message)
+
+
 class Stopped(BaseException):
     """Asked to stop; the state is committed. Control flow, so it is no `Exception`."""
 

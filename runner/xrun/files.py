@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar
 
-from .environment import HOME
+from .environment import HOME, cache_folder
 from .errors import StoreError
 
 Kind = TypeVar("Kind")
@@ -32,6 +32,10 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NO_ROOM = "Make room there, or set {home} to a folder with room. {again}"
 _NOT_OURS = "Allow writing there, or set {home} to a folder that you may write to. {again}"
 _NO_FOLDER = "Move away what is there, or set {home} to another folder. {again}"
+_NO_CACHE = (
+    "xrun keeps there what it fetches and makes for this user: set HOME, or XDG_CACHE_HOME, to a"
+    " folder with room that can be written. {again}"
+)
 _WAYS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _NOT_OURS),
@@ -47,8 +51,16 @@ def refusal(error: OSError, folder: Path | str = "A file") -> StoreError:
     """What a folder or a file that cannot be used means for a run, and the way out."""
     place = error.filename or folder
     way = _WAYS.get(error.errno or 0, "{again}")
+    if way != "{again}" and _is_for_the_cache(Path(os.fsdecode(place))):
+        way = _NO_CACHE
     what = (error.strerror or str(error)).rstrip(".")
     return StoreError(f"{place}: {what}.", way.format(home=HOME.name, again=_AGAIN))
+
+
+def _is_for_the_cache(place: Path) -> bool:
+    """Whether a place is in the user's cache, or one that the cache would be in."""
+    cache = cache_folder()
+    return place.is_relative_to(cache) or (place.is_absolute() and cache.is_relative_to(place))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,9 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any, TextIO
 
 _OBEYED = re.compile(
@@ -37,6 +40,50 @@ def without_colours(text: str) -> str:
     return _COLOUR.sub("", text)
 
 
+class LastLine:
+    """The terminal's last line, where what is drawn draws itself anew: what is said meanwhile
+    stands above it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._clears: list[Callable[[], object]] = []
+        self._open = False
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether something is drawn there."""
+        return bool(self._clears)
+
+    @contextmanager
+    def taken(self, clear: Callable[[], object]) -> Iterator[None]:
+        """While this lasts something is drawn there, which `clear` takes away."""
+        self._open = self._open and self.is_taken
+        self._clears.append(clear)
+        try:
+            yield
+        finally:
+            self._clears.remove(clear)
+
+    def draw(self, refresh: Callable[[], object]) -> None:
+        """Draw it, unless a line is there that is still being said."""
+        with self._lock:
+            if not self._open:
+                refresh()
+
+    @contextmanager
+    def left_for(self, text: str) -> Iterator[None]:
+        """While this lasts the line is free for a text."""
+        with self._lock:
+            if not self._open:
+                for clear in tuple(self._clears):
+                    clear()
+            yield
+            self._open = not text.endswith("\n")
+
+
+LAST_LINE = LastLine()
+
+
 class OnlyText(io.TextIOWrapper):
     """A stream that shows what is written. `bare` is what it was: for a bar of our own."""
 
@@ -52,8 +99,12 @@ class OnlyText(io.TextIOWrapper):
         self.bare = bare
 
     def write(self, text: str) -> int:
-        """Write it as people may see it."""
-        super().write(shown(text))
+        """Write it as people may see it, and above what is drawn."""
+        if text and LAST_LINE.is_taken and self.bare.isatty():
+            with LAST_LINE.left_for(text):
+                super().write(shown(text))
+        else:
+            super().write(shown(text))
         return len(text)
 
     def isatty(self) -> bool:

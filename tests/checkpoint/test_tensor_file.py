@@ -145,6 +145,6 @@ def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     the way out."""
     reader = TensorReader([write(tmp_path / "t", {"model.w": torch.zeros(3, 2)})])
     with pytest.raises(
-        CheckpointError, match=r"model\.w has the shape \[3, 2\].*\[2, 3\] in the model.*--new"
+        CheckpointError, match=r"model\.w has the shape \[3, 2\].*\[2, 3\] in the model.*--again"
     ):
         reader.fill("model.w", torch.zeros(2, 3), (0, (2, 3)))

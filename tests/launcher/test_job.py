@@ -5,9 +5,9 @@ Covers `xrun.launcher.git`.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,22 +86,36 @@ def test_a_changed_component_is_another_mathematics(known: Project, tmp_path: Pa
         choose_run(project.plan())
 
 
-def test_new_gives_an_id_of_its_own(known: Project, tmp_path: Path) -> None:
-    """--new counts ids up past every run that is there, and never touches one."""
+def test_again_gives_an_id_of_its_own(known: Project, tmp_path: Path) -> None:
+    """--again counts ids up past every run that is there, and never touches one."""
     project = Project(tmp_path)
     shutil.copytree(known.home, project.home)
-    first = choose_run(project.plan(), new=True)
+    first = choose_run(project.plan(), again=True)
     assert first.run == f"{known.run.run}-2"
     RunFolder(first.folder).write_plan(first)
-    assert choose_run(project.plan(), new=True).run == f"{known.run.run}-3"
+    assert choose_run(project.plan(), again=True).run == f"{known.run.run}-3"
     changed = project.plan("train.seed=1")
-    assert choose_run(changed, new=True).run == changed.run
+    assert choose_run(changed, again=True).run == changed.run
 
 
-def test_a_new_run_starts_from_step_0(known: Project) -> None:
-    """A run made by --new trains by itself to the same weights as the first, since its mathematics
-    are the same."""
-    plan = choose_run(known.plan("train.steps=10"), new=True)
+def test_new_is_the_run_of_its_recipe(known: Project, tmp_path: Path) -> None:
+    """--new begins the run of a changed recipe beside others, and goes on with it when it is typed
+    again; also with that of an unchanged one."""
+    project = Project(tmp_path)
+    shutil.copytree(known.home, project.home)
+    changed = project.plan("train.seed=1")
+    first = choose_run(changed, new=True)
+    assert first.run == changed.run
+    RunFolder(first.folder).write_plan(replace(first, launched=5.0))
+    again = choose_run(changed, new=True)
+    assert (again.run, again.launched) == (first.run, 5.0)
+    assert choose_run(project.plan(), new=True).run == known.run.run
+
+
+def test_a_run_made_again_starts_from_step_0(known: Project) -> None:
+    """A run made by --again trains by itself to the same weights as the first, since its
+    mathematics are the same."""
+    plan = choose_run(known.plan("train.steps=10"), again=True)
     done = attempt(plan)
     assert done.code == 0
     assert "Starting at step 0" in done.err
@@ -126,6 +140,8 @@ def test_fork_starts_from_the_other_runs_newest_step(known: Project) -> None:
     assert min(curve(forked)) == 11
     again = choose_run(known.plan("train.optimizer.lr=0.002"))
     assert (again.run, again.fork) == (plan.run, source.run)
+    another = choose_run(known.plan("train.optimizer.lr=0.002"), fork=source.run, again=True)
+    assert (another.run, another.fork) == (f"{plan.run}-2", source.run)
     done = attempt(again)
     assert done.code == 0, done.err
     assert "Going on from step 15." in done.err
@@ -166,7 +182,7 @@ def test_a_damaged_plan_of_another_run_is_no_obstacle(known: Project, tmp_path: 
     project = Project(tmp_path)
     shutil.copytree(known.home, project.home)
     project.write("runs/other/plan.json", "{")
-    plan = dataclasses.replace(project.plan(), recipe={**project.plan().recipe, "name": "tiny"})
+    plan = replace(project.plan(), recipe={**project.plan().recipe, "name": "tiny"})
     assert choose_run(plan).run == plan.run
     assert choose_run(project.plan("train.seed=1"), new=True).run != plan.run
     with pytest.raises(LaunchError, match="--new"):

@@ -18,6 +18,7 @@ from support.running import Project
 from xrun.errors import CheckpointError, CloudUnavailable, LaunchError, RecipeError
 from xrun.launcher.preflight import Online, check_online, place, refuse
 from xrun.recipe.load import load_recipe
+from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan, make_plan
 from xrun.store.address import Address
 
@@ -151,6 +152,26 @@ def test_another_recipe_at_an_address_is_refused_with_its_keys(
     assert place(project.plan(store), chosen=False).plan.run == begun.run
     with pytest.raises(CheckpointError, match=rf"the run {begun.run} at .*train\.seed: 0 -> 7"):
         place(project.plan(store, "train.seed=7"), chosen=False)
+
+
+@HUB_WARNINGS[0]
+@HUB_WARNINGS[1]
+@pytest.mark.once
+def test_another_run_is_one_that_no_machine_has_made(
+    project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The store is asked as well: by --again nobody goes on with a run of another machine."""
+    monkeypatch.setenv("XRUN_HUB_SPACING", "0")
+    for name, value in hub.environ("alice").items():
+        monkeypatch.setenv(name, value)
+    plan = project.plan("checkpoint.store=hub")
+    for run in (plan.run, f"{plan.run}-2"):
+        keep(replace(plan, run=run).placed("alice"), tmp_path / run)
+    made = place(plan, chosen=True, another=True).plan
+    assert (made.run, made.where) == (f"{plan.run}-3", f"hub://alice/{plan.run}-3")
+    RunFolder(made.folder.with_name(f"{plan.run}-3")).write_plan(made)
+    assert place(plan, chosen=True, another=True).plan.run == f"{plan.run}-4"
+    assert place(plan, chosen=False).plan.run == plan.run
 
 
 def test_no_token(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

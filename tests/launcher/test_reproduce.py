@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,6 +59,16 @@ SCALED = DATASET.replace("import torch\n", "import scaling\nimport torch\n", 1).
     "self.x = float(scaling.VERSION) * torch.randn(n, 4, generator=generator)",
 )
 """Samples whose size a small package says: by another version of it the loss is another one."""
+
+
+OPENED = """\
+import sys, xrun
+run = xrun.open_run(sys.argv[1])
+tensors, values = run.tensors(), run.model(project=sys.argv[2]).state_dict()
+print(len(run.metrics), all(tensors[f"model.{name}"].equal(values[name]) for name in values))
+"""
+"""A program that has the address of a run and its project, and prints how many steps were logged,
+and whether the model is the one of the newest checkpoint."""
 
 
 @pytest.fixture
@@ -125,6 +136,16 @@ def test_a_run_is_made_again_from_its_model_page(
 
     checked = xrun(tmp_path / "other", "verify", page, **other)
     assert checked.out.endswith("files are as they were committed.\n")
+
+    opened = subprocess.run(
+        [sys.executable, "-c", OPENED, page, project.root],
+        cwd=tmp_path / "other",
+        env={**os.environ, **other},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert opened.stdout == "4 True\n", opened.stderr
 
 
 @pytest.fixture

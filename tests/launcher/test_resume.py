@@ -80,8 +80,14 @@ def test_what_another_checkout_lacks_is_named(project: Project, elsewhere: Proje
     keep(plan, elsewhere.home / plan.run)
     shutil.move(plan.folder / "state", elsewhere.home / plan.run / "state")
     address = str(elsewhere.home / plan.run)
-    with pytest.raises(CheckpointError, match=r"train\.seed: .* -> 7"):
+    with pytest.raises(CheckpointError, match=r"train\.seed: .* -> 7") as refused:
         plan_to_resume(open_run(address), ["train.seed=7"])
+    assert "--fork" not in str(refused.value), "which begins with a run that has a folder here"
+    here = replace(plan, project=str(elsewhere.root), home=str(elsewhere.home))
+    RunFolder(here.folder).write_plan(here)
+    with pytest.raises(CheckpointError, match=rf"`xrun RECIPE --fork {plan.run}`"):
+        plan_to_resume(open_run(address), ["train.seed=7"])
+    RunFolder(here.folder).plan_file.unlink()
     elsewhere.write("models/line.py", "def build(width: int = 8):\n    return None\n")
     with pytest.raises(CheckpointError, match=r"sources\.models/line\.py: \w{8} -> \w{8}"):
         plan_to_resume(open_run(address))

@@ -313,7 +313,7 @@ def test_a_run_that_was_deleted_in_wandb_asks_for_a_new_one(
     far.project.trap("hold", call=2 * PER_STEP)
     done = far.live()
     assert done.code == 3, done.err
-    assert "--new" in done.err
+    assert "--again" in done.err
 
 
 def test_an_old_answer_is_asked_for_again(tmp_path: Path, hub: Hub) -> None:

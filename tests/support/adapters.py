@@ -137,7 +137,7 @@ def refuses_another_base(plan: Plan, base: Path) -> None:
         training.export = lambda *_: None
         training.run()
     llama(seed=2).save_pretrained(base)
-    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--new"):
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 was trained with.*--again"):
         train(plan, "a2")
     llama(seed=1).save_pretrained(base)
     assert train(plan, "a3").state.step == STEPS

@@ -161,7 +161,7 @@ def test_weights_from_init_from_are_read_in_every_attempt(project: Project, tmp_
     save_file(base, tmp_path / "base.safetensors")
     with pytest.raises(CheckpointError, match="frozen weights are not those") as error:
         train(plan, "a2")
-    assert (error.value.exit_code, "--new" in str(error.value)) == (5, True)
+    assert (error.value.exit_code, "--again" in str(error.value)) == (5, True)
     shutil.copy(tmp_path / "kept.safetensors", tmp_path / "base.safetensors")
     train(plan, "a3")
     assert torch.equal(final(plan)["body.0.weight"], base["body.0.weight"])

@@ -136,7 +136,7 @@ def test_a_commit_that_has_vanished_ends_the_run(hub: Hub, tmp_path: Path) -> No
     told = (
         f"The commit {COMMIT} of models/alice/words (main when the run began) is no longer on the"
         " Hub, so the run cannot go on with what it was made from. Bring the commit back, or begin"
-        " a new run with --new."
+        " another run with --again."
     )
     assert got == ["CheckpointError", told]
 

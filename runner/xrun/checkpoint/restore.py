@@ -61,8 +61,8 @@ def newest(
     if rejected:
         raise CheckpointCorrupt(
             "Every checkpoint of this run is damaged: " + " ".join(reasons),
-            "Nothing was started from step 0. Start a new run with --new, or restore the run's"
-            " state folder from a backup.",
+            "Nothing was started from step 0. Start another run with --again, or restore the"
+            " run's state folder from a backup.",
         )
     return head, None, []
 
@@ -136,5 +136,5 @@ def check_frozen(state: TrainState, checkpoint: Checkpoint) -> None:
         f" trained with: their digest is {state.outside.digest[:12]}, and was {before[:12]}. No"
         " step was trained on them.",
         "Put the weights back at the recipe's model.args or model.init_from (a commit as revision"
-        " stays the same), or begin a new run with --new.",
+        " stays the same), or begin another run with --again.",
     )

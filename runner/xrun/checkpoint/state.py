@@ -98,7 +98,8 @@ class TrainState:
             raise CheckpointError(
                 f"The checkpoint and the model have different tensors: {', '.join(missing[:5])}"
                 + (f" and {len(missing) - 5} more." if len(missing) > 5 else "."),
-                "The model's code has changed since this run began; start a new run with --new.",
+                "The model's code has changed since this run began; start another run with"
+                " --again.",
             )
         with ThreadPoolExecutor(
             torch.get_num_threads()

@@ -116,6 +116,18 @@ class TensorReader:
         """The whole shape of each."""
         return {name: pieces[0][1][1] for name, pieces in self._pieces.items()}
 
+    def read(self, name: str) -> Tensor:
+        """A whole tensor, put together from the rows that processes have written; all of its files
+        were verified."""
+        pieces = [(file.get_tensor(name), rows) for file, rows in self._pieces[name]]
+        first, (_, whole) = pieces[0]
+        if tuple(first.shape) == whole:
+            return first
+        made = torch.empty(whole, dtype=first.dtype)
+        for piece, (begin, _) in pieces:
+            made[begin : begin + len(piece)].copy_(piece)
+        return made
+
     @torch.no_grad()
     def fill(self, name: str, target: Tensor, rows: Rows) -> None:
         """Copy the saved rows into `target`, the part of the tensor that starts at `rows[0]`, in
@@ -133,7 +145,7 @@ class TensorReader:
                 raise CheckpointError(
                     f"{name} has the shape {list(whole)} in the checkpoint and {list(shape)} in the"
                     " model.",
-                    "The model's code or arguments have changed; start a new run with --new.",
+                    "The model's code or arguments have changed; start another run with --again.",
                 )
             if not shape:
                 target.copy_(file.get_tensor(name))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..bar import bar
 from . import completion
 
 meant = click.argument("target", metavar="RUN|ADDRESS", shell_complete=completion.runs)
@@ -28,8 +29,10 @@ def export(target: str, kind: str | None, file: Path | None) -> None:
     if is_run_id(target):
         said = write(target, find_run(target).newest_points(), kind, file)
     else:
-        opened = open_run(target)
-        said = write(opened.run, opened.points(), kind, file)
+        with bar(f"Fetching the points of {target}"):
+            opened = open_run(target)
+            points = opened.points()
+        said = write(opened.run, points, kind, file)
     click.echo(said, err=file == Path("-"))  # the table itself may go to a pipe
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..bar import bar
 from ..files import json_text
 from . import options
 
@@ -96,7 +97,8 @@ def _at(where: str) -> list[RunStatus]:
     from ..launcher.sky.status import RunStatus
     from ..run.listing import list_runs
 
-    found = list_runs(where)
+    with bar(f"Asking {where}"):
+        found = list_runs(where)
     if not found:
         click.echo(f"No runs at {where}.", err=True)
     return [RunStatus(each) for each in found]

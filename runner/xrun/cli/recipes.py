@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..bar import bar
 from . import completion, options
 from .sharing import RecipeType, Source, fetched
 from .sweeps import table_of
@@ -116,7 +117,8 @@ def _online_problems(recipe: Recipe, source: Source) -> Sequence[Problem]:
 
     new = make_plan(recipe, source.path, origin=source.origin)
     known = known_run(new)
-    return check_online(recipe, known or new, unknown_here=known is None).problems
+    with bar("Asking the Hub and Weights & Biases"):
+        return check_online(recipe, known or new, unknown_here=known is None).problems
 
 
 @click.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..bar import bar
 from ..files import json_text
 from . import options
 from .sharing import fetched
@@ -43,7 +44,8 @@ def one(address: str) -> RunStatus:
     from ..run.opened import is_run_id, open_run
 
     if not is_run_id(address):
-        return RunStatus(open_run(address).report(time.time()))
+        with bar(f"Asking {address}"):
+            return RunStatus(open_run(address).report(time.time()))
     folder = find_run(address)
     (found,) = with_jobs([folder], [folder.report()])
     if found.cloud and found.cloud.problem:

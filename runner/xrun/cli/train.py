@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..bar import bar
 from ..files import json_text
 from . import options
 from .options import Launching
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
 @click.option(
     "--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's."
 )
-@click.option("--new", is_flag=True, help="A new run, even if the recipe has runs already.")
+@click.option(
+    "--new",
+    is_flag=True,
+    help="Although the recipe has other runs here. The same command again goes on with this one.",
+)
+@click.option(
+    "--again", is_flag=True, help="Another run, although this very recipe has one already."
+)
 @click.option(
     "--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint."
 )
@@ -63,6 +71,7 @@ def run(
     run_id: str,
     processes: int | None,
     new: bool,
+    again: bool,
     fork: str,
     other_data: bool,
     detach: bool,
@@ -83,21 +92,21 @@ def run(
 
     streams.patient()
     launching = Launching(yes, detach, not no_rehearsal, any_memory)
-    source = fetched(recipe, goes_on=None if new or fork else overrides, yes=yes)
+    source = fetched(recipe, goes_on=None if again or fork else overrides, yes=yes)
     made = replace(_plan(source, overrides, run_id, fork, processes, local), other_data=other_data)
     if made.recipe["sweep"] is not None:
-        flags = {"--run": run_id, "--new": new, "--fork": fork, "--detach": detach}
-        flags |= {"--other-data": other_data}
+        flags = {"--run": run_id, "--new": new, "--again": again, "--fork": fork}
+        flags |= {"--detach": detach, "--other-data": other_data}
         if other := [flag for flag, given in flags.items() if given]:
             raise click.UsageError(f"{other[0]} is for one run, and this recipe has a sweep.")
         wish = Wish(source, overrides, local, processes, launching)
         sys.exit(run_all(wish) if trial is None else run_one(wish, trial))
     refuse_trial(source, trial)
     require(*needs(made.load_recipe()))
-    meant = choose_run(made, given=bool(run_id), new=new, fork=fork)
+    meant = choose_run(made, given=bool(run_id), new=new, again=again, fork=fork)
     agreed(source, meant, yes=yes)
     command = functools.partial(_command, source, overrides, local)
-    _go(meant, command, launching, chosen=new or bool(fork))
+    _go(meant, command, launching, chosen=again or bool(fork), another=again)
 
 
 @click.command()
@@ -137,7 +146,9 @@ def resume(
 
     streams.patient()
     given = [*overrides, "hardware=local"] if local else overrides
-    meant = plan_to_resume(open_run(address), given, processes)
+    with bar(f"Asking {address}"):
+        opened = open_run(address)
+    meant = plan_to_resume(opened, given, processes)
     require(*needs(meant.load_recipe()))
     source = Source(Path(meant.recipe_path), meant.recipe_path)
     command = functools.partial(_command, source, overrides, local)
@@ -145,7 +156,14 @@ def resume(
     _go(meant, command, launching, chosen=False)
 
 
-def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, chosen: bool) -> None:
+def _go(
+    meant: Plan,
+    command: Callable[[Plan], str],
+    launching: Launching,
+    *,
+    chosen: bool,
+    another: bool = False,
+) -> None:
     """Launch the run that is meant, and end with its exit code; `command` goes on with it."""
     from ..launcher.job import launch
     from ..launcher.local import LocalCloud
@@ -154,7 +172,7 @@ def _go(meant: Plan, command: Callable[[Plan], str], launching: Launching, *, ch
     from ..run.folder import RunFolder
     from .texts import outcome_text, start_text
 
-    online = place(meant, chosen=chosen)
+    online = place(meant, chosen=chosen, another=another)
     for link in online.links:
         click.echo(f"  see      {link}")
     for warning in online.warnings:

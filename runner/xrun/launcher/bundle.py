@@ -35,6 +35,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from ..bar import bar
 from ..files import opened, write_bytes
 from ..recipe.secret_text import is_secret_file
 from ..run.plan import Plan
@@ -105,7 +106,8 @@ def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Cargo
     Raises:
         LaunchError: the project is too large to go along.
     """
-    files = dict(_files(plan, prices_json(prices), setup))
+    with bar("Packing the project"):
+        files = dict(_files(plan, prices_json(prices), setup))
     digests = {name: blake3(data).hexdigest() for name, data in sorted(files.items())}
     key = blake3(json.dumps(digests).encode()).hexdigest()[:16]
     project = Project(plan)

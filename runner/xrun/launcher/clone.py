@@ -21,6 +21,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from .. import environment
+from ..bar import bar
 from ..component import CLONE
 from ..errors import LaunchError, Problem, RecipeError
 from ..files import needed, read_json, write_json
@@ -127,7 +128,8 @@ def _folder(origin: Origin, say: Say, typed: str) -> Path:
         with locked(home / "lock"):
             if not _is_whole(place, name, origin.commit):
                 say(f"Fetching {origin.repository} at {origin.commit}")
-                _make(place, name, origin, typed)
+                with bar("Fetching the repository"):
+                    _make(place, name, origin, typed)
     return (place / name).resolve()
 
 

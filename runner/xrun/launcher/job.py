@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,26 +22,29 @@ from .local import Cloud
 from .locking import locked
 
 
-def choose_run(plan: Plan, *, given: bool = False, new: bool = False, fork: str = "") -> Plan:
+def choose_run(
+    plan: Plan, *, given: bool = False, new: bool = False, again: bool = False, fork: str = ""
+) -> Plan:
     """The plan with the run that the person means.
 
     `given`: the id was given with --run. A run that exists goes on; a recipe that has other runs
     but not this one is not started silently, because a changed recipe usually means a typing error
-    or a wish to start from what is there.
+    or a wish to start from what is there. `new` says that it is meant, and `again` asks for
+    another run of the same recipe, or another fork.
 
     Raises:
         CheckpointError: the run exists and was trained with other mathematics.
         LaunchError: the recipe has other runs and nobody said what to do.
     """
-    own = RunFolder(plan.folder)
     if fork:
-        return _forked(plan, fork)
-    if new:
-        return dataclasses.replace(plan, run=_unused(plan)) if own.path.exists() else plan
+        return _forked(plan, fork, again)
+    if again:
+        taken = RunFolder(plan.folder).path.exists()
+        return dataclasses.replace(plan, run=_unused(plan)) if taken else plan
     if (known := known_run(plan, given=given)) is not None:
         return known
     others = [other for other in _plans_in(plan.home) if other.name == plan.name]
-    if others and not given:
+    if others and not (given or new):
         _refuse_silent_start(plan, others)
     return plan
 
@@ -86,8 +90,8 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
         raise CheckpointError(
             f"The run {plan.run} has its id by rule {rule}, which cannot tell whether the recipe is"
             " the one it was begun with.",
-            "Start a new run with --new, or take its weights along with --fork; or use the version"
-            " of xrun that began it.",
+            "Start another run with --again, or take its weights along with --fork; or use the"
+            " version of xrun that began it.",
         )
     return dataclasses.replace(made, run=plan.run)
 
@@ -159,7 +163,8 @@ def _same(plan: Plan, known: Plan) -> Plan:
             f"The recipe differs from what the run {plan.run} was trained with: "
             + "; ".join(differences(known.computed, plan.computed))
             + ".",
-            f"Start a new run with --new, or take its weights along with --fork {plan.run}.",
+            f"Start a new run with --new and without --run, or take its weights along with --fork"
+            f" {plan.run}.",
         )
     _same_place(plan, known)
     kept = known.libraries.of(plan.libraries.wanted).to_json()
@@ -187,7 +192,7 @@ def _same_place(plan: Plan, known: Plan) -> None:
         raise CheckpointError(
             f"checkpoint.store: the state of the run {plan.run} is in {known.where}, and this"
             f" command says {plan.where}.",
-            "Leave the store as it was, or start a new run with --new.",
+            "Leave the store as it was, or start another run with --again.",
         )
 
 
@@ -212,10 +217,11 @@ def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
     )
 
 
-def _forked(plan: Plan, fork: str) -> Plan:
-    """The run that starts from this one: the one that does so already, else a new one."""
+def _forked(plan: Plan, fork: str, again: bool) -> Plan:
+    """The run that starts from this one: the one that does so already, unless another one is asked
+    for, else a new one."""
     source = RunFolder(Path(plan.home) / fork).plan()
-    for known in _plans_in(plan.home):
+    for known in [] if again else _plans_in(plan.home):
         made = under_rule(plan, known.rule) if known.fork == fork else None
         if made and known.digest == made.digest:
             return dataclasses.replace(
@@ -227,8 +233,17 @@ def _forked(plan: Plan, fork: str) -> Plan:
 
 
 def _unused(plan: Plan) -> str:
-    """The first of run-2, run-3, ... that nobody has used."""
-    number = 2
-    while (Path(plan.home) / f"{plan.run}-{number}").exists():
+    """The first of run-2, run-3, ... that nobody has used here."""
+    return _first_unused(plan, plan.run, 2)
+
+
+def next_unused(plan: Plan) -> str:
+    """The one after it where the plan's own run is one of those, and used elsewhere."""
+    counted = re.fullmatch(r"(.+)-([2-9]|[1-9]\d{1,4})", plan.run)
+    return _first_unused(plan, counted[1], int(counted[2]) + 1) if counted else _unused(plan)
+
+
+def _first_unused(plan: Plan, run: str, number: int) -> str:
+    while (Path(plan.home) / f"{run}-{number}").exists():
         number += 1
-    return f"{plan.run}-{number}"
+    return f"{run}-{number}"

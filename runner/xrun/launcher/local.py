@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +34,11 @@ class Cloud(Protocol):
 
 class LocalCloud:
     """Attempts as child processes of this one: an attempt that was ended from outside is followed
-    by the next."""
+    by the next. `last_words`: a file for the sentence that the last one ends with, which it also
+    prints."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: Path | None = None) -> None:
+        self._told = {environment.LAST_WORDS.name: str(last_words)} if last_words else {}
         self._child: subprocess.Popen[bytes] | None = None
         self._asked = False
         self._crashes = 0
@@ -65,7 +68,11 @@ class LocalCloud:
             self._child = subprocess.Popen(
                 [*environment.PYTHON, "-m", "xrun.supervisor.entrypoint", str(path)],
                 stdin=subprocess.DEVNULL,
-                env={**alone(os.environ), environment.PARENT.name: str(os.getpid())},
+                env={
+                    **alone(os.environ),
+                    environment.PARENT.name: str(os.getpid()),
+                    **self._told,
+                },
             )
         code = self._child.wait()
         if code >= 0:
@@ -75,7 +82,11 @@ class LocalCloud:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """While this lasts requests to stop are passed on to the attempt, and end nothing else."""
+        """While this lasts requests to stop are passed on to the attempt, and end nothing else.
+        Only the main thread of a program hears them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         with answered(self._on_signal, STOPS):
             yield
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from .. import environment
+from ..bar import bar
 from ..errors import EX_TEMPFAIL, LaunchError, RehearsalFailed
 from ..files import needed
 from ..lock import locked
@@ -60,7 +61,8 @@ def python_of(lock: Lock, say: Callable[[str], None]) -> Path:
         with locked(kept.with_suffix(".lock")):
             if not (kept / "ready").exists():
                 say(f"  installing {', '.join(lines.split())} into {kept}")
-                _install(lines, kept)
+                with bar(f"Installing {len(wanted)} packages"):
+                    _install(lines, kept)
                 (kept / "ready").touch()
     return kept / "bin" / "python"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from blake3 import blake3
 
+from ..bar import bar
 from ..environment import cache_folder
 from ..errors import CloudUnavailable, LaunchError
 from ..libraries import BUCKET, HUB, require
@@ -83,7 +84,7 @@ def _fetched(name: str, whole: bool) -> Page | None:
     # Of weights people see how far they are; small files are there at once.
     fetch = snapshot_download if whole else hub_api().snapshot_download
     try:
-        with reaching():
+        with reaching(), bar(f"Downloading {name}"):
             fetch(name, local_dir=folder, allow_patterns=patterns)
     except GatedRepoError as error:
         hint = "Ask on its page."

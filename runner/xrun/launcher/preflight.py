@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import environment
-from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError, XrunError
+from ..bar import bar
+from ..errors import CheckpointError, CloudUnavailable, LaunchError, Problem, RecipeError, XrunError
 from ..libraries import HUB, is_here, require
 from ..recipe.schema import Recipe
 from ..run.folder import RunFolder
@@ -28,7 +29,7 @@ from ..run.record import RunRecord
 from ..run.stores import open_store
 from ..store.address import Address
 from .bucket import check_bucket
-from .job import as_begun, refuse_another
+from .job import as_begun, next_unused, refuse_another
 
 TOKEN_HINT = "Run `hf auth login` or set HF_TOKEN (https://huggingface.co/settings/tokens)"  # noqa: S105  a sentence
 _WANDB_SECONDS = 60.0
@@ -46,13 +47,18 @@ class Online:
 
 
 def check_online(
-    recipe: Recipe, plan: Plan, *, everything: bool = True, unknown_here: bool = False
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    everything: bool = True,
+    unknown_here: bool = False,
+    another: bool = False,
 ) -> Online:
     """Ask the Hub, the bucket and Weights & Biases about a recipe; without `everything` only about
     where its state, model and metrics go.
 
     `unknown_here`: no folder of this machine tells whether the run exists, so its store is asked by
-    which rule it has its id.
+    which rule it has its id. `another`: the run is to be one of which the store has nothing.
 
     Raises:
         LaunchError: the library that asks the Hub or the bucket is not installed.
@@ -69,6 +75,7 @@ def check_online(
         on_hub = hub if plan.address.on_hub else None
         plan, wrong = on_hub.place(plan) if on_hub else (plan, check_bucket(plan))
         plan = _as_begun(plan) if unknown_here and not wrong else plan
+        plan = _unused(plan) if another and not wrong else plan
         problems += wrong
         links.append(on_hub.link(plan.address) if on_hub else plan.where)
     if hub is not None and plan.publish:
@@ -87,9 +94,10 @@ def check_online(
     return Online(plan, tuple(problems), tuple(dict.fromkeys(links)), tuple(warnings))
 
 
-def place(plan: Plan, *, chosen: bool) -> Online:
+def place(plan: Plan, *, chosen: bool, another: bool = False) -> Online:
     """The plan with the addresses that only the Hub can tell, once it is certain that the run may
-    write there. `chosen`: the person has said that it is a new run.
+    write there. `chosen`: the person has said which run it is; `another`: one that is nowhere yet,
+    also on no other machine.
 
     Raises:
         RecipeError: what the recipe names is not there.
@@ -99,7 +107,10 @@ def place(plan: Plan, *, chosen: bool) -> Online:
         return Online(plan, (), ())
     unknown = not chosen and not RunFolder(plan.folder).plan_file.exists()
     recipe = plan.load_recipe()
-    online = check_online(recipe, plan, everything=plan.on_clouds, unknown_here=unknown)
+    with bar("Asking where the run's state and metrics go"):
+        online = check_online(
+            recipe, plan, everything=plan.on_clouds, unknown_here=unknown, another=another
+        )
     refuse(online)
     return online
 
@@ -133,6 +144,25 @@ def _as_begun(plan: Plan) -> Plan:
     for run, record in others.items():
         refuse_another(plan, record, f"the run {run} at {plan.where}")
     return plan
+
+
+def _unused(plan: Plan) -> Plan:
+    """The plan under the first id of which its store has nothing."""
+    if plan.address.on_hub and plan.load_recipe().checkpoint.store.name:
+        return plan  # one repository, whatever the id: the attempt says whose it is
+    while _is_used(plan):
+        plan = replace(plan, run=next_unused(plan))
+        if plan.address.on_hub:
+            plan = replace(plan, store=plan.address.kind).placed(plan.address.owner)
+    return plan
+
+
+def _is_used(plan: Plan) -> bool:
+    """Raises StoreUnavailable where nobody can tell."""
+    try:
+        return open_store(plan, "reader", create=False).head() is not None
+    except CheckpointError:  # something is there, and damaged
+        return True
 
 
 def refuse(online: Online) -> Plan:

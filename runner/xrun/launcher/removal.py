@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bar import bar
 from ..errors import LaunchError
 from ..files import needed
 from ..run.folder import RunFolder, find_run
@@ -176,8 +177,10 @@ def _remove_far_away(place: Place, run: str) -> None:
     if place.address.in_bucket:
         keys = sorted(_objects(place))  # `commits/` first: without them it is no run
         client = _client(place)
-        for start in range(0, len(keys), 1000):
-            client.delete(keys[start : start + 1000])
+        with bar("Deleting", len(keys), "files") as shown:
+            for start in range(0, len(keys), 1000):
+                client.delete(keys[start : start + 1000])
+                shown.advance(1000)
         return
     from ..store.hub.client import hub_api, reaching
 

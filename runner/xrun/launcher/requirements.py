@@ -20,6 +20,7 @@ from blake3 import blake3
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from ..bar import bar
 from ..errors import CloudUnavailable, LaunchError, Problem, RecipeError
 from ..libraries import how_to_install
 from ..recipe.requirements import KEY, PINS, pins
@@ -87,15 +88,16 @@ def _resolved(plan: Plan, before: Requirements, environ: Mapping[str, str]) -> s
         files = ("-c", str(fixed), "-o", str(made), str(wanted))
         command = [find_uv(), "pip", "compile", *_FOR, *_HOW, *files]
         try:
-            done = subprocess.run(
-                command,
-                cwd=plan.project,
-                env={**environ, "NO_COLOR": "1"},
-                capture_output=True,
-                text=True,
-                timeout=60 * _MINUTES,
-                check=False,
-            )
+            with bar("Fixing the versions of the recipe's requirements"):
+                done = subprocess.run(
+                    command,
+                    cwd=plan.project,
+                    env={**environ, "NO_COLOR": "1"},
+                    capture_output=True,
+                    text=True,
+                    timeout=60 * _MINUTES,
+                    check=False,
+                )
         except subprocess.TimeoutExpired as error:
             raise _unanswered(f"no answer in {_MINUTES} minutes") from error
         if done.returncode:

@@ -21,11 +21,6 @@ from ..run.opened import OpenedRun
 from ..run.plan import Plan, make_plan
 from .job import as_begun, choose_run
 
-_WAY_ON = (
-    "Bring the project to the code that the run was begun with, then type the same command again;"
-    " `--fork` starts a new run from its weights."
-)
-
 
 def plan_to_resume(
     opened: OpenedRun, overrides: Sequence[str] = (), processes: int | None = None
@@ -45,14 +40,16 @@ def plan_to_resume(
         project = project_root(Path.cwd() / "recipes" / "any.yaml")
     if missing := _missing(opened, project):
         what = f"The run {opened.run} needs {', '.join(missing)}, and {project} has no such file."
-        raise CheckpointError(what, f"{_WAY_ON}{_begun_with(opened)}")
+        raise CheckpointError(what, _way_on(opened))
     path = project / "recipes" / f"{opened.run}.yaml"
     made_here = _written(path, json_text(opened.recipe, indent=1) + "\n")
     try:
         return _checked(opened, project, path, overrides, processes)
-    except XrunError:
+    except XrunError as error:
         if made_here:
             path.unlink()
+        if isinstance(error, CheckpointError):  # its hint is for who starts a recipe
+            error.hint = _way_on(opened)
         raise
 
 
@@ -73,6 +70,18 @@ def _checked(
     if RunFolder(made.folder).plan_file.exists():
         return choose_run(made, given=True)
     return as_begun(made, opened.record)
+
+
+def _way_on(opened: OpenedRun) -> str:
+    """As it was begun, or as another run: a fork begins with one that has a folder here."""
+    way = (
+        "Leave its keys as they were and bring the project to the code that it was begun with, then"
+        " type the same command again"
+    )
+    known = opened.beside is not None and opened.beside.plan_file.exists()
+    if known and opened.record.checkpoints:
+        way += f", or begin a new run from its weights: `xrun RECIPE --fork {opened.run}`"
+    return f"{way}.{_begun_with(opened)}"
 
 
 def _begun_with(opened: OpenedRun) -> str:

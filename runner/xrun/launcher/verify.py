@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..bar import bar
 from ..errors import CheckpointCorrupt, LaunchError
 from ..files import sha256_of
 from ..run.opened import OpenedRun, open_run
@@ -74,11 +75,15 @@ def _against(page: Page, run: OpenedRun) -> list[str]:
 
 def _checkpoints(run: OpenedRun) -> tuple[Sequence[str], Sequence[str]]:
     checked, wrong = [], []
-    for checkpoint in run.record.checkpoints:
-        for name, file in checkpoint.files.items():
-            checked.append(f"step {checkpoint.step}: {name}")
-            try:
-                run.fetch(file)
-            except CheckpointCorrupt as error:
-                wrong.append(f"step {checkpoint.step}: {name}: {error.message}")
+    kept = run.record.checkpoints
+    size = sum(file.size for each in kept for file in each.files.values())
+    with bar("Verifying the checkpoints", size) as shown:
+        for checkpoint in kept:
+            for name, file in checkpoint.files.items():
+                checked.append(f"step {checkpoint.step}: {name}")
+                try:
+                    run.fetch(file)
+                except CheckpointCorrupt as error:
+                    wrong.append(f"step {checkpoint.step}: {name}: {error.message}")
+                shown.advance(file.size)
     return checked, wrong

@@ -10,24 +10,37 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import LaunchError
+from ..errors import LaunchError, did_you_mean
 from ..files import needed, write_bytes
 from ..libraries import Need, require
 
 PARQUET = Need("A table in Parquet", ("pyarrow",))
+ARROW = Need("A table of arrow", ("pyarrow",))
+PANDAS = Need("A table of pandas", ("pandas",))
 _FIRST = ("step", "time")
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` have a value or None for each of the `columns`."""
+    """`rows` have a value or None for each of the `columns`; `table["val/loss"]` is a column."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    rows: tuple[tuple[Any, ...], ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        """A value or None for each row. Raises KeyError where there is no such column."""
+        if column not in self.columns:
+            there = did_you_mean(column, self.columns) or f"There are {', '.join(self.columns)}."
+            raise KeyError(f"{column} was never logged. {there}")
+        place = self.columns.index(column)
+        return [row[place] for row in self.rows]
 
     @classmethod
     def of(cls, points: Iterable[Mapping[str, Any]]) -> Table:
@@ -54,14 +67,31 @@ class Table:
         import pyarrow as pa
         from pyarrow import parquet
 
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
-        values = {
-            name: pa.array(column, pa.int64() if name == "step" else pa.float64())
-            for name, column in zip(self.columns, columns, strict=True)
-        }
         out = pa.BufferOutputStream()
-        parquet.write_table(pa.table(values), out)
+        parquet.write_table(self.arrow(), out)
         return bytes(out.getvalue())
+
+    def arrow(self) -> Any:
+        """The table as a `pyarrow.Table`: `step` is int64, everything else float64, null where it
+        was not measured. Raises LaunchError where pyarrow is not installed."""
+        require(ARROW)
+        import pyarrow as pa
+
+        kinds = {"step": pa.int64()}
+        return pa.table(
+            {name: pa.array(self[name], kinds.get(name, pa.float64())) for name in self.columns}
+        )
+
+    def pandas(self) -> Any:
+        """The table as a `pandas.DataFrame`: `step` is int64, everything else float64, NaN where it
+        was not measured. Raises LaunchError where pandas is not installed."""
+        require(PANDAS)
+        import pandas as pd
+
+        kinds = {"step": "int64"}
+        return pd.DataFrame(
+            {name: pd.Series(self[name], dtype=kinds.get(name, "float64")) for name in self.columns}
+        )
 
 
 def export(run: str, points: Sequence[Mapping[str, Any]], kind: str, path: Path | None) -> str:

@@ -33,6 +33,7 @@ def main(path: str) -> int:
     """Run one attempt of the plan at `path`; returns its exit code."""
     streams.patient()
     environment.name_the_user()
+    last_words = os.environ.pop(environment.LAST_WORDS.name, "")
     end_with_parent(signal.SIGTERM)
     wish = wish_file(Path(path), os.getpid())
     stop = StopFlag(told=wish)
@@ -41,11 +42,14 @@ def main(path: str) -> int:
         stop.on_signals(*STOPS)
         plan = Plan.read(Path(path))
         nodes = nodes_of(os.environ, plan.processes)
-        return (FollowingNode if nodes.rank else LeadingNode)(plan, stop, nodes).run()
+        node = (FollowingNode if nodes.rank else LeadingNode)(plan, stop, nodes)
+        code = node.run()
+        _leave(last_words, node.last_words)
+        return code
     except XrunError as error:
-        return _refused(error)
+        return _refused(error, last_words)
     except OSError as error:
-        return _refused(refusal(error))
+        return _refused(refusal(error), last_words)
     except Stopped:
         print("Stopped before this attempt trained anything.", file=sys.stderr, flush=True)
         return Stopped.exit_code
@@ -54,9 +58,18 @@ def main(path: str) -> int:
             wish.unlink(missing_ok=True)
 
 
-def _refused(error: XrunError) -> int:
+def _refused(error: XrunError, last_words: str) -> int:
     print(f"xrun: {error}", file=sys.stderr, flush=True)
+    _leave(last_words, str(error))
     return error.exit_code
+
+
+def _leave(path: str, text: str) -> None:
+    """For the program that has started the attempt, if it wants the sentence: best effort, as
+    printing is."""
+    if path and text:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ class LeadingNode(Node):
             if failure is not None and failure.hung:
                 self.alerts.tell(self.messages.stalled(failure.message, self._committed()))
             if self.refused:
-                failure = Failure(self.refused, hint="Start a new one with --new.")
+                failure = Failure(self.refused, hint="Start another one with --again.")
                 return Outcome(LaunchError.exit_code, failure)
             if failure is None or self.stop:
                 return outcome
@@ -472,11 +472,13 @@ class LeadingNode(Node):
 
     def _say_end(self, failure: Failure | None, why: str) -> None:
         if failure is not None and failure.message:
-            self.say(f"{failure.message} {failure.hint}".strip())
+            self.last_words = f"{failure.message} {failure.hint}".strip()
+            self.say(self.last_words)
         if failure is not None and failure.traceback:
             log = self.folder.logs(self.id) / f"rank{failure.rank}.log"
             self.say(f"Full traceback: {log}")
         if why:
+            self.last_words = why
             self.say(why)
 
 

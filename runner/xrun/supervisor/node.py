@@ -43,6 +43,8 @@ class Node:
     def __init__(self, plan: Plan, stop: StopFlag, nodes: Nodes) -> None:
         self.plan, self.stop, self.nodes = plan, stop, nodes
         self.folder = RunFolder(plan.folder)
+        self.last_words = ""
+        """The sentence that the attempt has ended with, where it has failed."""
         self._known = NOBODY_ASKED
         self._warm: list[subprocess.Popen[bytes]] = []
         """Ranks that have been started ahead and wait."""

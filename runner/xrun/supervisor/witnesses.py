@@ -25,7 +25,8 @@ _BACKOFF = Backoff(first=0.2, longest=3.2)
 """Between questions to somebody who does not answer, or not with the newest."""
 _TRIES = 6
 _WAY_ON = (
-    "Nothing was started from step 0. Bring the store's files back, or start a new run with --new."
+    "Nothing was started from step 0. Bring the store's files back, or start another run with"
+    " --again."
 )
 _OUTAGE_SECONDS = 1800.0
 """How long a store far away is asked before the attempt gives up."""

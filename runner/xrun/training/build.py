@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import clock, environment
+from ..bar import bar
 from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
 from ..checkpoint.frozen import Frozen
@@ -213,9 +215,10 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
     revisions = begin_revisions(plan, start.record.lock)
     plan = replace(plan, lock=Lock(hub=revisions.now()).to_json())
     kept = prepared(plan, attempt)
-    if kept is not None:
-        kept.fetch()
-    splits = splits_of(plan)
+    with nullcontext() if world.rank else bar("Preparing the data"):
+        if kept is not None:
+            kept.fetch()
+        splits = splits_of(plan)
     if kept is not None and not world.rank:
         kept.keep()
     if plan.rehearsal:

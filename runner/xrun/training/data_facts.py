@@ -66,8 +66,8 @@ def _compared(plan: Plan, start: Start, now: DataFacts) -> Data:
     elif not plan.other_data:
         raise CheckpointError(
             f"The data are not those that the run {plan.run} was trained on: {data}.",
-            "Bring them back, start a new run with --new, or go on with --other-data: the run is"
-            f" marked as not exact from step {step} on.",
+            "Bring them back, start another run with --again, or go on with --other-data: the run"
+            f" is marked as not exact from step {step} on.",
         )
     else:
         log.warning("From step %d on the run is not exact: other data (%s).", step, data)

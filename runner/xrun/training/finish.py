@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..bar import bar
 from ..checkpoint import restore
 from ..checkpoint.lease import Lease
 from ..errors import ExportError, LeaseLost, PublishError, StoreError, XrunError
@@ -73,7 +74,11 @@ def finish(
         whole = final_of(whole, setting.recipe.model, functools.partial(rebuild, packed=False))
         made = export(setting.plan, whole, own, attempts, companions, lease.locked())
     made = replace(made, metrics=finished.metrics)
-    with _outlived(setting, lease, made):
+    shown = bar(f"Publishing the model at {setting.plan.model_address}")
+    with (
+        _outlived(setting, lease, made),
+        shown if setting.plan.model_address else contextlib.nullcontext(),
+    ):
         return publish(setting.plan, lease.attempt, setting.store, made)
 
 

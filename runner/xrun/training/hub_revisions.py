@@ -160,7 +160,7 @@ def _vanished(name: str, commit: str) -> CheckpointError:
     return CheckpointError(
         f"The commit {commit} of {where} ({revision} when the run began) is no longer on the Hub,"
         " so the run cannot go on with what it was made from.",
-        "Bring the commit back, or begin a new run with --new.",
+        "Bring the commit back, or begin another run with --again.",
     )
 
 

@@ -152,7 +152,8 @@ def rate_jump(train: Train, step: int, before: int, now: int) -> str:
     return (
         f"The run was to end at step {before} and now ends at step {now}, so its schedule is"
         f" another one: the learning rate is {last:.4g} at step {step} and {new:.4g} at step"
-        f" {step + 1}. Its weights will not be those of {now} steps in one go, which --new begins."
+        f" {step + 1}. Its weights will not be those of {now} steps in one go, which --again"
+        " begins."
     )
 
 

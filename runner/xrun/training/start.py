@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm  # what all batch norms share has no public name
 
+from ..bar import bar
 from ..checkpoint import restore
 from ..checkpoint.share import ALL, Share, fetched, share_of
 from ..checkpoint.state import TrainState
@@ -143,10 +145,13 @@ def taken(store: Store, share: Share, world: World, checkpoint: Checkpoint) -> l
 def _fetched(store: Store, share: Share, checkpoint: Checkpoint) -> list[Path | None] | XrunError:
     """The paths of what this process reads by itself, or why there are none."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"
+    size = sum(file.size for file in checkpoint.files.values())
+    what = f"Fetching the state of step {checkpoint.step}, {size / 1e9:.2f} GB"
     try:
-        return [
-            fetched(store, file, share) if first or share.reads(file) else None
-            for file in checkpoint.files.values()
-        ]
+        with bar(what) if first else nullcontext():
+            return [
+                fetched(store, file, share) if first or share.reads(file) else None
+                for file in checkpoint.files.values()
+            ]
     except XrunError as error:
         return error

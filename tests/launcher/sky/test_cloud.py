@@ -7,6 +7,8 @@ Covers `xrun.launcher.sky.jobs`.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,48 @@ def test_launching_twice_pays_once(launchers: Launchers, proxy: DeadlyProxy) -> 
     assert record["price"]["usd_per_hour"] == 23.6
     assert record["price"]["date"]
     launchers.cancel("twice")
+
+
+def test_a_program_pays_for_nothing_without_a_yes(home: SkyHome, launchers: Launchers) -> None:
+    """`xrun.start` says the price first."""
+    project = launchers.project("program")
+    program = "import xrun; xrun.start('recipes/small.yaml', {'name': 'program'})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=project,
+        env=home.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert "would be launched on nebius" in said
+    assert "an hour, and nobody has agreed to that. Say yes=True to agree;" in said
+    [run] = (project / "runs").iterdir()
+    assert launchers.jobs(run.name) == []
+
+
+def test_waiting_for_machines_is_told(home: SkyHome, launchers: Launchers) -> None:
+    """By the job's state, until it has some or has ended."""
+    assert launchers.launch(launchers.project("waits"), "waits") == 0
+    ((job, _, _),) = launchers.jobs("waits")
+    code = "import sys; from xrun.launcher.sky.jobs import wait_until_begun as wait\n"
+    code += "wait('waits', int(sys.argv[1]), lambda text: print(text, flush=True))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(job)],
+        env=home.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stdout is not None
+        said = waiting.stdout.readline()
+        assert said.startswith(f"Waiting for machines for waits: the job {job} is ")
+        launchers.cancel("waits")
+        waiting.stdout.read()
+    assert waiting.returncode == 0
 
 
 def test_two_launchers_at_once_make_one_job(launchers: Launchers, proxy: DeadlyProxy) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from blake3 import blake3
 
 from ... import environment
+from ...bar import bar
+from ...errors import StoreError
 from ...files import needed, read_json, write_json
 from ...run.cost import Cost
 from ...run.folder import RunFolder
@@ -60,9 +62,13 @@ def measured_cost(plan: Plan, cargo: Cargo, say: Callable[[str], None]) -> Cost 
             hint = "`xrun rehearse RECIPE` installs them."
             return Lacks("The libraries of the recipe's machines are not installed here", hint)
         say("measuring what a step takes, by shapes alone; once for this recipe")
-        found = _measured(plan, lay_out(cargo, Place(root, python)))
+        with bar("Measuring what a step takes"):
+            found = _measured(plan, lay_out(cargo, Place(root, python)))
     if isinstance(found, Cost):
-        _keep(digest, found)
+        try:
+            _keep(digest, found)
+        except StoreError as error:  # it is measured again the next time
+            say(f"not remembered: {error}")
     return found
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from ... import environment
+from ...bar import Bar, bar
 from ...errors import EX_TEMPFAIL, RehearsalFailed
 from ...files import needed
 from ...lock import locked
@@ -34,7 +35,6 @@ from ..arrival.has_pins import missing
 _TORCH = "https://download.pytorch.org/whl/cpu"
 """Builds of torch without CUDA, which is gigabytes that nothing here can use."""
 _ANSWER_SECONDS = 5.0
-_SAY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,9 @@ def _install(libraries: Libraries, kept: Path, say: Callable[[str], None]) -> No
             files += ["-r", str(kept / name)]
     say(f"  installing {len(libraries.names)} packages into {kept}, once for these versions")
     began = time.monotonic()
-    for command, more in _commands(kept, files):
-        _run(command, more, say)
+    with bar(f"Installing {len(libraries.names)} packages") as shown:
+        for command, more in _commands(kept, files):
+            _run(command, more, shown)
     say(f"  installed in {time.monotonic() - began:.0f} s")
 
 
@@ -183,11 +184,10 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _run(command: Sequence[str], more: dict[str, str], say: Callable[[str], None]) -> None:
-    """An installer to its end; now and then its last line is said."""
+def _run(command: Sequence[str], more: dict[str, str], shown: Bar) -> None:
+    """An installer to its end; its last line is shown meanwhile."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     lines: list[str] = []
-    told = time.monotonic()
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -200,9 +200,8 @@ def _run(command: Sequence[str], more: dict[str, str], say: Callable[[str], None
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
-            if line.strip() and time.monotonic() - told > _SAY_SECONDS:
-                told = time.monotonic()
-                say(f"  ... {line.strip()[:100]}")
+            if line.strip():
+                shown.say(line.strip()[:100])
     if process.returncode:
         failure = failure_of("".join(lines), PINS)
         raise RehearsalFailed(

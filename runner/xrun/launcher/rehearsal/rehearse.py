@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import environment
-from ...errors import LaunchError, RehearsalFailed
+from ...errors import LaunchError, RehearsalFailed, StoreError
 from ...files import read_json, write_bytes
 from ...run.folder import RunFolder
 from ...run.plan import Plan
@@ -90,7 +90,10 @@ def rehearse(plan: Plan, cargo: Cargo, say: Say, *, again: bool = False) -> None
         whole = Rehearsal(plan, place, say, digest).run()
     seconds = time.monotonic() - began
     if whole:
-        remembered.remember(digest, seconds)
+        try:
+            remembered.remember(digest, seconds)
+        except StoreError as error:  # it went well, and is done again the next time
+            say(f"  not remembered: {error}")
     say(f"  rehearsed in {seconds:.0f} s; not seen here: {', '.join(unseen(plan))}")
 
 

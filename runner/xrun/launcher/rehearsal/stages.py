@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ...bar import bar
 from ...errors import XrunError
 from ...files import read_json
 from ...run.folder import RunFolder
@@ -17,8 +18,6 @@ from ...run.logs import end_file, is_aside
 from ...run.record import Outcome
 
 _POLL_SECONDS = 0.05
-_PATIENCE_SECONDS = 20.0
-"""After so long a stage is said to be still on its way."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _WHERE = "Full traceback: "
 
@@ -82,19 +81,19 @@ def follow(process: Running, stages: Sequence[Stage], say: Callable[[str], None]
 
     One that is left out, such as the evaluation of a dataset without `val`, is not said.
     """
-    waiting, began, told = list(stages), time.monotonic(), time.monotonic()
-    while True:
-        code = process.poll()  # asked first: what it did before its end is there then
-        while (number := _over(waiting, code)) is not None:
-            say(line(waiting[number].name, time.monotonic() - began))
-            began = told = time.monotonic()
-            del waiting[: number + 1]
-        if code is not None:
-            return waiting[0] if waiting else None
-        if time.monotonic() - told > _PATIENCE_SECONDS:
-            say(f"  {waiting[0].name} ... {time.monotonic() - began:.0f} s")
-            told = time.monotonic()
-        time.sleep(_POLL_SECONDS)
+    waiting, began = list(stages), time.monotonic()
+    with bar("Rehearsing") as shown:
+        while True:
+            code = process.poll()  # asked first: what it did before its end is there then
+            while (number := _over(waiting, code)) is not None:
+                say(line(waiting[number].name, time.monotonic() - began))
+                began = time.monotonic()
+                del waiting[: number + 1]
+            if code is not None:
+                return waiting[0] if waiting else None
+            if waiting:
+                shown.say(f"Rehearsing: {waiting[0].name}")
+            time.sleep(_POLL_SECONDS)
 
 
 def _over(waiting: Sequence[Stage], code: int | None) -> int | None:

@@ -15,13 +15,24 @@ from dataclasses import replace
 from typing import Any
 
 from ...backoff import Backoff
+from ...bar import bar
 from ...errors import CloudUnavailable, LaunchError, StoppedOnPurpose, XrunError
 from ...run.folder import RunFolder
 from ...run.plan import Plan
 from ..record import LaunchRecord, one_launcher, read_launch, write_launch
 from ..secrets import secret_names, secret_values
 from .client import check_system, skypilot
-from .jobs import Job, cancel_job, job_of, jobs, print_log, requests_for, submit, wait_until_ended
+from .jobs import (
+    Job,
+    cancel_job,
+    job_of,
+    jobs,
+    print_log,
+    requests_for,
+    submit,
+    wait_until_begun,
+    wait_until_ended,
+)
 from .launch import Launch, prepare
 
 SETTLE = 10.0
@@ -107,6 +118,8 @@ class SkyCloud:
         """Print the job's log until it has ended; the exit code of the run."""
         run = folder.run
         try:
+            with bar(f"Waiting for machines for {run}") as shown:
+                wait_until_begun(run, job, shown.say)
             print_log(job, follow=True)
         except KeyboardInterrupt:
             self.say(
@@ -138,9 +151,10 @@ class SkyCloud:
             prices=tuple(offers.prices),
         )
         write_launch(folder, record)
-        request = submit(task, plan.run)
-        write_launch(folder, replace(record, request=request))
-        own = job_of(request)
+        with bar("SkyPilot takes the project and starts the job"):
+            request = submit(task, plan.run)
+            write_launch(folder, replace(record, request=request))
+            own = job_of(request)
         return only_one_job(plan.run) or ended_job(plan.run, own)
 
     def _await(self, request: str) -> None:

@@ -20,6 +20,7 @@ _FIELDS = (
     " submitted_at start_at end_at failure_reason"
 ).split()
 _LAUNCH = "jobs.launch"
+_WITHOUT_MACHINES = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")
 _BACKOFF = Backoff(first=2.0, longest=2.0)
 """Between two looks at the API server."""
 
@@ -135,6 +136,17 @@ def print_log(job: int, *, follow: bool, out: TextIO | None = None) -> None:
     plain = Plain(out or sys.stdout)
     with skypilot() as sky:
         sky.jobs.tail_logs(job_id=job, follow=follow, output_stream=plain)
+
+
+def wait_until_begun(run: str, job: int, say: Callable[[str], None]) -> None:
+    """Wait until a job has its machines, or has ended; `say` hears what it waits for."""
+    tries = 0
+    while (found := next((each for each in jobs(run, live=True) if each.id == job), None)) and (
+        found.status in _WITHOUT_MACHINES
+    ):
+        tries += 1
+        say(f"Waiting for machines for {run}: the job {job} is {found.status.lower()}")
+        time.sleep(_BACKOFF.seconds(tries))
 
 
 def comes_true(what: Callable[[], bool], seconds: float) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...bar import bar
 from ...recipe.notes import unheard
 from ...recipe.schema import Candidate, Recipe
 from ...run.cost import Cost
@@ -83,7 +84,8 @@ def prepare(
     found = costing(plan, pack(plan, []))
     cost = found if isinstance(found, Cost) else None
     throughput = known_throughput(plan, cost)
-    offers = find_offers(plan, throughput, any_memory=any_memory, any_nodes=plugin)
+    with bar("Asking what machines cost"):
+        offers = find_offers(plan, throughput, any_memory=any_memory, any_nodes=plugin)
     offers = replace(offers, cost=cost, lacks="" if cost else str(found))
     if elsewhere:
         enabled = [name_of(cloud) for cloud in enabled_clouds()]

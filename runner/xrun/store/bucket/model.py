@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from ...bar import bar
 from ...errors import CheckpointCorrupt, StoreError
 from ...files import needed
 from ..durable import file_slices, hash_of
@@ -26,8 +27,11 @@ class BucketModel:
         """Put a folder's files there; what lay there before is gone. Returns a digest of them."""
         paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         files = {f"{PLACE}/{path.relative_to(folder).as_posix()}": path for path in paths}
-        for key, path in files.items():
-            self._client.put_file(key, path)
+        sizes = {key: path.stat().st_size for key, path in files.items()}
+        with bar("Uploading the model", sum(sizes.values())) as shown:
+            for key, path in files.items():
+                self._client.put_file(key, path)
+                shown.advance(sizes[key])
         self._client.delete([key for key in self._client.keys(PLACE) if key not in files])
         told = [f"{key} {hash_of(file_slices(path))}" for key, path in files.items()]
         return blake3("\n".join(told).encode()).hexdigest()[:40]
@@ -43,9 +47,10 @@ class BucketModel:
         """
         shutil.rmtree(folder, ignore_errors=True)
         sizes = self._client.sizes(f"{PLACE}/{inside}" if inside else PLACE)
-        with needed(folder):
+        with needed(folder), bar("Downloading the model", sum(sizes.values())) as shown:
             for key, size in sizes.items():
                 self._fetch(key, size, folder)
+                shown.advance(size)
         return bool(sizes)
 
     def _fetch(self, key: str, size: int, folder: Path) -> None:

@@ -43,7 +43,7 @@ READERS_PATIENCE = 10.0
 DOWNLOADS = 2
 """Files that are fetched at a time, each one in several pieces."""
 _COMMIT = re.compile(r"commits/(\d{8,})\.json")
-_WAY_ON = "Bring the bucket's objects back from a copy, or start a new run with --new."
+_WAY_ON = "Bring the bucket's objects back from a copy, or start another run with --again."
 
 
 class BucketStore:

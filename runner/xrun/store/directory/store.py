@@ -40,7 +40,7 @@ from .commits import CommitFolder, NumberTakenError, file_name, head_of, line_of
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 OBJECT = re.compile(rf"objects/({NAME})/{NAME}")
 
-_WAY_ON = "Bring the folder's files back from a copy, or start a new run with --new."
+_WAY_ON = "Bring the folder's files back from a copy, or start another run with --again."
 """After state that cannot be read; nothing is started from step 0."""
 
 

@@ -256,7 +256,8 @@ class StateBranch:
         raise CheckpointCorrupt(
             f"The bucket of {self.api.where} holds files of the run, and the branch {BRANCH} no"
             " head.json: cannot tell what was committed.",
-            "Start a new run with --new, or delete the bucket's files for this one to begin anew.",
+            "Start another run with --again, or delete the bucket's files for this one to begin"
+            " anew.",
         )
 
     def _head_at(self, found_in: str, tip: str) -> Tip | None:

@@ -105,7 +105,7 @@ class Sending:
         except Deleted:
             sentence = (
                 f"The run {self.plan.run} was deleted in Weights & Biases, and its id cannot be"
-                " used again; take --new."
+                " used again; take --again."
             )
             self.standing.tell("deleted", sentence)
             return DELETED
