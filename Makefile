@@ -57,8 +57,8 @@ test: check
 	$(MAKE) newest
 
 # What needs programs that the README does not name: managed jobs of a real SkyPilot, also on a Slurm
-# of their own, with machines that are taken away, and on two Ray nodes as on clouds; and
-# torch.compile, and the site. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
+# of their own, with machines that are taken away, and on two Ray nodes as on clouds; torch.compile;
+# the site, and pages in a browser. Says which Debian packages it needs (tests/cluster/packages.txt) where they are missing.
 e2e: install .venv-driver/stamp .venv-tools/stamp
 	$(BIN)/pytest -m "e2e and not soak"
 

@@ -54,13 +54,14 @@ ARROWS = {
     "supervisor": "alerts machine run store tracker",
     "launcher": "component components recipe run store tracker",
     "sweep": "launcher machine recipe run store",
+    "pages": "recipe run sweep",
     "drill": "recipe run",
-    "cli": "alerts drill launcher recipe run sweep tracker",
+    "cli": "alerts drill launcher pages recipe run sweep tracker",
     "handle": "checkpoint launcher recipe run training",
 }
 LEADS_TO = dict(zip(DOORS, ("cli", "supervisor", "training", "supervisor"), strict=True))
 """What is started by name, with the room behind it."""
-LAUNCHER_HALF = ("cli", "launcher", "sweep", "drill")
+LAUNCHER_HALF = ("cli", "launcher", "sweep", "pages", "drill")
 CONTAINER_HALF = ("supervisor", "training", "checkpoint", "data", "tracker", "alerts", "machine")
 
 

@@ -100,6 +100,13 @@ def test_components_and_recipes_travel_inside(wheel: Path, folder: str) -> None:
     ]
 
 
+def test_what_pages_embed_travels_with_its_licence(wheel: Path) -> None:
+    assets = ROOT / "runner" / "xrun" / "pages" / "assets"
+    here = {path.relative_to(assets).as_posix() for path in assets.rglob("*") if path.is_file()}
+    assert "uplot/LICENSE" in here
+    assert {f"xrun/pages/assets/{name}" for name in here} <= files(wheel)
+
+
 def test_imports_from_the_wheel_alone(python: Path, tmp_path: Path) -> None:
     show = "import sys, xrun.components as c; print(c.__file__, *c.__path__, *sys.path, sep='\\n')"
     lines = run(python, "-c", show, cwd=tmp_path, env=elsewhere(python)).splitlines()

@@ -17,7 +17,7 @@ from support.running import Project
 from support.worlds import hub_world
 from xrun.errors import LaunchError
 from xrun.run.folder import RunFolder
-from xrun.run.listing import list_runs
+from xrun.run.listing import boards_at, list_runs
 from xrun.run.report import RunReport
 
 pytestmark = [pytest.mark.once, *HUB_WARNINGS]
@@ -44,6 +44,7 @@ def test_an_account_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         asked = [line for line in requests(world.hub, before) if "agent-harnesses" not in line]
         assert len(asked) <= 2 + 3 + 2
         assert told(list_runs("hub://alice")) == told(found)
+        assert boards_at("hub://me") == []
         with pytest.raises(LaunchError, match="nobody has no repositories"):
             list_runs("hub://nobody")
         monkeypatch.delenv("HF_TOKEN")

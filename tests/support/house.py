@@ -110,7 +110,7 @@ def arrows() -> dict[str, set[str]]:
 
 WIDTH, MARGIN, LINE, GAP = 1180, 24, 15, 46
 COLUMNS = {
-    "cli": 0, "drill": 0, "launcher": 0, "sweep": 0,
+    "cli": 0, "drill": 0, "launcher": 0, "pages": 0, "sweep": 0,
     "handle": 1, "run": 1, "recipe": 1, "component": 1, "components": 1, "store": 1,
     "supervisor": 2, "machine": 2, "tracker": 2, "alerts": 2,
     "training": 3, "checkpoint": 3, "data": 3,

@@ -1,5 +1,5 @@
 """A sweep whose states and board are in a bucket: any machine goes on where another has ended, and
-a listing of the place tells of runs alone."""
+a listing of the place tells of runs alone, and a page of the sweep as well."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 from support.buckets import Server, moto
 from support.far_away import environment
 from support.running import Project, attempt, curve, weights
+from xrun.pages.sheet import Room, sheet_of
 from xrun.run.folder import RunFolder
-from xrun.run.listing import list_runs
+from xrun.run.listing import boards_at, list_runs
 from xrun.run.plan import Plan
-from xrun.run.stores import open_store
 from xrun.sweep.board import Board
 from xrun.sweep.result import Measure, result_of
 from xrun.sweep.standing import Result
+from xrun.sweep.told import ToldSweep
 from xrun.sweep.trial import Course
 from xrun.sweep.trials import Trials
 
@@ -80,4 +81,13 @@ def test_a_sweep_survives_the_loss_of_every_machine(tmp_path: Path, s3: Server) 
         assert curve(run) == curve(alone.run)
         assert weights(run) == weights(alone.run)
         assert [each.run for each in list_runs(bucket)] == [plan.run]
-        assert open_store(trials.own_plan, "reader", create=False).head() is not None
+        (report,) = list_runs(bucket)
+        (head,) = boards_at(bucket)
+        told = ToldSweep.of(head)
+        assert told is not None
+        assert told.standing == board.standing()
+        assert [row.run for row in told.rows([report], {})] == ["", "", plan.run, ""]
+        sheet = sheet_of(report, Room.on_a_page(1))
+        assert sheet.series["train/loss"].steps == tuple(range(1, 21))
+        assert [number for number, _ in sheet.logs] == [1, 2]
+        assert sheet.report.logged_step == 20

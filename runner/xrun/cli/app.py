@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from . import again, completion, keeping, overview, recipes, runs, setup, sweeps, train, watching
+from . import (
+    again,
+    completion,
+    keeping,
+    overview,
+    pages,
+    recipes,
+    runs,
+    setup,
+    sweeps,
+    train,
+    watching,
+)
 
 if TYPE_CHECKING:
     from ..errors import XrunError
@@ -57,6 +69,7 @@ for _group in (
     recipes,
     overview,
     runs,
+    pages,
     watching,
     again,
     keeping,

@@ -54,9 +54,10 @@ def status(where: str, running: bool, recipe: str, since: float | None, as_json:
     from .tables import room, say_coloured
     from .texts import COLOURS, status_lines, sums_text, why_not_text
 
-    found = _at(where) if where else _of_this_project(metrics=as_json)
+    found = found_at(where, metrics=as_json)
+    if not found:
+        click.echo(none_text(where), err=True)
     kept = [each for each in found if _is_meant(each, running, recipe, since)]
-    kept.sort(key=lambda each: (not each.runs, -each.report.last_seen, each.report.run))
     if as_json:
         click.echo(json_text([each.to_json() for each in kept], indent=1))
         return
@@ -81,27 +82,28 @@ def _is_meant(each: RunStatus, running: bool, recipe: str, since: float | None) 
     return bool(alive and recent) and recipe in ("", name)
 
 
-def _of_this_project(*, metrics: bool) -> list[RunStatus]:
-    from ..launcher.sky.status import with_jobs
+def found_at(where: str, *, metrics: bool) -> list[RunStatus]:
+    """The runs at a place, those that run first, then by their newest sign of life. "" is the
+    project that the person stands in: its jobs are asked for, and without `metrics` it is what is
+    quickly known. Raises XrunError."""
+    from ..launcher.sky.status import RunStatus, with_jobs
     from ..run.folder import home_here, runs_in
-    from ..run.listing import of_folders
+    from ..run.listing import list_runs, of_folders
 
-    home = home_here()
-    folders = runs_in(home)
-    if not folders:
-        click.echo(f"No runs in {home}.", err=True)
-    return with_jobs(folders, of_folders(folders, metrics=metrics))
+    if where:
+        with bar(f"Asking {where}"):
+            found = [RunStatus(each) for each in list_runs(where)]
+    else:
+        folders = runs_in(home_here())
+        found = with_jobs(folders, of_folders(folders, metrics=metrics))
+    return sorted(found, key=lambda each: (not each.runs, -each.report.last_seen, each.report.run))
 
 
-def _at(where: str) -> list[RunStatus]:
-    from ..launcher.sky.status import RunStatus
-    from ..run.listing import list_runs
+def none_text(where: str) -> str:
+    """That there are none."""
+    from ..run.folder import home_here
 
-    with bar(f"Asking {where}"):
-        found = list_runs(where)
-    if not found:
-        click.echo(f"No runs at {where}.", err=True)
-    return [RunStatus(each) for each in found]
+    return f"No runs at {where}." if where else f"No runs in {home_here()}."
 
 
 @click.command()

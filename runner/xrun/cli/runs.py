@@ -24,14 +24,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.address
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="As a page for a browser, with curves, receipt, recipe and logs; `-`: standard output.",
+)
 @options.as_json
-def report(address: str, as_json: bool) -> None:
+def report(address: str, html: Path | None, as_json: bool) -> None:
     """What happened to a run: attempts, what was lost, metrics, weights. ADDRESS: hub://owner/name,
     s3://bucket/prefix/RUN, a folder, or the URL of the model page."""
+    from .pages import report_page
     from .texts import report_text
 
+    if html is not None and as_json:
+        raise click.UsageError("Say --html or --json, not both.")
     found = one(address)
-    if as_json:
+    if html is not None:
+        report_page(found, html)
+    elif as_json:
         click.echo(json_text(found.to_json(), indent=1))
     else:
         click.echo(report_text(replace(found.report, status=found.status)))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
@@ -67,7 +67,7 @@ def outcome_text(folder: RunFolder, code: int, command: str) -> str:
 
 def status_lines(found: Sequence[RunStatus], now: float, width: int | None) -> list[str]:
     """What `xrun status` says: a head, and a line for each run."""
-    differs = _differing([each.report for each in found])
+    differs = compared.differing([each.report for each in found])
     rows = [_row(each, now, differ) for each, differ in zip(found, differs, strict=True)]
     return lines_of(_STATUS, rows, width)
 
@@ -94,26 +94,6 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
         ", ".join(filter(None, (lacks, job))),
         differs,
     )
-
-
-def _differing(reports: Sequence[RunReport]) -> list[str]:
-    """For each run the keys in which the runs of its recipe differ, with its own values."""
-    told = [""] * len(reports)
-    names = [report.recipe["name"] if report.recipe else None for report in reports]
-    for name in {name for name in names if name is not None}:
-        group = [number for number, other in enumerate(names) if other == name]
-        keys = compared.of_recipes([reports[number].recipe for number in group])
-        for place, number in enumerate(group):
-            told[number] = " ".join(
-                f"{_short(key, keys)}={values[place]}" for key, values in keys.items()
-            )
-    return told
-
-
-def _short(key: str, among: Iterable[str]) -> str:
-    """Its last part, where no other key ends in that."""
-    last = key.rpartition(".")[2]
-    return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
 
 
 def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:

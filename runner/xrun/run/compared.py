@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .plan import leaves
@@ -38,6 +38,26 @@ def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         return Recipe.model_validate(recipe).model_dump(mode="json")
     except ValidationError:  # of a newer xrun
         return recipe
+
+
+def differing(reports: Sequence[RunReport]) -> list[str]:
+    """For each run the keys in which the runs of its recipe differ, with its own values."""
+    told = [""] * len(reports)
+    names = [report.recipe["name"] if report.recipe else None for report in reports]
+    for name in {name for name in names if name is not None}:
+        group = [number for number, other in enumerate(names) if other == name]
+        keys = of_recipes([reports[number].recipe for number in group])
+        for place, number in enumerate(group):
+            told[number] = " ".join(
+                f"{_short(key, keys)}={values[place]}" for key, values in keys.items()
+            )
+    return told
+
+
+def _short(key: str, among: Iterable[str]) -> str:
+    """Its last part, where no other key ends in that."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
 
 
 def of_results(reports: Sequence[RunReport]) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from ..errors import LaunchError, XrunError
 from ..store.address import Address
-from .folder import RunFolder, runs_in
+from ..store.protocol import Head
+from .folder import RunFolder, home_here, runs_in
 from .opened import OpenedRun, is_run_id, located, open_run, parse
 from .plan import Plan
 from .record import RunRecord
@@ -29,6 +31,8 @@ AT_ONCE = 8
 """So many runs are asked for at a time."""
 SILENCE_SECONDS = 2.0
 """So long nobody waits for stores of which none answers."""
+_BOARD = re.compile(r"-s[0-9a-f]{8}$")
+"""How the names of sweeps end, which their boards have."""
 OWN = "me"
 """The account of the token that is here."""
 
@@ -49,6 +53,51 @@ def list_runs(where: str, *, environ: Mapping[str, str] = os.environ) -> list[Ru
         if not address.durable and (inside := _folders_in(Path(address.name))) is not None:
             return of_folders(inside, metrics=False)
     return [open_run(where, environ=environ).report(time.time())]
+
+
+def boards_at(where: str, *, environ: Mapping[str, str] = os.environ) -> list[Head]:
+    """What the boards of the sweeps at a place say, "" being this project; one that cannot be read
+    now is left out. Raises as `list_runs`."""
+    if where.startswith("hub://") and "/" not in where.removeprefix("hub://").rstrip("/"):
+        return _boards(_names_of(where.removeprefix("hub://").rstrip("/")), environ)
+    if where and is_run_id(where):
+        return []
+    address = parse(where or str(home_here(environ)), environ)
+    if address.in_bucket:
+        return _boards(_below(address, environ), environ)
+    if address.durable:
+        return []
+    return boards_of(_folders_in(Path(address.name)) or [])
+
+
+def sweeps_of(reports: Sequence[RunReport]) -> dict[str, str]:
+    """Of the runs whose folders are here the sweep that each was last started by, by the run."""
+    folders = (RunFolder(Path(report.folder)) for report in reports if "://" not in report.folder)
+    plans = {folder.run: _plan_of(folder) for folder in folders if folder.plan_file.exists()}
+    return {run: plan.sweep for run, plan in plans.items() if plan is not None and plan.sweep}
+
+
+def boards_of(folders: Sequence[RunFolder]) -> list[Head]:
+    """What the boards say of the sweeps whose trials lie in these folders."""
+    plans = {}
+    for folder in folders:
+        if (plan := _plan_of(folder)) is not None and plan.sweep:
+            plans[plan.sweep] = replace(plan, run=plan.sweep, home=str(folder.path.parent))
+    found = []
+    for plan in plans.values():
+        with contextlib.suppress(XrunError):
+            found.append(open_store(plan, "reader", create=False).head())
+    return [head for head in found if head is not None and is_board(head.record)]
+
+
+def _boards(addresses: Sequence[Address], environ: Mapping[str, str]) -> list[Head]:
+    found = []
+    for address in addresses:
+        if _BOARD.search(address.name):
+            with contextlib.suppress(XrunError):
+                place, _ = located(str(address), environ)
+                found.append(open_place(place, "reader", create=False, environ=environ).head())
+    return [head for head in found if head is not None and is_board(head.record)]
 
 
 def of_folders(
@@ -116,28 +165,49 @@ def _folders_in(path: Path) -> list[RunFolder] | None:
 
 
 def _in_bucket(address: Address, environ: Mapping[str, str]) -> list[RunReport]:
-    below = _folders_of(address, environ)
-    if "commits" in below:
+    places = _below(address, environ)
+    if any(each.name == f"{address.name}/commits" for each in places):
         return [open_run(str(address), environ=environ).report(time.time())]
-    places = [replace(address, name=f"{address.name}/{name}") for name in below]
     return _described(places, environ)
 
 
+def _below(address: Address, environ: Mapping[str, str]) -> list[Address]:
+    """Whatever lies below a bucket's prefix."""
+    from ..libraries import BUCKET, require
+
+    require(BUCKET)
+    from ..store.bucket.client import BucketClient
+    from ..store.bucket.store import READERS_PATIENCE
+
+    client = BucketClient(address, environ=environ, patience=READERS_PATIENCE)
+    return [replace(address, name=f"{address.name}/{name}") for name in client.folders()]
+
+
 def _of_account(name: str, environ: Mapping[str, str]) -> list[RunReport]:
-    owner, names = _repositories("" if name == OWN else name)
-    if not names:
+    return _described(_names_of(name), environ)
+
+
+def _names_of(name: str) -> list[Address]:
+    """The repositories of an account of the Hub.
+
+    Raises:
+        LaunchError: it has none that this account may see.
+    """
+    owner, found = _repositories("" if name == OWN else name)
+    if not found:
         what = f"{owner} has no repositories on the Hub that this account may see."
         raise LaunchError(what, "Mind the spelling; private ones need a token (`hf auth login`).")
-    return _described([Address("hub", each) for each in names], environ)
+    return found
 
 
-def _repositories(owner: str) -> tuple[str, list[str]]:
+def _repositories(owner: str) -> tuple[str, list[Address]]:
     from ..libraries import HUB, require
 
     require(HUB)
     from ..store.hub.client import repositories_of
 
-    return repositories_of(owner)
+    owner, names = repositories_of(owner)
+    return owner, [Address("hub", each) for each in names]
 
 
 def addresses_beside(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Address]:
@@ -150,20 +220,10 @@ def addresses_beside(plan: Plan, environ: Mapping[str, str] = os.environ) -> lis
     """
     address = plan.address
     if address.in_bucket:
-        return [address.place_of(name) for name in _folders_of(address, environ)]
+        return _below(address, environ)
     if not address.on_hub:
         return []
-    return [Address("hub", name) for name in _repositories(address.name.partition("/")[0])[1]]
-
-
-def _folders_of(address: Address, environ: Mapping[str, str]) -> list[str]:
-    from ..libraries import BUCKET, require
-
-    require(BUCKET)
-    from ..store.bucket.client import BucketClient
-    from ..store.bucket.store import READERS_PATIENCE
-
-    return BucketClient(address, environ=environ, patience=READERS_PATIENCE).folders()
+    return _repositories(address.name.partition("/")[0])[1]
 
 
 def _described(addresses: Sequence[Address], environ: Mapping[str, str]) -> list[RunReport]:

@@ -52,6 +52,9 @@ class Board:
             "metric": trials.metric,
             "mode": trials.mode,
             "trials": [dict(values) for values in trials.values],
+            "rungs": self.rules.rungs,
+            "method": self.rules.method,
+            "reduction": self.rules.reduction,
         }
         own = replace(plan, run=trials.id)
         self._store: Store = open_store(own, new_id(clock.now()), create=not reads)
