@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import streams
+from ..bar import bar
 from ..errors import LaunchError, StoreError, XrunError
 from ..run.logs import aside
 from ..run.plan import Plan
@@ -68,7 +69,9 @@ def main() -> int:
     streams.patient()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        export_again(Plan.from_json(sys.stdin.read()))
+        plan = Plan.from_json(sys.stdin.read())
+        with bar(f"Making the model of {plan.run}"):
+            export_again(plan)
     except Exception as error:
         failure = failure_of(error, None)
         if failure.traceback:

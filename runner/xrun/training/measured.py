@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..bar import bar
 from ..checkpoint.state import TrainState
 from ..components import use_project
 from ..data.stream import is_stream
@@ -29,6 +30,7 @@ from ..run.logs import aside
 from ..run.plan import Plan
 from ..run.record import RunRecord
 from ..run.stores import open_store
+from ..terminal import only_text
 from . import exported
 from .accelerator import build_accelerator, configure_torch, prepare
 from .build import Model, Setting, build_evaluation, build_objective, build_trained
@@ -155,8 +157,10 @@ def main(path: str, wish: str, result: str) -> int:
     file = Path(path)
     plan = replace(Plan.read(file), home=str(file.parent.parent))
     told = parsed(wish)
+    only_text()
     try:
-        found = measure(plan, told["split"], told["step"], of_model=told["of_model"])
+        with bar(f"Evaluating {plan.run} on {told['split']}"):
+            found = measure(plan, told["split"], told["step"], of_model=told["of_model"])
         if not found["metrics"]:
             raise TrainError(
                 f"Every label of the split {found['split']!r} is -100: nothing was measured."
