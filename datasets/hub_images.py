@@ -63,7 +63,7 @@ class Transform:
     def item(self, image: Image.Image, label: int) -> Item:
         """A picture and its class, as the model takes them; `fast` ones are not decoded yet."""
         if self.fast:
-            return self.pixels(self.drafted(image)).contiguous(), label
+            return self.pixels(self.drafted(image)), label
         image = image.convert(self.mode)
         return (self.pixels(self.cropped(image, *self.box(image.size))).float() / 255 - self.mean) / self.std, label
 
@@ -103,12 +103,13 @@ class Transform:
     def drafted(self, image: Image.Image) -> Image.Image:
         """The part of a picture that is not decoded yet. A JPEG is decoded at a half, a quarter or an eighth of its size where
         the part has no fewer pixels then than are wanted of it."""
-        turned = image.getexif().get(ORIENTATION, 1) > 4
-        width, height = image.size[::-1] if turned else image.size
+        held = image.getexif().get(ORIENTATION, 1)
+        width, height = image.size[::-1] if held > 4 else image.size
         (left, top, right, bottom), mirrored = self.box((width, height))
         needed = min(1.0, self.image_size / min(right - left, bottom - top))
         image.draft(self.mode, (math.ceil(image.width * needed), math.ceil(image.height * needed)))
-        image = ImageOps.exif_transpose(image).convert(self.mode)
+        image = ImageOps.exif_transpose(image) if held > 1 else image
+        image = image if image.mode == self.mode else image.convert(self.mode)  # either copies all of it
         x, y = image.width / width, image.height / height
         return self.cropped(image, (left * x, top * y, right * x, bottom * y), mirrored)
 

@@ -305,17 +305,18 @@ class ParquetDocuments:
 
 
 class TextLanes:
-    """Streaming in `lanes`. Where there are few files for them, a shard is some row groups of them, if they have any (parquet).
-    `files` are those of a stream of parquet."""
+    """Streaming in `lanes`. Where there are few files for them, a shard is some row groups of them, or what else `datasets` cuts
+    such files into. `files` are those of a stream of parquet, which is read without it."""
 
     shuffle_block = LANE_BLOCK
 
     def __init__(self, stream: TextStream, lanes: int, files: list[str]) -> None:
         self.stream, self.lanes, self.files, self.contents = stream, lanes, files, Contents()
         self.revision, self.tokenizer, self.num_shards = stream.revision, stream.tokenizer, stream.num_shards
-        self.few = bool(files) and len(files) < SHARDS * lanes
+        self.few = 0 < self.num_shards < SHARDS * lanes
+        self.rows = stream.rows.reshard() if self.few and not files else stream.rows
         if self.few:
-            self.num_shards = min(len(self._groups()), SHARDS * lanes)
+            self.num_shards = min(len(self._groups()) if files else self.rows.num_shards, SHARDS * lanes)
 
     def _groups(self) -> list[Group]:
         return list(chain.from_iterable(self.contents.groups(path) for path in self.files))
@@ -334,7 +335,7 @@ class TextLanes:
 
     def _streamed(self, index: int) -> datasets.IterableDataset:
         """The same by `datasets`, which opens a file again for each row group."""
-        rows = self.stream.rows.reshard() if self.few else self.stream.rows
+        rows = self.rows.reshard() if self.few and self.files else self.rows
         return rows.shard(num_shards=self.num_shards, index=index, contiguous=True)
 
     def shard(self, index: int) -> EncodedShard:

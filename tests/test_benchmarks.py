@@ -96,3 +96,32 @@ def test_progress_can_be_shown_beside_a_loop() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.once
+def test_lines_that_hang_on_cuda() -> None:
+    """What speaks of it, stands below such a condition, or behind one that leaves; not what is
+    beside it, nor texts and imports."""
+    source = """
+import torch.cuda
+def f(device, tensor):
+    '''On CUDA or not.'''
+    plain = 1
+    if device.type == "cuda":
+        plain = 2
+    else:
+        plain = 3
+    other = 4
+    if tensor.is_cpu:
+        return other
+    return tensor.numel()
+"""
+    command = [
+        sys.executable,
+        "-c",
+        "from benchmarks.unseen import *; print(sorted(cuda_lines(sys.stdin.read())))",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, input=source, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [6, 7, 9, 11, 12, 13]

@@ -9,6 +9,7 @@ here is still there in other repositories.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import shutil
@@ -23,10 +24,11 @@ from .hub_git import POINTER, Commit, File, data_of, entry, git, imported, quote
 from .server import Refused, replace_file
 
 LARGE = (
-    "*.safetensors *.bin *.pt *.pth *.ckpt *.npz *.npy *.h5 *.onnx *.parquet *.arrow *.zip *.gz"
-    " *.tar *.pkl *.model".split()
+    "*.lfs.* *.safetensors *.bin *.pt *.pth *.ckpt *.npz *.npy *.h5 *.onnx *.parquet *.arrow *.zip"
+    " *.gz *.tar *.pkl *.model".split()
 )
 """What a new repository's .gitattributes says goes by LFS, whatever its size."""
+BY_LFS = "filter=lfs diff=lfs merge=lfs -text\n"
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ class Repository:
             made.folder, "config", "core.logAllRefUpdates", "always"
         )  # where a branch was before, for stale reads
         made.change(private=private, gated=gated, created=time)
-        attributes = "".join(
-            f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE
-        )
+        attributes = "".join(f"{pattern} {BY_LFS}" for pattern in LARGE)
         made.commit(
             "main",
             Change("initial commit", files={".gitattributes": attributes.encode()}),
@@ -196,6 +196,7 @@ class Repository:
                 path: POINTER.format(sha256=sha256, size=kept[sha256].size).encode()
                 for path, sha256 in change.large.items()
             }
+            attributes = self.attributes(head, change.large) if change.large else {}
             gone = (
                 self.gone(change, self.tree(head))
                 if change.deleted or change.deleted_folders
@@ -206,9 +207,19 @@ class Repository:
                 *entry(branch, message, author, int(time), head),
                 *[f"D {quoted(path)}\n".encode() for path in gone],
             ]
-            for path, data in {**change.files, **pointers}.items():
+            for path, data in {**change.files, **pointers, **attributes}.items():
                 command += [f"M 100644 inline {quoted(path)}\n".encode(), *data_of(data)]
             return imported(self.folder, command)
+
+    def attributes(self, head: str, large: Iterable[str]) -> dict[str, bytes]:
+        """A commit's .gitattributes with a line for each large file that no pattern of it names;
+        none where that is not needed."""
+        there = self.tree(head).get(".gitattributes")
+        told = self.blob(there.oid).decode() if there else ""
+        patterns = [line.split()[0] for line in told.splitlines() if line.strip()]
+        missing = [path for path in large if not _named(path, patterns)]
+        lines = "".join(f"{path} {BY_LFS}" for path in missing)
+        return {".gitattributes": (told + lines).encode()} if missing else {}
 
     def gone(self, change: Change, files: Mapping[str, File]) -> list[str]:
         """The paths that a change deletes; 404 for one that is not there."""
@@ -325,3 +336,9 @@ class Repository:
 def write(path: Path, value: Any) -> None:
     """Replace a file by a JSON value."""
     replace_file(path, json.dumps(value).encode())
+
+
+def _named(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern of .gitattributes, of a name or a whole path, is of this one."""
+    names = path, Path(path).name
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns for name in names)

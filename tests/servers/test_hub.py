@@ -212,6 +212,23 @@ def test_one_commit_adds_copies_and_deletes(alice: HfApi, way: str):
     assert not alice.file_exists(REPO, "x")
 
 
+def test_a_large_file_that_no_pattern_names_gets_a_line(hub: Hub, alice: HfApi):
+    """In .gitattributes, once (huggingface_hub#2666)."""
+
+    def attributes() -> str:
+        repository = hub.repository(REPO)
+        return repository.blob(
+            repository.tree(repository.head("main"))[".gitattributes"].oid
+        ).decode()
+
+    before = attributes()
+    commit(alice, {"a.safetensors": BIG, "logs/0.lfs.log": BIG})
+    assert attributes() == before
+    for _ in range(2):
+        commit(alice, {"logs/0.odd": BIG})
+    assert attributes() == before + "logs/0.odd filter=lfs diff=lfs merge=lfs -text\n"
+
+
 def test_a_commit_on_an_old_parent_is_refused(alice: HfApi):
     """412, and nothing is committed."""
     parent = alice.repo_info(REPO).sha

@@ -8,6 +8,7 @@ Covers `xrun.training.running_statistics`.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from support.ranks import run_ranks
 from xrun.data.loader import Piece
 from xrun.data.sampler import MicroBatch, Sampler
 from xrun.errors import TrainError
+from xrun.training.finite import FiniteGradients, read
 from xrun.training.objective import Objective
 from xrun.training.reduction import ExactReduction, FastReduction, Reduction, check_powers_of_two
 from xrun.training.world import World
@@ -207,6 +209,20 @@ def plain() -> Any:
     return {"used": used, "end": {f"model.{n}": t for n, t in model.state_dict().items()}}
 
 
+def gated(world: World) -> Any:
+    """Weights that started at 1 after a step, and what each process has had of it: the last one's
+    loss is no number. The optimizer looks at the verdict, as on a device."""
+    last = world.rank == world.size - 1
+    weights = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weights], lr=0.1, fused=True)
+    finite = FiniteGradients([weights])
+    optimizer.found_inf = finite.verdict  # type: ignore[attr-defined]  # where torch's fused kernels look for it
+    weights.grad = torch.ones(4)
+    every = finite.agreed([torch.tensor(math.nan if last else 2.0), torch.tensor(3.0)], world)
+    optimizer.step()
+    return weights.tolist(), read(every)
+
+
 def work(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     for size in SIZES:
@@ -224,6 +240,7 @@ def work(folder: Path, rank: int) -> None:
             "routed exact": routed(world, "exact"),
             "routed parts": routed(world, "fast", parts=2),
             "routed parts exact": routed(world, "exact", parts=2),
+            "gated": gated(world),
         }
         if size == 4:
             for kind in (FastReduction, WithoutBegin):
@@ -248,6 +265,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     folder = tmp_path_factory.mktemp("reduction")
     run_ranks(__file__, folder, max(SIZES))
     return {size: torch.load(folder / f"{size}.pt") for size in SIZES}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_one_process_may_not_step_on_nobody_does(found: dict[int, Any], size: int) -> None:
+    """The verdict is the worst of all, and everybody knows everybody's losses."""
+    weights, told = found[size]["gated"]
+    assert weights == [1.0] * 4
+    rows = [told[start : start + 3] for start in range(0, 3 * size, 3)]
+    assert rows[:-1] == [[2.0, 3.0, 0.0]] * (size - 1)
+    assert math.isnan(rows[-1][0])
+    assert rows[-1][1:] == [3.0, 1.0]
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -91,6 +91,23 @@ def test_a_file_that_was_put_is_invisible_until_it_is_committed(attempt: Opener,
     assert hub.stored_bytes(REPO) == kept[0].size
 
 
+def test_no_file_needs_a_line_of_gitattributes(attempt: Opener, hub: Hub, lfs: None) -> None:
+    """Which logs and points would make long: the Hub adds one for each large file that no pattern
+    of it names."""
+    store = attempt()
+    head, repository = store.commit({}, store.head()), hub.repository(REPO)
+    content = own("a1", b"x"), own("a1", b"y"), b"z"
+    suffixes = ".safetensors", ".log", ".jsonl"
+    files = [store.put([each], suffix=way) for each, way in zip(content, suffixes, strict=True)]
+    before = repository.tree(repository.head("state"))[".gitattributes"]
+    store.commit({"files": [file.to_json() for file in files]}, head)
+    tree = repository.tree(repository.head("state"))
+    assert tree[".gitattributes"] == before
+    assert [Path(file.copies[0]).suffix for file in files] == list(suffixes)
+    assert all(tree[file.copies[0]].sha256 for file in files)
+    assert contents(attempt("a2")) == list(content)
+
+
 def test_every_checkpoint_is_one_commit_on_top_of_the_one_before(attempt: Opener, hub: Hub) -> None:
     """Head, new files and the deletion of old ones come in one commit with its parent; nothing is
     committed besides."""

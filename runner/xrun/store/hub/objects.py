@@ -43,6 +43,9 @@ from .branch import BRANCH, Tip
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 SIGNED = "-signed"
 """What the name of a place has in it whose bytes are followed by a signature."""
+LARGE = ".lfs"
+"""What else is in the name of a place that is no safetensors file: `*.lfs.*` is a pattern of every
+new repository's .gitattributes, to which the Hub would add a line for each file that none names."""
 MARK = 16
 """Characters of the random mark in a signature."""
 ORPHAN_SECONDS = 3600.0
@@ -101,6 +104,8 @@ class RepositoryObjects:
 
     def upload(self, path: Path, hashed: Hashed, suffix: str) -> str:
         """See `Objects.upload`; small files, too, never go into git itself."""
+        if suffix != ".safetensors":
+            suffix = f"{LARGE}{suffix}"
         if not names_attempt(path, self.attempt):
             suffix = f"{SIGNED}{suffix}"
         with _signed(path, signature(self.attempt) if suffix.startswith(SIGNED) else b""):
