@@ -38,12 +38,12 @@ def main() -> None:
             RunFolder(plan.folder).write_plan(plan)
             keep(plan, plan.folder)
         _tell(f"xrun status, {asked.runs} runs", project, asked.times, "status")
-        _lengthen(project.home / "tiny-0" / "metrics.jsonl", asked.points)
+        lengthen(project.home / "tiny-0" / "metrics.jsonl", asked.points)
         _tell(f"xrun report, {asked.points} points", project, asked.times, "report", "tiny-0")
 
 
-def _lengthen(path: Path, points: int) -> None:
-    """As a run logs that evaluates every 100,000 steps."""
+def lengthen(path: Path, points: int) -> None:
+    """Make a log of points as a run's that evaluates every 100,000 steps."""
     with path.open("w") as file:
         for step in range(1, points + 1):
             values = {"train/loss": 1 / step, "train/lr": 0.001, "train/samples": f"{step:014x}"}

@@ -163,7 +163,7 @@ def test_secrets_are_hidden_and_commits_are_not(
     folder = trained(
         project.plan(), steps=5, printed=f"{token} open-sesame-1234 chat://room/98765 done"
     )
-    report = folder.report()
+    report = replace(folder.report(), export_failed="no place for open-sesame-1234")
     recipe = {
         **(report.recipe or {}),
         "alerts": {"to": ["TEAM_CHAT"]},

@@ -38,7 +38,7 @@ def index_of(shown: Shown, now: float) -> dict[str, Any]:
     """As a page has it; times are seconds since 1970."""
     differs = compared.differing(shown.reports)
     pairs = zip(shown.reports, differs, strict=True)
-    rows = [_row(report, hidden.printed(differ)) for report, differ in pairs]
+    rows = [_row(report, differ) for report, differ in pairs]
     return {
         "title": hidden.printed(shown.title),
         "made": round(now),
@@ -61,9 +61,14 @@ def _row(report: RunReport, differs: str) -> dict[str, Any]:
     receipt = report.receipt
     lost = sum(attempt.was_lost for attempt in report.attempts)
     best = report.best
+    secrets = hidden.known_secrets(report.recipe)
+
+    def tell(text: str) -> str:
+        return hidden.printed(text, secrets)
+
     return {
-        "run": hidden.printed(report.run),
-        "recipe": hidden.printed(str((report.recipe or {}).get("name", ""))),
+        "run": tell(report.run),
+        "recipe": tell(str((report.recipe or {}).get("name", ""))),
         "status": report.status,
         "step": report.step if report.logged_step is None else report.logged_step,
         "steps": report.steps,
@@ -79,9 +84,9 @@ def _row(report: RunReport, differs: str) -> dict[str, Any]:
         "own": receipt.is_own,
         "seen": report.last_seen or None,
         "speed": ", ".join(speed_words(report.speed)),
-        "differs": differs,
-        "facts": [(name, hidden.printed(text)) for name, text in _facts(report) if text],
-        "error": hidden.printed(report.error),
+        "differs": tell(differs),
+        "facts": [(name, tell(text)) for name, text in _facts(report) if text],
+        "error": tell(report.error),
     }
 
 

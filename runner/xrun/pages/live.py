@@ -18,12 +18,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import LaunchError, XrunError
-from ..run.report import RunReport
 from .contents import Look, Shown, index_of, version_of
 from .page import as_data, html
 from .sheet import Room, sheet_of
 
 LOOPBACK = "127.0.0.1"
+_ROOM = Room.on_a_page(5)
+"""Each run is asked for by itself, and again whenever there is something new of it."""
 
 
 class Live:
@@ -57,12 +58,9 @@ class Live:
         version = version_of(report)
         known = self._sheets.get(run)
         if known is None or known[0] != version:
-            known = version, as_data(self._made(report, len(shown.reports)))
+            known = version, as_data(sheet_of(report, _ROOM).to_json())
             self._sheets[run] = known
         return known[1]
-
-    def _made(self, report: RunReport, runs: int) -> dict[str, Any]:
-        return sheet_of(report, Room.on_a_page(min(runs, 8))).to_json()
 
     def _now(self) -> Shown:
         with self._lock:

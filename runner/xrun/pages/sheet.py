@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,7 +84,7 @@ def sheet_of(report: RunReport, room: Room) -> Sheet:
     secrets = hidden.known_secrets(report.recipe)
     empty = Sheet(report, {}, Clock((), ()), Lock(), (), secrets)
     if report.error:
-        return Sheet(**{**vars(empty), "problem": hidden.printed(report.error, secrets)})
+        return replace(empty, problem=hidden.printed(report.error, secrets))
     folder = RunFolder(Path(report.folder))
     try:
         if folder.plan_file.exists():
@@ -95,7 +95,7 @@ def sheet_of(report: RunReport, room: Room) -> Sheet:
             whole = open_run(report.folder, by_page=False)
             points, lock = whole.points(), whole.record.lock
     except (XrunError, ValueError) as error:
-        return Sheet(**{**vars(empty), "problem": hidden.printed(str(error), secrets)})
+        return replace(empty, problem=hidden.printed(str(error), secrets))
     if not report.metrics and points:
         report = with_metrics(report, points[-1]["step"], _newest(points))
     return Sheet(

@@ -159,10 +159,11 @@
     let wanted = false;
     let stale = false;
 
+    const log = () => state.log && !Object.values(TITLES).includes(title);  // not of what tells of the machine
     const colour = (line) => theme(`--c${line.colour % COLOURS}`);
     const drawn = (line) => {
       const values = smoothed(line.y, state.smooth);
-      return state.log ? values.map((each) => (each > 0 ? each : null)) : values;
+      return log() ? values.map((each) => (each > 0 ? each : null)) : values;
     };
 
     function data() {
@@ -221,7 +222,7 @@
         padding: [8, 10, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: group.key }, drag: { x: true, y: false, dist: 6 }, points: { size: 7 } },
-        scales: { x: { time: false, range: whole }, y: { distr: state.log ? 3 : 1 } },
+        scales: { x: { time: false, range: whole }, y: { distr: log() ? 3 : 1 } },
         axes: [
           { stroke, grid, ticks: grid, size: 34, font: "11px system-ui", space: 70, incrs: kind === "time" ? SECONDS : undefined, values: (u, all) => axisText(kind, all) },
           { stroke, grid, ticks: grid, size: 58, font: "11px system-ui", values: (u, all) => all.map((each) => (each === null ? "" : number(each))) },
