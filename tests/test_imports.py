@@ -107,7 +107,8 @@ def test_the_picture_is_current() -> None:
 
 def test_imports_are_relative() -> None:
     """Inside of the package nobody writes its name. `xrun_sky` is another: the launcher half may
-    read what it tells SkyPilot's plugin, and packs it."""
+    read what it tells SkyPilot's plugin, and packs it; an attempt asks the same policy when to
+    leave its machines, and people are told of that."""
     written = [
         f"{name}: {ast.unparse(statement)}"
         for name, path in modules().items()
@@ -116,8 +117,15 @@ def test_imports_are_relative() -> None:
     ]
     assert written == []
     assert importers({"xrun_sky"}, set(modules())) == [
+        "xrun.alerts.message imports xrun_sky.stay",
+        "xrun.alerts.sending imports xrun_sky.told",
+        "xrun.launcher.arrival.failure imports xrun_sky.told",
+        "xrun.launcher.sky.plugin imports xrun_sky",
         "xrun.launcher.sky.recovery imports xrun_sky.assignment",
         "xrun.launcher.wheel imports xrun_sky",
+        "xrun.supervisor.arrive imports xrun_sky.told",
+        "xrun.supervisor.leading imports xrun_sky.stay",
+        "xrun.supervisor.leaving imports xrun_sky.stay",
     ]
 
 

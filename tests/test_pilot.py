@@ -24,6 +24,7 @@ from xrun_sky.assignment import Assignment, Place
 from xrun_sky.pilot import Pilot
 from xrun_sky.policy import Candidate, Launch, Wait
 from xrun_sky.remains import Head, read_head
+from xrun_sky.stay import LEFT
 
 pytestmark = [pytest.mark.once, *HUB_WARNINGS]
 
@@ -167,6 +168,23 @@ def test_machines_on_demand_are_left_when_they_were_told_to_be(tmp_path: Path) -
     same = pilot(tmp_path, one.assignment)
     assert "was given back" in same.gone(one.leave_at + 20, None, [75])
     assert "is gone" in one.gone(one.leave_at - 20, None, [75])
+
+
+def test_an_attempt_may_leave_before_anybody_has_told_it_to(tmp_path: Path) -> None:
+    """It knows its speed, and the record has the reason: its machines were given back, and the run
+    that was believed to fill its time goes to the spot machines that do its work for least. The
+    same code without the reason is a machine that failed; so is the reason of an attempt before."""
+    one = pilot(tmp_path, replace(RUN, deadline=START + 11_000))
+    there = asked(one, START)
+    assert (there.spot, one.leave_at) == (False, None)
+    one.granted(START + 300, there)
+    fast = Head(200, began=START + 400, rate=1.0, reason=LEFT)
+    for head, job in ((replace(fast, reason=""), 2), (replace(fast, began=START - 1), 3)):
+        other = pilot(tmp_path, one.assignment, job)
+        other.granted(START + 300, asked(other, START))
+        assert "is gone" in other.gone(START + 600, head, [75])
+    assert "was given back after 5 min" in one.gone(START + 600, fast, [75])
+    assert asked(one, START + 600, fast).place == SOUTH.infra
 
 
 def test_a_deadline_that_is_near_leaves_no_choice(tmp_path: Path) -> None:

@@ -107,9 +107,13 @@ def test_it_never_waits_past_the_last_responsible_moment() -> None:
 
 
 def test_from_on_demand_it_looks_for_spot_only_with_the_slack_for_it() -> None:
-    """A look that finds nothing takes a start, one that finds something and loses it two."""
-    policy = after_a_loss()
-    policy.granted(2 * HOUR, DEMAND)
+    """A look that finds nothing takes a start, one that finds something and loses it two. Where no
+    place has refused, because there was no time to ask, it looks at once."""
+    policy, never = after_a_loss(), after_a_loss()
+    policy.weather.nowhere(2 * HOUR)
+    for each in (policy, never):
+        each.granted(2 * HOUR, DEMAND)
+    assert never.leave_after(2 * HOUR, 10 * HOUR, [A, B, DEMAND], Terms(600, 16 * HOUR)) == 0
     seconds = policy.leave_after(2 * HOUR, 10 * HOUR, [A, B, DEMAND], Terms(600, 16 * HOUR))
     assert seconds is not None
     assert 600 <= seconds <= 4 * HOUR

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -68,6 +69,30 @@ def test_it_is_told(hook: Webhook, tmp_path: Path, apprise: bool) -> None:
         assert fields["title"] == "xrun: tiny-1"
         assert fields["message"] == "No machine could be had."
         assert fields["type"] == "failure"
+        assert fields["id"] == "tiny-1 failed"
+
+
+def test_a_machine_that_cannot_be_set_up_tells_from_the_first_node(
+    hook: Webhook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the job is over `failed`, of which a job has one; else `stalled`, of which each machine
+    has one."""
+    monkeypatch.setitem(sys.modules, "apprise", None)  # which such a machine does not have
+    (tmp_path / "plan.json").write_text('{"run": "tiny-1"}')
+    assert told.not_set_up(tmp_path, "It has no disk.", final=True) == [], "nobody is to be told"
+    wanted = json.dumps({"to": ["HOOK"], "on": ["failed", "stalled"]})
+    for name, value in (
+        variables(hook) | {told.VARIABLE: wanted, "SKYPILOT_TASK_ID": "job"}
+    ).items():
+        monkeypatch.setenv(name, value)
+    for rank in ("1", "0"):
+        monkeypatch.setenv("SKYPILOT_NODE_RANK", rank)
+        for final in (True, False):
+            assert told.not_set_up(tmp_path, "It has no disk.", final=final) == []
+    assert [each["id"] for _, each in hook.posted] == [
+        "tiny-1 failed job",
+        f"tiny-1 stalled job {socket.gethostname()}",
+    ]
 
 
 def test_what_the_recipe_does_not_name_is_not_told(hook: Webhook, tmp_path: Path) -> None:
@@ -89,9 +114,9 @@ def test_what_is_not_reached_is_said_and_nothing_raised(hook: Webhook, tmp_path:
     assert [line.partition("did not reach ")[2] for line in said] == [
         "HOOK: the server answered 403.",
         "UNSET: the variable is not set there.",
-        "NTFY: `ntfys://` needs apprise where the job's controller runs.",
+        "NTFY: `ntfys://` needs apprise, which is not here.",
         "NOBODY: URLError.",
-        "HTTP: `http://` needs apprise where the job's controller runs.",
+        "HTTP: `http://` needs apprise, which is not here.",
     ]
     assert "s3cret" not in "".join(said)
     [line] = tell(tmp_path, {told.VARIABLE: "[1]"}, apprise=False)
@@ -101,7 +126,7 @@ def test_what_is_not_reached_is_said_and_nothing_raised(hook: Webhook, tmp_path:
 def test_a_password_and_headers_of_an_address_are_used(hook: Webhook) -> None:
     """Of apprise's address for JSON: what is meant for the server has a sign before its name."""
     address = hook.address.replace("//", "//me:p%40ss@") + "?-sig=1&+X-Key=2&verify=no"
-    assert told._post(address, {"title": "t", "body": "b", "type": "info"}) == ""
+    assert told._post(address, {"title": "t", "body": "b", "type": "info", "id": "i"}) == ""
     assert [path for path, _ in hook.posted] == ["/s3cret-path?sig=1"]
     assert hook.headers["X-Key"] == "2"
     assert hook.headers["Authorization"] == "Basic " + b64encode(b"me:p@ss").decode()

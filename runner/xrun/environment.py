@@ -79,6 +79,9 @@ FOR_PEOPLE = {value.name for value in list(vars().values()) if isinstance(value,
 ALERTS = Variable(
     "XRUN_ALERTS", "Who is told of what, as JSON: the recipe's `alerts`, for who starts machines."
 )
+ARRIVED = Variable(
+    "XRUN_ARRIVED", "When the job's script began on this machine, in seconds since 1970."
+)
 EPOCH = Variable(
     "XRUN_EPOCH",
     "Seconds from 1970 to the start of this machine, as its clock said when the attempt began.",
@@ -103,6 +106,11 @@ PRICES = Variable(
     "[]",
 )
 PROJECT = Variable("XRUN_PROJECT", "The project whose components are imported first.")
+STAY = Variable(
+    "XRUN_STAY",
+    "What an attempt that knows its own speed decides by when to leave its machines, as JSON; told"
+    " by xrun's plugin in SkyPilot.",
+)
 STOP = Variable("XRUN_STOP", "The file in which the reason and the deadline of a stop are told.")
 
 

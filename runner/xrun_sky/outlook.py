@@ -42,8 +42,9 @@ class Outlook:
     def __init__(self, odds: Odds, work: int, slack: int) -> None:
         self.odds, self.slack = odds, slack
         falls = odds.lose * (1 - odds.moves)
-        up = odds.back / (odds.back + falls)
-        self._seen = [up * (1 - exp(-odds.back * units / up)) for units in LOOKS]
+        self.up = odds.back / (odds.back + falls)
+        """The probability that spot machines are to be had where nobody has asked lately."""
+        self._seen = [self.up * (1 - exp(-odds.back * units / self.up)) for units in LOOKS]
         zero = [0.0] * (slack + 1)
         self.nowhere: list[MutableSequence[float]] = [zero]
         self._to_spot: list[MutableSequence[float]] = [self._start(zero, odds.price)]
@@ -125,9 +126,16 @@ class Outlook:
         """On demand: the cost of looking for spot machines after so many units; 0 for never."""
         if not units or units >= work or slack < 2 * self.odds.change:
             return float(work)
-        seen = self._seen[LOOKS.index(units)]
-        spot, dear = self._to_spot[work - units], self._to_dear[work - units]
-        return units + seen * spot[slack] + (1 - seen) * dear[slack]
+        return units + self._look(self._seen[LOOKS.index(units)], work - units, slack)
+
+    def leaving(self, work: int, slack: int) -> float:
+        """On demand for want of time, and not of spot machines: the cost of looking for them at
+        once."""
+        return self._look(self.up, work, slack)
+
+    def _look(self, seen: float, work: int, slack: int) -> float:
+        spot, dear = self._to_spot[work][slack], self._to_dear[work][slack]
+        return seen * spot + (1 - seen) * dear
 
 
 def at(row: list[float], place: float) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 from .assignment import Assignment, Place
 from .policy import Candidate, Launch, Policy, Terms, Wait
 from .remains import Head
+from .stay import LEFT, Stay
 from .weather import Weather
 
 _KEPT = ("rate", "done", "spent", "asked", "leave_at")
@@ -43,6 +44,9 @@ class Pilot:
         self.asked = 0.0
         """When the machines that are there now were asked for."""
         self.leave_at: float | None = None
+        """When those are to be left, by what was known then."""
+        self.stay: Stay | None = None
+        """What their attempt decides by, once it knows more; told as they are asked for."""
         self.alone_since: float | None = None
         """Since when the run has asked for machines and had none."""
         self.told = False
@@ -70,7 +74,9 @@ class Pilot:
             self.rate = head.rate / on.speed
         self.done += max(0.0, lasted - self.assignment.changeover) * on.speed
         self.spent += max(0.0, now - self.asked) * on.usd_per_hour / 3600
-        meant = COME_BACK in codes and self.leave_at is not None and now >= self.leave_at
+        said = head is not None and head.began >= self.asked and head.reason == LEFT
+        told = self.leave_at is not None and now >= self.leave_at
+        meant = COME_BACK in codes and (said or told)
         if meant:
             self.policy.left(now)
         else:
@@ -87,7 +93,10 @@ class Pilot:
             self.alone_since = now
         if isinstance(step, Launch):
             self.asked = now
-            self.leave_at = self._leave_at(now, left, step.candidate, candidates, terms)
+            before = Policy.from_json(self.policy.to_json())
+            self.stay = Stay(before, step.candidate, tuple(candidates), terms)
+            until = self.stay.until(now + terms.changeover, left)
+            self.leave_at = None if until == inf else until
         self._keep()
         return step
 
@@ -165,21 +174,6 @@ class Pilot:
         if told.steps is not None or not told.epochs or not head.steps_per_epoch:
             return told.steps
         return told.epochs * head.steps_per_epoch
-
-    def _leave_at(
-        self,
-        now: float,
-        left: float,
-        candidate: Candidate,
-        candidates: Sequence[Candidate],
-        terms: Terms,
-    ) -> float | None:
-        """When to leave machines that come now. They are told as they are launched, so it is asked
-        of what the policy will be then."""
-        then, there = Policy.from_json(self.policy.to_json()), now + terms.changeover
-        then.granted(there, candidate)
-        after = then.leave_after(there, left, candidates, terms)
-        return None if after is None else there + after
 
     def _keep(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

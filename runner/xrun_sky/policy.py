@@ -137,8 +137,9 @@ class Policy:
     ) -> float | None:
         """Seconds after which to leave the machines that the run is on; None: not at all.
 
-        On demand: to look for spot machines. Spot machines that are too slow for the deadline: at
-        the last responsible moment.
+        On demand: to look for spot machines; at once where there was no time to ask for any and now
+        there is, since the run is faster than was believed. Spot machines that are too slow for the
+        deadline: at the last responsible moment.
         """
         assert self.on is not None
         if self.on.spot:
@@ -146,12 +147,27 @@ class Policy:
         if not worth(candidates):
             return None
         if terms.deadline is None:
-            return terms.max_wait
+            wait = terms.max_wait
+            rest = left - (wait or 0.0) * self.on.speed
+            return wait if self._pays(rest, candidates, terms) else None
         view, work, slack, unit = self._outlook(now, left, candidates, terms)
         units = min((0, *LOOKS), key=lambda units: view.looking(work, slack, units))
-        seconds = units * unit
-        then = self._slack(now + seconds, left - seconds * self.on.speed, candidates, terms)
-        return seconds if units and then >= 2 * terms.changeover else None
+        likely = self.weather.outage_since is None and work > 1
+        if likely and view.leaving(work, slack) < view.looking(work, slack, units):
+            seconds = 0.0
+        elif units:
+            seconds = units * unit
+        else:
+            return None
+        then = left - seconds * self.on.speed
+        return seconds if self._may_look(now + seconds, then, candidates, terms) else None
+
+    def may_leave(
+        self, now: float, left: float, candidates: Sequence[Candidate], terms: Terms
+    ) -> bool:
+        """Whether machines on demand can be given up now: spot machines would save more on the rest
+        of the run than a start costs, and there is the slack to look for them."""
+        return self._pays(left, candidates, terms) and self._may_look(now, left, candidates, terms)
 
     def to_json(self) -> dict[str, Any]:
         """One document, for `from_json`."""
@@ -251,6 +267,18 @@ class Policy:
             slack = self._slack(now, left, candidates, terms) - terms.changeover
             pause = min(pause, slack)
         return max(1.0, pause)
+
+    def _pays(self, left: float, candidates: Sequence[Candidate], terms: Terms) -> bool:
+        """Whether so much work costs less on spot machines, with what a start costs here."""
+        assert self.on is not None
+        spot = min((each.work for each in worth(candidates)), default=inf)
+        return left * (self.on.work - spot) > terms.changeover * self.on.usd_per_hour
+
+    def _may_look(
+        self, now: float, left: float, candidates: Sequence[Candidate], terms: Terms
+    ) -> bool:
+        """The slack for a start on spot and another one on demand, once these machines are gone."""
+        return self._may_start(now + terms.grain, left, candidates, terms)
 
     def _slow(
         self, now: float, left: float, candidates: Sequence[Candidate], terms: Terms

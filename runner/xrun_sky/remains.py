@@ -26,12 +26,14 @@ _COMMIT = re.compile(r"\d{8,}\.json")
 @dataclass(frozen=True)
 class Head:
     """The newest committed step, when the newest attempt began (seconds since 1970), its steps per
-    second, and the steps of an epoch; None for what nobody knows."""
+    second, and the steps of an epoch; None for what nobody knows. `reason`: why that attempt has
+    ended, if anybody has recorded it."""
 
     step: int
     began: float
     rate: float | None = None
     steps_per_epoch: int | None = None
+    reason: str = ""
 
 
 def read_head(state: str, environ: Mapping[str, str]) -> Head | None:
@@ -107,7 +109,13 @@ def _head(record: Mapping[str, Any]) -> Head:
     rate = (last - first) / (until - since) if last > first and until > since else None
     counted = [each["steps_per_epoch"] for each in attempts if each.get("steps_per_epoch")]
     committed = [int(each["step"]) for each in record.get("checkpoints", [])]
-    return Head(max(committed, default=0), began, rate, counted[-1] if counted else None)
+    return Head(
+        max(committed, default=0),
+        began,
+        rate,
+        counted[-1] if counted else None,
+        str(newest.get("reason") or ""),
+    )
 
 
 def _first_step(attempt: Mapping[str, Any]) -> int:

@@ -24,8 +24,9 @@ NAME = "XRUN"
 KEY = "xrun"
 FOLDER = Path("~/.sky/xrun")
 """Where each job's file lies on the controller."""
-LEAVE_AT, PRICES = "XRUN_LEAVE_AT", "XRUN_PRICES"
-"""What the container is told: when to leave its machines, and what they cost."""
+LEAVE_AT, STAY, PRICES = "XRUN_LEAVE_AT", "XRUN_STAY", "XRUN_PRICES"
+"""What the container is told: when to leave its machines, by what is known now and by what it will
+know, and what they cost."""
 _NO_MACHINES = (
     exceptions.ManagedJobReachedMaxRetriesError,
     exceptions.ProvisionPrechecksError,
@@ -96,11 +97,12 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
         wish = await asyncio.to_thread(_resources, place.resources)
         task.set_resources(wish.copy(**self._priority))
         task.num_nodes = place.nodes
-        leave_at = self._pilot.leave_at
+        leave_at, stay = self._pilot.leave_at, self._pilot.stay
         task.update_envs(
             {
                 PRICES: json.dumps([_price(place, candidate.usd_per_hour)]),
                 LEAVE_AT: "" if leave_at is None else f"{leave_at:.0f}",
+                STAY: stay.to_text() if stay else "",
             }
         )
         submitted = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)

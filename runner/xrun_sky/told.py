@@ -1,5 +1,5 @@
-"""What people are told while no machine of a run is alive, by whoever starts its machines: it has
-the task's variables, its secrets among them.
+"""What people are told while no attempt of a run lives: by whoever starts its machines, and by a
+machine that cannot be set up. Both have the task's variables, its secrets among them.
 
 By apprise where that can be imported; else by what the standard library can do, which is JSON to a
 web address.
@@ -8,10 +8,13 @@ web address.
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import threading
 from base64 import b64encode
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -26,8 +29,21 @@ _SOCKET_SECONDS = 10.0
 _KINDS = {"failed": "failure", "stalled": "warning", "recovered": "success"}
 
 
-def tell(event: str, run: str, text: str, environ: Mapping[str, str]) -> list[str]:
+def not_set_up(cargo: Path, text: str, *, final: bool) -> list[str]:
+    """Tell that a machine of a job could not be set up, which ends its run where that is `final`,
+    else leaves it to another machine; returns as `tell` does. Of several nodes the first one tells.
+    """
+    if not os.environ.get(VARIABLE) or os.environ.get("SKYPILOT_NODE_RANK", "0") != "0":
+        return []
+    run = str(json.loads((cargo / "plan.json").read_text(encoding="utf-8"))["run"])
+    job = os.environ.get("SKYPILOT_TASK_ID", "")
+    event, about = ("failed", job) if final else ("stalled", f"{job} {socket.gethostname()}")
+    return tell(event, run, text, os.environ, about)
+
+
+def tell(event: str, run: str, text: str, environ: Mapping[str, str], about: str = "") -> list[str]:
     """Tell of an event of a run by the addresses in `environ`, if its recipe wants to hear of it.
+    What is told of the same event `about` the same has the same `id` for programs.
 
     Returns a sentence for each variable whose address was not reached within `SECONDS`, without
     anything of the address. Raises nothing: whoever tells has more important things to do. Whether
@@ -38,9 +54,15 @@ def tell(event: str, run: str, text: str, environ: Mapping[str, str]) -> list[st
         names, wanted = list(alerts.get("to", ())), event in alerts.get("on", ())
     except (ValueError, AttributeError, TypeError):
         return [f"{VARIABLE} is no JSON object, so nobody was told of `{event}`."]
+    message = {
+        "title": f"xrun: {run}",
+        "body": text,
+        "type": _KINDS.get(event, "info"),
+        "id": " ".join(filter(None, (run, event, about))),
+    }
     failed: dict[str, str] = dict.fromkeys(names, f"no answer within {SECONDS:.0f} s.")
     threads = [
-        threading.Thread(target=_tell, args=(name, event, run, text, environ, failed), daemon=True)
+        threading.Thread(target=_tell, args=(name, message, environ, failed), daemon=True)
         for name in (names if wanted else ())
     ]
     for thread in threads:
@@ -52,11 +74,10 @@ def tell(event: str, run: str, text: str, environ: Mapping[str, str]) -> list[st
 
 
 def _tell(
-    name: str, event: str, run: str, text: str, environ: Mapping[str, str], failed: dict[str, str]
+    name: str, message: Mapping[str, str], environ: Mapping[str, str], failed: dict[str, str]
 ) -> None:
     """Write down in `failed` why the address in a variable was not reached, "" where it was."""
     value = environ.get(name, "").strip()
-    message = {"title": f"xrun: {run}", "body": text, "type": _KINDS.get(event, "info")}
     try:
         failed[name] = _send(value, message) if value else "the variable is not set there."
     except HTTPError as error:
@@ -75,8 +96,17 @@ def _send(value: str, message: Mapping[str, str]) -> str:
     sender = apprise.Apprise(asset=apprise.AppriseAsset(app_id="xrun", async_mode=False))
     if not sender.add(value):
         return _post(value, message)
+    for server in sender:
+        identify(server, message["id"])
     kind, title, body = message["type"], message["title"], message["body"]
     return "" if sender.notify(title=title, body=body, notify_type=kind) else "it was refused."
+
+
+def identify(server: Any, name: str) -> None:
+    """Let one of apprise's servers send an `id` along, if it takes fields of one's own."""
+    extras = getattr(server, "payload_extras", None)
+    if isinstance(extras, dict) and name:
+        extras.setdefault("id", name)
 
 
 def _post(address: str, message: Mapping[str, str]) -> str:
@@ -84,7 +114,7 @@ def _post(address: str, message: Mapping[str, str]) -> str:
     parts = urlsplit(address)
     web = {"json": "http", "jsons": "https", "http": "http", "https": "https"}.get(parts.scheme)
     if web is None or not parts.hostname:
-        return f"`{parts.scheme}://` needs apprise where the job's controller runs."
+        return f"`{parts.scheme}://` needs apprise, which is not here."
     query, headers = parts.query, {"Content-Type": "application/json", "User-Agent": "xrun"}
     if parts.scheme != web:  # apprise's own address: what is meant for the server has a sign
         given = parse_qsl(parts.query)
@@ -107,4 +137,5 @@ def _fields(host: str, message: Mapping[str, str]) -> dict[str, Any]:
     if host in ("discord.com", "discordapp.com"):
         return {"content": line}
     named = {"title": message["title"], "message": message["body"], "type": message["type"]}
+    named["id"] = message["id"]
     return {"version": "1.0", "attachments": [], **named}

@@ -12,7 +12,12 @@ from xrun.alerts.message import Message
 from xrun.alerts.sending import hidden
 from xrun.alerts.teller import Delivery
 
-MESSAGE = Message("preempted", "xrun: tiny-1 is preempted", "Step 5 is committed.\nxrun report x")
+MESSAGE = Message(
+    "preempted",
+    "xrun: tiny-1 is preempted",
+    "Step 5 is committed.\nxrun report x",
+    id="tiny-1 preempted a",
+)
 
 
 def deliver(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
@@ -21,7 +26,8 @@ def deliver(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
 
 
 def test_a_webhook_gets_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As apprise's JSON, with title, text and kind."""
+    """As apprise's JSON, with title, text and kind, and with what names the event, so that whoever
+    reads it knows one that was told twice."""
     with Webhook() as hook:
         assert deliver(monkeypatch, hook.address) == ""
     [(path, told)] = hook.posted
@@ -29,6 +35,7 @@ def test_a_webhook_gets_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["title"] == MESSAGE.title
     assert told["message"] == MESSAGE.body
     assert told["type"] == "warning"
+    assert told["id"] == "tiny-1 preempted a"
 
 
 def test_a_plain_web_address_is_a_webhook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,10 @@ slurm:
     local:
       tmpdir: {tmpdir}
       partition_configs:
-        north: {{pricing: {{cpu: 0.05}}}}
-        south: {{pricing: {{cpu: 0.06}}}}
-        sure: {{pricing: {{cpu: 0.5}}}}
+        main: {{pricing: {{cpu: 2}}}}
+        north: {{pricing: {{cpu: 5}}}}
+        south: {{pricing: {{cpu: 6}}}}
+        sure: {{pricing: {{cpu: 50}}}}
 """
 """A place that is named is waited for for a day, where nothing else is said."""
 

@@ -74,7 +74,10 @@ def test_the_wheel_is_the_running_code(tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     archive = zipfile.ZipFile(tmp_path / name)
     here = {
-        f"xrun/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*") if path.is_file()
+        path.relative_to(PACKAGE.parent).as_posix(): path
+        for package in (PACKAGE, PACKAGE.with_name("xrun_sky"))
+        for path in package.rglob("*")
+        if path.is_file()
     }
     for folder in ("models", "datasets", "recipes"):
         here |= {

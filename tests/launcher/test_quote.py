@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from xrun.launcher.memory import GIB, fit
-from xrun.launcher.quote import LOSSES, START_SECONDS, evaluations, quote
+from xrun.launcher.quote import (
+    LOSSES,
+    SHARED_START_SECONDS,
+    START_SECONDS,
+    evaluations,
+    quote,
+)
 from xrun.launcher.throughput import (
     BETWEEN,
     CALL_SECONDS,
@@ -66,6 +72,9 @@ def test_a_measured_speed_holds_evaluations_and_saves_already() -> None:
     assert made.preemptions == (0, 0, 0)
     assert made.hours.low < made.hours.likely < made.hours.high
     assert made.hours.low == pytest.approx(10 / 1.05 + START_SECONDS[0] / 3600)
+    there = quote(recipe(), Throughput(36_000), speed, 5.0, spot=False, cloud="slurm")
+    assert there is not None, "machines that are there before the job is"
+    assert there.hours.likely == pytest.approx(10 + SHARED_START_SECONDS[1] / 3600)
 
 
 def test_losses_cost_a_start_and_half_an_interval_and_happen_meanwhile_too() -> None:

@@ -114,6 +114,15 @@ def test_when_a_run_has_to_finish_does_not_say_which_run_it_is() -> None:
 
 
 def test_check_says_what_a_deadline_means() -> None:
+    """And else what a wait for spot machines does, where there is a choice."""
     said = " ".join(notes(load_recipe(RECIPE, [STORE, BOTH]), RECIPE))
     assert "hardware.deadline: 36h from the first launch; spot machines as long as" in said
     assert "`xrun setup sky`" in said
+    auto = "hardware={any_of: [{accelerators: T4}], max_wait: 30m}"
+    (said,) = notes(load_recipe(RECIPE, [STORE, auto]), RECIPE)
+    assert said.startswith("hardware.max_wait: without spot machines for 30m it goes on demand. ")
+    assert "`xrun setup sky`" in said
+    (said,) = notes(load_recipe(RECIPE, [STORE, auto, "budget.usd=3"]), RECIPE)
+    assert "it goes on demand, if budget.usd covers the rest of the run. " in said
+    only = "hardware={any_of: [{accelerators: T4, spot: true}]}"
+    assert list(notes(load_recipe(RECIPE, [STORE, only]), RECIPE)) == []

@@ -61,7 +61,10 @@ def eventful(project: Project) -> RunRecord:
     plan = project.plan()
     RunFolder(plan.folder).write_plan(plan)
     machines: list[dict[str, Any]] = [
-        {"id": "20260915T080000000-aaaaaa", "billed_from": at(0), "started": at(0.1)} | EAST | DEAR,
+        {"id": "20260915T080000000-aaaaaa", "billed_from": at(0), "started": at(0.1)}
+        | {"launched": at(-0.25)}
+        | EAST
+        | DEAR,
         {"id": "20260915T180000000-bbbbbb", "billed_from": at(10), "started": at(10.1)}
         | WEST
         | DEAR,
@@ -115,6 +118,8 @@ def test_every_cent_of_an_eventful_run(project: Project) -> None:
     # No machine between the bound of the first and the second, and before the third.
     assert [line.waited_hours for line in found.lines] == [0.0, 7.9167, 0.5]
     assert (found.waited_hours, found.paused_hours) == (8.4167, 0.0)
+    # A quarter of an hour from the launch to the first one, which is no wait after a loss.
+    assert [line.queued_hours for line in found.lines] == [0.25, None, None]
     # On demand nothing is taken away: no bound, no step twice, one setup.
     assert [line.on_demand_usd for line in found.lines] == [
         pytest.approx(22.0 * (2.0 - 0.05)),
@@ -138,6 +143,7 @@ def test_people_read_it(project: Project) -> None:
         f"3  gcp us-central1 on demand  A100:8   $24.50{on}  3.00   $73.50   0.25   0 steps",
         "Setup: 0.60 h, $8.81.",
         "Lost: 12 steps computed again, 0.0500 h, $0.40.",
+        "From the launch to the first machine: 0.25 h, which cost nothing.",
         "Waited 8.42 h for machines, which cost nothing.",
         "The same on demand: $216.98. Saved: $90.81 (42 %).",
         BOUND,

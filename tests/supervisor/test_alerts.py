@@ -18,6 +18,7 @@ from support.receivers import Webhook
 from support.running import PER_STEP, RECIPE, Done, Project, attempt, children, ended, until
 from xrun.machine.nodes import Nodes
 from xrun.machine.stop import StopFlag
+from xrun_sky.stay import LEFT
 
 ALERTS = "alerts: {to: [HOOK]}\n"
 
@@ -65,6 +66,11 @@ def test_a_start_a_loss_and_an_end_are_told_once(
     assert "Step 20 was the last" in last
     assert last.endswith(f"xrun report {run}")
     assert str(project.run.model) in last
+    # Whoever does not know what was told tells it again, as the same event.
+    project.run.alerts.unlink()
+    assert project.attempt().code == 0
+    ends = [told["id"] for _, told in hook.posted if "is finished" in told["title"]]
+    assert ends == [f"{run} finished 20"] * 2
 
 
 def test_the_command_tells_once_over_a_kill(project: Project, hook: Webhook) -> None:
@@ -105,12 +111,14 @@ def test_two_nodes_tell_once(
     assert len(hook.titles) == 2, hook.titles
 
 
-def stopped(project: Project, reason: str) -> Done:
+def stopped(project: Project, reason: str, hook: Webhook) -> Done:
+    """Stopped while it trains, which it has told."""
     stop = StopFlag()
     project.trap("hold", call=7 * PER_STEP + 1, committed=5)
 
     def give() -> None:
         until((project.root / "held").exists, "the hold")
+        hook.until(1)
         stop.set(reason, 60, at_once=True)
 
     thread = threading.Thread(target=give)
@@ -122,15 +130,27 @@ def stopped(project: Project, reason: str) -> Done:
 
 def test_a_notice_is_told(project: Project, hook: Webhook) -> None:
     """At the notice, with what it means."""
-    assert stopped(project, "AWS will terminate this instance").code == 75
+    assert stopped(project, "AWS will terminate this instance", hook).code == 75
     body = hook.body("is preempted at step 7")
     assert "AWS will terminate this instance. Step 5 is committed." in body
     assert "the same command goes on" in body
 
 
+def test_a_move_that_was_planned_is_no_preemption(
+    project: Project, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt leaves its machine for a cheaper one, and the next one says that it has."""
+    on_a_cloud(monkeypatch, "z1")
+    assert stopped(project, LEFT, hook).code == 75
+    assert "the run goes on by itself" in hook.body("leaves its machine at step 7")
+    on_a_cloud(monkeypatch, "z2")
+    assert project.attempt().code == 0
+    assert "It left its machine in slurm z1 for another one at step" in hook.body("goes on at step")
+
+
 def test_what_a_person_wants_is_not_told(project: Project, hook: Webhook) -> None:
     """Ctrl-C."""
-    assert stopped(project, "SIGINT").code == 75
+    assert stopped(project, "SIGINT", hook).code == 75
     assert [title.split()[0] for title in hook.titles] == ["trains"]
 
 

@@ -142,7 +142,21 @@ def test_a_machine_is_paid_from_its_start_on_but_once() -> None:
     assert facts(environ, ended, NOW)["billed_from"] == NOW - 0.5
     died = [AttemptRecord("a", started=NOW - 10.0, last_seen=NOW - 0.7, **here)]
     assert facts(environ, died, NOW)["billed_from"] == NOW - 0.7
-    assert facts(machine("Slurm", "", 1), [], NOW)["billed_from"] == NOW
+
+
+def test_a_machine_that_was_there_before_is_paid_from_the_jobs_beginning() -> None:
+    """With what it installs; a second attempt of the job does not pay for the first one again. A
+    job that an older xrun has launched does not say when it began."""
+    environ = machine("Slurm", "", 1)
+    assert facts(environ, [], NOW)["billed_from"] == NOW
+    for told, began in ((f"{NOW - 40:.0f}", NOW - 40), (f"{NOW + 5:.0f}", NOW), ("soon", NOW)):
+        arrived = environ | {environment.ARRIVED.name: told}
+        assert facts(arrived, [], NOW)["billed_from"] == began
+    arrived = environ | {environment.ARRIVED.name: f"{NOW - 40:.0f}"}
+    ended = [
+        AttemptRecord("a", started=NOW - 30.0, ended=NOW - 0.5, host=socket.gethostname()),
+    ]
+    assert facts(arrived, ended, NOW)["billed_from"] == NOW - 0.5
 
 
 def test_two_machines_at_once_are_both_paid() -> None:

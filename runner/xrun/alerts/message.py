@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+from xrun_sky.stay import LEFT
+
 from .. import clock
 from ..run import spending
 from ..run.plan import Plan
@@ -18,12 +20,14 @@ _LONGEST = 600
 
 @dataclass(frozen=True)
 class Message:
-    """One message about one event; what has the same `once` is the same event."""
+    """One message about one event; what has the same `once` is the same event of a run, and what
+    has the same `id` of all runs."""
 
     event: str
     title: str
     body: str
     once: str = ""
+    id: str = ""
 
     def to_json(self) -> dict[str, str]:
         """For the process that sends it."""
@@ -66,6 +70,14 @@ class Messages:
             else "the same command goes on"
         )
         return self._message("preempted", f"is preempted at step {step}", f"{what}; {means}.")
+
+    def leaves(self, step: int, committed: int) -> Message:
+        """The attempt goes to other machines, as xrun's plugin in SkyPilot has planned it."""
+        text = (
+            f"Others cost less, or are in time. {_committed(committed)} What has been trained since"
+            " is being saved; the run goes on by itself."
+        )
+        return self._message("preempted", f"leaves its machine at step {step}", text)
 
     def stalled(self, sentence: str, committed: int) -> Message:
         """The training processes give no sign of life and were ended."""
@@ -110,9 +122,8 @@ class Messages:
         cost = [f"${usd:.2f} so far."] if usd is not None else []
         ways = [f"xrun report {self._address}", *([f"xrun logs {self._address}"] if log else [])]
         body = "\n".join([text, *cost, *ways])
-        return Message(
-            event, f"xrun: {self.plan.run} {title}", body, f"{event} {once or self.attempt}"
-        )
+        run, about = self.plan.run, f"{event} {once or self.attempt}"
+        return Message(event, f"xrun: {run} {title}", body, about, f"{run} {about}")
 
 
 def _committed(step: int) -> str:
@@ -131,6 +142,8 @@ def _end(attempt: AttemptRecord) -> str:
     reason = f" ({attempt.reason})" if attempt.reason and attempt.ended is not None else ""
     if not attempt.was_preempted:
         return f"The attempt in {_place(attempt)} failed{reason}"
+    if attempt.reason == LEFT:
+        return f"It left its machine in {_place(attempt)} for another one"
     if attempt.cloud:
         return f"It lost its machine in {_place(attempt)}{reason}"
     return f"It was ended from outside on {_place(attempt)}{reason}"

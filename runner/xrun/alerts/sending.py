@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
 
+from xrun_sky.told import identify
+
 from .. import streams
 from ..libraries import how_to_install
 from ..machine.stop import end_with_parent
@@ -45,7 +47,7 @@ def main(name: str) -> int:
 
 
 def send(address: str, message: Mapping[str, str]) -> str:
-    """Send a message (`event`, `title`, `body`); why it has not arrived, "" where it has."""
+    """Send a message (`event`, `title`, `body`, `id`); why it has not arrived, "" where it has."""
     if not address.strip():
         return "the variable is not set here."
     try:
@@ -57,6 +59,8 @@ def send(address: str, message: Mapping[str, str]) -> str:
     with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
         if not (sender.add(address) or sender.add(_as_webhook(address))):
             return "its value is no address that apprise knows (docs/alerts.md has some)."
+        for server in sender:
+            identify(server, message.get("id", ""))
         arrived = sender.notify(
             title=message["title"],
             body=message["body"],

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .. import environment
 from ..recipe.schema import Recipe
 from ..run.cost import Cost
+from ..run.prices import SHARED
 from ..run.saving import PRIOR_UPTIME, best_interval, usd_per_byte, worth
 from .throughput import Speed, Throughput
 
@@ -23,6 +24,9 @@ that were published with "Can't Be Late" (NSDI 2024; github skypilot-org/spot-tr
 START_SECONDS = (300.0, 600.0, 900.0)
 """From a machine that costs money to the first step: what a new machine installs, and the state
 that it fetches. The mean is the changeover that the policies of decision 0053 reckon with."""
+SHARED_START_SECONDS = (10.0, 120.0, 600.0)
+"""The same where machines are there before the job is: nothing is installed that another job has
+installed, or all of it."""
 STALL_RATE = 10e9
 """Bytes of state that are copied in a second while training waits, over PCIe 4."""
 
@@ -76,7 +80,8 @@ def quote(
     slow, fast = speed.spread
     hours, losses = [], []
     paces = (fast, 1.0, slow)
-    for pace, rate, start in zip(paces, LOSSES, START_SECONDS, strict=True):
+    starts = SHARED_START_SECONDS if cloud and cloud in SHARED else START_SECONDS
+    for pace, rate, start in zip(paces, LOSSES, starts, strict=True):
         rate = rate if spot else 0.0
         steps = throughput.steps_left / speed.steps_per_second / pace / 3600
         between = saves.hours_between(recipe, steps, throughput.steps_left)

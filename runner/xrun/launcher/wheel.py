@@ -15,10 +15,13 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import xrun_sky
+
 from .. import components
 from ..recipe.secret_text import is_secret_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_PLUGIN = Path(xrun_sky.__path__[0]).resolve()
 _FOLDERS = ("models", "datasets", "recipes")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
@@ -34,18 +37,9 @@ def pack_wheel() -> tuple[str, bytes]:
 
 
 def pack_plugin() -> tuple[str, bytes]:
-    """The wheel of xrun's plugin for SkyPilot: its file name and its bytes.
-
-    Other sources have another version, because a controller keeps the wheel whose name it knows.
-    """
-    import xrun_sky  # which the xrun on a job's machine does not have
-
-    files = {
-        f"{xrun_sky.__name__}/{path.name}": path.read_bytes()
-        for path in sorted(Path(xrun_sky.__path__[0]).glob("*.py"))
-    }
-    digest = hashlib.sha256(b"".join(files.values())).hexdigest()[:8]
-    version = f"{xrun_sky.__version__}+{digest}"
+    """The wheel of xrun's plugin for SkyPilot: its file name and its bytes."""
+    version = xrun_sky.__version__
+    files = {f"{xrun_sky.__name__}/{path.name}": path.read_bytes() for path in xrun_sky.SOURCES}
     metadata = (
         f"Metadata-Version: 2.1\nName: xrun-sky\nVersion: {version}\n"
         "Summary: xrun's plugin for SkyPilot\nLicense: Apache-2.0\nRequires-Python: >=3.9\n"
@@ -77,8 +71,9 @@ def _wheel(
 
 
 def _sources() -> Iterator[tuple[str, bytes]]:
-    """Every file of the package, and the components that come with it, where the wheel has them."""
-    roots = {"xrun": _PACKAGE}
+    """Every file of the package, of the plugin, whose policy an attempt asks too, and the
+    components that come with it, where the wheel has them."""
+    roots = {"xrun": _PACKAGE, "xrun_sky": _PLUGIN}
     for root in components.roots(None)[:1]:  # of a checkout, or inside the package
         roots |= {f"xrun/components/{name}": root / name for name in _FOLDERS}
     for target, root in roots.items():

@@ -15,16 +15,23 @@ from .schema import FileSource, Recipe
 
 
 def notes(recipe: Recipe, path: Path) -> Iterator[str]:
-    """Libraries that are not installed here, what the deadline means, and what `absent_files`
-    says; `path` is the recipe's."""
+    """Libraries that are not installed here, what a deadline or a wait for spot machines means, and
+    what `absent_files` says; `path` is the recipe's."""
     if missing := what_is_missing(*needs(recipe)):
         yield missing
-    if (deadline := recipe.hardware.deadline) is not None:
+    hardware = recipe.hardware
+    if (deadline := hardware.deadline) is not None:
         since = " from the first launch" if deadline.time is None else ""
         yield (
             f"hardware.deadline: {deadline}{since}; spot machines as long as the run can still be"
             " in time without them, on demand from the last responsible moment. Needs xrun's plugin"
             " in SkyPilot (`xrun setup sky`)."
+        )
+    elif hardware.may_wait:
+        covers = ", if budget.usd covers the rest of the run" if recipe.budget.usd else ""
+        yield (
+            f"hardware.max_wait: without spot machines for {hardware.max_wait} it goes on"
+            f" demand{covers}. Needs xrun's plugin in SkyPilot (`xrun setup sky`)."
         )
     yield from absent_files(recipe, project_root(path))
 

@@ -11,6 +11,10 @@ from typing import Any
 from ..files import parsed, typed
 from ..recipe.accelerators import Accelerators
 
+SHARED = ("", "kubernetes", "slurm", "ssh")
+"""Clouds where a machine has been running before the run came: the time since its start is not the
+run's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Price:

@@ -36,8 +36,10 @@ class Line:
     `setup_hours` is at least so much where `setup_known` is false. `lost_steps` and `lost_hours`
     are the steps of this attempt that a later one computed again, None where the log has gone with
     the machine. Before it the run has waited for a machine (`waited_hours`), or was not wanted
-    (`paused_hours`). `on_demand_usd` is what its part would have cost where no machine is taken
-    away: without what was lost, what is bounded, and the setup after a preemption.
+    (`paused_hours`); `queued_hours`, of the first attempt alone, is from the launch to its machine,
+    None where nobody has recorded a launch. `on_demand_usd` is what its part would have cost where
+    no machine is taken away: without what was lost, what is bounded, and the setup after a
+    preemption.
     """
 
     attempt: int
@@ -66,6 +68,7 @@ class Line:
     lost_usd: float | None
     waited_hours: float
     paused_hours: float
+    queued_hours: float | None
     on_demand_usd_per_hour: float | None
     on_demand_usd: float | None
 
@@ -165,6 +168,11 @@ class Receipt:
         return _sum(line.paused_hours for line in self.lines) or 0.0
 
     @property
+    def queued_hours(self) -> float | None:
+        """From the launch to the first machine; None where nobody has recorded a launch."""
+        return self.lines[0].queued_hours if self.lines else None
+
+    @property
     def on_demand_usd(self) -> float | None:
         """What the same would have cost on machines that nobody takes away."""
         return _sum(line.on_demand_usd for line in self.lines)
@@ -223,6 +231,11 @@ class Receipt:
         lost = "" if self.lost_known else "at least "
         steps = f"{lost}{self.lost_steps} steps computed again"
         yield f"Lost: {steps}, {_hours(self.lost_hours)}{_for(self.lost_usd)}."
+        if self.queued_hours:
+            yield (
+                f"From the launch to the first machine: {_hours(self.queued_hours)}, which cost"
+                " nothing."
+            )
         if self.waited_hours:
             yield f"Waited {_hours(self.waited_hours)} for machines, which cost nothing."
         if self.paused_hours:
@@ -334,9 +347,16 @@ def _line(
         lost_usd=None if lost[1] is None else _cost(rate, lost[1]),
         waited_hours=round(gap if taken else 0.0, _PLACES),
         paused_hours=round(0.0 if taken else gap, _PLACES),
+        queued_hours=_queued(attempt, life) if before is None else None,
         on_demand_usd_per_hour=dear,
         on_demand_usd=_cost(dear, max(0.0, hours - needless)),
     )
+
+
+def _queued(first: AttemptRecord, life: spending.Life) -> float | None:
+    if first.launched is None:
+        return None
+    return round(max(0.0, life.began - first.launched) / 3600, _PLACES)
 
 
 def _lost(

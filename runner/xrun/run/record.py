@@ -48,7 +48,8 @@ class AttemptRecord:
 
     `from_step` is the newest step that was committed before, `resumed_step` the one that it went on
     from; `steps_recomputed` and `seconds_lost` are what it computes again of the one before.
-    `trained_from` is when its setup was over. `command` is the plan's. `memory` names the kind of
+    `trained_from` is when its setup was over. `launched`, of the first one alone, is when somebody
+    asked a cloud for it. `command` is the plan's. `memory` names the kind of
     memory that a micro-batch had to fit into, in so many `parts`. `other_data` says in what its
     data were not those of the steps before, which was meant. `last_save` is the seconds that its
     last save took, `sample_flops` what the model computes for one sample, forward and backward,
@@ -70,6 +71,7 @@ class AttemptRecord:
     steps_recomputed: int | None = None
     seconds_lost: float | None = None
     trained_from: float | None = None
+    launched: float | None = None
     steps_per_epoch: int | None = None
     memory: str | None = None
     parts: int | None = None
@@ -529,8 +531,10 @@ class RunRecord:
 
     @property
     def launched(self) -> float:
-        """When its first attempt began, in seconds since 1970; 0 before."""
-        return self.attempts[0].started if self.attempts else 0.0
+        """When it was launched, else when its first attempt began, in seconds since 1970; 0
+        before."""
+        first = self.attempts[0] if self.attempts else AttemptRecord("")
+        return first.launched or first.started
 
     def with_last(self, **facts: Any) -> RunRecord:
         """The record with more facts about its last attempt."""

@@ -11,7 +11,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from ..errors import LaunchError, XrunError
+from xrun_sky.told import not_set_up
+
+from ..errors import EX_TEMPFAIL, LaunchError, XrunError
 from ..run.folder import RunFolder
 from ..run.plan import Plan
 from ..terminal import only_text
@@ -44,10 +46,13 @@ def _placed(plan: Plan) -> Plan:
 
 def main(cargo: str) -> int:
     """Arrive; returns the exit code. What is not xrun's to say ends with a traceback."""
+    path = Path(cargo).expanduser()
     try:
-        arrive(Path(cargo).expanduser())
+        arrive(path)
     except XrunError as error:
-        print(f"xrun: {error}", file=sys.stderr, flush=True)
+        final = error.exit_code != EX_TEMPFAIL
+        for line in (str(error), *(not_set_up(path, str(error), final=True) if final else ())):
+            print(f"xrun: {line}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 

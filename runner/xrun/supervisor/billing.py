@@ -3,6 +3,7 @@ itself in them. Of several that fit, the highest counts, so that a budget is nev
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,12 +14,8 @@ from .. import environment
 from ..errors import LaunchError
 from ..files import read_small
 from ..machine.nodes import Place, accelerators_of, place_of
-from ..run.prices import Price, read_prices
+from ..run.prices import SHARED, Price, read_prices
 from ..run.record import AttemptRecord
-
-_SHARED = ("", "kubernetes", "slurm", "ssh")
-"""Where a machine has been running before the run came: the time since its start is not the
-run's."""
 
 
 def price_now(environ: Mapping[str, str]) -> Price | None:
@@ -74,16 +71,26 @@ def facts(
         "source": price.source,
     }
     known = {name: value for name, value in told.items() if value not in (None, "")}
-    billed_from = _billed_from(place, attempts, now)
+    billed_from = _billed_from(place, environ, attempts, now)
     return {**known, **where, "price_date": price.date, "billed_from": billed_from}
 
 
-def _billed_from(place: Place, attempts: Sequence[AttemptRecord], now: float) -> float:
-    """When this machine began to cost money: when it was switched on, but no attempt before this
-    one, on the same machine, has paid for the same."""
-    if place.cloud in _SHARED:
-        return now
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
+def _billed_from(
+    place: Place, environ: Mapping[str, str], attempts: Sequence[AttemptRecord], now: float
+) -> float:
+    """When this machine began to cost money: when it was switched on, or, of one that was there
+    before, when the job's script began; but no attempt before this one, on the same machine, has
+    paid for the same."""
+    if place.cloud in SHARED:
+        began = _time(environment.ARRIVED.of(environ), now)
+    else:
+        began = now - float(Path("/proc/uptime").read_text().split()[0])
     here = ("", socket.gethostname())  # an old record may not say where
     before = [attempt.last_known for attempt in attempts[-1:] if attempt.host in here]
-    return min(now, max([now - uptime, *before]))
+    return min(now, max([began, *before]))
+
+
+def _time(text: str, otherwise: float) -> float:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return otherwise

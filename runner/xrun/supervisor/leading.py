@@ -12,7 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .. import clock, environment
+from xrun_sky.stay import LEFT
+
+from .. import clock
 from ..alerts.message import Message, Messages
 from ..alerts.teller import SECONDS as ALERT_SECONDS
 from ..alerts.teller import Teller
@@ -41,6 +43,7 @@ from ..tracker.jsonl import JsonlTracker
 from ..tracker.tensorboard.process import Writer
 from ..tracker.wandb.processes import Sender, dismiss, start_witness
 from . import billing
+from .leaving import Leaving
 from .node import Node
 from .progress import Progress
 from .ranks import LINGER_SECONDS, Ranks, free_port, gravest_of
@@ -90,7 +93,7 @@ class LeadingNode(Node):
         self.purpose = ""
         """Why somebody has ended the run for good; "" if nobody has."""
         self._reports: dict[int, Outcome] = {}
-        self._leave_at = _time(environment.LEAVE_AT.of())
+        self.leaving = Leaving(os.environ, self.folder, self.id)
         self.refused = ""
         """Why Weights & Biases does not take this run; "" while it does."""
         self.alerts = Teller(plan, self.say)
@@ -191,6 +194,7 @@ class LeadingNode(Node):
             processes=self.nodes.world,
             nodes=self.nodes.count,
             command=self.plan.command or None,
+            launched=(self.plan.launched or None) if not before.attempts else None,
             **billing.facts(os.environ, before.attempts, now),
         )
         self.messages.record = before
@@ -330,17 +334,11 @@ class LeadingNode(Node):
                 " used again there."
             )
             self.stop.set(self.refused)
-        self._leave_in_time()
+        if not self.stop and self.leaving.is_due():
+            self.stop.set(LEFT, STOP_SECONDS, at_once=True)
         self._look(ranks)
         self._alert_begun(ranks)
         self.progress.update()
-
-    def _leave_in_time(self) -> None:
-        """Save and go where the plugin wants it, which has said when as it asked for these
-        machines."""
-        if self._leave_at is not None and clock.now() >= self._leave_at:
-            self._leave_at = None
-            self.stop.set("left for other machines", STOP_SECONDS, at_once=True)
 
     def _announce(self, saves: bool) -> None:
         super()._announce(saves)
@@ -348,8 +346,11 @@ class LeadingNode(Node):
             self.sender.preempting()
         if not self.purpose and not self.refused and self.stop.reason not in PEOPLE:
             step = int(number(self.folder.last_point().get("step")))
-            told = self.messages.preempted(self.stop.reason, step, self._committed())
-            self.alerts.tell(told)
+            reason, committed = self.stop.reason, self._committed()
+            if reason == LEFT:
+                self.alerts.tell(self.messages.leaves(step, committed))
+            else:
+                self.alerts.tell(self.messages.preempted(reason, step, committed))
 
     def _alert_begun(self, ranks: Ranks) -> None:
         """Once this attempt has done its first step."""
@@ -480,13 +481,6 @@ class LeadingNode(Node):
         if why:
             self.last_words = why
             self.say(why)
-
-
-def _time(text: str) -> float | None:
-    """Seconds since 1970; None where nothing is said, or nothing that could be meant."""
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return None
 
 
 def _mistake(failure: Failure) -> Outcome:

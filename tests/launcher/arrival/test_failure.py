@@ -3,8 +3,10 @@ real machine_setup.sh, pip, and a package index that fails."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
+from support.receivers import Webhook
+from xrun import environment
 from xrun.launcher.arrival.failure import PINS, RECIPE, Failure, failure_of, verdict
 
 pytestmark = pytest.mark.once
@@ -158,6 +162,10 @@ class Machine:
         (self.cargo / "environment.key").write_text("key")
         (self.cargo / "container.txt").write_text("small==1.0\n")
         (self.root / "bin").mkdir()
+        with zipfile.ZipFile(self.cargo / "xrun-0-py3-none-any.whl", "a") as archive:
+            for each in (ROOT / "runner" / "xrun_sky").glob("*.py"):
+                archive.write(each, f"xrun_sky/{each.name}")
+        (self.cargo / "plan.json").write_text('{"run": "tiny-1"}')
         self.program("sleep", f"echo $1 >> {self.root}/waits")
         self.program("python3", f'exec {sys.executable} "$@"')
         self.environ = {
@@ -174,6 +182,12 @@ class Machine:
         path = self.root / "bin" / name
         path.write_text(f"#!/bin/sh\n{does}\n")
         path.chmod(0o755)
+
+    def alert(self, hook: Webhook) -> None:
+        """Its recipe wants people to be told."""
+        told = {"to": ["HOOK"], "on": ["failed", "stalled"]}
+        self.environ |= {environment.ALERTS.name: json.dumps(told), "HOOK": hook.address}
+        self.environ["SKYPILOT_TASK_ID"] = "sky-managed-1"
 
     def set_up(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -207,10 +221,16 @@ def test_an_index_that_fails_for_a_while_is_asked_again(tmp_path: Path, index: I
 def test_an_index_that_stays_away_leaves_it_to_another_machine(
     tmp_path: Path, index: Index
 ) -> None:
-    """75 after some minutes, and the machine is as before: the next try begins anew."""
+    """75 after some minutes, and the machine is as before: the next try begins anew. People hear of
+    the machine, once."""
     index.fails = 10**6
     machine = Machine(tmp_path, index)
-    done = machine.set_up()
+    with Webhook() as hook:
+        machine.alert(hook)
+        done = machine.set_up()
+    [(_, told)] = hook.posted
+    assert "This machine is given up; the job comes back on another one." in told["message"]
+    assert told["id"] == f"tiny-1 stalled sky-managed-1 {socket.gethostname()}"
     assert (done.returncode, machine.waits) == (75, ["5", "15", "45", "135"]), done.stdout
     assert not (machine.root / "xrun" / "python").exists()
     index.fails = 0
@@ -219,9 +239,15 @@ def test_an_index_that_stays_away_leaves_it_to_another_machine(
 
 @pytest.mark.parametrize("needs", ["small==2.0", "small>1.5"])
 def test_pins_that_cannot_be_had_end_the_run(tmp_path: Path, index: Index, needs: str) -> None:
-    """At once and in one sentence: the same would happen on every machine."""
+    """At once and in one sentence: the same would happen on every machine. People hear of it, as
+    of the same event however often the job is started."""
     machine = Machine(tmp_path, index, needs)
-    done = machine.set_up()
+    with Webhook() as hook:
+        machine.alert(hook)
+        done = machine.set_up()
+    [(_, told)] = hook.posted
+    assert (told["title"], told["id"]) == ("xrun: tiny-1", "tiny-1 failed sky-managed-1")
+    assert "then run the same command again" in told["message"]
     assert (done.returncode, machine.waits) == (2, []), done.stdout + done.stderr
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("xrun: ")]
     assert "the run ends here" in said

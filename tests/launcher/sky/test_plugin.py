@@ -122,6 +122,14 @@ def test_the_wheel_needs_nothing(tmp_path: Path) -> None:
     assert done.stdout.startswith(str(tmp_path / "there"))
 
 
+def test_a_plugin_of_another_xrun_is_told_with_the_way_out() -> None:
+    """Its version follows from its sources."""
+    assert list(plugin.other_version(plugin.OWN)) == []
+    (said,) = plugin.other_version("0.1.0")
+    assert f"has xrun's plugin 0.1.0, and this xrun comes with {plugin.OWN}: " in said
+    assert "`xrun setup sky` installs this one, and `sky api stop` ends the API server" in said
+
+
 def test_an_api_server_elsewhere_is_told_how(home: SkyHome) -> None:
     home.environment["SKYPILOT_API_SERVER_ENDPOINT"] = "http://elsewhere.invalid:46580"
     refused = home.xrun("setup", "sky", "--yes")

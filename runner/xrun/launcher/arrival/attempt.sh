@@ -3,6 +3,7 @@
 # with nothing else: a node that was ended from outside cannot say that the run is over. docs/decisions/0024 has the table.
 cargo=$1
 plan=$2
+export XRUN_ARRIVED=$(date +%s)  # from when on this machine is the run's
 
 attempt() {
   set -e

@@ -1,6 +1,7 @@
 """Why a step of the installation failed, and what follows: try again, another machine, or the end.
 
-Runs on a machine that may have nothing but Python, so it imports the standard library only.
+Runs on a machine that may have nothing but Python, so it imports the standard library only, and
+what of xrun's wheel needs nothing else.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 PINS = "the pinned libraries"
 REQUIREMENTS = "the recipe's requirements"
@@ -79,6 +81,20 @@ def verdict(failure: Failure, what: str, seconds: int) -> tuple[int, str]:
     return COME_BACK, f"{said} This machine is given up; the job comes back on another one."
 
 
+def tell(cargo: Path, code: int, sentence: str) -> list[str]:
+    """Tell people that this machine is not ready, if they want to hear of it; what went wrong with
+    that, which changes nothing."""
+    try:
+        sys.path += map(str, cargo.glob("*.whl"))
+        from xrun_sky.told import not_set_up
+
+        return not_set_up(cargo, sentence, final=code == EDIT)
+    except ImportError:  # a wheel of an xrun whose machines do not tell
+        return []
+    except Exception as error:  # a strange machine: there is worse to be said
+        return [f"Nobody was told by `alerts`: {type(error).__name__}."]
+
+
 if __name__ == "__main__":
     paths, (_what, _seconds) = sys.argv[3:], sys.argv[1:3]
     _printed = ""
@@ -90,4 +106,6 @@ if __name__ == "__main__":
             pass
     code, sentence = verdict(failure_of(_printed, _what), _what, int(_seconds))
     print(f"xrun: {sentence}", flush=True)
+    for line in tell(Path(__file__).parent, code, sentence) if code else ():
+        print(f"xrun: {line}", flush=True)
     sys.exit(code)

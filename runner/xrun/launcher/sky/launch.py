@@ -24,7 +24,7 @@ from .catalogs import offers_elsewhere
 from .client import enabled_clouds, name_of
 from .controller import find_controller
 from .offers import find_offers
-from .plugin import has_plugin
+from .plugin import other_version, plugin_version
 from .recovery import OF_SKYPILOT, first_launch, recovery, with_plugin, without_plugin
 from .task import launch_command, task_config, task_yaml
 
@@ -78,7 +78,8 @@ def prepare(
     """
     refuse_what_stays(plan)
     plan = lock(replace(plan, launched=first_launch(plan)), environ)
-    recipe, plugin = plan.load_recipe(), has_plugin()
+    recipe, version = plan.load_recipe(), plugin_version()
+    plugin = version is not None
     check_deadline(recipe, Path(plan.recipe_path), plan.overrides, plan.launched)
     enabled_clouds()  # where there is none, nothing has to be measured
     found = costing(plan, pack(plan, []))
@@ -93,8 +94,11 @@ def prepare(
     candidate = recipe.hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, setup_of(recipe, candidate))
     rule = recovery(plan, offers, throughput) if plugin else OF_SKYPILOT
-    alone = [without_plugin(recipe.hardware), *unheard(recipe)]
-    told = with_plugin(plan, offers) if plugin else alone
+    told = (
+        [without_plugin(recipe.hardware), *unheard(recipe)]
+        if version is None
+        else [*with_plugin(plan, offers), *other_version(version)]
+    )
     task = task_config(plan, offers, cargo.folder, rule, environ)
     notes, controller = (*offers.notes, *told), find_controller(task["resources"])
     offers = replace(offers, notes=notes, controller=controller)

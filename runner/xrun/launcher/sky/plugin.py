@@ -16,12 +16,14 @@ from typing import Any
 
 import yaml
 
+import xrun_sky
+
 from ...errors import LaunchError
 from ...files import read_small, write_bytes
 from ..wheel import pack_plugin
 from .client import skypilot
 
-NAME = "xrun"
+NAME, OWN = "xrun", xrun_sky.__version__
 CLASS = "xrun_sky.plugin.XrunPlugin"
 RESTART = "`sky api stop` ends the API server; it starts with the next launch or `sky api start`."
 _ENTRY = {"class": CLASS}
@@ -30,9 +32,9 @@ _WHEELS = Path("~/.sky/xrun/wheels")
 _OLDER = "xrun_sky-*.whl"
 
 
-def has_plugin() -> bool:
-    """Whether jobs may ask for xrun's recovery: the API server that runs says so; of one here that
-    does not run yet its configuration does.
+def plugin_version() -> str | None:
+    """The version of xrun's plugin in the API server, None where it has none: jobs may ask for
+    xrun's recovery. One here that does not run yet will load this xrun's, if it is to load any.
 
     Raises:
         CloudUnavailable: a remote API server does not answer.
@@ -48,8 +50,20 @@ def has_plugin() -> bool:
         except requests.exceptions.ConnectionError:
             if not common.is_api_server_local():
                 raise
-            return is_named(_read(_plugins_yaml()))
-    return any(each.get("name") == NAME for each in told.get("plugins", ()))
+            return OWN if is_named(_read(_plugins_yaml())) else None
+    found = [each for each in told.get("plugins", ()) if each.get("name") == NAME]
+    return str(found[0].get("version")) if found else None
+
+
+def other_version(version: str) -> Iterator[str]:
+    """What is to be done where the plugin in the API server is not the one of this xrun; nothing
+    where it is."""
+    if version != OWN:
+        yield (
+            f"SkyPilot's API server has xrun's plugin {version}, and this xrun comes with {OWN}:"
+            " the job goes on by the rules of that one. `xrun setup sky` installs this one, and"
+            f" {RESTART}"
+        )
 
 
 def is_named(config: Mapping[str, Any]) -> bool:
