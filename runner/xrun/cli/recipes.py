@@ -59,7 +59,8 @@ def check(
             check_deadline(recipe, path, overrides, time.time())
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
-            trials = table_of(path, overrides) if recipe.sweep is not None else []
+            swept = recipe.sweep is not None
+            trials = table_of(path, overrides, priced=not as_json) if swept else []
             of_account = _online_problems(recipe, source) if online else ()
             refused += of_account
             if not as_json and not of_account:

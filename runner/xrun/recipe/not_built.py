@@ -22,6 +22,11 @@ _SHARDS = (
     " datasets/hub_images and datasets/hub_text read the Hub, and a dataset of your own streams tar"
     " files as a split with `num_shards` and `shard(i)`."
 )
+_POOLS = (
+    "xrun starts each trial as a managed job of its own. SkyPilot's pools hand a job to a machine"
+    " that is there already and neither send its files nor run its setup, by which a run's plan and"
+    " project arrive. `parallel: 4` has four jobs at a time."
+)
 _ASKED = (
     (
         r"task: (preferences?|[a-z]*dpo|orpo|kto|ipo|ppo|grpo|rlhf|reward(_model(ing)?)?)",
@@ -32,6 +37,7 @@ _ASKED = (
     (r"train\.optimizers: .*", _OPTIMIZERS),
     (r"train\.optimizer: a list", _OPTIMIZERS),
     (r"train\.optimizer\.(generator|discriminator|critic|g|d): .*", _OPTIMIZERS),
+    (r"sweep\.pool: .*", _POOLS),
     (r"dataset\.name: (web_?dataset|wds|tar(_files)?|shards)", _SHARDS),
 )
 """A problem's key and the value that stands there."""
