@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -165,71 +164,3 @@ def naming(secret: str, *folders: Path) -> list[Path]:
     """Files that have a secret in them."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if secret.encode() in path.read_bytes()]
-
-
-SWEEP = """\
-sweep:
-  parameters:
-    train.optimizer.lr: {min: 1e-4, max: 1e-1, log: true, points: 6}
-  parallel: 2
-  stop: {method: halving, rungs: 1, reduction: 3}
-"""
-"""Two trials of six come to their end."""
-
-
-@pytest.mark.soak
-def test_a_sweep_of_six_jobs_keeps_the_trials_of_a_local_one(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Trials are managed jobs, two of which lose their machines, and the command is killed once:
-    the same results, survivors and weights as of the same sweep on this machine."""
-    recipe = site.cluster.root / "swept" / "recipes" / "swept.yaml"
-    recipe.parent.mkdir(parents=True)
-    recipe.write_text((RECIPE.parent / "digits_mlp.yaml").read_text() + SWEEP)
-    steps = ("-s", "train.steps=600", "-s", "train.evaluate.every=100 steps")
-    home = {"XRUN_HOME": str(site.cluster.root / "swept" / "here"), "OMP_NUM_THREADS": "1"}
-    assert sweep(site, recipe, "--local", *steps, **home).wait(timeout=900) == 0
-    here = table(site, recipe, "--local", *steps, **home)
-
-    hardware = "hardware={any_of: [{clouds: [slurm], spot: false}]}"
-    there = (*steps, "-s", hardware, "-s", "checkpoint.store=hub")
-    runs, began = [row["run"] for row in here], time.monotonic()
-    command = sweep(site, recipe, *there)
-    site.wait_for_step(runs[0], 0)
-    site.cluster.preempt(runs[0], notice=False)
-    command.kill()
-    command.communicate()
-    command = sweep(site, recipe, *there)
-    site.wait_for_step(runs[3], 0)
-    site.cluster.preempt(runs[3])
-    assert command.wait(timeout=1200) == 0
-    found = table(site, recipe, *there)
-    told = ("trial", "run", "state", "rung", "step", "value")
-    assert [[row[name] for name in told] for row in found] == [
-        [row[name] for name in told] for row in here
-    ]
-    survivors = [row["run"] for row in here if row["state"] == "finished"]
-    assert len(survivors) == 2
-    for run in survivors:
-        model = Path(home["XRUN_HOME"]) / run / "model" / "model.safetensors"
-        assert site.weights(run) == model.read_bytes()
-    lost = [run for run in runs if len(site.record(run)["attempts"]) > 1]
-    assert {runs[0], runs[3]} <= set(lost)
-    with capsys.disabled():
-        print(f"\nsix trials as jobs after {time.monotonic() - began:.0f} s")
-
-
-def sweep(site: Site, recipe: Path, *settings: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the command that runs all trials of a recipe; what it says is in logs/sweep.log."""
-    command = (sys.executable, "-m", "xrun", str(recipe), "--yes", "--no-rehearsal", *settings)
-    with (site.cluster.root / "logs" / "sweep.log").open("a") as log:
-        return site.cluster.start(
-            *command, env=site.environment | variables, stdout=log, stderr=log
-        )
-
-
-def table(site: Site, recipe: Path, *settings: str, **variables: str) -> list[dict[str, Any]]:
-    """The rows of `xrun sweep table`."""
-    command = (sys.executable, "-m", "xrun", "sweep", "table", str(recipe), "--json", *settings)
-    said = site.cluster.run(*command, env=site.environment | variables, stderr=subprocess.DEVNULL)
-    return list(json.loads(said))
