@@ -23,7 +23,7 @@ install: .venv/stamp
 .venv/stamp: pyproject.toml constraints/cloud.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) -c constraints/cloud.txt -e '.[train,cloud,bucket,quantized,tensorboard,alerts,dev]'
+	$(BIN)/python $(PIP) -c constraints/cloud.txt -e '.[train,cloud,bucket,quantized,tensorboard,alerts,sweep,dev]'
 	touch $@
 
 .venv-newest/stamp: pyproject.toml constraints/newest.txt

@@ -14,7 +14,12 @@ from importlib.util import find_spec
 
 from .errors import LaunchError
 
-_PROVIDED_BY = {"PIL": "pillow", "sklearn": "scikit-learn", "sky": "skypilot"}
+_PROVIDED_BY = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "sky": "skypilot",
+    "wandb_workspaces": "wandb-workspaces",
+}
 """The packages that are not named like the module that they hold."""
 
 
@@ -39,6 +44,8 @@ PEFT = Need("`model.adapter`", ("peft",))
 QUANTIZED = Need("`model.frozen` in 4 or 8 bit", ("bitsandbytes",), "quantized")
 METRICS = Need("`train.evaluate.metrics`", ("torchmetrics",))
 WANDB = Need("Weights & Biases", ("wandb",))
+BAYES = Need("`sweep.method: bayes`", ("optuna",), "sweep")
+VIEWS = Need("A sweep's view in Weights & Biases", ("wandb", "wandb_workspaces"), "sweep")
 ALERTS = Need("`alerts`", ("apprise",), "alerts")
 TENSORBOARD = Need("`tracking.tensorboard`", ("tensorboard",), "tensorboard")
 
@@ -81,7 +88,9 @@ def extras_of(module: str) -> tuple[str, ...]:
         lines = requires("xrun") or []
     except PackageNotFoundError:
         return ()
-    ours = r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket|quantized|tensorboard|alerts)['\"]"
+    ours = (
+        r"([\w.-]+).*\bextra == ['\"](train|cloud|bucket|quantized|tensorboard|alerts|sweep)['\"]"
+    )
     found = (re.match(ours, line) for line in lines)
     return tuple(each[2] for each in found if each and _same(each[1], package))
 

@@ -33,8 +33,9 @@ class Wandb(Server):
     `keys`: API key -> user; None takes the keys that `environ` gives and those of all members.
     `teams`: team -> its members. An entity is a user or a team; its projects are there for the user
     or the members and for nobody else. Projects in `read_only` (`entity/project`) refuse every
-    write. `unknown` lists the operations that clients asked for and that are not here. `clock`
-    returns seconds since 1970: a run whose last sign of life is five minutes old has crashed.
+    write. `views` are saved views by entity, project and name. `unknown` lists the operations that
+    clients asked for and that are not here. `clock` returns seconds since 1970: a run whose last
+    sign of life is five minutes old has crashed.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Wandb(Server):
         self.users = set(keys.values() if keys else ()) | set().union(*self.teams.values())
         self.read_only: set[str] = set()
         self.unknown: list[str] = []
+        self.views: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.clock = time.time
         self.store = Runs(root, lambda: self.clock())
         self.lock = threading.RLock()

@@ -230,6 +230,31 @@ def is_read_only(query: Query) -> dict[str, Any]:
     return {"project": {"readOnly": f"{query.entity}/{query.project}" in query.server.read_only}}
 
 
+# Views of projects.
+
+
+def view(query: Query) -> dict[str, Any]:
+    """The views of this name; a project that nobody has made is none."""
+    if project(query)["project"] is None:
+        return {"project": None}
+    found = query.server.views.get((query.entity, query.variables["name"], query.get("viewName")))
+    return {"project": {"allViews": {"edges": [{"node": found}] if found else []}}}
+
+
+def upsert_view(query: Query) -> dict[str, Any]:
+    """Save a view. Without the id of one it is a new one, and this server has one of each name."""
+    name = query.variables["name"]
+    query.server.check_writable(query.user, query.entity, query.project)
+    if query.project not in query.server.store.projects(query.entity):
+        raise Refused(404, f"project {query.entity}/{query.project} not found")
+    key = (query.entity, query.project, name)
+    if key in query.server.views and not query.get("id"):
+        raise Refused(409, f"there is a view {name}")
+    told = {each: query.variables[each] for each in ("name", "displayName", "spec")}
+    query.server.views[key] = {"id": f"View:{name}", **told}
+    return {"upsertView": {"view": query.server.views[key], "inserted": not query.get("id")}}
+
+
 # Runs: written.
 
 
@@ -425,6 +450,8 @@ OPERATIONS: dict[str, Callable[[Query], dict[str, Any]]] = {
     "ServerInfo": server_info,
     "StopRun": stop_run,
     "UpsertBucket": upsert_bucket,
+    "UpsertView2": upsert_view,
+    "View": view,
     "Viewer": viewer,
     "viewer": viewer,
 }

@@ -18,6 +18,7 @@ from support.far_away import FAST, environment
 from support.running import Project, weights
 from support.terminals import on_a_terminal
 from xrun.sweep.board import Board
+from xrun.sweep.proposal import propose
 from xrun.sweep.standing import Result
 from xrun.sweep.trials import Trials
 
@@ -103,6 +104,29 @@ def test_table_and_status(project: Project) -> None:
         project.xrun("sweep", "status", "recipes/swept.yaml", *EVERY, "--json").out
     )
     assert (counted["best"], counted["states"]["out"]) == (4, 1)
+
+
+def test_what_follows_from_results(project: Project) -> None:
+    """`xrun check` says of what the trials will be made, and the table which there are by now."""
+    given = (*EVERY, "-s", "sweep.method=bayes", "-s", "sweep.max_trials=3")
+    done = project.xrun("check", "recipes/swept.yaml", *given)
+    assert done.code == 0, done.err
+    assert [line.strip() for line in done.out.splitlines()[1:]] == [
+        "3 trials, each proposed from what those before it have come to, of",
+        "train.optimizer.lr: 0.01, 0.1",
+        "model.args.width: 8 to 16, 2 values",
+    ]
+    trials = Trials.of(project.root / "recipes" / "swept.yaml", given[1::2])
+    board = Board(trials, trials.own_plan)
+    propose(trials, board)
+    board.post(1, 1, Result(10, 0.5))
+    table = project.xrun("sweep", "table", "recipes/swept.yaml", *given).out.splitlines()
+    assert [line.split()[0] for line in table] == ["trial", "1"]
+    said = project.xrun("sweep", "status", "recipes/swept.yaml", *given).out.splitlines()
+    assert said[0] == f"{trials.id}: 3 trials, 1 parked, 2 not proposed yet"
+    none = project.xrun("plan", "recipes/swept.yaml", *given, "--trial", "2")
+    assert none.code == 3
+    assert "has 1 trials so far, and others follow" in none.err
 
 
 def test_best(project: Project) -> None:

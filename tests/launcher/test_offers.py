@@ -216,6 +216,18 @@ def test_three_clouds_are_compared_and_the_cheapest_is_chosen(planned: Done) -> 
 
 
 @pytest.mark.cloud
+def test_a_sweep_is_priced_before_anything_is_trained(home: SkyHome, tmp_path: Path) -> None:
+    """Beside the table of its trials; what nobody has measured is said with what does."""
+    swept = ("-s", "sweep={parameters: {train.optimizer.lr: [1e-3, 3e-3]}}")
+    done = home.xrun("check", str(ROOT / "recipes" / "vit_a100.yaml"), *swept)
+    assert done.code == 0, done.err
+    *_, first, second, dollars = done.out.splitlines()
+    assert [first.split()[:2], second.split()[:2]] == [["1", "0.001"], ["2", "0.003"]]
+    assert "Each on A100:8 on aws/us-east-1, spot, $2.47 an hour; " in dollars
+    assert "`xrun plan RECIPE --trial 1` measures how long one takes." in dollars
+
+
+@pytest.mark.cloud
 def test_the_table_says_the_same(home: SkyHome, planned: Done, tmp_path: Path) -> None:
     """And planning leaves nothing behind."""
     (tmp_path / "recipes").mkdir()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from loopback.wandb import Wandb
+from support.receivers import Webhook
 from support.running import Project, attempt, curve, record, steps_of, weights
 from xrun.errors import Stopped, StoppedOnPurpose
 from xrun.machine.stop import StopFlag
@@ -22,6 +24,7 @@ from xrun.sweep.spent import Spent, spent
 from xrun.sweep.standing import Result
 from xrun.sweep.trial import Course
 from xrun.sweep.trials import Trials
+from xrun.tracker.wandb.processes import send_all
 
 SWEEP = """\
 sweep:
@@ -94,6 +97,28 @@ def test_a_survivor_is_the_run_without_a_sweep(tmp_path: Path) -> None:
     assert alone.run.run == sweep.run(3).run
     assert curve(alone.run) == curve(sweep.run(3))
     assert weights(alone.run) == weights(sweep.run(3))
+
+
+def test_a_pause_is_no_failure_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights & Biases shows a trial at a rung as one that will go on, with every row until there,
+    and as the same run when it has; whoever is told of failures hears nothing."""
+    with Wandb(tmp_path / "wandb") as wandb, Webhook() as hook:
+        for name, value in {**wandb.environ("alice"), "HOOK": hook.address}.items():
+            monkeypatch.setenv(name, value)
+        told = ("tracking.wandb={project: swept, entity: alice}", "alerts.to=[HOOK]")
+        sweep = Sweep(Project(tmp_path / "project"), (EVALUATED, "sweep.stop.rungs=1", *told))
+        assert sweep.go(3) == 0
+        own = ("alice", "swept", sweep.run(3).run)
+        assert wandb.state(*own) == "preempted"
+        assert [row["train/step"] for row in wandb.history(*own)] == list(range(1, 11))
+        assert "val/loss" in wandb.history(*own)[-1]
+        assert send_all(sweep.run(3).path) == 0  # a person's `xrun sync` changes nothing of it
+        assert wandb.state(*own) == "preempted"
+        sweep.post(1, t1=0.9, t2=1.1, t4=5.0)
+        assert sweep.go(3) == 0
+        assert wandb.state(*own) == "finished"
+        assert [row["train/step"] for row in wandb.history(*own)] == list(range(1, 21))
+        assert not [title for title in hook.titles if "fail" in title], hook.titles
 
 
 def test_what_is_trained_is_not_trained_again(tmp_path: Path) -> None:

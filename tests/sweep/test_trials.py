@@ -90,7 +90,7 @@ def test_a_mistake_is_said_at_its_place(tmp_path: Path, sweep: str, said: str) -
         ("  metric: acuracy\n", "Did you mean `accuracy`?"),
         ("  metric: f1\n", "sweep.metric: no evaluation gives it (got f1)"),
         ("  stop: {method: halving, rungs: 1}\n", "only the last step is evaluated"),
-        ("  method: bayes\n", "sweep.method: must be `grid` or `random`"),
+        ("  method: bayes\n", "sweep: it is not said how many trials are proposed"),
         ("checkpoint: {store: hub://me/one}\n", "a repository is one run's, and a sweep has many"),
     ],
 )

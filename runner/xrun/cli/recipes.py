@@ -63,7 +63,8 @@ def check(
             missing += _missing_libraries(recipe, path, overrides)
             width = room()
             inside = None if width is None else width - 2
-            trials = table_of(path, overrides, inside) if recipe.sweep is not None else []
+            swept, priced = recipe.sweep is not None, not as_json
+            trials = table_of(path, overrides, inside, priced=priced) if swept else []
             of_account = _online_problems(recipe, source) if online else ()
             refused += of_account
             if not as_json and not of_account:

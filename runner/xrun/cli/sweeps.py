@@ -73,7 +73,10 @@ def one_run(source: Source, overrides: Sequence[str], trial: int | None) -> Sequ
     if trial is None:
         what = "the recipe has a sweep, and this is about one run"
         raise click.UsageError(f"{source.typed}: {what}: add --trial N. `xrun check` lists them.")
-    return Trials.of(source.path, overrides, source.origin).trial(trial).plan.overrides
+    trials = Trials.of(source.path, overrides, source.origin)
+    if trials.are_open:  # which there are, only the board tells
+        trials, _ = _placed(Wish(source, overrides, False, None, Launching()), reads=True)
+    return trials.trial(trial).plan.overrides
 
 
 def refuse_trial(source: Source, trial: int | None) -> None:
@@ -85,18 +88,26 @@ def refuse_trial(source: Source, trial: int | None) -> None:
 def run_all(wish: Wish) -> int:
     """Every trial that is left; the exit code."""
     from ..launcher.cancel import cancel
+    from ..libraries import BAYES, require
     from ..sweep.driver import Driver
+    from ..sweep.proposal import propose
 
     trials, board = _placed(wish)
+    if trials.sweep.method == "bayes":
+        require(BAYES)
+        trials.check()
+        if not trials.values:
+            trials = propose(trials, board)
     first = trials.trial(1)
     agreed(wish.source, first.plan, yes=wish.launching.yes)
     parallel = trials.sweep.parallel
     at_a_time = f", {parallel} at a time" if parallel > 1 else ""
-    click.echo(f"Sweep {trials.id}: {len(trials.values)} trials{at_a_time}, in {board.folder}")
+    click.echo(f"Sweep {trials.id}: {trials.count} trials{at_a_time}, in {board.folder}")
     if trials.base.on_clouds and not board.standing().is_complete:
         _ask_once(wish, trials)
     stop_job = functools.partial(cancel, save=True, say=click.echo)
-    code = Driver(trials, board, wish.command, click.echo, stop_job).run()
+    show = functools.partial(_show, trials)
+    code = Driver(trials, board, wish.command, click.echo, stop_job, show).run()
     if code == 0:
         click.echo(f"{_best_text(trials, board)}\n  table    xrun sweep table {wish.source.typed}")
     else:
@@ -116,7 +127,7 @@ def run_one(wish: Wish, number: int) -> int:
     trials, board = _placed(wish)
     trial = trials.trial(number)
     agreed(wish.source, trial.plan, yes=wish.launching.yes)
-    click.echo(f"Trial {number} of {len(trials.values)}: {trial.words}")
+    click.echo(f"Trial {number} of {trials.count}: {trial.words}")
     online = place(trial.plan, chosen=False)
 
     def train(plan: Plan) -> int:
@@ -146,7 +157,27 @@ def _placed(wish: Wish, *, reads: bool = False) -> tuple[Trials, Board]:
     if own.address.durable:
         own = place(own, chosen=True).plan
         trials = trials.placed(own)
-    return trials, Board(trials, own, reads=reads)
+    board = Board(trials, own, reads=reads)
+    if trials.sweep.method == "bayes":
+        trials = trials.with_proposed(board.standing())
+    return trials, board
+
+
+def _show(trials: Trials) -> None:
+    """Have Weights & Biases draw the trials, where it is told of them."""
+    from ..libraries import VIEWS, what_is_missing
+    from ..tracker.wandb.api import RunPath
+    from ..tracker.wandb.processes import SweepView, save_view
+
+    if trials.base.wandb is None or not trials.base.wandb.online:
+        return
+    if missing := what_is_missing(VIEWS):
+        click.echo(missing)
+        return
+    at = RunPath.of(trials.own_plan)
+    log = {key: each.log for key, each in trials.sweep.parameters.items()}
+    there, said = save_view(SweepView(at.entity, at.project, trials.id, log, trials.metric))
+    click.echo(f"Weights & Biases {'draws' if there else 'does not draw'} the trials: {said}")
 
 
 def _ask_once(wish: Wish, trials: Trials) -> None:
@@ -168,21 +199,29 @@ def _best_text(trials: Trials, board: Board) -> str:
     number = standing.best
     if number is None:
         return "No trial has come to its end with a value."
-    trial, result = trials.trial(number), standing.result_of(number)
+    trial = trials.with_proposed(standing).trial(number)
+    result = standing.result_of(number)
     value = f"{trials.metric} {result.value:.6g}" if result and result.value is not None else ""
     return f"Best: trial {number}, {value}, {trial.words}\n  run      {trial.plan.run}"
 
 
-def table_of(recipe_path: Path, overrides: Sequence[str], width: int | None) -> list[str]:
-    """The trials of a recipe before anything is trained. Raises RecipeError where one is wrong."""
+def table_of(
+    recipe_path: Path, overrides: Sequence[str], width: int | None, *, priced: bool = True
+) -> list[str]:
+    """The trials of a recipe before anything is trained, `priced` what they would cost on clouds.
+    Raises RecipeError where one is wrong."""
     from ..sweep.standing import Rules, Standing
-    from ..sweep.table import cells, rows
+    from ..sweep.table import cells, rows, space_text
     from ..sweep.trials import Trials
 
     trials = Trials.of(recipe_path, overrides)
+    trials.check()
+    dollars = [_dollars(trials)] if priced and trials.base.on_clouds else []
+    if trials.are_open:
+        return [*space_text(trials), *dollars]
     empty = Standing(Rules(len(trials.values), len(trials.parts)))
     found = list(rows(trials.all(), empty, costs=False))
-    return _table(cells(trials, found, results=False), width)
+    return [*_table(cells(trials, found, results=False), width), *dollars]
 
 
 def _table(cells: Sequence[Sequence[str]], width: int | None) -> list[str]:
@@ -195,6 +234,40 @@ def _table(cells: Sequence[Sequence[str]], width: int | None) -> list[str]:
         for name in head
     ]
     return lines_of(columns, rows, width)
+
+
+def _dollars(trials: Trials) -> str:
+    """What all trials would cost together, as far as that is known now. Nothing is measured."""
+    from ..errors import XrunError
+    from ..launcher.rehearsal.costing import known_cost
+    from ..launcher.sky.client import NoClouds
+    from ..launcher.sky.launch import prepare, priced_elsewhere
+    from ..sweep.quote import sweep_quote
+
+    plan = trials.trial(1).plan if trials.values else trials.base
+    try:
+        try:
+            offers = prepare(plan).offers
+        except NoClouds:
+            offers = priced_elsewhere(plan, known_cost)
+    except XrunError as error:
+        return f"What they would cost is not known: {error}"
+    best = next(iter((*offers.offers, *offers.elsewhere)), None)
+    if best is None:
+        return "What they would cost is not known: no price list can be had."
+    kind = "spot" if best.use_spot else "on demand"
+    where = f"{best.machines} on {best.infra}, {kind}, ${best.hourly:.2f} an hour"
+    if best.quote is None:
+        one_run = "--trial 1" if trials.values else "-s sweep=null"
+        return f"Each on {where}; `xrun plan RECIPE {one_run}` measures how long one takes."
+    whole, one = sweep_quote(trials, best.quote), best.quote.usd.likely
+    low, likely, high = (f"${each:.2f}" for each in whole.usd)
+    stop, limit = trials.sweep.stop, trials.sweep.budget.usd
+    to_the_end = f"{whole.trials} trials of ${one:.2f}, each on {where}"
+    early = f"; by {stop.method} {whole.lengths:.1f} of their lengths" if stop else ""
+    over = " sweep.budget.usd ends it before." if limit and limit < whole.usd.likely else ""
+    hours = f"{whole.hours.likely:.1f} hours"
+    return f"{to_the_end}{early}: {likely} ({low} to {high}), {hours} of machines.{over}"
 
 
 @click.group()
@@ -244,7 +317,7 @@ def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_j
     if as_json:
         told = {
             "sweep": trials.id,
-            "trials": len(found),
+            "trials": trials.count,
             "states": dict(states),
             "best": standing.best,
             "hours": cost.hours,
@@ -252,8 +325,10 @@ def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_j
         }
         click.echo(json_text(told, indent=1))
         return
-    parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    click.echo(f"{trials.id}: {len(found)} trials, {parts}")
+    parts = [f"{count} {state}" for state, count in sorted(states.items())]
+    if trials.are_open:
+        parts.append(f"{trials.count - len(found)} not proposed yet")
+    click.echo(f"{trials.id}: {trials.count} trials, {', '.join(parts)}")
     for rung in range(1, len(trials.parts)):
         here, at = len(standing.results.get(rung, {})), len(standing.at(rung))
         on = f", {len(standing.at(rung + 1))} go on" if standing.decisions.get(rung) else ""

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ..libraries import (
     ALERTS,
+    BAYES,
     BUCKET,
     HUB,
     LAUNCHING,
@@ -38,6 +39,8 @@ def needs(recipe: Recipe) -> Iterator[Need]:
         yield PEFT
     if recipe.hardware.local and recipe.model.quantized:
         yield QUANTIZED
+    if recipe.sweep is not None and recipe.sweep.method == "bayes":
+        yield BAYES
     evaluate = recipe.train.evaluate
     if recipe.hardware.local and over_the_split(recipe.task, evaluate.metric, evaluate.metrics):
         yield METRICS

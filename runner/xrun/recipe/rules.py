@@ -622,13 +622,14 @@ def _is_known(key: str) -> bool:
 @rule("sweep")
 def the_number_of_trials_is_known(recipe: Recipe) -> Iterator[Problem]:
     """`sweep.method: grid` has `points` for each range and no more trials than `sweep.max_trials`;
-    `random` has `sweep.max_trials`."""
+    `random` and `bayes` have `sweep.max_trials`."""
     sweep = recipe.sweep
     if sweep is None:
         return
-    if sweep.method == "random":
+    if sweep.method != "grid":
         if sweep.max_trials is None:
-            what = "it is not said how many trials are drawn"
+            verb = "drawn" if sweep.method == "random" else "proposed"
+            what = f"it is not said how many trials are {verb}"
             yield problem("sweep", what, hint="Add `max_trials: 20`.")
         return
     choices = {name: each.choices for name, each in sweep.parameters.items()}

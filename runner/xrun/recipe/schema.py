@@ -551,7 +551,11 @@ class Parameter(Part):
             return high if share else low
         value = low * (high / low) ** share if self.log else low + (high - low) * share
         whole = isinstance(low, int) and isinstance(high, int)
-        return round(value) if whole else float(f"{value:.6g}")
+        return round(value) if whole else self.rounded(value)
+
+    def rounded(self, value: float) -> float:
+        """A value of a range to six digits, inside of it."""
+        return min(max(float(f"{value:.6g}"), self.min or 0.0), self.max or 0.0)
 
     def checked(self) -> Self:
         if bool(self.values) == (self.min is not None or self.max is not None):
@@ -605,17 +609,18 @@ class Sweep(Part):
     parameters: dict[Line, Annotated[Parameter, Before(read_parameter)]]
     """Dotted key -> its values: `train.optimizer.lr: [1e-3, 3e-3]`. Any key that a run's id follows
     from; others would give two trials one id."""
-    method: Literal["grid", "random"] = "grid"
+    method: Literal["grid", "random", "bayes"] = "grid"
     """`grid`: every combination, the last key fastest. `random`: `max_trials` of them, drawn by
-    `train.seed`."""
+    `train.seed`. `bayes`: `max_trials` of them, each proposed by Optuna from what those before it
+    have come to (after ten that are drawn); a proposal is recorded before its trial starts."""
     metric: Line | None = None
     """What decides: a metric of the evaluation. Under `train.export: best` a trial's best value
     counts, else its newest. Default: `train.evaluate.metric`."""
     mode: Literal["min", "max"] | None = None
     """Whether less or more of it is better. Default: as its name tells."""
     max_trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Trials that `random` draws; for a grid the most that it may have. Default: 10,000 of a
-    grid."""
+    """Trials that `random` and `bayes` make; for a grid the most that it may have. Default: 10,000
+    of a grid."""
     parallel: Annotated[int, Field(ge=1, le=1000)] = 1
     """Trials that run at a time."""
     stop: EarlyStop | None = None

@@ -39,6 +39,8 @@ OUTSIDE_ENDS = 20
 lives."""
 PEOPLE = ("SIGINT", "SIGHUP")
 """Reasons of a stop that somebody at a terminal wanted."""
+PAUSED = "paused after step"
+"""How the reason of an attempt begins that has come to a rung of its sweep."""
 Typed = TypeVar("Typed", bound="AttemptRecord | Finished")
 
 
@@ -114,6 +116,11 @@ class AttemptRecord:
     def was_lost(self) -> bool:
         """Whether it was ended from outside, with or without a last save."""
         return self.end == AttemptEnd.OUTSIDE
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it has come to a rung of its sweep, where it may go on later."""
+        return self.end == AttemptEnd.STOPPED and (self.reason or "").startswith(PAUSED)
 
     @property
     def made_progress(self) -> bool:

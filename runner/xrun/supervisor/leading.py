@@ -248,7 +248,14 @@ class LeadingNode(Node):
         if self.sender is not None and self.lost:
             self.sender.abandon()
         elif self.sender is not None:
+            if self._is_paused:  # W&B has no other word for a run that is well and goes on later
+                self.sender.preempting()
             self.sender.finish(code, min(_SENDER_SECONDS, self._seconds_left()))
+
+    @property
+    def _is_paused(self) -> bool:
+        """Whether this attempt has come to a rung, where its run waits for others."""
+        return any(each.is_paused for each in self.messages.record.attempts[-1:])
 
     def _seconds_left(self) -> float:
         """How long the attempt's end may take: whoever stops a start does not want to wait."""
@@ -368,7 +375,7 @@ class LeadingNode(Node):
         told: Message | None = None
         if code == 0:
             told = self.messages.finished() if self.messages.record.finished else None
-        elif code != EX_TEMPFAIL and not self.purpose:
+        elif code != EX_TEMPFAIL and not self.purpose and not self._is_paused:
             spent = spending.is_spent(what)
             told = self.messages.budget(what) if spent else self.messages.failed(what, hint)
         if told is not None and not self.lost:

@@ -41,7 +41,7 @@ class Board:
     ) -> None:
         stop = trials.sweep.stop
         self.rules = Rules(
-            trials=len(trials.values),
+            trials=trials.count,
             rungs=len(trials.parts),
             mode=trials.mode,
             method=stop.method if stop else "",
@@ -67,17 +67,22 @@ class Board:
     def post(self, trial: int, rung: int, result: Result) -> Standing:
         """Commit a trial's result at its rung, with what is decided by it; the standing afterwards.
         What is known already is not committed again. Raises StoreError."""
-        tries = _BACKOFF.tries(LeaseLost, times=_TRIES, sleep=self._sleep)
-        return tries(self._post, trial, rung, result)
+        return self.change(lambda before: before.with_result(trial, rung, result))
 
-    def _post(self, trial: int, rung: int, result: Result) -> Standing:
-        """Raises LeaseLost if another trial has put its result there meanwhile."""
+    def change(self, made: Callable[[Standing], Standing]) -> Standing:
+        """Commit what is made of the standing, which may be asked for again where another commit
+        came first; the standing afterwards. Raises StoreError, and what `made` raises."""
+        tries = _BACKOFF.tries(LeaseLost, times=_TRIES, sleep=self._sleep)
+        return tries(self._change, made)
+
+    def _change(self, made: Callable[[Standing], Standing]) -> Standing:
+        """Raises LeaseLost if somebody else has committed meanwhile."""
         head = self._store.head()
         before = self._read(head)
-        after = before.with_result(trial, rung, result)
+        after = made(before)
         if after != before:
-            made = self._store.commit({BOARD: {**self._about, **after.to_json()}}, head)
-            if made.number % _TIDY == 0:
+            commit = self._store.commit({BOARD: {**self._about, **after.to_json()}}, head)
+            if commit.number % _TIDY == 0:
                 self._store.sweep()
         return after
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..run.folder import RunFolder
 from ..run.plan import Limits
 from ..signals import STOPS, answered, is_wish
 from .board import Board
+from .proposal import propose
 from .spent import WAY_ON, Spent, spent
 from .standing import Standing
 from .trial import words
@@ -43,14 +44,15 @@ _CRASHES = 20
 @dataclass
 class Driver:
     """`command` is what runs the trial of a number; `stop_job` asks a run's job on a cloud to save
-    and to stop."""
+    and to stop; `show` is called once, when there is a new result to be shown."""
 
     trials: Trials
     board: Board
     command: Callable[[int], Sequence[str]]
     say: Callable[[str], None]
     stop_job: Callable[[str], None]
-    _all: Mapping[int, Trial] = field(default_factory=dict)
+    show: Callable[[], None] = lambda: None
+    _all: dict[int, Trial] = field(default_factory=dict)
     _running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _codes: dict[int, int] = field(default_factory=dict)
     """How trials have ended that left nothing on the board."""
@@ -59,6 +61,7 @@ class Driver:
     _asked: bool = False
     _over: str = ""
     _stopped: bool = False
+    _shown: bool = False
     _looked: float = -_FAR_SECONDS
     """When the budget was looked at last."""
 
@@ -108,6 +111,13 @@ class Driver:
         ready = [number for number in self._ready(standing) if not self._is_held(number)]
         ready.sort(key=lambda number: (-standing.rung_of(number), number))
         free = self.trials.sweep.parallel - len(self._running) - elsewhere
+        while len(ready) < free and self.trials.are_open:
+            runs = [each.plan.run for each in self._all.values()]
+            self.trials = propose(self.trials, self.board, runs)
+            for number in range(len(self._all) + 1, len(self.trials.values) + 1):
+                self._all[number] = self.trials.trial(number)
+                ready.append(number)
+                self.say(f"trial {number} is proposed: {self._all[number].words}")
         for number in ready[: max(0, free)]:
             with self.log(number).open("ab") as output:
                 self._running[number] = subprocess.Popen(
@@ -152,6 +162,9 @@ class Driver:
             if now.result_of(number) != before.result_of(number):
                 self._codes.pop(number, None)  # it has come to something
                 self.say(f"trial {number} {words(self.trials, now, number)}")
+                if not self._shown:
+                    self._shown = True
+                    self.show()
         for rung, made in now.decisions.items():
             known = len(before.decisions.get(rung, {}))
             if self.board.rules.method == "halving" and len(made) > known:

@@ -20,8 +20,41 @@ Values = Mapping[str, Any]
 
 def values_of(sweep: Sweep, seed: int) -> list[Values]:
     """What each trial changes of the recipe, in the order of their numbers; no two are the same.
-    `random` gives fewer than `max_trials` where there are no more."""
+    `random` gives fewer than `max_trials` where there are no more; `bayes` none, for they follow
+    from results."""
+    if sweep.method == "bayes":
+        return []
     return list(_grid(sweep) if sweep.method == "grid" else _random(sweep, seed))
+
+
+def size_of(sweep: Sweep) -> int | float:
+    """How many combinations there are; infinity where a range has any value."""
+    return math.prod(map(_count, sweep.parameters.values()))
+
+
+def every_value(sweep: Sweep) -> Iterator[Values]:
+    """Few combinations in which each value of a list, and both ends of each range, stand once at
+    least."""
+    values = {key: each.values or (each.min, each.max) for key, each in sweep.parameters.items()}
+    for place in range(max(map(len, values.values()))):
+        yield {key: each[place % len(each)] for key, each in values.items()}
+
+
+def combinations(sweep: Sweep) -> Iterator[Values]:
+    """All of a space that has so many; whole numbers are counted through."""
+    choices = [
+        each.choices or range(int(each.min or 0), int(each.max or 0) + 1)
+        for each in sweep.parameters.values()
+    ]
+    for combination in itertools.product(*choices):
+        yield dict(zip(sweep.parameters, combination, strict=True))
+
+
+def _count(parameter: Parameter) -> int | float:
+    low, high, choices = parameter.min, parameter.max, parameter.choices
+    if choices is not None:
+        return len(choices)
+    return high - low + 1 if isinstance(low, int) and isinstance(high, int) else math.inf
 
 
 def _grid(sweep: Sweep) -> Iterator[Values]:
@@ -34,8 +67,7 @@ def _grid(sweep: Sweep) -> Iterator[Values]:
 def _random(sweep: Sweep, seed: int) -> Iterator[Values]:
     """Draws without repetition. Only `random()` is asked, whose numbers Python keeps for ever."""
     source, wanted, seen = random.Random(f"xrun sweep {seed}"), sweep.max_trials or 0, set[str]()
-    counts = [len(each.choices) if each.choices else math.inf for each in sweep.parameters.values()]
-    wanted = int(min(wanted, math.prod(counts)))
+    wanted = int(min(wanted, size_of(sweep)))
     for _ in range(wanted * _TRIES):
         if len(seen) == wanted:
             return

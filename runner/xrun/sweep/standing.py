@@ -56,11 +56,13 @@ class Rules:
 class Standing:
     """`results` and `decisions` by rung and trial, both counted from 1; a decision says whether the
     trial goes on. Nothing that is decided changes any more, nor does a result that it follows
-    from."""
+    from. `proposed` are the values of the trials there are so far, where they follow from
+    results."""
 
     rules: Rules
     results: Mapping[int, Mapping[int, Result]] = field(default_factory=dict)
     decisions: Mapping[int, Mapping[int, bool]] = field(default_factory=dict)
+    proposed: tuple[Mapping[str, Any], ...] = ()
 
     def rung_of(self, trial: int) -> int:
         """The rung that a trial has to reach next, or where it has ended."""
@@ -172,6 +174,7 @@ class Standing:
                 str(rung): {str(trial): on for trial, on in sorted(made.items())}
                 for rung, made in sorted(self.decisions.items())
             },
+            **({"proposed": [dict(each) for each in self.proposed]} if self.proposed else {}),
         }
 
     @classmethod
@@ -185,4 +188,5 @@ class Standing:
             int(rung): {int(trial): bool(on) for trial, on in made.items()}
             for rung, made in told.get("decisions", {}).items()
         }
-        return cls(rules, results, decisions)
+        proposed = tuple(dict(each) for each in told.get("proposed", ()))
+        return cls(rules, results, decisions, proposed)

@@ -78,6 +78,18 @@ def cells(trials: Trials, found: Sequence[Row], *, results: bool = True) -> list
     return lines
 
 
+def space_text(trials: Trials) -> Iterator[str]:
+    """Of what trials that follow from results will be made."""
+    yield f"{trials.count} trials, each proposed from what those before it have come to, of"
+    for key, each in trials.sweep.parameters.items():
+        if each.values:
+            yield f"  {key}: {', '.join(map(_cell, each.values))}"
+            continue
+        evenly = ", evenly in factors" if each.log else ""
+        points = f", {each.points} values" if each.points else ""
+        yield f"  {key}: {_cell(each.min)} to {_cell(each.max)}{evenly}{points}"
+
+
 def _short(key: str, keys: Sequence[str]) -> str:
     """The last part of a key, as far as it is this key's alone."""
     parts = key.split(".")

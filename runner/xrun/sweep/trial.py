@@ -76,7 +76,8 @@ class Course:
         limits = Limits(**self.trials.sweep.budget.model_dump())
         if not (limits.usd or limits.hours):
             return plan
-        together = spent_together(each.plan for each in self.trials.all())
+        known = self.trials.with_proposed(self.board.standing())
+        together = spent_together(each.plan for each in known.all())
         if reason := together.exceeds(limits):
             raise StoppedOnPurpose(reason, WAY_ON)
         own = together.left_for(plan.limits, limits, spent(plan))

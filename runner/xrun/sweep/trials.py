@@ -21,7 +21,8 @@ from ..recipe.load import in_order, load_recipe, place_of
 from ..recipe.schema import Sweep
 from ..run.origin import Origin
 from ..run.plan import Plan, make_plan
-from .space import Values, values_of
+from .space import Values, every_value, size_of, values_of
+from .standing import Standing
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """All trials of a recipe. `base` is the plan of the recipe without its sweep, `id` what names
-    the sweep's board: it follows from the recipe, and changes with whatever decides which trials
-    there are and which of them go on."""
+    """All trials of a recipe, or those that are proposed so far. `base` is the plan of the recipe
+    without its sweep, `id` what names the sweep's board: it follows from the recipe, and changes
+    with whatever decides which trials there are and which of them go on."""
 
     sweep: Sweep
     base: Plan
@@ -73,6 +74,26 @@ class Trials:
         base = make_plan(alone, path, overrides=overrides, origin=origin, processes=processes)
         values = tuple(values_of(recipe.sweep, recipe.train.seed))
         return cls(recipe.sweep, base, values, path, tuple(overrides), origin, processes)
+
+    @property
+    def count(self) -> int:
+        """How many trials there are in the end."""
+        if self.sweep.method != "bayes":
+            return len(self.values)
+        return int(min(self.sweep.max_trials or 0, size_of(self.sweep)))
+
+    @property
+    def are_open(self) -> bool:
+        """Whether more trials will be proposed."""
+        return len(self.values) < self.count
+
+    def with_values(self, values: Sequence[Values]) -> Trials:
+        """The trials with these values."""
+        return replace(self, values=tuple(values))
+
+    def with_proposed(self, standing: Standing) -> Trials:
+        """The trials that are on the board so far, where they follow from results."""
+        return self.with_values(standing.proposed) if self.sweep.method == "bayes" else self
 
     @property
     def own_plan(self) -> Plan:
@@ -133,7 +154,9 @@ class Trials:
         """
         if not 1 <= number <= len(self.values):
             what = f"The sweep of {self.path} has {len(self.values)} trials"
-            raise LaunchError(f"{what} (got {number}).", "`xrun check` lists them.")
+            if self.are_open and number <= self.count:
+                what = f"{what} so far, and others follow from their results"
+            raise LaunchError(f"{what} (got {number}).", f"`xrun {self.lister}` lists them.")
         values = self.values[number - 1]
         own = [f"{key}={_text(value)}" for key, value in values.items()]
         overrides = [*self.overrides, "sweep=null", f"publish={publish}", *own]
@@ -152,6 +175,20 @@ class Trials:
         if plan.address.on_hub and self.base.address.name:  # somebody has asked whose it is
             plan = plan.placed(self.base.address.owner)
         return Trial(number, values, replace(known_run(plan) or plan, sweep=self.id))
+
+    @property
+    def lister(self) -> str:
+        """The command that lists them."""
+        return "check" if self.sweep.method != "bayes" else "sweep table"
+
+    def check(self) -> None:
+        """Raises RecipeError as `all` does; of trials that are not there yet, for each value that
+        they could have."""
+        if self.sweep.method != "bayes":
+            self.all()
+            return
+        for values in every_value(self.sweep):
+            self.with_values([values]).trial(1)
 
     def all(self) -> list[Trial]:
         """Every trial, once it is certain that all of them can be made.

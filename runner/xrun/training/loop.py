@@ -39,7 +39,7 @@ from ..machine.heartbeat import Heartbeat
 from ..machine.stop import SPARE_SECONDS, StopFlag
 from ..recipe.schema import Train
 from ..run import spending
-from ..run.record import Finished
+from ..run.record import PAUSED, Finished
 from ..tracker.protocol import Tracker
 from .apart import check_apart
 from .evaluate import Evaluation
@@ -463,7 +463,7 @@ class Training:
     def _pause(self) -> NoReturn:
         """The step is committed, and nothing else has happened: whoever goes on computes what a run
         computes that never pauses."""
-        why = f"paused after step {self.state.step} of {self.steps}, at a rung of its sweep"
+        why = f"{PAUSED} {self.state.step} of {self.steps}, at a rung of its sweep"
         self._note_end(why)
         self._commit_last()
         if self.tracker is not None:

@@ -12,8 +12,8 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ... import environment
@@ -23,6 +23,7 @@ DELETED = 3
 """The sender's exit code when the run's id was used once, deleted there, and cannot be used
 again."""
 _WITNESS_SECONDS = 60.0
+_VIEW_SECONDS = 60.0
 
 
 def start_witness(plan: Path) -> subprocess.Popen[str]:
@@ -61,6 +62,39 @@ def answer_of(witness: subprocess.Popen[str]) -> Answer:
         return Answer(why=f"no answer within {_WITNESS_SECONDS:.0f} s")
     except (IndexError, ValueError):
         return Answer(why=f"asking ended with exit code {witness.returncode}")
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """What people see of a sweep: the `parameters` by their dotted keys, and whether each counts in
+    factors, beside the `metric`. `entity` is "" for whoever has the key."""
+
+    entity: str
+    project: str
+    sweep: str
+    parameters: Mapping[str, bool]
+    metric: str
+
+
+def save_view(view: SweepView) -> tuple[bool, str]:
+    """Save a sweep's view, unless it is there; whether it is, and its address or what has kept
+    it from being there."""
+    command = [*environment.PYTHON, "-m", "xrun.tracker.wandb.view", json.dumps(asdict(view))]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=_environment(),
+            timeout=_VIEW_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {_VIEW_SECONDS:.0f} s"
+    lines = done.stdout.splitlines() or [f"it ended with exit code {done.returncode}"]
+    return done.returncode == 0, lines[-1]
 
 
 def send_all(folder: Path) -> int:

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from ... import streams
-from ...errors import LaunchError
+from ...errors import LaunchError, StoreError
 from ...files import number, read_json
 from ...lock import Held, locked
 from ...machine.stop import end_with_parent
 from ...run.confirmation import FRESH_SECONDS
 from ...run.folder import RunFolder
+from ...run.record import AttemptRecord
 from ...terminal import only_text
 from .library import await_cores
 from .orders import Orders
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
     if person:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         orders.code = _how_it_stands(RunFolder(given.folder))
+        orders.preempting = _is_paused(RunFolder(given.folder))
     else:
         orders.on_signals()
     folder = RunFolder(given.folder)
@@ -121,6 +123,14 @@ def _how_it_stands(folder: RunFolder) -> int:
     its last step."""
     last = max((point["step"] for point in folder.points()), default=-1)
     return 0 if last >= number((read_json(folder.config, dict) or {}).get("steps")) else 1
+
+
+def _is_paused(folder: RunFolder) -> bool:
+    """Whether the run waits at a rung of its sweep."""
+    told = (read_json(folder.attempts, list) or ())[-1:]
+    with contextlib.suppress(ValueError, StoreError):
+        return any(AttemptRecord.from_json(each).is_paused for each in told)
+    return False
 
 
 def main_and_exit(arguments: list[str]) -> NoReturn:
