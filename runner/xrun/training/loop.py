@@ -172,7 +172,7 @@ class Training:
             )
             if unused:
                 self.reduction.drop_unused()
-            every = self._finite.agreed(losses, self.world)
+            every = self._finite.agreed(losses, self.world, gates=self._gated)
             norm = self._step() if self._gated else self._clip()
             numbers = read([*every, *norm, *further])  # the one time that the host waits for it
             each, told = len(losses) + 1, (len(losses) + 1) * self.world.size
