@@ -48,10 +48,11 @@ class FiniteGradients:
             torch._amp_foreach_non_finite_check_and_unscale_([loss], self.verdict, self._one)
         return self.verdict
 
-    def agreed(self, losses: Sequence[Tensor], world: World) -> list[Tensor]:
-        """The verdict over all processes; what each has is their losses and its own verdict, in
-        rows or, of one process, one by one. Nothing waits for it either."""
-        found = self.found(losses)
+    def agreed(self, losses: Sequence[Tensor], world: World, *, gates: bool = True) -> list[Tensor]:
+        """The verdict over all processes, with the losses where it `gates` the step; returns what
+        each has, its losses and its own verdict, in rows or, of one process, one by one. Nothing
+        waits for it either."""
+        found = self.found(losses if gates else ())
         if world.size == 1:
             return [*losses, found]
         rows = world.all_gather(torch.stack([*losses, found]))

@@ -173,7 +173,7 @@ class Training:
             )
             if unused:
                 self.reduction.drop_unused()
-            every = self._finite.agreed(losses, self.world)
+            every = self._finite.agreed(losses, self.world, gates=self._gated)
             norm = self._step() if self._gated else self._clip()
             if self.ahead and not stop and state.step + 1 < self.steps:
                 self.speed.looked_ahead(batches.look)
