@@ -143,7 +143,7 @@ def test_what_goes_wrong_ahead_is_raised_when_it_is_asked_for() -> None:
         yield ["two"]
         raise OSError("three")
 
-    ahead = Ahead(steps())
+    ahead: Any = Ahead(steps())
     assert ahead.next() == ["one"]
     ahead.look()
     ahead.look()
