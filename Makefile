@@ -14,7 +14,7 @@ MYPY_TESTS = --cache-dir .mypy_cache/tests --explicit-package-bases --allow-unty
 	--disable-error-code union-attr --disable-error-code operator --disable-error-code index --disable-error-code arg-type \
 	--disable-error-code assignment
 
-.PHONY: install demo test e2e check format newest bench gpu attack soak contract docs docs-site picture dist clean
+.PHONY: install demo test e2e check format newest bench gpu attack soak contract docs docs-site messages picture dist clean
 
 install: .venv/stamp
 
@@ -115,6 +115,10 @@ docs: install
 # docs/ as a site, in site/: a link that leads nowhere is an error. `python3 -m http.server -d site` shows it, with its search.
 docs-site: .venv-tools/stamp
 	$(TOOLS)/zensical build --strict --clean
+
+# Every message that people may read, with file and line: to be read as one text after many changes.
+messages: install
+	@PYTHONPATH=tests $(BIN)/python -m support.messages
 
 # Kill a run twelve times, and draw its loss over the undisturbed one's.
 picture: install

@@ -16,6 +16,7 @@ import click
 import pytest
 import yaml
 
+from support.messages import messages, messages_of
 from support.paths import ROOT
 from support.reference import DOCS, EXIT_CODES, anchor, exit_codes, pages
 from support.running import ended, start
@@ -187,10 +188,30 @@ def test_messages_are_those_of_the_program() -> None:
     """What people look for is what they have read."""
     text = (DOCS / "howto" / "when-it-fails.md").read_text()
     told = re.findall(r"^### (.*)$", text.partition("## By message")[2], re.MULTILINE)
-    sources = [path.read_text() for path in (ROOT / "runner" / "xrun").rglob("*.py")]
-    joined = [re.sub(r'"\s*f?"', "", text) for text in sources]
+    said = "\n".join(each.text for each in messages())
     assert len(told) >= 9
-    assert [each for each in told if not any(each in text for text in joined)] == []
+    assert [each for each in told if each not in said] == []
+
+
+def test_the_list_of_messages_has_what_people_read_and_nothing_else() -> None:
+    """Texts as a whole, the help of commands, and neither keys nor other docstrings."""
+    source = '''
+"""Of the module, for who reads it."""
+
+@click.command()
+def rm(target):
+    """Delete all of RUN."""
+    key = "train optimizer"
+    raise StoreError(
+        f"{target} cannot be "
+        "deleted: " + why(f"{target} is not here"), "runs/plan.json",
+    )
+'''
+    assert [each[1:] for each in messages_of(ROOT / "here.py", source)] == [
+        (6, "Delete all of RUN."),
+        (9, "{target} cannot be deleted: {why(f'{target} is not here')}"),
+        (10, "{target} is not here"),
+    ]
 
 
 @pytest.mark.e2e

@@ -110,7 +110,7 @@ def test_a_long_wait_is_news_once(tmp_path: Path) -> None:
     one = pilot(tmp_path, told)
     asked(one, START)
     assert one.news(START + HOUR) == ""
-    assert one.news(START + 3 * HOUR).startswith("There are no machines for 3.0 h now")
+    assert one.news(START + 3 * HOUR).startswith("No machine has been available for 3.0 h")
     assert one.news(START + 4 * HOUR) == ""
     assert pilot(tmp_path, told).news(START + 4 * HOUR) == ""
     there = on(one, NORTH, START + 4 * HOUR)

@@ -43,10 +43,12 @@ HOME = Variable(
 HUB_SPACING = Variable("XRUN_HUB_SPACING", "Seconds between two commits to a Hub.", "30")
 HUB_HOURLY = Variable("XRUN_HUB_HOURLY", "Commits in an hour to a Hub.", "100")
 HUB_PATIENCE = Variable(
-    "XRUN_HUB_PATIENCE", "Seconds for which what a Hub refuses is tried again.", "300"
+    "XRUN_HUB_PATIENCE", "Seconds for which a request that a Hub refuses is tried again.", "300"
 )
 BUCKET_PATIENCE = Variable(
-    "XRUN_BUCKET_PATIENCE", "Seconds for which what a bucket refuses is tried again.", "300"
+    "XRUN_BUCKET_PATIENCE",
+    "Seconds for which a request that a bucket refuses is tried again.",
+    "300",
 )
 HANG_SECONDS = Variable("XRUN_HANG_SECONDS", "Seconds without a step that count as a hang.", "600")
 METADATA_ADDRESS = Variable(
@@ -63,7 +65,7 @@ PORT = Variable(
     " id.",
 )
 WANDB_CHECK = Variable(
-    "XRUN_WANDB_CHECK", "Seconds between two looks at what has arrived in Weights & Biases.", "30"
+    "XRUN_WANDB_CHECK", "Seconds between two checks of what has arrived in Weights & Biases.", "30"
 )
 
 CONFIRMED = Variable(
@@ -98,7 +100,8 @@ LEAVE_AT = Variable(
 )
 PARENT = Variable("XRUN_PARENT", "The process whose death ends this one.")
 PARTS = Variable(
-    "XRUN_PARTS", "In how many parts a rank computes a micro-batch. Default: as was right before."
+    "XRUN_PARTS",
+    "The number of parts in which a rank computes a micro-batch. Default: the last that worked.",
 )
 PRICES = Variable(
     "XRUN_PRICES",

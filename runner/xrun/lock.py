@@ -68,7 +68,7 @@ def _opened(path: Path, flags: int) -> IO[str]:
 
 def _no_file(path: Path) -> StoreError:
     return StoreError(
-        f"{path} is to be a file by which processes keep out of each other's way, and is something"
-        " else.",
+        f"{path} must be a lock file, by which processes keep out of each other's way, and is"
+        " something else.",
         "Move it away, then run the same command again.",
     )

@@ -121,9 +121,9 @@ class Pilot:
         self.told = True
         self._keep()
         return (
-            f"There are no machines for {_span(now - since)} now, longer than hardware.max_wait"
-            f" ({_span(longest)}). They are asked for again and again, and the run goes on by"
-            " itself once there are some; nothing is paid for until then."
+            f"No machine has been available for {_span(now - since)}, longer than hardware.max_wait"
+            f" ({_span(longest)}). The job keeps asking, and the run goes on by itself once there"
+            " is one; nothing is paid for until then."
         )
 
     def left(self, now: float, head: Head | None) -> float:

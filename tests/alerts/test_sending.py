@@ -67,8 +67,8 @@ def test_a_refusal_says_why_and_not_where(monkeypatch: pytest.MonkeyPatch) -> No
     ("address", "why"),
     [
         ("", "the variable is not set here."),
-        ("nonsense://tok3n", "its value is no address that apprise knows"),
-        ("not an address", "its value is no address that apprise knows"),
+        ("nonsense://tok3n", "its value is not an address that apprise knows"),
+        ("not an address", "its value is not an address that apprise knows"),
         ("json://127.0.0.1:9/tok3n", "A Connection error occurred sending JSON notification"),
     ],
 )

@@ -109,7 +109,7 @@ def test_runs_are_chosen(project: Project) -> None:
     assert names(project.xrun("status", "--recipe", "other")) == ["other"]
     assert len(names(project.xrun("status", "--since", "1h"))) == 4, "their clocks are ahead"
     none = project.xrun("status", "--running")
-    assert (none.code, none.out, none.err) == (0, "", "None of 4 runs is meant.\n")
+    assert (none.code, none.out, none.err) == (0, "", "None of 4 runs fits these options.\n")
     wrong = project.xrun("status", "--since", "soon")
     assert wrong.code == 2
     assert "'soon' is not a time like 30m, 12h, 2d or 1w." in wrong.err

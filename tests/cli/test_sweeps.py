@@ -211,7 +211,7 @@ def test_the_best_model_is_published_on_request(project: Project, hub: Hub) -> N
         environ=account,
     )
     assert theirs.code == 3
-    assert "it is neither yours nor an organisation's of yours" in theirs.err
+    assert "your token has no access to this owner" in theirs.err
 
 
 def test_a_sweep_whose_state_is_on_the_hub(project: Project, hub: Hub) -> None:

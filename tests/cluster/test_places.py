@@ -222,7 +222,7 @@ def test_a_receipt_is_within_its_quote(
     told = printed(site.cluster.run(sys.executable, "-m", "xrun", *plan, env=elsewhere))
     (note,) = (note for note in told["notes"] if "comes with" in note)
     assert f"has xrun's plugin {xrun_sky.__version__}, and this xrun comes with" in note
-    assert "`xrun setup sky` installs this one" in note
+    assert "`xrun setup sky` installs this xrun's" in note
     site.xrun(*launch, "--run", "quoted", "-s", second)
     site.cluster.wait_for("quoted", "SUCCEEDED", seconds=900)
     told = printed(site.xrun("receipt", "quoted", "--json"))

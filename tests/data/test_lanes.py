@@ -140,8 +140,8 @@ def test_a_lane_without_a_sample_is_an_error() -> None:
     [
         (5, "train.global_batch: 12 samples cannot be shared equally by the 5 lanes"),
         (12, "has 12 lanes and only 8 shards"),
-        (0, "are 0, no number from 1"),
-        ("four", "are 'four', no number from 1"),
+        (0, "has `lanes` 0; that must be a whole number"),
+        ("four", "has `lanes` 'four'; that must be a whole number"),
     ],
 )
 def test_lanes_that_do_not_fit_are_refused(lanes: Any, says: str) -> None:

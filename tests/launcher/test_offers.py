@@ -436,7 +436,7 @@ def test_what_cannot_fit_is_not_offered(home: SkyHome, tmp_path: Path) -> None:
     assert both[2]["usd"] == pytest.approx(both[2]["hours"] * hourly)
     assert one[0] == ["H100:8"]
     left = "A100:8 (56.0 of 40 GiB with micro-batches of 4: 16.0 GiB too few)"
-    assert one[1] == [f"Left out, for it does not fit: {left}."]
+    assert one[1] == [f"Left out because the step does not fit: {left}."]
     assert none.startswith("The step does not fit: A100:8 (100.0 of 40 GiB")
     assert "--any-memory" in none
     assert insisted[0] == ["A100:8", "H100:8"]

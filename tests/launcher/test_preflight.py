@@ -94,7 +94,7 @@ def test_a_model_gets_a_repository_of_its_own(
     plan = refuse(ask(project, hub, monkeypatch, *both))
     assert (plan.store, plan.publish) == (both[0][17:], both[1][8:])
     found = problem(ask(project, hub, monkeypatch, "publish=hub://bob/model"))
-    assert "publish: it is neither yours nor an organisation's of yours (got bob/model)" in found
+    assert "publish: your token has no access to this owner (got bob/model)" in found
     found = problem(ask(project, hub, monkeypatch, "publish=hub", user="reader"))
     assert "publish: the Hugging Face token may not write there" in found
     monkeypatch.setenv("HF_TOKEN", "")
@@ -116,9 +116,9 @@ def test_a_model_gets_a_repository_of_its_own(
         (
             ["checkpoint.store=hub://bob/digits"],
             "alice",
-            ["bob/digits", "neither yours nor", "alice, lab"],
+            ["bob/digits", "no access to this owner", "alice, lab"],
         ),
-        (["checkpoint.store=hub://lab/digits"], "carol", ["lab/digits", "neither yours nor"]),
+        (["checkpoint.store=hub://lab/digits"], "carol", ["lab/digits", "no access to this owner"]),
     ],
 )
 def test_accounts(
@@ -197,9 +197,9 @@ def test_a_wrong_token(project: Project, hub: Hub, monkeypatch: pytest.MonkeyPat
     [
         ("bob/nothing", None, ["model.args.name", "no such model", "bob/nothing"]),
         ("bob/secret", None, ["model.args.name", "no such model, or this token may not see it"]),
-        ("bob/gated", None, ["model.args.name", "lets in only those who have asked", "/bob/gated"]),
+        ("bob/gated", None, ["model.args.name", "the repository is gated", "/bob/gated"]),
         ("bob/open", "v7", ["model.args.name", "no revision v7"]),
-        ("bob/open/x", None, ["model.args.name", "no name of a repository"]),
+        ("bob/open/x", None, ["model.args.name", "not a valid repository name"]),
     ],
 )
 def test_models(
@@ -269,7 +269,7 @@ def test_a_tracker_that_is_out_of_reach_is_a_warning_for_a_run_that_has_begun(
     keep(plan, plan.folder)
     online = check_online(recipe, plan, everything=False)
     assert online.problems == ()
-    assert "; the store's word is taken" in online.warnings[0]
+    assert "; the run goes by its store alone" in online.warnings[0]
 
 
 def test_a_folder_of_a_stranger_runs_no_code(project: Project, hub: Hub, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_an_imported_module_that_git_ignores_is_a_problem(project: Project) -> N
     project.write(".gitignore", "made.py\n")
     (problem,) = on_clouds(project)
     assert problem.startswith(f"{project.recipe}:2:")
-    assert "model.name: mylib/made.py, which it consists of, would not travel" in problem
+    assert "model.name: its file mylib/made.py would not travel" in problem
 
 
 def test_a_path_that_stays_at_home_is_a_problem(project: Project) -> None:
@@ -174,8 +174,8 @@ def test_a_path_that_stays_at_home_is_a_problem(project: Project) -> None:
         (problem,) = on_clouds(project, on(value))
         assert "model.init_from: it is on this machine only, and would not travel" in problem
     (problem,) = on_clouds(project, on(str(project.root / "corpus")))
-    assert "model.init_from: the project lies elsewhere there" in problem
-    assert problem.endswith("on: corpus.")
+    assert "model.init_from: the project lies in another folder on the machine" in problem
+    assert problem.endswith("folder: corpus.")
     brought = f"files={{{json.dumps(str(project.root))}: .}}"
     refuse_what_stays(
         project.plan(on(str(project.root / "cache")), brought, "hardware={any_of: [{spot: false}]}")

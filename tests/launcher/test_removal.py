@@ -141,7 +141,7 @@ def test_a_held_lease_is_respected(
     plan = project.plan(f"checkpoint.store={server.make('held')}/runs")
     folder = kept(plan, finished=False)
     [*_, last] = folder.record().attempts
-    with pytest.raises(LaunchError, match=f"holds {plan.run}, .* xrun cancel {plan.run}"):
+    with pytest.raises(LaunchError, match=f"holds {plan.run}; .* xrun cancel {plan.run}"):
         removal(folder.run, clock=lambda: last.last_known + 60)
     assert removal(folder.run, clock=lambda: last.last_known + 4000).stored > 0
 
@@ -208,4 +208,4 @@ def test_an_export_is_written_where_the_command_is_typed(project: Project, tmp_p
     assert text[10] == "10,1800000000.0,0.1,0.5"
     assert xrun("export", str(folder.path), "--parquet", "x.parquet").returncode == 0
     assert (tmp_path / "x.parquet").read_bytes().startswith(b"PAR1")
-    assert "Say which: --csv or --parquet" in xrun("export", folder.run).stderr
+    assert "Choose a format: --csv or --parquet" in xrun("export", folder.run).stderr

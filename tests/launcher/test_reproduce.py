@@ -173,7 +173,7 @@ def test_an_unfinished_run_is_made_again_from_its_state(
     step = open_run(address).record.newest_step
     stranger = xrun(tmp_path / "empty", "reproduce", address, **s3.environ)
     assert stranger.code == 3
-    assert stranger.err.startswith(f"xrun: models/line.py of {run} is not to be had")
+    assert stranger.err.startswith(f"xrun: models/line.py of {run} cannot be found")
     same = project.xrun("reproduce", address, "--yes", environ=s3.environ)
     told = f"{run}: same bits up to step {step} ({step} logged steps compared)."
     assert (same.code, same.out.splitlines()[0], step >= 5) == (0, told, True)
@@ -215,7 +215,7 @@ def test_a_model_that_was_published_elsewhere_is_found(
     hub.create_repo("alice/page")
     code = "  code     the files published with the model\n"
     for run, said in (
-        ("tiny-2", "models/own.py of tiny-1 is not to be had"),
+        ("tiny-2", "models/own.py of tiny-1 cannot be found"),
         ("tiny-1", code),
     ):
         told = {"run.json": {"run": run}, "recipe.yaml": recipe, "lock.json": {}}
@@ -268,7 +268,7 @@ def test_a_project_that_has_changed_is_not_taken(tmp_path: Path) -> None:
     here = replace(run, project=project.root)  # wherever one stands
     assert laid_out(here, tmp_path / "from elsewhere", tmp_path).files == copy.files
     project.write("models/line.py", MODEL.replace("0.1", "0.2"))
-    with pytest.raises(LaunchError, match=r"models/line\.py of tiny-\w+ is not to be had"):
+    with pytest.raises(LaunchError, match=r"models/line\.py of tiny-\w+ cannot be found"):
         laid_out(run, tmp_path / "another", project.root)
 
 
@@ -285,7 +285,7 @@ def test_what_cannot_be_made_again_is_one_sentence(tmp_path: Path, hub: Hub) -> 
     (bare / "run.json").write_text('{"run": "tiny-1"}')
     unknown = xrun(tmp_path / "a", "reproduce", str(bare.parent))
     assert unknown.code == 3
-    assert unknown.err.startswith("xrun: models/own.py of tiny-1 is not to be had")
+    assert unknown.err.startswith("xrun: models/own.py of tiny-1 cannot be found")
 
 
 def test_a_commit_that_has_vanished_is_one_sentence(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_nothing_is_run_that_nobody_has_agreed_to(tmp_path: Path) -> None:
     done = xrun(tmp_path / "a", "reproduce", str(page.parent), "--folder", str(tmp_path / "again"))
     assert done.code == 3
     assert f"           {tmp_path}/again/models/own.py\n" in done.err
-    assert "xrun: Nothing of tiny-1 was run, because nobody has agreed to it." in done.err
+    assert "xrun: Nothing of tiny-1 was run: you have not agreed to it." in done.err
     assert "Traceback" not in done.err
 
 
@@ -372,7 +372,7 @@ def test_a_page_of_an_older_xrun_is_read(tmp_path: Path, hub: Hub) -> None:
     checked = xrun(tmp_path / "a", "verify", page, **account)
     assert (checked.code, checked.out) == (0, f"{page}: 1 files are as they were committed.\n")
     again = xrun(tmp_path / "a", "reproduce", page, **account)
-    assert "Nothing of tiny-1 was run, because nobody has agreed to it." in again.err
+    assert "Nothing of tiny-1 was run: you have not agreed to it." in again.err
     report = xrun(tmp_path / "a", "report", page, **account)
     assert report.code == 3
     assert report.err.startswith("xrun: hub://alice/old holds no run.")

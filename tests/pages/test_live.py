@@ -108,5 +108,5 @@ def test_a_store_that_does_not_answer_leaves_what_was_known(served: Served) -> N
 
 
 def test_a_port_that_is_taken_is_said(served: Served) -> None:
-    with pytest.raises(LaunchError, match=r"Port \d+ of this machine cannot be served"):
+    with pytest.raises(LaunchError, match=r"cannot be served at port \d+ of this machine"):
         serve(Live(served.look, 2.0), served.server.server_address[1])

@@ -223,7 +223,7 @@ def test_a_long_run_is_thinned_and_says_so(project: Project) -> None:
         (["page", "nowhere/at/all"], 3, "There is no folder"),
         (["page", "-o", "no/such/folder/x.html"], 4, "no/such/folder"),
         (["page", "--port", "70000"], 2, "70000"),
-        (["report", "tiny-1", "--html", "x.html", "--json"], 2, "Say --html or --json, not both."),
+        (["report", "tiny-1", "--html", "x.html", "--json"], 2, "Use --html or --json, not both."),
     ],
 )
 def test_what_is_wrong_is_said(

@@ -110,7 +110,7 @@ PACKED = {
     "adapter: {name: lora}, frozen: 4bit": (
         "precision: bf16, compile: true",
         (
-            "train.compile: nobody has tried it over a base in `model.frozen: 4bit` (got true)."
+            "train.compile: it is not tested over a base in `model.frozen: 4bit` (got true)."
             " Remove it, or set `model.frozen: bf16`."
         ),
     ),

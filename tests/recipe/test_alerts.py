@@ -85,4 +85,4 @@ def test_a_launch_says_what_nobody_is_told_of(tmp_path: Path) -> None:
     path, alerts = write(tmp_path, SMALL), "alerts={to: [HOOK]}"
     assert list(unheard(load_recipe(path, [alerts]))) == []
     [note] = unheard(load_recipe(path, [alerts, CLOUD, "checkpoint.store=hub"]))
-    assert "while no machine is alive" in note
+    assert "while the run has no machine" in note

@@ -55,10 +55,10 @@ def test_only_machines_on_demand_can_keep_a_deadline() -> None:
     """One candidate is enough; this machine is none."""
     spot = "{clouds: [aws], spot: true}"
     assert problems(f"hardware={{any_of: [{spot}], deadline: 36h}}") == [
-        ("hardware.deadline", "spot machines alone cannot keep it: they may not be there")
+        ("hardware.deadline", "spot machines alone cannot keep it: there may be none")
     ]
     assert problems("hardware={local: {}, deadline: 36h}") == [
-        ("hardware.deadline", "this machine cannot be exchanged for a faster or a surer one")
+        ("hardware.deadline", "xrun cannot replace this machine by a faster one to keep it")
     ]
     two = f"hardware={{any_of: [{spot}, {{clouds: [gcp], spot: false}}], deadline: 36h}}"
     assert load_recipe(RECIPE, [STORE, two]).hardware.deadline is not None
@@ -116,7 +116,7 @@ def test_when_a_run_has_to_finish_does_not_say_which_run_it_is() -> None:
 def test_check_says_what_a_deadline_means() -> None:
     """And else what a wait for spot machines does, where there is a choice."""
     said = " ".join(notes(load_recipe(RECIPE, [STORE, BOTH]), RECIPE))
-    assert "hardware.deadline: 36h from the first launch; spot machines as long as" in said
+    assert "hardware.deadline: 36h from the first launch; the run takes spot machines while" in said
     assert "`xrun setup sky`" in said
     auto = "hardware={any_of: [{accelerators: T4}], max_wait: 30m}"
     (said,) = notes(load_recipe(RECIPE, [STORE, auto]), RECIPE)

@@ -53,10 +53,10 @@ def test_a_branch_may_have_several_parts() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("git+ext::sh -c touch%20x@main#x.yaml", "git is asked by"),
-        ("git@github.com:u/r.git", "git is asked by"),
-        ("git+ext://h/r@main#x.yaml", "git is asked by"),
-        ("ssh://git@h.org/u/r/blob/main/x.yaml", "only a page's https"),
+        ("git+ext::sh -c touch%20x@main#x.yaml", "xrun fetches by"),
+        ("git@github.com:u/r.git", "xrun fetches by"),
+        ("git+ext://h/r@main#x.yaml", "xrun fetches by"),
+        ("ssh://git@h.org/u/r/blob/main/x.yaml", "the URL of a page begins with https"),
         ("git+ssh://-oProxyCommand=x/r@main#x.yaml", "it names no host"),
         ("git+ssh://-oProxyCommand=x@h/r@main#x.yaml", "it names no host"),
         ("git+https://h.org/r@--upload-pack=x#x.yaml", "is not the name of a branch"),
@@ -69,7 +69,7 @@ def test_a_branch_may_have_several_parts() -> None:
         ("git+https://h.org/r@main", "it names no recipe in the repository"),
         ("https://github.com/u/r", "it is not the page of a file"),
         ("https://github.com/u/r/blob/main", "it names no file after the branch"),
-        ("git+http://h.org/r@main#x.yaml", "plain http may be anybody's"),
+        ("git+http://h.org/r@main#x.yaml", "anybody on the way could change"),
         ("git+file://h.org/r@main#x.yaml", r"a local repository is git\+file:///"),
         ("git+https://h.org:port/r@main#x.yaml", "it names no host"),
         ("https://[/u/r/blob/main/x.yaml", "it is not a URL"),

@@ -119,7 +119,7 @@ def test_a_chain_is_as_large_as_one_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         load_recipe(tmp_path / "0.yaml")
     assert [problem.what for problem in error.value.problems] == [
-        "together with what extends it, it is larger than 256 KiB"
+        "together with the recipes that extend it, it is larger than 256 KiB"
     ]
     assert error.value.problems[0].path == str(tmp_path / "4.yaml")
 

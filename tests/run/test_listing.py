@@ -48,7 +48,7 @@ def test_an_account_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(LaunchError, match="nobody has no repositories"):
             list_runs("hub://nobody")
         monkeypatch.delenv("HF_TOKEN")
-        with pytest.raises(LaunchError, match="`hub://me` is nobody"):
+        with pytest.raises(LaunchError, match="`hub://me` names no account"):
             list_runs("hub://me")
 
 

@@ -195,7 +195,7 @@ def test_what_is_not_on_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("Nothing", "'Nothing' is no run id"),
+        ("Nothing", "'Nothing' is not a valid run id"),
         ("nothing-1", "There is no run nothing-1"),
         ("./nothing", "There is no folder .*nothing"),
         (".", "holds no run.*`xrun status .*` lists the runs in it"),

@@ -46,11 +46,11 @@ GOOGLE = {"cloud": "gcp", "region": "us-central1", "spot": False, "usd_per_hour"
 DEAR = {"on_demand_usd_per_hour": 22.0}
 
 BOUND = (
-    "* Nobody recorded its end, so this is a bound: until its last sign of life, and as long after"
-    " it as one may say nothing. $0.67 of the dollars are for that time."
+    "* Its end was not recorded, so this is an upper bound: until its last sign of life, plus the"
+    " longest silence that is allowed. $0.67 of the dollars are for that time."
 )
 NOT_IN_IT = (
-    "Not in it: what a cloud bills after an attempt has ended, the job controller, storage and"
+    "Not included: what a cloud bills after an attempt has ended, the job controller, storage and"
     " traffic."
 )
 

@@ -40,7 +40,7 @@ def attempts(*machines: dict[str, float]) -> list[AttemptRecord]:
 def test_a_budget_in_dollars_is_warned_about_where_nobody_knows_the_price() -> None:
     """With hours as well they still count; a machine of one's own costs nothing."""
     rented, paid = AttemptRecord("a", cloud="aws"), AttemptRecord("b", usd_per_hour=1.0)
-    assert "nobody has said" in unknown(Limits(usd=5.0), rented)
+    assert "is not known" in unknown(Limits(usd=5.0), rented)
     assert "Set budget.hours" in unknown(Limits(usd=5.0), rented)
     assert "budget.hours still counts" in unknown(Limits(usd=5.0, hours=1.0), rented)
     for free in (AttemptRecord("c"), AttemptRecord("d", cloud="slurm", usd_per_hour=0.0)):

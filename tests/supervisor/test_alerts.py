@@ -133,7 +133,7 @@ def test_a_notice_is_told(project: Project, hook: Webhook) -> None:
     assert stopped(project, "AWS will terminate this instance", hook).code == 75
     body = hook.body("is preempted at step 7")
     assert "AWS will terminate this instance. Step 5 is committed." in body
-    assert "the same command goes on" in body
+    assert "run the same command again to go on" in body
 
 
 def test_a_move_that_was_planned_is_no_preemption(
@@ -158,7 +158,7 @@ def test_what_a_person_wants_is_not_told(project: Project, hook: Webhook) -> Non
     ("overrides", "title", "words"),
     [
         (["budget.hours=0.0001"], "has spent its budget", ["budget.hours", "xrun resume"]),
-        (["train.optimizer.lr=1e30"], "has failed", ["Nothing starts it again by itself."]),
+        (["train.optimizer.lr=1e30"], "has failed", ["The run does not start again by itself."]),
     ],
     ids=["budget", "failed"],
 )
@@ -179,7 +179,7 @@ def test_a_hang_is_told(project: Project, hook: Webhook, monkeypatch: pytest.Mon
     assert project.attempt().code == 0
     body = hook.body("hangs")
     assert "no sign of life for" in body
-    assert "They were ended, and are started again. Step 5 is committed." in body
+    assert "The ranks were ended and are started again. Step 5 is committed." in body
     assert [title.split()[0] for title in hook.titles] == ["trains", "hangs", "is"]
 
 

@@ -271,7 +271,7 @@ def test_a_tracker_out_of_reach_stops_a_new_run_only(
     far.environ = known | nobody
     done = far.live()
     assert done.code == 0, done.err
-    assert "the store's word is taken" in done.err
+    assert "the run goes by its store alone" in done.err
     assert "xrun sync" in done.err
 
 

@@ -63,7 +63,7 @@ def test_a_board_is_no_run(tmp_path: Path) -> None:
     plan = made.own_plan
     assert Board(made, plan, reads=True).standing().results == {}
     open_store(plan, "a1").commit({"attempts": []}, None)
-    with pytest.raises(CheckpointCorrupt, match=f"board {made.id} is none of a sweep's"):
+    with pytest.raises(CheckpointCorrupt, match=f"board {made.id} is not a sweep's"):
         Board(made, plan).standing()
 
 

@@ -96,7 +96,7 @@ def test_kills_change_no_survivor_and_no_bit(project: Project) -> None:
     os.kill(command.pid, signal.SIGTERM)
     done = ended(command)
     assert done.code == 75, done.err
-    assert "The same command goes on with what is missing." in done.err
+    assert "Run the same command again: it goes on with the trials that are missing." in done.err
     assert not processes_of(project.root)
 
     done = project.xrun("recipes/swept.yaml", seconds=580)

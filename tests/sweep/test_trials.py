@@ -58,10 +58,10 @@ def test_a_trial_is_the_run_of_the_recipe_with_its_values(tmp_path: Path) -> Non
         ("{model.args.wide: [1]}", "3:24: model.args.wide: `build` in line.py has no such"),
         ("{train.optimizr.lr: [1]}", "train.optimizr: there is no such key. Did you mean"),
         ("{model.args.width: [8, 8]}", "sweep.parameters.model.args.width.1: two trials would be"),
-        ("{train.steps: [4, 5]}", "sweep.parameters.train.steps: it changes nothing of what is"),
-        ("{budget.usd: [4, 5]}", "sweep.parameters.budget.usd: it changes nothing of what is"),
+        ("{train.steps: [4, 5]}", "sweep.parameters.train.steps: it does not change what is"),
+        ("{budget.usd: [4, 5]}", "sweep.parameters.budget.usd: it does not change what is"),
         ("{train.optimizer.lr: [1, 1.0]}", "trials 1 (train.optimizer.lr=1) and 2"),
-        ("{train.seed: {min: 1, max: 9}}", "a grid needs to know how many values of the range"),
+        ("{train.seed: {min: 1, max: 9}}", "a grid needs the number of values to take"),
         ("{train.seed: {min: 9, max: 1}}", "must have a `min` that is less than its `max`"),
         ("{train.seed: {min: 0, max: 9, log: true}}", "must begin above 0 with `log: true`"),
         ("{train.seed: {min: 0, max: 2, points: 9}}", "has fewer different numbers than `points`"),
@@ -85,12 +85,12 @@ def test_a_mistake_is_said_at_its_place(tmp_path: Path, sweep: str, said: str) -
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("  method: random\n", "sweep: it is not said how many trials are drawn"),
+        ("  method: random\n", "sweep: the number of trials to be drawn is missing"),
         ("  max_trials: 3\n", "sweep.max_trials: the grid has 4 trials (got 3)"),
         ("  metric: acuracy\n", "Did you mean `accuracy`?"),
-        ("  metric: f1\n", "sweep.metric: no evaluation gives it (got f1)"),
+        ("  metric: f1\n", "sweep.metric: no evaluation measures it (got f1)"),
         ("  stop: {method: halving, rungs: 1}\n", "only the last step is evaluated"),
-        ("  method: bayes\n", "sweep: it is not said how many trials are proposed"),
+        ("  method: bayes\n", "sweep: the number of trials to be proposed is missing"),
         ("checkpoint: {store: hub://me/one}\n", "a repository is one run's, and a sweep has many"),
     ],
 )
@@ -108,7 +108,9 @@ def test_rungs_are_evaluations_before_the_end(tmp_path: Path) -> None:
     """As many different ones as the sweep has rungs."""
     path = written(Project(tmp_path), SWEEP + "  stop: {method: halving, rungs: 2, reduction: 2}\n")
     load_recipe(path, ["train.evaluate.every=5 steps"])
-    with pytest.raises(RecipeError, match=r"its rungs would be after 10, 10 of 20 steps"):
+    with pytest.raises(
+        RecipeError, match=r"its rungs would coincide: they are after 10, 10 of 20 steps"
+    ):
         load_recipe(path, ["train.evaluate.every=10 steps"])
     load_recipe(path, ["train.steps=null", "train.epochs=8"])
     with pytest.raises(RecipeError, match=r"after 1, 1 of 2 epochs"):

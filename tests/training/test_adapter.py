@@ -390,7 +390,7 @@ def test_an_adapter_of_ones_own_module_loads_with_one_line(own: Project) -> None
     config = json.loads((folder_of(plan) / "config.json").read_text())
     assert (config["seed"], config["model"]["name"]) == (7, "line")
     (folder_of(plan) / "config.json").write_text(json.dumps({**config, "seed": 8}))
-    with pytest.raises(ComponentError, match=r"models/line\.py builds other weights here than"):
+    with pytest.raises(ComponentError, match=r"models/line\.py does not build the base weights"):
         xrun.load_model(folder_of(plan), own.root)
 
 

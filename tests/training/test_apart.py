@@ -41,9 +41,7 @@ def test_a_model_that_looks_over_borders_is_refused() -> None:
     """After its first forward pass and before anything is trained; what to do is said."""
     objective = Objective(Blind(), "language_modeling")
     check_apart(objective)
-    with pytest.raises(
-        ComponentError, match="one packed document from the document before"
-    ) as error:
+    with pytest.raises(ComponentError, match="a packed document sees the document before") as error:
         objective(batch(), 2)
     assert "packing: false" in error.value.hint
 

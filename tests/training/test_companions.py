@@ -332,13 +332,13 @@ def test_a_card_carries_the_receipt() -> None:
     assert "* Cost: $9.50 for 1.58 h of machine time in 2 attempts.\n" in card
     assert "| 1 | aws spot | A100:8 | $6.00 | 1.08* | $6.50 | ≥ 0.00 | not known |\n" in card
     assert "| 2 | gcp | - | $6.00† | 0.50 | $3.00† | ≥ 0.00 | 0 steps |\n" in card
-    assert "\\* Nobody recorded its end" in card
-    assert "† Nobody has said its price" in card
+    assert "\\* Its end was not recorded" in card
+    assert "† Its price is not known" in card
     nameless = [AttemptRecord("a", started=0.0, ended=9.0, cloud="gcp"), attempts[1]]
     card = carded(nameless)
     assert "* Cost: not known for 0.50 h of machine time in 2 attempts.\n" in card
     assert "| 1 | gcp | - | not known | 0.0025 | not known |" in card
-    assert "Not in it" not in card
+    assert "Not included" not in card
     card = carded([AttemptRecord("a", started=0.0, ended=9.0)])
     assert "* Cost: nothing, on machines of one's own (0.0025 h of machine" in card
     assert "$" not in card.partition("## Use")[0].partition("Attempts:")[2]

@@ -101,7 +101,7 @@ REFUSED = {
         "model.a is a conjugated view"),
     "one number many times": (
         model("self.a = nn.Parameter(torch.randn(1).expand(3))", "self.line(x) + self.a"),
-        "models/line.py: elements of the parameter a share one number in memory"),
+        "models/line.py: several elements of the parameter a share one place"),
     "state that is no tensor": (
         model(more="\n    def get_extra_state(self):\n        return {'n': 1}\n"
               "\n    def set_extra_state(self, n):\n        pass\n"),

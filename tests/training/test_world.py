@@ -44,9 +44,7 @@ def test_a_process_that_does_not_come_is_named() -> None:
 def test_a_process_that_does_not_answer_is_named() -> None:
     """With its machine, though the library would wait for half an hour."""
     (line, _) = said("silent")
-    assert line.startswith(
-        "The processes do not understand each other after 2 s. Not through: rank 0 on "
-    )
+    assert line.startswith("The processes cannot talk to each other after 2 s. Missing: rank 0 on ")
     assert "rank 1 on machine-b." in line
 
 

@@ -67,22 +67,22 @@ class Messages:
         means = (
             "the run goes on by itself on another machine"
             if self.plan.on_clouds
-            else "the same command goes on"
+            else "run the same command again to go on"
         )
         return self._message("preempted", f"is preempted at step {step}", f"{what}; {means}.")
 
     def leaves(self, step: int, committed: int) -> Message:
         """The attempt goes to other machines, as xrun's plugin in SkyPilot has planned it."""
         text = (
-            f"Others cost less, or are in time. {_committed(committed)} What has been trained since"
-            " is being saved; the run goes on by itself."
+            f"Other machines cost less, or keep the deadline. {_committed(committed)} What has been"
+            " trained since is being saved; the run goes on by itself."
         )
         return self._message("preempted", f"leaves its machine at step {step}", text)
 
     def stalled(self, sentence: str, committed: int) -> Message:
         """The training processes give no sign of life and were ended."""
-        what = f"{sentence} They were ended, and are started again. {_committed(committed)}"
-        means = "If it happens again the log says where they were."
+        what = f"{sentence} The ranks were ended and are started again. {_committed(committed)}"
+        means = "If it happens again, look at their stacks in the log."
         return self._message("stalled", "hangs", f"{what} {means}", log=True)
 
     def budget(self, sentence: str) -> Message:
@@ -107,7 +107,7 @@ class Messages:
         """The run has ended, and nothing starts it again."""
         told = f"{what[:_LONGEST].rstrip('.')}. {hint[:_LONGEST]}".strip()
         kept = _committed(self.record.newest_step)
-        means = f"{kept} Nothing starts it again by itself."
+        means = f"{kept} The run does not start again by itself."
         return self._message("failed", "has failed", f"{told} {means}", log=True)
 
     @property

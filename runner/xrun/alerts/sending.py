@@ -58,7 +58,7 @@ def send(address: str, message: Mapping[str, str]) -> str:
     sender = apprise.Apprise(asset=about)
     with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
         if not (sender.add(address) or sender.add(_as_webhook(address))):
-            return "its value is no address that apprise knows (docs/alerts.md has some)."
+            return "its value is not an address that apprise knows (examples: docs/alerts.md)."
         for server in sender:
             identify(server, message.get("id", ""))
         arrived = sender.notify(

@@ -91,8 +91,8 @@ class Frozen:
             own = name.removeprefix("model.")
             if own not in built or _line((own, built[own])) != self._lines.get(own):
                 raise CheckpointError(
-                    f"{own} is frozen and had not moved yet in the checkpoint, which so does not"
-                    " hold it, and its source has changed since.",
+                    f"{own} is frozen, so the checkpoint does not hold it, and what it was loaded"
+                    " from has changed since.",
                     "Put the weights back at the recipe's model.args or model.init_from, or set"
                     " `train.export: last`.",
                 )

@@ -51,7 +51,7 @@ def newest(
             rejected.append(checkpoint.step)
             reasons.append(f"step {checkpoint.step}: {error.message}")
             log.warning(
-                "The checkpoint of step %d is damaged: %s Taking the one before.",
+                "The checkpoint of step %d is damaged: %s The one before is used.",
                 checkpoint.step,
                 error.message,
             )
@@ -133,7 +133,7 @@ def check_frozen(state: TrainState, checkpoint: Checkpoint) -> None:
         return
     raise CheckpointError(
         f"The frozen weights are not those that the checkpoint of step {checkpoint.step} was"
-        f" trained with: their digest is {state.outside.digest[:12]}, and was {before[:12]}. No"
+        f" trained with: their digest was {before[:12]} and is now {state.outside.digest[:12]}. No"
         " step was trained on them.",
         "Put the weights back at the recipe's model.args or model.init_from (a commit as revision"
         " stays the same), or begin another run with --again.",

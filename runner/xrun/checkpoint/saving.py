@@ -26,8 +26,8 @@ class MovedError(CheckpointError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name} changed while it was copied: it is changed outside of optimizer.step(). From"
-            " now on it is copied before."
+            f"{name} changed while a save copied it: something changes it outside of"
+            " optimizer.step(). From now on it is copied before the next forward pass."
         )
 
 

@@ -137,7 +137,7 @@ def _pages(size: int, pinned: bool, folder: Path | None) -> Tensor:
         pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise TrainError(
-            f"A save copies the state first, and there is no memory for {size / 1e9:.1f} GB of it"
+            f"There is not enough memory to copy {size / 1e9:.1f} GB of state for a save"
             f" ({error.strerror}).",
             "Use a machine with more memory.",
         ) from error

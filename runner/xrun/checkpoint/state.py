@@ -281,10 +281,10 @@ def check_own_tensors(model: nn.Module, name: str, outside: Set[str] = frozenset
     wrong = next(apart, None) or next(copies, None)
     if wrong is not None:
         raise ComponentError(
-            f"{name}: the model's state_dict does not hold {wrong} itself, but a copy or nothing of"
-            " it, so that no checkpoint could bring it back.",
-            "Leave out the state_dict hook or method that changes it; what is to be saved in"
-            " another form can be made from the final weights.",
+            f"{name}: the model's state_dict leaves out {wrong}, or holds a copy of it, so no"
+            " checkpoint could restore it.",
+            "Remove the state_dict hook or method that changes it; weights in another form can be"
+            " made from the final model.",
         )
 
 
@@ -295,9 +295,9 @@ def _check_elements(model: nn.Module, name: str) -> None:
             continue
         if any(size > 1 and not step for size, step in zip(p.shape, p.stride(), strict=True)):
             raise ComponentError(
-                f"{name}: elements of the parameter {own} share one number in memory, which each of"
-                " them would change in a step.",
-                "Give it numbers of its own (`.expand(...).clone()`), or expand it in forward().",
+                f"{name}: several elements of the parameter {own} share one place in memory, so a"
+                " step would change it once for each of them.",
+                "Give it memory of its own (`.expand(...).clone()`), or expand it in forward().",
             )
 
 

@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("address", metavar="ADDRESS|MODEL_PAGE|FOLDER")
-@click.option("--to", type=click.IntRange(1), metavar="STEP", help="No further than this step.")
-@click.option("--here", is_flag=True, help="By the versions that are installed here.")
+@click.option("--to", type=click.IntRange(1), metavar="STEP", help="Stop after this step.")
+@click.option("--here", is_flag=True, help="Use the versions installed here.")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where it goes. Default: a temporary folder."
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="The folder of the second run. Default: a temporary one.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before somebody's code is run.")
 @options.as_json
 def reproduce(
     address: str, to: int | None, here: bool, folder: Path | None, yes: bool, as_json: bool
 ) -> None:
-    """Train a run again from nothing but what it has left, by the versions that it was made with,
-    and compare the samples and the loss of each step bit for bit.
+    """Train a run again from what it has left behind, with the versions that it was made with, and
+    compare the samples and the loss of each step bit for bit.
 
-    The original is not touched. Exit code 1 where something differs.
+    The original is not touched. Exit code 1 if anything differs.
     """
     from ..launcher import reproduce as again
     from ..launcher.laid_out import laid_out
@@ -46,7 +48,7 @@ def reproduce(
     copy = laid_out(meant, place, project_here())
     _tell(copy)
     if not (yes or says_yes("Run it?")):
-        what = f"Nothing of {meant.facts.run} was run, because nobody has agreed to it."
+        what = f"Nothing of {meant.facts.run} was run: you have not agreed to it."
         raise LaunchError(what, f"Read {place}, and agree with --yes.")
     say = lambda text: click.echo(text, err=True)  # noqa: E731
     verdict = again.reproduce(copy, say, to=to, here=here)
@@ -73,9 +75,9 @@ def _text(verdict: Verdict) -> str:
         told = f"same bits up to step {verdict.step} ({verdict.compared} logged steps compared)."
         return f"{verdict.run}: {told}\nThe second run is in {verdict.folder}"
     lines = [
-        f"{verdict.run}: step {verdict.differs} differs, the same bits up to step {verdict.step}.",
+        f"{verdict.run}: step {verdict.differs} differs; same bits up to step {verdict.step}.",
         *(f"  {each}" for each in verdict.what[:4]),
-        "What is other here:" if verdict.because else "No version that is known is other here.",
+        "Different here:" if verdict.because else "All versions that are known are the same here.",
         *(f"  {each}" for each in verdict.because),
         f"The second run is in {verdict.folder}",
     ]
@@ -88,7 +90,7 @@ def _text(verdict: Verdict) -> str:
 def verify(address: str, as_json: bool) -> None:
     """Check the hashes of a model and of a run's committed checkpoints; nothing is run.
 
-    Exit code 5 where something is not as it was committed.
+    Exit code 5 if a file is not as it was committed.
     """
     from ..errors import CheckpointCorrupt
     from ..launcher.verify import verify as check

@@ -78,16 +78,16 @@ def _words(annotation: object) -> list[str]:
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
 def completion(shell: str | None) -> None:
-    """Print what makes SHELL complete commands, recipes, runs and the keys after `-s`; without a
-    name, for the shell that you use."""
+    """Print the script by which SHELL completes commands, recipes, runs and the keys after `-s`.
+    Without SHELL: for the shell that you use."""
     name = shell or Path(os.environ.get("SHELL", "")).name
     made = get_completion_class(name) if name in SHELLS else None
     if made is None:
-        raise click.UsageError(f"Say for which shell: {', '.join(SHELLS)}.")
+        raise click.UsageError(f"Name the shell: {', '.join(SHELLS)}.")
     root = click.get_current_context().find_root().command
     click.echo(made(root, {}, "xrun", environment.COMPLETE).source())
     if shell is None:
-        click.echo(f"For good: {_HOW[name]}", err=True)
+        click.echo(f"To keep it for every new shell: {_HOW[name]}", err=True)
 
 
 COMMANDS = (completion,)

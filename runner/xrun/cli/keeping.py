@@ -25,7 +25,7 @@ def export(target: str, kind: str | None, file: Path | None) -> None:
     from ..run.table import export as write
 
     if kind is None:
-        raise click.UsageError("Say which: --csv or --parquet.")
+        raise click.UsageError("Choose a format: --csv or --parquet.")
     if is_run_id(target):
         said = write(target, find_run(target).newest_points(), kind, file)
     else:
@@ -40,7 +40,7 @@ def export(target: str, kind: str | None, file: Path | None) -> None:
 @meant
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(target: str, yes: bool) -> None:
-    """Delete all that there is of RUN, here and in its store: checkpoints, logs, metrics, model."""
+    """Delete everything of RUN, here and in its store: checkpoints, logs, metrics, model."""
     from ..launcher.removal import removal, remove
 
     what = removal(target)

@@ -74,7 +74,7 @@ def _elsewhere(offers: Offers) -> Iterator[str]:
         return
     if offers.offers:
         yield ""
-    yield "Not enabled (`sky check CLOUD`), by their published price lists alone:"
+    yield "Clouds that are not enabled (`sky check CLOUD`), by their published price lists:"
     best = offers.elsewhere[0]
     rows = [_row(each, best, relative=False) for each in offers.elsewhere[:_ELSEWHERE]]
     yield from _aligned([_HEADER, *(("", *row[1:]) for row in rows)])
@@ -130,7 +130,7 @@ def _below(
     if relative:
         yield "WORK is what the same work costs, relative to the chosen place."
     elif best.usd is None:
-        yield "Hours and dollars of the whole run show up once an attempt has measured its speed."
+        yield "Hours and dollars of the whole run are known once an attempt has measured its speed."
     yield from offers.notes
     if offers.controller:
         yield _controller(offers.controller)
@@ -161,8 +161,8 @@ def _quoted(best: Offer, offers: Offers, recipe: Recipe | None) -> Iterator[str]
         lost = f", {_between(quote.preemptions, '.1f')} preemptions" if best.use_spot else ""
         yield (
             f"To the end: {_between(quote.hours, '.1f')} hours,"
-            f" {_between(quote.usd, '.2f', '$')}{lost}; starts, evaluations and saves are in it,"
-            " waiting for machines or for data is not."
+            f" {_between(quote.usd, '.2f', '$')}{lost}; this includes starts, evaluations and"
+            " saves, but no waiting for machines or for data."
         )
         if best.speed.source not in offers.order:
             yield f"Speed: {best.speed.source}."
@@ -174,7 +174,7 @@ def _quoted(best: Offer, offers: Offers, recipe: Recipe | None) -> Iterator[str]
     if recipe is not None and quote is not None:
         yield from _over_budget(recipe, quote)
     if best.fit is not None:
-        margin = "CUDA's own and 10 % for fragments are in it"
+        margin = "with CUDA's own memory and 10 % for fragmentation"
         verdict = "It fits" if best.fit.fits else "It does not fit"
         yield f"{verdict}: {best.fit} of each accelerator ({margin})."
     if offers.cost is not None and recipe is not None:
@@ -192,9 +192,9 @@ def _over_budget(recipe: Recipe, quote: Quote) -> Iterator[str]:
         ("hours", recipe.budget.hours, quote.hours),
     ):
         if limit is not None and taken.likely > limit:
-            yield f"budget.{name} of {limit:g} will end it before: it needs {taken.likely:.4g}."
+            yield f"budget.{name} of {limit:g} will end the run early: it needs {taken.likely:.4g}."
         elif limit is not None and taken.high > limit:
-            yield f"budget.{name} of {limit:g} may end it before."
+            yield f"budget.{name} of {limit:g} may end the run early."
 
 
 def _between(taken: Range, form: str, unit: str = "") -> str:

@@ -24,7 +24,7 @@ class Launching:
 recipe = click.argument(
     "recipe", type=RecipeType(), metavar="RECIPE|URL", shell_complete=completion.recipes
 )
-agree = click.option("--yes", is_flag=True, help="Do not ask; a recipe by URL names its commit.")
+agree = click.option("--yes", is_flag=True, help="Do not ask. A recipe by URL must name a commit.")
 run_id = click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 address = click.argument("address", metavar="RUN|ADDRESS", shell_complete=completion.runs)
 overrides = click.option(
@@ -40,14 +40,14 @@ trial = click.option(
     "--trial",
     type=click.IntRange(1),
     metavar="N",
-    help="Of a recipe with a sweep the trial of this number.",
+    help="The trial of this number, of a recipe with a sweep.",
 )
 local = click.option(
-    "--local", is_flag=True, help="On this machine, whatever the recipe's hardware says."
+    "--local", is_flag=True, help="Train on this machine, whatever `hardware` says."
 )
 
 any_memory = click.option(
-    "--any-memory", is_flag=True, help="On clouds: also machines on which a step does not fit."
+    "--any-memory", is_flag=True, help="On clouds: also machines with too little memory for a step."
 )
 
 

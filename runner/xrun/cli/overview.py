@@ -40,16 +40,18 @@ class Age(click.ParamType):
 
 @click.command()
 @click.argument("where", metavar="[WHERE]", default="")
-@click.option("--running", is_flag=True, help="Only those that run.")
+@click.option("--running", is_flag=True, help="Only runs that are running.")
 @click.option("--recipe", metavar="NAME", default="", help="Only runs of the recipe of this name.")
-@click.option("--since", type=Age(), metavar="TIME", help="Only those heard of since: 12h, 2d.")
+@click.option(
+    "--since", type=Age(), metavar="TIME", help="Only runs seen within this time: 12h, 2d."
+)
 @options.as_json
 def status(where: str, running: bool, recipe: str, since: float | None, as_json: bool) -> None:
     """One line per run: of this project, or of WHERE, which is a folder of runs,
     `s3://bucket/prefix`, `hub://me` (an account), or a single run's id or address.
 
-    Runs that run come first, then the newest sign of life; DIFFERS has the keys in which the runs
-    of one recipe differ. The last line is what all of them have cost.
+    Runs that are running come first, then those seen last; DIFFERS has the keys in which the runs
+    of one recipe differ. The last line says what all of them have cost.
     """
     from .tables import room, say_coloured
     from .texts import COLOURS, status_lines, sums_text, why_not_text
@@ -62,7 +64,7 @@ def status(where: str, running: bool, recipe: str, since: float | None, as_json:
         click.echo(json_text([each.to_json() for each in kept], indent=1))
         return
     if found and not kept:
-        click.echo(f"None of {len(found)} runs is meant.", err=True)
+        click.echo(f"None of {len(found)} runs fits these options.", err=True)
     words = ["", *(each.status for each in kept)]
     for word, line in zip(words, status_lines(kept, time.time(), room()), strict=False):
         say_coloured(line, word, COLOURS.get(word, ""))
@@ -110,14 +112,14 @@ def none_text(where: str) -> str:
 @click.argument("addresses", metavar="RUN|ADDRESS...", nargs=-1, required=True)
 @options.as_json
 def compare(addresses: tuple[str, ...], as_json: bool) -> None:
-    """What differs between runs, in their recipes and in what they have come to."""
+    """Compare runs: where their recipes differ, and their results."""
     from ..run import compared
     from .runs import one
     from .tables import room
     from .texts import compare_lines
 
     if len(set(addresses)) < 2:
-        raise click.UsageError("Name two runs or more.")
+        raise click.UsageError("Name at least two runs.")
     found = [one(address) for address in addresses]
     reports = [replace(each.report, status=each.status) for each in found]
     recipe = compared.of_recipes([report.recipe for report in reports])

@@ -30,20 +30,20 @@ _LOCAL_SECONDS, _FAR_SECONDS = 2.0, 30.0
     default=Path("runs.html"),
     show_default=True,
     metavar="FILE",
-    help="The page; `-` is standard output.",
+    help="Write the page to FILE; `-`: standard output.",
 )
-@click.option("--serve", is_flag=True, help="Serve it to this machine, and follow what runs.")
+@click.option("--serve", is_flag=True, help="Serve the page to this machine, and keep it current.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
     metavar="PORT",
-    help="With --serve: where. Default: any that is free.",
+    help="With --serve: the port. Default: a free one.",
 )
 def page(where: str, output: Path, serve: bool, port: int) -> None:
-    """All runs as one page for a browser: curves over steps, time and dollars, attempts, receipts,
-    recipes, logs, sweeps. Of this project, or of a folder of runs, `s3://bucket/prefix`,
-    `hub://me`, or a single run's address.
+    """Show runs as one page for a browser: curves over steps, time and dollars, attempts, receipts,
+    recipes, logs, sweeps. WHERE is a folder of runs, `s3://bucket/prefix`, `hub://me`, or a single
+    run's address. Default: all runs of this project.
 
     The file needs no network and no other file: send it to whoever may see the runs. --serve shows
     the same at an address of this machine alone, until Ctrl-C.
@@ -75,7 +75,9 @@ def write(shown: Shown, output: Path) -> None:
     told = f"{runs}, {size:.1f} MB: {'standard output' if output == Path('-') else output}"
     click.echo(told, err=output == Path("-"))
     if made.shown < made.logged:
-        thinned = f"{made.shown:,} of {made.logged:,} points are in it: of each stretch the least"
+        thinned = (
+            f"The page has {made.shown:,} of {made.logged:,} points: of each stretch the least"
+        )
         click.echo(f"{thinned} and the greatest. `xrun export RUN --csv` has all.", err=True)
 
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 def check(
     recipes: Sequence[Path | RecipeURL], overrides: Sequence[str], as_json: bool, online: bool
 ) -> None:
-    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 for
-    an account's."""
+    """Check recipes: every problem at once, as file:line:column. Exit code 2 if there is one, 3 if
+    only an account lacks something."""
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
     from ..recipe.notes import notes
@@ -125,10 +125,10 @@ def _online_problems(recipe: Recipe, source: Source) -> Sequence[Problem]:
 @click.command()
 @click.argument("name", metavar="[NAME | PATH]", default="recipes/my_first.yaml")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@click.option("--list", "as_list", is_flag=True, help="List the recipes that xrun brings along.")
+@click.option("--list", "as_list", is_flag=True, help="List the recipes that come with xrun.")
 def init(name: str, folder: Path | None, as_list: bool) -> None:
-    """Write a commented recipe to start from, or one of those that xrun brings along (--list) with
-    its components and data into FOLDER."""
+    """Write a commented recipe to PATH, or a recipe that comes with xrun (--list) into FOLDER, with
+    its components and data."""
     from ..libraries import TRAINING, what_is_missing
     from ..recipe.shipped import copy, find, shipped
     from ..recipe.template import write_template
@@ -139,7 +139,7 @@ def init(name: str, folder: Path | None, as_list: bool) -> None:
         return
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if folder is not None:
-            raise click.UsageError("FOLDER goes with a NAME; a PATH says itself where to write.")
+            raise click.UsageError("FOLDER is for a NAME only: a PATH says already where to write.")
         path = Path(name)
         write_template(path)
     else:
@@ -159,7 +159,7 @@ def new(url: Path | RecipeURL, folder: Path | None) -> None:
 
     source = fetched(url)
     if source.clone is None:
-        hint = "A recipe that xrun brings along: xrun init NAME. One from here: cp."
+        hint = "To copy a recipe that comes with xrun: xrun init NAME. A local one: cp."
         raise click.UsageError(f"{url} is not a URL. {hint}")
     made = copy(source.clone, folder)
     for path in made.files:
@@ -173,8 +173,10 @@ def new(url: Path | RecipeURL, folder: Path | None) -> None:
 @options.overrides
 @click.option("--test", is_flag=True, help="Send one message to each address.")
 def alert(recipe: Path | RecipeURL, overrides: Sequence[str], test: bool) -> None:
-    """Say who is told of what by RECIPE's `alerts`. With --test each address gets a message, and
-    what has not arrived is said with its reason: exit code 3."""
+    """Show whom RECIPE's `alerts` tell of what.
+
+    With --test each address gets a message; if one does not arrive, the reason is printed and the
+    exit code is 3."""
     from ..alerts.teller import try_out
     from ..errors import LaunchError
     from ..libraries import ALERTS, require

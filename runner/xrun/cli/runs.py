@@ -38,7 +38,7 @@ def report(address: str, html: Path | None, as_json: bool) -> None:
     from .texts import report_text
 
     if html is not None and as_json:
-        raise click.UsageError("Say --html or --json, not both.")
+        raise click.UsageError("Use --html or --json, not both.")
     found = one(address)
     if html is not None:
         report_page(found, html)
@@ -60,7 +60,7 @@ def one(address: str) -> RunStatus:
     folder = find_run(address)
     (found,) = with_jobs([folder], [folder.report()])
     if found.cloud and found.cloud.problem:
-        what = "What the job does now is not known, and what it costs until its next sign of life"
+        what = "The job's state, and what it costs until its next sign of life, are not known"
         click.echo(f"  note     {what}: {found.cloud.problem}", err=True)
     return found
 
@@ -78,7 +78,7 @@ def receipt(address: str, as_csv: bool, as_json: bool) -> None:
     from .texts import receipt_text
 
     if as_csv and as_json:
-        raise click.UsageError("Say --csv or --json, not both.")
+        raise click.UsageError("Use --csv or --json, not both.")
     found = one(address).report.receipt
     if as_json:
         click.echo(json_text(found.to_json(), indent=1))
@@ -93,10 +93,10 @@ def receipt(address: str, as_csv: bool, as_json: bool) -> None:
 @click.option(
     "--attempt", type=int, help="The number of the attempt, from 1. Default: the last one."
 )
-@click.option("--rank", type=int, default=0, show_default=True, help="Which training process.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run or its job has ended.")
+@click.option("--rank", type=int, default=0, show_default=True, help="The training process.")
+@click.option("-f", "--follow", is_flag=True, help="Follow until the run or its job ends.")
 def logs(address: str, attempt: int | None, rank: int, follow: bool) -> None:
-    """What a run's training processes have printed; on clouds what its newest attempt has, and at
+    """Print what a run's training processes have printed: on clouds those of the newest attempt, at
     an address what is kept with the state."""
     from ..launcher.record import read_launch
     from ..run.folder import find_run
@@ -136,13 +136,13 @@ def _follow(folder: RunFolder, rank: int) -> None:
 @click.command()
 @options.address
 @click.option(
-    "--save", is_flag=True, help="Let it save and stop by itself first, for some minutes."
+    "--save", is_flag=True, help="First give the run some minutes to save and stop by itself."
 )
 def cancel(address: str, save: bool) -> None:
-    """End a run: its job on a cloud, and the machines go back. Its checkpoints stay; the same
-    recipe goes on from them.
+    """End a run: cancel its job on a cloud and give the machines back. The checkpoints stay, and
+    the same recipe goes on from them.
 
-    Where no job of this account's SkyPilot is known, the attempt that runs is asked by way of its
+    If this account's SkyPilot has no job of the run, the running attempt is asked through the
     store to save and to stop.
     """
     from ..launcher.cancel import cancel as cancel_run
@@ -153,8 +153,10 @@ def cancel(address: str, save: bool) -> None:
 @click.command()
 @options.address
 def sync(address: str) -> None:
-    """Send what Weights & Biases does not have yet of a run's metrics on this machine, and write
-    TensorBoard's files anew, whichever the recipe names; doing it twice changes nothing."""
+    """Send the metrics of a run on this machine to Weights & Biases, as far as they are missing
+    there, and write TensorBoard's files anew, whichever of the two the recipe names.
+
+    Doing it twice changes nothing."""
     from ..libraries import WANDB, require
     from ..run.folder import find_run
     from ..run.opened import is_run_id
@@ -191,10 +193,10 @@ def _on_this_machine(address: str) -> RunFolder:
 @click.option("--best", "which", flag_value="best", help="The best evaluated weights.")
 @click.option("--last", "which", flag_value="last", help="The last weights.")
 def export_model(run_id: str, which: str | None) -> None:
-    """Make RUN's model again from its last commit, and publish it where its store does that. For a
-    run that has finished, whose export has failed or whose folder is gone.
+    """Make the model of a finished RUN again from its last commit, because the export failed or the
+    folder is gone. If the run's store publishes models, this one is published too.
 
-    Without --best or --last: as `train.export` of its recipe says.
+    Without --best or --last: the weights that `train.export` of the recipe names.
     """
     from ..launcher.clone import bring_back
     from ..launcher.export import export_model as export
@@ -231,23 +233,23 @@ def _write_events(folder: RunFolder, where: Path) -> None:
 @click.argument("target", metavar="RUN|RECIPE|URL|MODEL")
 @options.overrides
 @click.option(
-    "--split", default="test", show_default=True, help="One that the dataset's build() gives."
+    "--split", default="test", show_default=True, help="A split that the dataset's build() returns."
 )
 @click.option(
     "--step",
     type=options.Step(),
     metavar="N|best",
-    help="Which kept checkpoint. Default: the newest.",
+    help="The step of a kept checkpoint. Default: the newest.",
 )
 @options.as_json
 def evaluate(
     target: str, overrides: Sequence[str], split: str, step: int | str | None, as_json: bool
 ) -> None:
-    """Measure RUN, the run here of RECIPE or of a recipe's URL, or a MODEL that a run has exported,
-    on a split of its dataset.
+    """Evaluate a run or an exported model on a split of its dataset.
 
-    MODEL is the folder `runs/RUN/model`; `-s` belongs to RECIPE or URL. It is the evaluation that
-    training has: on `val` the same numbers. Of the run nothing changes, and it may train meanwhile.
+    Name the run by RUN, by its RECIPE or by the URL of that (`-s` as for the run); MODEL is the
+    folder `runs/RUN/model`. On `val` the numbers are those of training. The run is not changed,
+    and may train meanwhile.
     """
     from dataclasses import asdict
 
@@ -262,10 +264,10 @@ def evaluate(
     else:
         meant = target_of(target, overrides)
     if meant.of_model and step is not None:
-        raise click.UsageError("--step is for a run; an exported model is the one that it is.")
+        raise click.UsageError("--step is for a run: an exported model is of one step only.")
     bring_back(meant.folder.plan(), functools.partial(click.echo, err=True))
     if is_of_other_code(meant.folder.plan()):
-        note = "the project's code has changed since: these are the run's weights by today's code."
+        note = "the project's code has changed since: today's code evaluates the run's weights."
         click.echo(f"  note     {note}", err=True)
     found = measure(meant, split, step)
     if not isinstance(found, Measured):

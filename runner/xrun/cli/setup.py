@@ -22,8 +22,8 @@ def setup() -> None:
     help="Only write the plugin's wheel into this folder, for an API server elsewhere.",
 )
 def sky(yes: bool, remove: bool, folder: Path | None) -> None:
-    """Install xrun's plugin into SkyPilot's API server: deadlines, waiting for spot machines, and
-    never first back to the zone that was just lost.
+    """Install xrun's plugin into SkyPilot's API server. With it jobs keep deadlines, wait for spot
+    machines, and do not go first to the zone that was just lost.
 
     Shows what changes in ~/.sky, and asks.
     """
@@ -42,7 +42,7 @@ def sky(yes: bool, remove: bool, folder: Path | None) -> None:
     if not changes:
         click.echo(f"SkyPilot {'does not have' if remove else 'has'} xrun's plugin.")
         if not remove:
-            click.echo(f"Where a launch says otherwise: {plugin.RESTART}")
+            click.echo(f"If a launch says that it is missing: {plugin.RESTART}")
         return
     for change in changes:
         click.echo(change.text())
@@ -51,10 +51,11 @@ def sky(yes: bool, remove: bool, folder: Path | None) -> None:
     for change in changes:
         change.make()
     what = "The plugin is removed." if remove else "The plugin is installed."
-    click.echo(f"{what} An API server that runs has to start again: {plugin.RESTART}")
+    click.echo(f"{what} Restart a running API server: {plugin.RESTART}")
     if not remove:
         click.echo(
-            "Without xrun in its environment it would not start: --remove comes before that."
+            "The API server does not start without xrun: before you uninstall xrun, type `xrun"
+            " setup sky --remove`."
         )
 
 

@@ -80,7 +80,7 @@ def agreed(source: Source, plan: Plan, *, yes: bool) -> None:
     for line in told:
         _say(line)
     if not (yes or says_yes("Do you trust this commit with that?")):
-        what = f"Nothing of {origin.repository} was run, because nobody has agreed to it."
+        what = f"Nothing of {origin.repository} was run: you have not agreed to it."
         hint = f"Read {source.path}. With '{origin.url}', `--yes` agrees without a question."
         raise LaunchError(what, hint)
     agree(source.clone, told)

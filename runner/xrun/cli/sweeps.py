@@ -71,7 +71,7 @@ def one_run(source: Source, overrides: Sequence[str], trial: int | None) -> Sequ
         refuse_trial(source, trial)
         return overrides
     if trial is None:
-        what = "the recipe has a sweep, and this is about one run"
+        what = "the recipe has a sweep, and this command is for one run"
         raise click.UsageError(f"{source.typed}: {what}: add --trial N. `xrun check` lists them.")
     trials = Trials.of(source.path, overrides, source.origin)
     if trials.are_open:  # which there are, only the board tells
@@ -111,7 +111,9 @@ def run_all(wish: Wish) -> int:
     if code == 0:
         click.echo(f"{_best_text(trials, board)}\n  table    xrun sweep table {wish.source.typed}")
     else:
-        click.echo("The same command goes on with what is missing.", err=True)
+        click.echo(
+            "Run the same command again: it goes on with the trials that are missing.", err=True
+        )
     return code
 
 
@@ -198,7 +200,7 @@ def _best_text(trials: Trials, board: Board) -> str:
     standing = board.standing()
     number = standing.best
     if number is None:
-        return "No trial has come to its end with a value."
+        return "No trial has finished with a value."
     trial = trials.with_proposed(standing).trial(number)
     result = standing.result_of(number)
     value = f"{trials.metric} {result.value:.6g}" if result and result.value is not None else ""
@@ -272,7 +274,7 @@ def _dollars(trials: Trials) -> str:
 
 @click.group()
 def sweep() -> None:
-    """What the trials of a recipe with a `sweep` have come to."""
+    """Show the results of a recipe with a `sweep`."""
 
 
 def _read(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool) -> tuple[Trials, Board]:
@@ -304,7 +306,7 @@ def table(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_js
 @options.local
 @options.as_json
 def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_json: bool) -> None:
-    """How far the sweep is: trials by what they do, its rungs, the best so far, what it has
+    """Show how far the sweep is: its trials by state, its rungs, the best so far, what it has
     cost."""
     from ..sweep.spent import Spent
     from ..sweep.table import rows
@@ -345,7 +347,7 @@ def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_j
 @click.option(
     "--publish",
     metavar="hub|hub://OWNER/NAME",
-    help="Put its model there, as `publish` of a recipe does.",
+    help="Publish the model there, as `publish` in a recipe does.",
 )
 @options.as_json
 def best(
@@ -355,8 +357,9 @@ def best(
     publish: str | None,
     as_json: bool,
 ) -> None:
-    """The best of the trials that have come to their end: its values, its run, its model. Exit code
-    3 where there is none yet."""
+    """Show the best trial that has finished: its values, its run, its model.
+
+    Exit code 3 if there is none yet."""
     from ..errors import LaunchError
     from ..run.folder import RunFolder
     from ..sweep.table import rows
@@ -365,7 +368,7 @@ def best(
     standing = board.standing()
     if standing.best is None:
         hint = f"`xrun sweep status {recipe}` tells how far it is."
-        raise LaunchError(f"No trial of {trials.id} has come to its end with a value.", hint)
+        raise LaunchError(f"No trial of {trials.id} has finished with a value.", hint)
     trial = trials.trial(standing.best)
     folder = RunFolder(trial.plan.folder)
     if publish is not None:

@@ -39,18 +39,16 @@ if TYPE_CHECKING:
     help="The run to start or go on with. Default: follows from the recipe.",
 )
 @click.option(
-    "--processes", type=click.IntRange(1), help="Training processes. Default: the recipe's."
+    "--processes", type=click.IntRange(1), help="Training processes. Default: as the recipe says."
 )
 @click.option(
     "--new",
     is_flag=True,
-    help="Although the recipe has other runs here. The same command again goes on with this one.",
+    help="Start a new run although the recipe has others here; typed again, go on with it.",
 )
+@click.option("--again", is_flag=True, help="Start another run although this very recipe has one.")
 @click.option(
-    "--again", is_flag=True, help="Another run, although this very recipe has one already."
-)
-@click.option(
-    "--fork", metavar="RUN", default="", help="A new run that starts from RUN's newest checkpoint."
+    "--fork", metavar="RUN", default="", help="Start a new run from RUN's newest checkpoint."
 )
 @click.option(
     "--other-data",
@@ -79,11 +77,10 @@ def run(
     any_memory: bool,
     trial: int | None,
 ) -> None:
-    """Train RECIPE. The same command again goes on where it stopped; a finished run does nothing.
-    Of a recipe with a `sweep` all trials, or one.
+    """Train RECIPE. The same command again goes on where it stopped; for a finished run it does
+    nothing. A recipe with a `sweep` trains all its trials, or one with --trial.
 
-    Ctrl-C saves and stops; a second Ctrl-C while it saves is not needed. On clouds it only ends the
-    log.
+    Ctrl-C saves and stops: press it once. On clouds it only ends the log.
     """
     from .. import streams
     from ..launcher.job import choose_run
@@ -132,11 +129,11 @@ def resume(
     no_rehearsal: bool,
     any_memory: bool,
 ) -> None:
-    """Go on with a run by its id or address, from this project's checkout: the recipe is the one
-    in the run's record, which is written to recipes/RUN.yaml.
+    """Go on with a run by its id or address, from this project's checkout. The recipe comes from
+    the run's record, and is written to recipes/RUN.yaml.
 
-    `-s` may change where it trains and for how long, and `-s checkpoint.team=OWNER` says that it is
-    a team's.
+    `-s` may change where and for how long the run trains; `-s checkpoint.team=OWNER` names the team
+    that the run belongs to.
     """
     from .. import streams
     from ..launcher.resume import plan_to_resume
@@ -240,13 +237,13 @@ def _interruptible() -> None:
 @click.command(short_help="Train RECIPE in miniature here, before money is spent.")
 @options.recipe
 @options.overrides
-@click.option("--again", is_flag=True, help="Although it went well and nothing has changed.")
+@click.option("--again", is_flag=True, help="Even if it went well before and nothing changed.")
 @options.trial
 @options.agree
 def rehearse(
     recipe: Path | RecipeURL, overrides: Sequence[str], again: bool, trial: int | None, yes: bool
 ) -> None:
-    """Train RECIPE in miniature on this machine's processors: what would be packed, by the
+    """Train RECIPE in miniature on this machine's processors: the files that would travel, with the
     libraries that would be installed.
 
     Build, one step, one evaluation, one save, a restore in a new process, one more step, the
@@ -377,15 +374,17 @@ def _plan_here(made: Plan, begun: bool, as_json: bool, costing: Costing | None) 
 @click.option(
     "--kills", type=click.IntRange(0), default=20, show_default=True, help="How many real SIGKILLs."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the moments.")
-@click.option("--resize", is_flag=True, help="Another number of processes after each kill.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Chooses the moments of the kills."
+)
+@click.option("--resize", is_flag=True, help="Change the number of processes after each kill.")
 @click.option(
     "--processes", type=click.IntRange(1), help="Training processes of the undisturbed run."
 )
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Where the two runs go. Default: a temporary folder.",
+    help="The folder of the two runs. Default: a temporary one.",
 )
 @options.trial
 @options.agree

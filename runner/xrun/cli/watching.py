@@ -26,13 +26,13 @@ _OVER = ("finished", "failed", "stopped", "unreadable")
     "--every",
     type=click.FloatRange(0.1),
     metavar="SECONDS",
-    help="Between two looks. Default: 2 for a run here, 30 for one far away.",
+    help="Time between two looks. Default: 2 for a run here, 30 for one elsewhere.",
 )
 def watch(address: str, every: float | None) -> None:
-    """Look at a run until it has ended: step, loss, speed, the newest commit, attempts. Ctrl-C ends
-    the looking only.
+    """Watch a run until it ends: step, loss, speed, the newest commit, attempts. Ctrl-C ends only
+    the watching.
 
-    The exit code is 0 once it is finished, else that of its last attempt.
+    The exit code is 0 if the run has finished, else that of its last attempt.
     """
     from ..errors import EX_TEMPFAIL
     from ..terminal import bare, shown

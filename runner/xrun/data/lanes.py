@@ -44,7 +44,9 @@ def check_lanes(name: str, split: Any, global_batch: int) -> None:
     if lanes is None:
         return
     if not isinstance(lanes, int) or isinstance(lanes, bool) or lanes < 1:
-        raise ComponentError(f"The lanes of the dataset {name!r} are {lanes!r}, no number from 1.")
+        raise ComponentError(
+            f"The dataset {name!r} has `lanes` {lanes!r}; that must be a whole number from 1 on."
+        )
     if global_batch % lanes:
         raise ComponentError(
             f"train.global_batch: {global_batch} samples cannot be shared equally by the {lanes}"

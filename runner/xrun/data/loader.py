@@ -186,8 +186,8 @@ def check_items(items: Any, samples: int) -> None:
     if not isinstance(items, Sequence) or len(items) != samples:
         raise TrainError(
             "A micro-batch does not fit into memory, and it cannot be computed in parts: the"
-            f" split's `__getitems__` gives a {type(items).__name__} and no list of {samples}"
-            " samples.",
+            f" split's `__getitems__` returns a {type(items).__name__} instead of a list of"
+            f" {samples} samples.",
             "Use a machine with more memory, or start a new run with a smaller train.micro_batch.",
         )
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ..store.bucket.client import BucketClient
 
 KEY = "checkpoint.store"
-_UNFENCED = "the server makes an object where one is, so two machines could both go on with a run"
+_UNFENCED = (
+    "the server overwrites an object in spite of If-None-Match, so two machines could train one run"
+)
 _FENCED = "Use a server that knows conditional writes (If-None-Match), or `checkpoint.store: hub`."
 
 
@@ -55,7 +57,7 @@ def _made_twice(client: BucketClient) -> Iterator[tuple[str, str]]:
         yield _UNFENCED, _FENCED
     client.delete([key])
     if client.read(key) is not None:
-        yield "what is deleted there stays", "Allow this account to delete, or the bucket grows."
+        yield "this account cannot delete objects there", "Allow it to delete, or the bucket grows."
 
 
 def _problem(plan: Plan, what: str, hint: str) -> Problem:

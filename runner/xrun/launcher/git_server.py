@@ -82,7 +82,7 @@ def fetch(repository: str, commit: str, folder: Path, typed: str) -> None:
         _asked(repository, _FETCH_SECONDS, *git, "checkout", "--quiet", "--detach", commit)
     except _UnknownCommit:
         what = f"{repository} has no commit {commit}"
-        hint = "Mind the digits, and that it was pushed."
+        hint = "Check the digits, and whether the commit was pushed."
         raise RecipeError([Problem(typed, 0, 0, "", what, hint=hint)]) from None
     if (folder / ".gitmodules").is_file():
         modules = ("submodule", "--quiet", "update", "--init", "--recursive", "--checkout")
@@ -171,12 +171,12 @@ def _meaning(repository: str, said: str) -> XrunError:
         return _UnknownCommit(said)
     if _CLOSED.search(said):
         hint = (
-            "Mind the spelling; for a private one give git an account that may read it (`gh auth"
+            "Check the spelling; for a private one give git an account that may read it (`gh auth"
             " login`, `hf auth login --add-to-git-credential`, or git+ssh:// with your key)."
         )
         return LaunchError(f"{repository} is not there, or is private: git may not read it.", hint)
     if _ABSENT.search(said) and not _REACHED_NOT.search(said):
-        return LaunchError(f"There is no repository {repository}.", "Mind the spelling.")
+        return LaunchError(f"There is no repository {repository}.", "Check the spelling.")
     if _REACHED_NOT.search(said):
         what = f"The host of {repository} does not answer: {_plain(first)}."
         return CloudUnavailable(what, "Try again when it does.")

@@ -88,8 +88,8 @@ def by_the_rule_of(plan: Plan, rule: int) -> Plan:
     made = under_rule(plan, rule)
     if made is None:
         raise CheckpointError(
-            f"The run {plan.run} has its id by rule {rule}, which cannot tell whether the recipe is"
-            " the one it was begun with.",
+            f"The id of the run {plan.run} follows rule {rule}, by which xrun cannot tell whether"
+            " the recipe is still the one that the run began with.",
             "Start another run with --again, or take its weights along with --fork; or use the"
             " version of xrun that began it.",
         )

@@ -54,7 +54,7 @@ def laid_out(original: Original, folder: Path, here: Path | None = None) -> Copy
         LaunchError: the folder is used, or the project is not to be had.
     """
     if folder.exists() and any(folder.iterdir()):
-        what = f"{folder} is not empty, and the run is made again in a folder of its own."
+        what = f"{folder} is not empty, and a run is made again in an empty folder only."
         raise LaunchError(what, "Give another one with --folder.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").touch()  # what lies in folders above is no part of it
@@ -158,12 +158,12 @@ def _from_git(original: Original, folder: Path) -> str:
         raise LaunchError(
             f"The project's commit {commit[:12]} cannot be fetched from {remote}:"
             f" {_last_line(said)}.",
-            "It may not have been pushed, have vanished, or be private: ask its owner.",
+            "It may be deleted, private or never pushed: ask the owner of the repository.",
         ) from error
     project = (clone / str(code.get("folder") or "")).resolve()
     if not project.is_relative_to(clone.resolve()) or not project.is_dir():
         what = f"The lock of {original.facts.run} names a folder that its project does not have."
-        raise LaunchError(what, "It is damaged, or not one that xrun has written.")
+        raise LaunchError(what, "The lock is damaged, or xrun did not write it.")
     for path in [*project.iterdir()]:
         if path.name != ".git":
             path.replace(folder / path.name)
@@ -189,7 +189,7 @@ def _check_components(original: Original, recipe: Mapping[str, Any], folder: Pat
             find(kind, recipe[key]["name"], folder)
         except ComponentError as error:
             raise LaunchError(
-                f"{kind}/{recipe[key]['name']}.py of {original.facts.run} is not to be had: it is"
+                f"{kind}/{recipe[key]['name']}.py of {original.facts.run} cannot be found: it is"
                 " not published with the model, no git remote of its project is known, and the"
                 " project here is not the one that it was made from, or has changed since.",
                 "Type it in that project, or ask the run's owner to export it with"

@@ -72,8 +72,8 @@ def _check_names(wanted: Mapping[str, str]) -> None:
     for name, number in wanted.items():
         if not (_NAME.fullmatch(name) and _VERSION.fullmatch(number)):
             raise LaunchError(
-                f"The lock names the package {name!r} in the version {number!r}, which is none.",
-                "It is damaged, or not one that xrun has written.",
+                f"The lock names no valid version of the package {name!r} (got {number!r}).",
+                "The lock is damaged, or xrun did not write it.",
             )
 
 

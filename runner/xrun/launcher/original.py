@@ -87,10 +87,10 @@ def _fetched(name: str, whole: bool) -> Page | None:
         with reaching(), bar(f"Downloading {name}"):
             fetch(name, local_dir=folder, allow_patterns=patterns)
     except GatedRepoError as error:
-        hint = "Ask on its page."
-        raise LaunchError(f"{name} lets in only those who have asked.", hint) from error
+        hint = "Request access on its page."
+        raise LaunchError(f"{name} is gated: your token has no access.", hint) from error
     except RepositoryNotFoundError as error:
-        hint = "Mind the spelling; a private one needs a token that may read it (`hf auth login`)."
+        hint = "Check the spelling; a private one needs a token that may read it (`hf auth login`)."
         what = f"There is no repository {name} on the Hub, or this account may not see it."
         raise LaunchError(what, hint) from error
     except RevisionNotFoundError:

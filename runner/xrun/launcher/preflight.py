@@ -246,12 +246,12 @@ class _Hub:
         try:
             validate_repo_id(repo)
         except HFValidationError as error:
-            yield self._problem(key, "this is no name of a repository", repo, str(error))
+            yield self._problem(key, "this is not a valid repository name", repo, str(error))
             return
         own = {who["name"], *(organisation["name"] for organisation in who.get("orgs", []))}
         if address.owner not in own:
             hint = f"Your token is {who['name']}'s: use `hub`, or one of {', '.join(sorted(own))}."
-            what = "it is neither yours nor an organisation's of yours"
+            what = "your token has no access to this owner"
             yield self._problem(key, what, repo, hint)
         elif not _token_writes(who.get("auth", {}).get("accessToken", {}), address.owner):
             hint = "Make a token with write access: https://huggingface.co/settings/tokens."
@@ -278,9 +278,9 @@ class _Hub:
         except GatedRepoError:
             yield self._problem(
                 key,
-                "its owner lets in only those who have asked",
+                "the repository is gated: this token has no access",
                 name,
-                f"Ask at {self.api.endpoint}/{name}.",
+                f"Request access at {self.api.endpoint}/{name}.",
             )
         except RevisionNotFoundError:
             yield self._problem(
@@ -290,12 +290,12 @@ class _Hub:
                 "Look at its branches and commits on the Hub.",
             )
         except RepositoryNotFoundError:
-            hint = "Mind the spelling; a private one needs a token that may read it."
+            hint = "Check the spelling; a private one needs a token that may read it."
             yield self._problem(
                 key, f"the Hub has no such {kind}, or this token may not see it", name, hint
             )
         except HFValidationError as error:
-            yield self._problem(key, "this is no name of a repository", name, str(error))
+            yield self._problem(key, "this is not a valid repository name", name, str(error))
         except HfHubHTTPError as error:
             raise CloudUnavailable(
                 f"The Hugging Face Hub does not answer: {error}.", "Try again."
@@ -355,7 +355,7 @@ def _without_wandb(plan: Plan, why: str) -> str:
     with contextlib.suppress(XrunError):
         head = open_store(plan, "reader", create=False).head()
         if RunRecord.of(head).newest_step >= 0:
-            return f"{what}; the store's word is taken, and the points are sent later."
+            return f"{what}; the run goes by its store alone, and the points are sent later."
     raise CloudUnavailable(f"{what}.", "Try again, or -s tracking.wandb=null.")
 
 
@@ -374,7 +374,7 @@ def _wandb(plan: Plan) -> tuple[list[Problem], str, str]:
             )
             answer = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired:
-            return [], "", f"nothing in {_WANDB_SECONDS:.0f} s"
+            return [], "", f"no answer within {_WANDB_SECONDS:.0f} s"
         except (IndexError, ValueError):
             return [], "", "its library has failed"
     key = "tracking.wandb"

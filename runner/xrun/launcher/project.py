@@ -37,8 +37,8 @@ LIMIT = 200 * 2**20
 _EVERYWHERE = [f"/{name}" for name in "bin dev etc lib opt proc sys tmp usr var".split()]
 _ONLY_HERE = "it is on this machine only, and would not travel to the job's"
 _WAYS = (
-    "What git ignores, .xrunignore names or holds secrets stays at home, and so does what lies"
-    " outside of the project: move it, or name it under `files:`."
+    "Files that git ignores, that .xrunignore names, that hold secrets or that lie outside of the"
+    " project do not travel: move them, or name them under `files:`."
 )
 _NAMED = 5
 """So many of the largest files are named."""
@@ -151,7 +151,7 @@ def _too_large(root: Path, total: int, sizes: Mapping[str, int]) -> LaunchError:
     largest = sorted(sizes, key=lambda place: sizes[place], reverse=True)[:_NAMED]
     named = ", ".join(f"{place} ({_mib(sizes[place])})" for place in largest)
     return LaunchError(
-        f"{_mib(total)} of {root} would travel with the job, and at most {_mib(LIMIT)} do. The"
+        f"{_mib(total)} of {root} would travel with the job; the limit is {_mib(LIMIT)}. The"
         f" largest files: {named}.",
         f"Name what the run does not need in {IGNORE} or .gitignore; data belong under `files:` of"
         " the recipe, or on the Hub.",
@@ -183,7 +183,7 @@ def _modules(project: Project) -> Iterator[Problem]:
     for key, places in project.imported.items():
         for place in places:
             if place not in travels:
-                what = f"{place}, which it consists of, would not travel to the machine"
+                what = f"its file {place} would not travel to the machine"
                 yield Problem("", 0, 0, f"{key}.name", what, hint=_WAYS)
 
 
@@ -196,8 +196,10 @@ def _paths(project: Project, plan: Plan) -> Iterator[Problem]:
         inside = _place(path, project.root)
         if value.startswith(("/", "~")):
             if inside is not None:
-                hint = f"Write it from the project's folder on: {inside}."
-                yield Problem("", 0, 0, key, "the project lies elsewhere there", value, hint)
+                hint = f"Write it relative to the project's folder: {inside}."
+                yield Problem(
+                    "", 0, 0, key, "the project lies in another folder on the machine", value, hint
+                )
             elif not any(path.is_relative_to(folder) for folder in _EVERYWHERE):
                 yield Problem("", 0, 0, key, _ONLY_HERE, shown(value), _WAYS)
         elif not _travels(inside, project):

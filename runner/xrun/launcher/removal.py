@@ -131,7 +131,7 @@ def _refuse_a_held_lease(run: str, place: Place, clock: Callable[[], float]) -> 
     if silent <= _ALIVE_SECONDS:
         minutes = _ALIVE_SECONDS / 60
         raise LaunchError(
-            f"Attempt {attempts[-1].id} holds {run}, and has given a sign of life"
+            f"Attempt {attempts[-1].id} holds {run}; its last sign of life was"
             f" {max(0, silent) / 60:.0f} minutes ago.",
             f"First: xrun cancel {run}. One that was killed counts as gone after {minutes:.0f}"
             " minutes of silence. Nothing was deleted.",

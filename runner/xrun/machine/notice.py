@@ -210,8 +210,8 @@ class _Heard:
         if answered:
             self.say(outlook(self.cloud))
         else:
-            nobody = f"nobody answers on this machine for {self.cloud}, which is asked again"
-            self.say(f"Notice: {nobody}; until then it may go without a word.")
+            nobody = f"{self.cloud} does not answer on this machine, and is asked again"
+            self.say(f"Notice: {nobody}; until it answers, the machine may be lost without notice.")
 
 
 def _watch(

@@ -87,8 +87,8 @@ def serve(live: Live, port: int) -> ThreadingHTTPServer:
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), Handler)
     except OSError as error:
-        what = f"Port {port} of this machine cannot be served: {error.strerror}."
-        raise LaunchError(what, "Name another one with --port, or none.") from error
+        what = f"The pages cannot be served at port {port} of this machine: {error.strerror}."
+        raise LaunchError(what, "Name another port with --port, or leave --port out.") from error
     server.daemon_threads = True
     return server
 

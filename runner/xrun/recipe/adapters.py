@@ -40,7 +40,7 @@ LORA: Mapping[str, str] = {
 """The arguments that a recipe may give, with their annotations."""
 _BASE = "it changes the base's own weights, which no checkpoint holds"
 _DATA = "it has to see data before the first step"
-_UNTRIED = "nobody has tried it with exact resumes"
+_UNTRIED = "it is not tested with exact resumes"
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("loftq_config", "corda_config"), _BASE),
     **dict.fromkeys(("eva_config", "lora_ga_config"), _DATA),

@@ -89,7 +89,7 @@ def _of_repository(text: str, plain: str) -> RecipeURL:
 
 def _of_page(text: str, parts: SplitResult) -> RecipeURL:
     if parts.scheme not in ("https", "http"):
-        raise _refused(text, "only a page's https is read so", _FORMS)
+        raise _refused(text, "the URL of a page begins with https://", _FORMS)
     page = _PAGE.fullmatch(parts.path)
     if page is None:
         raise _refused(text, "it is not the page of a file in a repository", _FORMS)
@@ -138,20 +138,20 @@ def _check_host(text: str, parts: SplitResult) -> None:
     """What git would take for an option, a program or a password goes no further."""
     if parts.scheme not in _SCHEMES:
         known = "git+https://, git+ssh:// and git+file://"
-        raise _refused(text, f"git is asked by {known} only", _FORMS)
+        raise _refused(text, f"xrun fetches by {known} only", _FORMS)
     if parts.scheme == "file":
         if parts.netloc:
             raise _refused(text, "a local repository is git+file:///PATH@REV#recipes/x.yaml")
         return
     if parts.password is not None or (parts.username and parts.scheme != "ssh"):
-        hint = "Take it out; git asks its credential helper for it."
+        hint = "Remove it; git asks its credential helper for it."
         where = text.replace(f"{parts.netloc.rpartition('@')[0]}@", "***@")
         raise _refused(where, "a user or a password in a URL would be kept with the run", hint)
     if not _HOST.fullmatch(parts.netloc):
         raise _refused(text, "it names no host", _FORMS)
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
         hint = "Type https:// in place of http://."
-        raise _refused(text, "what comes over plain http may be anybody's", hint)
+        raise _refused(text, "anybody on the way could change what comes over plain http", hint)
 
 
 def _refused(text: str, what: str, hint: str = "") -> RecipeError:

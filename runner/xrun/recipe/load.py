@@ -134,7 +134,9 @@ def read_tree(
     together. Raises Unreadable."""
     text = read_bytes(path)
     if chain and len(text) > room:
-        what = f"together with what extends it, it is larger than {MAX_BYTES // 1024} KiB"
+        what = (
+            f"together with the recipes that extend it, it is larger than {MAX_BYTES // 1024} KiB"
+        )
         raise Unreadable(Mark(path).problem("", what))
     tree, found = read_nodes(text, path)
     problems += found
@@ -188,7 +190,9 @@ def read_base(
         what = "it leads out of the repository that the recipe was fetched from"
         raise Unreadable(base.mark.problem("extends", what, base.text))
     if os.path.realpath(target) in chain:
-        raise Unreadable(base.mark.problem("extends", "this goes in a circle", base.text))
+        raise Unreadable(
+            base.mark.problem("extends", "the recipes extend each other in a circle", base.text)
+        )
     if len(chain) > LONGEST_CHAIN:
         raise Unreadable(
             base.mark.problem(

@@ -23,9 +23,9 @@ def notes(recipe: Recipe, path: Path) -> Iterator[str]:
     if (deadline := hardware.deadline) is not None:
         since = " from the first launch" if deadline.time is None else ""
         yield (
-            f"hardware.deadline: {deadline}{since}; spot machines as long as the run can still be"
-            " in time without them, on demand from the last responsible moment. Needs xrun's plugin"
-            " in SkyPilot (`xrun setup sky`)."
+            f"hardware.deadline: {deadline}{since}; the run takes spot machines while on-demand"
+            " machines could still finish it in time, then it takes those. Needs xrun's plugin in"
+            " SkyPilot (`xrun setup sky`)."
         )
     elif hardware.may_wait:
         covers = ", if budget.usd covers the rest of the run" if recipe.budget.usd else ""
@@ -50,8 +50,8 @@ def unheard(recipe: Recipe) -> Iterator[str]:
     """What nobody is told of where SkyPilot has no plugin of xrun's."""
     if recipe.alerts is not None and recipe.hardware.any_of:
         yield (
-            "alerts: while no machine is alive (it waits for capacity, or there is none) nobody is"
-            " told without the plugin; `xrun status` says how it stands."
+            "alerts: while the run has no machine (it waits for capacity), only xrun's plugin in"
+            " SkyPilot can tell anybody; without it look with `xrun status`."
         )
 
 

@@ -192,15 +192,15 @@ def _parses(text: str) -> bool:
 def _wrong(text: str) -> tuple[str, str] | None:
     """What is wrong with one requirement, and the way out."""
     if text.startswith("-"):
-        what = "options are not read here, and neither are other files and editable projects"
-        return what, "Name the libraries themselves; a machine asks the index that it has."
+        what = "options, other requirements files and editable projects are not supported here"
+        return what, "Name the libraries themselves; a machine asks the index that is set up on it."
     try:
         parsed = Requirement(text)
     except InvalidRequirement as error:
         what = str(error).splitlines()[0].rstrip(".:")
         return f"it is not a requirement: {what}", "Write a name and versions, like `timm>=1.0`."
     if parsed.url and not re.match(r"https?://[^\s]+\.whl(#.*)?$", parsed.url):
-        what = "only the address of a wheel can be fixed to a hash, and no other address"
+        what = "of all addresses only that of a wheel can be fixed to a hash"
         return what, "Install it under `setup`, or take it from an index."
     return _contradiction(parsed) if applies(parsed, MACHINE) else None
 
@@ -211,7 +211,7 @@ def _contradiction(parsed: Requirement) -> tuple[str, str] | None:
     pinned = installed("xrun") if name == "xrun" else pins().get(name)
     if not pinned or parsed.specifier.contains(pinned, prereleases=True):
         return None
-    what = f"it contradicts {name}=={pinned}, which every machine of xrun's has"
+    what = f"it contradicts {name}=={pinned}, which xrun installs on every machine"
     return what, "Allow this version, or remove the line."
 
 

@@ -144,7 +144,7 @@ def packed_bases_do_what_was_seen(recipe: Recipe) -> Iterator[Problem]:
         what = f"FSDP cannot cut the weights that `model.frozen: {model.frozen}` has packed"
         yield problem("train.sharding", what, "fsdp", way)
     if train.compile:
-        what = f"nobody has tried it over a base in `model.frozen: {model.frozen}`"
+        what = f"it is not tested over a base in `model.frozen: {model.frozen}`"
         yield problem("train.compile", what, "true", way)
     args = model.adapter.args if model.adapter else {}
     for name in ("bias", "target_parameters"):
@@ -169,7 +169,9 @@ def exactly_one_of_steps_and_epochs(recipe: Recipe) -> Iterator[Problem]:
         )
     if train.steps is None and train.epochs is None:
         yield problem(
-            "train", "it is not said when the run ends", hint="Add `steps: 1000` or `epochs: 10`."
+            "train",
+            "the run has no end: it lacks `steps` or `epochs`",
+            hint="Add `steps: 1000` or `epochs: 10`.",
         )
 
 
@@ -426,7 +428,7 @@ def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
     elif evaluate.mode is None and better(evaluate.metric) is None:
         yield problem(
             "train.evaluate.metric",
-            "its name does not tell whether more of it is better",
+            "its name does not tell whether higher is better",
             evaluate.metric,
             "Add `mode: max` or `mode: min`.",
         )
@@ -462,7 +464,7 @@ def patience_needs_evaluations(recipe: Recipe) -> Iterator[Problem]:
     if train.evaluate.patience is not None and train.evaluate.every is None and not train.epochs:
         yield problem(
             "train.evaluate.patience",
-            "it counts evaluations, and there is one after the last step only",
+            "it counts evaluations, and this run has only one, after its last step",
             train.evaluate.patience,
             "Add `every: 500 steps`.",
         )
@@ -514,14 +516,14 @@ def deadline_needs_machines_on_demand(recipe: Recipe) -> Iterator[Problem]:
     if hardware.local is not None:
         yield problem(
             "hardware.deadline",
-            "this machine cannot be exchanged for a faster or a surer one",
+            "xrun cannot replace this machine by a faster one to keep it",
             str(hardware.deadline),
-            "Remove it, or say with `any_of` which machines of clouds would do.",
+            "Remove it, or name machines of clouds under `any_of`.",
         )
     elif all(each.spot is True for each in hardware.any_of):
         yield problem(
             "hardware.deadline",
-            "spot machines alone cannot keep it: they may not be there",
+            "spot machines alone cannot keep it: there may be none",
             str(hardware.deadline),
             "Give a candidate `spot: auto`, or one more with `spot: false`.",
         )
@@ -574,7 +576,7 @@ def regions_belong_to_clouds(recipe: Recipe) -> Iterator[Problem]:
         if candidate.regions and not candidate.clouds:
             yield problem(
                 f"hardware.any_of.{index}.regions",
-                "it is not said which cloud's regions these are",
+                "no cloud is named for these regions",
                 hint="Add `clouds: [...]`.",
             )
 
@@ -599,14 +601,14 @@ def swept_keys_make_other_runs(recipe: Recipe) -> Iterator[Problem]:
     for name, parameter in recipe.sweep.parameters.items():
         key = f"sweep.parameters.{name}"
         if not counts(name) and _is_known(name):
-            what = "it changes nothing of what is computed, so two trials would be one run"
+            what = "it does not change what is computed, so two trials would be the same run"
             hint = "Set it once for all trials, where it stands in the recipe."
             yield problem(key, what, hint=hint)
         seen: set[str] = set()
         for place, value in enumerate(parameter.values[:_TRIED]):
             written = json.dumps(value, sort_keys=True, default=str)
             if written in seen:
-                what = "two trials would be one run"
+                what = "two trials would be the same run"
                 yield problem(f"{key}.{place}", what, written, "Write it once.")
             seen.add(written)
 
@@ -629,12 +631,12 @@ def the_number_of_trials_is_known(recipe: Recipe) -> Iterator[Problem]:
     if sweep.method != "grid":
         if sweep.max_trials is None:
             verb = "drawn" if sweep.method == "random" else "proposed"
-            what = f"it is not said how many trials are {verb}"
+            what = f"the number of trials to be {verb} is missing"
             yield problem("sweep", what, hint="Add `max_trials: 20`.")
         return
     choices = {name: each.choices for name, each in sweep.parameters.items()}
     for name in (name for name, each in choices.items() if each is None):
-        what = "a grid needs to know how many values of the range"
+        what = "a grid needs the number of values to take from this range"
         hint = "Add `points: 5`, or set `method: random`."
         yield problem(f"sweep.parameters.{name}", what, hint=hint)
     count, most = math.prod(len(each or ()) for each in choices.values()), sweep.max_trials
@@ -656,7 +658,7 @@ def trials_are_measured(recipe: Recipe) -> Iterator[Problem]:
     if recipe.task != "model" and metric not in given:
         if is_measured(recipe.task, metric):
             what, hint = (
-                "no evaluation gives it",
+                "no evaluation measures it",
                 f"Add it to `train.evaluate.metrics`: [{metric}].",
             )
             yield problem("sweep.metric", what, metric, hint)
@@ -665,7 +667,7 @@ def trials_are_measured(recipe: Recipe) -> Iterator[Problem]:
     elif (sweep.metric is not None or evaluate.mode is None) and (
         (sweep.mode or better(metric)) is None
     ):
-        what = "its name does not tell whether more of it is better"
+        what = "its name does not tell whether higher is better"
         key = "sweep.metric" if sweep.metric else "sweep"
         yield problem(key, what, metric, "Add `mode: max` or `mode: min`.")
 
@@ -685,9 +687,11 @@ def rungs_have_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
         return
     at = [rung_step(last, between, part) for part in stop.parts]
     if len({*at, last}) <= len(at):
-        what = f"its rungs would be after {', '.join(map(str, at))} of {last} {unit}, where it is"
+        what = (
+            f"its rungs would coincide: they are after {', '.join(map(str, at))} of {last} {unit}"
+        )
         hint = "Evaluate more often, or take fewer rungs."
-        yield problem("sweep.stop", f"{what} evaluated", hint=hint)
+        yield problem("sweep.stop", f"{what}, by its evaluations", hint=hint)
 
 
 @rule("sweep", "checkpoint.store")
@@ -751,11 +755,14 @@ def files_leave_the_runs_own_folders_alone(recipe: Recipe) -> Iterator[Problem]:
     for target in recipe.files:
         there = target_there(target)
         if "://" in target:
-            what, hint = "this is no path on the machine", "Write `/data: s3://BUCKET`."
+            what, hint = (
+                "this is an address, not a path on the machine",
+                "Write `/data: s3://BUCKET`.",
+            )
         elif is_within(there, OWN_FOLDER) or is_within(OWN_FOLDER, there):
             what, hint = f"the run itself is in {OWN_FOLDER}", "Take another path, such as `/data`."
         elif ".." in target.split("/"):
-            what, hint = "it leads back out of a folder", "Write the path without `..`."
+            what, hint = "it has `..` in it", "Write the path without `..`."
         else:
             continue
         yield problem(f"files.{target}", what, target, hint)
@@ -772,7 +779,7 @@ def files_lie_beside_one_another(recipe: Recipe) -> Iterator[Problem]:
     for there, target in places.items():
         for folder in islice(map(str, PurePosixPath(there).parents), MOST):
             if folder in places:
-                what = f"it lies in `{places[folder]}`, and one would hide the other"
+                what = f"it lies inside `{places[folder]}`, and one of the two would hide the other"
                 yield problem(f"files.{target}", what, target, "Use paths beside one another.")
 
 

@@ -281,7 +281,9 @@ class _Reader:
         made = self.node(node, join(key, "<<"))
         for base in made.value if isinstance(made.value, list) else [made]:
             if base.mapping is None:
-                raise Unreadable(base.mark.problem(key, "`<<` merges mappings, and this is none"))
+                raise Unreadable(
+                    base.mark.problem(key, "`<<` merges mappings, and this is not a mapping")
+                )
             yield base
 
 

@@ -196,7 +196,7 @@ def _names_of(name: str) -> list[Address]:
     owner, found = _repositories("" if name == OWN else name)
     if not found:
         what = f"{owner} has no repositories on the Hub that this account may see."
-        raise LaunchError(what, "Mind the spelling; private ones need a token (`hf auth login`).")
+        raise LaunchError(what, "Check the spelling; private ones need a token (`hf auth login`).")
     return found
 
 

@@ -315,10 +315,10 @@ def _nothing(address: Address) -> str:
 
 def _looked_for(address: Address) -> str:
     if address.on_hub:
-        return "Mind the spelling; a private one needs a token that may read it (`hf auth login`)."
+        return "Check the spelling; a private one needs a token that may read it (`hf auth login`)."
     above = str(address).rpartition("/")[0]
     return (
-        f"Mind the spelling; `xrun status {above}` lists the runs there, `xrun status {address}`"
+        f"Check the spelling; `xrun status {above}` lists the runs there, `xrun status {address}`"
         " those below it."
     )
 

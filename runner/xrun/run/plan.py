@@ -431,7 +431,7 @@ def check_run_id(run: str) -> None:
     """
     if run and not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", run):
         raise NoRunId(
-            f"{run!r} is no run id.",
+            f"{run!r} is not a valid run id.",
             "A run id is lower-case letters, digits and '-', at most 40 characters.",
         )
 

@@ -131,8 +131,8 @@ def _opened(path: Path) -> BinaryIO:
         return io.BytesIO()
     except OSError as error:
         raise StoreError(
-            f"{path} is to be the log of the run's points, and cannot be read: {error.strerror}.",
-            "Move it away, or bring the log back; the run's state does not hang on it.",
+            f"{path}, the log of the run's points, cannot be read: {error.strerror}.",
+            "Move it away, or bring the log back; the run's state does not depend on it.",
         ) from error
 
 

@@ -248,17 +248,17 @@ class Receipt:
             extra = self.usd_of_bounds
             of_it = "" if not extra else f" {money(extra)} of the dollars are for that time."
             yield (
-                "* Nobody recorded its end, so this is a bound: until its last sign of life, and as"
-                f" long after it as one may say nothing.{of_it}"
+                "* Its end was not recorded, so this is an upper bound: until its last sign of"
+                f" life, plus the longest silence that is allowed.{of_it}"
             )
         if any(line.price == "dearest" for line in self.lines):
-            yield "† Nobody has said its price: at the dearest one that is known."
+            yield "† Its price is not known: the highest known price is used."
         running = next((line for line in self.lines if line.end == "running"), None)
         if running and not self.is_own:
             yield f"Attempt {running.attempt} is counted until {utc(running.ended)}."
         if self.usd is not None and not self.is_own:
             yield (
-                "Not in it: what a cloud bills after an attempt has ended, the job controller,"
+                "Not included: what a cloud bills after an attempt has ended, the job controller,"
                 " storage and traffic."
             )
 

@@ -340,7 +340,7 @@ class RunRecord:
             return cls.from_json(head.record) if head else cls()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointCorrupt(
-                f"What commit {head.number if head else 0} of the run says of it is damaged:"
+                f"The record of the run in its commit {head.number if head else 0} is damaged:"
                 f" {error}.",
                 "Read it with the xrun that wrote it, or bring the state back from a copy.",
             ) from error

@@ -192,7 +192,7 @@ def unknown(limits: Limits, attempt: AttemptRecord) -> str:
         return ""
     counts, way_on = "budget.hours still counts.", "Set budget.hours to limit the run."
     limited = counts if limits.hours else way_on
-    what = "nobody has said what this machine costs, so its dollars are not counted"
+    what = "the price of this machine is not known, so its dollars are not counted"
     if is_own(attempt) or attempt.usd_per_hour is not None:
         what = "a machine of one's own costs nothing, so this limit never ends the run"
     return f"budget.usd: {what}. {limited}"

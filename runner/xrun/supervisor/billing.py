@@ -47,7 +47,7 @@ def _seen(told: str) -> list[Price]:
         return []
     except (OSError, ValueError) as error:
         raise LaunchError(
-            f"{path} is to hold the prices that were seen at the launch, and is damaged: {error}.",
+            f"{path}, which holds the prices seen at the launch, is damaged: {error}.",
             "Without them nobody knows what the run costs. Launch it again.",
         ) from error
 

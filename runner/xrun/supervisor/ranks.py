@@ -164,7 +164,7 @@ class Ranks:
         """Ranks that give no sign of life write down where they are, and then are ended."""
         if self.hung or not (hung := self._watch.hang()):
             return
-        self.hung = f"{hung} Where they were stands in {self.logs}/rank*.log."
+        self.hung = f"{hung} {self.logs}/rank*.log shows where they were."
         self.send(signal.SIGUSR1)
         self.failed_at = time.monotonic() - LINGER_SECONDS + STACKS_SECONDS
 

@@ -66,9 +66,7 @@ class Witnesses:
         for tries in range(1, _TRIES if self.plan.address.durable else 1):
             if step <= RunRecord.of(head).newest_step:
                 break
-            self.say(
-                f"The store answers with less than step {step}, which was committed. Asking again."
-            )
+            self.say(f"The store does not show step {step}, which was committed. Asking again.")
             time.sleep(_BACKOFF.seconds(tries))
             head = self._ask()
         return head
@@ -152,7 +150,9 @@ class Witnesses:
             head = self._up_to_date(head, answer.step)
             self._compare("Weights & Biases", answer.step, head)
         elif answer.why and known >= 0:
-            self.say(f"Weights & Biases does not answer ({answer.why}); the store's word is taken.")
+            self.say(
+                f"Weights & Biases does not answer ({answer.why}); the run goes by its store alone."
+            )
         elif answer.why:
             raise LaunchError(
                 f"Weights & Biases does not answer ({answer.why}) and the store"

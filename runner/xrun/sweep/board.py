@@ -94,6 +94,6 @@ class Board:
             return Standing.from_json(self.rules, told)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointCorrupt(
-                f"Commit {head.number} of the board {self.id} is none of a sweep's: {error!r}.",
+                f"Commit {head.number} of the board {self.id} is not a sweep's: {error!r}.",
                 "Move its store away; the trials' results are put on a new one from their runs.",
             ) from error

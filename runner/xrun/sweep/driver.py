@@ -169,7 +169,7 @@ class Driver:
             known = len(before.decisions.get(rung, {}))
             if self.board.rules.method == "halving" and len(made) > known:
                 on = ", ".join(map(str, now.at(rung + 1))) or "none"
-                self.say(f"rung {rung} is decided: of {len(made)} trials go on {on}.")
+                self.say(f"rung {rung} is decided for {len(made)} trials; those that go on: {on}.")
         for number in ended:
             if number in self._codes and not self._asked:
                 code = self._codes[number]

@@ -122,7 +122,7 @@ def load_adapter(model: nn.Module, source: str, path: Path) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         raise TrainError(
             f"model.init_from: {source} does not fit the adapter: {in_short(error)}.",
-            "r, target_modules and modules_to_save are to be those that it was trained with.",
+            "r, target_modules and modules_to_save must be those that it was trained with.",
         ) from error
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if lacking := sorted(trained & set(result.missing_keys)):

@@ -120,8 +120,8 @@ def _on_own_base(folder: Path, project: Path, told: dict[str, Any]) -> nn.Module
     model = PeftModel.from_pretrained(base, folder)
     if _digest(model) != told["frozen"]:
         raise ComponentError(
-            f"models/{ref.name}.py builds other weights here than those under which the adapter in"
-            f" {folder} was trained.",
+            f"models/{ref.name}.py does not build the base weights here that the adapter in"
+            f" {folder} was trained on.",
             "Use the run's project, its libraries and its model.init_from, or export it with"
             " model.adapter.merge: true.",
         )

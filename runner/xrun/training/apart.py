@@ -38,8 +38,8 @@ def check_apart(objective: Objective) -> None:
         handle.remove()
         if _is_packed(batch) and not _are_apart(objective.model, batch):
             raise ComponentError(
-                f"{objective.components.model}: it computes one packed document from the document"
-                " before it in the row, as if `position_ids` said nothing.",
+                f"{objective.components.model}: it ignores `position_ids`, so a packed document"
+                " sees the document before it in the row.",
                 "Set `packing: false` for the dataset, or take a model, or an attention, of"
                 " transformers that keeps them apart.",
             )

@@ -45,8 +45,7 @@ class Compiled:
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise TrainError(
                 f"train.compile: {type(model).__name__} was compiled {GRAPHS} times, and this batch"
-                " asks for another time: its shapes or numbers in the model change from step to"
-                " step.",
+                " needs one more: shapes, or numbers in the model, change from step to step.",
                 "Pad batches to one length, or set train.compile: false.",
             ) from error
 

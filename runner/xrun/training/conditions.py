@@ -85,8 +85,8 @@ def check_accelerators(recipe: Recipe, environ: Mapping[str, str]) -> None:
     if lacks := build.lacks(number):
         raise AcceleratorsMissing(
             f"{lacks}: {build}; {ask_driver()}. Nothing was trained here.",
-            "The job goes on on another machine; where each one says so, compare the image's driver"
-            " with the build of torch (docs/decisions/0026-builds-of-torch.md).",
+            "The job goes to another machine. If every machine says this, compare the driver of the"
+            " image with the build of torch (docs/decisions/0026-builds-of-torch.md).",
         )
 
 

@@ -118,8 +118,8 @@ class Components:
         if any(map(_steps, frames)):
             return TrainError(
                 f"The first step of the optimizer failed: {what}.",
-                f"Change train.optimizer or train.clip_grad_norm, or in {self.model} what they"
-                " cannot take.",
+                f"Change train.optimizer or train.clip_grad_norm, or what they cannot handle in"
+                f" {self.model}.",
             )
         return None
 

@@ -85,8 +85,8 @@ def _no_next_token(model: nn.Module, batch: Batch, labels: Tensor) -> tuple[str,
             "Give the inputs as labels, or use `task: token_classification`, which does not shift.",
         )
     what = (
-        f"only {same} of the {count} labels that count are the input at their place, and each"
-        " position would be trained to predict the label after its own"
+        f"only {same} of the {count} labels that count equal the input at their place, and this"
+        " task trains each position to predict the label after its own"
     )
     return what, "`task: token_classification` compares each position with the label at its place."
 

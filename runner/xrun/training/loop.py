@@ -418,7 +418,9 @@ class Training:
             left = min(self.stop.seconds_left(), LAST_SAVE_SECONDS - (self.clock() - began))
             if not self.world.broadcast(bool(self.checkpointer.unavailable) and left > 0):
                 return False
-            log.warning("Not safe yet: steps %d to %d.", self._committed() + 1, self.state.step)
+            log.warning(
+                "Not committed yet: steps %d to %d.", self._committed() + 1, self.state.step
+            )
             time.sleep(LAST_SAVE_BACKOFF.seconds(tries))
         return True
 
@@ -440,7 +442,7 @@ class Training:
         need = self.world.broadcast(self.checkpointer.last_save().least)
         if need >= left + SPARE_SECONDS:
             log.warning(
-                "A save takes %.0f s and %.0f s are left: the last commit stands.", need, left
+                "A save takes %.0f s and only %.0f s are left: the last commit counts.", need, left
             )
         else:
             self._note_end(budget)

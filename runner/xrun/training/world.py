@@ -142,8 +142,8 @@ def join_world(sharded: bool, timeouts: Timeouts = Timeouts()) -> World:
     except TimeoutError:
         absent = _absent(store, "joined", size)
         what = (
-            f"The processes do not understand each other after {timeouts.talking:.0f} s. Not"
-            f" through: {absent}."
+            f"The processes cannot talk to each other after {timeouts.talking:.0f} s. Missing:"
+            f" {absent}."
         )
         raise ProcessesApart(
             what, "NCCL_DEBUG: INFO under `env` in the recipe shows more."

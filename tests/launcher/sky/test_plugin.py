@@ -127,7 +127,7 @@ def test_a_plugin_of_another_xrun_is_told_with_the_way_out() -> None:
     assert list(plugin.other_version(plugin.OWN)) == []
     (said,) = plugin.other_version("0.1.0")
     assert f"has xrun's plugin 0.1.0, and this xrun comes with {plugin.OWN}: " in said
-    assert "`xrun setup sky` installs this one, and `sky api stop` ends the API server" in said
+    assert "`xrun setup sky` installs this xrun's, and `sky api stop` ends the API server" in said
 
 
 def test_an_api_server_elsewhere_is_told_how(home: SkyHome) -> None:
@@ -238,7 +238,7 @@ def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
     assert [said["message"] for _, said in hook.posted] == ["There are no machines."]
     told = json.loads(done.out.splitlines()[-1])
     assert told["now"] == told["then"]
-    assert any("last responsible moment" in note for note in told["notes"])
+    assert any("could still finish it by" in note for note in told["notes"])
     asked = told["asked"]
     again = asked.index({"again": True})
     assert all(each["retries"] == 1 for each in asked if "retries" in each)

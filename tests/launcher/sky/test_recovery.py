@@ -120,9 +120,9 @@ def test_a_launch_says_what_will_be_done(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "hardware.deadline=36h")
     offers = rank(OFFERS[:2], plan.load_recipe().hardware.any_of)
     said = " ".join(with_plugin(plan, offers))
-    assert "on demand, from $30.00 an hour, from the last responsible moment before" in said
+    assert "on-demand machines, from $30.00 an hour, could still finish it by" in said
     assert "2027-01-16 20:00 UTC (hardware.deadline)" in said
-    assert "How fast it trains nobody has measured" in said
+    assert "Nobody has measured the speed of training yet" in said
     patient = plan_of(tmp_path, "hardware.max_wait=3h", "budget.usd=5")
     (said,) = with_plugin(patient, offers)
     assert said == (

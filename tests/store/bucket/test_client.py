@@ -74,7 +74,7 @@ def asked(client: BucketClient, method: str) -> object:
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ({"status": 403}, LaunchError, "does not let this account in"),
+        ({"status": 403}, LaunchError, "denies this account access"),
         ({"status": 401}, LaunchError, "AWS_ACCESS_KEY_ID"),
         ({"status": 503}, StoreUnavailable, "does not answer"),
         ({"status": 429}, StoreUnavailable, "does not answer"),

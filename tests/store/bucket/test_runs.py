@@ -158,7 +158,7 @@ def test_a_server_that_ignores_the_condition_is_refused(
             return super().ask(line, kept, body, stale)
 
     project = Project(tmp_path)
-    what = "the server makes an object where one is"
+    what = "the server overwrites an object"
     with (
         Ignorant(s3.url) as way,
         environment(s3.at(way.url)),
@@ -176,7 +176,7 @@ def test_an_account_that_may_not_and_a_server_that_is_not_there(
     project = Project(tmp_path)
     with BadWay(s3.url) as way, environment(s3.at(way.url)):
         way.faults.add("PUT ", status=403, times=None)
-        with pytest.raises(LaunchError, match="does not let this account in"):
+        with pytest.raises(LaunchError, match="denies this account access"):
             asked(project, bucket)
     with pytest.raises(CloudUnavailable, match="does not answer"):
         check_bucket(project.plan(f"checkpoint.store={bucket}"), s3.at("http://127.0.0.1:9"), 0.1)

@@ -188,7 +188,7 @@ def test_what_cannot_be_deleted_now_is_deleted_later(attempt: Opener, hub: Hub) 
     head, _ = saved(store, head, own("a1", b"two"))
     hub.faults.add(r"POST .*/lfs-files/batch", when="before")
     store.sweep()
-    with pytest.raises(StoreError, match="to be deleted a moment ago"):
+    with pytest.raises(StoreError, match=r"deletion of .* was asked for a moment ago"):
         store.put([own("a1", b"one")])
     assert hub.stored_bytes(REPO) == 2 * len(own("a1", b"one"))
     store.sweep()

@@ -655,9 +655,9 @@ def test_the_witness_of_a_new_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         (
             {"entity": "strangers"},
             {},
-            "the entity strangers is neither yours nor a team's of yours",
+            "your key has no access to the entity strangers",
         ),
-        ({"project": "closed"}, {}, "the W&B project alice/closed takes no runs of yours"),
+        ({"project": "closed"}, {}, "the W&B project alice/closed is read-only for you"),
         ({}, {"WANDB_API_KEY": "0" * 40}, "Weights & Biases refuses: the API key is not valid"),
         ({}, {"WANDB_API_KEY": "short"}, "it has 5 characters"),
         ({}, {"WANDB_API_KEY": ""}, "there is no API key here"),

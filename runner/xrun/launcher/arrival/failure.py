@@ -75,7 +75,10 @@ def verdict(failure: Failure, what: str, seconds: int) -> tuple[int, str]:
     said = f"{what} could not be installed: {failure.line}."
     if not failure.passing:
         hint = f"{_HINTS[what]}, then run the same command again."
-        return EDIT, f"{said} That would be so on every machine, so the run ends here. {hint}"
+        return (
+            EDIT,
+            f"{said} Every machine would fail in the same way, so the run ends here. {hint}",
+        )
     if seconds:
         return 0, f"{said} Trying again in {seconds} s."
     return COME_BACK, f"{said} This machine is given up; the job comes back on another one."

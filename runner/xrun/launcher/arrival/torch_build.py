@@ -74,7 +74,7 @@ def main(environ: Mapping[str, str]) -> int:
     rented = any(float(environ.get(name) or 0) for name in RENTED)
     if rented and not names:
         what = f"xrun: this machine was rented for its GPUs, and {trouble}."
-        print(what, "It takes another machine.", file=sys.stderr)
+        print(what, "The job goes to another machine.", file=sys.stderr)
         return 75
     print(*names)
     return 0

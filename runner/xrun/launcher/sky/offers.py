@@ -60,7 +60,7 @@ def find_offers(
             "Take a smaller train.micro_batch, train.activation_checkpointing, or larger"
             " accelerators; --any-memory launches it all the same.",
         )
-    left = "Does not fit" if any_memory else "Left out, for it does not fit"
+    left = "Does not fit" if any_memory else "Left out because the step does not fit"
     notes = [
         *_not_enabled(candidates, clouds),
         *(f"Left out: {reason}." for reason in unable),

@@ -61,8 +61,8 @@ def other_version(version: str) -> Iterator[str]:
     if version != OWN:
         yield (
             f"SkyPilot's API server has xrun's plugin {version}, and this xrun comes with {OWN}:"
-            " the job goes on by the rules of that one. `xrun setup sky` installs this one, and"
-            f" {RESTART}"
+            f" the job follows the rules of {version}. `xrun setup sky` installs this"
+            f" xrun's, and {RESTART}"
         )
 
 
@@ -218,7 +218,7 @@ def _read(path: Path) -> dict[str, Any]:
     config = {} if config is None else config
     plugins = config.get("plugins", []) if isinstance(config, dict) else None
     if not isinstance(plugins, list) or not all(isinstance(each, dict) for each in plugins):
-        raise _damaged(path, "it is no mapping with a list of `plugins`")
+        raise _damaged(path, "it is not a mapping with a list of `plugins`")
     return dict(config)
 
 

@@ -74,9 +74,10 @@ def with_plugin(plan: Plan, offers: Offers) -> Iterator[str]:
     spot = any(offer.use_spot for offer in every)
     if hardware.deadline is not None and spot and dear is not None:
         yield (
-            f"Spot machines as long as the run can still be in time without them; on demand, from"
-            f" ${dear:.2f} an hour, from the last responsible moment before"
-            f" {_time(hardware.deadline.after(plan.launched))} (hardware.deadline)."
+            "The run takes spot machines while on-demand machines, from"
+            f" ${dear:.2f} an hour, could still finish it by"
+            f" {_time(hardware.deadline.after(plan.launched))} (hardware.deadline); then it takes"
+            " those."
         )
     elif spot and dear is not None:
         covered = ", if budget.usd covers the rest of the run" if plan.limits.usd else ""
@@ -86,8 +87,8 @@ def with_plugin(plan: Plan, offers: Offers) -> Iterator[str]:
         )
     if hardware.deadline is not None and offers.best.speed is None:
         yield (
-            "How fast it trains nobody has measured: until an attempt has, half of the time to the"
-            " deadline counts as work."
+            "Nobody has measured the speed of training yet: until an attempt has, half of the time"
+            " to the deadline counts as work."
         )
     if offers.others:
         others = sorted({str(offer.machines) for offer in offers.others})

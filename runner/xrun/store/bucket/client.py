@@ -250,14 +250,16 @@ class BucketClient:
         code, text = _code(error), _sentence(error)
         status = _status(error)
         if code in _NO_BUCKET:
-            return StoreError(f"There is no bucket {self.where}.", "Make it, or mend its name.")
+            return StoreError(
+                f"There is no bucket {self.where}.", "Create it, or correct its name."
+            )
         if _METADATA.search(str(error)):
             return self._nobody(status)
         denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if denied or status in (401, 403) or code in _EXPIRED:
-            return LaunchError(f"{self.where} does not let this account in: {text}.", self._hint)
+            return LaunchError(f"{self.where} denies this account access: {text}.", self._hint)
         if _REDIRECT in text:
-            what = f"{self.where} is elsewhere: {text}."
+            what = f"{self.where} is in another region: {text}."
             return StoreError(what, "Set AWS_REGION to the bucket's region.")
         if 400 <= status < 500 and status not in _PASSES:
             return self._refusal(text)
@@ -339,6 +341,6 @@ def _hint(address: Address) -> str:
         "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     }[address.kind]
     return (
-        f"Set {keys}, here and in `secrets:` of the recipe for machines elsewhere; without them it"
-        " is the machine's own identity."
+        f"Set {keys}, here and in `secrets:` of the recipe for machines elsewhere; without them the"
+        " machine's own identity is used."
     )

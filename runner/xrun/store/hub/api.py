@@ -414,7 +414,7 @@ class HubApi:
             error = error.__cause__
         if isinstance(error, NOT_OF_A_HUB):
             return NoAnswerError(
-                f"Cannot {what} at {self.where}: what answers there is no Hub"
+                f"Cannot {what} at {self.where}: what answers there is not a Hub"
                 f" ({type(error).__name__})."
             )
         reason = str(error).strip().splitlines() or [type(error).__name__]

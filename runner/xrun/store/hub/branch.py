@@ -145,7 +145,7 @@ class StateBranch:
             commit = self.api.commit(BRANCH, operations, title, who, tip.commit)
         except MissingError as error:
             raise StoreError(
-                f"Nothing was committed: {error} any more at {self.api.where}."
+                f"Nothing was committed at {self.api.where}: {error} any more."
             ) from error
         return self._landed(Tip(commit, head, commit, head.number))
 

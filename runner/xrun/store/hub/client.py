@@ -130,7 +130,7 @@ def repositories_of(owner: str) -> tuple[str, list[str]]:
     if not owner:
         who = account(api) if api.token or get_token() else None
         if who is None:
-            what = "There is no valid Hugging Face token here, so `hub://me` is nobody."
+            what = "There is no valid Hugging Face token here, so `hub://me` names no account."
             raise LaunchError(what, "Run `hf auth login`, set HF_TOKEN, or write hub://OWNER.")
         owner = who["name"]
     try:
@@ -138,7 +138,7 @@ def repositories_of(owner: str) -> tuple[str, list[str]]:
             return owner, sorted(model.id for model in api.list_models(author=owner))
     except HfHubHTTPError as error:
         what = f"The Hub does not list the repositories of {owner}: {_short(error)}."
-        raise LaunchError(what, "Mind the spelling, and whose token it is.") from error
+        raise LaunchError(what, "Check the spelling, and whose token is used.") from error
 
 
 def small_file(name: str, path: str) -> bytes | None:
@@ -194,7 +194,7 @@ def reaching() -> Iterator[None]:
         ) from error
     except (ValueError, *NOT_OF_A_HUB) as error:
         raise CloudUnavailable(
-            "The Hugging Face Hub cannot be reached: what answers in its place is no Hub"
+            "The Hugging Face Hub cannot be reached: what answers in its place is not a Hub"
             f" ({type(error).__name__}).",
             hint,
         ) from error

@@ -113,8 +113,7 @@ class RepositoryObjects:
         self._sent = sha256, self.clock()
         if sha256 in self._doubtful:
             raise StoreError(
-                f"{sha256} was to be deleted a moment ago, and nobody can tell whether that is"
-                " still to come."
+                f"The deletion of {sha256} was asked for a moment ago, and may still come."
             )
         self._own.add(sha256)
         return f"objects/{self.attempt}/{sha256}{suffix}"

@@ -72,7 +72,7 @@ def _problems(address: RunPath, who: Viewer) -> Iterator[dict[str, str]]:
     entity, own = address.entity or who.entity, [who.entity, *who.teams]
     if entity not in own:
         yield {
-            "what": f"the entity {entity} is neither yours nor a team's of yours",
+            "what": f"your key has no access to the entity {entity}",
             "hint": (
                 f"Your W&B key is {who.entity}'s: set tracking.wandb.entity to one of"
                 f" {', '.join(own)}."
@@ -80,7 +80,7 @@ def _problems(address: RunPath, who: Viewer) -> Iterator[dict[str, str]]:
         }
     elif is_read_only(entity, address.project):
         yield {
-            "what": f"the W&B project {entity}/{address.project} takes no runs of yours",
+            "what": f"the W&B project {entity}/{address.project} is read-only for you",
             "hint": "Ask its owner for write access, or set tracking.wandb.project to another one.",
         }
 
