@@ -120,6 +120,8 @@ def test_a_failure_is_the_sentence_of_the_command(project: Project) -> None:
 def test_what_is_wrong_is_refused_before_anything_starts(project: Project) -> None:
     with pytest.raises(RecipeError, match=r"train\.stepz"):
         xrun.start(project.recipe, {"train.stepz": 3})
+    with pytest.raises(RecipeError, match=r"a dict, such as .* \(got \['train\.epochs=1'\]\)"):
+        xrun.start(project.recipe, ["train.epochs=1"])
     with pytest.raises(RecipeError, match=r"absent\.yaml"):
         xrun.start("recipes/absent.yaml")
     with pytest.raises(RecipeError, match="`xrun new URL`"):

@@ -255,10 +255,13 @@ def _planned(
         hint = "`xrun new URL` copies it into a project of yours; the command asks before it runs."
         what = "a program starts recipes of its own project"
         raise RecipeError([Problem(text, 0, 0, "", what, hint=hint)])
+    if not isinstance(overrides, Mapping):
+        what = "the keys to change are a dict, such as {'train.epochs': 3}"
+        raise RecipeError([Problem(text, 0, 0, "", what, repr(overrides))])
     given = [f"{key}={_text(value)}" for key, value in overrides.items()]
     loaded = load_recipe(Path(text), [*given, "hardware=local"] if local else given)
     if loaded.sweep is not None:
-        hint = "Change it to None for the run without, or type `xrun RECIPE` for all of its trials."
+        hint = "Give {'sweep': None} for the run without it; `xrun RECIPE` trains all trials."
         what = "this is about one run, and the recipe has a sweep"
         raise RecipeError([Problem(text, 0, 0, "sweep", what, hint=hint)])
     return make_plan(loaded, Path(text), overrides=given, processes=processes)

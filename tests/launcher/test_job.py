@@ -32,6 +32,16 @@ def test_the_same_recipe_goes_on(known: Project) -> None:
     assert choose_run(plan).run == known.run.run
 
 
+def test_a_finished_run_that_goes_on_is_on_its_way_to_the_new_end(tmp_path: Path) -> None:
+    """Of a run that was finished and has more to do now, a report names the steps of its plan."""
+    project = Project(tmp_path)
+    assert project.attempt("train.steps=10").code == 0
+    project.trap("SIGKILL", call=4 * PER_STEP, committed=10)
+    assert project.attempt("train.steps=20").code == 75
+    report = project.run.report()
+    assert (report.steps, (report.step or 0) >= 10) == (20, True)
+
+
 def test_a_changed_recipe_is_not_started_silently(known: Project) -> None:
     """Changed mathematics with other runs there are refused, with what is different and both ways
     out."""
@@ -165,6 +175,20 @@ def test_a_fork_of_a_run_without_a_checkpoint_is_refused(known: Project, tmp_pat
     done = attempt(choose_run(project.plan(), fork="empty"))
     assert done.code == 5, done.err
     assert "--fork empty: that run has no checkpoint." in done.err
+
+
+def test_a_fork_that_would_train_nothing_is_refused(known: Project) -> None:
+    """A fork goes on counting, so of a finished run it needs more steps than that has; with 2, and
+    the way out, instead of a model that is the other run's."""
+    source = RunFolder(next(known.home.iterdir()))
+    plan = choose_run(known.plan("train.optimizer.lr=0.003", "train.steps=10"), fork=source.run)
+    done = attempt(plan)
+    assert done.code == 2, done.err
+    assert (
+        f"--fork {source.run}: that run is at step 10, and this recipe ends at step 10" in done.err
+    )
+    assert "Give train.steps or train.epochs a larger number" in done.err
+    shutil.rmtree(plan.folder)
 
 
 def test_a_fork_needs_the_same_tensors(known: Project) -> None:

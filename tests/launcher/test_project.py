@@ -135,6 +135,10 @@ def test_a_folder_that_git_ignores_is_without_git(project: Project) -> None:
     project.write("notes.txt", "x")
     assert listed_by_git(project.root) is None
     assert travelling(project) == {"models/line.py", "datasets/points.py"}
+    project.write("corpus/b.txt", "x")
+    (problem,) = on_clouds(project, on("corpus/b.txt"))
+    assert "The project is not under git, or git ignores its folder" in problem
+    assert "`git init`" in problem
 
 
 def test_too_much_names_the_largest(project: Project) -> None:

@@ -47,7 +47,10 @@ def start_text(plan: Plan) -> str:
 def outcome_text(folder: RunFolder, code: int, command: str) -> str:
     """What it says after it, `command` being what goes on; "" where the attempt has said it."""
     if code == EX_TEMPFAIL and folder.witness.exists():
-        return f"Stopped; the state is safe. Go on with: {command}"
+        report = folder.report()
+        step, trained = report.step or 0, report.logged_step or 0
+        lost = f" What was trained after it, to step {trained}, was not saved."
+        return f"Stopped; step {step} is safe.{lost * (trained > step)} Go on with: {command}"
     if code == EX_TEMPFAIL:
         return f"Stopped before anything was committed here. Start again with: {command}"
     if code:

@@ -132,5 +132,5 @@ def only_one(folder: RunFolder) -> Iterator[None]:
     except Held as error:
         raise LaunchError(
             f"The run {folder.run} is running already (process {folder.owner_pid() or 'unknown'}).",
-            f"Follow it with `xrun logs {folder.run}`, or stop that process first.",
+            f"Follow it with `xrun logs -f {folder.run}`, or stop that process first.",
         ) from error

@@ -40,6 +40,10 @@ _WAYS = (
     "Files that git ignores, that .xrunignore names, that hold secrets or that lie outside of the"
     " project do not travel: move them, or name them under `files:`."
 )
+_WITHOUT_GIT = (
+    "The project is not under git, or git ignores its folder: only models/, datasets/ and the files"
+    " that they import travel. Type `git init` in its folder, or name the path under `files:`."
+)
 _NAMED = 5
 """So many of the largest files are named."""
 _KINDS: Mapping[str, Kind] = {"model": "models", "dataset": "datasets"}
@@ -84,6 +88,11 @@ class Project:
             raise _too_large(self.root, total, sizes)
         for place in self.files:
             yield place, (self.root / place).read_bytes()
+
+    @property
+    def ways(self) -> str:
+        """Why something of it stays here, and what to do."""
+        return _WITHOUT_GIT if self._listed is None else _WAYS
 
     @cached_property
     def _listed(self) -> list[str] | None:
@@ -184,7 +193,7 @@ def _modules(project: Project) -> Iterator[Problem]:
         for place in places:
             if place not in travels:
                 what = f"its file {place} would not travel to the machine"
-                yield Problem("", 0, 0, f"{key}.name", what, hint=_WAYS)
+                yield Problem("", 0, 0, f"{key}.name", what, hint=project.ways)
 
 
 def _paths(project: Project, plan: Plan) -> Iterator[Problem]:
@@ -201,9 +210,9 @@ def _paths(project: Project, plan: Plan) -> Iterator[Problem]:
                     "", 0, 0, key, "the project lies in another folder on the machine", value, hint
                 )
             elif not any(path.is_relative_to(folder) for folder in _EVERYWHERE):
-                yield Problem("", 0, 0, key, _ONLY_HERE, shown(value), _WAYS)
+                yield Problem("", 0, 0, key, _ONLY_HERE, shown(value), project.ways)
         elif not _travels(inside, project):
-            yield Problem("", 0, 0, key, _ONLY_HERE, shown(value), _WAYS)
+            yield Problem("", 0, 0, key, _ONLY_HERE, shown(value), project.ways)
 
 
 def _arguments(plan: Plan) -> Iterator[tuple[str, Any]]:

@@ -143,7 +143,7 @@ def report_of(
 
 
 def _steps(record: RunRecord, plan: Plan | None) -> int | None:
-    if record.finished is not None:
+    if record.finished is not None and (plan is None or record.has_reached_the_end(plan)):
         return record.finished.step
     return (plan.last_step(record.steps_per_epoch) or None) if plan else None
 

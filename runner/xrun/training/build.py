@@ -158,6 +158,12 @@ def build_training(
     sampler = build_sampler(setting, model.state)
     steps = plan.last_step(sampler.steps_per_epoch)
     check_warmup(train, steps, begun=start.checkpoint is not None)
+    if plan.fork and not start.record.checkpoints and model.state.step >= steps:
+        raise ComponentError(
+            f"--fork {plan.fork}: that run is at step {model.state.step}, and this recipe ends at"
+            f" step {steps}, so nothing would be trained.",
+            "Give train.steps or train.epochs a larger number: a fork goes on counting.",
+        )
     lease = build_lease(setting)
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
     tracker = begin_log(setting, lease, model, steps, parts) if world.rank == 0 else None
