@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from support.ranks import run_ranks
 from support.running import DATASET, Project, record
-from xrun.errors import ComponentError, TrainError
+from xrun.errors import ComponentError
 from xrun.machine.stop import StopFlag
 from xrun.recipe.schema import Train
 from xrun.training.evaluate import Evaluation, check_validation
@@ -301,7 +301,7 @@ def test_a_metric_that_is_not_there_is_refused() -> None:
     own = evaluation(
         Counting(), "model", Numbers(), World(), evaluate={"metric": "f1", "mode": "max"}
     )
-    with pytest.raises(TrainError, match=r"no metric 'f1'.*loss, ones\. Or name it in"):
+    with pytest.raises(ComponentError, match=r"no metric 'f1'.*loss, ones\. Or name it in"):
         own.better({"loss": 1.0, "ones": 1.0}, None)
 
 

@@ -420,8 +420,8 @@ def test_the_best_checkpoint_is_kept(make: Any) -> None:
 
 
 def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
-    """`train.evaluate.metric` that the task does not have ends with 6 and the list of those that it
-    has."""
+    """`train.evaluate.metric` that the task does not have is the recipe's mistake: it ends with 2,
+    the list of those that it has, and the way on."""
     project = make()
     project.write("models/own.py", OWN_LOSS)
     done = project.attempt(
@@ -431,8 +431,9 @@ def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
         "train.evaluate.mode=max",
         "train.steps=2",
     )
-    assert done.code == 6, done.err
+    assert done.code == 2, done.err
     assert "margin" in done.err
+    assert "The same command goes on from what is committed." in done.err
 
 
 def test_own_loss_logs_its_metrics(make: Any) -> None:

@@ -113,6 +113,7 @@ def _bucket(scheme: str, name: str) -> str:
     if not _BUCKET.fullmatch(name) or {".", ".."} & set(name.split("/")):
         raise NoAddressError(
             f"a bucket there is `{scheme}://bucket/prefix`",
-            "Names have letters, digits and any of . _ - = +",
+            "A bucket's name has 3 to 223 small letters, digits and any of . _ -; a prefix has"
+            " letters, digits and any of . _ - = +",
         )
     return name

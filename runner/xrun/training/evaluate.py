@@ -21,7 +21,7 @@ from ..data.loader import Fetch, Loader, Piece
 from ..data.randomness import EVALUATION, seed_generators
 from ..data.sampler import MicroBatch
 from ..data.stream import is_stream
-from ..errors import ComponentError, TrainError
+from ..errors import ComponentError
 from ..machine.heartbeat import Heartbeat
 from ..recipe.metrics import is_measured, over_the_split
 from ..recipe.schema import Train
@@ -65,14 +65,15 @@ class Evaluation:
         """Whether these metrics beat the best ones so far; what is not finite never does.
 
         Raises:
-            TrainError: the recipe's metric is not among them.
+            ComponentError: the recipe's metric is not among them.
         """
         if self.metric not in metrics:
             named = is_measured(self.objective.task, self.metric)
             way = " Or name it in train.evaluate.metrics, and return `preds` and `target`."
-            raise TrainError(
+            raise ComponentError(
                 f"train.evaluate.metric: there is no metric {self.metric!r}.",
-                f"This task has {', '.join(sorted(metrics))}.{way if named else ''}",
+                f"This task has {', '.join(sorted(metrics))}.{way if named else ''} The same"
+                " command goes on from what is committed.",
             )
         value = metrics[self.metric]
         before = math.nan if best is None else float(best["value"])

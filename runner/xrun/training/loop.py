@@ -60,7 +60,8 @@ LAST_SAVE_SECONDS = 3600.0
 LAST_SAVE_BACKOFF = Backoff(first=1.0, longest=1.0)
 _WAY_OUT = (
     "Lower train.optimizer.lr, set train.clip_grad_norm, or look at the step's samples; --fork"
-    " begins a changed recipe at this run's newest checkpoint."
+    " begins a changed recipe at this run's newest checkpoint, --new at step 0, which is better"
+    " where the loss had grown before."
 )
 
 

@@ -192,7 +192,7 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
             model=MODEL.replace("nn.Linear(8, 3)", "nn.Linear(8, 1)"),
         ),
         "a metric that the model does not give": Wrong(
-            "evaluation", 6, r"there is no metric 'f1'.* This task has loss",
+            "evaluation", 2, r"there is no metric 'f1'.* This task has loss",
             model=OWN.format(
                 more="""
     def forward(self, x, y):
