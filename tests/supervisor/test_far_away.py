@@ -197,7 +197,8 @@ def test_a_run_forks_from_a_run_on_the_hub(tmp_path: Path, hub: Hub) -> None:
     far = FarAway(tmp_path, hub, None, "trunk")
     assert far.live().code == 0
     with environment(far.environ):
-        made = far.project.plan("checkpoint.store=hub://alice/branch", "train.optimizer.lr=0.02")
+        more = ("train.optimizer.lr=0.02", f"train.steps={STEPS + 4}")
+        made = far.project.plan("checkpoint.store=hub://alice/branch", *more)
         plan = choose_run(replace(made, owner="alice"), fork=far.run.run)
         assert plan.fork_store == "hub://alice/trunk"
         assert (plan.run, plan.store) != (far.run.run, far.run.plan().store)
