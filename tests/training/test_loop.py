@@ -179,8 +179,9 @@ def undisturbed(make: Any) -> Project:
     ],
 )
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, feature: str) -> None:
-    """With every feature: killed at step 8 and resumed from step 5, losses, metrics and weights are
-    the same to the last bit."""
+    """With every feature: killed at step 8 and resumed from step 5, or from one or two later where
+    the first save was still on its way then, losses, metrics and weights are the same to the last
+    bit."""
     overrides = [*FEATURES[feature], "train.steps=12", "checkpoint.every=5 steps"]
     one, other = make(), make()
     done = one.attempt(*overrides)
@@ -205,7 +206,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(make: Any, featur
     assert weights(other.run) == weights(one.run)
     first, *more = record(other.run)["attempts"]
     resumed = [first] if feature == "workers" else more
-    assert [attempt["resumed_step"] for attempt in resumed] == [5]
+    assert [5 <= attempt["resumed_step"] < 8 for attempt in resumed] == [True]
 
 
 def test_each_step_is_logged_once(make: Any, undisturbed: Project) -> None:

@@ -29,6 +29,8 @@ NEWEST = 3
 """The rule that new runs get."""
 _FREEZING = ("adapter", "frozen_modules", "frozen")
 """Keys of `model` that plans from before they were there lack."""
+_LATER = {"gather": "fp32"}
+"""Keys of `train` that they lack, and what the recipes of their runs mean."""
 _RULE_1: dict[str, Any] = {
     "model": dict.fromkeys(("name", "args", "init_from", "trust_remote_code")),
     "dataset": dict.fromkeys(("name", "args")),
@@ -72,7 +74,11 @@ def identity(recipe: Recipe, project: Path, rule: int = NEWEST) -> Identity | No
 def in_full(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
     """What changes the mathematics with defaults written out, for people to compare; `recipe` as a
     plan has it."""
-    train = {name: value for name, value in recipe["train"].items() if name in TRAIN}
+    train = {
+        name: value
+        for name, value in recipe["train"].items()
+        if name in TRAIN and value != _LATER.get(name, ...)
+    }
     model = {n: value for n, value in recipe["model"].items() if value or n not in _FREEZING}
     return {
         "model": _trained(model),

@@ -135,7 +135,7 @@ def in_short(error: BaseException) -> str:
 def _steps(frame: FrameType) -> bool:
     """Whether it is the loop's, in which gradients are clipped and the optimizer steps."""
     where = str(frame.f_globals.get("__name__")), frame.f_code.co_name
-    return where == ("xrun.training.loop", "_step")
+    return where[0] == "xrun.training.loop" and where[1] in ("_clip", "_optimize")
 
 
 def _computes(frame: FrameType) -> bool:
