@@ -254,7 +254,8 @@ def test_a_change_outside_of_the_step_loses_that_save_only(
     run.checkpointer.before_step()
     run.checkpointer.wait()
     assert (
-        "The save of step 2 failed: model.linear.weight changed while a save copied it" in caplog.text
+        "The save of step 2 failed: model.linear.weight changed while a save copied it"
+        in caplog.text
     )
     assert run.steps() == [1]
     run.step()

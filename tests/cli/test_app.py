@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.paths import ROOT
 from support.running import PER_STEP, Project, ended, one_line, weights
-from xrun.cli.texts import report_text, status_lines
+from xrun.cli.texts import outcome_text, report_text, status_lines
+from xrun.errors import EX_TEMPFAIL
 from xrun.launcher.sky.status import RunStatus
+from xrun.run.folder import RunFolder
 from xrun.run.report import RunReport
 
 
@@ -34,6 +36,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert f"Finished {made.run.run}: val/accuracy" in done.out
     assert str(made.run.model) in done.out
     return made
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        (5, "Stopped; step 5 is safe. Go on with: xrun x"),
+        (
+            7,
+            "Stopped; step 5 is safe. What was trained after it, to step 7, was not saved."
+            " Go on with: xrun x",
+        ),
+    ],
+)
+def test_a_stop_says_what_is_safe_and_asks_no_store(tmp_path: Path, logged: int, said: str) -> None:
+    """By what lies on this machine alone: the store may be why it has stopped."""
+    folder = RunFolder(tmp_path)
+    folder.witness.write_text('{"step": 5, "head": "a"}')
+    point = {"time": 1.0, "step": logged, "train/loss": 1.0}
+    folder.metrics.write_text(json.dumps(point) + "\n")
+    assert outcome_text(folder, EX_TEMPFAIL, "xrun x") == said
 
 
 def test_python_m_xrun_runs_no_file_of_the_folder(tmp_path: Path) -> None:

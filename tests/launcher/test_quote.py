@@ -161,6 +161,7 @@ def test_nothing_is_quoted_of_what_nobody_knows() -> None:
             {"sharding": "fsdp"},
             12 / 4 + 0.2 + 10 - 3,
         ),  # two whole units, and a share of the rest
+        (4, {"sharding": "fsdp", "accumulate": "whole"}, 12 / 4 + 0.2 + 10),  # and all gradients
     ],
 )
 def test_bytes_follow_from_processes_and_what_they_keep(

@@ -47,10 +47,7 @@ def start_text(plan: Plan) -> str:
 def outcome_text(folder: RunFolder, code: int, command: str) -> str:
     """What it says after it, `command` being what goes on; "" where the attempt has said it."""
     if code == EX_TEMPFAIL and folder.witness.exists():
-        report = folder.report()
-        step, trained = report.step or 0, report.logged_step or 0
-        lost = f" What was trained after it, to step {trained}, was not saved."
-        return f"Stopped; step {step} is safe.{lost * (trained > step)} Go on with: {command}"
+        return f"Stopped; {_safe(folder)} Go on with: {command}"
     if code == EX_TEMPFAIL:
         return f"Stopped before anything was committed here. Start again with: {command}"
     if code:
@@ -66,6 +63,19 @@ def outcome_text(folder: RunFolder, code: int, command: str) -> str:
         f"  report   xrun report {folder.run}",
     ]
     return "\n".join(lines)
+
+
+def _safe(folder: RunFolder) -> str:
+    """What of a run is committed, as this machine knows it: no store is asked, which may be why it
+    has stopped."""
+    from ..tracker.jsonl import commit_in
+
+    known = commit_in(folder.witness)
+    if known is None:
+        return "the state is safe."
+    step, trained = known[0], int(folder.last_point().get("step", 0))
+    lost = f" What was trained after it, to step {trained}, was not saved."
+    return f"step {step} is safe.{lost * (trained > step)}"
 
 
 def status_lines(found: Sequence[RunStatus], now: float, width: int | None) -> list[str]:

@@ -111,13 +111,15 @@ def _step(recipe: Recipe) -> tuple[Any, ...]:
     """What decides how long a step takes: equal for two recipes, it takes as long."""
     train, data = recipe.train, recipe.dataset
     cuts = train.global_batch, train.micro_batch, train.sharding, train.reduction
+    sums = train.gather, train.accumulate
     how = train.deterministic, train.compile, train.activation_checkpointing, train.ema
-    return _shape(recipe), _model(recipe), data.args, cuts, how, train.optimizer.name
+    return _shape(recipe), _model(recipe), data.args, cuts, sums, how, train.optimizer.name
 
 
 def _shape(recipe: Recipe) -> tuple[Any, ...]:
     """What two recipes have in common whose speeds can be compared."""
-    return recipe.model.name, recipe.dataset.name, recipe.task, recipe.train.precision
+    train = recipe.train
+    return recipe.model.name, recipe.dataset.name, recipe.task, train.precision, train.tf32
 
 
 def _model(recipe: Recipe) -> Any:

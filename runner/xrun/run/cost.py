@@ -101,7 +101,8 @@ class Cost:
         held, evaluated = self.held, self.evaluation.first if self.evaluation else 0
         if train.sharding == "fsdp" and world > 1:
             held = -(-held // world) + 2 * self.unit
-            taken += -(-self.gradients // world) - self.gradients
+            if train.accumulate == "sharded" or own == 1:
+                taken += -(-self.gradients // world) - self.gradients
         return held + max(taken, evaluated)
 
     def to_json(self) -> dict[str, Any]:
