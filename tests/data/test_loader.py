@@ -298,6 +298,6 @@ def test_a_batch_instead_of_samples_has_no_parts() -> None:
     """Samples that do not come one by one are refused in one sentence."""
     split = Batched()
     split.collate = lambda batch: batch  # type: ignore[attr-defined]
-    with pytest.raises(TrainError, match=r"cannot be computed in parts.*gives a dict"):
+    with pytest.raises(TrainError, match=r"cannot be computed in parts.*returns a dict"):
         Fetch(split, 3, parts=2)[micro_batch(4)]
     assert Fetch(split, 3)[micro_batch(4)][1]["ids"].tolist() == [0, 1, 2, 3]
