@@ -91,6 +91,20 @@ def test_a_place_that_loses_machines_often_comes_later() -> None:
     assert policy.next(50 * HOUR, 10 * HOUR, [A, near, DEMAND], LATER) == Launch(near)
 
 
+def test_hours_on_demand_say_nothing_of_losses() -> None:
+    """Nobody takes those machines away: a week on them is no week that spot machines lasted, and
+    the run fears losses as before."""
+    policy = after_a_loss()
+    before = policy.weather.losses_per_second(), policy.weather.losses_per_second(name=A.name)
+    policy.granted(2 * HOUR, DEMAND)
+    policy.left(170 * HOUR)
+    after = policy.weather.losses_per_second(), policy.weather.losses_per_second(name=A.name)
+    assert after == before
+    policy.granted(171 * HOUR, A)
+    policy.left(175 * HOUR)
+    assert policy.weather.losses_per_second() < before[0], "spot machines that lasted do say it"
+
+
 def test_with_slack_it_waits_and_without_it_goes_on_demand() -> None:
     """Nothing is to be had; the same ten hours are left."""
     assert asked(after_a_loss(), 2 * HOUR, 10 * HOUR, Terms(600, 12.3 * HOUR), DEMAND) == DEMAND

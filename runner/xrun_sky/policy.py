@@ -128,7 +128,7 @@ class Policy:
 
     def left(self, now: float) -> None:
         """The machines were given back, as `leave_after` said."""
-        if self.on is not None:
+        if self.on is not None and self.on.spot:  # of machines that nobody takes it says nothing
             self.weather.lasted(self.on.name, now - self.since)
         self.on, self.idle_since, self.last_lost = None, now, None
 
