@@ -26,8 +26,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 EXIT_CODES = {
     0: "finished; a finished run that is started again changes nothing",
     1: "a bug in xrun; of `xrun drill`, that the two runs differ",
-    2: "what was typed, the recipe or a component is wrong; where only the export failed, the run is"
-    " finished",
+    2: "what was typed, the recipe or a component is wrong; where only the export failed, the run"
+    " is finished",
     3: "an account, a permission or a library is missing, or the run is busy elsewhere",
     4: "the storage refuses",
     5: "the run's checkpoints do not fit the recipe or its data, or cannot be found again",

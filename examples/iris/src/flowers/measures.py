@@ -10,8 +10,7 @@ def by_organ(measures: Tensor) -> Tensor:
 
 
 class Standardised(nn.Module):
-    """Measures (N, 4) in cm -> (N, 4) with mean 0 and deviation 1: in training of the batch, afterwards
-    of what was trained on."""
+    """Measures (N, 4) in cm -> (N, 4), with mean 0 and deviation 1 over what is trained on."""
 
     def __init__(self) -> None:
         super().__init__()
