@@ -1,10 +1,12 @@
 """Pages of the documentation that are made from the code: commands, environment variables, exit
-codes, Python names, the list of decisions, and `llms.txt`. `make docs` writes them."""
+codes, Python names, the list of decisions, the table of measurements, and `llms.txt`. `make docs`
+writes them."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,11 +22,13 @@ from xrun import environment, errors
 from xrun.cli.app import cli
 
 DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
 EXIT_CODES = {
     0: "finished; a finished run that is started again changes nothing",
     1: "a bug in xrun; of `xrun drill`, that the two runs differ",
-    2: "edit the recipe or a component; where only the export failed, the run is finished",
-    3: "account, credentials, or a run that is busy elsewhere",
+    2: "what was typed, the recipe or a component is wrong; where only the export failed, the run"
+    " is finished",
+    3: "an account, a permission or a library is missing, or the run is busy elsewhere",
     4: "the storage refuses",
     5: "the run's checkpoints do not fit the recipe or its data, or cannot be found again",
     6: "training cannot go on: a loss, gradient or weight is not finite, or the data has ended",
@@ -43,6 +47,7 @@ def pages() -> dict[str, str]:
         "reference/exit-codes.md": exit_codes(),
         "reference/python.md": python_names(),
         "decisions/index.md": decisions(),
+        "performance.md": performance(),
         "llms.txt": llms(),
     }
 
@@ -92,7 +97,10 @@ def exit_codes() -> str:
     table = ["## Errors\n", "| error | code | when |", "|---|---|---|"]
     for error in _errors():
         first = " ".join((error.__doc__ or "").split())
-        table.append(f"| `{error.__name__}` | {error.exit_code} | {first} |")
+        code = str(error.exit_code)
+        if "exit_code" in inspect.signature(error.__init__).parameters:
+            code = "its cause's"
+        table.append(f"| `{error.__name__}` | {code} | {first} |")
     return "\n".join([*head, *rows, way, *table, ""])
 
 
@@ -169,6 +177,45 @@ def decisions() -> str:
         rows.append(f"* [{number}]({path.name}) {title}")
     what = "Why things are as they are, and what was given up for it; one page each.\n"
     return "\n".join(["# Decisions\n", what, *rows, ""])
+
+
+def performance() -> str:
+    """The page as people have written it, with the newest measurement of each row in its table."""
+    head, start, rest = (DOCS / "performance.md").read_text().partition("<!-- measured -->\n")
+    end = rest[rest.index("<!-- /measured -->") :]
+    rows = [
+        "| # | what | xrun (rounds) | target | peers | measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    latest = (RESULTS / "latest.jsonl").read_text()
+    rows += [_measured(json.loads(line)) for line in latest.splitlines()]
+    return "\n".join([f"{head}{start.rstrip()}", *rows, end])
+
+
+def _measured(row: dict[str, Any]) -> str:
+    low, high = (f"{each:.4g}" for each in row["spread"])
+    sign = "≤" if row["better"] == "lower" else "≥"
+    met = "met" if row["met"] else "**missed**"
+    own = f"{row['value']:.4g} ({low} to {high})"
+    peers = "; ".join(f"{name} {_short(value)}" for name, value in row["peers"].items())
+    cells = (row["row"], row["name"], own, f"{sign} {row['target']:g}, {met}", peers, _day(row))
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(each)}" for name, each in value.items())
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _day(row: dict[str, Any]) -> str:
+    """When the row was measured, and how many programs wanted a core then."""
+    for file in sorted(RESULTS.glob("20*.jsonl"), reverse=True):
+        for line in reversed(file.read_text().splitlines()):
+            one = json.loads(line)
+            if all(one[key] == row[key] for key in ("row", "value", "spread")):
+                return f"{one['time'][:10]}, load {one['machine']['load']:.0f}"
+    raise LookupError(f"benchmarks/results/ has no day on which row {row['row']} was measured")
 
 
 def llms() -> str:

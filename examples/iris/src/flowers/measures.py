@@ -10,7 +10,7 @@ def by_organ(measures: Tensor) -> Tensor:
 
 
 class Standardised(nn.Module):
-    """Measures (N, 4) in cm -> (N, 4) with the mean 0 and the deviation 1 of the whole table."""
+    """Measures (N, 4) in cm -> (N, 4), with mean 0 and deviation 1 over what is trained on."""
 
     def __init__(self) -> None:
         super().__init__()
