@@ -1,5 +1,5 @@
 """`python -m benchmarks [ROW ...]`: measure, print the table, keep the results. Each file of rows
-runs in a fresh process."""
+runs in a fresh process. `make docs` puts the newest results into docs/performance.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Any of transformers' Auto classes, from the Hub or from a local folder.
 
 Weights are read from safetensors only, so nothing that was downloaded is unpickled. They are held in float32 whatever the file's
-type, unless `dtype` says otherwise: the recipe's `precision` says in what the arithmetic is done, and an optimizer step is lost in
-bfloat16 weights. Those that an adapter freezes take half of the memory in bfloat16 while they are read, too.
+type, unless `dtype` says otherwise: the recipe's `precision` says in what the arithmetic is done, and many an optimizer step is too
+small to change bfloat16 weights. Those that an adapter freezes take half of the memory in bfloat16 while they are read, too.
 """
 
 from __future__ import annotations

@@ -43,11 +43,11 @@ HOME = Variable(
 HUB_SPACING = Variable("XRUN_HUB_SPACING", "Seconds between two commits to a Hub.", "30")
 HUB_HOURLY = Variable("XRUN_HUB_HOURLY", "Commits in an hour to a Hub.", "100")
 HUB_PATIENCE = Variable(
-    "XRUN_HUB_PATIENCE", "Seconds for which a request that a Hub refuses is tried again.", "300"
+    "XRUN_HUB_PATIENCE", "How long, in seconds, a request that a Hub refuses is tried again.", "300"
 )
 BUCKET_PATIENCE = Variable(
     "XRUN_BUCKET_PATIENCE",
-    "Seconds for which a request that a bucket refuses is tried again.",
+    "How long, in seconds, a request that a bucket refuses is tried again.",
     "300",
 )
 HANG_SECONDS = Variable("XRUN_HANG_SECONDS", "Seconds without a step that count as a hang.", "600")
@@ -56,13 +56,13 @@ METADATA_ADDRESS = Variable(
 )
 NOTICE_FILE = Variable(
     "XRUN_NOTICE_FILE",
-    "The file in which a cloud tells that it takes the machine (Mithril).",
+    "The file in which a cloud says that it takes the machine away (Mithril).",
     "/opt/mithril/MITHRIL_SIGNAL.yml",
 )
 PORT = Variable(
     "XRUN_PORT",
-    "The port of the first node at which a run's nodes meet. Default: by the job's or the run's"
-    " id.",
+    "The port of the first node at which a run's nodes meet. Default: one that follows from the"
+    " job's or the run's id.",
 )
 WANDB_CHECK = Variable(
     "XRUN_WANDB_CHECK", "Seconds between two checks of what has arrived in Weights & Biases.", "30"
@@ -70,7 +70,8 @@ WANDB_CHECK = Variable(
 
 CONFIRMED = Variable(
     "XRUN_CONFIRMED_SECONDS",
-    "Seconds after a look at the store for which an attempt may send to Weights & Biases.",
+    "How long, in seconds, an attempt may send to Weights & Biases after the store has confirmed"
+    " that the run is its own.",
     "30",
 )
 

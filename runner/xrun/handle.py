@@ -188,7 +188,7 @@ def list_runs(where: str | os.PathLike[str] = "") -> list[Run]:
 
     Raises:
         LaunchError: there is no such place, or this account may not look.
-        StoreError: nobody can tell now.
+        StoreError: the place does not answer now.
     """
     from .launcher.sky.status import with_jobs
     from .run.folder import home_here, runs_in

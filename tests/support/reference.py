@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,11 @@ def variables() -> str:
             for each in own]  # fmt: skip
     head = ["# Environment variables\n", _MADE, "| name | default | meaning |", "|---|---|---|"]
     others = (
-        "\nxrun's processes tell each other more in variables that begin with `XRUN_` too; a"
-        " recipe's `env` can set none of them. Accounts are read from where their own programs keep"
-        " them: `HF_TOKEN`, `HF_ENDPOINT`, `WANDB_API_KEY`, `AWS_ACCESS_KEY_ID`,"
-        " `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`.\n"
+        "\nOther variables that begin with `XRUN_` are how processes of xrun tell each other"
+        " something; a recipe's `env` can set none of them. xrun also follows the usual variables"
+        " of others: `XDG_CACHE_HOME` (where caches lie), `NO_COLOR`, and those of accounts"
+        " (`HF_TOKEN`, `HF_ENDPOINT`, `WANDB_API_KEY`, `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,"
+        " `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`, ...).\n"
     )
     return "\n".join([*head, *rows, others])
 
@@ -93,7 +95,11 @@ def exit_codes() -> str:
     """What each says, and which errors end with it."""
     head = ["# Exit codes\n", _MADE, "| code | what it says |", "|---|---|"]
     rows = [f"| {code} | {told} |" for code, told in sorted(EXIT_CODES.items())]
-    way = "\n[When it fails](../howto/when-it-fails.md) says for each what to type.\n"
+    way = (
+        "\n[Mend what fails](../howto/when-it-fails.md) says for each what to type. Some commands"
+        " answer a question by their code: `xrun drill` and `xrun reproduce` end with 1 if two runs"
+        " differ, `xrun verify` with 5 if a file is not as it was committed.\n"
+    )
     table = ["## Errors\n", "| error | code | when |", "|---|---|---|"]
     for error in _errors():
         first = " ".join((error.__doc__ or "").split())
@@ -121,23 +127,64 @@ def python_names() -> str:
         if inspect.isfunction(value):
             parts.append(f"```text\n{_signature(value)}\n```\n")
         errors_page = "Every error that xrun raises on purpose: [exit codes](exit-codes.md)."
-        told = errors_page if name == "errors" else inspect.cleandoc(value.__doc__ or "")
-        parts.append(f"{told}\n")
-    return "\n".join(parts)
+        parts.append(errors_page + "\n" if name == "errors" else _prose(value))
+        if name == "Recipe":
+            parts.append("Its attributes are the keys of a [recipe](../recipes.md).\n")
+        if inspect.isclass(value):
+            parts += [_prose(each, f"{head}: ") for head, each in _members(value)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _prose(value: Any, head: str = "") -> str:
+    """A docstring as Markdown: what it raises is a list. With a `head` it is an item of one."""
+    told, _, raised = inspect.cleandoc(value.__doc__ or "").partition("\nRaises:\n")
+    items = [
+        " ".join(each.split()) for each in re.split(r"\n    (?=\w)", f"\n{raised}") if each.strip()
+    ]
+    errors = [re.sub(r"^(\w+)", r"`\1`", each) for each in items]
+    if head:
+        return f"* {head}{' '.join(told.split())}{' Raises ' if errors else ''}{' '.join(errors)}\n"
+    listed = ["Raises:\n", *(f"* {each}" for each in errors), ""] if errors else []
+    return "\n".join([told.rstrip() + "\n", *listed])
+
+
+def _members(value: type) -> Iterator[tuple[str, Any]]:
+    """The public properties and methods of a class, each by how it is written."""
+    for name, member in vars(value).items():
+        function = getattr(member, "fget", None) or getattr(member, "func", None) or member
+        if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
+            continue
+        arguments = ast.unparse(_parsed(function).args).removeprefix("self").removeprefix(", ")
+        yield f"`{name}({arguments})`" if function is member else f"`{name}`", function
 
 
 def _signature(function: Any) -> str:
-    (found,) = ast.parse(inspect.getsource(function)).body
-    assert isinstance(found, ast.FunctionDef)
+    found = _parsed(function)
     returns = ast.unparse(found.returns) if found.returns else "None"
     return f"{found.name}({ast.unparse(found.args)}) -> {returns}"
 
 
+def _parsed(function: Any) -> ast.FunctionDef:
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(found, ast.FunctionDef)
+    return found
+
+
 EXAMPLE = """\
-What the command line does can be called. Nothing heavy is imported before it is asked for.
+What the command line does can be called. `xrun.start` trains a recipe and returns the run:
 
 ```python
 import xrun
+
+run = xrun.start("recipes/digits_mlp.yaml", {"train.steps": 60})
+print(run.status, run.best["value"])
+print(run.metrics.pandas().tail())
+model = run.model()
+```
+
+The same in its parts. Nothing heavy is imported before it is asked for:
+
+```python
 from pathlib import Path
 
 path = Path("recipes/digits_mlp.yaml")
@@ -146,7 +193,8 @@ plan = xrun.make_plan(recipe, path)
 print(plan.run, recipe.train.global_batch)
 ```
 
-`plan.run` is the run's id, which follows from what the recipe computes. `xrun.launch` trains it:
+`plan.run` is the run's id, which follows from what the recipe computes. `xrun.launch` trains it, to
+its end; here it is finished already:
 
 ```python
 from xrun.launcher.local import LocalCloud

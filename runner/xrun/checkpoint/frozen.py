@@ -31,15 +31,15 @@ def lines_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _line(item: tuple[str, Tensor]) -> str:
     name, tensor = item
-    # As a plain one: some libraries' own kinds of tensor move more than themselves.
+    # As a plain tensor: subclasses of some libraries take more along when they are moved.
     plain = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg().cpu().contiguous()
     data = tensor_file.bytes_of(torch.view_as_real(plain) if plain.is_complex() else plain)
     return f"{name} {tensor.dtype} {list(tensor.shape)} {hash_of([data])}"
 
 
 class Frozen:
-    """The parameters of a model that `lines` tells of by their names in its state_dict, as they are
-    now; the lines are those of before they were spread over processes or moved to a device."""
+    """The parameters of a model whose names in its state_dict `lines` has, as they are now. The
+    lines were made before the parameters were spread over processes or moved to a device."""
 
     def __init__(self, model: nn.Module, lines: Mapping[str, str]) -> None:
         self.digest = digest_of(lines)

@@ -114,8 +114,8 @@ class Lease:
         self._committed_at = self.ticks()
 
     def _sign(self) -> dict[str, float]:
-        """That this attempt lives, and how long it says nothing; the clocks of machines are set
-        back and forth, so that the time between two commits is not theirs."""
+        """Facts for the record: this attempt lives now, and how long it usually says nothing. The
+        time between two commits is measured by `ticks`, since clocks of machines are set."""
         last = self.record.attempts[-1]
         silence = max(last.silence or 0.0, self.ticks() - self._committed_at)
         return {"last_seen": max(self.clock(), last.last_known), "silence": round(silence, 3)}

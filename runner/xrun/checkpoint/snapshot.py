@@ -37,7 +37,7 @@ _NOT_FINITE = {
 _SPARE = 10
 """One part in so many of a GPU's memory stays free beside a copy and what training takes."""
 _BLOCK = 1 << 20
-"""Numbers that are looked at twice while the processor still has them near."""
+"""Numbers that are read twice in a row, so few that they stay in the processor's cache."""
 
 
 class Snapshot:
@@ -73,7 +73,7 @@ class Snapshot:
             yield name, self.rooms[file][begin:end]
 
     def _make_room(self, file: str, tensors: Iterable[Tensor]) -> None:
-        """A file's bytes, as it has had them if it is as large as before."""
+        """Memory for a file's tensors: what it had already, if the size is the same."""
         kinds, size = set[str](), 0
         for tensor in tensors:
             kinds.add(tensor.device.type)

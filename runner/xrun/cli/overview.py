@@ -75,8 +75,8 @@ def status(where: str, running: bool, recipe: str, since: float | None, as_json:
 
 
 def _is_meant(each: RunStatus, running: bool, recipe: str, since: float | None) -> bool:
-    """Of a run that cannot be read nobody knows how old it is, and of one out of reach whether it
-    runs: they may be meant."""
+    """Whether a run is one that was asked for. One that cannot be read may be of any age, and one
+    out of reach may run, so both are shown."""
     report = each.report
     name = str((report.recipe or {}).get("name", report.run.rpartition("-")[0]))
     recent = since is None or report.error or report.last_seen >= time.time() - since

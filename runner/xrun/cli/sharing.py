@@ -87,7 +87,7 @@ def agreed(source: Source, plan: Plan, *, yes: bool) -> None:
 
 
 def says_yes(question: str) -> bool:
-    """Whether whoever sits here does; where nobody does, no."""
+    """Whether the person at the terminal says yes; without one the answer is no."""
     try:
         return click.confirm(question, err=True)
     except click.Abort:

@@ -74,7 +74,7 @@ def one_run(source: Source, overrides: Sequence[str], trial: int | None) -> Sequ
         what = "the recipe has a sweep, and this command is for one run"
         raise click.UsageError(f"{source.typed}: {what}: add --trial N. `xrun check` lists them.")
     trials = Trials.of(source.path, overrides, source.origin)
-    if trials.are_open:  # which there are, only the board tells
+    if trials.are_open:  # its trials follow from results, which are on the board
         trials, _ = _placed(Wish(source, overrides, False, None, Launching()), reads=True)
     return trials.trial(trial).plan.overrides
 

@@ -19,9 +19,10 @@ _LEAST = 12
 
 @dataclass(frozen=True)
 class Column:
-    """`right`: numbers, which end below each other. Where there is too little room, columns leave
-    by their `rank`, the highest first; those with 0 stay, and `cut` ones are shortened: at their
-    end, or of `names` in the middle, since ids of one recipe differ in how they end."""
+    """A column. `right` aligns numbers at their end. Where there is too little room, the column
+    with the highest `rank` is left out first; those of rank 0 stay, and `cut` ones are shortened:
+    at their end, or in the middle if they hold `names`, since ids of one recipe differ in their
+    end."""
 
     head: str
     right: bool = False
@@ -47,7 +48,7 @@ def lines_of(
 def _fitting(
     columns: Sequence[Column], widths: dict[int, int], there: list[int], width: int
 ) -> list[int]:
-    """The columns that stay; those that are cut have their width then."""
+    """The columns that stay; `widths` has the new width of those that are cut."""
 
     def too_much() -> int:
         return sum(widths[n] for n in there) + len(_BETWEEN) * (len(there) - 1) - width

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
 COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
-"""How runs that are so are shown; SkyPilot's own words have none."""
+"""The colour of each status; SkyPilot's own words have none."""
 _STATUS = (
     Column("RUN", cut=True, names=True),
     Column("STATUS"),

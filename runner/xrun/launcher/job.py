@@ -63,8 +63,12 @@ def known_run(plan: Plan, *, given: bool = False) -> Plan | None:
 
 
 def launch(plan: Plan, cloud: Cloud) -> int:
-    """Run a plan on a cloud, with the version of the project's code kept in it, and the URL that it
-    was fetched from; returns the exit code."""
+    """Train a plan on a cloud or, with `LocalCloud`, on this machine; returns the exit code. The
+    plan keeps the project's git commit and the URL that it was fetched from.
+
+    Raises:
+        XrunError: it cannot be started from here. What fails in training is an exit code.
+    """
     code, command = code_version(Path(plan.project)), uuid.uuid4().hex[:12]
     code |= {"url": plan.shared.url} if plan.shared else {}
     return cloud.run(locked(dataclasses.replace(plan, code=code, command=command)))
@@ -238,7 +242,7 @@ def _unused(plan: Plan) -> str:
 
 
 def next_unused(plan: Plan) -> str:
-    """The one after it where the plan's own run is one of those, and used elsewhere."""
+    """For a plan whose run is used elsewhere: the next id of that kind, run-4 after run-3."""
     counted = re.fullmatch(r"(.+)-([2-9]|[1-9]\d{1,4})", plan.run)
     return _first_unused(plan, counted[1], int(counted[2]) + 1) if counted else _unused(plan)
 

@@ -26,7 +26,8 @@ _CRASHES = 20
 
 
 class Cloud(Protocol):
-    """Starts a plan's attempts, again and again while they ask to come back."""
+    """Where a plan is trained: starts its attempts, the next while the last asks to come back.
+    `xrun.launcher.local.LocalCloud` is this machine."""
 
     def run(self, plan: Plan) -> int:
         """Run the plan to its end; returns the exit code."""

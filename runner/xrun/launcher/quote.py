@@ -89,7 +89,7 @@ def quote(
             steps += _evaluating(recipe, throughput, speed) / pace
             steps *= 1 + saves.stall / 3600 / between
         changeover = start / 3600
-        # A loss costs a start and half of what lies between two saves, and so do those meanwhile.
+        # A loss costs a start and half of the time between two saves, in which losses happen too.
         lost = min(0.9, rate * (changeover + between / 2))
         hours.append((steps + changeover) / (1 - lost))
         losses.append(rate * hours[-1])

@@ -106,7 +106,7 @@ def _resolved(plan: Plan, before: Requirements, environ: Mapping[str, str]) -> s
 
 
 def _known(plan: Plan) -> str:
-    """What the lock of a run that was begun on another computer says, beside the pins."""
+    """The versions, without the pins, by which a run was begun on another computer."""
     numbers = plan.locked.packages.items()
     return "".join(f"{name}=={number}\n" for name, number in numbers if name not in pins())
 

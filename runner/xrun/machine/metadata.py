@@ -22,7 +22,7 @@ class Metadata:
         self.token = ""
         self.name: str | None = None
         self.file = ""
-        # Proxies are for the world outside; this address is a link's.
+        # Without a proxy: the address is one of the machine's own link.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def get(

@@ -22,7 +22,8 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 RECIPES_MD = """\
 # Recipes
 
-This file is made from `runner/xrun/recipe/schema.py`: `make docs`.
+A recipe is one YAML file that says what to train, on which data, on which machines, and for how
+long. This page has every key; `make docs` makes it from `runner/xrun/recipe/schema.py`.
 
 ```yaml
 # yaml-language-server: $schema=recipe.schema.json
@@ -50,26 +51,25 @@ secrets: [HF_TOKEN]
 budget: {{usd: 20}}
 ```
 
-`xrun check RECIPE` says everything that is wrong, each at `file:line:column`. The first line of the
-example gives editors with a YAML language server completion and the same texts as below; `xrun
-schema` prints that schema.
+`xrun check RECIPE` lists everything that is wrong, each at `file:line:column`. By the first line of
+the example an editor with a YAML language server completes keys and shows the texts below; `xrun
+schema` prints the schema that it needs.
 
-A recipe is YAML 1.2: `3e-4` is a number, `yes` and `on` are text, `1:30` and dates are text, and a
-number with leading zeros or underscores is none. Keys are given once; anchors, aliases and `<<`
-work; tags do not. `key: null` means the default.
+A recipe is YAML 1.2: `3e-4` is a number; `yes`, `on`, `1:30`, `007`, `1_000` and dates are texts.
+Each key is given once. Anchors, aliases and `<<` work; tags do not. `key: null` means the default.
 
 ## Overrides
 
 `xrun RECIPE -s train.optimizer.lr=1e-3 -s hardware.any_of.0.nodes=2` puts values on top of the
-file's, parsed by the same rules; items of a list go by number from 0. A mapping is merged, as in
-`extends`; a list is replaced.
+file's. They are read by the same rules; items of a list are counted from 0. A mapping is merged, as
+with `extends`; a list is replaced.
 
 ## Recipes on top of others
 
-`extends: base.yaml`, relative to the file it stands in, starts from another recipe. Mappings are
-merged key by key, lists and single values are replaced, and `key: null` goes back to the default.
-Nothing is left half merged: `hardware` is replaced whole where it names machines, `model` and
-`dataset` are if their `name` differs, and so are an optimizer's `args`.
+`extends: base.yaml` starts from another recipe; the path is relative to the file that says so.
+Mappings are merged key by key, lists and single values are replaced, and `key: null` goes back to
+the default. What belongs together is replaced whole: `hardware` where it names machines, `model`
+and `dataset` if their `name` differs, and so are an optimizer's `args`.
 
 ## Keys
 

@@ -474,7 +474,7 @@ class Tracking(Part):
 
 
 class Budget(Part):
-    """Limits over all attempts of the run; the run stops with its state committed."""
+    """Limits in dollars and hours. What has spent them saves and stops."""
 
     usd: Positive | None = None
     """US dollars. Default: no limit."""
@@ -658,7 +658,7 @@ class FileSource(Part):
 
 
 class Recipe(Part):
-    """One training run, from the data to the machine."""
+    """One training run: the model, the data, how it is trained, and on which machines."""
 
     version: Literal[1] = 1
     """The version of this schema."""
@@ -690,7 +690,7 @@ class Recipe(Part):
     tracking: Tracking = default({})
     """Who is told."""
     budget: Budget = default({})
-    """When to stop spending."""
+    """Limits over all attempts of the run together. Default: none."""
     alerts: Alerts | None = None
     """Who is told when something happens. Default: nobody."""
     sweep: Sweep | None = None

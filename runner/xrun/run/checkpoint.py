@@ -9,11 +9,11 @@ from typing import Any
 from ..store.protocol import StoredFile
 
 ARITHMETIC = 3
-"""The version of how xrun computes: raised when the same recipe on the same machine no longer ends
-in the same bits. 2: samples are not guessed from a batch's first tensor any more, and the loss of a
-classification is a mean over the labels that are not ignored. 3: modules that `build` puts into
-evaluation mode stay there, the moving average takes whole numbers over, and a parameter without a
-gradient is left alone on any number of processes, under `reduction: exact` too."""
+"""The version of how xrun computes: it is raised with each change by which the same recipe on the
+same machine ends in other bits. 2: the number of samples is told and not read off a batch, and the
+loss of a classification is a mean over the labels that are not ignored. 3: modules that `build`
+puts into evaluation mode stay there, the moving average takes whole numbers over, and a parameter
+without a gradient is left alone on any number of processes, under `reduction: exact` too."""
 
 
 DataFacts = Mapping[str, Mapping[str, Any]]
@@ -21,12 +21,12 @@ DataFacts = Mapping[str, Mapping[str, Any]]
 SPLITS = ("train", "val")
 """Those that a run uses."""
 MOVES = ""
-"""The revision of data whose own is another one in each process."""
+"""Stands for the revision of data that call themselves differently in each process."""
 
 
 def data_differences(before: DataFacts, now: DataFacts) -> dict[str, str]:
-    """In what data differ, by split, as `400 samples of revision a -> 450 samples of revision b`.
-    What is not known of both makes no difference."""
+    """What differs between two sets of data, by split, as `400 samples of revision a -> 450 samples
+    of revision b`. What is not known of both makes no difference."""
     if not before:
         return {}
     both = {name: (before.get(name), now.get(name)) for name in SPLITS}

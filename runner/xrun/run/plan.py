@@ -142,7 +142,7 @@ class Plan:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the number of processes changes nothing."""
+        """Whether the number of processes leaves the result the same (`train.reduction: exact`)."""
         return bool(self.recipe["train"]["reduction"] == "exact")
 
     @property
@@ -162,8 +162,7 @@ class Plan:
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """The digest of each component's file, by its path; plans of before they counted have
-        none."""
+        """The digest of each component's file, by its path; none in plans of an older rule."""
         return dict(self.mathematics.get("sources", {}))
 
     @property

@@ -158,9 +158,9 @@ class AttemptRecord:
 
 
 _WIRE = {"end": "kind"}
-"""Names that a record has had from the beginning for what is called otherwise here."""
+"""Keys that are called otherwise in records than here."""
 _OLDER = {"kind": "end", "split": "parts"}
-"""What keys of records are called here; `split` is format 1's."""
+"""The other way round; `split` is a key of format 1."""
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def lives(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True
 
 
 def _life(attempt: AttemptRecord, after: float, now: float) -> Life:
-    """Of one that is not running, for all that is known; nobody else's time (from `after` on)
-    counts as its own."""
+    """The life of an attempt that is not known to run. Time from `after` on is the next
+    attempt's."""
     began = _began(attempt)
     if attempt.ended is not None:
         # It has measured its time itself, whatever its clock said.

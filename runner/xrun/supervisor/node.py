@@ -192,7 +192,7 @@ class FollowingNode(Node):
 
     def _meet(self) -> None:
         self.peers.meet(lambda: bool(self.stop))
-        self._known = NOBODY_ASKED  # nobody has heard of a stop that was asked for before
+        self._known = NOBODY_ASKED  # node 0 has yet to hear of a stop that was asked for before
 
     def _message(self, seconds: float) -> Message | None:
         """The next thing that node 0 says and that matters now; None if there is none for so long,

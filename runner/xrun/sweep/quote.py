@@ -42,8 +42,8 @@ def sweep_quote(trials: Trials, one: Quote) -> SweepQuote:
 
 
 def expected(sweep: Sweep, trials: int) -> Iterator[float]:
-    """How many trials begin on the way to each rung, the end among them. By `asha` those whose
-    results are as good as drawn: the k-th that comes to a rung goes on if it is among the best of
+    """How many trials begin on the way to each rung, the end among them. For `asha` results
+    are taken to come in any order: the k-th that comes to a rung goes on if it is among the best of
     k."""
     stop, here = sweep.stop, float(trials)
     yield here
@@ -57,7 +57,7 @@ def expected(sweep: Sweep, trials: int) -> Iterator[float]:
 
 
 def _parts(trials: Trials) -> Iterator[float]:
-    """What of a trial's length lies before each rung, and behind the one before."""
+    """The part of a trial's length between each rung and the one before it."""
     before, last = 0.0, trials.base.last_step(None)
     for part in trials.parts:
         step = replace(trials.base, pause=part).pause_step(None)

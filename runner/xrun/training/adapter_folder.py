@@ -129,8 +129,8 @@ def _on_own_base(folder: Path, project: Path, told: dict[str, Any]) -> nn.Module
 
 
 def _digest(model: nn.Module) -> str:
-    """Of what is frozen: a model that is loaded to be used has no gradients anywhere, so by the
-    names of what an adapter adds."""
+    """The digest of the frozen weights. In a model that is loaded to be used nothing has gradients,
+    so the names tell what is the adapter's."""
     own = ("lora_", "modules_to_save", "trainable_tokens")
     frozen = {
         name: tensor
@@ -141,6 +141,6 @@ def _digest(model: nn.Module) -> str:
 
 
 def _pipeline_of(model: Any) -> tuple[str, str] | None:
-    """That of an adapter's base, if it has a head for classes."""
+    """The pipeline for an adapter's base, if that has a head for classes."""
     kind = type(model.get_base_model()).__name__
     return next((found for end, found in _PIPELINES.items() if kind.endswith(end)), None)

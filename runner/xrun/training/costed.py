@@ -223,7 +223,7 @@ def _packed(base: nn.Module, ref: ModelRef) -> int:
 
 
 def _bytes(tensors: Iterable[Any]) -> int:
-    """Of their memory, once where they share it."""
+    """Bytes of these tensors; memory that several share counts once."""
     storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
     return sum(each.nbytes() for each in {id(each): each for each in storages}.values())
 
@@ -292,8 +292,8 @@ def _is_tensor(leaf: Any) -> bool:
 
 
 def _without_memory(model: nn.Module, fake: FakeTensorMode) -> None:
-    """What lies on the meta device becomes what computes as on a processor, by its shapes; what
-    modules share they share still."""
+    """Replace the model's tensors on the meta device by ones that compute by their shapes, as on a
+    processor. What modules share stays shared."""
     known: dict[int, Tensor] = {}
 
     def of(tensor: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _restore(module: nn.Module, before: Values) -> None:
 
 
 def _restored(tensor: Tensor | None, memory: Tensor | None, values: Tensor | None) -> Tensor | None:
-    """The same one with the same numbers; what shared its memory still does."""
+    """The same tensor with the values that it had, in the memory that it had and may share."""
     if tensor is None or memory is None or values is None:
         return None
     if not memory.equal(values):

@@ -160,7 +160,7 @@ class Miniature:
 
 def _smallest(ref: ModelRef, config: Any, project: Path) -> tuple[ModelRef, int]:
     """The smallest base that computes, else the one with few layers; and how many parameters it
-    has. One that has not its layers by the numbers that the recipe knows keeps them all."""
+    has. A base keeps all of its layers where the recipe names some by their numbers."""
     fewer = not _names_layers(ref)
     for changes in narrow(config, fewer=fewer):
         small = _changed(ref, changes)

@@ -142,7 +142,8 @@ def names_in(model: nn.Module) -> set[str]:
 
 
 def weights_apart(model: nn.Module) -> list[Tensor]:
-    """The packed weights that are not among the model's parameters: those of 8 bit, once more."""
+    """The packed weights that are not among the model's parameters: 8-bit layers hold theirs
+    twice."""
     states: list[Any] = [getattr(module, "state", None) for _, module in _packed_in(model)]
     return [state.CB for state in states if getattr(state, "CB", None) is not None]
 

@@ -166,7 +166,13 @@ def built(
 
 
 def train(plan: Plan, attempt: str, stop: StopFlag, store: Store | None = None) -> None:
-    """Build the parts, restore the newest checkpoint, train to the end."""
+    """Train as one attempt that holds the run's lease, in this process: build the model and the
+    data, restore the newest checkpoint, train to the end. `store` is one that is open already.
+
+    Raises:
+        XrunError: training cannot go on; the class says why.
+        Stopped: `stop` was set, and the state is committed.
+    """
     with built(plan, attempt, stop, store) as training:
         training.run()
 

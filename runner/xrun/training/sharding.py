@@ -42,7 +42,7 @@ def shard(module: nn.Module, train: Train, device: str, keep: bool = True) -> No
         ),
     ]
     if device == "cpu":
-        # Nothing is gathered beside what computes, there: it would only be one layer more.
+        # A processor gathers a layer when it needs it; earlier would only take more memory.
         for unit in units:
             unit.set_modules_to_backward_prefetch([unit])
 

@@ -64,7 +64,7 @@ class Start:
 
 
 def _say_parts(state: TrainState, parts: int) -> None:
-    """What a micro-batch in parts changes."""
+    """Tell people what it changes that micro-batches are computed in parts."""
     statistics = any(isinstance(module, _BatchNorm) for module in state.model.modules())
     log.warning(
         "From step %d on each micro-batch of %d is computed in %d parts: the run is no longer"

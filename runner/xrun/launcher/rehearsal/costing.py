@@ -118,7 +118,8 @@ def read_cost(told: dict[str, Any] | None, said: str) -> Cost | Lacks:
 
 
 def _digest(plan: Plan, cargo: Cargo) -> str:
-    """Of all that goes into it; what a rehearsal makes smaller counts as it is."""
+    """The digest of all that the cost of a step follows from: what a rehearsal depends on, and the
+    model, which a rehearsal makes smaller, as the recipe has it."""
     told = [remembered.digest_of(plan, cargo, libraries_of(cargo)), plan.recipe["model"]]
     return blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -41,7 +41,7 @@ Start = Callable[["Place", str, str], contextlib.AbstractContextManager[Running]
 """Starts `python -m MODULE PLAN` in a place; at the end of the context it has ended."""
 _MISSING = re.compile(r"FileNotFoundError: .*'([^']+)'")
 _END_SECONDS = 30.0
-"""How long an attempt may take to end that nobody waits for any more."""
+"""How long an attempt may take to end once the rehearsal is over."""
 
 
 @dataclass(frozen=True)

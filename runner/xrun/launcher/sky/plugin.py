@@ -34,7 +34,8 @@ _OLDER = "xrun_sky-*.whl"
 
 def plugin_version() -> str | None:
     """The version of xrun's plugin in the API server, None where it has none: jobs may ask for
-    xrun's recovery. One here that does not run yet will load this xrun's, if it is to load any.
+    xrun's recovery. An API server of this machine that does not run yet counts as having this
+    xrun's plugin, if its configuration names it.
 
     Raises:
         CloudUnavailable: a remote API server does not answer.

@@ -25,10 +25,11 @@ _RETRY_SECONDS = 20.0  # its own minute is long after an outage
 _RETRIES = 100_000
 _GONE_SECONDS = 15.0
 _OTHER_RUNS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")
-"""Say which run is written and how. They are meant for others, and the library, which lays our
-settings over them one by one, in another order in every process, refuses some pairs on the way."""
+"""Variables that say which run is written and how, for other programs. The library would refuse
+some of them together with our settings, which it applies one by one in an order that changes."""
 _HTTP_PROXY = "WANDB_HTTP_PROXY"
-"""Is not for a server on this machine; who is between it and W&B takes the system's proxies."""
+"""Left out for the library, whose server is on this machine; the gate between that and W&B takes
+the system's proxies."""
 
 
 def open_run(

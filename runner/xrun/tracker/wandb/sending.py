@@ -44,7 +44,7 @@ _OUTAGE_SECONDS = min(8.0, 3 * _CHECK_SECONDS)
 _BACKOFF = Backoff(first=1.0, longest=30.0)
 _NOT_OURS = "the store has not confirmed that this attempt still has the run"
 _ENVIRONMENT = dict(os.environ)
-"""As it was before the library wrote into it where its process listens."""
+"""This process's own, before the library writes into it where its `wandb-core` listens."""
 
 
 @dataclass(frozen=True)
