@@ -44,7 +44,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 COMMIT = pytest.StashKey[str]()
 
 settings.register_profile(
-    "xrun", suppress_health_check=[HealthCheck.too_slow]
+    "xrun", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # how busy the machine is, is not the test's news
 settings.load_profile("xrun")
 

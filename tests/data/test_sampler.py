@@ -32,7 +32,7 @@ def flat(pieces: list[MicroBatch]) -> list[int]:
     return [int(index) for piece in counted(pieces) for index in piece.indices]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 5000), seed=SEEDS)
 @example(size=1, seed=0)
 @example(size=2, seed=0)
@@ -44,7 +44,7 @@ def test_a_permutation_takes_every_number_once(size: int, seed: int) -> None:
     assert sorted(permute(np.arange(size), size, seed).tolist()) == list(range(size))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=st.integers(1, 2**40), seed=SEEDS, data=st.data())
 def test_any_position_can_be_asked_alone(size: int, seed: int, data: st.DataObject) -> None:
     """A position goes to the same place alone and among others, inside range(size), in datasets far
@@ -73,7 +73,7 @@ def test_near_seeds_are_far_apart() -> None:
     assert 28 < sum(flips) / 200 < 36
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     samples=st.integers(1, 300),
     micro=st.integers(1, 5),
@@ -97,7 +97,7 @@ def test_a_step_has_the_same_samples_on_any_number_of_processes(
     assert sum(len(piece.indices) for piece in alone) == alone[0].total
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     samples=st.integers(1, 500),
     micro=st.integers(1, 4),

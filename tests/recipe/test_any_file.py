@@ -25,7 +25,6 @@ def sweep(count: int) -> settings:
     """So many mutated recipes, the same ones each time."""
     return settings(
         max_examples=count,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from xrun.errors import RecipeError
+from xrun.recipe.diagnostics import all_keys
 from xrun.recipe.load import load_recipe
+from xrun.recipe.not_built import OTHER_NAMES
+from xrun.recipe.schema import Recipe
 
 TEXT = """\
 name: x
@@ -52,6 +55,39 @@ def test_what_is_not_built_is_refused_by_name(
     (problem,) = error.value.problems
     assert str(problem).startswith(f"{path}:{place}")
     assert said in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("loss", "`task` says which loss is computed"),
+        ("train.loss", "`task` says which loss is computed"),
+        ("gpus", "`hardware: {any_of: [{accelerators: A100:2}]}` on a cloud"),
+        ("script", "xrun runs no script"),
+        ("batch_size", "Did you mean `train.global_batch`?"),
+        ("train.batch_size", "Did you mean `train.global_batch`?"),
+        ("learning_rate", "Did you mean `train.optimizer.lr`?"),
+        ("lr", "Did you mean `train.optimizer.lr`?"),
+        ("epochs", "Did you mean `train.epochs`?"),
+        ("seed", "Did you mean `train.seed`?"),
+        ("steps", "Did you mean `train.steps`?"),
+        ("args", "Known here: version, name"),
+    ],
+)
+def test_a_key_by_another_name_leads_to_xruns_own(key: str, hint: str, tmp_path: Path) -> None:
+    """What it is called elsewhere, and one that stands at the wrong place, whatever is near."""
+    path = tmp_path / "r.yaml"
+    path.write_text(TEXT)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, [f"{key}=1"])
+    (problem,) = error.value.problems
+    assert problem.what == "there is no such key"
+    assert hint in problem.hint
+
+
+def test_every_other_name_leads_to_a_key() -> None:
+    assert set(OTHER_NAMES.values()) <= set(all_keys(Recipe))
+    assert not OTHER_NAMES.keys() & {key.rpartition(".")[2] for key in all_keys(Recipe)}
 
 
 @pytest.mark.parametrize(("old", "new"), [("classification", "classify"), ("digits", "digit")])

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xrun.sweep.standing import Result, Rules, Standing
@@ -37,7 +37,6 @@ def played(rules: Rules, values: list[float | None], seed: int) -> Standing:
     return standing
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=9),
     seeds=st.tuples(st.integers(), st.integers()),
@@ -87,7 +86,6 @@ def test_what_is_decided_stays() -> None:
     assert decided.with_result(2, 1, Result(5, 0.1)) == decided
 
 
-@settings(deadline=None)
 @given(values=st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=9), seed=st.integers())
 def test_asha_never_waits_and_never_takes_back(values: Any, seed: int) -> None:
     """Each decision is made with the trial's own result and is the same ever after; nobody is

@@ -13,6 +13,7 @@ from pydantic_core import ValidationError
 from ..errors import Problem, did_you_mean, nearest
 from .accelerators import PATTERN as ACCELERATORS
 from .base import Part
+from .not_built import OTHER_NAMES
 from .rules import broken
 from .schema import Recipe
 from .secret_text import is_alerts_address, looks_like_a_secret, without_secrets
@@ -269,13 +270,17 @@ def unknown_hint(loc: Loc) -> str:
 
 
 def meant_key(loc: Loc) -> str:
-    """The key that was probably meant: a similar one here, or one of the same name elsewhere."""
+    """The key that was probably meant: one of the same name elsewhere, of those of several that of
+    `train`; what others call so; or a similar one here."""
     name, model = str(loc[-1]), model_at(loc[:-1])
-    near = nearest(name, model.model_fields) if model else None
-    if near is not None:
-        return ".".join(map(str, (*loc[:-1], near)))
     elsewhere = [key for key in all_keys(Recipe) if key.rpartition(".")[2] == name]
-    return elsewhere[0] if len(elsewhere) == 1 else ""
+    if elsewhere:
+        of_train = [key for key in elsewhere if key == f"train.{name}"]
+        return (of_train or elsewhere)[0] if of_train or len(elsewhere) == 1 else ""
+    if name.lower() in OTHER_NAMES:
+        return OTHER_NAMES[name.lower()]
+    near = nearest(name, model.model_fields) if model else None
+    return ".".join(map(str, (*loc[:-1], near))) if near is not None else ""
 
 
 def all_keys(model: type[Part], prefix: str = "") -> Iterator[str]:

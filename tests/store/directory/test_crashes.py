@@ -431,7 +431,6 @@ def with_reason(call: Callable[[], object]) -> None:
 AnyOrder.TestCase.settings = settings(
     max_examples=25,
     stateful_step_count=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestAnyOrder = AnyOrder.TestCase
