@@ -138,7 +138,7 @@ class Run:
             for point in points(step):
                 self.tracker.log(step, point)
 
-    def end(self, code: int, seconds: float = 30.0) -> int:
+    def end(self, code: int, seconds: float = 120.0) -> int:
         self.tracker.finish()
         self.sender.finish(code, seconds)
         return int(self.sender.process.returncode)
