@@ -20,9 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.paths import ROOT
 from support.running import PER_STEP, Project, ended, one_line, weights
 from xrun.cli.texts import outcome_text, report_text, status_lines
-from xrun.errors import EX_TEMPFAIL
+from xrun.errors import EX_TEMPFAIL, AttemptEnd
 from xrun.launcher.sky.status import RunStatus
 from xrun.run.folder import RunFolder
+from xrun.run.record import AttemptRecord
 from xrun.run.report import RunReport
 
 
@@ -346,6 +347,14 @@ def test_the_speed_is_told() -> None:
     assert ["1234 samples/s" in line for line in lines] == [True, False]
     told = "  speed 0.0123 s per step, 1234 samples/s, 50.0 % MFU, 2 GiB"
     assert told in report_text(running).splitlines()
+
+
+def test_attempts_are_told_with_their_processes() -> None:
+    """One of one process, one of two."""
+    lives = (AttemptRecord("a", end=AttemptEnd.STOPPED), AttemptRecord("b", processes=2))
+    lines = report_text(RunReport("r", "runs/r", "running", attempts=lives)).splitlines()
+    assert "  attempt 1: from step 0, 1 process, stopped" in lines
+    assert "  attempt 2: from step 0, 2 processes, running" in lines
 
 
 def test_sync_writes_the_files_of_tensorboard(project: Project) -> None:

@@ -234,7 +234,8 @@ def _why_not_exact(report: RunReport) -> Iterator[str]:
 
 def _attempt(number: int, attempt: AttemptRecord) -> str:
     reason = f" ({attempt.reason})" if attempt.reason else ""
+    processes = f"{attempt.processes} process{'' if attempt.processes == 1 else 'es'}"
     return (
-        f"  attempt {number}: from step {attempt.first_step}, {attempt.processes} processes,"
+        f"  attempt {number}: from step {attempt.first_step}, {processes},"
         f" {attempt.end or 'running'}{reason}"
     )
