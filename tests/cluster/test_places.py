@@ -11,9 +11,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -78,12 +76,10 @@ def submit(
     deadline: str,
     *,
     epochs: str = EPOCHS,
-    machines: Mapping[str, str] = MappingProxyType({}),
     **believed: Any,
 ) -> str:
     """Launch the task that xrun makes for a recipe, with two of its places as spot and without the
-    default partition; the run's id. `machines`: variables of theirs; `believed`: what its launch
-    knows else."""
+    default partition; the run's id. `believed`: what its launch knows else."""
     settings = (
         f"name={name}",
         "hardware={any_of: [{clouds: [slurm], spot: false}]}",
@@ -97,7 +93,6 @@ def submit(
     told = task["resources"]["job_recovery"]["xrun"]
     places = [(place["infra"].rpartition("/")[2], place) for place in told["places"]]
     told.update(believed)
-    task.setdefault("envs", {}).update(machines)
     told["places"] = [
         {**place, "spot": where in SPOT} for where, place in places if where != "main"
     ]
@@ -164,30 +159,6 @@ def test_a_deadline_forces_the_dear_place(site: Site, capsys: pytest.CaptureFixt
             *(line for line in site.cluster.controller_said(run).splitlines() if "xrun: " in line),
             sep="\n",
         )
-
-
-@pytest.mark.soak
-def test_a_job_whose_machines_all_come_to_nothing_ends(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They say that they were rented for GPUs, which torch cannot use: the job goes from place to
-    place, with pauses, and ends with a sentence in its log. Nothing was committed, and what it
-    tells can be looked up."""
-    gpus = {"SKYPILOT_SETUP_NUM_GPUS_PER_NODE": "1"}
-    run = submit(site, "barren", "3h", machines=gpus, rests=[2.0, 3.0])
-    site.cluster.wait_for(run, "FAILED", seconds=900)
-    said = site.cluster.controller_said(run)
-    lines = [line[line.index("xrun: ") :] for line in said.splitlines() if "xrun: " in line]
-    asked = [line for line in lines if "asking for" in line]
-    assert [re.search(r"local/(\w+) ", line)[1] for line in asked] == ["north", "south", "north"]
-    assert sum("No attempt has begun on 1 x" in line for line in lines) == 2
-    assert any("waiting 3 s before others are asked for" in line for line in lines)
-    (ended,) = (line for line in lines if "3 times in a row machines have come" in line)
-    assert f"`xrun logs {run}` says what has failed" in ended
-    assert "this machine was rented for its GPUs" in said
-    assert site.record("barren") == {}
-    with capsys.disabled():
-        print("", *lines, sep="\n")
 
 
 @pytest.mark.soak
