@@ -125,6 +125,87 @@ def test_a_long_wait_is_news_once(tmp_path: Path) -> None:
     assert (older.told, older.alone_since, older.spent) == (False, None, one.spent)
 
 
+def barren(one: Pilot, now: float, place: Place = NORTH) -> tuple[float, str]:
+    """Machines come there and no attempt begins on them in ten minutes; when they are gone, and
+    what the job hears. A controller that is killed meanwhile asks a second time."""
+    now = on(one, place, now) + 600
+    why = one.ends(now, [76, 137])
+    again = Pilot(one.assignment, 1, one.path.parent)
+    assert again.ends(now + 60, [76, 137]) == why
+    assert again.barren == one.barren
+    assert one.gone(now, None, [76, 137]).startswith("No attempt has begun on 1 x small")
+    return now, why
+
+
+def test_a_job_on_whose_machines_nothing_begins_ends(tmp_path: Path) -> None:
+    """After five in a row, between which it waits as long as what fails for a while may take;
+    nothing is paid for meanwhile. It is no time in which there were no machines, and no work."""
+    one, now = pilot(tmp_path, replace(RUN, deadline=None, max_wait=HOUR)), START
+    for rest in (300, 900, 2700, 8100):
+        now, why = barren(one, now)
+        assert why == ""
+        step = one.next(now, None, one.candidates([None] * 3))
+        assert step == Wait(rest)
+        assert f"waiting {rest // 60} min before others" in one.why(now, None, step) or rest > 7200
+        assert one.news(now + rest) == ""
+        now += rest
+        assert asked(pilot(tmp_path, one.assignment), now).spot, "it has waited by its own wish"
+    _, why = barren(one, now)
+    assert why.startswith("5 times in a row machines have come on which no attempt could begin, so")
+    assert "`xrun logs digits-1` says what has failed" in why
+    assert (one.done, one.policy.weather.losses_per_second()) == (0.0, 1 / (4 * HOUR))
+
+
+def test_what_has_begun_ends_the_row(tmp_path: Path) -> None:
+    """Also where it was lost without a word; and the place that failed comes after the others."""
+    one = pilot(tmp_path, replace(RUN, deadline=None))
+    for codes in ([75], []):
+        for _ in range(3):
+            now, why = barren(one, START)
+            assert why == ""
+        now = on(one, NORTH, now)
+        assert one.ends(now + HOUR, codes) == ""
+        one.gone(now + HOUR, None, codes)
+        assert (one.barren, one.rests_until) == ([], 0.0)
+    now, _ = barren(one, now + HOUR)
+    assert asked(one, now + 300).place == SOUTH.infra
+
+
+def test_a_rest_never_costs_the_deadline(tmp_path: Path) -> None:
+    """It ends while two starts and the work on demand just fit."""
+    one = pilot(tmp_path, replace(RUN, deadline=START + 3 * HOUR + 1200))
+    now, _ = barren(one, START)
+    step = one.next(now, None, one.candidates([None] * 3))
+    assert step == Wait(1200 + 3 * HOUR - 600 - 10_000 - 60 - 2 * 600)
+    assert asked(one, now + step.seconds).place == SOUTH.infra
+
+
+def test_the_next_attempt_is_told_what_came_to_nothing(tmp_path: Path) -> None:
+    """For its receipt: also of machines that were lost before an attempt began, where the head says
+    so. One that begins has heard it."""
+    one = pilot(tmp_path, replace(RUN, deadline=None))
+    now, _ = barren(one, START)
+    now, _ = barren(one, now)
+    now = on(one, NORTH, now) + 1800
+    one.gone(now, Head(0, began=START - 1))
+    there = (round(one.barren_hours, 6), round(one.barren_usd, 6))
+    assert there == (round(5 / 6, 6), round(5 / 6, 6))
+    assert pilot(tmp_path, one.assignment).barren_usd == one.barren_usd
+    now = on(one, NORTH, now)
+    one.gone(now + HOUR, Head(10, began=now + 300))
+    assert (one.barren_hours, one.barren_usd) == (0.0, 0.0)
+
+
+def test_machines_that_come_to_nothing_are_paid_for(tmp_path: Path) -> None:
+    """Ten minutes at a dollar an hour, twice: the budget has no third time."""
+    one, now = pilot(tmp_path, replace(RUN, deadline=None, budget_usd=0.3)), START
+    now, why = barren(one, now)
+    assert why == ""
+    _, why = barren(one, now + 300)
+    assert "2 times in a row" in why
+    assert ", and budget.usd is used up, so the job ends here" in why
+
+
 def test_a_damaged_file_is_no_file(tmp_path: Path) -> None:
     one = pilot(tmp_path)
     on(one, NORTH, START)

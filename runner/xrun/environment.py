@@ -85,6 +85,15 @@ ALERTS = Variable(
 ARRIVED = Variable(
     "XRUN_ARRIVED", "When the job's script began on this machine, in seconds since 1970."
 )
+BARREN = Variable(
+    "XRUN_BARREN",
+    "Hours and dollars of the machines on which no attempt has begun since the one before, as JSON;"
+    " told by xrun's plugin in SkyPilot.",
+    "{}",
+)
+BEGUN = Variable(
+    "XRUN_BEGUN", "The file that an attempt makes once the run is its own, for the job's script."
+)
 EPOCH = Variable(
     "XRUN_EPOCH",
     "Seconds from 1970 to the start of this machine, as its clock said when the attempt began.",

@@ -38,6 +38,8 @@ from itertools import islice
 
 EX_TEMPFAIL = 75
 """The exit code that asks whoever started the attempt to start it again (sysexits.h)."""
+NEVER_BEGAN = 76
+"""The same of a job's machine on which no attempt has begun: only so many of them in a row."""
 
 
 class AttemptEnd(StrEnum):

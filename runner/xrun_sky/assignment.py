@@ -39,7 +39,9 @@ class Assignment:
     `state` is where its head is. It has so many `steps`, or `epochs` whose steps its attempts
     count; `left` of them were to do when it was launched, at `rate` steps a second on machines of
     speed 1. What is not known is None. `changeover`: seconds from a request for machines to the
-    first new step; `retry`: until a place that has refused is asked again.
+    first new step; `retry`: until a place that has refused is asked again. `rests`: without
+    machines, after the first ones, the second, ... in a row on which no attempt has begun; after
+    one more the job ends.
     """
 
     run: str
@@ -55,6 +57,7 @@ class Assignment:
     budget_usd: float | None = None
     changeover: float = 600.0
     retry: float = 300.0
+    rests: tuple[float, ...] = (300.0, 900.0, 2700.0, 8100.0)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the task."""
@@ -73,7 +76,8 @@ class Assignment:
         try:
             places = tuple(Place(**place) for place in told["places"])
             rest = {name: value for name, value in told.items() if name in known}
-            made = cls(**{**rest, "places": places})
+            rests = tuple(map(float, rest.get("rests", cls.rests)))
+            made = cls(**{**rest, "places": places, "rests": rests})
         except (KeyError, TypeError) as error:
             raise ValueError(f"job_recovery.xrun is no assignment of xrun's: {error}") from None
         if not places:

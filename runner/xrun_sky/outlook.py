@@ -60,7 +60,10 @@ class Outlook:
     def _start(self, row: list[float], price: float) -> list[float]:
         """What it costs to start a machine, and then as the row says."""
         change = self.odds.change
-        return [change * price + at(row, s - change) for s in range(self.slack + 1)]
+        cost, whole = change * price, int(change)
+        if whole == change:
+            return [cost + each for each in ([row[0]] * whole + row)[: self.slack + 1]]
+        return [cost + at(row, s - change) for s in range(self.slack + 1)]
 
     def _row(self) -> None:
         """One more unit of work."""
@@ -82,32 +85,28 @@ class Outlook:
     def _on_demand(self) -> list[float]:
         """On demand to the end, or until the best time to look."""
         work, least = len(self.dear), ceil(2 * self.odds.change)
-        best = [float(work)] * (self.slack + 1)
-        for place, units in enumerate(LOOKS):
+        never = [float(work)] * (self.slack + 1)
+        looks = [never[least:]]
+        for units, seen in zip(LOOKS, self._seen):  # noqa: B905  Python 3.9 has no `strict`
             if units >= work:
                 break
-            seen = self._seen[place]
-            spot, dear = self._to_spot[work - units], self._to_dear[work - units]
-            for s in range(least, self.slack + 1):
-                best[s] = min(best[s], units + seen * spot[s] + (1 - seen) * dear[s])
-        return best
+            spot, dear = self._to_spot[work - units][least:], self._to_dear[work - units][least:]
+            unseen = 1 - seen
+            looks.append([units + seen * a + unseen * b for a, b in zip(spot, dear)])  # noqa: B905
+        return never[:least] + (list(map(min, *looks)) if len(looks) > 1 else looks[0])
 
     def _without(self) -> tuple[list[float], list[float]]:
         """Nothing is to be had: wait a unit, or go on demand. And just after a loss."""
         odds, spot, dear = self.odds, self._to_spot[-1], self._to_dear[-1]
-        nowhere: list[float] = []
-        for s in range(self.slack + 1):
-            waiting = (
-                odds.back * spot[s - 1] + (1 - odds.back) * nowhere[s - 1]
-                if s >= 1 + odds.change
-                else dear[s]
-            )
-            nowhere.append(min(dear[s], waiting))
-        enough = 2 * odds.change
-        lost = [
-            odds.moves * (spot[s] if s >= enough else nowhere[s]) + (1 - odds.moves) * nowhere[s]
-            for s in range(self.slack + 1)
-        ]
+        back, stays = odds.back, 1 - odds.back
+        first = min(self.slack + 1, ceil(1 + odds.change))
+        nowhere = list(dear[:first])
+        for s in range(first, self.slack + 1):
+            waiting = back * spot[s - 1] + stays * nowhere[-1]
+            nowhere.append(waiting if waiting < dear[s] else dear[s])
+        moves, remains, enough = odds.moves, 1 - odds.moves, ceil(2 * odds.change)
+        elsewhere = nowhere[:enough] + list(spot[enough:])
+        lost = [moves * a + remains * b for a, b in zip(elsewhere, nowhere)]  # noqa: B905  see above
         return nowhere, lost
 
     def waiting(self, work: int, slack: int) -> float:

@@ -22,10 +22,11 @@ from .stay import LEFT, Stay
 from .weather import Weather
 
 _KEPT = ("rate", "done", "spent", "asked", "leave_at")
-_KEPT_SINCE = ("alone_since", "told")
+_KEPT_SINCE = ("alone_since", "told", "barren", "barren_hours", "barren_usd", "rests_until")
 """What files that an older plugin has written lack."""
-COME_BACK = 75
-"""The exit code of an attempt that wants to go on, here or elsewhere."""
+COME_BACK, NEVER_BEGAN = 75, 76
+"""The exit codes of an attempt that wants to go on, here or elsewhere, and of machines on which
+none has begun (xrun.errors)."""
 
 
 class Pilot:
@@ -51,6 +52,12 @@ class Pilot:
         """Since when the run has asked for machines and had none."""
         self.told = False
         """Whether people were told of that."""
+        self.barren: list[float] = []
+        """When the machines were asked for on which no attempt has begun, the newest in a row."""
+        self.barren_hours, self.barren_usd = 0.0, 0.0
+        """Of all machines since the newest attempt on which none has begun, for its receipt."""
+        self.rests_until = 0.0
+        """Until when no machines are asked for, because of those."""
         self._read()
 
     def candidates(self, prices: Sequence[float | None]) -> list[Candidate]:
@@ -63,6 +70,28 @@ class Pilot:
         names = (_candidate(place, 0.0).name for place in self.assignment.places)
         return self.assignment.places[list(names).index(candidate.name)]
 
+    def ends(self, now: float, codes: Sequence[int]) -> str:
+        """Whether the job ends because no attempt has begun on these machines, nor on those before
+        them; then why, and what to do. Asked again of the same machines it says the same."""
+        if NEVER_BEGAN not in codes:
+            return ""
+        rests, budget = self.assignment.rests, self.assignment.budget_usd
+        if self.asked not in self.barren:
+            self.barren.append(self.asked)
+            self.rests_until = now + sum(rests[len(self.barren) - 1 :][:1])
+            self._keep()
+        spent = budget is not None and self.spent + self._cost(now) >= budget
+        if len(self.barren) <= len(rests) and not spent:
+            return ""
+        count = len(self.barren)
+        came = f"{count} times in a row machines" if count > 1 else "Machines"
+        why = ", and budget.usd is used up" if spent else ""
+        return (
+            f"{came} have come on which no attempt could begin{why}, so the job ends here"
+            f" and costs nothing more. `xrun logs {self.assignment.run}` says what has failed on"
+            " the last ones; when that is mended, the same command goes on."
+        )
+
     def gone(self, now: float, head: Head | None, codes: Sequence[int] = ()) -> str:
         """The machines are not there any more, after these exit codes; what that means, or "" if
         there were none."""
@@ -72,8 +101,19 @@ class Pilot:
         lasted = max(0.0, now - self.policy.since)
         if head is not None and head.rate and head.began >= self.asked:
             self.rate = head.rate / on.speed
+        self.spent += self._cost(now)
+        if self.asked in self.barren or (head is not None and head.began < self.asked):
+            self.barren_hours += max(0.0, now - self.asked) / 3600
+            self.barren_usd += self._cost(now)
+        else:
+            self.barren_hours, self.barren_usd = 0.0, 0.0
+        if self.asked in self.barren:
+            self.policy.failed(now)
+            self.leave_at = None
+            self._keep()
+            return f"No attempt has begun on {_text(on)} in {_span(lasted)}"
         self.done += max(0.0, lasted - self.assignment.changeover) * on.speed
-        self.spent += max(0.0, now - self.asked) * on.usd_per_hour / 3600
+        self.barren, self.rests_until = [], 0.0
         said = head is not None and head.began >= self.asked and head.reason == LEFT
         told = self.leave_at is not None and now >= self.leave_at
         meant = COME_BACK in codes and (said or told)
@@ -88,6 +128,10 @@ class Pilot:
     def next(self, now: float, head: Head | None, candidates: Sequence[Candidate]) -> Launch | Wait:
         """What to do now; see `Policy.next`."""
         left, terms = self.left(now, head), self.terms()
+        rest = min(self.rests_until - now, self.policy.spare(now, left, candidates, terms))
+        if rest > 0:  # which is no time in which there were no machines
+            self.policy.idle_since = None
+            return Wait(rest)
         step = self.policy.next(now, left, candidates, terms)
         if self.alone_since is None:
             self.alone_since = now
@@ -163,11 +207,17 @@ class Pilot:
         until = self.assignment.deadline
         time = "" if until is None else f", {_span(until - now)} until the deadline"
         if isinstance(step, Wait):
-            return f"waiting {_span(step.seconds)} for machines ({known}{time})"
+            what = "before others are asked for" if now < self.rests_until else "for machines"
+            return f"waiting {_span(step.seconds)} {what} ({known}{time})"
         there = step.candidate
         leave = "" if self.leave_at is None else f"; to be left in {_span(self.leave_at - now)}"
         cost = f"${there.usd_per_hour:.2f} an hour"
         return f"asking for {_text(there)}, {cost} ({known}{time}{leave})"
+
+    def _cost(self, now: float) -> float:
+        """Dollars of the machines that are there, so far."""
+        on = self.policy.on
+        return max(0.0, now - self.asked) * on.usd_per_hour / 3600 if on is not None else 0.0
 
     def _steps(self, head: Head) -> int | None:
         told = self.assignment

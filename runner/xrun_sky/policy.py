@@ -126,6 +126,12 @@ class Policy:
             self.last_lost = self.on.name
         self.on, self.idle_since = None, now
 
+    def failed(self, now: float) -> None:
+        """No attempt has begun on the machines, which nobody has taken: it says nothing of losses,
+        and other places come first."""
+        self.last_lost = self.on.name if self.on is not None else None
+        self.on, self.idle_since = None, now
+
     def left(self, now: float) -> None:
         """The machines were given back, as `leave_after` said."""
         if self.on is not None and self.on.spot:  # of machines that nobody takes it says nothing
@@ -169,6 +175,15 @@ class Policy:
         of the run than a start costs, and there is the slack to look for them."""
         return self._pays(left, candidates, terms) and self._may_look(now, left, candidates, terms)
 
+    def spare(
+        self, now: float, left: float, candidates: Sequence[Candidate], terms: Terms
+    ) -> float:
+        """Seconds that are left beside the work on demand and two starts, negative where they do
+        not fit any more; infinite where nothing has to be in time, or can be."""
+        if terms.deadline is None or all(each.spot for each in candidates):
+            return inf
+        return self._slack(now, left, candidates, terms) - 2 * terms.changeover
+
     def to_json(self) -> dict[str, Any]:
         """One document, for `from_json`."""
         return {**asdict(self), "version": 1}
@@ -207,9 +222,7 @@ class Policy:
         self, now: float, left: float, candidates: Sequence[Candidate], terms: Terms
     ) -> bool:
         """Whether spot machines that are lost at once leave the time to finish on demand."""
-        if terms.deadline is None or all(each.spot for each in candidates):
-            return True
-        return self._slack(now, left, candidates, terms) >= 2 * terms.changeover
+        return self.spare(now, left, candidates, terms) >= 0
 
     def _slack(
         self, now: float, left: float, candidates: Sequence[Candidate], terms: Terms
@@ -302,7 +315,8 @@ class Policy:
         work = max(1, ceil(left / (fastest * unit)))
         rows = 24 * ceil(work / 24)
         slack = int(min(rows, max(0.0, self._slack(now, left, candidates, terms) / unit)))
-        return outlook(self._odds(now, candidates, terms, unit), rows, rows), work, slack, unit
+        columns = min(rows, 24 * ceil(max(1, slack) / 24))
+        return outlook(self._odds(now, candidates, terms, unit), rows, columns), work, slack, unit
 
     def _odds(self, now: float, candidates: Sequence[Candidate], terms: Terms, unit: float) -> Odds:
         """What is expected of losses and outages, rounded so that alike odds share a table."""

@@ -24,9 +24,9 @@ NAME = "XRUN"
 KEY = "xrun"
 FOLDER = Path("~/.sky/xrun")
 """Where each job's file lies on the controller."""
-LEAVE_AT, STAY, PRICES = "XRUN_LEAVE_AT", "XRUN_STAY", "XRUN_PRICES"
+LEAVE_AT, STAY, PRICES, BARREN = "XRUN_LEAVE_AT", "XRUN_STAY", "XRUN_PRICES", "XRUN_BARREN"
 """What the container is told: when to leave its machines, by what is known now and by what it will
-know, and what they cost."""
+know, what they cost, and what others before them have cost."""
 _NO_MACHINES = (
     exceptions.ManagedJobReachedMaxRetriesError,
     exceptions.ProvisionPrechecksError,
@@ -47,9 +47,16 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
         self._priority = {name: getattr(first, name) for name in ("priority", "priority_class")}
 
     def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
-        """See SkyPilot: the codes tell whether machines are left as they were told to be."""
+        """See SkyPilot: the codes tell whether machines are left as they were told to be, and
+        whether an attempt has begun on them."""
         self._codes = exit_codes or ()
-        return bool(super().should_restart_on_failure(exit_codes))
+        if not super().should_restart_on_failure(exit_codes):
+            return False
+        if why := self._pilot.ends(time.time(), self._codes):
+            _say(why)
+            self._telling = asyncio.ensure_future(self._tell("failed", why))
+            return False
+        return True
 
     async def launch(self) -> float:
         """See SkyPilot; where every place fails for a reason that no waiting can mend, it raises
@@ -83,7 +90,7 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
             except _NO_MACHINES as error:
                 failed[step.candidate.name] = error
                 if not recovery and _hopeless(failed, candidates):
-                    await self._tell("failed", f"No place gives machines. {str(error)[:600]}")
+                    await self._tell("failed", f"No place gives machines. {_why(error)}")
                     raise
                 submitted = None
             if submitted is not None:
@@ -98,11 +105,13 @@ class XrunStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type: ig
         task.set_resources(wish.copy(**self._priority))
         task.num_nodes = place.nodes
         leave_at, stay = self._pilot.leave_at, self._pilot.stay
+        barren = {"hours": self._pilot.barren_hours, "usd": self._pilot.barren_usd}
         task.update_envs(
             {
                 PRICES: json.dumps([_price(place, candidate.usd_per_hour)]),
                 LEAVE_AT: "" if leave_at is None else f"{leave_at:.0f}",
                 STAY: stay.to_text() if stay else "",
+                BARREN: json.dumps(barren),
             }
         )
         submitted = await self._launch(max_retry=1, raise_on_failure=True, recovery=recovery)
@@ -134,6 +143,12 @@ def _hopeless(failed: Mapping[str, BaseException], candidates: Sequence[Candidat
     return len(failed) == len({each.name for each in candidates}) and not any(
         isinstance(error, no_capacity) for error in failed.values()
     )
+
+
+def _why(error: BaseException) -> str:
+    """What SkyPilot says of it; of prechecks that have failed only their reasons say anything."""
+    reasons = getattr(error, "reasons", None) or [error]
+    return "; ".join(map(str, reasons))[:600]
 
 
 def _resources(wish: Mapping[str, Any]) -> Any:

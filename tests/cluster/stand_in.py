@@ -3,7 +3,8 @@ of its node.
 
 STORY is JSON: a node's rank -> `[when, what]`. When: `together` (both have started) or `last` (the
 other node's script has ended). What: an exit code, a signal's name, `script SIGNAL` for one to the
-script that has started it, or `stay` until SIGTERM and then end with 75, as who has saved does.
+script that has started it, `stay` until SIGTERM and then end with 75, as who has saved does, or
+`never begin`, which is to end with 75 before the run is this attempt's.
 """
 
 import ctypes
@@ -40,6 +41,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
     script_of(rank).with_suffix(".new").write_text(str(os.getppid()))
     script_of(rank).with_suffix(".new").rename(script_of(rank))
+    if what == "never begin":
+        os._exit(75)
+    if rank == "0":
+        Path(os.environ["XRUN_BEGUN"]).touch()
     other = "1" if rank == "0" else "0"
     until(script_of(other).exists)
     if when == "last":

@@ -52,6 +52,8 @@ STORIES = {
     **{f"{how}, the other runs": story(("together", how), ("together", "stay")) for how in BACK},
     # A follower that ends by itself while node 0 runs.
     **{f"{how} on node 1": story(("together", "stay"), ("together", how)) for how in BACK},
+    # No attempt has begun.
+    "never begins": story(("together", "never begin"), ("together", "stay")),
     # What ends the script and not what it has started.
     "TERM to the script": story(("together", "script SIGTERM"), ("together", "stay")),
     "KILL to the script": story(("together", "script SIGKILL"), ("together", "stay")),
@@ -159,6 +161,14 @@ def test_any_other_end_comes_back(table: dict[str, tuple[Ended, bool]], how: Any
         assert 75 in (ended.codes or ()), show(table)
         assert set(ended.codes or ()) <= {75, 0, CANCELLED}, show(table)
         assert again, show(table)
+
+
+def test_machines_on_which_nothing_begins_come_back_too(
+    table: dict[str, tuple[Ended, bool]],
+) -> None:
+    """By a code of their own, which xrun's plugin counts."""
+    ended, again = table["never begins"]
+    assert (set(ended.codes or ()), again) == ({76, CANCELLED}, True), show(table)
 
 
 def test_the_script_outlives_a_signal(table: dict[str, tuple[Ended, bool]]) -> None:

@@ -70,7 +70,14 @@ hardware: {any_of: [{clouds: [slurm], spot: false}]}
 """Something over a minute on a machine of one's own."""
 
 
-def submit(site: Site, name: str, deadline: str, *, epochs: str = EPOCHS, **believed: float) -> str:
+def submit(
+    site: Site,
+    name: str,
+    deadline: str,
+    *,
+    epochs: str = EPOCHS,
+    **believed: Any,
+) -> str:
     """Launch the task that xrun makes for a recipe, with two of its places as spot and without the
     default partition; the run's id. `believed`: what its launch knows else."""
     settings = (

@@ -144,7 +144,12 @@ def test_it_is_said_at_the_start_whether_there_will_be_a_notice(server: Metadata
 
 @pytest.mark.parametrize(
     ("cloud", "word"),
-    [("nebius", "SIGTERM 60 s"), ("oci", "no notice"), ("kubernetes", "first node"), ("slurm", "")],
+    [
+        ("nebius", "SIGTERM 60 s"),
+        *((cloud, f"{cloud} documents no notice") for cloud in ("oci", "runpod", "vast")),
+        ("kubernetes", "first node"),
+        ("slurm", ""),
+    ],
 )
 def test_clouds_that_nobody_asks_are_told_as_such(cloud: str, word: str) -> None:
     """And machines of one's own say nothing."""

@@ -27,7 +27,7 @@ from xrun.run.folder import RunFolder
 from xrun.run.page import RECEIPT
 from xrun.run.receipt import Receipt, money, receipt_of
 from xrun.run.record import AttemptRecord, Finished, RunRecord
-from xrun.run.spending import QUIET_SECONDS
+from xrun.run.spending import QUIET_SECONDS, dollars, hours
 from xrun.run.stores import open_store
 
 HOUR = 3600.0
@@ -218,6 +218,30 @@ def test_what_died_with_a_machine_is_told_as_at_least() -> None:
     text = receipt_text(found)
     assert "Lost: at least 0 steps" in text
     assert "Setup: at least" in text
+
+
+def test_machines_on_which_nothing_began_are_paid_for() -> None:
+    """Two of them came between these attempts, and one before the first: nobody waited for free
+    meanwhile. The sums are those of the lines, and what the budget counts."""
+    first = AttemptRecord("a", started=at(1), ended=at(2), launched=at(0), end=AttemptEnd.OUTSIDE)
+    first = replace(first, barren_hours=0.25, barren_usd=2.0, code=75, **EAST, **DEAR)
+    second = AttemptRecord("b", started=at(4), ended=at(5), barren_hours=0.5, barren_usd=3.8)
+    second = replace(second, **WEST, **DEAR)
+    found = receipt_of("r", [first, second], at(5))
+    assert [line.usd for line in found.lines] == [8.0, 7.2]
+    assert [line.barren_usd for line in found.lines] == [2.0, 3.8]
+    assert (found.usd, found.hours) == (21.0, 2.75)
+    assert (found.barren_usd, found.barren_hours) == (5.8, 0.75)
+    assert (found.queued_hours, found.waited_hours) == (0.75, 1.5)
+    assert found.on_demand_usd == 44.0
+    assert dollars([first, second], at(5)) == found.usd
+    assert hours([first, second], at(5)) == found.hours
+    assert "Machines on which no attempt could begin: 0.75 h, $5.80." in receipt_text(found)
+    assert Receipt.from_json(json.loads(json.dumps(found.to_json()))) == found
+    before = found.to_json()
+    for line in before["attempts"]:
+        del line["barren_hours"], line["barren_usd"]
+    assert Receipt.from_json(before).usd == 15.2, "of a page that an older xrun has made"
 
 
 def test_steps_that_an_attempt_computed_twice_itself_are_its_own() -> None:

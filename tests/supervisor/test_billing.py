@@ -128,6 +128,16 @@ def test_the_price_goes_into_the_attempts_entry() -> None:
     }
 
 
+def test_machines_on_which_nothing_began_are_in_it_too() -> None:
+    """As xrun's plugin tells of them, whether or not this one's price is known."""
+    told = {environment.BARREN.name: json.dumps({"hours": 0.5, "usd": 4.0})}
+    assert facts(told, [], NOW) == {"barren_hours": 0.5, "barren_usd": 4.0}
+    entry = facts(machine("GCP", "us-central1", 1) | told, [], NOW)
+    assert (entry["barren_usd"], entry["usd_per_hour"]) == (4.0, 0.5)
+    nothing = {environment.BARREN.name: json.dumps({"hours": 0.0, "usd": 0.0})}
+    assert facts(nothing, [], NOW) == {}
+
+
 def test_a_machine_of_ones_own_costs_nothing() -> None:
     """Without SkyPilot and prices an attempt's entry says nothing."""
     assert facts({}, [], NOW) == {}

@@ -33,6 +33,7 @@ from support.running import (
     until,
     weights,
 )
+from xrun import environment
 from xrun.errors import EX_TEMPFAIL, AttemptEnd, StoreUnavailable
 from xrun.machine.stop import StopFlag
 from xrun.run.folder import RunFolder
@@ -302,15 +303,20 @@ def test_the_same_command_on_a_finished_run_does_nothing(project: Project, tmp_p
     assert files(again.run.state) | files(again.run.model) == before
 
 
-def test_another_owners_run_is_refused(again: Again) -> None:
-    """A run that belongs to somebody else ends with 4, names both, and is not changed."""
+def test_another_owners_run_is_refused(
+    again: Again, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that belongs to somebody else ends with 4, names both, and is not changed; the job's
+    script hears that nothing has begun."""
     import dataclasses
 
+    monkeypatch.setenv(environment.BEGUN.name, str(tmp_path / "begun"))
     before = files(again.run.state)
     done = attempt(dataclasses.replace(again.plan, owner="somebody-else"))
     assert done.code == 4
     assert "belongs to" in done.err
     assert "not to somebody-else" in done.err
+    assert not (tmp_path / "begun").exists()
     assert files(again.run.state) == before
 
 
@@ -404,16 +410,20 @@ def test_three_failures_without_a_commit_end_the_run(tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
-def test_a_crash_is_a_failure_of_its_own(tmp_path: Path) -> None:
+def test_a_crash_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that ends by SIGSEGV counts as the run's own failure; one that ends by SIGKILL as
-    ended from outside."""
+    ended from outside. The run was the attempt's, which the job's script hears; that nobody could
+    write it down ends no attempt."""
     project = Project(tmp_path)
-    for signal, kind in (("SIGSEGV", "own"), ("SIGKILL", "outside")):
+    for signal, kind, folder in (("SIGSEGV", "own", "."), ("SIGKILL", "outside", "nowhere")):
+        begun = tmp_path / folder / f"{signal}.begun"
+        monkeypatch.setenv(environment.BEGUN.name, str(begun))
         project.trap(signal, call=1, stays=True)
         assert project.attempt().code == 75
         last = record(project.run)["attempts"][-1]
         assert last["kind"] == kind
         assert last["reason"] == f"rank 0 was ended by {signal}."
+        assert begun.exists() is (folder == ".")
 
 
 def test_kills_are_not_failures(tmp_path: Path) -> None:

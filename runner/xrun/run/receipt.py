@@ -37,8 +37,9 @@ class Line:
     are the steps of this attempt that a later one computed again, None where the log has gone with
     the machine. Before it the run has waited for a machine (`waited_hours`), or was not wanted
     (`paused_hours`); `queued_hours`, of the first attempt alone, is from the launch to its machine,
-    None where nobody has recorded a launch. `on_demand_usd` is what its part would have cost where
-    no machine is taken away: without what was lost, what is bounded, and the setup after a
+    None where nobody has recorded a launch; `barren_hours` and `barren_usd` are of machines that
+    came in between, on which no attempt began. `on_demand_usd` is what its part would have cost
+    where no machine is taken away: without what was lost, what is bounded, and the setup after a
     preemption.
     """
 
@@ -71,6 +72,8 @@ class Line:
     queued_hours: float | None
     on_demand_usd_per_hour: float | None
     on_demand_usd: float | None
+    barren_hours: float = 0.0
+    barren_usd: float = 0.0
 
     @property
     def place(self) -> str:
@@ -106,12 +109,22 @@ class Receipt:
     @property
     def hours(self) -> float:
         """Machine time."""
-        return _sum(line.hours for line in self.lines) or 0.0
+        return _sum(line.hours + line.barren_hours for line in self.lines) or 0.0
 
     @property
     def usd(self) -> float | None:
         """US dollars."""
-        return _sum(line.usd for line in self.lines)
+        return _sum(None if line.usd is None else line.usd + line.barren_usd for line in self.lines)
+
+    @property
+    def barren_hours(self) -> float:
+        """Of machines on which no attempt began."""
+        return _sum(line.barren_hours for line in self.lines) or 0.0
+
+    @property
+    def barren_usd(self) -> float:
+        """What those cost."""
+        return _sum(line.barren_usd for line in self.lines) or 0.0
 
     @property
     def usd_of_bounds(self) -> float | None:
@@ -231,6 +244,9 @@ class Receipt:
         lost = "" if self.lost_known else "at least "
         steps = f"{lost}{self.lost_steps} steps computed again"
         yield f"Lost: {steps}, {_hours(self.lost_hours)}{_for(self.lost_usd)}."
+        if self.barren_hours:
+            cost = f"{_hours(self.barren_hours)}, {money(self.barren_usd)}"
+            yield f"Machines on which no attempt could begin: {cost}."
         if self.queued_hours:
             yield (
                 f"From the launch to the first machine: {_hours(self.queued_hours)}, which cost"
@@ -312,7 +328,8 @@ def _line(
     until = attempt.started if attempt.trained_from is None else attempt.trained_from
     setup = min(hours, max(0.0, until - life.began) / 3600)
     lost = _lost(attempt, after, first=before is None)
-    gap = max(0.0, life.began - before[1].ended) / 3600 if before else 0.0
+    barren = attempt.barren_hours or 0.0
+    gap = max(0.0, (life.began - before[1].ended) / 3600 - barren) if before else 0.0
     taken = before is not None and before[0].was_preempted
     # On demand nobody takes a machine away: nothing is lost by that, and nothing set up again.
     bounded = max(0.0, life.ended - max(life.began, life.seen)) if life.end == "bound" else 0.0
@@ -350,13 +367,16 @@ def _line(
         queued_hours=_queued(attempt, life) if before is None else None,
         on_demand_usd_per_hour=dear,
         on_demand_usd=_cost(dear, max(0.0, hours - needless)),
+        barren_hours=round(barren, _PLACES),
+        barren_usd=round(attempt.barren_usd or 0.0, _PLACES),
     )
 
 
 def _queued(first: AttemptRecord, life: spending.Life) -> float | None:
     if first.launched is None:
         return None
-    return round(max(0.0, life.began - first.launched) / 3600, _PLACES)
+    hours = (life.began - first.launched) / 3600 - (first.barren_hours or 0.0)
+    return round(max(0.0, hours), _PLACES)
 
 
 def _lost(

@@ -56,8 +56,9 @@ class AttemptRecord:
     data were not those of the steps before, which was meant. `last_save` is the seconds that its
     last save took, `sample_flops` what the model computes for one sample, forward and backward,
     where it was counted. Where and at which price it ran: `cluster` to `billed_from`;
-    `on_demand_usd_per_hour` is what the same costs on demand. `last_seen` is its last sign of life
-    that anybody has recorded (its lease, a commit, a point in its log), `silence` the longest time
+    `on_demand_usd_per_hour` is what the same costs on demand. `barren_hours` and `barren_usd` are
+    of machines before its own on which none began. `last_seen` is its last sign of life that
+    anybody has recorded (its lease, a commit, a point in its log), `silence` the longest time
     without one that is usual: the seconds between two of its commits. `committed` is the newest
     committed step when it `ended`, with which exit `code`, how and why (`end`, `reason`).
     """
@@ -92,6 +93,8 @@ class AttemptRecord:
     source: str | None = None
     price_date: str | None = None
     billed_from: float | None = None
+    barren_hours: float | None = None
+    barren_usd: float | None = None
     last_seen: float | None = None
     silence: float | None = None
     committed: int | None = None

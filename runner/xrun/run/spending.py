@@ -5,7 +5,8 @@ Where something is not known, the answer is the dearer one, so that a budget is 
 because of it; but time in which no machine was there costs nothing. An attempt whose end nobody
 recorded counts until its last sign of life (`AttemptRecord.last_seen`) and for as long after it as
 such an attempt may say nothing; one whose price nobody knows as the dearest one that is known. A
-machine of one's own costs nothing. What a cloud bills after an attempt has ended (a minute or two
+machine of one's own costs nothing. Machines on which no attempt has begun are in the record of the
+one that followed (`barren_usd`). What a cloud bills after an attempt has ended (a minute or two
 until the machine is gone) is not in it, nor are storage and traffic. When a machine went, SkyPilot
 tells nobody on the machine that follows. `receipt` makes what people read of this.
 """
@@ -106,7 +107,8 @@ def is_known(attempts: Sequence[AttemptRecord]) -> bool:
 
 def hours(attempts: Sequence[AttemptRecord], now: float) -> float:
     """Hours of machine time over all attempts, whatever the number of nodes."""
-    return sum(life.seconds for life in lives(attempts, now)) / 3600
+    barren = sum(attempt.barren_hours or 0.0 for attempt in attempts)
+    return barren + sum(life.seconds for life in lives(attempts, now)) / 3600
 
 
 def dollars(attempts: Sequence[AttemptRecord], now: float, *, running: bool = True) -> float | None:
@@ -115,7 +117,8 @@ def dollars(attempts: Sequence[AttemptRecord], now: float, *, running: bool = Tr
     if not is_known(attempts):
         return None
     found = lives(attempts, now, running=running)
-    return sum(
+    barren = sum(attempt.barren_usd or 0.0 for attempt in attempts)
+    return barren + sum(
         rate * life.seconds / 3600 for rate, life in zip(rates(attempts), found, strict=True)
     )
 

@@ -4,6 +4,7 @@ itself in them. Of several that fit, the highest counts, so that a budget is nev
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -57,7 +58,7 @@ def facts(
 ) -> dict[str, Any]:
     """What a new attempt's record says of its machine and its price; `attempts` came before."""
     price, place = price_now(environ), place_of(environ)
-    where = {name: value for name, value in asdict(place).items() if value}
+    where = {name: value for name, value in asdict(place).items() if value} | _barren(environ)
     if price is None:
         return where
     told = {
@@ -73,6 +74,13 @@ def facts(
     known = {name: value for name, value in told.items() if value not in (None, "")}
     billed_from = _billed_from(place, environ, attempts, now)
     return {**known, **where, "price_date": price.date, "billed_from": billed_from}
+
+
+def _barren(environ: Mapping[str, str]) -> dict[str, float]:
+    """Hours and dollars of machines before these on which no attempt has begun, as they were told;
+    nothing where none were."""
+    told = json.loads(environment.BARREN.of(environ))
+    return {f"barren_{name}": float(told[name]) for name in ("hours", "usd") if told.get(name)}
 
 
 def _billed_from(

@@ -11,10 +11,11 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from xrun_sky.stay import LEFT
 
-from .. import clock
+from .. import clock, environment
 from ..alerts.message import Message, Messages
 from ..alerts.teller import SECONDS as ALERT_SECONDS
 from ..alerts.teller import Teller
@@ -205,6 +206,9 @@ class LeadingNode(Node):
         asked = boot_seconds()
         self.store.commit(record.to_json(), head)
         self._confirm(asked)
+        if begun := environment.BEGUN.of():
+            with contextlib.suppress(OSError):  # the script then asks to come back as ever
+                Path(begun).touch()
         self.progress.resumed = max(0, record.committed_step)
         self.messages.record = record
         self.messages.reached = int(number(self.folder.last_point().get("step")))

@@ -1,4 +1,4 @@
-"""attempt.sh: what a node of a job runs ends with 0, 2 to 7 or 75, whatever happens in it, and
+"""attempt.sh: what a node of a job runs ends with 0, 2 to 7, 75 or 76, whatever happens in it, and
 lives longer than what it has started. On SkyPilot's own driver: tests/cluster/test_driver.py."""
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from support.running import until
 
 pytestmark = pytest.mark.once
 
+BEGINS = "touch $XRUN_BEGUN"
+"""What an attempt does once the run is its own."""
 ARRIVAL = ROOT / "runner" / "xrun" / "launcher" / "arrival"
 
 
@@ -35,38 +37,67 @@ class Machine:
         (home / "python").write_text(program)
         (home / "python").chmod(0o755)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, **environ: str) -> subprocess.Popen[str]:
+        temporary = self.root / "tmp"
+        temporary.mkdir(exist_ok=True)
         return subprocess.Popen(
             ["bash", self.cargo / "attempt.sh", self.cargo, "plan.json"],
-            env={**os.environ, "HOME": str(self.root)},
+            env={**os.environ, "HOME": str(self.root), "TMPDIR": str(temporary), **environ},
             cwd=self.root,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def code(self) -> int:
-        process = self.start()
+    def code(self, **environ: str) -> int:
+        process = self.start(**environ)
         process.communicate(timeout=60)
+        temporary = self.root / "tmp"
+        assert not any(each.is_dir() for each in temporary.iterdir()), "the script tidies up"
         return process.returncode
 
 
 @pytest.mark.parametrize("code", range(8))
 def test_what_xrun_says_of_a_run_is_passed_on(tmp_path: Path, code: int) -> None:
     """But for 1, a bug, after which nobody knows."""
-    machine = Machine(tmp_path, entrypoint=f"exit {code}")
+    machine = Machine(tmp_path, entrypoint=f"{BEGINS}; exit {code}")
     assert machine.code() == (75 if code == 1 else code)
 
 
-@pytest.mark.parametrize("end", ["exit 75", "exit 8", "exit 127", "kill -KILL $$", "kill -TERM $$"])
+ENDS = ["exit 75", "exit 8", "exit 127", "kill -KILL $$", "kill -TERM $$"]
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_all_else_comes_back(tmp_path: Path, end: str) -> None:
-    assert Machine(tmp_path, entrypoint=end).code() == 75
+    assert Machine(tmp_path, entrypoint=f"{BEGINS}; {end}").code() == 75
 
 
-@pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("exit 1", 75), ("kill -KILL $$", 75)])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_machine_on_which_nothing_has_begun_says_so(tmp_path: Path, end: str) -> None:
+    """By another code, which is counted. Another node than the first knows nothing of that, nor
+    does a script that has no place to look at."""
+    machine = Machine(tmp_path, entrypoint=end)
+    assert machine.code() == machine.code(SKYPILOT_NODE_RANK="0") == 76
+    assert machine.code(SKYPILOT_NODE_RANK="1") == 75
+    assert machine.code(TMPDIR=str(tmp_path / "nowhere")) == 75
+
+
+@pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("exit 1", 76), ("kill -KILL $$", 76)])
 def test_an_arrival_that_fails_starts_nothing(tmp_path: Path, end: str, code: int) -> None:
     machine = Machine(tmp_path, arrive=end, entrypoint=f"touch {tmp_path}/started")
-    assert machine.code() == code
+    assert machine.code() == machine.code(SKYPILOT_NODE_RANK="1") == code
     assert not (tmp_path / "started").exists()
+
+
+def test_a_machine_that_is_taken_before_anything_has_begun_just_comes_back(tmp_path: Path) -> None:
+    """That is nobody's mistake, and not counted."""
+    arrives = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/arrives"
+    stays = f"{arrives}; exec sleep 600 2> /dev/null"
+    process = Machine(tmp_path, arrive=stays, entrypoint="exit 0").start()
+    until((tmp_path / "arrives").exists, "the arrival")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    os.kill(int((tmp_path / "arrives").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

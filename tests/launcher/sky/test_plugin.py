@@ -142,6 +142,7 @@ def test_an_api_server_elsewhere_is_told_how(home: SkyHome) -> None:
 
 LOADED = """
 import asyncio, json, sys, time
+from dataclasses import replace
 from pathlib import Path
 import sky
 from sky import backends, exceptions
@@ -163,7 +164,7 @@ path = Path(sys.argv[1])
 hardware = "hardware={any_of: [{accelerators: 'H100:8', clouds: [nebius, aws]},"
 hardware += "{accelerators: 'H100:8', nodes: 2, clouds: [aws], spot: true}], deadline: 36h}"
 settings = [hardware, "train.micro_batch=1", "train.global_batch=64",
-            "checkpoint.store=hub://alice/run", "alerts={to: [HOOK], on: [stalled]}"]
+            "checkpoint.store=hub://alice/run", "alerts={to: [HOOK], on: [failed, stalled]}"]
 launch = prepare(make_plan(load_recipe(path, settings), path), {})
 secrets = dict.fromkeys(launch.task["secrets"], "value")
 task = sky_task(launch.task, {**secrets, "HOOK": sys.argv[2]})
@@ -171,7 +172,7 @@ with sky.Dag() as dag:
     dag.add(task)
 dag.name = task.name
 dag_utils.fill_default_config_in_dag_for_job_launch(dag)
-travelled = dag_utils.load_chain_dag_from_yaml_str(dag_utils.dump_chain_dag_to_yaml_str(dag))
+travelling = dag_utils.dump_chain_dag_to_yaml_str(dag)
 
 asked = []
 
@@ -192,26 +193,57 @@ class Grounded(XrunStrategy):
         return time.time()
 
 
-async def live():
+class Full(XrunStrategy):
+    # No place has machines, until people were told of that.
+    async def _launch(self, max_retry=3, raise_on_failure=True, recovery=False):
+        if self._pilot.told:
+            return time.time()
+        raise exceptions.ManagedJobReachedMaxRetriesError("full")
+
+
+class Forbidden(XrunStrategy):
+    # No place gives any, for want of a right.
+    async def _launch(self, max_retry=3, raise_on_failure=True, recovery=False):
+        raise exceptions.ProvisionPrechecksError([ValueError("no right to do that")])
+
+
+def executor(job, kind):
     lock = asyncio.Lock()
+    task = dag_utils.load_chain_dag_from_yaml_str(travelling).tasks[0]
     made = recovery_strategy.StrategyExecutor.make(
-        "cluster", backends.CloudVmRayBackend(), travelled.tasks[0], 7, 0, None, set(), lock,
+        "cluster", backends.CloudVmRayBackend(), task, job, 0, None, set(), lock,
         asyncio.Condition(lock))
     assert type(made) is XrunStrategy, type(made)
-    made.__class__ = Grounded
+    made.__class__ = kind
+    return made
+
+
+async def live():
+    made = executor(7, Grounded)
     prices = made._prices()
     assert made.should_restart_on_failure([75])
     assert not made.should_restart_on_failure([1])
+    barren = []
+    for _ in range(5):
+        made._pilot.asked += 1  # other machines
+        barren.append(made.should_restart_on_failure([76, 137]))
+    await made._telling
+    assert barren == [True] * 4 + [False], barren
+    made._pilot.barren, made._pilot.rests_until = [], 0.0
     await made.launch()
-    await made._tell("stalled", "There are no machines.")
-    await made._tell("failed", "The recipe does not want to hear of this.")
+    await made._tell("finished", "The recipe does not want to hear of this.")
     await made.recover()
     asked.append({"again": True})
-    other = recovery_strategy.StrategyExecutor.make(
-        "cluster", backends.CloudVmRayBackend(), dag_utils.load_chain_dag_from_yaml_str(
-            dag_utils.dump_chain_dag_to_yaml_str(dag)).tasks[0], 7, 0, None, set(), lock,
-        asyncio.Condition(lock))
-    other.__class__ = Grounded
+    full = executor(8, Full)
+    told = full._pilot.assignment
+    full._pilot.assignment = replace(told, places=told.places[:1], max_wait=0.0, retry=2.0)
+    await full.launch()
+    try:
+        await executor(9, Forbidden).launch()
+        raise AssertionError("it has launched")
+    except exceptions.ProvisionPrechecksError:
+        pass
+    other = executor(7, Grounded)
     await other.on_resume("cluster")
     await other.recover()
     return prices, [place.usd_per_hour for place in made._pilot.assignment.places]
@@ -235,7 +267,14 @@ def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
     with Webhook() as hook:
         done = home.python(LOADED, str(project.recipe), hook.address, cwd=project.root)
     assert done.code == 0, done.err
-    assert [said["message"] for _, said in hook.posted] == ["There are no machines."]
+    ended, waits, refused = ((said["id"].split()[-1], said["message"]) for _, said in hook.posted)
+    assert (ended[0], waits[0], refused[0]) == ("failed", "stalled", "failed")
+    assert ended[1].startswith(
+        "5 times in a row machines have come on which no attempt could begin"
+    )
+    assert waits[1].startswith("No machine has been available for ")
+    assert refused[1].startswith("No place gives machines. ")
+    assert "no right to do that" in refused[1]
     told = json.loads(done.out.splitlines()[-1])
     assert told["now"] == told["then"]
     assert any("could still finish it by" in note for note in told["notes"])
@@ -253,3 +292,4 @@ def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
     assert price["spot"] is True
     assert price["usd_per_hour"] in told["then"]
     assert granted["envs"]["XRUN_LEAVE_AT"] == ""
+    assert json.loads(granted["envs"]["XRUN_BARREN"]) == {"hours": 0.0, "usd": 0.0}

@@ -109,7 +109,7 @@ def test_what_the_run_was_promised_goes_along(tmp_path: Path) -> None:
     offers = rank([measured], plan.load_recipe().hardware.any_of)
     rule = recovery(plan, offers, Throughput(steps_left=700))
     told = rule["xrun"]
-    assert (rule["strategy"], rule["recover_on_exit_codes"]) == ("XRUN", [75])
+    assert (rule["strategy"], rule["recover_on_exit_codes"]) == ("XRUN", [75, 76])
     assert (told["launched"], told["deadline"]) == (LAUNCHED, LAUNCHED + 36 * 3600)
     assert (told["max_wait"], told["budget_usd"]) == (3600, 500)
     assert (told["left"], told["rate"], told["state"]) == (700, 2.0, "hub://alice/digits")
@@ -136,6 +136,7 @@ def test_a_launch_says_what_will_be_done(tmp_path: Path) -> None:
 def test_a_launch_says_what_is_lost(tmp_path: Path) -> None:
     said = without_plugin(plan_of(tmp_path, "hardware.deadline=36h").load_recipe().hardware)
     assert "hardware.deadline (36h) is not kept" in said
+    assert "nobody counts machines on which no attempt begins" in said
     assert "`xrun setup sky` installs it." in said
     assert "deadline" not in without_plugin(plan_of(tmp_path).load_recipe().hardware)
 

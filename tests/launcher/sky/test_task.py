@@ -84,7 +84,7 @@ def test_every_candidate_recovers_by_the_same_rule(tmp_path: Path) -> None:
     assert config["resources"]["job_recovery"] == {
         "strategy": "EAGER_NEXT_REGION",
         "max_restarts_on_errors": 0,
-        "recover_on_exit_codes": [75],
+        "recover_on_exit_codes": [75, 76],
     }
     assert not [entry for entry in config["resources"]["any_of"] if "job_recovery" in entry]
 
@@ -342,7 +342,7 @@ def test_every_recipe_gives_a_task_that_skypilot_takes(home: SkyHome) -> None:
             recovery
             == {
                 "max_restarts_on_errors": 0,
-                "recover_on_exit_codes": [75],
+                "recover_on_exit_codes": [75, 76],
                 "strategy": "EAGER_NEXT_REGION",
             }
             for recovery in task["recovery"]

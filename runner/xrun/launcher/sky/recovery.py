@@ -10,7 +10,7 @@ from typing import Any
 
 from xrun_sky.assignment import Assignment, Place
 
-from ...errors import EX_TEMPFAIL, XrunError
+from ...errors import EX_TEMPFAIL, NEVER_BEGAN, XrunError
 from ...recipe.schema import Candidate, Hardware
 from ...run import spending
 from ...run.folder import RunFolder
@@ -23,13 +23,15 @@ from .task import wish
 OF_SKYPILOT = {
     "strategy": "EAGER_NEXT_REGION",
     "max_restarts_on_errors": 0,
-    "recover_on_exit_codes": [EX_TEMPFAIL],
+    "recover_on_exit_codes": [EX_TEMPFAIL, NEVER_BEGAN],
 }
 """Not 137 and 143: when one node has ended, SkyPilot ends the others and writes these for them,
 also where the end was for good (docs/decisions/0024)."""
 _LOST = (
     "it may ask first for machines in the zone that it has just lost, at the prices of now, and"
-    " goes on demand as soon as there are no spot machines where the recipe allows both"
+    " goes on demand as soon as there are no spot machines where the recipe allows both; and nobody"
+    " counts machines on which no attempt begins, so a job whose machines all fail while they"
+    " install comes back, and costs, until `xrun cancel`"
 )
 
 
