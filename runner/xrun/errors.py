@@ -7,6 +7,7 @@
     │   ├── NoRunId                2   what was typed for a run's id is none
     │   └── CloudUnavailable      75   try again
     ├── StoreError                 4   storage refuses
+    │   ├── DiskFull               4   there is no room for it
     │   ├── LeaseLost              4   another attempt has taken the run over
     │   └── StoreUnavailable      75   cannot tell; try again
     ├── CheckpointError            5   checkpoint and recipe disagree, or nothing usable is left
@@ -158,6 +159,10 @@ class StoreError(XrunError):
     """The store refuses."""
 
     exit_code = 4
+
+
+class DiskFull(StoreError):
+    """There is no room for what the store was given."""
 
 
 class LeaseLost(StoreError):

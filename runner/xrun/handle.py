@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import EX_TEMPFAIL, LaunchError, Problem, RecipeError, Stopped, error_of
 from .run import compared
-from .run.folder import RunFolder
+from .run.folder import RunFolder, as_typed
 from .run.opened import OpenedRun
 from .run.opened import open_run as opened_run
 from .run.report import RunReport
@@ -139,7 +139,7 @@ class Run:
         if here is not None and here.is_dir():
             return here
         if self.report.export_failed:
-            hint = f"`xrun export-model {self.id}` tries again."
+            hint = f"`xrun export-model {as_typed(self.id, self.where)}` tries again."
             raise LaunchError(f"{self.id} has no model: {self.report.export_failed}", hint)
         if self.status != "finished":
             what = f"{self.id} has no model yet: it is {self.status}"
@@ -151,7 +151,8 @@ class Run:
             page = page_of(place, whole=True) if "://" in place else None
             if page is not None and page.facts.run == self.id:
                 return page.model
-        hint = f"`xrun export-model {self.id}` makes it again from its last commit."
+        typed = as_typed(self.id, self.where)
+        hint = f"`xrun export-model {typed}` makes it again from its last commit."
         raise LaunchError(f"The model of {self.id} is not at {self.where}.", hint)
 
     @property
@@ -232,8 +233,8 @@ def start(
     folder = RunFolder(plan.folder)
     code, said = (_launched(plan, yes=yes, detach=detach), "") if plan.on_clouds else _trained(plan)
     if code == EX_TEMPFAIL and not plan.on_clouds:
-        safe = "the state is safe" if folder.witness.exists() else "nothing was committed yet"
-        raise Stopped(f"{plan.run} was asked to stop; {safe}. The same call goes on.")
+        safe = folder.what_is_safe() or "nothing was committed yet."
+        raise Stopped(f"{plan.run} was asked to stop; {safe} The same call goes on.")
     if code:
         raise error_of(code, said or _reason(folder, code))
     return _here(folder)
@@ -323,7 +324,8 @@ def _reason(folder: RunFolder, code: int) -> str:
     """What the record says of the last attempt's end, where the attempt itself did not."""
     attempts = folder.record().attempts if folder.plan_file.exists() else ()
     reason = (attempts[-1].reason if attempts else "") or f"It ended with exit code {code}."
-    return f"{folder.run}: {reason} `xrun logs {folder.run}` has what it printed."
+    typed = as_typed(folder.run, folder.path)
+    return f"{folder.run}: {reason} `xrun logs {typed}` has what it printed."
 
 
 def _here(folder: RunFolder) -> Run:

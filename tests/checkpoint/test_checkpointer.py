@@ -140,8 +140,8 @@ class Run:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
 
-    def save(self) -> None:
-        self.checkpointer.begin()
+    def save(self, *, alone: bool = False) -> None:
+        self.checkpointer.begin(alone)
         self.checkpointer.wait()
 
     def values(self) -> dict[str, Tensor]:
@@ -850,8 +850,15 @@ def test_a_full_disk_loses_one_save_and_nothing_else(
     with caplog.at_level(logging.WARNING):
         run.save()
     assert "of step 2 failed: Disk full" in caplog.text
+    assert "checkpoint.keep" not in caplog.text, "fewer than two are never kept"
     assert "Training goes on." in caplog.text
     assert run.steps() == [1]
+    caplog.clear()
+    run.lease.keep = Keep(last=5)
+    with caplog.at_level(logging.WARNING):
+        run.save(alone=True)  # by an attempt that is asked to stop
+    assert "Training goes on." not in caplog.text
+    assert "`-s checkpoint.keep=2` keeps fewer checkpoints." in caplog.text
     left = {path for path in (run.store.root / "objects").rglob("*") if path.is_file()}
     assert left == set(run.files(1))  # what the failed save has written takes no room
     run.step()

@@ -12,15 +12,19 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.paths import ROOT
 from support.running import PER_STEP, Project, ended, one_line, weights
+from xrun.cli.app import cli
+from xrun.cli.options import RunType
 from xrun.cli.texts import outcome_text, report_text, status_lines
-from xrun.errors import EX_TEMPFAIL, AttemptEnd
+from xrun.errors import EX_TEMPFAIL, AttemptEnd, LaunchError
 from xrun.launcher.sky.status import RunStatus
 from xrun.run.folder import RunFolder
 from xrun.run.record import AttemptRecord
@@ -233,6 +237,8 @@ def test_init_offers_the_recipes_that_ship(project: Project, tmp_path: Path) -> 
         (["recipes/tiny.yaml", "--again", "-s", "checkpoint.store=hub"], 3, "store=local"),
         (["recipes/tiny.yaml", "--run", "../elsewhere"], None, "elsewhere"),
         (["report", "../elsewhere"], None, "elsewhere"),
+        (["report", "recipes/absent.yaml"], 2, "recipes/absent.yaml"),
+        (["recipes/tiny.yaml", "-s", "train.steps=4"], 5, "has trained 10 steps"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
@@ -251,6 +257,7 @@ def test_a_mistake_is_one_clear_line(
     [
         ["recipes/tiny.yaml", "--no-such-option"],
         ["nonsense"],
+        ["sweep", "nonsense"],
         ["run"],
         ["recipes/tiny.yaml", "--processes", "0"],
         ["recipes/tiny.yaml", "--processes", "x"],
@@ -263,6 +270,47 @@ def test_a_wrong_command_is_explained(project: Project, arguments: list[str]) ->
     assert done.code == 2
     assert "Error:" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("stats", "status"),
+        ("log", "logs"),
+        ("train", "run"),
+        ("sweep tables", "table"),
+        ("xyz", ""),
+    ],
+)
+def test_a_command_that_is_not_there_is_answered_with_the_one_that_is(
+    typed: str, meant: str
+) -> None:
+    said = CliRunner().invoke(cli, typed.split())
+    assert said.exit_code == 2
+    assert said.output.rstrip().endswith(f"Did you mean `{meant}`?" if meant else "'xyz'.")
+
+
+def test_a_recipe_stands_for_its_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one names a run: the one that the recipe has here."""
+    monkeypatch.chdir(project.root)
+    convert = partial(RunType().convert, param=None, ctx=None)
+    assert convert(project.run.run) == project.run.run
+    assert convert("s3://bucket/runs/x.yaml") == "s3://bucket/runs/x.yaml"
+    assert convert("recipes/tiny.yaml") == project.run.run
+    text, other = project.recipe.read_text(), project.root / "recipes" / "other.yaml"
+    for more, said in (
+        (
+            "sweep: {parameters: {train.seed: [1, 2]}}\n",
+            "has a sweep, which is a run for each trial",
+        ),
+        ("version: 1\n", f"Its runs with other keys: {project.run.run}. Give the id of one."),
+    ):
+        other.write_text(text.replace("lr: 0.01", "lr: 0.02") + more)
+        with pytest.raises(LaunchError, match=re.escape(said)):
+            convert(str(other))
+    other.unlink()
+    monkeypatch.chdir(project.root.parent)
+    assert convert(str(project.recipe)) == str(project.run.path), "no run of a project here"
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(project: Project) -> None:

@@ -42,6 +42,18 @@ def test_a_finished_run_that_goes_on_is_on_its_way_to_the_new_end(tmp_path: Path
     assert (report.steps, (report.step or 0) >= 10) == (20, True)
 
 
+def test_fewer_steps_than_were_trained_are_refused(known: Project) -> None:
+    """It would be a run of 10 steps that passes for one of 4; its plan stays as it is."""
+    before = known.run.plan_file.read_bytes()
+    with pytest.raises(CheckpointError) as refused:
+        choose_run(known.plan("train.steps=4"))
+    said = f"The run {known.run.run} has trained 10 steps, and this command asks for 4."
+    assert str(refused.value).startswith(said)
+    assert known.run.plan_file.read_bytes() == before
+    epochs = ("train.steps=null", "train.epochs=1")  # 12 steps of 8 samples
+    assert choose_run(known.plan(*epochs)).run == known.run.run
+
+
 def test_a_changed_recipe_is_not_started_silently(known: Project) -> None:
     """Changed mathematics with other runs there are refused, with what is different and both ways
     out."""

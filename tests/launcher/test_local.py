@@ -122,6 +122,7 @@ def test_no_process_is_left_behind(project: Project, undisturbed: Project, victi
     if victim == "command":
         assert ended(command).code == -signal.SIGKILL
         until(lambda: not processes_of(project.root), "the end of every process")
+        assert record(project.run)["attempts"][-1]["reason"] == "its launcher is gone"
         assert project.attempt().code == 0
     else:
         done = ended(command)

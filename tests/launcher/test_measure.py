@@ -104,7 +104,7 @@ def test_what_there_is_not_is_said_with_what_there_is(project: Project) -> None:
     done = project.xrun("evaluate", project.run.run, "--split", "tset")
     assert done.code == 2
     assert done.out == ""
-    said = "there is no split 'tset'; build() gives train, val, test."
+    said = "there is no split 'tset'; build() gives train, val, test. Name one that is there:"
     assert said in done.err
     assert "Traceback" not in done.err
     assert "note" not in done.err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -387,6 +388,11 @@ def test_without_any_cloud_price_lists_and_the_way_out_are_said(tmp_path: Path) 
     assert refused.err.startswith("xrun: No cloud is enabled in SkyPilot. Run `sky check`")
     assert len(refused.err.splitlines()) == 1, "nothing of what SkyPilot says to itself"
     assert "--local" in refused.err
+    shutil.rmtree(home.folder / ".sky" / "catalogs")
+    home.environment["https_proxy"] = "http://127.0.0.1:9"  # where nobody is
+    lost = plan_of(home, tmp_path, '{accelerators: "H100:8"}', "--measure")
+    assert (lost.code, len(lost.err.splitlines())) == (3, 1), lost.err
+    assert f"{home.folder}/.sky/catalogs/v8 has none. Nothing was measured." in lost.err
 
 
 FITTING = """

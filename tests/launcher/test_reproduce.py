@@ -355,8 +355,28 @@ def test_other_bytes_are_found(tmp_path: Path) -> None:
     (page / "run.json").write_text(json.dumps({"run": "t", "files": {"w.safetensors": "00"}}))
     done = xrun(tmp_path / "a", "verify", str(page.parent))
     found = hashlib.sha256(b"changed").hexdigest()
-    told = f"w.safetensors has the SHA-256 {found}, and was exported with 00\n"
-    assert (done.code, done.err) == (5, told)
+    wrong, note = done.err.splitlines()[::-1]
+    assert wrong == f"w.safetensors has the SHA-256 {found}, and was exported with 00"
+    told = f"{tmp_path}/model holds no run."
+    assert (done.code, note) == (5, f"  note     only the model was checked: {told}")
+
+
+def test_a_run_whose_state_is_gone_is_not_fine(tmp_path: Path) -> None:
+    """Its model may be whole; a model that stands by itself is."""
+    project = Project(tmp_path / "a")
+    assert project.attempt("train.steps=2", "train.evaluate=null").code == 0
+    run = project.run
+    assert xrun(tmp_path / "a", "verify", run.run).code == 0
+    shutil.rmtree(run.state)
+    done = xrun(tmp_path / "a", "verify", run.run)
+    assert (done.code, done.out) == (5, "")
+    assert done.err.startswith(f"The state of the run {run.run} is gone: ")
+    run.witness.unlink()
+    done = xrun(tmp_path / "a", "verify", str(run.path), "--json")
+    assert (done.code, json.loads(done.out)["wrong"]) == (5, [f"{run.state} holds no run."])
+    alone = run.model.rename(tmp_path / "model")
+    done = xrun(tmp_path / "a", "verify", str(alone))
+    assert (done.code, done.out) == (0, f"{alone}: 1 file is as it was exported.\n")
 
 
 def test_a_page_of_an_older_xrun_is_read(tmp_path: Path, hub: Hub) -> None:
@@ -370,7 +390,7 @@ def test_a_page_of_an_older_xrun_is_read(tmp_path: Path, hub: Hub) -> None:
     hub.write("alice/old", {**files, "w.safetensors": b"w", "xrun/models/own.py": b""})
     page, account = f"{hub.url}/alice/old", hub.environ("alice")
     checked = xrun(tmp_path / "a", "verify", page, **account)
-    assert (checked.code, checked.out) == (0, f"{page}: 1 files are as they were committed.\n")
+    assert (checked.code, checked.out) == (0, f"{page}: 1 file is as it was exported.\n")
     again = xrun(tmp_path / "a", "reproduce", page, **account)
     assert "Nothing of tiny-1 was run: you have not agreed to it." in again.err
     report = xrun(tmp_path / "a", "report", page, **account)

@@ -132,6 +132,7 @@ def test_the_attempt_that_runs_is_asked_to_stop(project: Project) -> None:
     said: list[str] = []
     cancel(str(plan.folder), save=False, say=said.append)
     assert said[0].startswith(f"Asked attempt {NAMES[1]} of {plan.run} to save and to stop.")
+    assert said[0].endswith(f" To go on with it later: xrun resume {plan.folder}")
     assert not open_store(plan, NAMES[0]).asked_to_stop()
     assert open_store(plan, NAMES[1]).asked_to_stop()
     ended = replace(plan, run="ended")

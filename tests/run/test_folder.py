@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from support.running import PER_STEP, Project, weights
-from xrun.errors import LaunchError
+from xrun.cli.texts import outcome_text, report_text, status_lines
+from xrun.errors import CheckpointError, LaunchError
 from xrun.launcher.local import only_one
+from xrun.launcher.sky.status import RunStatus
 from xrun.run.folder import RunFolder, project_here, runs_in
 
 
@@ -42,6 +44,37 @@ def test_the_report_tells_what_happened(project: Project) -> None:
     assert report["weights_sha256"] == weights(project.run)
     assert report["model"] == str(project.run.model)
     assert json.loads(json.dumps(report)) == report
+
+
+def test_state_that_is_gone_is_told(project: Project, tmp_path: Path) -> None:
+    """A run whose state somebody has deleted is not one that has not begun."""
+    folder = RunFolder(shutil.copytree(project.run.path, tmp_path / project.run.run))
+    shutil.rmtree(folder.state)
+    gone = f"{folder.witness} knows of a commit of step 20, and {folder.state} has none"
+    with pytest.raises(CheckpointError, match=gone):
+        folder.report()
+    assert (described := folder.describe()).status == "unreadable"
+    assert gone in described.error
+    folder.witness.unlink()
+    assert folder.report().status == "stopped", "nothing says that there was any"
+
+
+def test_a_model_that_somebody_has_deleted_is_not_announced(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are metrics, at the end or later; what makes it again can be typed where one stands."""
+    folder = RunFolder(shutil.copytree(project.run.path, tmp_path / project.run.run))
+    shutil.rmtree(folder.model)
+    folder.metrics.unlink()
+    found = folder.report()
+    assert (found.model, found.lacks) == (None, "model deleted")
+    assert f"`xrun export-model {folder.path}` makes it again" in report_text(found)
+    assert f"no metrics are in {folder.path}" in report_text(found)
+    assert "model deleted" in status_lines([RunStatus(found)], 0.0, None)[1]
+    ended = [f"Finished {folder.run}", f"  report   xrun report {folder.path}"]
+    assert outcome_text(folder, 0, "").splitlines() == ended
+    monkeypatch.chdir(project.root)
+    assert outcome_text(project.run, 0, "").endswith(f"xrun report {project.run.run}")
 
 
 def test_a_project_is_found_from_all_of_its_folders(

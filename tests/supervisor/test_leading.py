@@ -254,6 +254,31 @@ def test_a_deleted_state_is_noticed(again: Again) -> None:
     assert not again.run.state.exists()
 
 
+@pytest.mark.parametrize(("ends", "gone"), [("go", "state"), ("stop", "state"), ("stop", "")])
+def test_a_state_that_is_deleted_while_it_trains_ends_the_run(
+    tmp_path: Path, ends: str, gone: str
+) -> None:
+    """At its next save, or by a stop, also where the whole folder is gone: whoever deleted it hears
+    what that means, and nobody is told that a step is safe."""
+    project, stop = Project(tmp_path), StopFlag()
+    project.trap("hold", call=7 * PER_STEP, committed=5)
+    done: list[Done] = []
+    life = threading.Thread(target=lambda: done.append(project.attempt(stop=stop)))
+    life.start()
+    until(lambda: (tmp_path / "held").exists(), "the hold")
+    shutil.rmtree(project.run.path / gone)
+    if ends == "stop":
+        stop.set("somebody")
+    else:
+        (tmp_path / "go").touch()
+    life.join()
+    assert done[0].code == 4, done[0].err
+    assert "somebody has deleted the state of the run tiny-" in done[0].err
+    assert "start another run with --again" in done[0].err
+    assert "goes on" not in done[0].err
+    assert not any(tmp_path.glob("runs/*/state/commits/*"))
+
+
 def test_a_store_that_is_newer_than_the_log_is_normal(again: Again, expected: str) -> None:
     """A kill between the commit and the log's note leaves the store newer; the run goes on."""
     (again.run.path / "committed.json").unlink()

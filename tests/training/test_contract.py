@@ -73,7 +73,7 @@ class Rows(torch.utils.data.Dataset):
         if self.kind == "network":
             raise ConnectionResetError("the bucket hung up")
         if self.kind == "missing":
-            open("/nowhere/rows.bin")
+            open("data/rows.bin")
         return torch.zeros(2 + i % 3 if self.kind == "ragged" else 4), i % 3
 
 
@@ -150,13 +150,20 @@ def log_of(project: Project) -> str:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("model.args={kind: build}", "models/line.py: build() failed: KeyError: 'layers'."),
+        (
+            "model.args={kind: build}",
+            "models/line.py: build() failed: KeyError: 'layers' (line 36).",
+        ),
         ("model.args={kind: shapes}", f"{COMPUTED} RuntimeError: mat1 and mat2 shapes cannot"),
-        ("model.args={kind: shapes}", "(2x4 and 5x3). The batch was [float32 (2, 4), int64 (2,)]."),
-        ("model.args={kind: backward}", f"{COMPUTED} ValueError: backward is not written yet."),
-        ("model.args={kind: leaves}", f"{COMPUTED} SystemExit: 0."),
+        (
+            "model.args={kind: shapes}",
+            "5x3) (line 31). The batch was [float32 (2, 4), int64 (2,)].",
+        ),
+        ("model.args={kind: backward}", f"{COMPUTED} ValueError: backward is not written yet"),
+        ("model.args={kind: leaves}", f"{COMPUTED} SystemExit: 0 ("),
         ("dataset.args={kind: items}", f"{READ} IndexError: too many indices"),
         ("dataset.args={kind: missing}", f"{READ} FileNotFoundError: [Errno 2] No such file"),
+        ("dataset.args={kind: missing}", "A relative path begins at the recipe's project, "),
         ("dataset.args={kind: ragged}", f"{READ} RuntimeError: stack expects each tensor to"),
     ],
 )

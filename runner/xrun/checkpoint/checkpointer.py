@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..errors import (
     CheckpointCorrupt,
+    DiskFull,
     LeaseLost,
     StoreError,
     StoreUnavailable,
@@ -165,6 +166,7 @@ class Checkpointer:
                 name: sample_of(parts[name]) for name in self.state.trained() - early - set(staged)
             },
             started=started,
+            alone=alone,
         )
         if staged:
             self._copied.set()
@@ -226,7 +228,7 @@ class Checkpointer:
         if not faults:
             self._commit(saving, {name: file for made in everybody for name, file in made.files})
         else:
-            self._failed(saving.step, (final or faults)[0])
+            self._failed(saving, (final or faults)[0])
             self._sweep()
 
     def _make(self, saving: Saving) -> Made:
@@ -339,7 +341,7 @@ class Checkpointer:
         except LeaseLost:
             raise
         except Exception as error:
-            self._failed(saving.step, fault_of(saving.step, error))
+            self._failed(saving, fault_of(saving.step, error))
             self.lease.look_again()
             self._sweep()
 
@@ -348,13 +350,17 @@ class Checkpointer:
         of_store = isinstance(fault, StoreError) and not isinstance(fault, LeaseLost)
         return isinstance(fault, MovedError) or (of_store and step > 0)
 
-    def _failed(self, step: int, fault: XrunError) -> None:
+    def _failed(self, saving: Saving, fault: XrunError) -> None:
         """Say it, or raise it."""
+        step = saving.step
         self.unavailable = fault.message if isinstance(fault, StoreUnavailable) else ""
         self._wanted |= isinstance(fault, MovedError)
         if not self._passes(step, fault):
             raise fault
-        log.warning("The save of step %d failed: %s Training goes on.", step, fault)
+        fewer = isinstance(fault, DiskFull) and self.lease.keep.last > 2
+        hint = " `-s checkpoint.keep=2` keeps fewer checkpoints." if fewer else ""
+        on = "" if saving.alone else " Training goes on."
+        log.warning("The save of step %d failed: %s%s%s", step, fault, hint, on)
 
     def _sweep(self) -> None:
         """What a failed save has written takes the room that the next one needs."""

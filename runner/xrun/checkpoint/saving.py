@@ -74,6 +74,8 @@ class Saving:
     samples: Mapping[str, Tensor]
     started: float
     ready: Any = None
+    alone: bool = False
+    """Whether nothing trains beside it."""
 
     def moved(self) -> set[str]:
         """Names of what was written to since."""

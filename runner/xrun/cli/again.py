@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from ..launcher.laid_out import Copy
     from ..launcher.reproduce import Verdict
 
+_address = click.argument("address", type=options.RunType(), metavar="ADDRESS|MODEL_PAGE|FOLDER")
+
 
 @click.command()
-@click.argument("address", metavar="ADDRESS|MODEL_PAGE|FOLDER")
+@_address
 @click.option("--to", type=click.IntRange(1), metavar="STEP", help="Stop after this step.")
 @click.option("--here", is_flag=True, help="Use the versions installed here.")
 @click.option(
@@ -85,7 +87,7 @@ def _text(verdict: Verdict) -> str:
 
 
 @click.command()
-@click.argument("address", metavar="ADDRESS|MODEL_PAGE|FOLDER")
+@_address
 @options.as_json
 def verify(address: str, as_json: bool) -> None:
     """Check the hashes of a model and of a run's committed checkpoints; nothing is run.
@@ -99,7 +101,11 @@ def verify(address: str, as_json: bool) -> None:
     if as_json:
         click.echo(json_text(found.to_json(), indent=1))
     elif not found.wrong:
-        click.echo(f"{found.where}: {len(found.checked)} files are as they were committed.")
+        count, how = len(found.checked), "exported" if found.no_state else "committed"
+        files = "1 file is as it was" if count == 1 else f"{count} files are as they were"
+        click.echo(f"{found.where}: {files} {how}.")
+    if found.no_state and not as_json:
+        click.echo(f"  note     only the model was checked: {found.no_state}", err=True)
     for each in () if as_json else found.wrong:
         click.echo(each, err=True)
     sys.exit(CheckpointCorrupt.exit_code if found.wrong else 0)

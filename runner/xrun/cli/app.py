@@ -17,6 +17,7 @@ from . import (
     again,
     completion,
     keeping,
+    options,
     overview,
     pages,
     recipes,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..errors import XrunError
 
 
-class _Group(click.Group):
+class _Group(options.Commands):
     """A recipe's path in place of a command means `run`, and so does every other path: `run` says
     what is wrong with it."""
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from ..bar import bar
-from . import completion
+from . import completion, options
 
-meant = click.argument("target", metavar="RUN|ADDRESS", shell_complete=completion.runs)
+meant = click.argument(
+    "target", type=options.RunType(), metavar="RUN|ADDRESS", shell_complete=completion.runs
+)
 
 
 @click.command()

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from . import completion
 from .sharing import RecipeType
+
+_CALLED = {
+    **dict.fromkeys(("train", "start", "launch", "fit"), "run"),
+    **dict.fromkeys(("ls", "list", "ps", "runs"), "status"),
+    **dict.fromkeys(("show", "info", "describe"), "report"),
+    **dict.fromkeys(("stop", "kill", "end"), "cancel"),
+    **dict.fromkeys(("delete", "remove", "del"), "rm"),
+    **dict.fromkeys(("validate", "lint"), "check"),
+    **dict.fromkeys(("test", "eval"), "evaluate"),
+    **dict.fromkeys(("tail", "follow"), "logs"),
+    **dict.fromkeys(("diff",), "compare"),
+    **dict.fromkeys(("cost", "price"), "receipt"),
+    **dict.fromkeys(("continue", "restart"), "resume"),
+}
+"""What a command is called elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +37,48 @@ class Launching:
     any_memory: bool = False
 
 
+class Commands(click.Group):
+    """Commands that are found by what was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See click; a command that is not there is answered with the one that is near."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from ..errors import did_you_mean
+
+            called = _CALLED.get(args[0], args[0])
+            error.message = f"{error.message} {did_you_mean(called, self.commands)}".rstrip()
+            raise
+
+
+class RunType(click.ParamType):
+    """A run's id or address. The path of a recipe means the run that it has here."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What was typed, or the run's id. Raises RecipeError, and LaunchError where the recipe has
+        no run or several."""
+        if "://" in value or not value.endswith((".yaml", ".yml")):
+            return value
+        from ..launcher.measure import of_recipe
+        from ..run.folder import name_here
+
+        folder = of_recipe(Path(value), ()).folder
+        return name_here(folder.run, folder.path)
+
+
 recipe = click.argument(
     "recipe", type=RecipeType(), metavar="RECIPE|URL", shell_complete=completion.recipes
 )
 agree = click.option("--yes", is_flag=True, help="Do not ask. A recipe by URL must name a commit.")
-run_id = click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
-address = click.argument("address", metavar="RUN|ADDRESS", shell_complete=completion.runs)
+run_id = click.argument("run_id", type=RunType(), metavar="RUN", shell_complete=completion.runs)
+address = click.argument(
+    "address", type=RunType(), metavar="RUN|ADDRESS", shell_complete=completion.runs
+)
 overrides = click.option(
     "-s",
     "--set",

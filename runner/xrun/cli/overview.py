@@ -39,7 +39,7 @@ class Age(click.ParamType):
 
 
 @click.command()
-@click.argument("where", metavar="[WHERE]", default="")
+@click.argument("where", type=options.RunType(), metavar="[WHERE]", default="")
 @click.option("--running", is_flag=True, help="Only runs that are running.")
 @click.option("--recipe", metavar="NAME", default="", help="Only runs of the recipe of this name.")
 @click.option(
@@ -109,7 +109,9 @@ def none_text(where: str) -> str:
 
 
 @click.command()
-@click.argument("addresses", metavar="RUN|ADDRESS...", nargs=-1, required=True)
+@click.argument(
+    "addresses", type=options.RunType(), metavar="RUN|ADDRESS...", nargs=-1, required=True
+)
 @options.as_json
 def compare(addresses: tuple[str, ...], as_json: bool) -> None:
     """Compare runs: where their recipes differ, and their results."""

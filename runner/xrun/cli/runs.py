@@ -16,6 +16,7 @@ from ..bar import bar
 from ..files import json_text
 from . import options
 from .sharing import fetched
+from .sweeps import one_run
 
 if TYPE_CHECKING:
     from ..launcher.sky.status import RunStatus
@@ -99,15 +100,14 @@ def logs(address: str, attempt: int | None, rank: int, follow: bool) -> None:
     """Print what a run's training processes have printed: on clouds those of the newest attempt, at
     an address what is kept with the state."""
     from ..launcher.record import read_launch
-    from ..run.folder import find_run
-    from ..run.opened import is_run_id, open_run
+    from ..run.opened import located, open_run
 
-    if not is_run_id(address):
+    folder = located(address)[1]
+    if folder is None or not folder.plan_file.exists():
         if follow:
-            raise click.UsageError("--follow is for a run that was launched from this project.")
+            raise click.UsageError("--follow is for a run that was launched from this machine.")
         click.echo(open_run(address).log_text(attempt, rank), nl=False)
         return
-    folder = find_run(address)
     launch = read_launch(folder)
     if launch is None and follow and attempt is None:
         _follow(folder, rank)
@@ -193,23 +193,26 @@ def _on_this_machine(address: str) -> RunFolder:
 @click.option("--best", "which", flag_value="best", help="The best evaluated weights.")
 @click.option("--last", "which", flag_value="last", help="The last weights.")
 def export_model(run_id: str, which: str | None) -> None:
-    """Make the model of a finished RUN again from its last commit, because the export failed or the
-    folder is gone. If the run's store publishes models, this one is published too.
+    """Make the model of a finished RUN (its id, or its folder) again from its last commit, because
+    the export failed or the model's folder is gone. If the run's store publishes models, this one
+    is published too.
 
     Without --best or --last: the weights that `train.export` of the recipe names.
     """
     from ..launcher.clone import bring_back
     from ..launcher.export import export_model as export
     from ..libraries import TRAINING, require
-    from ..run.folder import find_run
+    from ..run.folder import RunFolder, find_run
+    from ..run.opened import is_run_id
 
-    folder = find_run(run_id)
+    folder = find_run(run_id) if is_run_id(run_id) else RunFolder(Path(run_id).absolute())
+    folder.plan()
     require(TRAINING)
     bring_back(folder.plan(), click.echo)
     if code := export(folder, which or ""):
         sys.exit(code)
     step = (finished := folder.record().finished) and finished.exported_step
-    click.echo(f"Exported step {step} of {run_id} to {folder.model}")
+    click.echo(f"Exported step {step} of {folder.run} to {folder.model}")
 
 
 def _write_events(folder: RunFolder, where: Path) -> None:
@@ -241,9 +244,15 @@ def _write_events(folder: RunFolder, where: Path) -> None:
     metavar="N|best",
     help="The step of a kept checkpoint. Default: the newest.",
 )
+@options.trial
 @options.as_json
 def evaluate(
-    target: str, overrides: Sequence[str], split: str, step: int | str | None, as_json: bool
+    target: str,
+    overrides: Sequence[str],
+    split: str,
+    step: int | str | None,
+    trial: int | None,
+    as_json: bool,
 ) -> None:
     """Evaluate a run or an exported model on a split of its dataset.
 
@@ -258,9 +267,10 @@ def evaluate(
     from ..recipe.git_url import RecipeURL, is_url
     from .texts import measured_text
 
-    if is_url(target):
-        source = fetched(RecipeURL.parse(target), goes_on=overrides)
-        meant = of_recipe(source.path, overrides, source.origin)
+    if is_url(target) or target.endswith((".yaml", ".yml")):
+        recipe = RecipeURL.parse(target) if is_url(target) else Path(target)
+        source = fetched(recipe, goes_on=overrides)
+        meant = of_recipe(source.path, one_run(source, overrides, trial), source.origin)
     else:
         meant = target_of(target, overrides)
     if meant.of_model and step is not None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from . import options
 
-@click.group()
+
+@click.group(cls=options.Commands)
 def setup() -> None:
     """Make other programs ready for xrun."""
 

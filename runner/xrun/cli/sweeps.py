@@ -272,7 +272,7 @@ def _dollars(trials: Trials) -> str:
     return f"{to_the_end}{early}: {likely} ({low} to {high}), {hours} of machines.{over}"
 
 
-@click.group()
+@click.group(cls=options.Commands)
 def sweep() -> None:
     """Show the results of a recipe with a `sweep`."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import EX_TEMPFAIL
 from ..run import compared
+from ..run.folder import RunFolder, as_typed
 from ..run.receipt import UNKNOWN, Receipt, money
 from ..run.record import AttemptRecord
 from ..run.report import RunReport, duration_words, speed_words
@@ -17,7 +18,6 @@ from .tables import Column, lines_of
 if TYPE_CHECKING:
     from ..launcher.measure import Measured
     from ..launcher.sky.status import OnCloud, RunStatus
-    from ..run.folder import RunFolder
     from ..run.plan import Plan
 
 
@@ -46,8 +46,8 @@ def start_text(plan: Plan) -> str:
 
 def outcome_text(folder: RunFolder, code: int, command: str) -> str:
     """What it says after it, `command` being what goes on; "" where the attempt has said it."""
-    if code == EX_TEMPFAIL and folder.witness.exists():
-        return f"Stopped; {_safe(folder)} Go on with: {command}"
+    if code == EX_TEMPFAIL and (safe := folder.what_is_safe()):
+        return f"Stopped; {safe} Go on with: {command}"
     if code == EX_TEMPFAIL:
         return f"Stopped before anything was committed here. Start again with: {command}"
     if code:
@@ -57,25 +57,12 @@ def outcome_text(folder: RunFolder, code: int, command: str) -> str:
     there = folder.plan().model_address
     lines = [
         f"Finished {folder.run}{': ' + told if told else ''}",
-        f"  model    {folder.model}",
-        *([f"  and at   {there}"] if there is not None else []),
-        f"  metrics  {folder.metrics}",
-        f"  report   xrun report {folder.run}",
+        *([f"  model    {folder.model}"] if folder.model.is_dir() else []),
+        *([f"  {'and at' if folder.model.is_dir() else 'model '}   {there}"] if there else []),
+        *([f"  metrics  {folder.metrics}"] if folder.metrics.exists() else []),
+        f"  report   xrun report {as_typed(folder.run, folder.path)}",
     ]
     return "\n".join(lines)
-
-
-def _safe(folder: RunFolder) -> str:
-    """What of a run is committed, as this machine knows it: no store is asked, which may be why it
-    has stopped."""
-    from ..tracker.jsonl import commit_in
-
-    known = commit_in(folder.witness)
-    if known is None:
-        return "the state is safe."
-    step, trained = known[0], int(folder.last_point().get("step", 0))
-    lost = f" What was trained after it, to step {trained}, was not saved."
-    return f"step {step} is safe.{lost * (trained > step)}"
 
 
 def status_lines(found: Sequence[RunStatus], now: float, width: int | None) -> list[str]:
@@ -93,7 +80,6 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
     attempts = f"{len(report.attempts)}{f', {lost} lost' if lost else ''}"
     speed = next(speed_words(report.speed), "") if status.runs else ""
     job = ", ".join(cloud_words(status.cloud, status.status)) if status.cloud else ""
-    lacks = _lacks(report) if report.export_failed else ""
     age = f"{duration_words(now - report.last_seen)} ago" if report.last_seen else compared.ABSENT
     return (
         report.run,
@@ -104,7 +90,7 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
         attempts,
         speed,
         report.receipt.price,
-        ", ".join(filter(None, (lacks, job))),
+        ", ".join(filter(None, (report.lacks, job))),
         differs,
     )
 
@@ -116,8 +102,10 @@ def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
         if each.report.error:
             yield f"{each.report.run}: {each.report.error}"
         if each.report.export_failed:
-            run = each.report.run
-            yield f"{run}: {_lacks(each.report)}; `xrun export-model {run}` tries again."
+            again = (
+                f"`xrun export-model {as_typed(each.report.run, each.report.folder)}` tries again."
+            )
+            yield f"{each.report.run}: {each.report.lacks}; {again}"
     yield from dict.fromkeys(
         each.cloud.problem for each in found if each.cloud and each.cloud.problem
     )
@@ -185,6 +173,8 @@ def report_text(report: RunReport) -> str:
         lines.append(_attempt(number, each))
         lines += [f"    {line.words}"] if line and line.words else []
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
+    if report.step and not report.metrics:
+        lines.append(f"  no metrics are in {report.folder}")
     if speed := ", ".join(speed_words(report.speed)):
         lines.append(f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}")
     least = "" if report.knows_what_was_lost else "at least "
@@ -197,8 +187,11 @@ def report_text(report: RunReport) -> str:
     if report.model:
         lines.append(f"  model {report.model} (SHA-256 {report.weights_sha256})")
     if report.export_failed:
-        lines.append(f"  {_lacks(report)}: {report.export_failed}")
-        lines.append(f"  `xrun export-model {report.run}` tries again")
+        lines.append(f"  {report.lacks}: {report.export_failed}")
+        lines.append(f"  `xrun export-model {as_typed(report.run, report.folder)}` tries again")
+    elif report.lacks:
+        lines.append(f"  {report.lacks} (SHA-256 {report.weights_sha256})")
+        lines.append(f"  `xrun export-model {as_typed(report.run, report.folder)}` makes it again")
     return "\n".join(lines)
 
 
@@ -208,10 +201,6 @@ def receipt_text(receipt: Receipt) -> str:
     table = lines_of([Column(head[0], right=True), *map(Column, head[1:])], rows)
     sentences, notes = [*receipt.sentences()], [*receipt.notes()]
     return "\n".join([f"{receipt.run}. {sentences[0]}", *table, *sentences[1:], *notes])
-
-
-def _lacks(report: RunReport) -> str:
-    return "model not published" if report.model else "no model"
 
 
 def measured_text(measured: Measured) -> str:

@@ -317,8 +317,10 @@ def plan(
         launch = prepare(made, costing=costing, any_memory=any_memory, elsewhere=True)
         made, offers = launch.plan, launch.offers
     except NoClouds as error:
+        if sky:
+            raise
         offers = priced_elsewhere(made, costing)
-        if sky or not offers.elsewhere:
+        if not offers.elsewhere:
             raise
         offers = replace(offers, notes=(str(error),))
     if sky:

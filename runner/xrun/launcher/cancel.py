@@ -3,6 +3,7 @@ name; any other attempt is asked by way of its store, where it looks, to save an
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -36,11 +37,12 @@ def cancel(text: str, *, save: bool, say: Say) -> None:
 
         cancel_jobs(opened.run, opened.store.ask_to_stop, save=save, say=say)
         return
-    ask(opened, say)
+    ask(opened, text, say)
 
 
-def ask(opened: OpenedRun, say: Say) -> None:
-    """Leave the wish that the attempt which runs save and stop for good.
+def ask(opened: OpenedRun, text: str, say: Say) -> None:
+    """Leave the wish that the attempt which runs save and stop for good; `text` is what names the
+    run.
 
     Raises:
         LaunchError: the last attempt has ended.
@@ -56,7 +58,8 @@ def ask(opened: OpenedRun, say: Say) -> None:
     say(
         f"Asked attempt {attempt} of {opened.run} to save and to stop. If it lives (last seen"
         f" {seen}), it hears that within {LOOK_SECONDS:.0f} s and ends within"
-        f" {STOP_SECONDS / 60:.0f} minutes."
+        f" {STOP_SECONDS / 60:.0f} minutes. To go on with it later: xrun resume"
+        f" {shlex.quote(text)}"
     )
 
 

@@ -21,6 +21,8 @@ from .git import git_answer
 from .local import Cloud
 from .locking import locked
 
+_LENGTHS = ("steps", "epochs")
+
 
 def choose_run(
     plan: Plan, *, given: bool = False, new: bool = False, again: bool = False, fork: str = ""
@@ -33,7 +35,7 @@ def choose_run(
     another run of the same recipe, or another fork.
 
     Raises:
-        CheckpointError: the run exists and was trained with other mathematics.
+        CheckpointError: the run exists and was trained with other mathematics, or for more steps.
         LaunchError: the recipe has other runs and nobody said what to do.
     """
     if fork:
@@ -42,11 +44,17 @@ def choose_run(
         taken = RunFolder(plan.folder).path.exists()
         return dataclasses.replace(plan, run=_unused(plan)) if taken else plan
     if (known := known_run(plan, given=given)) is not None:
+        _refuse_fewer(known)
         return known
-    others = [other for other in _plans_in(plan.home) if other.name == plan.name]
+    others = runs_of(plan)
     if others and not (given or new):
         _refuse_silent_start(plan, others)
     return plan
+
+
+def runs_of(plan: Plan) -> list[Plan]:
+    """The plans of all runs here of a recipe of this name, the newest first."""
+    return [other for other in _plans_in(plan.home) if other.name == plan.name]
 
 
 def known_run(plan: Plan, *, given: bool = False) -> Plan | None:
@@ -180,6 +188,28 @@ def _same(plan: Plan, known: Plan) -> Plan:
         lock=known.lock,
         launched=known.launched,
     )
+
+
+def _refuse_fewer(plan: Plan) -> None:
+    """A run that has trained more steps than a command asks for would pass for one of so few.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    folder = RunFolder(plan.folder)
+    before = folder.plan().recipe["train"] if folder.plan_file.exists() else None
+    if before is None or all(before.get(key) == plan.recipe["train"][key] for key in _LENGTHS):
+        return
+    try:
+        record = folder.record()
+    except XrunError:  # the attempt's news
+        return
+    last, trained = plan.last_step(record.steps_per_epoch), record.newest_step
+    if 0 < last < trained:
+        raise CheckpointError(
+            f"The run {plan.run} has trained {trained} steps, and this command asks for {last}.",
+            f"Nothing was changed. Ask for at least {trained}, or start another run with --again.",
+        )
 
 
 def _same_place(plan: Plan, known: Plan) -> None:

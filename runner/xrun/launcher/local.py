@@ -17,7 +17,7 @@ from .. import environment
 from ..errors import EX_TEMPFAIL, LaunchError, RecipeError
 from ..files import needed
 from ..lock import Held, locked
-from ..run.folder import RunFolder
+from ..run.folder import RunFolder, as_typed
 from ..run.plan import Plan
 from ..signals import STOPS, answered, held_back, is_wish
 
@@ -131,7 +131,8 @@ def only_one(folder: RunFolder) -> Iterator[None]:
             file.flush()
             yield
     except Held as error:
+        typed = as_typed(folder.run, folder.path)
         raise LaunchError(
             f"The run {folder.run} is running already (process {folder.owner_pid() or 'unknown'}).",
-            f"Follow it with `xrun logs -f {folder.run}`, or stop that process first.",
+            f"Follow it with `xrun logs -f {typed}`, or stop that process first.",
         ) from error

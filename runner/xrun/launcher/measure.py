@@ -21,9 +21,11 @@ from ..run.folder import RunFolder, find_run
 from ..run.identity import identity
 from ..run.origin import Origin
 from ..run.plan import Plan, make_plan
-from .job import known_run
+from .job import known_run, runs_of
 from .local import alone
 
+_MOST = 5
+"""So many of a recipe's other runs are named."""
 _COMPUTES = "xrun.training.measured"
 
 
@@ -76,11 +78,20 @@ def of_recipe(recipe: Path, overrides: Sequence[str], origin: Origin | None = No
         LaunchError: there is none.
         RecipeError: the recipe is wrong.
     """
-    meant = make_plan(load_recipe(recipe, overrides), recipe, overrides=overrides, origin=origin)
-    if (known := known_run(meant)) is None:
+    loaded, named = load_recipe(recipe, overrides), origin.url if origin else str(recipe)
+    if loaded.sweep is not None:
         raise LaunchError(
-            f"{origin.url if origin else recipe} has no run here: it would be {meant.run}.",
-            "`xrun status` lists the runs.",
+            f"{named} has a sweep, which is a run for each trial, and this is about one.",
+            f"Give the id of one; `xrun sweep table {named}` has them.",
+        )
+    meant = make_plan(loaded, recipe, overrides=overrides, origin=origin)
+    if (known := known_run(meant)) is None:
+        others = ", ".join(other.run for other in runs_of(meant)[:_MOST])
+        raise LaunchError(
+            f"{named} has no run here: it would be {meant.run}.",
+            f"Its runs with other keys: {others}. Give the id of one."
+            if others
+            else "`xrun status` lists the runs.",
         )
     return Target(RunFolder(known.folder))
 

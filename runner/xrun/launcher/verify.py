@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..bar import bar
-from ..errors import CheckpointCorrupt, LaunchError
+from ..errors import CheckpointCorrupt, CheckpointError, LaunchError
 from ..files import sha256_of
-from ..run.opened import OpenedRun, open_run
+from ..run.opened import OpenedRun, located, open_run
 from ..run.page import Page
 from .original import page_of
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was hashed, by name, and what is not as it was."""
+    """What was hashed, by name, what is not as it was, and why only a model was there to check."""
 
     where: str
     checked: tuple[str, ...]
     wrong: tuple[str, ...]
+    no_state: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -38,10 +40,16 @@ def verify(text: str, environ: Mapping[str, str] = os.environ) -> Verified:
     checked, wrong = _model(page) if page else ([], [])
     try:
         run = open_run(text, environ=environ)
-    except LaunchError:
+    except CheckpointError as error:
         if not checked:
             raise
-        return Verified(text, (*checked,), (*wrong,))  # a model may lie where no state does
+        return Verified(text, (*checked,), (*wrong, str(error)))
+    except LaunchError as error:
+        if not checked:
+            raise
+        if _is_of_here(text, environ):  # it has finished, so that its state was there
+            return Verified(text, (*checked,), (*wrong, error.message))
+        return Verified(text, (*checked,), (*wrong,), error.message)  # published by itself
     if page is not None:
         wrong += _against(page, run)
     kept, damaged = _checkpoints(run)
@@ -51,6 +59,14 @@ def verify(text: str, environ: Mapping[str, str] = os.environ) -> Verified:
             f"`xrun report {text}` says how far it is.",
         )
     return Verified(text, (*checked, *kept), (*wrong, *damaged))
+
+
+def _is_of_here(text: str, environ: Mapping[str, str]) -> bool:
+    """Whether it is a run of this machine, which has its plan and with it the place of its
+    state."""
+    with contextlib.suppress(LaunchError):  # a model's folder alone
+        return located(text, environ)[1] is not None
+    return False
 
 
 def _model(page: Page) -> tuple[list[str], list[str]]:

@@ -25,6 +25,8 @@ SAME_SECONDS = 1.0
 GRACE_SECONDS = 25.0
 """How long a stop may take when nobody says more: clouds that send SIGTERM follow with SIGKILL
 after 30 s."""
+ORPHANED = "its launcher is gone"
+"""The reason where the process that started this one was killed."""
 SPARE_SECONDS = 5.0
 """What a deadline leaves until the machine is gone: for a save that takes longer than those before,
 and the attempt's own end."""
@@ -112,6 +114,8 @@ class StopFlag:
         if not signals.is_wish(number):
             return
         reason, seconds, at_once = signal.Signals(number).name, None, True
+        if number == signal.SIGTERM and _is_orphan():
+            reason = ORPHANED  # the kernel has sent it
         if self.told and (told := read_json(self.told, list)):
             with contextlib.suppress(ValueError, TypeError):
                 reason, deadline, at_once = told
@@ -128,5 +132,10 @@ def end_with_parent(number: signal.Signals) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(1, int(number))
-    if (environment.PARENT.of() or str(os.getppid())) != str(os.getppid()):
+    if _is_orphan():
         os.kill(os.getpid(), number)  # it died before we asked
+
+
+def _is_orphan() -> bool:
+    """Whether the process that has started this one, and said so, is gone."""
+    return environment.PARENT.of() not in ("", str(os.getppid()))

@@ -4,6 +4,7 @@ only, but for the plan."""
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..component import project_root
-from ..errors import LaunchError, XrunError
-from ..files import write_bytes
+from ..errors import CheckpointError, LaunchError, XrunError
+from ..files import number, read_json, write_bytes
 from ..lock import held_by
 from ..store.protocol import Head
 from . import logs, points
@@ -24,6 +25,9 @@ from .stores import open_store
 
 if TYPE_CHECKING:
     from .stores import AnyStore
+
+STATE_IS_BACK = "Bring the store's files back, or start another run with --again."
+"""The way out where state that was committed is not there."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,35 @@ class RunFolder:
         return open_store(replace(plan, home=str(self.path.parent)), "reader", create=False)
 
     def head(self) -> Head | None:
-        """The newest commit."""
-        return self.store().head()
+        """The newest commit; None where nothing was ever committed.
+
+        Raises:
+            CheckpointError: this machine knows of a commit, and the store has none.
+            XrunError: it cannot be read now.
+        """
+        return self.head_in(self.store())
+
+    def head_in(self, store: AnyStore) -> Head | None:
+        """The same, of the run's store that is open already."""
+        known = commit_in(self.witness)  # first, or a commit that is made meanwhile would be gone
+        head = store.head()
+        if head is None and known is not None:
+            plan = self.plan()
+            raise CheckpointError(
+                f"The state of the run {self.run} is gone: {self.witness} knows of a commit of step"
+                f" {known[0]}, and {plan.where if plan.address.durable else self.state} has none.",
+                STATE_IS_BACK,
+            )
+        return head
+
+    def what_is_safe(self) -> str:
+        """What of the run is committed, as this machine knows it, in a sentence; "" where it knows
+        of nothing. No store is asked, which may be why the run has stopped."""
+        if (known := commit_in(self.witness)) is None:
+            return "the state is safe." if self.witness.exists() else ""
+        step, trained = known[0], int(number(self.last_point().get("step")))
+        lost = f" What was trained after it, to step {trained}, was not saved."
+        return f"step {step} is safe.{lost * (trained > step)}"
 
     def record(self) -> RunRecord:
         """What is committed; raises XrunError if that cannot be read now."""
@@ -153,7 +184,7 @@ class RunFolder:
         """Every point that there is of the run, the store's where another machine has gone on with
         it. Raises XrunError."""
         store = self.store()
-        head = store.head() if self.plan().address.durable else None
+        head = self.head_in(store) if self.plan().address.durable else None
         if head is None or self.logs(head.attempt).exists():
             return self.points()
         record = RunRecord.of(head)
@@ -190,7 +221,7 @@ class RunFolder:
     def _record_or_nothing(self, store: AnyStore) -> RunRecord:
         """What the store has; logs that lie here can be read without it."""
         try:
-            return RunRecord.of(store.head())
+            return RunRecord.of(self.head_in(store))
         except XrunError:
             if not any((self.path / "logs").glob("*")):
                 raise
@@ -200,9 +231,10 @@ class RunFolder:
         """Everything that is known of the run, without `metrics` what its record says; `plan` is
         its newest, where somebody has read it. Raises XrunError if it cannot be read now."""
         plan = plan or self.plan()
-        record = RunRecord.of(self._store(plan).head())
+        record = RunRecord.of(self.head_in(self._store(plan)))
         status = self.status(record, plan)
-        model, now = str(self.model), time.time()
+        elsewhere = str(plan.model_address or "")
+        model, now = str(self.model) if self.model.is_dir() else elsewhere, time.time()
         made = report_of(self.run, str(self.path), status, record, plan, model, now)
         if metrics:
             return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
@@ -245,6 +277,14 @@ class RunFolder:
         return self.plan_file
 
 
+def commit_in(path: Path) -> tuple[int, str] | None:
+    """The commit that a committed.json names; None where there is none, or nobody can read it."""
+    known = read_json(path, dict) or {}
+    step, head = known.get("step"), known.get("head")
+    of_ours = type(step) is int and abs(step) < 2**1000 and isinstance(head, str)
+    return (step, head) if of_ours and step is not None and head is not None else None
+
+
 def home_here(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that holds the runs' folders of the project that the person stands in."""
     return default_home(project_here(), environ)
@@ -262,6 +302,18 @@ def project_here() -> Path:
         if any(each.glob("recipes/*.y*ml")) or any(each.glob("runs/*/plan.json")):
             return project_root(each / "recipes" / "any.yaml")
     return found
+
+
+def name_here(run: str, folder: str | Path) -> str:
+    """What names the run of this folder where the person stands: its id in its own project, and
+    elsewhere the folder; of one at an address its id."""
+    here = "://" in str(folder) or Path(folder).parent.resolve() == home_here().resolve()
+    return run if here else str(folder)
+
+
+def as_typed(run: str, folder: str | Path) -> str:
+    """The same, as a shell takes it."""
+    return shlex.quote(name_here(run, folder))
 
 
 def find_run(run: str, *, known: bool = True) -> RunFolder:

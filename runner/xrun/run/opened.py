@@ -104,7 +104,8 @@ class OpenedRun:
             return self.beside.report(metrics=metrics)
         status = self.status(now)
         durable = self.place.address.durable
-        model = self.address if durable else str(Path(self.address).parent / "model")
+        beside = Path(self.address).parent / "model"
+        model = self.address if durable else str(beside) if beside.is_dir() else ""
         plan = self._known_plan()
         made = report_of(self.run, self.address, status, self.record, plan, model, now)
         if not metrics:
@@ -185,7 +186,7 @@ def open_run(
     """
     place, beside = located(text, environ)
     store = open_place(place, "reader", create=False, environ=environ)
-    if (head := store.head()) is None:
+    if (head := beside.head_in(store) if beside else store.head()) is None:
         if elsewhere := _by_its_page(place.address) if by_page else "":
             return open_run(elsewhere, environ=environ, by_page=False)
         raise LaunchError(_nothing(place.address), _looked_for(place.address))

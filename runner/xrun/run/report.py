@@ -10,7 +10,7 @@ from typing import Any
 from .plan import Plan
 from .points import SPEED, speed_of
 from .receipt import NO_RECEIPT, Receipt, receipt_of
-from .record import AttemptRecord, RunRecord
+from .record import AttemptRecord, Finished, RunRecord
 
 
 def speed_words(speed: Mapping[str, float]) -> Iterator[str]:
@@ -85,6 +85,14 @@ class RunReport:
         return max(signs)
 
     @property
+    def lacks(self) -> str:
+        """What a finished run does not have; "" for nothing. `export_failed` says why, unless its
+        model was made and somebody has deleted it."""
+        if self.export_failed:
+            return "model not published" if self.model else "no model"
+        return "model deleted" if self.status == "finished" and not self.model else ""
+
+    @property
     def knows_what_was_lost(self) -> bool:
         """Whether the numbers of what was lost are whole: what a machine had computed that has gone
         with its log, nobody knows."""
@@ -116,8 +124,8 @@ def report_of(
     model: str,
     now: float,
 ) -> RunReport:
-    """What the record of a run says `now`; `model` is where a finished run's is, and its plan says
-    how far it is to go."""
+    """What the record of a run says `now`; `model` is where a finished run's is, "" if it is not
+    there any more, and its plan says how far it is to go."""
     attempts, finished = record.attempts, record.finished
     times = [checkpoint.time for checkpoint in record.checkpoints]
     return RunReport(
@@ -136,10 +144,14 @@ def report_of(
         steps_recomputed=sum(attempt.steps_recomputed or 0 for attempt in attempts),
         seconds_lost=round(sum(attempt.seconds_lost or 0.0 for attempt in attempts), 3),
         weights_sha256=finished.weights_sha256 if finished else None,
-        model=model if finished and (finished.is_made or not finished.export_failed) else None,
+        model=model or None if finished and _made(finished) else None,
         export_failed=finished.export_failed if finished else None,
         receipt=receipt_of(run, attempts, now, running=status == "running"),
     )
+
+
+def _made(finished: Finished) -> bool:
+    return finished.is_made or not finished.export_failed
 
 
 def _steps(record: RunRecord, plan: Plan | None) -> int | None:

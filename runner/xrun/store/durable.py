@@ -17,7 +17,7 @@ from typing import Any
 from blake3 import blake3
 from xxhash import xxh3_128
 
-from ..errors import StoreError, StoreUnavailable
+from ..errors import DiskFull, StoreError, StoreUnavailable
 from .blocks import Block, lengths
 from .protocol import StoredFile
 
@@ -226,8 +226,8 @@ def writing(path: Path, hashed: Hashed | None = None) -> Iterator[None]:
 def _refused(error: OSError, path: Path, hashed: Hashed | None) -> StoreError:
     if error.errno in FULL:
         needed = f"; at least {hashed.size} bytes were needed" if hashed else ""
-        hint = "Free some space or keep fewer checkpoints; what was committed before is intact."
-        return StoreError(f"Disk full: no space left on {path}{needed}.", hint)
+        hint = "Free some space there; what was committed before is intact."
+        return DiskFull(f"Disk full: no space left on {path}{needed}.", hint)
     return StoreError(f"Cannot write to {path}: {error.strerror or error}.")
 
 

@@ -222,7 +222,11 @@ def lease_lost(
 ) -> LeaseLost:
     """What an attempt is told whose run has this head now; `where` as in "in FOLDER"."""
     if head is None:
-        return LeaseLost(f"The commits {where} are gone: somebody has deleted the run's state.")
+        return LeaseLost(
+            f"The commits {where} are gone: somebody has deleted the state of the run {run}.",
+            "Nothing more can be saved there. Bring its files back from a copy, or start another"
+            " run with --again.",
+        )
     if head.attempt == attempt:
         wrong = f" Damaged: {', '.join(damaged)}." if damaged else ""
         what = f"The head {where} is now commit {head.number} of this attempt, {attempt}.{wrong}"

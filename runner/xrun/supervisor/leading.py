@@ -39,7 +39,7 @@ from ..run.plan import Plan
 from ..run.record import PEOPLE, AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
 from ..run.stores import open_store
-from ..store.protocol import Head, KeepsHistory, commit_delay
+from ..store.protocol import Head, KeepsHistory, commit_delay, lease_lost
 from ..tracker.jsonl import JsonlTracker
 from ..tracker.tensorboard.process import Writer
 from ..tracker.wandb.processes import Sender, dismiss, start_witness
@@ -419,7 +419,10 @@ class LeadingNode(Node):
             code = StoppedOnPurpose.exit_code
         try:
             asked, head = boot_seconds(), self.store.head()
-            if head is None or head.attempt != self.id:
+            if head is None:
+                gone = lease_lost(f"in {self.plan.where}", self.plan.run, self.id, head)
+                code, failure = gone.exit_code, Failure(gone.message, hint=gone.hint)
+            elif head.attempt != self.id:
                 self.lost = True
                 code = code or StoreError.exit_code  # another attempt has taken over
             else:
@@ -432,6 +435,8 @@ class LeadingNode(Node):
             self.lost = self.lost or isinstance(error, LeaseLost)
             self.say(f"How this attempt ended could not be recorded. {error}")
         self._say_end(failure, why)
+        if self.purpose and code == StoppedOnPurpose.exit_code:
+            self.say(f"To go on with it: the same command, or xrun resume {self.plan.run}")
         what = why or (failure.message if failure else f"It ended with exit code {code}")
         self._alert_end(code, what, failure.hint if failure and not why else "")
         if code == 0:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ..backoff import Backoff
 from ..errors import CheckpointError, LaunchError, StoppedOnPurpose, StoreError, StoreUnavailable
 from ..machine.stop import StopFlag
-from ..run.folder import RunFolder
+from ..run.folder import STATE_IS_BACK, RunFolder
 from ..run.plan import Plan
 from ..run.record import RunRecord
 from ..store.protocol import Head, Store
@@ -24,10 +24,7 @@ from ..tracker.wandb.processes import answer_of, start_witness
 _BACKOFF = Backoff(first=0.2, longest=3.2)
 """Between questions to somebody who does not answer, or not with the newest."""
 _TRIES = 6
-_WAY_ON = (
-    "Nothing was started from step 0. Bring the store's files back, or start another run with"
-    " --again."
-)
+_WAY_ON = f"Nothing was started from step 0. {STATE_IS_BACK}"
 _OUTAGE_SECONDS = 1800.0
 """How long a store far away is asked before the attempt gives up."""
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..clock import now
 from ..files import json_text, number, read_json, write_bytes, write_json
+from ..run.folder import commit_in
 from ..run.points import counted, lines_of
 from .protocol import Dropped
 
@@ -125,14 +126,6 @@ class JsonlTracker:
             Dropped(last, max(0.0, end - when) if when else 0.0) if len(kept) < len(lines) else None
         )
         return b"".join(kept), dropped
-
-
-def commit_in(path: Path) -> tuple[int, str] | None:
-    """The commit that a committed.json names; None where there is none, or nobody can read it."""
-    known = read_json(path, dict) or {}
-    step, head = known.get("step"), known.get("head")
-    of_ours = type(step) is int and abs(step) < 2**1000 and isinstance(head, str)
-    return (step, head) if of_ours and step is not None and head is not None else None
 
 
 def _line(point: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,8 @@ troubles (memory, devices, the network) stay what they are, and so does whatever
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -106,13 +108,14 @@ class Components:
         what = in_short(error)
         if where & {"data.loader", "data.stream"}:
             return ComponentError(
-                f"{self.dataset}: reading a batch failed: {what}.",
-                f"A batch of `task: {task}` is {_BATCHES[task]}.",
+                f"{self.dataset}: reading a batch failed: {what}{line_of(error, self.dataset)}.",
+                looked_for(error) or f"A batch of `task: {task}` is {_BATCHES[task]}.",
             )
         if frame := next(filter(_computes, frames), None):
             got = described(frame.f_locals.get("batch"))
             return ComponentError(
-                f"{self.model}: the forward or backward pass failed: {what}. The batch was {got}.",
+                f"{self.model}: the forward or backward pass failed: {what}"
+                f"{line_of(error, self.model)}. The batch was {got}.",
                 f"A model of `task: {task}` returns {_OUTPUTS[task]}.",
             )
         if any(map(_steps, frames)):
@@ -130,6 +133,20 @@ def in_short(error: BaseException) -> str:
     if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
         return lines[-1][:300].rstrip(".")
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": .")
+
+
+def looked_for(error: BaseException) -> str:
+    """Where a file that is not there was looked for; "" of other errors, and of absolute paths."""
+    if not re.search(r"No such file or directory: '[^/']", in_short(error)):
+        return ""
+    return f"A relative path begins at the recipe's project, {os.getcwd()}."
+
+
+def line_of(error: BaseException, file: str) -> str:
+    """Where in this component's file it has happened, as far as its frames tell."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_code.co_filename.endswith(f"/{file}")]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def _steps(frame: FrameType) -> bool:

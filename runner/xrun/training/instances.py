@@ -22,7 +22,7 @@ from ..run.code_digest import digest_of_all
 from ..run.plan import Plan
 from ..run.sources import sources
 from .companions import Companions
-from .contract import Components, in_short
+from .contract import Components, in_short, line_of, looked_for
 from .evaluate import check_validation
 from .failure import is_of_the_machine
 from .freezing import held_as_read
@@ -111,7 +111,9 @@ def call_build(what: str, build: Callable[..., Any], args: Mapping[str, Any]) ->
     except BaseException as error:  # a component may raise anything
         if is_of_the_machine(error):
             raise  # what fails now may not fail in the next attempt
-        raise ComponentError(f"{what}: build() failed: {in_short(error)}.") from error
+        where = line_of(error, what)
+        told = f"{what}: build() failed: {in_short(error)}{where}."
+        raise ComponentError(told, looked_for(error)) from error
 
 
 def revision_of(split: Any) -> str | None:

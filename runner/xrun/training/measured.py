@@ -26,6 +26,7 @@ from ..files import parsed, write_json
 from ..machine.heartbeat import Heartbeat
 from ..recipe.schema import Recipe
 from ..run.checkpoint import Checkpoint
+from ..run.folder import RunFolder
 from ..run.logs import aside
 from ..run.plan import Plan
 from ..run.record import RunRecord
@@ -51,7 +52,7 @@ def measure(plan: Plan, split: str, step: int | str | None, *, of_model: bool) -
         XrunError: there is no such split or checkpoint, or it cannot be loaded.
     """
     store = open_store(plan, "reader", create=False)
-    head = store.head()
+    head = RunFolder(plan.folder).head_in(store)
     record = RunRecord.of(head)
     if head is None or record.newest is None:
         raise CheckpointError(f"The run {plan.run} has committed nothing that could be measured.")
@@ -123,7 +124,8 @@ def split_named(splits: Mapping[str, Any], name: str, dataset: str) -> Any:
     there = [each for each, split in splits.items() if split is not None]
     if name not in there:
         raise ComponentError(
-            f"datasets/{dataset}.py: there is no split {name!r}; build() gives {', '.join(there)}."
+            f"datasets/{dataset}.py: there is no split {name!r}; build() gives {', '.join(there)}.",
+            f"Name one that is there: `--split {'val' if 'val' in there else there[-1]}`.",
         )
     if is_stream(splits[name]) or not len(splits[name]):
         what = "is streamed" if is_stream(splits[name]) else "is empty"

@@ -32,11 +32,14 @@ def cancel(
     if not live:
         raise LaunchError(f"{run} has no job on a cloud now.", "`xrun status` tells how it ended.")
     if save and _asked(ask, live[0], say) and _ended(run, seconds):
-        say(f"{run} has stopped. The same recipe goes on from there.")
+        say(f"{run} has stopped. To go on with it: xrun resume {run}")
         return
     for job in live:
         cancel_job(job.id)
-    say(f"The job {live[-1].id} of {run} is being cancelled; its last commit stands.")
+    say(
+        f"The job {live[-1].id} of {run} is being cancelled; its last commit stands."
+        f" To go on with it: xrun resume {run}"
+    )
 
 
 def _asked(ask: Callable[[], str], job: Job, say: Callable[[str], None]) -> bool:

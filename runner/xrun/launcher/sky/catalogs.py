@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,16 @@ from ...recipe.schema import Candidate, Recipe
 from ...run.prices import Price
 from ..offers import Offer, affordable
 from ..throughput import Machines, Throughput
-from .client import name_of, skypilot
+from .client import LOCAL, NoClouds, name_of, skypilot
 from .offers import catalog_of, judged, kinds, too_small
 
 _WITHOUT_PRICES = {"kubernetes", "slurm", "ssh", "local", "vsphere"}
 _SECONDS = 5.0
 
 
-def offers_elsewhere(
-    recipe: Recipe, throughput: Throughput, enabled: Collection[str]
-) -> tuple[Offer, ...]:
-    """The cheapest place of each cloud that is not enabled, for each of the recipe's candidates and
-    for spot and on demand, the cheapest hour first; only where the step fits. Empty where the price
-    lists cannot be had.
+def price_lists(enabled: Collection[str]) -> dict[str, Path]:
+    """The price lists of the clouds that are not enabled, by their names; those of earlier days
+    where they cannot be fetched, and none where there are none.
 
     Raises:
         LaunchError: SkyPilot is not installed.
@@ -42,11 +40,40 @@ def offers_elsewhere(
         with ThreadPoolExecutor(8) as threads:
             fetched = threads.map(_list, others, [_reachable()] * len(others))
             lists = dict(zip(others, fetched, strict=True))
+    return {cloud: path for cloud, path in lists.items() if path is not None}
+
+
+def check_lists(lists: Mapping[str, Path]) -> None:
+    """There are price lists of clouds, where none is enabled.
+
+    Raises:
+        NoClouds: there are none; with where they would be.
+    """
+    if lists:
+        return
+    with skypilot():
+        from sky.catalog.common import get_catalog_path
+        from sky.skylet.constants import HOSTED_CATALOG_DIR_URL
+
+        here = Path(get_catalog_path("aws/vms.csv")).parent.parent
+        server = urllib.parse.urlsplit(HOSTED_CATALOG_DIR_URL).netloc
+    raise NoClouds(
+        f"No cloud is enabled in SkyPilot, and there is no price list to say what others would"
+        f" charge: {server} cannot be reached, and {here} has none.",
+        f"Nothing was measured. With a network the same command fetches them. {LOCAL}",
+    )
+
+
+def offers_elsewhere(
+    recipe: Recipe, throughput: Throughput, lists: Mapping[str, Path]
+) -> tuple[Offer, ...]:
+    """The cheapest place of each cloud of these price lists, for each of the recipe's candidates
+    and for spot and on demand, the cheapest hour first; only where the step fits."""
     found = [
         judged(offer, recipe, throughput)
         for number, candidate in enumerate(recipe.hardware.any_of)
         for cloud, path in lists.items()
-        if path is not None and (candidate.clouds is None or cloud in candidate.clouds)
+        if candidate.clouds is None or cloud in candidate.clouds
         for offer in _cheapest(number, candidate, cloud, path)
     ]
     return tuple(sorted((o for o in found if not too_small(o)), key=lambda offer: offer.hourly))

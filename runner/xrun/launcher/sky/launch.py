@@ -20,7 +20,7 @@ from ..project import refuse_what_stays
 from ..rehearsal.costing import Lacks, known_cost
 from ..requirements import lock
 from ..speeds import known_throughput
-from .catalogs import offers_elsewhere
+from .catalogs import check_lists, offers_elsewhere, price_lists
 from .client import enabled_clouds, name_of
 from .controller import find_controller
 from .offers import find_offers
@@ -90,7 +90,8 @@ def prepare(
     offers = replace(offers, cost=cost, lacks="" if cost else str(found))
     if elsewhere:
         enabled = [name_of(cloud) for cloud in enabled_clouds()]
-        offers = replace(offers, elsewhere=offers_elsewhere(recipe, throughput, enabled))
+        lists = price_lists(enabled)
+        offers = replace(offers, elsewhere=offers_elsewhere(recipe, throughput, lists))
     candidate = recipe.hardware.any_of[offers.best.candidate]
     cargo = pack(plan, offers.prices, setup_of(recipe, candidate))
     rule = recovery(plan, offers, throughput) if plugin else OF_SKYPILOT
@@ -106,18 +107,20 @@ def prepare(
 
 
 def priced_elsewhere(plan: Plan, costing: Costing) -> Offers:
-    """What a plan would cost on clouds of which none is enabled; without offers where no price list
-    can be had.
+    """What a plan would cost on clouds of which none is enabled.
 
     Raises:
+        NoClouds: no price list can be had; nothing was measured then.
         XrunError: as `prepare`, before it asks for offers.
     """
     refuse_what_stays(plan)
+    with bar("Asking what machines cost"):
+        check_lists(lists := price_lists(()))
     plan = lock(plan)
     recipe = plan.load_recipe()
     found = costing(plan, pack(plan, []))
     cost = found if isinstance(found, Cost) else None
-    offers = offers_elsewhere(recipe, known_throughput(plan, cost), ())
+    offers = offers_elsewhere(recipe, known_throughput(plan, cost), lists)
     lacks = "" if cost else str(found)
     return Offers((), ordered=False, order="", cost=cost, lacks=lacks, elsewhere=offers)
 

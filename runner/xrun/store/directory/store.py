@@ -70,6 +70,7 @@ class DirectoryStore:
         self._commits = CommitFolder(self.root / "commits")
         self._attempts = {attempt}
         self._unsure: Head | None = None
+        self._begun = False
         self._hashing: dict[str, Future[str]] = {}
 
     def head(self) -> Head | None:
@@ -80,9 +81,11 @@ class DirectoryStore:
         """See `Store.put`; a file's name is its hash alone.
 
         Files without any commit would make a new run look like one whose commits are gone, so it
-        refuses.
+        refuses; where this store has seen one, they are.
         """
         if not self._commits.numbers():
+            if self._begun:
+                raise self._lost(None)
             raise StoreError(
                 f"Nothing was committed in {self.root} yet: the run's first commit comes before its"
                 " first file."
@@ -203,6 +206,7 @@ class DirectoryStore:
             try:
                 for number in numbers:
                     if head := self._commits.read(number):
+                        self._begun = True
                         return numbers[0], self._ours(head)
                     self.damaged.append(file_name(number))
                 return self._without_head(numbers)
@@ -266,7 +270,7 @@ class DirectoryStore:
         except StoreUnavailable:
             self._unsure = head_of(line)
             raise
-        self._unsure = None
+        self._unsure, self._begun = None, True
         return newest
 
     def _lost(self, head: Head | None) -> LeaseLost:

@@ -19,10 +19,9 @@ from ...backoff import Backoff
 from ...errors import EX_TEMPFAIL, LaunchError, StoreError
 from ...files import read_json
 from ...run.confirmation import FRESH_SECONDS, PAUSE_SECONDS, Confirmation
-from ...run.folder import RunFolder
+from ...run.folder import RunFolder, commit_in
 from ...run.plan import Plan
 from ...run.record import AttemptRecord, RunRecord
-from ..jsonl import commit_in
 from .api import Deleted, Refused, RunPath, Unreachable, run_status, run_url
 from .gate import Gate
 from .library import cores, end_cores
