@@ -12,8 +12,9 @@ from xrun.drill import Result, _compare_points
 
 def test_a_good_recipe_is_equal(tmp_path: Path) -> None:
     """Three real SIGKILLs of the whole group, and every point and the final weights are the same to
-    the last bit."""
+    the last bit. Nothing is left of the two runs where nobody has named a folder for them."""
     project = Project(tmp_path)
+    (scratch := tmp_path / "scratch").mkdir()
     done = project.xrun(
         "drill",
         "recipes/tiny.yaml",
@@ -22,12 +23,12 @@ def test_a_good_recipe_is_equal(tmp_path: Path) -> None:
         "--kills",
         "3",
         "--json",
-        "--folder",
-        str(tmp_path / "drill"),
+        environ={"TMPDIR": str(scratch)},
     )
     assert done.code == 0, done.out + done.err
     result = json.loads(done.out)
-    assert result["equal"] is True
+    assert (result["equal"], result["folder"]) == (True, "")
+    assert not list(scratch.glob("xrun-drill-*"))
     assert result["differences"] == []
     assert sum(result["kills"].values()) >= 1
     assert result["points"] == 61
@@ -51,10 +52,14 @@ def test_randomness_without_a_key_is_found(tmp_path: Path) -> None:
 
 def test_a_recipe_that_does_not_finish_is_no_proof(tmp_path: Path) -> None:
     """If the undisturbed run fails, the drill is an error that says why and where its output is,
-    and not a result."""
+    and not a result; that folder stays, though it is a temporary one."""
     project = Project(tmp_path)
     project.write("models/line.py", "def build(width: int = 8):\n    return width\n")
-    done = project.xrun("drill", "recipes/tiny.yaml", "--kills", "1")
+    (scratch := tmp_path / "scratch").mkdir()
+    done = project.xrun(
+        "drill", "recipes/tiny.yaml", "--kills", "1", environ={"TMPDIR": str(scratch)}
+    )
+    assert list(scratch.glob("xrun-drill-*/undisturbed/output.log"))
     assert done.code not in (0, 1)
     assert "ended with 2" in done.err
     assert "output.log" in done.err

@@ -94,7 +94,8 @@ class Result:
                 f"Only {self.kills.total()} of {self.asked} kills fitted into the run: it ended"
                 " before."
             )
-        return "\n".join([*lines, *self.differences[:10], f"Both runs are in {self.folder}"])
+        where = [f"Both runs are in {self.folder}"] if self.folder else []
+        return "\n".join([*lines, *self.differences[:10], *where])
 
 
 def drill(

@@ -395,6 +395,11 @@ def test_the_speed_is_told() -> None:
     assert ["1234 samples/s" in line for line in lines] == [True, False]
     told = "  speed 0.0123 s per step, 1234 samples/s, 50.0 % MFU, 2 GiB"
     assert told in report_text(running).splitlines()
+    over = replace(running, status="finished", losses=((1, 2.0), (2, 1.0)))
+    lines = report_text(over).splitlines()
+    assert f"{told}, the median" in lines
+    assert lines[lines.index("  train/loss") + 1].startswith("  2 ")
+    assert "losses" not in over.to_json()
 
 
 def test_attempts_are_told_with_their_processes() -> None:

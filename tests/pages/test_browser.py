@@ -17,11 +17,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from support.running import Project, ended
 from support.shown_runs import swept, trained
+from xrun.pages import page as pages
 from xrun.run.folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.once]
 
 expect.set_options(timeout=60_000)  # a busy machine is no news
+ASSETS = Path(pages.__file__).parent / "assets"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 EVIL = "</script><script>document.title='gone'</script><img src=x onerror=document.title='gone'>"
 CONTRAST = """(names) => {
@@ -43,6 +45,21 @@ DRAWN = """(node) => { const canvas = node.querySelector('canvas');
   const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
   return new Set(new Uint32Array(data.buffer)).size; }"""
 """How many colours a chart has: one that is drawn has many."""
+
+STRETCHES = """(node) => { const canvas = node.querySelector('canvas');
+  const [over, all] = ['.u-over', 'canvas'].map((name) =>
+    node.querySelector(name).getBoundingClientRect());
+  const scale = canvas.width / all.width;
+  const from = Math.ceil((over.left - all.left) * scale), width = Math.floor(over.width * scale);
+  const {data} = canvas.getContext('2d').getImageData(from, 0, width, canvas.height);
+  const coloured = Array(width).fill(false);
+  for (let n = 0; n < data.length; n += 4) {
+    const rgb = [data[n], data[n + 1], data[n + 2]];
+    if (Math.max(...rgb) - Math.min(...rgb) > 60) coloured[(n / 4) % width] = true; }
+  let count = 0, last = -99;
+  coloured.forEach((each, n) => { if (each) { if (n - last > width / 20) count++; last = n; } });
+  return count; }"""
+"""In how many pieces the lines of a chart are drawn: axes and marks are grey."""
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +242,8 @@ def test_curves_are_over_steps_time_and_dollars(project: Project, look: Any) -> 
         plot.focus()
         page.keyboard.press("End")
         expect(caption).to_contain_text(said)
+        # Between attempts it waited, which is no step: there the lines of all metrics break.
+        assert (plot.evaluate(STRETCHES) >= 3) == (choice != "Steps")
         ends = bar.last.evaluate("(n) => parseFloat(n.style.left) + parseFloat(n.style.width)")
         assert ends == pytest.approx(100, abs=0.1)
     cost = RunFolder(project.home / "alone-1").report().receipt.usd
@@ -262,6 +281,32 @@ def test_a_sweep_shows_which_values_matter(project: Project, look: Any) -> None:
     expect(page.get_by_role("heading", name=run)).to_be_visible()
     page.get_by_role("link", name="tiny-s").click()
     expect(page.locator(".parallel polyline")).to_have_count(12)
+
+
+def test_a_page_of_a_sweep_opens_with_it(project: Project, look: Any) -> None:
+    """With no way to a list of what is not there, and back from a trial."""
+    (told,) = (folder.name for folder in project.home.glob("tiny-s????????"))
+    assert project.xrun("page", f"runs/{told}", "-o", "sweep.html").code == 0
+    page = look().open(address(project, "sweep.html"))
+    expect(page.get_by_role("heading", name=told)).to_be_visible()
+    page.locator("tr[data-trial] a").first.click()
+    expect(page.locator("nav a")).to_have_count(1)
+    page.locator("nav a").click()
+    expect(page.locator(".parallel polyline")).to_have_count(12)
+    expect(page.locator("nav a")).to_have_count(0)
+
+
+def test_numbers_beside_an_axis_differ(project: Project, look: Any) -> None:
+    """Also where all values are nearly the same, very large or very small."""
+    source = (ASSETS / "page.js").read_text()
+    made = source[source.index("function tickTexts") : source.index("function duration")]
+    page = look().open(address(project))
+    for first, step in ((0.9998, 0.00005), (12.0, 0.25), (1.2e9, 1e6), (0.0, 2e-6), (-3.0, 1.0)):
+        values = [first + n * step for n in range(5)]
+        texts = page.evaluate(f"(values) => {{ {made} return tickTexts(values); }}", values)
+        assert [float(each.replace(",", "")) for each in texts] == pytest.approx(values, 1e-7)
+        assert len(set(texts)) == 5
+        assert max(map(len, texts)) < 10
 
 
 def test_a_strangers_texts_are_texts(tmp_path: Path, look: Any) -> None:

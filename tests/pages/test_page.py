@@ -17,17 +17,23 @@ from typing import Any
 
 import pytest
 
+from loopback.hub import Hub
+from support.far_away import FAST, environment
+from support.hub_store import HUB_WARNINGS
 from support.kept_runs import keep
 from support.running import Project
-from support.shown_runs import AGAIN, trained
+from support.shown_runs import AGAIN, SWEEP, swept, trained
 from xrun.cli.texts import receipt_text
 from xrun.pages import hidden
 from xrun.pages.contents import Shown
 from xrun.pages.page import page_of
 from xrun.pages.sheet import Room, sheet_of
 from xrun.run.folder import RunFolder
+from xrun.sweep.board import Board
+from xrun.sweep.standing import Result
+from xrun.sweep.trials import Trials
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, *HUB_WARNINGS]
 
 EVIL = "</script><script>document.title='gone'</script><img src=x onerror=alert(1)>&lt;"
 
@@ -215,6 +221,58 @@ def test_a_long_run_is_thinned_and_says_so(project: Project) -> None:
     assert loss["of"] == 20_000
     assert (loss["x"][0] < 41, loss["x"][-1] > 19_960) == (True, True)
     assert sheet.logs[0][1].startswith("... (the end of ")
+
+
+def test_a_sweep_has_a_page_of_its_own(project: Project) -> None:
+    """By its folder or its id: its trials, and no other run of the project; `status` lists the
+    same, and no command takes the board for a run."""
+    trials = swept(project)
+    trained(project.plan("sweep=null", "train.seed=7", run="alone-1"), steps=5)
+    runs = {each.plan.run for each in trials.all()}
+    for sweep in (f"runs/{trials.id}", trials.id):
+        done = project.xrun("page", sweep)
+        assert (done.code, done.out[:8]) == (0, "12 runs,"), done.err
+        index = Read((project.root / "runs.html").read_bytes()).data("index")
+        assert (index["title"], index["opens"]) == (trials.id, trials.id)
+        (told,) = index["sweeps"]
+        assert {row["run"] for row in index["runs"]} == runs
+        assert {row["run"] for row in told["rows"]} == runs
+        assert told["best"] == Board(trials, trials.own_plan).standing().best
+        assert {name for name, _ in told["importance"]} == set(trials.sweep.parameters)
+    listed = json.loads(project.xrun("status", trials.id, "--json").out)
+    assert {each["run"] for each in listed} == runs
+    done = project.xrun("report", f"runs/{trials.id}")
+    assert (done.code, "is the board of a sweep, and no run" in done.err) == (3, True)
+
+
+def test_a_page_of_runs_on_the_hub(project: Project, tmp_path: Path) -> None:
+    """From a machine that has nothing of them: an account's runs with their points and logs, and
+    a sweep by the address of its board."""
+    path = project.write("recipes/tiny.yaml", project.recipe.read_text() + SWEEP)
+    given = ["train.evaluate.every=5 steps", "checkpoint.store=hub"]
+    with Hub(tmp_path / "hub") as hub, environment({**hub.environ("alice"), **FAST}):
+        unplaced = Trials.of(path, given)
+        own = replace(unplaced.own_plan, store=f"hub://alice/{unplaced.id}", owner="alice")
+        trials, board = unplaced.placed(own), Board(unplaced.placed(own), own)
+        for number in (1, 2):
+            keep(trials.trial(number).plan, tmp_path / str(number))
+            board.post(number, 1, Result(10, 1 / number))
+        alone = replace(project.plan(*given, "sweep=null", run="alone-1"), owner="alice")
+        keep(replace(alone, store="hub://alice/alone-1"), tmp_path / "alone", finished=False)
+        for where, runs in (("hub://me", 3), (f"hub://alice/{trials.id}", 2)):
+            done = project.xrun("page", where, environ={**hub.environ("alice"), **FAST})
+            assert (done.code, done.out[:6]) == (0, f"{runs} runs"), done.err
+            page = Read((project.root / "runs.html").read_bytes())
+            index = page.data("index")
+            assert [(each["id"], each["best"]) for each in index["sweeps"]] == [(trials.id, None)]
+            shown = [row["run"] for row in index["sweeps"][0]["rows"][:3]]
+            assert shown == [trials.trial(1).plan.run, trials.trial(2).plan.run, ""]
+            for place, row in enumerate(index["runs"]):
+                sheet = page.data(f"run-{place}")
+                assert sheet["series"]["train/loss"]["x"] == list(range(1, 21))
+                assert sheet["logs"][-1]["text"].endswith("\nattempt 2, rank 0\n")
+                assert (row["step"], row["losses"]["val/loss"]) == (20, 0.5)
+                assert f"hub://alice/{row['run']}" in [text for _, text in row["facts"]]
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,27 @@ def test_the_newest_values_need_no_more_than_their_lines(tmp_path: Path) -> None
     lines = [{"step": 1, "val/loss": 9.0, "train/loss": 1.0}, {"step": 2, "val/loss": 3.0}]
     lines += [{"step": step, "train/loss": 1 / step} for step in range(3, 10_000)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert points.newest_in(path) == {"val/loss": 3.0, "train/loss": 1 / 9999}
-    assert points.newest_in(tmp_path / "nothing") == {}
+    assert points.seen_in(path).newest == {"val/loss": 3.0, "train/loss": 1 / 9999}
+    assert points.seen_in(tmp_path / "nothing") == points.Seen()
     path.write_text("")
-    assert points.newest_in(path) == {}
+    assert points.seen_in(path).newest == {}
+
+
+@pytest.mark.parametrize("steps", [20, 60_000])
+def test_the_usual_speed_is_that_of_the_whole_log(tmp_path: Path, steps: int) -> None:
+    """Neither of its end, where a last step is told by itself, nor of a machine that was slow for a
+    while; of memory the most. Of a long log no more than some places are read."""
+    path = tmp_path / "metrics.jsonl"
+    with path.open("w") as file:
+        for step in range(1, steps + 1):
+            slow = step > 0.7 * steps
+            speed = {"speed/step_seconds": 9.0 if slow else 1 + step % 3 / 10}
+            memory = {"speed/memory_gib": 3.0 if slow else 2.0}
+            file.write(json.dumps({"step": step, "train/loss": 1 / step, **speed, **memory}) + "\n")
+    seen = points.seen_in(path)
+    assert points.usual_speed(seen.some) == {"step_seconds": 1.2, "memory_gib": 3.0}
+    assert len(seen.some) <= 2_000
+    found = [each["step"] for each in seen.some]
+    assert found == sorted(found)
+    assert (found[0] <= steps / 1_000 + 1, found[-1] >= 0.999 * steps) == (True, True)
+    assert points.usual_speed([]) == {}

@@ -45,7 +45,18 @@ def test_numbers_that_hardly_repeat_count_by_quarters() -> None:
     assert found["other"] < 0.2
 
 
+def test_numbers_of_few_trials_count_by_halves() -> None:
+    """Four trials, each with a number of its own: two are low and two are high."""
+    few = [{"lr": lr, "other": other} for lr, other in ((0.1, 3), (0.2, 1), (0.7, 4), (0.9, 2))]
+    found = importance(few, [1.0, 2.0, 3.0, 4.0])
+    assert found["lr"] == pytest.approx((4 - 0.5) / 5)  # of 5, 4 lie between halves, 1 within
+    assert found["other"] == 0.0
+
+
 def test_too_few_trials_say_nothing() -> None:
+    """And it is said of which parameters."""
     assert importance([], []) == {}
-    assert importance([{"lr": 1}, {"lr": 2}], [1.0, None]) == {}
-    assert importance([{"lr": 1}, {"lr": 2}], [1.0, 2.0]) == {}
+    assert importance([{"lr": 1}, {"lr": 2}], [1.0, None]) == {"lr": None}
+    assert importance([{"lr": 1}, {"lr": 2}], [1.0, 2.0]) == {"lr": None}
+    assert importance([{"lr": x / 9} for x in range(3)], [1.0, 2.0, 3.0]) == {"lr": None}
+    assert importance([{"a": "x", "lr": 1}] * 4, [1.0, 2.0, 3.0, 4.0]) == {"a": None, "lr": None}

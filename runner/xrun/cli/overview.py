@@ -48,7 +48,7 @@ class Age(click.ParamType):
 @options.as_json
 def status(where: str, running: bool, recipe: str, since: float | None, as_json: bool) -> None:
     """One line per run: of this project, or of WHERE, which is a folder of runs,
-    `s3://bucket/prefix`, `hub://me` (an account), or a single run's id or address.
+    `s3://bucket/prefix`, `hub://me` (an account), a single run's or a sweep's id or address.
 
     Runs that are running come first, then those seen last; DIFFERS has the keys in which the runs
     of one recipe differ. The last line says what all of them have cost.
@@ -87,11 +87,18 @@ def _is_meant(each: RunStatus, running: bool, recipe: str, since: float | None) 
 def found_at(where: str, *, metrics: bool) -> list[RunStatus]:
     """The runs at a place, those that run first, then by their newest sign of life. "" is the
     project that the person stands in: its jobs are asked for, and without `metrics` it is what is
-    quickly known. Raises XrunError."""
+    quickly known. A sweep is its trials. Raises XrunError."""
     from ..launcher.sky.status import RunStatus, with_jobs
     from ..run.folder import home_here, runs_in
-    from ..run.listing import list_runs, of_folders
+    from ..run.listing import list_runs, of_folders, sweeps_of
+    from ..sweep.told import sweep_at
 
+    if (at := sweep_at(where)) is not None:
+        sweep, place = at
+        among = found_at(place, metrics=metrics)
+        reports = [each.report for each in among]
+        own = {row.run for row in sweep.rows(reports, sweeps_of(reports))}
+        return [each for each in among if each.report.run in own]
     if where:
         with bar(f"Asking {where}"):
             found = [RunStatus(each) for each in list_runs(where)]

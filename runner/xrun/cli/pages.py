@@ -42,8 +42,8 @@ _LOCAL_SECONDS, _FAR_SECONDS = 2.0, 30.0
 )
 def page(where: str, output: Path, serve: bool, port: int) -> None:
     """Show runs as one page for a browser: curves over steps, time and dollars, attempts, receipts,
-    recipes, logs, sweeps. WHERE is a folder of runs, `s3://bucket/prefix`, `hub://me`, or a single
-    run's address. Default: all runs of this project.
+    recipes, logs, sweeps. WHERE is a folder of runs, `s3://bucket/prefix`, `hub://me`, or the
+    address of a single run or of a sweep. Default: all runs of this project.
 
     The file needs no network and no other file: send it to whoever may see the runs. --serve shows
     the same at an address of this machine alone, until Ctrl-C.
@@ -94,9 +94,11 @@ def _shown(where: str, found: list[RunStatus]) -> Shown:
     from ..pages.contents import Shown
     from ..run.folder import project_here
     from ..run.listing import boards_at, sweeps_of
-    from ..sweep.told import ToldSweep
+    from ..sweep.told import ToldSweep, sweep_at
 
     reports = [replace(each.report, status=each.status) for each in found]
+    if (at := sweep_at(where)) is not None:
+        return Shown(at[0].id, reports, [at[0]], sweeps_of(reports), opens=at[0].id)
     sweeps = [told for head in boards_at(where) if (told := ToldSweep.of(head)) is not None]
     title = f"Runs at {where}" if where else f"Runs of {project_here().name}"
     return Shown(title, reports, sweeps, sweeps_of(reports) if sweeps else {})

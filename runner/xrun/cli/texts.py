@@ -13,6 +13,7 @@ from ..run.folder import RunFolder, as_typed
 from ..run.receipt import UNKNOWN, Receipt, money
 from ..run.record import AttemptRecord
 from ..run.report import RunReport, duration_words, speed_words
+from .plot import plot
 from .tables import Column, lines_of
 
 if TYPE_CHECKING:
@@ -176,7 +177,12 @@ def report_text(report: RunReport) -> str:
     if report.step and not report.metrics:
         lines.append(f"  no metrics are in {report.folder}")
     if speed := ", ".join(speed_words(report.speed)):
-        lines.append(f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}")
+        how = "" if report.status == "running" else ", the median"
+        lines.append(
+            f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}{how}"
+        )
+    if drawn := list(plot(report.losses)):
+        lines += ["  train/loss", *(f"  {line}" for line in drawn)]
     least = "" if report.knows_what_was_lost else "at least "
     lines.append(
         f"  recomputed {least}{report.steps_recomputed} steps, {least}{report.seconds_lost:.1f} s"

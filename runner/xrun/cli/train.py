@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -386,7 +388,7 @@ def _plan_here(made: Plan, begun: bool, as_json: bool, costing: Costing | None) 
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="The folder of the two runs. Default: a temporary one.",
+    help="The folder of the two runs. Default: a temporary one, which goes if nothing differs.",
 )
 @options.trial
 @options.agree
@@ -417,16 +419,25 @@ def drill(
     overrides = one_run(source, overrides, trial)
     if source.clone is not None:
         agreed(source, _plan(source, overrides, "", "", processes, local=True), yes=yes)
-    result = drills.drill(
-        source.path,
-        overrides,
-        kills=kills,
-        seed=seed,
-        resize=resize,
-        processes=processes,
-        folder=folder,
-        say=lambda text: click.echo(text, err=True),
-    )
+    place = folder or Path(tempfile.mkdtemp(prefix="xrun-drill-"))
+    try:
+        result = drills.drill(
+            source.path,
+            overrides,
+            kills=kills,
+            seed=seed,
+            resize=resize,
+            processes=processes,
+            folder=place,
+            say=lambda text: click.echo(text, err=True),
+        )
+    except KeyboardInterrupt:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    if folder is None and result.equal:  # what differs, or has failed, somebody will look into
+        shutil.rmtree(place)
+        result.folder = ""
     click.echo(json_text(result.to_json(), indent=1) if as_json else result.text())
     sys.exit(0 if result.equal else 1)
 

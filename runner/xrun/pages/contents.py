@@ -22,12 +22,14 @@ _LOSSES = ("train/loss", "val/loss")
 @dataclass(frozen=True)
 class Shown:
     """What a page is about: runs with their reports, whose `status` is what people read, and the
-    sweeps among them. `own` are the sweeps of runs whose plans name one."""
+    sweeps among them. `own` are the sweeps of runs whose plans name one; `opens` is the sweep that
+    the page is about, where that is one."""
 
     title: str
     reports: Sequence[RunReport]
     sweeps: Sequence[ToldSweep] = ()
     own: Mapping[str, str] | None = None
+    opens: str = ""
 
 
 Look = Callable[[], Shown]
@@ -45,6 +47,7 @@ def index_of(shown: Shown, now: float) -> dict[str, Any]:
         "made_text": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
         "runs": rows,
         "sweeps": [_sweep(each, shown) for each in shown.sweeps],
+        "opens": hidden.printed(shown.opens),
     }
 
 
@@ -129,7 +132,10 @@ def _sweep(sweep: ToldSweep, shown: Shown) -> dict[str, Any]:
         "keys": list(sweep.values[0]) if sweep.values else [],
         "rows": [{**row, "failed": hidden.printed(row["failed"])} for row in rows],
         "best": best,
-        "importance": {name: round(each, 4) for name, each in sweep.importance().items()},
+        "importance": [
+            [name, None if each is None else round(each, 4)]
+            for name, each in sweep.importance().items()
+        ],
     }
 
 

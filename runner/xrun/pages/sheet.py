@@ -15,6 +15,7 @@ from ..errors import XrunError
 from ..run.folder import RunFolder
 from ..run.locked import Lock
 from ..run.opened import OpenedRun, open_run
+from ..run.points import Seen
 from ..run.receipt import Line, money
 from ..run.record import AttemptRecord
 from ..run.report import RunReport, with_metrics
@@ -97,7 +98,7 @@ def sheet_of(report: RunReport, room: Room) -> Sheet:
     except (XrunError, ValueError) as error:
         return replace(empty, problem=hidden.printed(str(error), secrets))
     if not report.metrics and points:
-        report = with_metrics(report, points[-1]["step"], _newest(points))
+        report = with_metrics(report, points[-1]["step"], Seen(_newest(points), points))
     return Sheet(
         report,
         series_of(points, room.points),

@@ -237,7 +237,7 @@ class RunFolder:
         model, now = str(self.model) if self.model.is_dir() else elsewhere, time.time()
         made = report_of(self.run, str(self.path), status, record, plan, model, now)
         if metrics:
-            return with_metrics(made, self.last_point().get("step"), points.newest_in(self.metrics))
+            return with_metrics(made, self.last_point().get("step"), points.seen_in(self.metrics))
         return replace(made, speed=self.last_speed()) if status == "running" else made
 
     def describe(self, *, metrics: bool = True, plan: Plan | None = None) -> RunReport:

@@ -70,6 +70,23 @@ def boards_at(where: str, *, environ: Mapping[str, str] = os.environ) -> list[He
     return boards_of(_folders_in(Path(address.name)) or [])
 
 
+def board_at(where: str, *, environ: Mapping[str, str] = os.environ) -> tuple[Head, str] | None:
+    """What the board of a sweep says that lies at this address, or is a sweep's id in this project,
+    and the place where its trials are; None if there is none. Raises XrunError."""
+    if not _BOARD.search(where.rstrip("/")):
+        return None
+    here = is_run_id(where)
+    address = parse(str(home_here(environ) / where) if here else where, environ)
+    if not address.durable and not (Path(address.name) / "state" / "commits").is_dir():
+        return None
+    place, _ = located(str(address) if address.durable else address.name, environ)
+    head = open_place(place, "reader", create=False, environ=environ).head()
+    if head is None or not is_board(head.record):
+        return None
+    above = str(address).rpartition("/")[0] if address.durable else str(Path(address.name).parent)
+    return head, "" if above == str(home_here(environ)) else above
+
+
 def sweeps_of(reports: Sequence[RunReport]) -> dict[str, str]:
     """Of the runs whose folders are here the sweep that each was last started by, by the run."""
     folders = (RunFolder(Path(report.folder)) for report in reports if "://" not in report.folder)

@@ -25,9 +25,10 @@ from . import logs, points
 from .folder import RunFolder, find_run
 from .page import FOLDER, RUN
 from .plan import Plan
+from .points import Seen
 from .record import RunRecord
 from .report import RunReport, report_of, status_of, with_metrics
-from .stores import Place, open_place
+from .stores import Place, is_board, open_place
 
 if TYPE_CHECKING:
     from .stores import AnyStore
@@ -111,7 +112,7 @@ class OpenedRun:
         if not metrics:
             return made
         logged = self.record.points[-1].last if self.record.points else None
-        return with_metrics(made, logged, self._newest())
+        return with_metrics(made, logged, self._seen())
 
     def status(self, now: float) -> str:
         """See RunReport; an attempt runs that has not ended and was heard of a while ago."""
@@ -146,10 +147,10 @@ class OpenedRun:
             launched=self.record.launched,
         )
 
-    def _newest(self) -> dict[str, float]:
+    def _seen(self) -> Seen:
         if self.place.address.durable:
-            return points.newest_stored(self.store, self.record.points)
-        return points.newest_in(self.beside.metrics) if self.beside else {}
+            return points.seen_stored(self.store, self.record.points)
+        return points.seen_in(self.beside.metrics) if self.beside else Seen()
 
     def log_text(self, attempt: int | None = None, rank: int = 0) -> str:
         """What one training process of an attempt (counted from 1, default the last) has printed,
@@ -190,6 +191,9 @@ def open_run(
         if elsewhere := _by_its_page(place.address) if by_page else "":
             return open_run(elsewhere, environ=environ, by_page=False)
         raise LaunchError(_nothing(place.address), _looked_for(place.address))
+    if is_board(head.record):
+        what = f"{place.address} is the board of a sweep, and no run."
+        raise LaunchError(what, f"`xrun status {text}` lists its trials, `xrun page {text}` too.")
     record = RunRecord.of(head)
     if place.address.on_hub:
         place = replace(_with_its_bulk(place, record), run=head.run)

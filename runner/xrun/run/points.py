@@ -16,7 +16,9 @@ from __future__ import annotations
 import io
 import logging
 import mmap
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,10 @@ log = logging.getLogger("xrun")
 
 _TAIL_BYTES = 4096
 _SPEED_BYTES = 64 * 1024
+_FETCHED_BYTES = 1024 * 1024
+"""So much of a log in a store is looked at, where it has as much."""
+_SOME, _SPACING = 2_000, 1_024
+"""So many places of a long log are looked at; one of fewer bytes for each of them is read whole."""
 Point = dict[str, Any]
 SPEED = "speed/"
 """How names begin that tell of the machine: `training/speed.py`."""
@@ -161,18 +167,27 @@ def last_speed(path: Path) -> dict[str, float]:
     return speed_of(parse(text[start : text.find(b"\n", start) + 1]) or {})
 
 
-def newest_in(path: Path) -> dict[str, float]:
-    """The newest value of every metric in a metrics.jsonl, however long that is."""
+@dataclass(frozen=True)
+class Seen:
+    """What is read of a log, however long it is: the `newest` value of every metric, and `some`
+    points from all over it."""
+
+    newest: Mapping[str, float] = field(default_factory=dict)
+    some: Sequence[Point] = ()
+
+
+def seen_in(path: Path) -> Seen:
+    """What a metrics.jsonl tells at once."""
     with _opened(path) as file:
         if not file.seek(0, 2):
-            return {}
+            return Seen()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            return newest_of(text)
+            return Seen(newest_of(text), some_of(text))
 
 
-def newest_stored(store: Store, pieces: Sequence[Piece]) -> dict[str, float]:
+def seen_stored(store: Store, pieces: Sequence[Piece]) -> Seen:
     """The same of the log that the store has; pieces are fetched from the end, until each kind of
-    point is there. Raises `StoreUnavailable`."""
+    point is there, and a megabyte. Raises `StoreUnavailable`."""
     text = b""
     for piece in reversed(pieces):
         try:
@@ -180,9 +195,18 @@ def newest_stored(store: Store, pieces: Sequence[Piece]) -> dict[str, float]:
         except CheckpointCorrupt as error:
             log.warning("Points up to step %d are lost: %s", piece.last, error.message)
             break
-        if all(kind in text for kind in _KINDS):
+        if len(text) >= _FETCHED_BYTES and all(kind in text for kind in _KINDS):
             break
-    return newest_of(text)
+    return Seen(newest_of(text), some_of(text))
+
+
+def some_of(text: bytes | mmap.mmap) -> list[Point]:
+    """The points of a log that count; of a long one some, at places that are evenly spread."""
+    if len(text) <= _SOME * _SPACING:
+        return [point for _, point in counted(text[:].splitlines(keepends=True))]
+    starts = {text.find(b"\n", n * len(text) // _SOME) + 1 for n in range(_SOME)} - {0}
+    ends = ((start, text.find(b"\n", start) + 1) for start in sorted(starts))
+    return [point for _, point in counted(bytes(text[start:end]) for start, end in ends)]
 
 
 def newest_of(text: bytes | mmap.mmap) -> dict[str, float]:
@@ -209,6 +233,18 @@ def speed_of(point: Mapping[str, Any]) -> dict[str, float]:
         name.removeprefix(SPEED): value
         for name, value in point.items()
         if name.startswith(SPEED) and isinstance(value, int | float)
+    }
+
+
+def usual_speed(some: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What points tell of the machine together: the median of each value, of memory the most."""
+    values: dict[str, list[float]] = {}
+    for point in some:
+        for name, value in speed_of(point).items():
+            values.setdefault(name, []).append(value)
+    return {
+        name: max(found) if name == "memory_gib" else float(statistics.median(found))
+        for name, found in values.items()
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from .plan import Plan
-from .points import SPEED, speed_of
+from .points import SPEED, Seen, speed_of, usual_speed
 from .receipt import NO_RECEIPT, Receipt, receipt_of
 from .record import AttemptRecord, Finished, RunRecord
 
@@ -51,8 +51,10 @@ class RunReport:
     `step` is the newest kept checkpoint's, of `steps` in all where that is known; `best` has
     `metric`, `value` and `step` of the best evaluation; `recipe` is the resolved one. `committed`
     is when that step was (seconds since 1970), `logged_step` the newest logged point's. `speed` is
-    what `training/speed.py` names, the newest. `export_failed` is why a finished run has no model,
-    or one that is not published. `receipt` is what it has cost until now.
+    what `training/speed.py` names: the newest while it runs, afterwards the median over the run
+    (of memory the most); `losses` are some of the training's, each with its step. `export_failed`
+    is why a finished run has no model, or one that is not published. `receipt` is what it has cost
+    until now.
     """
 
     run: str
@@ -71,6 +73,7 @@ class RunReport:
     seconds_lost: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     speed: Mapping[str, float] = field(default_factory=dict)
+    losses: Sequence[tuple[int, float]] = ()
     weights_sha256: str | None = None
     model: str | None = None
     export_failed: str | None = None
@@ -108,7 +111,7 @@ class RunReport:
             names = ("run", "status", "error", "folder")
             return {name: getattr(self, name) for name in names}
         told: dict[str, Any] = {
-            name: value for name, value in vars(self).items() if name != "error"
+            name: value for name, value in vars(self).items() if name not in ("error", "losses")
         }
         told |= {"usd": self.receipt.usd, "receipt": self.receipt.to_json()}
         lists = {"checkpoints": list(self.checkpoints), "rejected": list(self.rejected)}
@@ -168,11 +171,20 @@ def _best(record: RunRecord, plan: Plan | None) -> dict[str, Any] | None:
     return {"metric": f"val/{metric}", **found}
 
 
-def with_metrics(report: RunReport, step: int | None, newest: Mapping[str, float]) -> RunReport:
-    """The report with the newest value of every metric, those of the machine among them, and the
-    step of the newest point."""
-    own = {name: value for name, value in newest.items() if not name.startswith(SPEED)}
-    return replace(report, logged_step=step, metrics=own, speed=speed_of(newest))
+def with_metrics(report: RunReport, step: int | None, seen: Seen) -> RunReport:
+    """The report with the newest value of every metric, the step of the newest point, how fast it
+    trains or has trained, and the losses."""
+    own = {name: value for name, value in seen.newest.items() if not name.startswith(SPEED)}
+    runs = report.status == "running"
+    return replace(
+        report,
+        logged_step=step,
+        metrics=own,
+        speed=speed_of(seen.newest) if runs else usual_speed(seen.some),
+        losses=tuple(
+            (each["step"], each["train/loss"]) for each in seen.some if "train/loss" in each
+        ),
+    )
 
 
 def status_of(record: RunRecord, plan: Plan | None) -> str:

@@ -14,21 +14,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _GROUPS = 4
-"""A parameter that has another number in nearly each trial is looked at in so many parts."""
+"""A parameter that has another number in nearly each trial is looked at in so many parts, or in as
+many as have two trials each: what one trial alone has says nothing of chance."""
 
 
 def importance(
     values: Sequence[Mapping[str, Any]], results: Sequence[float | None]
-) -> dict[str, float]:
-    """For each parameter a number from 0 to 1, by the trials that have a result; nothing where they
-    are too few or all the same."""
+) -> dict[str, float | None]:
+    """For each parameter a number from 0 to 1, by the trials that have a result; None where these
+    are too few to tell, or all have the same value."""
     known = [(each, y) for each, y in zip(values, results, strict=True) if y is not None]
     ranks = _ranks([y for _, y in known])
-    found = {}
+    found: dict[str, float | None] = {}
     for key in values[0] if values else ():
         groups = _groups([each[key] for each, _ in known])
-        if 1 < len(set(groups)) < len(known):
-            found[key] = _share(groups, ranks)
+        told = 1 < len(set(groups)) < len(known)
+        found[key] = _share(groups, ranks) if told else None
     return found
 
 
@@ -42,10 +43,11 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def _groups(values: Sequence[Any]) -> list[str | int]:
     """Which values count as one: equal ones, or neighbours, where numbers hardly ever repeat."""
     numbers = all(isinstance(each, int | float) for each in values)
-    if not numbers or len(set(values)) <= len(values) / 2:
+    parts = min(_GROUPS, len(values) // 2)
+    if not numbers or parts < 2 or len(set(values)) <= len(values) / 2:
         return [json.dumps(each, sort_keys=True) for each in values]
     ordered = sorted(values)
-    return [ordered.index(each) * _GROUPS // len(values) for each in values]
+    return [ordered.index(each) * parts // len(values) for each in values]
 
 
 def _share(groups: Sequence[str | int], ranks: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..run.listing import board_at
 from ..run.report import RunReport
 from ..run.stores import BOARD
 from ..store.protocol import Head
@@ -90,8 +91,9 @@ class ToldSweep:
         fitting.sort(key=lambda each: (own.get(each.run) == self.id, each.last_seen))
         return fitting[-1] if fitting else None
 
-    def importance(self) -> dict[str, float]:
-        """Of each parameter, by the newest results of the trials; one that failed is the worst."""
+    def importance(self) -> dict[str, float | None]:
+        """Of each parameter, by the newest results of the trials; one that failed is the worst.
+        None where they are too few to tell."""
         worst = float("inf") if self.mode == "min" else float("-inf")
         results: list[float | None] = []
         for number in range(1, len(self.values) + 1):
@@ -108,3 +110,11 @@ def _has(recipe: Any, key: Sequence[str], value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(_has(recipe, [name], inner) for name, inner in value.items())
     return bool(recipe == value)
+
+
+def sweep_at(where: str) -> tuple[ToldSweep, str] | None:
+    """The sweep whose board lies at an address, or that has this id in this project, and the place
+    where its trials are; None if there is none. Raises XrunError."""
+    at = board_at(where)
+    told = ToldSweep.of(at[0]) if at is not None else None
+    return None if at is None or told is None else (told, at[1])

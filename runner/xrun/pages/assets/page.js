@@ -38,6 +38,19 @@
     return String(Number(value.toPrecision(size >= 1000 ? 6 : 4)));
   }
 
+  // Numbers beside an axis, with as many digits as tell each from the next.
+  function tickTexts(values) {
+    const known = values.filter((each) => each !== null);
+    const steps = known.slice(1).map((each, n) => Math.abs(each - known[n])).filter((each) => each > 0);
+    const digits = steps.length ? Math.min(12, Math.max(0, 1 - Math.floor(Math.log10(Math.min(...steps))))) : 4;
+    return values.map((each) => {
+      if (each === null) return "";
+      const size = Math.abs(each);
+      if (size !== 0 && (size >= 1e7 || size < 1e-4)) return Number(each.toPrecision(9)).toExponential();
+      return each.toLocaleString("en-US", { maximumFractionDigits: digits });
+    });
+  }
+
   function duration(seconds) {
     if (seconds < 100) return `${Math.max(0, seconds).toFixed(seconds < 10 && seconds % 1 ? 1 : 0)} s`;
     if (seconds < 6000) return `${Math.round(seconds / 60)} min`;
@@ -114,6 +127,23 @@
     return times.map((time) => time - begin);
   }
 
+  // Between two attempts nothing was trained: by time and dollars a line ends there and begins anew.
+  function broken(line, sheet, steps, kind) {
+    if (kind === "step" || sheet.attempts.length < 2) return line;
+    const times = timesAt(sheet.clock, steps);
+    const [x, y] = [[], []];
+    let next = 1;
+    line.x.forEach((place, n) => {
+      let waited = false;
+      while (next < sheet.attempts.length && sheet.attempts[next].began <= times[n]) { next++; waited = true; }
+      const before = x[x.length - 1];
+      if (waited && before < place) { x.push((before + place) / 2); y.push(null); }
+      x.push(place);
+      y.push(line.y[n]);
+    });
+    return { ...line, x, y };
+  }
+
   const paidFor = (sheet) => sheet.attempts.some((each) => each.usd > 0);
   const KINDS = [
     ["step", "Steps", () => true],
@@ -169,7 +199,8 @@
     function data() {
       if (!lines.length) return [[], []];
       if (lines.every((each) => sameSteps(each.x, lines[0].x))) return [lines[0].x, ...lines.map(drawn)];
-      return uPlot.join(lines.map((each) => [each.x, drawn(each)]));
+      // A line breaks at its own nulls, as far as its own next point, whatever the other lines have between.
+      return uPlot.join(lines.map((each) => [each.x, drawn(each)]), lines.map(() => [0, 2]));
     }
 
     function valueAt(values, place) {
@@ -225,7 +256,7 @@
         scales: { x: { time: false, range: whole }, y: { distr: log() ? 3 : 1 } },
         axes: [
           { stroke, grid, ticks: grid, size: 34, font: "11px system-ui", space: 70, incrs: kind === "time" ? SECONDS : undefined, values: (u, all) => axisText(kind, all) },
-          { stroke, grid, ticks: grid, size: 58, font: "11px system-ui", values: (u, all) => all.map((each) => (each === null ? "" : number(each))) },
+          { stroke, grid, ticks: grid, size: (u, all) => 14 + 7 * Math.max(4, ...(all || []).map((each) => each.length)), font: "11px system-ui", values: (u, all) => tickTexts(all) },
         ],
         series: [{}, ...lines.map((line) => ({
           label: line.label,
@@ -233,7 +264,7 @@
           width: line.dash ? 2 : 1.5,
           dash: line.dash ? [6, 3] : undefined,
           show: !hidden.has(line.label),
-          points: { show: line.x.length < 40, size: 5, stroke: () => colour(line), fill: () => colour(line) },
+          points: { show: line.shown < 40, size: 5, stroke: () => colour(line), fill: () => colour(line) },
         }))],
         hooks: { drawAxes: [marks], setCursor: [(u) => tell(u.cursor.idx)] },
       }, found, host);
@@ -262,7 +293,7 @@
       });
       host.setAttribute("aria-label", `${title}. ${parts.join("; ")}. Arrow keys read values, plus and minus zoom, 0 shows all.`);
       const cut = lines.filter((each) => each.of);
-      const [shown, of] = cut.reduce(([a, b], each) => [a + each.x.length, b + each.of], [0, 0]);
+      const [shown, of] = cut.reduce(([a, b], each) => [a + each.shown, b + each.of], [0, 0]);
       note.textContent = cut.length ? `${shown.toLocaleString("en-US")} of ${of.toLocaleString("en-US")} points: the least and the greatest of each stretch` : "";
     }
 
@@ -285,6 +316,8 @@
         return;
       } else if (event.key === "0" || event.key === "Escape") { zoom(...group.full()); return; } else return;
       event.preventDefault();
+      const back = event.key === "ArrowLeft" || event.key === "End" ? -1 : 1;
+      while (xs[place] !== undefined && plot.data.slice(1).every((row) => row[place] === null || row[place] === undefined)) place += back;  // the middle of a wait
       place = Math.min(xs.length - 1, Math.max(0, place));
       if (xs[place] < min || xs[place] > max) zoom(xs[place] - (max - min) / 2, xs[place] + (max - min) / 2);
       plot.setCursor({ left: plot.valToPos(xs[place], "x"), top: plot.over.clientHeight / 2 });
@@ -373,7 +406,8 @@
           const val = name.startsWith("val/");
           const many = shown.length > 1;
           full = [Math.min(full[0], places[0]), Math.max(full[1], places[places.length - 1])];
-          drawn.get(titleOf(name)).push({ label: many ? `${run}${val ? ", val" : ""}` : name, about: many ? about(run) : "", colour: many ? colour : val ? 1 : 0, dash: many && val, x: places, y, of });
+          const line = { label: many ? `${run}${val ? ", val" : ""}` : name, about: many ? about(run) : "", colour: many ? colour : val ? 1 : 0, dash: many && val, x: places, y, shown: places.length, of };
+          drawn.get(titleOf(name)).push(broken(line, sheet, x, kind));
         }
       }
       if (!(full[1] > full[0])) full = shown.length && Number.isFinite(full[0]) ? [full[0] - 0.5, full[0] + 0.5] : [0, 1];
@@ -672,7 +706,7 @@
 
     return {
       node: h("main", {},
-        h("nav", {}, index.runs.length > 1 ? h("a", { href: "#" }, "All runs") : null, sweep ? [" · ", h("a", { href: `#sweep/${encodeURIComponent(sweep.id)}` }, sweep.id)] : null),
+        h("nav", {}, index.runs.length > 1 && !index.opens ? h("a", { href: "#" }, "All runs") : null, sweep ? [index.opens ? "" : " · ", h("a", { href: `#sweep/${encodeURIComponent(sweep.id)}` }, sweep.id)] : null),
         h("h1", { tabindex: "-1" }, run, " ", state_), problem, facts, attempts.node, bar.node, charted.node, more),
       begin: () => load(true),
       update: () => load(false),
@@ -770,9 +804,13 @@
     const holder = h("div", {}, picture.node);
     const matters = h("div", {});
     function importance(now) {
-      const found = Object.entries(now.importance).sort((a, b) => b[1] - a[1]);
-      matters.replaceChildren(...(found.length ? [h("h2", {}, "What matters"), h("ul", { class: "importance" }, found.map(([key, part]) => h("li", {}, h("span", {}, key), h("b", { class: "meter" }, h("i", { vars: { width: `${100 * part}%` } })), h("span", { class: "value" }, `${Math.round(100 * part)} %`)))),
-        h("p", { class: "note" }, `How much of the order of the trials by ${now.metric} goes along with each parameter alone (epsilon squared of their ranks). What only matters together shows as little.`)] : []));
+      // What nobody can tell yet stands below what is told, and says why.
+      const found = [...now.importance].sort(([, a], [, b]) => (b ?? -1) - (a ?? -1));
+      const told = found.some(([, part]) => part !== null);
+      const meter = (part) => h("b", { class: "meter" }, h("i", { vars: { width: `${100 * part}%` } }));
+      const lines = found.map(([key, part]) => h("li", {}, h("span", {}, key), ...(part === null ? [h("small", {}, "too few trials to tell"), ""] : [meter(part), h("span", { class: "value" }, `${Math.round(100 * part)} %`)])));
+      matters.replaceChildren(...(now.rows.some((row) => row.value !== null) ? [h("h2", {}, "What matters"), h("ul", { class: "importance" }, lines),
+        h("p", { class: "note" }, told ? `How much of the order of the trials by ${now.metric} goes along with each parameter alone (epsilon squared of their ranks). What only matters together shows as little.` : "It takes two trials with each value, or four with numbers from a range.")] : []));
     }
     function draw() {
       const now = sweepNow();
@@ -790,7 +828,7 @@
     const states = (now) => Object.entries(now.rows.reduce((all, row) => ({ ...all, [row.state]: (all[row.state] || 0) + 1 }), {})).map(([name, count]) => `${count} ${name}`).join(", ");
     const told = h("p", {}, `${some(sweep.rows.length, "trial")}: ${states(sweep)}; by ${sweep.metric}, ${sweep.mode === "min" ? "less" : "more"} is better.`);
     return {
-      node: h("main", {}, h("nav", {}, h("a", { href: "#" }, "All runs")), h("h1", { tabindex: "-1" }, id), told, holder,
+      node: h("main", {}, h("nav", {}, id === index.opens ? null : h("a", { href: "#" }, "All runs")), h("h1", { tabindex: "-1" }, id), told, holder,
         h("p", { class: "note" }, "A line for each trial, the best ones strongest; dashed ones have no value."), matters, h("h2", {}, "Trials"), trials.node, curves.node),
       begin() { draw(); curves.show(); },
       update() {
@@ -821,7 +859,7 @@
     const only = index.runs.length === 1 && !index.sweeps.length ? index.runs[0].run : null;
     if (kind === "run" && rowOf(wanted)) view = runView(wanted);
     else if (kind === "sweep" && index.sweeps.some((each) => each.id === wanted)) view = sweepView(wanted);
-    else view = only ? runView(only) : listView();
+    else view = only ? runView(only) : index.sweeps.some((each) => each.id === index.opens) ? sweepView(index.opens) : listView();
     stage.replaceChildren(view.node);
     view.begin();
     document.title = wanted ? `${wanted} - ${index.title}` : index.title;
