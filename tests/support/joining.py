@@ -31,7 +31,9 @@ def work(rank: int, size: int, port: int, what: str, line: Any) -> None:
                 meeting=2.0 if what == "absent" else 60.0, talking=2.0 if what == "silent" else 60.0
             ),
         )
-        sums, least = world.all_reduce_sum([rank + 1.0]), world.all_reduce_min(5.0 - rank)
+        soon = world.sums_soon([rank + 1.0])  # the others are asked meanwhile
+        least = world.all_reduce_min(5.0 - rank)
+        sums = soon()
         line.send((sums, least, world.broadcast(rank)))
     except ProcessesApart as error:
         line.send(str(error))

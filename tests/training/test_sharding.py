@@ -1,5 +1,6 @@
 """Sharded models on real processes: saved by four, restored on two and one with the same values,
-saved by that one, restored on two and four. Covers `xrun.training.start` with them.
+saved by that one, restored on two and four. Covers `xrun.training.start` with them, and
+`xrun.training.gloo` beside torch's default.
 
 The file is also the program that the processes run: `python test_sharding.py FOLDER RANK`.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import mmap
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from support.ranks import run_ranks
 from xrun.checkpoint.checkpointer import Checkpointer, Writers
@@ -30,9 +33,11 @@ from xrun.recipe.interval import Every
 from xrun.recipe.schema import Train
 from xrun.run.record import AttemptRecord, RunRecord
 from xrun.store.directory.store import DirectoryStore
+from xrun.supervisor.ranks import ON_PROCESSORS_SHARDED
 from xrun.tracker.jsonl import JsonlTracker
 from xrun.training.average import Average, average_of
 from xrun.training.export import full_copy
+from xrun.training.mapped import placing
 from xrun.training.objective import Objective
 from xrun.training.optimizer import build_optimizer
 from xrun.training.sharding import checkpoint_activations, repeated_blocks, shard
@@ -42,6 +47,9 @@ from xrun.training.world import World
 LIVES = ("a4", "a2", "a1", "b2", "b4", "c2")
 """Attempts, by how many processes: `a` and `c` restore what four have saved, `b` what one has."""
 BLOCK, DECAY = 512, 0.5
+WIDE = 2048
+LAYER = 4 * WIDE * WIDE
+"""Bytes."""
 WHOLE = ("model.scale", "ema.module.scale", "ema.n_averaged")
 """What is not sharded, but for step counters."""
 
@@ -64,6 +72,76 @@ class Model(nn.Module):
             x = x + block(x)
         x = x + self.wide(x)
         return self.head(x) * self.scale[0]
+
+
+class Wide(nn.Module):
+    """Three layers of 16 MB, and a small one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(WIDE, WIDE, bias=False) for _ in range(3)])
+        self.head = nn.Linear(WIDE, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x)
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    with placing():
+        return Wide()
+
+
+def as_torch_does(module: Any, train: Train, device: str) -> None:
+    """The same units, and nothing of them gathered ahead."""
+    blocks = [fully_shard(block) for block in module.blocks]
+    for unit in (*blocks, fully_shard(module)):
+        unit.set_modules_to_backward_prefetch([unit])
+
+
+def beside_torch(folder: Path, world: World) -> dict[str, Any]:
+    """The gradients of a wide model that is sharded both ways, the most memory that its forward and
+    its backward pass take, in layers, and what a copy of it takes."""
+    told: dict[str, Any] = {}
+    x = torch.randn(4, WIDE, generator=torch.Generator().manual_seed(world.rank))
+    for name, spread in {"torch": as_torch_does, "own": shard}.items():
+        module = wide()
+        spread(module, Train(steps=1, global_batch=4, sharding="fsdp"), "cpu")
+        peaks = []
+        for _ in range(4):
+            module.zero_grad(set_to_none=True)
+            out, forward = most(functools.partial(module, x))
+            _, backward = most(out.square().sum().backward)
+            peaks.append((forward, backward))
+        gradients = [p.grad.to_local() for p in module.parameters()]
+        # The first pass makes what stays; gloo's threads may be late to let go of a tensor.
+        told[name] = {
+            "gradients": gradients,
+            "peaks": [min(each) for each in zip(*peaks[1:], strict=True)],
+        }
+    before = memory("RssAnon")
+    copy = full_copy(module, wide, folder)
+    told["copied"] = (memory("RssAnon") - before) / LAYER
+    if copy is not None:
+        told["same"] = all(map(torch.equal, copy.parameters(), wide().parameters()))
+    return told
+
+
+def memory(what: str) -> int:
+    """A line of this process's status, in bytes."""
+    found = re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def most(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call gives, and how many layers more memory than before there were at once."""
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is what there is now
+    before = memory("VmRSS")
+    found = call()
+    return found, (memory("VmHWM") - before) / LAYER
 
 
 def model() -> Any:
@@ -142,10 +220,12 @@ def work(folder: Path, rank: int) -> None:
                 run.begin()
                 run.before_step()
                 run.wait()
-            found["copy"] = full_copy(state.model, model)
+            found["copy"] = full_copy(state.model, model, folder)
             if found["copy"] is not None:
                 found["copy"] = found["copy"].state_dict()
             found["now"] = whole(state)
+            if life == "a4":
+                found |= beside_torch(folder, world)
             torch.save(found, folder / f"{life}-{rank}.pt")
             run.close()
 
@@ -225,7 +305,10 @@ Found = dict[tuple[str, int], Any]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of each life has."""
     folder = tmp_path_factory.mktemp("sharding")
-    run_ranks(__file__, folder, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ON_PROCESSORS_SHARDED.items():
+            patch.setenv(name, value)
+        run_ranks(__file__, folder, 4)
     return {
         (life, rank): torch.load(folder / f"{life}-{rank}.pt")
         for life in LIVES
@@ -309,6 +392,27 @@ def test_an_unsharded_copy_is_made_on_the_first_process(found: Found) -> None:
         copy, now = found[life, 0]["copy"], found[life, 0]["now"]
         assert all(torch.equal(copy[name], now[f"model.{name}"]) for name in model().state_dict())
         assert all(found[life, rank]["copy"] is None for rank in range(1, int(life[-1])))
+
+
+def test_a_copy_for_the_export_lies_in_a_file(found: Found) -> None:
+    """Of its memory it takes one tensor at a time, which is gone afterwards, and no process has
+    more than that of the others' parts."""
+    assert found["a4", 0]["same"]
+    assert max(found["a4", rank]["copied"] for rank in range(4)) < 0.8
+
+
+def test_gradients_are_those_of_torchs_default(found: Found) -> None:
+    """Sums over four processes to the last bit, which depends on their order."""
+    for rank in range(4):
+        own, default = (found["a4", rank][name]["gradients"] for name in ("own", "torch"))
+        assert all(map(torch.equal, own, default))
+
+
+def test_a_layer_less_is_held_than_by_torchs_default(found: Found) -> None:
+    """In forward and in backward: neither what was gathered before nor what was summed before."""
+    for rank in range(4):
+        own, default = (found["a4", rank][name]["peaks"] for name in ("own", "torch"))
+        assert all(few < many - 0.6 for few, many in zip(own, default, strict=True))
 
 
 def test_the_average_moves_towards_the_weights(found: Found) -> None:

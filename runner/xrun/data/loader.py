@@ -144,6 +144,12 @@ class Ahead:
             except Exception as error:  # of the step that is to come, not of this one
                 self._seen.append(error)
 
+    @property
+    def seen(self) -> list[Piece] | None:
+        """The next step, where it was fetched and nothing went wrong."""
+        found = self._seen[0] if self._seen else None
+        return None if isinstance(found, Exception) else found
+
     def next(self) -> list[Piece] | None:
         """The next step; None after the last one."""
         if not self._seen:

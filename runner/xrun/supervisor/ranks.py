@@ -43,9 +43,10 @@ ON_GPUS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 allocator lets its pieces grow instead of keeping ones that fit nothing (docs/performance.md)."""
 _OLD_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Under which it may be set as well."""
-ON_PROCESSORS_SHARDED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+ON_PROCESSORS_SHARDED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """What a rank of a sharded model has in their place: it gathers and drops a layer at a time, and
-what it would keep of those can be more than its part of the model (docs/decisions/0069)."""
+what it would keep of those, and of activations, can be more than its part of the model
+(docs/decisions/0069, 0074)."""
 DETERMINISTIC = {"NCCL_NVLS_ENABLE": "0"}
 """What `train.deterministic` needs of NCCL, unless somebody has set it otherwise: where the switch
 between H100s sums (NVLS), the same call gives other bits each time (NVIDIA/nccl#1497)."""

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from .. import clock
-from ..checkpoint.state import local
+from ..checkpoint.state import is_sharded, local
 from ..errors import ComponentError
 from ..files import json_text, sha256_of
 from ..run.folder import RunFolder
@@ -32,6 +32,7 @@ from ..store.durable import sync_folder
 from ..store.protocol import RateLimited, Store
 from .adapter_folder import ADAPTER, write_beside
 from .companions import NOTHING, Companions
+from .mapped import WeightsFile, built_in
 from .model_card import library_of, model_card
 from .page import write_page
 
@@ -195,18 +196,25 @@ class _Stored(nn.Module):
         return self._tensors
 
 
-def full_copy(model: nn.Module, rebuild: Any) -> nn.Module | None:
-    """An unsharded copy of a sharded model on the first process (None on the others); every process
-    takes part."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def full_copy(model: nn.Module, rebuild: Callable[[], nn.Module], folder: Path) -> nn.Module | None:
+    """An unsharded copy of a sharded model on the first process (None on the others), which has its
+    weights in a file without a name in this folder: of its memory, and of a GPU's, it takes one
+    tensor. Every process takes part.
 
-    values = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    if torch.distributed.get_rank() != 0:
-        return None
-    copy: nn.Module = rebuild()
-    copy.load_state_dict(values)
+    Raises:
+        TrainError: the disk is full.
+    """
+    first = torch.distributed.get_rank() == 0
+    with WeightsFile(folder) as file:
+        values = {}
+        for name, tensor in model.state_dict().items():
+            whole = tensor.full_tensor() if is_sharded(tensor) else tensor
+            if first:
+                values[name] = file.put(whole.cpu())
+        if not first:
+            return None
+        copy = built_in(file, rebuild)
+        copy.load_state_dict(values)
     return copy
 
 

@@ -64,7 +64,9 @@ def finish(
         if setting.train.export == "best":
             step = take_best(setting, model, lease, rebuild)
         final = model.objective.model if model.averaged is None else model.averaged
-        whole: nn.Module | None = full_copy(final, rebuild) if setting.sharded else final
+        whole: nn.Module | None = final
+        if setting.sharded:
+            whole = full_copy(final, rebuild, setting.folder.path)
         if setting.world.rank or whole is None:
             return None
         # The card tells of the exported weights, the record of the whole run.

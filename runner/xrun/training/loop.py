@@ -105,6 +105,8 @@ class Training:
     _scalars: Scalars = field(default_factory=Scalars)
     _finite: FiniteGradients = field(init=False)
     _gated: bool = False
+    _counted: Callable[[], list[float]] | None = None
+    """What gives the next step's count, where it was fetched ahead."""
     _factor: tuple[tuple[float, torch.dtype], Tensor] | None = None
     """What the last loss was multiplied with, and as a tensor: most steps share theirs."""
     _optimizer_step: Callable[[], Any] = lambda: None
@@ -178,6 +180,7 @@ class Training:
             norm = self._step() if self._gated else self._clip()
             if self.ahead and not stop and state.step + 1 < self.steps:
                 self.speed.looked_ahead(batches.look)
+                self._counted = self._count_soon(batches.seen)
             numbers = read([*every, *norm, *further])  # the one time that the host waits for it
             each, told = len(losses) + 1, (len(losses) + 1) * self.world.size
             rows = [numbers[start : start + each] for start in range(0, told, each)]
@@ -312,8 +315,24 @@ class Training:
         """What the step's loss is a mean over, on all processes together."""
         if self.objective.counts_samples:
             return pieces[0][0].total
-        own = sum(self._own_count(piece, batch) for piece, batch in pieces if piece.weight)
-        return int(self.world.all_reduce_sum([own])[0]) or 1
+        counted, self._counted = self._counted, None
+        if counted is None:
+            counted = self.world.sums_soon([self._own_counts(pieces)])
+        return int(counted()[0]) or 1
+
+    def _count_soon(self, pieces: list[Piece] | None) -> Callable[[], list[float]] | None:
+        """Begin to count a step that was fetched ahead, while the device computes the one before.
+        What is wrong with its labels is said when it is its turn."""
+        if pieces is None or self.objective.counts_samples:
+            return None
+        try:
+            own = self._own_counts(pieces)
+        except Exception:  # a split may give anything
+            return None
+        return self.world.sums_soon([own])
+
+    def _own_counts(self, pieces: list[Piece]) -> int:
+        return sum(self._own_count(piece, batch) for piece, batch in pieces if piece.weight)
 
     def _own_count(self, piece: MicroBatch, batch: Batch) -> int:
         if self.parts == 1:

@@ -156,8 +156,9 @@ class WeightsFile:
             pages = mapped(self._file, self._end, size)
         except OSError as error:
             raise TrainError(
-                f"{self._folder}: there is no room for the first weights of the model"
-                f" ({error.strerror}), which lie in a file there until each process has its part.",
+                f"{self._folder}: there is no room for the weights of the model"
+                f" ({error.strerror}), which lie in a file there while they are whole: before each"
+                " process has its part of them, and when the model is made of their parts.",
                 "Make room there.",
             ) from error
         self._segments.append((self._end, torch.from_numpy(np.frombuffer(pages, np.uint8))))
@@ -278,7 +279,7 @@ def build_once(build: Build, folder: Path, world: World) -> tuple[nn.Module, str
 def _as_first(build: Build, file: WeightsFile, world: World) -> tuple[nn.Module, str]:
     """Build, and tell the others of this node."""
     try:
-        model = _in_full(build, file)
+        model = built_in(file, lambda: build(False))
         told = file.tell(model)
     except Exception as error:
         _exchanged(_as_told(error), world)
@@ -300,7 +301,7 @@ def _as_another(build: Build, file: WeightsFile, world: World) -> tuple[nn.Modul
             raise CannotBeHollowError(model)
         fill(model, told)
     except CannotBeHollowError as error:
-        model = _in_full(build, file)
+        model = built_in(file, lambda: build(False))
         file.tell(model)
         return model, str(error)
     return model, ""
@@ -325,6 +326,7 @@ def _as_told(fault: Exception) -> XrunError:
     return ProcessesApart(f"Another process could not build the model: {in_short(fault)}.")
 
 
-def _in_full(build: Build, file: WeightsFile) -> nn.Module:
+def built_in(file: WeightsFile, build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` builds, its parameters in the file."""
     with _into(file.put):
-        return build(False)
+        return build()

@@ -42,9 +42,13 @@ def shard(module: nn.Module, train: Train, device: str, keep: bool = True) -> No
         ),
     ]
     if device == "cpu":
-        # A processor gathers a layer when it needs it; earlier would only take more memory.
+        from .gloo import Gather, ReduceScatter
+
         for unit in units:
+            # Nothing is gathered beside what computes, there: it would only be one layer more.
             unit.set_modules_to_backward_prefetch([unit])
+            unit.set_custom_all_gather(Gather())  # type: ignore[arg-type]  # torch's own class has no public name
+            unit.set_custom_reduce_scatter(ReduceScatter())  # type: ignore[arg-type]  # as above
 
 
 def checkpoint_activations(model: nn.Module) -> None:
