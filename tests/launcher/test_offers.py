@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from loopback.hub import Hub
+from support.hub_store import HUB_WARNINGS
+from support.named_repositories import fill
 from support.paths import ROOT
 from support.running import Done
 from support.sky_home import CLOUDS, SkyHome
@@ -370,6 +374,30 @@ def test_clouds_that_are_not_enabled_are_priced_beside(home: SkyHome, tmp_path: 
     assert (best["instance"], best["use_spot"], best["enabled"]) == ("p5.48xlarge", True, False)
     assert best["usd_per_hour"] == pytest.approx(10.24, abs=0.01)
     assert best["source"] == "SkyPilot's catalog aws/vms.csv"
+
+
+@pytest.mark.soak
+@HUB_WARNINGS[0]
+@HUB_WARNINGS[1]
+def test_every_recipe_for_clouds_has_a_quote(tmp_path: Path) -> None:
+    """Before any cloud is enabled, with a Hub that has what they name: hours and dollars to the
+    end, whether it fits, and each place once."""
+    home = SkyHome(tmp_path / "home")
+    with Hub(tmp_path / "hub") as hub:
+        fill(hub, tmp_path / "named")
+        home.environment |= hub.environ("me")
+        for name in ("gpt_h100", "vit_a100", "llama_chat_a100"):
+            recipe = str(ROOT / "recipes" / f"{name}.yaml")
+            done = home.xrun("plan", recipe)
+            assert done.code == 0, done.err
+            assert re.search(r"To the end: [\d.]+ \([\d.]+ to [\d.]+\) hours, \$", done.out), name
+            assert "It fits: " in done.out
+            table = done.out[done.out.index("  CLOUD") : done.out.index("Prices:")].splitlines()
+            places = [line.split()[:4] for line in table]
+            assert len(places) == len({tuple(each) for each in places}) >= 4
+            told = json.loads(home.xrun("plan", recipe, "--json").out)
+            dollars = [each["usd"] for each in told["elsewhere"]]
+            assert dollars[0] == min(dollars), "the cheapest run comes first"
 
 
 @pytest.mark.cloud

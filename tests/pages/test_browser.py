@@ -144,6 +144,7 @@ def test_every_view_can_be_read(
         page.goto(address(project, view="#run/alone-1"))
     elif view == "sweep":
         page.get_by_role("link", name="tiny-s").first.click()
+        page.get_by_role("heading", level=1, name="tiny-s").wait_for()  # the list is gone by then
     page.locator(".chart").first.scroll_into_view_if_needed()  # they are drawn when they are seen
     page.locator(".chart canvas").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]

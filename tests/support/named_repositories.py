@@ -26,6 +26,13 @@ configs:
     path: sample/10BT/*
 ---
 """
+COUNTS = """\
+---
+dataset_info:
+  splits:
+{}---
+"""
+"""As the public pages of datasets say how many rows there are."""
 END = "<|endoftext|>"
 BEGIN = "<|begin_of_text|>"
 TEMPLATE = """\
@@ -60,6 +67,8 @@ def _vit(folder: Path) -> None:
 
 
 def _food(folder: Path) -> None:
+    counts = {"train": 75_750, "validation": 25_250}  # as the whole dataset has
+    _counted(folder, counts)
     for name, count in {"train": 300, "validation": 100}.items():
         rows = {
             "image": [_photograph(i) for i in range(count)],
@@ -67,6 +76,11 @@ def _food(folder: Path) -> None:
         }
         kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(101)}
         _write(rows, folder / f"data/{name}-00000-of-00001.parquet", datasets.Features(kinds))
+
+
+def _counted(folder: Path, counts: dict[str, int]) -> None:
+    lines = (f"  - name: {name}\n    num_examples: {count}\n" for name, count in counts.items())
+    (folder / "README.md").write_text(COUNTS.format("".join(lines)))
 
 
 def _photograph(seed: int) -> dict[str, Any]:
@@ -77,8 +91,8 @@ def _photograph(seed: int) -> dict[str, Any]:
 
 
 def _web(folder: Path) -> None:
-    for shard in range(3):
-        rows = {"text": [f"{shard}.{i} {_text()[500 * (i % 40) :][:1500]}" for i in range(2500)]}
+    for shard in range(8):  # one for each lane
+        rows = {"text": [f"{shard}.{i} {_text()[500 * (i % 40) :][:1500]}" for i in range(1000)]}
         _write(rows, folder / f"sample/10BT/{shard:03}_00000.parquet")
     (folder / "README.md").write_text(CONFIGS)
 
@@ -119,6 +133,8 @@ def _llama(folder: Path) -> None:
 
 
 def _conversations(folder: Path) -> None:
+    counts = {"train_sft": 207_865, "train_gen": 256_032, "test_sft": 23_110, "test_gen": 28_304}
+    _counted(folder, counts)
     for split, count in {"train_sft": 300, "train_gen": 5, "test_sft": 80, "test_gen": 5}.items():
         rows = {
             "prompt": [f"Question {i}" for i in range(count)],

@@ -7,6 +7,7 @@ import pytest
 import requests
 import urllib3
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import http_backoff
 
 from xrun.errors import (
     AttemptEnd,
@@ -83,6 +84,13 @@ def test_what_a_network_or_a_disk_refuses_may_pass(error: Exception) -> None:
     for each in (error, wrapped):
         failure = failure_of(each, 7)
         assert (failure.end, failure.code, failure.again) == (AttemptEnd.OWN, 75, True), each
+
+
+def test_a_client_that_the_hubs_library_has_closed_is_the_networks() -> None:
+    """It closes its client after a connection that failed, and tries again with the same one."""
+    with pytest.raises((RuntimeError, httpx.ConnectError)) as told:
+        http_backoff("HEAD", "http://127.0.0.1:9/x", base_wait_time=0)  # nobody listens there
+    assert failure_of(told.value, None).code == 75
 
 
 @pytest.mark.parametrize(

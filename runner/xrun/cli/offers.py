@@ -53,13 +53,7 @@ def offers_text(offers: Offers, recipe: Recipe | None = None) -> str:
     if not offers.offers:
         quoted = _quoted(offers.elsewhere[0], offers, recipe)
         return "\n".join([*_elsewhere(offers), "", *quoted, *offers.notes])
-    places = list(
-        {
-            (offer.candidate, offer.infra, offer.instance): offer
-            for offer in reversed(offers.offers)
-        }.values()
-    )
-    places.sort(key=offers.offers.index)
+    places = _places(offers.offers)
     relative = all(offer.usd is None and offer.work is not None for offer in places)
     header = (*_HEADER[:-1], "WORK (est.)") if relative else _HEADER
     rows = [_row(offer, offers.best, relative=relative) for offer in places[:_ROWS]]
@@ -76,9 +70,17 @@ def _elsewhere(offers: Offers) -> Iterator[str]:
         yield ""
     yield "Clouds that are not enabled (`sky check CLOUD`), by their published price lists:"
     best = offers.elsewhere[0]
-    rows = [_row(each, best, relative=False) for each in offers.elsewhere[:_ELSEWHERE]]
+    rows = [_row(each, best, relative=False) for each in _places(offers.elsewhere)[:_ELSEWHERE]]
     yield from _aligned([_HEADER, *(("", *row[1:]) for row in rows)])
     yield f"Prices: {'; '.join(_sources(offers.elsewhere))}."
+
+
+def _places(offers: Sequence[Offer]) -> list[Offer]:
+    """The first offer of each place: spot and on demand there are one row."""
+    first: dict[tuple[int, str, str], Offer] = {}
+    for offer in offers:
+        first.setdefault((offer.candidate, offer.infra, offer.instance), offer)
+    return list(first.values())
 
 
 def _row(offer: Offer, best: Offer, *, relative: bool) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ def _below(
     yield offers.order
     if relative:
         yield "WORK is what the same work costs, relative to the chosen place."
-    elif best.usd is None:
+    elif best.speed is None and best.usd is None:
         yield "Hours and dollars of the whole run are known once an attempt has measured its speed."
     yield from offers.notes
     if offers.controller:
@@ -171,6 +173,11 @@ def _quoted(best: Offer, offers: Offers, recipe: Recipe | None) -> Iterator[str]
                 f"${quote.saved_usd:.2f} an hour" if quote.saved_usd else "nothing is billed for it"
             )
             yield f"Saves send {quote.saved:.3g} GB an hour: {usd}."
+    elif best.speed is not None and recipe is not None and not recipe.train.steps:
+        yield (
+            "Hours and dollars of the whole run are not known, because its data do not say how many"
+            " samples they have: an attempt counts them."
+        )
     if recipe is not None and quote is not None:
         yield from _over_budget(recipe, quote)
     if best.fit is not None:
@@ -183,7 +190,7 @@ def _quoted(best: Offer, offers: Offers, recipe: Recipe | None) -> Iterator[str]
         )
         yield from (" ".join(line.split()) for line in cost_text(offers.cost, recipe, world))
     if offers.lacks:
-        yield f"Whether it fits is not known: {offers.lacks}"
+        yield f"Whether it fits is not known. {offers.lacks}"
 
 
 def _over_budget(recipe: Recipe, quote: Quote) -> Iterator[str]:

@@ -146,7 +146,7 @@ class Offers:
     lacks: str = ""
     """Why nobody knows what a step takes."""
     elsewhere: tuple[Offer, ...] = ()
-    """What clouds that are not enabled would charge, the cheapest hour first."""
+    """What clouds that are not enabled would charge, in the same order."""
 
     @property
     def best(self) -> Offer:
@@ -166,6 +166,17 @@ class Offers:
         return list(dict.fromkeys(launchable))
 
 
+def cheapest_first(offers: Sequence[Offer]) -> tuple[list[Offer], bool]:
+    """By the whole run where all speeds are known or can be estimated, else by the hour; and
+    whether it is by the run."""
+    speeds = {offer.speed is not None for offer in offers}
+    by_work = len(speeds) == 1 and all(offer.work is not None for offer in offers)
+    ordered = sorted(
+        offers, key=lambda offer: (offer.work if by_work else offer.hourly, not offer.use_spot)
+    )
+    return ordered, by_work
+
+
 def rank(
     offers: Sequence[Offer],
     candidates: Sequence[Candidate],
@@ -181,11 +192,7 @@ def rank(
     `pinned`: SkyPilot must not look elsewhere than in these places. `any_nodes`: xrun's plugin may
     change the number of nodes.
     """
-    speeds = {offer.speed is not None for offer in offers}
-    by_work = len(speeds) == 1 and all(offer.work is not None for offer in offers)
-    ordered = sorted(
-        offers, key=lambda offer: (offer.work if by_work else offer.hourly, not offer.use_spot)
-    )
+    ordered, by_work = cheapest_first(offers)
     shape = _shape(ordered[0], candidates)
     kept = tuple(offer for offer in ordered if _shape(offer, candidates) == shape)
     by_work = (

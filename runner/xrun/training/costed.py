@@ -34,6 +34,7 @@ from ..run.folder import RunFolder
 from ..run.plan import Plan
 from .adapter import with_adapter
 from .contract import in_short
+from .failure import is_of_the_network
 from .footprint import Footprint
 from .freezing import freeze, held_in_bf16
 from .instances import build_splits, build_unchecked
@@ -328,16 +329,25 @@ def _whole(split: Any) -> int | None:
     return None if split is None or is_stream(split) else len(split)
 
 
+def _lacks(error: Exception) -> dict[str, str]:
+    """Why nothing was measured, and what to do about it."""
+    what, hint = (
+        (error.message, error.hint) if isinstance(error, XrunError) else (in_short(error), "")
+    )
+    if is_of_the_network(error):
+        what = f"no connection to what the recipe names ({what.rstrip('.')})"
+        hint = hint or "With a network the same command measures it."
+    return {"lacks": what, "hint": hint}
+
+
 def main(plan_path: str) -> int:
     """Measure, and write down what was found or what is missing; 0 in either case."""
     plan = Plan.read(Path(plan_path))
     path = RunFolder(plan.folder).cost
     try:
         write_json(path, {"cost": cost_of(plan).to_json()})
-    except XrunError as error:
-        write_json(path, {"lacks": str(error), "hint": error.hint})
     except Exception as error:  # a component may raise anything
-        write_json(path, {"lacks": in_short(error), "hint": ""})
+        write_json(path, _lacks(error))
     return 0
 
 

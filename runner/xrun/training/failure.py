@@ -59,6 +59,8 @@ _NETWORK = {"aiohttp", "botocore", "httpcore", "httpx", "requests", "urllib3"}
 """Libraries whose errors are the network's, whether they say OSError or not."""
 _OFFLINE = "LocalEntryNotFoundError"
 """What huggingface_hub makes of a Hub that does not answer: a FileNotFoundError."""
+_CLOSED = "the client has been closed"
+"""What its second try at a connection comes to: it closes its client after the first one."""
 _NO_NAME = "HFValidationError"
 """What it makes of a name that no repository can have, such as the path of a folder that is not
 there."""
@@ -151,7 +153,7 @@ def _is_transient(error: BaseException) -> bool:
     if isinstance(status, int):
         return status >= 500 or status in _BUSY
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    if libraries & _NETWORK or type(error).__name__ == _OFFLINE:
+    if libraries & _NETWORK or type(error).__name__ == _OFFLINE or _CLOSED in str(error):
         return True
     return isinstance(error, OSError) and not isinstance(error, _FINAL)
 

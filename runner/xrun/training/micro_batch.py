@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import resource
@@ -329,8 +330,10 @@ def first_batch(fetch: Fetch, size: int) -> Batch:
     """The first `size` samples, as a micro-batch."""
     examples = None
     if is_stream(fetch.split):
-        source = shard_of(fetch.split, 0)
-        examples = tuple(example for example, _ in zip(source, range(size), strict=False))
+        shards = range(getattr(fetch.split, "num_shards", 1))
+        # The first shards may be short, or held out of training as a whole.
+        source = itertools.chain.from_iterable(shard_of(fetch.split, each) for each in shards)
+        examples = tuple(itertools.islice(source, size))
     indices = np.arange(size, dtype=np.int64) % (size if examples is not None else len(fetch.split))
     return fetch[MicroBatch(0, 0, 0, 0, indices, size, examples=examples)][1]
 

@@ -45,7 +45,8 @@ def test_what_a_process_says_at_its_end_is_told() -> None:
     killed = read_cost(None, "Traceback ...\nMemoryError\n")
     assert str(killed) == "Measuring what a step takes failed: MemoryError."
     offline = read_cost({"lacks": "The Hub does not answer.", "hint": "Try again."}, "")
-    assert str(offline) == "What a step takes is not known: The Hub does not answer. Try again."
+    said = "What a step takes cannot be measured: The Hub does not answer. Try again."
+    assert str(offline) == said
 
 
 def test_a_damaged_memory_is_none(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def read_cost(told: dict[str, Any] | None, said: str) -> Cost | Lacks:
         return Lacks(f"Measuring what a step takes failed: {last[0].strip()}")
     if "cost" not in told:
         hint = str(told.get("hint", ""))
-        return Lacks(f"What a step takes is not known: {told.get('lacks', '')}", hint)
+        return Lacks(f"What a step takes cannot be measured: {told.get('lacks', '')}", hint)
     return Cost.from_json(told["cost"])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...recipe.schema import Candidate, Recipe
 from ...run.prices import Price
-from ..offers import Offer, affordable
+from ..offers import Offer, affordable, cheapest_first
 from ..throughput import Machines, Throughput
 from .client import LOCAL, NoClouds, name_of, skypilot
 from .offers import catalog_of, judged, kinds, too_small
@@ -68,7 +68,7 @@ def offers_elsewhere(
     recipe: Recipe, throughput: Throughput, lists: Mapping[str, Path]
 ) -> tuple[Offer, ...]:
     """The cheapest place of each cloud of these price lists, for each of the recipe's candidates
-    and for spot and on demand, the cheapest hour first; only where the step fits."""
+    and for spot and on demand, the cheapest first; only where the step fits."""
     found = [
         judged(offer, recipe, throughput)
         for number, candidate in enumerate(recipe.hardware.any_of)
@@ -76,7 +76,7 @@ def offers_elsewhere(
         if candidate.clouds is None or cloud in candidate.clouds
         for offer in _cheapest(number, candidate, cloud, path)
     ]
-    return tuple(sorted((o for o in found if not too_small(o)), key=lambda offer: offer.hourly))
+    return tuple(cheapest_first([offer for offer in found if not too_small(offer)])[0])
 
 
 def _reachable() -> bool:
