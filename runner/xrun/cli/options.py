@@ -50,8 +50,9 @@ class Commands(click.Group):
             from ..errors import did_you_mean
 
             called = _CALLED.get(args[0], args[0])
-            error.message = f"{error.message} {did_you_mean(called, self.commands)}".rstrip()
-            raise
+            told = f"{error.message} {did_you_mean(called, self.commands)}".rstrip()
+            # click's own error has its own guess from 8.4 on, which knows no other names
+            raise click.UsageError(told, error.ctx) from error
 
 
 class RunType(click.ParamType):

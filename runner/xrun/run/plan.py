@@ -84,6 +84,7 @@ class Plan:
     what else a launch has fixed. `launched`: when the run was first launched on a cloud, in seconds
     since 1970; 0 before.
     `rehearsal`: the last step of a rehearsal, which is a run in miniature; 0 for one that counts.
+    `whole_batch`: of a rehearsal, the run's own global batch in samples; else 0.
     `origin`: the repository that the recipe was fetched from, by its URL; empty for one that lay
     here.
     `sweep`: the id of the sweep that the run is a trial of; "" for one by itself. `pause`: it stops
@@ -113,6 +114,7 @@ class Plan:
     command: str = ""
     requirements: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: int = 0
+    whole_batch: int = 0
     lock: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
     launched: float = 0.0

@@ -33,12 +33,15 @@ from .modes import begin_training
 
 def splits_of(plan: Plan) -> dict[str, Any]:
     """The splits of a plan's dataset; few samples of them in a rehearsal."""
-    build = functools.partial(build_splits, plan.load_recipe(), Path(plan.project))
+    build = functools.partial(
+        build_splits, plan.load_recipe(), Path(plan.project), plan.whole_batch
+    )
     return Miniature(plan).splits(build) if plan.rehearsal else build()
 
 
-def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
-    """The dataset's splits by their names, `train` among them.
+def build_splits(recipe: Recipe, project: Path, whole_batch: int = 0) -> dict[str, Any]:
+    """The dataset's splits by their names, `train` among them; of a rehearsal's recipe with the
+    global batch of the run, which lanes share.
 
     Raises:
         ComponentError: the component does not give them.
@@ -52,7 +55,7 @@ def build_splits(recipe: Recipe, project: Path) -> dict[str, Any]:
     splits = call_build(f"datasets/{dataset.name}.py", build, dataset.args)
     check_splits(splits, dataset.name)
     check_stream(dataset.name, splits["train"], train.epochs)
-    check_lanes(dataset.name, splits["train"], train.global_batch)
+    check_lanes(dataset.name, splits["train"], whole_batch or train.global_batch)
     check_validation(splits.get("val"), dataset.name)
     Companions.of(splits["train"], f"datasets/{dataset.name}.py")
     if train.export == "best" and splits.get("val") is None:

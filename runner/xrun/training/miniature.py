@@ -64,6 +64,8 @@ class Miniature:
         if is_stream(train):
             with contextlib.suppress(AttributeError):  # it has no room for one
                 train.shuffle_block = SAMPLES
+            if getattr(train, "lanes", None):
+                train.lanes = 1  # a step may be as small as one sample
         if val is not None and len(val) > SAMPLES:
             self.note(f"evaluation on {SAMPLES} of {len(val)} samples")
             splits["val"] = val.select(range(SAMPLES)) if is_hugging_face(val) else Few(val)

@@ -115,6 +115,23 @@ def build():
     samples = [{"input_ids": each, "labels": each} for each in tokens]
     return {"train": samples, "val": samples}
 """
+LANES = """\
+import torch
+
+
+class Lanes:
+    num_shards, lanes, shuffle_block = 8, {lanes}, 5
+
+    def shard(self, number):
+        return iter(range(number, 400, 8))
+
+    def transform(self, number):
+        return torch.full((4,), number / 400), number % 3
+
+
+def build():
+    return {{"train": Lanes()}}
+"""
 LOSES_ITS_HEAD = """
     def save_pretrained(self, folder, **options):
         import json
@@ -202,7 +219,7 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
             overrides=("task=model", "train.evaluate={metric: f1, mode: max}"),
         ),
         "an evaluation that crashes": Wrong(
-            "evaluation", 2, r"KeyError: 41 \(at .*datasets/points\.py:17\)",
+            "evaluation", 2, r"KeyError: 41 \(line 17\)",
             dataset=data(more="    def __getitem__(self, i):\n"
                          "        return self.x[i], {100: int(self.y[i])}[len(self)]\n"),
         ),
@@ -229,6 +246,10 @@ WRONG: Mapping[str, Wrong] = MappingProxyType(
         "an export that cannot be loaded": Wrong(
             "load what was exported", 2, r'Missing key\(s\) in state_dict: "layer\.bias"',
             model=OWN.format(more=LOSES_ITS_HEAD),
+        ),
+        "lanes that share no step of the run": Wrong(
+            "build", 2, r"train\.global_batch: 8 samples cannot be shared equally by the 3 lanes",
+            dataset=LANES.format(lanes=3),
         ),
         "a warmup longer than the data": Wrong(
             "after", 2, r"the warmup of 50 steps does not end before the run does, at step 26: 100"
@@ -274,6 +295,14 @@ def test_a_recipe_that_is_right_goes_through_every_stage(tmp_path: Path) -> None
         " 41 samples"
     )
     assert not project.home.exists()
+
+
+def test_more_lanes_than_a_small_step_has_samples_are_rehearsed(tmp_path: Path) -> None:
+    """They share a step of the run, which has eight samples; a rehearsal's has four."""
+    project = Project(tmp_path)
+    project.write("datasets/points.py", LANES.format(lanes=8))
+    without = [each for each in STAGES if each != "evaluation"]
+    assert stages_of(rehearse(project, tmp_path)) == without
 
 
 def test_a_large_base_is_exported_and_loaded_by_transformers(tmp_path: Path) -> None:

@@ -238,8 +238,10 @@ async def live():
     told = full._pilot.assignment
     full._pilot.assignment = replace(told, places=told.places[:1], max_wait=0.0, retry=2.0)
     await full.launch()
+    forbidden = executor(9, Forbidden)
+    forbidden._pilot.assignment = replace(told, places=told.places[:1])  # the others are full
     try:
-        await executor(9, Forbidden).launch()
+        await forbidden.launch()
         raise AssertionError("it has launched")
     except exceptions.ProvisionPrechecksError:
         pass

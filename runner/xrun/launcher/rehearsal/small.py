@@ -33,6 +33,7 @@ def small_plan(plan: Plan, folder: Path) -> Plan:
         fork_store="",
         publish="",
         rehearsal=1,
+        whole_batch=plan.load_recipe().train.global_batch,
     )
 
 
