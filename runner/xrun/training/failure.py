@@ -55,7 +55,11 @@ _FINAL = (
     NotADirectoryError,
     PermissionError,
 )
-_NETWORK = {"aiohttp", "botocore", "httpcore", "httpx", "requests", "urllib3"}
+_NETWORK = {
+    *("aiohttp", "botocore", "requests", "urllib3"),
+    *("httpcore", "httpx"),
+    *("httpcore2", "httpx2"),  # as the Hub's library has them in its newer versions
+}
 """Libraries whose errors are the network's, whether they say OSError or not."""
 _OFFLINE = "LocalEntryNotFoundError"
 """What huggingface_hub makes of a Hub that does not answer: a FileNotFoundError."""
