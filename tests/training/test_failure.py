@@ -88,7 +88,7 @@ def test_what_a_network_or_a_disk_refuses_may_pass(error: Exception) -> None:
 
 def test_a_client_that_the_hubs_library_has_closed_is_the_networks() -> None:
     """It closes its client after a connection that failed, and tries again with the same one."""
-    with pytest.raises(Exception) as told:  # noqa: B017  which one it is is what is asked
+    with pytest.raises(Exception) as told:  # noqa: PT011  its class is what is asked
         http_backoff("HEAD", "http://127.0.0.1:9/x", base_wait_time=0)  # nobody listens there
     assert failure_of(told.value, None).code == 75
 
