@@ -154,3 +154,39 @@ sys.exit(75)
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate("line\n", timeout=60)
     assert (out, child.returncode) == ("line SIGTERM\n", 75)
+
+
+def test_a_parent_with_threads_is_gone_once_it_is_killed() -> None:
+    """A parent of many threads that is killed remains the parent, by its number, until the last of
+    them has ended; the kernel's signal comes before. The reason is its death all the same."""
+    child = """
+import contextlib, signal, time
+from xrun.errors import Stopped
+from xrun.machine.stop import StopFlag, end_with_parent
+flag = StopFlag()
+flag.on_signals(signal.SIGTERM)
+with contextlib.suppress(Stopped), flag.interrupting():
+    end_with_parent(signal.SIGTERM)
+    print("ready", flush=True)
+    time.sleep(60)
+print(flag.reason, flush=True)
+"""
+    parent = """
+import os, subprocess, sys, threading, time
+for _ in range(30):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+environment = {**os.environ, "XRUN_PARENT": str(os.getpid())}
+subprocess.run([sys.executable, "-c", sys.argv[1]], env=environment)
+"""
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", parent, child],
+            env={**os.environ, "PYTHONPATH": SOURCES},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        with process:
+            assert process.stdout.readline() == "ready\n"
+            process.kill()
+            assert process.stdout.read() == "its launcher is gone\n"

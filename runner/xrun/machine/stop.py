@@ -27,6 +27,9 @@ GRACE_SECONDS = 25.0
 after 30 s."""
 ORPHANED = "its launcher is gone"
 """The reason where the process that started this one was killed."""
+_FLAGS, _EXITING = 6, 0x4
+"""Where a process's flags are in /proc/PID/stat, counted from its state (proc_pid_stat(5)), and the
+one that says it is ending (PF_EXITING of Linux)."""
 SPARE_SECONDS = 5.0
 """What a deadline leaves until the machine is gone: for a save that takes longer than those before,
 and the attempt's own end."""
@@ -137,5 +140,16 @@ def end_with_parent(number: signal.Signals) -> None:
 
 
 def _is_orphan() -> bool:
-    """Whether the process that has started this one, and said so, is gone."""
-    return environment.PARENT.of() not in ("", str(os.getppid()))
+    """Whether the process that has started this one, and said so, is gone or about to be."""
+    parent = environment.PARENT.of()
+    return parent != "" and (parent != str(os.getppid()) or _is_ending(parent))
+
+
+def _is_ending(process: str) -> bool:
+    """Whether the first thread of this process has ended. The kernel sends its signal then; the
+    process is the parent until the last of its threads has ended too."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:  # no Linux, or it has gone this moment
+        return sys.platform == "linux"
+    return bool(int(stat.rpartition(")")[2].split()[_FLAGS]) & _EXITING)
