@@ -24,12 +24,17 @@ ASKS = """
 import json, sys
 from xrun.errors import XrunError
 from xrun.training.hub_revisions import HubRevisions
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
+if sys.argv[2] == "imported":
+    import huggingface_hub
+HubRevisions({"models/alice/words@main": "f" * 40}).use()
 revisions = HubRevisions(json.loads(sys.argv[1]), frozenset(sys.argv[3:]))
 revisions.use()
+assert ("huggingface_hub" in sys.modules) == (sys.argv[2] == "imported")
+assert not revisions.is_offline or sys.argv[2] == "imported"
+from huggingface_hub import hf_hub_download, snapshot_download
 try:
-    if sys.argv[2] == "file":
+    if sys.argv[2] in ("file", "imported"):
         got = open(hf_hub_download("alice/words", "words.txt")).read()
     elif sys.argv[2] == "snapshot":
         folder = snapshot_download("alice/words", repo_type="dataset")
@@ -111,6 +116,15 @@ def test_what_a_component_took_from_a_branch_is_recorded(hub: Hub, tmp_path: Pat
     model, data = say(hub, "one"), say(hub, "two", "dataset")
     assert ask(hub, "file", {}, home=tmp_path) == ["one", {"models/alice/words@main": model}]
     assert ask(hub, "snapshot", {}, home=tmp_path) == ["two", {"datasets/alice/words@main": data}]
+
+
+def test_the_library_is_asked_whenever_it_was_imported(hub: Hub, tmp_path: Path) -> None:
+    """It is not imported for the sake of it; where it was before, that is as good; and of those who
+    watch the newest counts."""
+    commit = say(hub, "one")
+    for order in ("file", "imported"):
+        got = ask(hub, order, {}, home=tmp_path / order)
+        assert got == ["one", {"models/alice/words@main": commit}]
 
 
 def test_a_run_that_goes_on_gets_the_commit_that_it_began_with(hub: Hub, tmp_path: Path) -> None:
