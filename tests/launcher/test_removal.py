@@ -206,6 +206,12 @@ def test_an_export_is_written_where_the_command_is_typed(project: Project, tmp_p
     text = (tmp_path / f"{folder.run}.csv").read_text().splitlines()
     assert text[0] == "step,time,train/loss,val/loss"
     assert text[10] == "10,1800000000.0,0.1,0.5"
-    assert xrun("export", str(folder.path), "--parquet", "x.parquet").returncode == 0
-    assert (tmp_path / "x.parquet").read_bytes().startswith(b"PAR1")
-    assert "Choose a format: --csv or --parquet" in xrun("export", folder.run).stderr
+    for number, kind in enumerate((["--parquet"], [])):
+        file = tmp_path / f"{number}.parquet"
+        assert xrun("export", str(folder.path), *kind, file.name).returncode == 0
+        assert file.read_bytes().startswith(b"PAR1")
+    (tmp_path / f"{folder.run}.csv").unlink()
+    assert xrun("export", folder.run).stdout == done.stdout
+    (folder.path / "metrics.jsonl").unlink()
+    gone = xrun("export", folder.run)
+    assert (gone.returncode, "its metrics.jsonl was deleted" in gone.stderr) == (3, True)

@@ -58,6 +58,6 @@ def test_a_table_goes_into_a_pipe(
 
 
 def test_a_run_without_points(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="has logged no point yet"):
+    with pytest.raises(LaunchError, match="so no table was written"):
         export("r", [], "csv", tmp_path / "r.csv")
     assert list(tmp_path.iterdir()) == []

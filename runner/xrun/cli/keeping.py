@@ -16,8 +16,8 @@ meant = click.argument(
 
 @click.command()
 @meant
-@click.option("--csv", "kind", flag_value="csv", help="As comma-separated values.")
-@click.option("--parquet", "kind", flag_value="parquet", help="As Parquet.")
+@click.option("--csv", "kind", flag_value="csv", help="As comma-separated values (the default).")
+@click.option("--parquet", "kind", flag_value="parquet", help="As Parquet (for FILE.parquet too).")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
 def export(target: str, kind: str | None, file: Path | None) -> None:
     """Write the metrics of RUN as a table, a row for each step, to FILE (`-`: standard output) or
@@ -26,8 +26,7 @@ def export(target: str, kind: str | None, file: Path | None) -> None:
     from ..run.opened import is_run_id, open_run
     from ..run.table import export as write
 
-    if kind is None:
-        raise click.UsageError("Choose a format: --csv or --parquet.")
+    kind = kind or ("parquet" if file and file.suffix == ".parquet" else "csv")
     if is_run_id(target):
         said = write(target, find_run(target).newest_points(), kind, file)
     else:

@@ -104,7 +104,11 @@ def export(run: str, points: Sequence[Mapping[str, Any]], kind: str, path: Path 
     """
     table = Table.of(points)
     if not table.rows:
-        raise LaunchError(f"{run} has logged no point yet.", f"`xrun report {run}` tells why.")
+        raise LaunchError(
+            f"No metrics of {run} are here, so no table was written: it has logged none yet, or its"
+            " metrics.jsonl was deleted.",
+            f"`xrun report {run}` tells how far it is.",
+        )
     data = table.csv() if kind == "csv" else table.parquet()
     target = path or Path(f"{run}.{kind}")
     if target == Path("-"):
