@@ -216,6 +216,9 @@ def test_a_run_far_away_is_opened(
         assert [each.id for each in xrun.list_runs(f"{bucket}/runs")] == [plan.run]
         with pytest.raises(LaunchError, match=f"The model of {run.id} is not at {bucket}"):
             run.model()
+        assert run.wait().status == "finished"
+        with pytest.raises(LaunchError, match=f"Nothing of {run.id} runs"):
+            run.stop()
 
 
 def test_the_class_says_how_it_ended() -> None:

@@ -21,7 +21,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import EX_TEMPFAIL, LaunchError, Problem, RecipeError, Stopped, error_of
+from .errors import (
+    EX_TEMPFAIL,
+    CloudUnavailable,
+    LaunchError,
+    Problem,
+    RecipeError,
+    Stopped,
+    error_of,
+)
 from .run import compared
 from .run.folder import RunFolder, as_typed, name_here
 from .run.opened import OpenedRun
@@ -164,9 +172,9 @@ class Run:
         """The run as it is now, with what it has logged since.
 
         Raises:
-            XrunError: it cannot be read now.
+            XrunError: it cannot be read, or its job not be asked about, now.
         """
-        return _here(self._folder) if self._folder else open_run(self.where)
+        return _here(self._folder, sure=True) if self._folder else open_run(self.where)
 
     def wait(self) -> Run:
         """Wait until it has ended, and return it as it is then. Ctrl-C ends the waiting alone.
@@ -410,10 +418,13 @@ def _reason(run: str, where: str | Path, last: Sequence[AttemptRecord], code: in
     return f"{run}: {reason} `xrun logs {as_typed(run, where)}` has what it printed."
 
 
-def _here(folder: RunFolder) -> Run:
+def _here(folder: RunFolder, *, sure: bool = False) -> Run:
+    """A run of this machine; with `sure` CloudUnavailable where nobody can tell how its job is."""
     from .launcher.sky.status import with_jobs
 
     (found,) = with_jobs([folder], [folder.report()])
+    if sure and found.status != "finished" and found.cloud and found.cloud.problem:
+        raise CloudUnavailable(found.cloud.problem)
     return Run(replace(found.report, status=found.status))
 
 
