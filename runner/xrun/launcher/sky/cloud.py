@@ -19,6 +19,7 @@ from ...bar import bar
 from ...errors import CloudUnavailable, LaunchError, StoppedOnPurpose, XrunError
 from ...run.folder import RunFolder
 from ...run.plan import Plan
+from ...run.record import RunRecord
 from ..record import LaunchRecord, one_launcher, read_launch, write_launch
 from ..secrets import secret_names, secret_values
 from .client import check_system, skypilot
@@ -82,11 +83,18 @@ class SkyCloud:
             ended = self.follow(plan.run, job)
             if ended is None or ended.status == "SUCCEEDED":
                 return 0
-            if found and ended.status not in _ENDS and waits_before(folder, plan):
+            record = record_of(folder)
+            paused = ended.status not in _ENDS and any(
+                each.is_paused for each in record.attempts[-1:]
+            )
+            step = plan.pause_step(record.steps_per_epoch)
+            there = step is not None and record.newest_step >= step
+            if found and paused and not there:
                 self.say(f"The job {job} was for an earlier rung; {plan.run} needs another one.")
                 continue
-            self.say(f"The job {job} has ended: {ended.status}. {ended.reason}".strip())
-            return _ENDS.get(ended.status) or last_code(folder)
+            reason = record.attempts[-1].reason if paused and there else ended.reason
+            self.say(f"The job {job} has ended: {ended.status}. {reason}".strip())
+            return _ENDS.get(ended.status) or last_code(record)
 
     def launch(self, plan: Plan) -> tuple[int, bool]:
         """The managed job of this run, launched now unless there is one, and whether there was.
@@ -171,21 +179,17 @@ class SkyCloud:
             return
 
 
-def last_code(folder: RunFolder) -> int:
-    """The code that a failed run's last attempt has recorded; 1 where it could record none."""
+def record_of(folder: RunFolder) -> RunRecord:
+    """What is committed of a run; nothing where that cannot be read now."""
     try:
-        attempts = folder.record().attempts
+        return folder.record()
     except XrunError:
-        return 1
-    return (attempts[-1].code if attempts else None) or 1
+        return RunRecord()
 
 
-def waits_before(folder: RunFolder, plan: Plan) -> bool:
-    """Whether a trial waits at a rung before the one that this plan goes to. Raises XrunError."""
-    record = folder.record()
-    step = plan.pause_step(record.steps_per_epoch)
-    paused = any(each.is_paused for each in record.attempts[-1:])
-    return paused and (step is None or record.newest_step < step)
+def last_code(record: RunRecord) -> int:
+    """The code that a failed run's last attempt has recorded; 1 where it could record none."""
+    return (record.attempts[-1].code if record.attempts else None) or 1
 
 
 def only_one_job(run: str) -> Job | None:
