@@ -131,7 +131,7 @@ def test_a_detached_run_outlives_its_program(project: Project) -> None:
 
 
 def test_a_detached_run_fails_as_another(project: Project) -> None:
-    """By the class of its exit code with the sentence of its attempt, or of its launcher."""
+    """By the class of its exit code with the sentence of its attempt, later of its record."""
     project.trap("nan", call=9)
     with pytest.raises(TrainError, match=r"^The loss of step 3 is nan"):
         xrun.start(project.recipe, detach=True).wait()
