@@ -1,4 +1,7 @@
-"""A run in a program: `xrun.start`, `xrun.open_run`, `xrun.list_runs`, and docs/library.ipynb."""
+"""A run in a program: `xrun.start`, `xrun.open_run`, `xrun.list_runs`, and docs/library.ipynb.
+
+Covers `xrun.launcher.detached`.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,11 @@ PROGRAM = """\
 import sys, xrun
 print(xrun.start(sys.argv[1], {"train.steps": 10}).status)
 """
+LEAVES = """\
+import sys, xrun
+run = xrun.start(sys.argv[1], detach=True)
+print(run.id, run.status)
+"""
 
 
 @pytest.fixture
@@ -71,7 +79,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         assert done.code == 0, done.err
         assert "`train.optimizer.rate`" in done.out or "train.optimizer.rate:" in done.out
         assert done.err.count("Starting at step 0: ") == trained
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
 def test_a_finished_run_is_started_at_no_cost(project: Project) -> None:
@@ -95,6 +103,41 @@ def test_a_stop_is_no_error_of_the_program(project: Project) -> None:
     assert "Stopped: " in done.err
     assert re.search(r"was asked to stop; step \d+ is safe\. The same call goes on\.", done.err)
     assert project.run.report().step == 8
+
+
+def test_a_detached_run_outlives_its_program(project: Project) -> None:
+    """It is looked at while it trains, the same call returns it, it stops when it is asked to, and
+    started again it goes on to its end."""
+    project.trap("hold", call=7 * PER_STEP + 1, committed=5)
+    done = ended(program(LEAVES, project.recipe, cwd=project.root))
+    assert (done.code, done.out.split()) == (0, [project.run.run, "running"]), done.err
+    until((project.root / "held").exists, "the hold")
+    run = xrun.start(project.recipe, detach=True)
+    assert (run.status, run.report.steps) == ("running", 20)
+    assert run.metrics["step"][:5] == [1, 2, 3, 4, 5]
+    stopped = run.stop()
+    assert (stopped.status, stopped.step) == ("stopped", 8)
+    with pytest.raises(xrun.errors.Stopped, match=r"stop; step 8 is safe\. The same call goes on"):
+        stopped.wait()
+    with pytest.raises(LaunchError, match=f"Nothing of {run.id} runs: its last attempt has ended"):
+        stopped.stop()
+
+    again = xrun.start(project.recipe, detach=True)
+    finished = again.wait()
+    assert (again.id, finished.status, finished.step) == (run.id, "finished", 20)
+    assert finished.metrics["step"] == list(range(1, 21))
+    assert finished.wait().status == "finished"
+    assert "Going on from step 8." in (project.run.path / "launcher.log").read_text()
+
+
+def test_a_detached_run_fails_as_another(project: Project) -> None:
+    """By the class of its exit code with the sentence of its attempt, later of its record."""
+    project.trap("nan", call=9)
+    with pytest.raises(TrainError, match=r"^The loss of step 3 is nan"):
+        xrun.start(project.recipe, detach=True).wait()
+    failed = xrun.open_run(project.run.run)
+    with pytest.raises(TrainError, match=rf"^{failed.id}: The loss of step 3 is nan.* `xrun logs"):
+        failed.wait()
 
 
 def test_a_failure_is_the_sentence_of_the_command(project: Project) -> None:
@@ -173,6 +216,9 @@ def test_a_run_far_away_is_opened(
         assert [each.id for each in xrun.list_runs(f"{bucket}/runs")] == [plan.run]
         with pytest.raises(LaunchError, match=f"The model of {run.id} is not at {bucket}"):
             run.model()
+        assert run.wait().status == "finished"
+        with pytest.raises(LaunchError, match=f"Nothing of {run.id} runs"):
+            run.stop()
 
 
 def test_the_class_says_how_it_ended() -> None:

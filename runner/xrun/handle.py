@@ -7,24 +7,34 @@ those of a table.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import EX_TEMPFAIL, LaunchError, Problem, RecipeError, Stopped, error_of
+from .errors import (
+    EX_TEMPFAIL,
+    CloudUnavailable,
+    LaunchError,
+    Problem,
+    RecipeError,
+    Stopped,
+    error_of,
+)
 from .run import compared
-from .run.folder import RunFolder, as_typed
+from .run.folder import RunFolder, as_typed, name_here
 from .run.opened import OpenedRun
 from .run.opened import open_run as opened_run
-from .run.report import RunReport
+from .run.report import OVER, RunReport
 from .run.table import Table
 
 if TYPE_CHECKING:
@@ -32,14 +42,17 @@ if TYPE_CHECKING:
 
     from .launcher.sky.launch import Launch
     from .run.plan import Plan
+    from .run.record import AttemptRecord
 
 log = logging.getLogger("xrun")
+_NEAR_SECONDS, _FAR_SECONDS = 0.2, 30.0
+"""Between two looks at a run that is waited for, here and where a network has to be asked."""
 
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run as it was when somebody looked: `report` has all that was known of it then. Open it
-    once more for what has happened since."""
+    """A run as it was when somebody looked: `report` has all that was known of it then. `now()` is
+    the same run as it is now."""
 
     report: RunReport
 
@@ -155,6 +168,60 @@ class Run:
         hint = f"`xrun export-model {typed}` makes it again from its last commit."
         raise LaunchError(f"The model of {self.id} is not at {self.where}.", hint)
 
+    def now(self) -> Run:
+        """The run as it is now, with what it has logged since.
+
+        Raises:
+            XrunError: it cannot be read, or its job not be asked about, now.
+        """
+        return _here(self._folder, sure=True) if self._folder else open_run(self.where)
+
+    def wait(self) -> Run:
+        """Wait until it has ended, and return it as it is then. Ctrl-C ends the waiting alone.
+
+        Raises:
+            Stopped: it was asked to stop on this machine; it is no `Exception`.
+            XrunError: it has failed, as the class says, or cannot be read now.
+        """
+        from .launcher.detached import outcome
+
+        run = self._over()
+        if run.status == "finished" and not run.report.export_failed:
+            return run
+        folder, last = run._folder, run.report.attempts[-1:]
+        code, said = (outcome(folder) if folder else None) or (0, "")
+        code = code or (last[0].code if last else None) or 1
+        if folder is not None:
+            _judge(folder, code, said, local=not folder.plan().on_clouds)
+        raise error_of(code, _reason(run.id, run.where, last, code))
+
+    def stop(self) -> Run:
+        """Have it save and stop, and return it as it is then; starting it again goes on. On this
+        machine it hears that at once, as by Ctrl-C; elsewhere as by `xrun cancel --save`.
+
+        Raises:
+            LaunchError: nothing of it runs.
+            XrunError: it cannot be asked now.
+        """
+        from .launcher.cancel import cancel
+
+        pid = self._folder.owner_pid() if self._folder else None
+        if pid is None or pid == os.getpid():  # this program's own threads hear no signal
+            typed = name_here(self.id, self.where) if self._folder else self.where
+            cancel(typed, save=True, say=_say)
+        else:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGTERM)
+        return self._over()
+
+    def _over(self) -> Run:
+        """The run once nobody trains it."""
+        here, run = self._folder is not None and not self._folder.plan().on_clouds, self.now()
+        while run.status not in OVER:
+            time.sleep(_NEAR_SECONDS if here else _FAR_SECONDS)
+            run = run.now()
+        return run
+
     @property
     def _folder(self) -> RunFolder | None:
         """The run's own on this machine, where it has one."""
@@ -213,13 +280,18 @@ def start(
     yes: bool = False,
     detach: bool = False,
 ) -> Run:
-    """Train the run of this recipe with these keys changed, to its end, and return it.
+    """Train the run of this recipe with these keys changed, and return it at its end.
 
     The same call again goes on with the run, and with a finished one does nothing: what is called
     in a loop and interrupted is called once more. `again` makes another run of the same recipe,
     `fork` one that begins with the newest checkpoint of the run of this id. `processes` train on
     this machine, with `local` whatever the recipe's hardware says. On clouds nothing is launched
-    without `yes`, since that costs money; `detach` returns once it is launched.
+    without `yes`, since that costs money.
+
+    `detach` returns the run as soon as it is launched: `now()` says how it is, `wait()` waits for
+    its end, `stop()` ends it. On this machine a process of its own trains it, which goes on when
+    this program has ended, and prints into `launcher.log` in the run's folder; the same call again
+    returns the run that trains.
 
     Asked to stop (Ctrl-C, SIGTERM) it saves, and raises `errors.Stopped`, which is no `Exception`.
 
@@ -231,12 +303,10 @@ def start(
     plan = _planned(recipe, overrides or {}, processes, local=local)
     plan = _chosen(plan, again=again, fork=fork)
     folder = RunFolder(plan.folder)
+    if detach and not plan.on_clouds:
+        return _detached(plan)
     code, said = (_launched(plan, yes=yes, detach=detach), "") if plan.on_clouds else _trained(plan)
-    if code == EX_TEMPFAIL and not plan.on_clouds:
-        safe = folder.what_is_safe() or "nothing was committed yet."
-        raise Stopped(f"{plan.run} was asked to stop; {safe} The same call goes on.")
-    if code:
-        raise error_of(code, said or _reason(folder, code))
+    _judge(folder, code, said, local=not plan.on_clouds)
     return _here(folder)
 
 
@@ -297,6 +367,18 @@ def _trained(plan: Plan) -> tuple[int, str]:
         return code, last_words.read_text() if last_words.exists() else ""
 
 
+def _detached(plan: Plan) -> Run:
+    """The run, once a process of its own trains it, whoever has started that."""
+    from .launcher.detached import outcome, start_detached
+
+    folder = RunFolder(plan.folder)
+    if folder.owner_pid() is None:
+        start_detached(plan)
+    if folder.owner_pid() is None and (ended := outcome(folder)):
+        _judge(folder, *ended, local=True)
+    return _here(folder)
+
+
 def _launched(plan: Plan, *, yes: bool, detach: bool) -> int:
     """The exit code of a managed job, or of the launch alone."""
     from .launcher.job import launch
@@ -320,18 +402,29 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _reason(folder: RunFolder, code: int) -> str:
+def _judge(folder: RunFolder, code: int, said: str, *, local: bool) -> None:
+    """Raises what a run of this machine has ended with, where that is no success."""
+    if code == EX_TEMPFAIL and local:
+        safe = folder.what_is_safe() or "nothing was committed yet."
+        raise Stopped(f"{folder.run} was asked to stop; {safe} The same call goes on.")
+    if code:
+        last = folder.record().attempts[-1:] if folder.plan_file.exists() else ()
+        raise error_of(code, said or _reason(folder.run, folder.path, last, code))
+
+
+def _reason(run: str, where: str | Path, last: Sequence[AttemptRecord], code: int) -> str:
     """What the record says of the last attempt's end, where the attempt itself did not."""
-    attempts = folder.record().attempts if folder.plan_file.exists() else ()
-    reason = (attempts[-1].reason if attempts else "") or f"It ended with exit code {code}."
-    typed = as_typed(folder.run, folder.path)
-    return f"{folder.run}: {reason} `xrun logs {typed}` has what it printed."
+    reason = (last[0].reason if last else None) or f"It ended with exit code {code}."
+    return f"{run}: {reason} `xrun logs {as_typed(run, where)}` has what it printed."
 
 
-def _here(folder: RunFolder) -> Run:
+def _here(folder: RunFolder, *, sure: bool = False) -> Run:
+    """A run of this machine; with `sure` CloudUnavailable where nobody can tell how its job is."""
     from .launcher.sky.status import with_jobs
 
     (found,) = with_jobs([folder], [folder.report()])
+    if sure and found.status != "finished" and found.cloud and found.cloud.problem:
+        raise CloudUnavailable(found.cloud.problem)
     return Run(replace(found.report, status=found.status))
 
 

@@ -234,24 +234,36 @@ class Cluster:
         With notice: SIGTERM, and SIGKILL 30 s later. Without: everything on the machine is gone at
         once.
         """
-        numbers = [
-            number
-            for number, machine in self.slurm_jobs().items()
-            if machine.startswith(f"{name}-")
-        ]
-        if len(numbers) != 1:
-            raise ClusterError(f"{name} has {len(numbers)} machines: {self.slurm_jobs()}")
+        number = self.machine(name)
         at = time.time()
         if not notice:
-            kill_all(f"SLURM_JOB_ID={numbers[0]}", self.root)
-        self.run("scancel", numbers[0], seconds=60)
+            for pid in self.processes_of(number):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.run("scancel", number, seconds=60)
         return at
 
+    def machine(self, name: str) -> str:
+        """The Slurm job that is the machine of a managed job now.
 
-def kill_all(mark: str, root: Path) -> None:
-    """SIGKILL for every process that has this variable and was started on this cluster."""
-    marks = {mark.encode(), f"SLURM_CONF={root}/slurm/slurm.conf".encode()}
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if marks <= set(path.read_bytes().split(b"\0")):
-                os.kill(int(path.parent.name), signal.SIGKILL)
+        Raises:
+            ClusterError: it has none, or several.
+        """
+        there = self.slurm_jobs().items()
+        numbers = [number for number, machine in there if machine.startswith(f"{name}-")]
+        if len(numbers) != 1:
+            raise ClusterError(f"{name} has {len(numbers)} machines: {there}")
+        return numbers[0]
+
+    def processes_of(self, machine: str) -> list[int]:
+        """What runs on the machine that is this Slurm job."""
+        marks = {
+            f"SLURM_JOB_ID={machine}".encode(),
+            f"SLURM_CONF={self.root}/slurm/slurm.conf".encode(),
+        }
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if marks <= set(path.read_bytes().split(b"\0")):
+                    found.append(int(path.parent.name))
+        return found

@@ -1,8 +1,16 @@
-"""The processes below one, directly or not."""
+"""The processes below one, directly or not, and what they run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def arguments(pid: int) -> list[str]:
+    """What a process was started with; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def descendants(of: int) -> list[int]:

@@ -1,13 +1,14 @@
 """A trial goes from rung to rung: a pause changes no bit, a failure is a result, nothing is done
 twice.
 
-Covers `xrun.sweep.result` and `xrun.sweep.spent`.
+Covers `xrun.sweep.result` and `xrun.sweep.spent`, and how `xrun.launcher.sky.cloud` follows a job
+of an earlier rung.
 """
 
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from loopback.wandb import Wandb
 from support.receivers import Webhook
 from support.running import Project, attempt, curve, record, steps_of, weights
 from xrun.errors import Stopped, StoppedOnPurpose
+from xrun.launcher.sky.cloud import SkyCloud
+from xrun.launcher.sky.jobs import Job
 from xrun.machine.stop import StopFlag
 from xrun.run.folder import RunFolder
 from xrun.run.plan import Plan
@@ -134,6 +137,46 @@ def test_what_is_trained_is_not_trained_again(tmp_path: Path) -> None:
     points = {p["step"]: p["val/loss"] for p in project.run.points() if "val/loss" in p}
     assert standing.results[1][3] == Result(5, points[5])
     assert standing.results[2][3] == Result(10, points[10])
+
+
+@dataclass
+class JobsHere(SkyCloud):
+    """A cloud whose jobs are attempts on this machine. The first that is asked for is there
+    already: a launcher that was killed has launched it as `earlier`, its machine was taken after
+    the pause, and it ends as `status`."""
+
+    earlier: Plan
+    status: str
+    launched: list[Plan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(say=lambda text: None)
+
+    def launch(self, plan: Plan) -> tuple[int, bool]:
+        found = not self.launched
+        self.launched.append(self.earlier if found else plan)
+        return len(self.launched), found
+
+    def follow(self, run: str, job: int) -> Job:
+        attempt(self.launched[job - 1])
+        status = self.status if job == 1 else "FAILED"  # so SkyPilot names a pause
+        return Job(job, run, status, False, 0, "", "", "", None, None, None, "")
+
+
+def test_a_job_of_an_earlier_rung_is_followed_by_another_one(tmp_path: Path) -> None:
+    """The trial's result is on the board while its job still ends, so whoever goes on finds that
+    job. One that somebody has cancelled is not followed by any."""
+    sweep = Sweep(Project(tmp_path))
+    assert sweep.go(3) == 0
+    sweep.post(1, t1=0.9, t2=1.1, t4=5.0)
+    at_rung = replace(sweep.trials.trial(3).plan, pause=4)
+    for status, launched, code in (("CANCELLED", [4], 7), ("FAILED", [4, 2], 0)):
+        cloud = JobsHere(at_rung, status)
+        trials = sweep.trials
+        plan = trials.trial(3).plan
+        assert Course(trials, 3, plan, sweep.board(), cloud.run, sweep.said.append).go() == code
+        assert [each.pause for each in cloud.launched] == launched
+    assert sweep.board().standing().results[2][3].step == 10
 
 
 def test_a_failed_trial_is_a_result(tmp_path: Path) -> None:

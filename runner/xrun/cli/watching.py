@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..run.report import RunReport
 
 _LOCAL_SECONDS, _FAR_SECONDS = 2.0, 30.0
-_OVER = ("finished", "failed", "stopped", "unreadable")
 
 
 @click.command()
@@ -35,6 +34,7 @@ def watch(address: str, every: float | None) -> None:
     The exit code is 0 if the run has finished, else that of its last attempt.
     """
     from ..errors import EX_TEMPFAIL
+    from ..run.report import OVER
     from ..terminal import bare, shown
 
     look, pause = _look(address)
@@ -46,7 +46,7 @@ def watch(address: str, every: float | None) -> None:
         lines = list(_news(report, told))
         told = len(report.attempts)
         line = shown(_line(status))
-        over = status.status in _OVER
+        over = status.status in OVER
         if stream.isatty():
             width = shutil.get_terminal_size().columns - 1
             kept = "".join(f"{shown(each)}\n" for each in lines)

@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "alerts.json"
 
     @property
+    def last_words(self) -> Path:
+        """The sentence with which a launcher of its own (`launcher/detached.py`) has ended."""
+        return self.path / "last_words"
+
+    @property
     def smaller(self) -> Path:
         """Of a rehearsal: what its process has made smaller."""
         return self.path / "smaller.json"

@@ -123,7 +123,8 @@ class AttemptRecord:
     @property
     def is_paused(self) -> bool:
         """Whether it has come to a rung of its sweep, where it may go on later."""
-        return self.end == AttemptEnd.STOPPED and (self.reason or "").startswith(PAUSED)
+        reason = (self.reason or "").lower()  # of one that found it there, it is a sentence
+        return self.end == AttemptEnd.STOPPED and reason.startswith(PAUSED)
 
     @property
     def made_progress(self) -> bool:

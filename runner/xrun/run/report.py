@@ -12,6 +12,9 @@ from .points import SPEED, Seen, speed_of, usual_speed
 from .receipt import NO_RECEIPT, Receipt, receipt_of
 from .record import AttemptRecord, Finished, RunRecord
 
+OVER = ("finished", "failed", "stopped", "unreadable")
+"""How a run is that goes on with nothing by itself."""
+
 
 def speed_words(speed: Mapping[str, float]) -> Iterator[str]:
     """What a run's speed is, for people: rates, and what the device does meanwhile."""

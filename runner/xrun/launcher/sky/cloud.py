@@ -19,6 +19,7 @@ from ...bar import bar
 from ...errors import CloudUnavailable, LaunchError, StoppedOnPurpose, XrunError
 from ...run.folder import RunFolder
 from ...run.plan import Plan
+from ...run.record import RunRecord
 from ..record import LaunchRecord, one_launcher, read_launch, write_launch
 from ..secrets import secret_names, secret_values
 from .client import check_system, skypilot
@@ -71,34 +72,50 @@ class SkyCloud:
             folder.record().check_exported(plan.run)
             self.say(f"{plan.run} is finished; `xrun report {plan.run}` tells how.")
             return 0
-        job = self.launch(plan)
-        self.say(
-            f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}\n  end it  "
-            f" xrun cancel {plan.run}"
-        )
-        return 0 if self.detach else self.follow(folder, job)
+        while True:
+            job, found = self.launch(plan)
+            self.say(
+                f"Run {plan.run}: managed job {job}.\n  log      xrun logs -f {plan.run}"
+                f"\n  end it   xrun cancel {plan.run}"
+            )
+            if self.detach:
+                return 0
+            ended = self.follow(plan.run, job)
+            if ended is None or ended.status == "SUCCEEDED":
+                return 0
+            record = record_of(folder)
+            paused = ended.status not in _ENDS and any(
+                each.is_paused for each in record.attempts[-1:]
+            )
+            step = plan.pause_step(record.steps_per_epoch)
+            there = step is not None and record.newest_step >= step
+            if found and paused and not there:
+                self.say(f"The job {job} was for an earlier rung; {plan.run} needs another one.")
+                continue
+            reason = record.attempts[-1].reason if paused and there else ended.reason
+            self.say(f"The job {job} has ended: {ended.status}. {reason}".strip())
+            return _ENDS.get(ended.status) or last_code(record)
 
-    def launch(self, plan: Plan) -> int:
-        """The managed job of this run, launched now unless there is one.
+    def launch(self, plan: Plan) -> tuple[int, bool]:
+        """The managed job of this run, launched now unless there is one, and whether there was.
 
         Raises:
             LaunchError: it cannot be launched; nothing is paid for.
         """
         folder = RunFolder(plan.folder)
         with one_launcher(folder, self.say):
-            job = self.find(folder)
-            if job is None:
-                job = self._submit(plan, folder)
-            elif job.status == "CANCELLING":
+            found = self.find(folder)
+            if found is not None and found.status == "CANCELLING":
                 raise LaunchError(
-                    f"The job {job.id} of {plan.run} is being cancelled.",
+                    f"The job {found.id} of {plan.run} is being cancelled.",
                     "Try again when it has ended.",
                 )
-            else:
+            if found is not None:
                 self.say(f"{plan.run} is launched already.")
+            job = found or self._submit(plan, folder)
             known = read_launch(folder) or LaunchRecord(plan.run, asked=time.time())
             write_launch(folder, replace(known, request=known.request or "unknown", job=job.id))
-        return job.id
+        return job.id, found is not None
 
     def find(self, folder: RunFolder) -> Job | None:
         """The job that runs this run now, whoever has launched it and however far that launcher
@@ -114,9 +131,8 @@ class SkyCloud:
             tries += 1
             time.sleep(_BACKOFF.seconds(tries))
 
-    def follow(self, folder: RunFolder, job: int) -> int:
-        """Print the job's log until it has ended; the exit code of the run."""
-        run = folder.run
+    def follow(self, run: str, job: int) -> Job | None:
+        """Print the job's log until it has ended; None where somebody has stopped that before."""
         try:
             with bar(f"Waiting for machines for {run}") as shown:
                 wait_until_begun(run, job, shown.say)
@@ -126,12 +142,8 @@ class SkyCloud:
                 f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it:"
                 f" xrun cancel {run}."
             )
-            return 0
-        ended = wait_until_ended(run, job)
-        if ended.status == "SUCCEEDED":
-            return 0
-        self.say(f"The job {job} has ended: {ended.status}. {ended.reason}".strip())
-        return _ENDS.get(ended.status) or last_code(folder)
+            return None
+        return wait_until_ended(run, job)
 
     def _submit(self, plan: Plan, folder: RunFolder) -> Job:
         """Settle what is launched and ask about it; then write down what is about to be asked, ask,
@@ -167,13 +179,17 @@ class SkyCloud:
             return
 
 
-def last_code(folder: RunFolder) -> int:
-    """The code that a failed run's last attempt has recorded; 1 where it could record none."""
+def record_of(folder: RunFolder) -> RunRecord:
+    """What is committed of a run; nothing where that cannot be read now."""
     try:
-        attempts = folder.record().attempts
+        return folder.record()
     except XrunError:
-        return 1
-    return (attempts[-1].code if attempts else None) or 1
+        return RunRecord()
+
+
+def last_code(record: RunRecord) -> int:
+    """The code that a failed run's last attempt has recorded; 1 where it could record none."""
+    return (record.attempts[-1].code if record.attempts else None) or 1
 
 
 def only_one_job(run: str) -> Job | None:
