@@ -134,16 +134,18 @@ class SkyCloud:
     def follow(self, run: str, job: int) -> Job | None:
         """Print the job's log until it has ended; None where somebody has stopped that before."""
         try:
-            with bar(f"Waiting for machines for {run}") as shown:
-                wait_until_begun(run, job, shown.say)
-            print_log(job, follow=True)
+            while True:
+                with bar(f"Waiting for machines for {run}") as shown:
+                    wait_until_begun(run, job, shown.say)
+                print_log(job, follow=True)
+                if ended := wait_until_ended(run, job):
+                    return ended
         except KeyboardInterrupt:
             self.say(
                 f"\n{run} goes on without this terminal. Follow it: xrun logs -f {run}. End it:"
                 f" xrun cancel {run}."
             )
             return None
-        return wait_until_ended(run, job)
 
     def _submit(self, plan: Plan, folder: RunFolder) -> Job:
         """Settle what is launched and ask about it; then write down what is about to be asked, ask,

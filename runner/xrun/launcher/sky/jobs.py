@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from ...backoff import Backoff
-from ...errors import LaunchError
 from ...terminal import Plain
 from .client import skypilot
 
@@ -158,21 +157,13 @@ def comes_true(what: Callable[[], bool], seconds: float) -> bool:
     return true
 
 
-def wait_until_ended(run: str, job: int, seconds: float = 120.0) -> Job:
-    """The job as it ended: its log ends a moment before it does.
-
-    Raises:
-        LaunchError: it is still there after that time.
-    """
+def wait_until_ended(run: str, job: int, seconds: float = 120.0) -> Job | None:
+    """The job as it ended: its log ends a moment before it does. None where it is still there after
+    that time: it recovers, or its log was cut off."""
     ended: list[Job] = []
 
     def has_ended() -> bool:
         ended[:] = [each for each in jobs(run) if each.id == job and not each.live]
         return bool(ended)
 
-    if comes_true(has_ended, seconds):
-        return ended[0]
-    raise LaunchError(
-        f"The log of {run} has ended, its job {job} has not.",
-        f"Look with `xrun status`, follow with `xrun logs -f {run}`.",
-    )
+    return ended[0] if comes_true(has_ended, seconds) else None
