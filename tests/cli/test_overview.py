@@ -79,7 +79,7 @@ def test_a_table_fits_a_terminal(project: Project) -> None:
         assert "\x1b" not in plain
         assert re.sub(r"\x1b\[\d+m", "", text) == plain
         assert max(map(len, plain.splitlines()[:-1])) <= columns
-    assert "lr=0.02" in plain, "there is room for it in 160"
+        assert "lr=0.02" in plain, "without it runs look alike"
 
 
 def test_runs_of_a_long_name_are_told_apart(tmp_path: Path) -> None:

@@ -271,7 +271,9 @@ def test_a_page_of_runs_on_the_hub(project: Project, tmp_path: Path) -> None:
                 sheet = page.data(f"run-{place}")
                 assert sheet["series"]["train/loss"]["x"] == list(range(1, 21))
                 assert sheet["logs"][-1]["text"].endswith("\nattempt 2, rank 0\n")
+                assert ["machine", "2 machines, 2 processes"] in sheet["attempts"][1]["texts"]
                 assert (row["step"], row["losses"]["val/loss"]) == (20, 0.5)
+                assert "args=" not in row["differs"]  # that is the keys of `args`, and no more
                 assert f"hub://alice/{row['run']}" in [text for _, text in row["facts"]]
 
 

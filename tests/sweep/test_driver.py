@@ -102,20 +102,21 @@ def test_kills_change_no_survivor_and_no_bit(project: Project) -> None:
     done = project.xrun("recipes/swept.yaml", seconds=580)
     assert done.code == 0, done.out + done.err
     losses = {number: losses_alone(project, number) for number in range(1, 4)}
-    expected = min(losses, key=lambda number: losses[number][10])
+    expected = sorted(losses, key=lambda number: losses[number][10])[:2]
     standing = standing_of(project)
-    assert standing.at(2) == (expected,)
+    assert standing.at(2) == tuple(sorted(expected))
     assert standing.state_of(4) == "failed"
-    assert standing.best == expected
+    assert standing.best == min(expected, key=lambda number: losses[number][20])
     assert f"Best: trial {standing.best}, loss " in done.out
     runs = {number: RunFolder(trials_of(project).trial(number).plan.folder) for number in losses}
     assert {number: steps_of(run)[-1] for number, run in runs.items()} == {
-        number: 20 if number == expected else 10 for number in losses
+        number: 20 if number in expected else 10 for number in losses
     }
-    ends = [attempt.get("reason") or "" for attempt in record(runs[expected])["attempts"]]
-    assert any(reason.startswith("paused after step 10") for reason in ends)
-    assert curve(runs[expected]) == curve(alone(project, expected).run)
-    assert weights(runs[expected]) == weights(alone(project, expected).run)
+    for number in expected:
+        ends = [attempt.get("reason") or "" for attempt in record(runs[number])["attempts"]]
+        assert any(reason.startswith("paused after step 10") for reason in ends)
+        assert curve(runs[number]) == curve(alone(project, number).run)
+        assert weights(runs[number]) == weights(alone(project, number).run)
 
     spent = project.xrun("recipes/swept.yaml", "-s", "sweep.budget.hours=1e-9")
     assert spent.code == 7

@@ -36,13 +36,13 @@ def test_a_grid_takes_as_many_times_what_one_takes(tmp_path: Path) -> None:
 
 
 def test_early_stops_cost_less_and_begin_more_often(tmp_path: Path) -> None:
-    """24 trials to a ninth of the steps, eight to a third, two to the end: 24/9 + 8 * 2/9 + 2 * 2/3
-    lengths, and 34 times what a machine's start takes."""
+    """24 trials to a ninth of the steps, eight to a third, three to the end: 24/9 + 8 * 2/9 +
+    3 * 2/3 lengths, and 35 times what a machine's start takes."""
     stop = "{method: halving, rungs: 2, reduction: 3}"
     whole = sweep_quote(trials(tmp_path, stop), ONE)
-    assert whole.lengths == pytest.approx(24 / 9 + 16 / 9 + 4 / 3)
+    assert whole.lengths == pytest.approx(24 / 9 + 16 / 9 + 6 / 3)
     start = 600 / 3600
-    assert whole.hours.likely == pytest.approx(whole.lengths * (3 - start) + 34 * start)
+    assert whole.hours.likely == pytest.approx(whole.lengths * (3 - start) + 35 * start)
     assert whole.usd.likely == pytest.approx(whole.hours.likely * 2)
 
 

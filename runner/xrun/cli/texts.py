@@ -29,13 +29,13 @@ _STATUS = (
     Column("RUN", cut=True, names=True),
     Column("STATUS"),
     Column("STEP", right=True),
-    Column("BEST", rank=2),
+    Column("BEST", rank=3),
     Column("LAST SIGN", rank=1),
-    Column("ATTEMPTS", rank=4),
+    Column("ATTEMPTS", rank=5),
     Column("SPEED", rank=6),
     Column("COST", right=True),
-    Column("JOB", rank=3),
-    Column("DIFFERS", rank=5, cut=True),
+    Column("JOB", rank=4),
+    Column("DIFFERS", rank=2, cut=True),
 )
 
 

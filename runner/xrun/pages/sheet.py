@@ -192,14 +192,15 @@ def _texts(attempt: AttemptRecord, line: Line) -> list[tuple[str, str]]:
     )
     machine = line.machine or attempt.host
     processes = f"{attempt.processes} process{'' if attempt.processes == 1 else 'es'}"
-    many = f"{line.nodes}x " if line.nodes > 1 else ""
+    if line.nodes > 1:
+        machine = f"{line.nodes}x {machine}" if machine else f"{line.nodes} machines"
     price = "" if line.price == "own" else f"{money(line.usd_per_hour)} an hour"
     if line.price == "seen" and line.price_date:
         price += f" on {line.price_date}"
     end = str(attempt.end or line.end) + (f": {attempt.reason}" if attempt.reason else "")
     return [
         ("place", " ".join(filter(None, (line.place, line.zone)))),
-        ("machine", f"{many}{machine}, {processes}"),
+        ("machine", ", ".join(filter(None, (machine, processes)))),
         ("price", price or "a machine of one's own"),
         ("hours", f"{line.hours:.4g}"),
         ("dollars", "" if line.price == "own" else money(line.usd)),

@@ -3,6 +3,8 @@ who reads its points."""
 
 from __future__ import annotations
 
+import math
+
 from .interval import Every
 
 
@@ -17,8 +19,8 @@ def evaluated_every(
     return every.steps if every is not None else None
 
 
-def rung_step(last: int, every: int | None, part: int) -> int:
+def rung_step(last: int, every: int | None, part: float) -> int:
     """Where a run of `last` steps pauses for the first of so many `part`s of them: at the next
     evaluation, of which there is one after `every` steps and one after the last."""
-    least = -(-last // part)
+    least = math.ceil(round(last / part, 6))
     return min(last, -(-least // every) * every) if every else last

@@ -8,6 +8,7 @@ depend on something else are resolved in the plan. The docstring under a field i
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -592,14 +593,16 @@ class EarlyStop(Part):
     keep other trials."""
     rungs: Annotated[int, Field(ge=1, le=20)]
     """Pauses before the end."""
-    reduction: Annotated[int, Field(ge=2, le=1000)] = 3
-    """One of so many goes on at each rung; at least one trial does."""
+    reduction: Annotated[int | float, Field(ge=1.1, le=1000)] = 3
+    """One of so many goes on at each rung, by `halving` rounded up; at least one trial does. A
+    small one with more rungs, such as `rungs: 5, reduction: 1.5`, loses the best trial less often,
+    for more steps."""
 
     @property
-    def parts(self) -> tuple[int, ...]:
+    def parts(self) -> tuple[float, ...]:
         """Of how many parts of a trial's steps the first is done at each rung, from the first rung
-        on."""
-        return tuple(self.reduction**power for power in range(self.rungs, 0, -1))
+        on. Multiplied one by one: a power may differ in its last bit from machine to machine."""
+        return tuple(math.prod([self.reduction] * power) for power in range(self.rungs, 0, -1))
 
 
 class Sweep(Part):

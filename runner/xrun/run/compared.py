@@ -22,7 +22,9 @@ def of_recipes(recipes: Sequence[Mapping[str, Any] | None]) -> dict[str, tuple[s
     flat = [dict(leaves(recipe)) if recipe else {} for recipe in recipes]
     if len({frozenset(each) for each in flat if each}) > 1:
         flat = [dict(leaves(_in_full(recipe))) if recipe else {} for recipe in recipes]
-    names = sorted({name for each in flat for name in each} - {"version"})
+    named = {name for each in flat for name in each} - {"version"}
+    # What is `{}` in one and has keys in another differs in these keys, and not in itself.
+    names = sorted(n for n in named if not any(each.startswith(f"{n}.") for each in named))
     found = {name: tuple(_text(each.get(name)) for each in flat) for name in names}
     known = [n for n, each in enumerate(flat) if each]
     return {name: values for name, values in found.items() if len({values[n] for n in known}) > 1}

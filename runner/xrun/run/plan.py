@@ -119,7 +119,7 @@ class Plan:
     origin: Mapping[str, Any] = field(default_factory=dict)
     launched: float = 0.0
     sweep: str = ""
-    pause: int = 0
+    pause: float = 0
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved, typed. Building its schema takes 30 ms, which a process

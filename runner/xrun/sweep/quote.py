@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..launcher.quote import START_SECONDS, Quote, Range
 from ..recipe.schema import Sweep
+from .standing import Rules
 from .trials import Trials
 
 
@@ -50,7 +51,7 @@ def expected(sweep: Sweep, trials: int) -> Iterator[float]:
     for _ in range(stop.rungs if stop else 0):
         assert stop is not None
         if stop.method == "halving":
-            here = max(1, int(here) // stop.reduction)
+            here = Rules(trials, method=stop.method, reduction=stop.reduction).kept(round(here))
         else:
             here = sum(max(1, k // stop.reduction) / k for k in range(1, round(here) + 1))
         yield here

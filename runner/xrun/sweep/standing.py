@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-FORMAT = 1
+FORMAT = 2
+"""By format 1 a full rung kept a fraction of its trials rounded down. A board that has begun keeps
+its format."""
 Numbers = tuple[int, ...]
 State = Literal["waits", "parked", "out", "failed", "finished"]
 """`waits`: it may run, to its next rung; `parked`: the rung is not full yet; `out`: others were
@@ -43,13 +45,20 @@ class Result:
 @dataclass(frozen=True)
 class Rules:
     """How many trials and rungs (the end is the last one) there are, which of two values is better,
-    and of how many trials one goes on by which `method`; "" where all do."""
+    and of how many trials one goes on by which `method`; "" where all do. `format` is the board's.
+    """
 
     trials: int
     rungs: int = 1
     mode: str = "min"
     method: str = ""
-    reduction: int = 1
+    reduction: float = 1
+    format: int = FORMAT
+
+    def kept(self, trials: int) -> int:
+        """How many of so many trials go on from a full rung: one more rather than one less."""
+        part = round(trials / self.reduction, 9)
+        return max(1, math.ceil(part) if self.format > 1 else int(part))
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class Standing:
     def _halved(self, rung: int) -> dict[int, bool]:
         """The rung is full: so many of its trials go on, none of them one that has failed."""
         here = self.at(rung)
-        kept = self.ranked(rung)[: max(1, len(here) // self.rules.reduction)]
+        kept = self.ranked(rung)[: self.rules.kept(len(here))]
         return {number: number in kept for number in here}
 
     def _asha(self, trial: int, rung: int) -> dict[int, bool]:
@@ -165,7 +174,7 @@ class Standing:
     def to_json(self) -> dict[str, Any]:
         """As the board has it."""
         return {
-            "format": FORMAT,
+            "format": self.rules.format,
             "results": {
                 str(rung): {str(trial): each.to_json() for trial, each in sorted(found.items())}
                 for rung, found in sorted(self.results.items())
@@ -179,7 +188,8 @@ class Standing:
 
     @classmethod
     def from_json(cls, rules: Rules, told: Mapping[str, Any]) -> Standing:
-        """Read what `to_json` wrote. Raises ValueError, TypeError, KeyError or AttributeError."""
+        """Read what `to_json` wrote; its format goes for the rules. Raises ValueError, TypeError,
+        KeyError or AttributeError."""
         results = {
             int(rung): {int(trial): Result.from_json(each) for trial, each in found.items()}
             for rung, found in told.get("results", {}).items()
@@ -189,4 +199,4 @@ class Standing:
             for rung, made in told.get("decisions", {}).items()
         }
         proposed = tuple(dict(each) for each in told.get("proposed", ()))
-        return cls(rules, results, decisions, proposed)
+        return cls(replace(rules, format=int(told["format"])), results, decisions, proposed)

@@ -39,7 +39,7 @@ class ToldSweep:
                 rungs=int(told.get("rungs") or max(rungs, default=1)),
                 mode=str(told["mode"]),
                 method=str(told.get("method") or ""),
-                reduction=int(told.get("reduction") or 1),
+                reduction=float(told.get("reduction") or 1),
             )
             standing = Standing.from_json(rules, told)
             return cls(head.run, str(told["metric"]), rules.mode, values, standing)

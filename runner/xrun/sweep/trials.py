@@ -140,7 +140,7 @@ class Trials:
         return bool(train["export"] == "best" and self.metric == train["evaluate"]["metric"])
 
     @property
-    def parts(self) -> tuple[int, ...]:
+    def parts(self) -> tuple[float, ...]:
         """For each rung, of how many parts of a trial the first is done; 0 for the end, which is
         the last rung."""
         return (*(self.sweep.stop.parts if self.sweep.stop else ()), 0)

@@ -762,7 +762,7 @@
       axes.forEach((axis, n) => {
         picture.append(svg("line", { x1: x(n), x2: x(n), y1: top, y2: bottom, class: "axis" }));
         picture.append(svg("text", { x: x(n), y: 14, "text-anchor": "middle", class: "head" }, document.createTextNode(axis.name.split(".").slice(-2).join("."))));
-        for (const tick of axis.ticks) picture.append(svg("text", { x: x(n) + 6, y: y(axis, tick) + 4 }, document.createTextNode(axis.text(tick))));
+        for (const tick of axis.ticks) picture.append(svg("text", { x: x(n) + 6, y: y(axis, tick) - 5 }, document.createTextNode(axis.text(tick))));
       });
       box.replaceChildren(picture);
     }
