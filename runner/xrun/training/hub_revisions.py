@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 
 from ..errors import CheckpointError
 from ..run.locked import asked
+from ..store.hub.watching import watch_clients
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KEY = "xrun.asked"
@@ -77,8 +78,6 @@ class HubRevisions:
 
     def use(self) -> None:
         """From now on, in this process and those that it forks."""
-        from ..store.hub.client import watch_clients
-
         watch_clients(self.watch)
 
     @property
