@@ -1,7 +1,7 @@
 """What the Hub gives to a run is what it gave when the run began, whoever asks: with the real
 client and a loopback Hub.
 
-Covers `xrun.training.made_from`.
+Covers `xrun.training.made_from` and `xrun.store.hub.watching`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ import json, sys
 from xrun.errors import XrunError
 from xrun.training.hub_revisions import HubRevisions
 
-if sys.argv[2] == "imported":
-    import huggingface_hub
-HubRevisions({"models/alice/words@main": "f" * 40}).use()
+HubRevisions({"models/alice/words@main": "f" * 40}).use()  # the newest counts
 revisions = HubRevisions(json.loads(sys.argv[1]), frozenset(sys.argv[3:]))
+late = sys.argv[2] in ("late", "ours")
+if not late:
+    from huggingface_hub import hf_hub_download, snapshot_download
 revisions.use()
-assert ("huggingface_hub" in sys.modules) == (sys.argv[2] == "imported")
-assert not revisions.is_offline or sys.argv[2] == "imported"
-from huggingface_hub import hf_hub_download, snapshot_download
 try:
-    if sys.argv[2] in ("file", "imported"):
+    if late:
+        assert not any(name.startswith(("huggingface_hub.", "httpx")) for name in sys.modules)
+    if sys.argv[2] == "late":
+        from huggingface_hub import hf_hub_download
+        got = open(hf_hub_download("alice/words", "words.txt")).read()
+    elif sys.argv[2] == "ours":
+        from xrun.store.hub.client import hub_api
+        got = open(hub_api().hf_hub_download("alice/words", "words.txt")).read()
+    elif sys.argv[2] == "file":
         got = open(hf_hub_download("alice/words", "words.txt")).read()
     elif sys.argv[2] == "snapshot":
         folder = snapshot_download("alice/words", repo_type="dataset")
@@ -118,22 +124,16 @@ def test_what_a_component_took_from_a_branch_is_recorded(hub: Hub, tmp_path: Pat
     assert ask(hub, "snapshot", {}, home=tmp_path) == ["two", {"datasets/alice/words@main": data}]
 
 
-def test_the_library_is_asked_whenever_it_was_imported(hub: Hub, tmp_path: Path) -> None:
-    """It is not imported for the sake of it; where it was before, that is as good; and of those who
-    watch the newest counts."""
-    commit = say(hub, "one")
-    for order in ("file", "imported"):
-        got = ask(hub, order, {}, home=tmp_path / order)
-        assert got == ["one", {"models/alice/words@main": commit}]
-
-
 def test_a_run_that_goes_on_gets_the_commit_that_it_began_with(hub: Hub, tmp_path: Path) -> None:
-    """Though the branch has moved, and the machine has cached the newest."""
+    """Though the branch has moved, and the machine has cached the newest; and where the library,
+    which takes memory in each rank, is imported only by whoever asks."""
     first = say(hub, "one")
     second = say(hub, "another")
     fixed = {"models/alice/words@main": first}
     assert ask(hub, "file", {}, home=tmp_path)[0] == "another"
     assert ask(hub, "file", fixed, home=tmp_path) == ["one", fixed]
+    for late in ("late", "ours"):
+        assert ask(hub, late, fixed, home=tmp_path / late) == ["one", fixed]
     assert ask(hub, "moved", fixed, home=tmp_path)[0] == [["models/alice/words@main", second]]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from xrun.errors import ComponentError, TrainError
 from xrun.recipe.rules import OPTIMIZERS, WITHOUT_DECAY
 from xrun.recipe.schema import Train
+from xrun.training.finite import FiniteGradients
 from xrun.training.objective import Objective
 from xrun.training.optimizer import (
     _FUSED,
@@ -24,6 +25,7 @@ from xrun.training.optimizer import (
     optimizer_class,
     plain_step,
     rate_jump,
+    scaled_step,
     set_learning_rate,
     unfuse,
 )
@@ -168,6 +170,44 @@ def test_sparse_gradients_are_stepped_on_as_torch_does_it() -> None:
             optimizer.step()
         ends.append(table[0].detach())
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_scaled_step_is_a_gradscalers_and_reads_nothing(fused: bool) -> None:
+    """Weights, moments and scale, over steps whose gradients overflow and steps whose do not; with
+    the verdict at hand nothing is asked of the device, where torch asks once a step."""
+    ends: list[list[torch.Tensor]] = []
+    reads: list[int] = []
+    faults: list[float] = []
+    for ours in (True, False):
+        weight = nn.Parameter(torch.linspace(-1, 1, 8))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
+        finite = FiniteGradients([weight])
+        scales = []
+        for _ in range(8):
+            optimizer.zero_grad()
+            scaler.scale((weight * 3).square().sum()).backward()
+            fault = finite.found().item()
+            finite.verdict.zero_()
+            scaler.unscale_(optimizer)
+            with torch.profiler.profile() as seen:
+                if ours:
+                    scaled_step(scaler, plain_step(optimizer), fault)
+                else:
+                    scaler.step(optimizer)
+                    scaler.update()
+            names = [e.name for e in seen.events()]
+            reads.append(names.count("aten::item"))
+            faults.append(fault)
+            scales.append(scaler.get_scale())
+        state = optimizer.state[weight]
+        ends.append([weight.detach(), state["exp_avg"], state["exp_avg_sq"], torch.tensor(scales)])
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+    assert set(faults) == {0.0, 1.0}
+    assert not any(count for count, fault in zip(reads[:8], faults[:8], strict=True) if fault)
+    if not fused:
+        assert [theirs - own for own, theirs in zip(reads[:8], reads[8:], strict=True)] == [1] * 8
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:

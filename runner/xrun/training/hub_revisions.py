@@ -7,23 +7,18 @@ It is done where all of it passes, in the HTTP client that huggingface_hub lets 
 from __future__ import annotations
 
 import contextlib
-import importlib.abc
-import importlib.util
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
 from ..errors import CheckpointError
 from ..run.locked import asked
+from ..store.hub.watching import watch_clients
 
-_LIBRARY = "huggingface_hub"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KEY = "xrun.asked"
 _SECONDS = 5.0
@@ -82,23 +77,12 @@ class HubRevisions:
             return dict(self.commits)
 
     def use(self) -> None:
-        """From now on, in this process and those that it forks. The Hub's library is not imported
-        for it: that takes 0.2 s and 10 MB, and most runs on a store of their own never ask."""
-        if _LIBRARY in sys.modules:
-            self._watch_clients()
-        else:
-            sys.meta_path.insert(0, _OnceImported(self._watch_clients))
-
-    def _watch_clients(self) -> None:
-        from ..store.hub.client import watch_clients
-
+        """From now on, in this process and those that it forks."""
         watch_clients(self.watch)
 
     @property
     def is_offline(self) -> bool:
-        """Whether what was taken came from the Hub's cache, because the Hub is to be left alone."""
-        if _LIBRARY not in sys.modules:
-            return False  # nothing was taken
+        """Whether nothing is asked, because the Hub is to be left alone."""
         from huggingface_hub import constants
 
         return bool(constants.is_offline_mode())
@@ -156,29 +140,6 @@ class HubRevisions:
         if response.status_code < 400 and (commit := _commit_of(response)):
             with self._lock:
                 self.commits.setdefault(name, commit)
-
-
-class _OnceImported(importlib.abc.MetaPathFinder):
-    """Does something as soon as the Hub's library has been imported, before its importer has it."""
-
-    def __init__(self, then: Callable[[], None]) -> None:
-        self.then = then
-
-    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        """See `importlib.abc.MetaPathFinder`."""
-        if name != _LIBRARY:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            imported = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                imported(module)
-                self.then()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one
-        return spec
 
 
 def _commit_of(response: Any) -> str:

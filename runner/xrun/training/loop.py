@@ -47,7 +47,15 @@ from .export import say_wait
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
 from .objective import Objective
-from .optimizer import clip, gate, learning_rate, plain_step, set_learning_rate, unfuse
+from .optimizer import (
+    clip,
+    gate,
+    learning_rate,
+    plain_step,
+    scaled_step,
+    set_learning_rate,
+    unfuse,
+)
 from .reduction import Reduction
 from .scalars import Scalars
 from .speed import Speed
@@ -190,7 +198,7 @@ class Training:
             if fault or not math.isfinite(loss):
                 self._check_finite(loss / count, fault)
             if not self._gated:
-                self._optimize()
+                self._optimize(fault)
             own = self._scalars.means(more, self.world) if scalars else {}
             self.speed.stepped(pieces[0][0].total, count)
             self._stepped(pieces[0][0].total, loss / count, int(samples), norms, own)
@@ -360,13 +368,15 @@ class Training:
         norm = clip(self.objective.parameters(), self.train.clip_grad_norm)
         return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm]
 
-    def _optimize(self) -> None:
+    def _optimize(self, fault: float = 0.0) -> None:
+        """The optimizer's step. One with a `fault` comes here with a GradScaler only."""
         state = self.state
         self.checkpointer.before_step()
         set_learning_rate(state.optimizer, learning_rate(self.train, state.step, self.steps))
         if state.scaler is not None:
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
+            scaled_step(state.scaler, self._optimizer_step, fault)
+            if fault:
+                self._finite.verdict.zero_()  # of the next step
         else:
             self._optimizer_step()
         if state.ema is not None:

@@ -55,8 +55,8 @@ def _may_be_fused(options: Mapping[str, Any], objective: nn.Module) -> bool:
 
 
 def unfuse(optimizer: torch.optim.Optimizer) -> None:
-    """Step as torch does by default, from now on: fused kernels take no sparse gradients. With no
-    fused kernel a GradScaler has to leave steps out itself, and no verdict gates them."""
+    """Step as torch does by default, from now on: fused kernels take no sparse gradients, and with
+    none of them no verdict gates a step."""
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # what a GradScaler asks
     vars(optimizer).pop("found_inf", None)
     for group in optimizer.param_groups:
@@ -174,6 +174,15 @@ def plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     if any(hooks) or not getattr(step, "hooked", False) or "step" in vars(optimizer):
         return optimizer.step
     return functools.partial(step.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps has set it
+
+
+def scaled_step(scaler: Any, step: Callable[[], Any], fault: float) -> None:
+    """What a GradScaler's `step` and `update` do after its `unscale_`, where the host knows already
+    whether a gradient is not finite (`fault`): `step` would wait for the device to tell it again,
+    for every optimizer that is not fused."""
+    if not fault:
+        step()
+    scaler.update()
 
 
 def gate(optimizer: torch.optim.Optimizer, verdict: Tensor) -> bool:

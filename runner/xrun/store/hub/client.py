@@ -31,6 +31,7 @@ from huggingface_hub.utils import _xet, disable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
 
 from ...errors import CloudUnavailable, LaunchError
+from .watching import watched
 
 Result = TypeVar("Result")
 
@@ -239,8 +240,6 @@ def is_of_the_library(error: Exception) -> bool:
 
 _made_by: list[Callable[[], Any]] = []
 """Who makes the library's clients: the last one, else the library."""
-_watch: list[Callable[[Any], Any]] = []
-"""Who gets each of them before it is used: the last one."""
 
 
 def plain_client() -> Any:
@@ -248,23 +247,16 @@ def plain_client() -> Any:
     return default_client_factory()
 
 
-def watch_clients(watch: Callable[[Any], Any]) -> None:
-    """From now on `watch` gets each client of the library's, in this process and those that it
-    forks, and returns the one to be used; who watched before does no longer."""
-    _watch.append(watch)
-    set_client_factory(_made)
-
-
-def _made() -> Any:
-    client = [plain_client, *_made_by][-1]()
-    return _watch[-1](client) if _watch else client
+def made() -> Any:
+    """A client of the library's, as all are made here."""
+    return watched([plain_client, *_made_by][-1]())
 
 
 @functools.cache
 def _prepare_library() -> None:
     """Once for all stores of a process, because it closes the library's connections."""
     _made_by.append(_client)
-    set_client_factory(_made)
+    set_client_factory(made)
     # hf_xet asks again by itself, for six minutes unless told otherwise; whoever calls does it too.
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{TIMEOUT:.0f}sec")
     if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
