@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from xrun.recipe.schema import EarlyStop
 from xrun.sweep.standing import Result, Rules, Standing
 
 pytestmark = pytest.mark.once
@@ -76,6 +78,15 @@ def test_a_fraction_is_one_more_rather_than_one_less(reduction: float, kept: lis
         found.append(here)
     assert found == kept
     assert Rules(21, method="halving", reduction=1.4).kept(21) == 15
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 1.05, -2, 1001, float("nan"), "x"])
+def test_a_rung_that_takes_nobody_or_everybody_is_refused(reduction: Any) -> None:
+    """And a whole number stays one, as which the sweep's id has it."""
+    told = {"method": "halving", "rungs": 2}
+    with pytest.raises(ValidationError):
+        EarlyStop.model_validate({**told, "reduction": reduction})
+    assert repr(EarlyStop.model_validate({**told, "reduction": 3}).reduction) == "3"
 
 
 def test_a_board_that_has_begun_keeps_its_rules() -> None:

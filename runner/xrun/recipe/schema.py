@@ -593,7 +593,7 @@ class EarlyStop(Part):
     keep other trials."""
     rungs: Annotated[int, Field(ge=1, le=20)]
     """Pauses before the end."""
-    reduction: Annotated[int | float, Field(ge=1.1, le=1000)] = 3
+    reduction: Annotated[int, Field(ge=2, le=1000)] | Annotated[float, Field(ge=1.1, le=1000)] = 3
     """One of so many goes on at each rung, by `halving` rounded up; at least one trial does. A
     small one with more rungs, such as `rungs: 5, reduction: 1.5`, loses the best trial less often,
     for more steps."""
