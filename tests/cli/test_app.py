@@ -402,6 +402,22 @@ def test_the_speed_is_told() -> None:
     assert "losses" not in over.to_json()
 
 
+def test_what_is_left_is_told_while_it_trains() -> None:
+    """From the newest step that was trained, in the list, the report and for programs; of what is
+    over, and where nobody knows, nothing."""
+    running = RunReport(
+        "r", "runs/r", "running", step=5, steps=105, logged_step=45, speed={"step_seconds": 12.0}
+    )
+    head, line = status_lines([RunStatus(running)], 0.0, None)
+    assert head.split()[:4] == ["RUN", "STATUS", "STEP", "LEFT"]
+    assert line.split()[:5] == ["r", "running", "5/105", "12", "min"]
+    assert running.to_json()["seconds_left"] == 720.0
+    assert "  12 min left, without evaluations and saves" in report_text(running).splitlines()
+    for other in (replace(running, status="stopped"), replace(running, speed={})):
+        assert other.to_json()["seconds_left"] is None
+        assert "LEFT" not in status_lines([RunStatus(other)], 0.0, None)[0]
+
+
 def test_attempts_are_told_with_their_processes() -> None:
     """One of one process, one of two."""
     lives = (AttemptRecord("a", end=AttemptEnd.STOPPED), AttemptRecord("b", processes=2))

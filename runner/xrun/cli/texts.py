@@ -12,7 +12,7 @@ from ..run import compared
 from ..run.folder import RunFolder, as_typed
 from ..run.receipt import UNKNOWN, Receipt, money
 from ..run.record import AttemptRecord
-from ..run.report import RunReport, duration_words, speed_words
+from ..run.report import RunReport, duration_words, left_words, speed_words
 from .plot import plot
 from .tables import Column, lines_of
 
@@ -29,13 +29,14 @@ _STATUS = (
     Column("RUN", cut=True, names=True),
     Column("STATUS"),
     Column("STEP", right=True),
-    Column("BEST", rank=3),
+    Column("LEFT", right=True, rank=2),
+    Column("BEST", rank=4),
     Column("LAST SIGN", rank=1),
-    Column("ATTEMPTS", rank=5),
-    Column("SPEED", rank=6),
+    Column("ATTEMPTS", rank=6),
+    Column("SPEED", rank=7),
     Column("COST", right=True),
-    Column("JOB", rank=4),
-    Column("DIFFERS", rank=2, cut=True),
+    Column("JOB", rank=5),
+    Column("DIFFERS", rank=3, cut=True),
 )
 
 
@@ -86,6 +87,7 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
         report.run,
         status.status,
         compared.progress(report),
+        left_words(status.seconds_left),
         compared.best(report) if report.best else "",
         age,
         attempts,
@@ -162,8 +164,6 @@ def cloud_words(cloud: OnCloud, status: str) -> Iterator[str]:
     if cloud.place:
         price = f" at ${cloud.usd_per_hour:.2f}/h" if cloud.usd_per_hour is not None else ""
         yield f"on {cloud.place}{price}"
-    if cloud.hours_left is not None:
-        yield f"{cloud.hours_left:.1f} h left"
 
 
 def report_text(report: RunReport) -> str:
@@ -181,6 +181,8 @@ def report_text(report: RunReport) -> str:
         lines.append(
             f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}{how}"
         )
+    if left := left_words(report.seconds_left):
+        lines.append(f"  {left} left, without evaluations and saves")
     if drawn := list(plot(report.losses)):
         lines += ["  train/loss", *(f"  {line}" for line in drawn)]
     least = "" if report.knows_what_was_lost else "at least "

@@ -87,7 +87,7 @@ def _news(report: RunReport, told: int) -> Iterator[str]:
 
 def _line(status: RunStatus) -> str:
     """How the run is now."""
-    from ..run.report import duration_words, speed_words
+    from ..run.report import duration_words, left_words, speed_words
     from .texts import cloud_words
 
     report = status.report
@@ -97,8 +97,10 @@ def _line(status: RunStatus) -> str:
     loss = report.metrics.get("train/loss")
     age = duration_words(time.time() - report.committed) if report.committed else ""
     committed = f"step {report.step} committed {age} ago" if report.step is not None else ""
+    left = left_words(status.seconds_left)
     parts = [
         f"step {step}" if step is not None else "nothing logged yet",
+        f"{left} left" if left else "",
         f"loss {loss:.4g}" if loss is not None else "",
         *(speed_words(report.speed) if status.status == "running" else ()),
         committed if status.status != "finished" else "",

@@ -32,6 +32,11 @@ def speed_words(speed: Mapping[str, float]) -> Iterator[str]:
         yield f"{100 * waited / step:.0f} % waiting for data"
 
 
+def left_words(seconds: float | None) -> str:
+    """What is left of a run, for people; "" where nobody knows."""
+    return duration_words(seconds) if seconds is not None else ""
+
+
 def duration_words(seconds: float) -> str:
     """In the unit that says most: 80 s, 12 min, 5 h, 3 days."""
     for limit, unit, name in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
@@ -91,6 +96,15 @@ class RunReport:
         return max(signs)
 
     @property
+    def seconds_left(self) -> float | None:
+        """What is left to train takes so long at the newest speed, without evaluations, saves and
+        waiting; None where that is not known, or it is over."""
+        step = self.speed.get("step_seconds")
+        if self.status in OVER or not step or not self.steps:
+            return None
+        return step * max(0, self.steps - max(self.step or 0, self.logged_step or 0))
+
+    @property
     def lacks(self) -> str:
         """What a finished run does not have; "" for nothing. `export_failed` says why, unless its
         model was made and somebody has deleted it."""
@@ -117,6 +131,7 @@ class RunReport:
             name: value for name, value in vars(self).items() if name not in ("error", "losses")
         }
         told |= {"usd": self.receipt.usd, "receipt": self.receipt.to_json()}
+        told["seconds_left"] = self.seconds_left
         lists = {"checkpoints": list(self.checkpoints), "rejected": list(self.rejected)}
         return {**told, **lists, "attempts": [attempt.to_json() for attempt in self.attempts]}
 

@@ -70,8 +70,10 @@ def test_a_cloud_runs_line_says_where_and_how_much() -> None:
         return ", ".join(cloud_words(OnCloud(7, known.pop("how", "RUNNING"), **known), status))
 
     told = words("running", place="aws us-east-1 spot", usd_per_hour=8.0, hours_left=1.25)
-    assert told == "job 7, on aws us-east-1 spot at $8.00/h, 1.2 h left"
+    assert told == "job 7, on aws us-east-1 spot at $8.00/h"
     assert words("running") == "job 7"
+    known = OnCloud(7, "RUNNING", status="running", hours_left=1.25)
+    assert RunStatus(RunReport("tiny", "r", "running"), known).to_json()["seconds_left"] == 4500.0
     assert words("stopped", how="CANCELLED") == "job 7 cancelled"
     nobody = RunStatus(RunReport("tiny", "r", "stopped"), OnCloud(7, None, problem="No answer."))
     assert list(why_not_text([nobody, nobody])) == ["No answer."], "once below the table"

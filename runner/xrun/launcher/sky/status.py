@@ -67,10 +67,18 @@ class RunStatus:
         """Whether it runs, or its job looks for a machine."""
         return self.report.status == "running" or bool(self.cloud and self.cloud.status)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left to train takes so long; None where that is not known, or it is over."""
+        if self.cloud and self.cloud.hours_left is not None:
+            return 3600 * self.cloud.hours_left
+        return self.report.seconds_left
+
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         cloud = self.cloud.to_json() if self.cloud else {}
-        return {**self.report.to_json(), **cloud, "status": self.status}
+        left = {"seconds_left": self.seconds_left} if not self.report.error else {}
+        return {**self.report.to_json(), **cloud, **left, "status": self.status}
 
 
 def with_jobs(
