@@ -33,7 +33,6 @@ WRITTEN = sorted(
 READ = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *WRITTEN]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SNIPPET = re.compile(r'^--8<-- "([^":]+)(?::(\w+))?"$', re.MULTILINE)
 PLACES = {"RECIPE": "recipes/digits.yaml", "ADDRESS": "hub://owner/name", "FOLDER": "folder"}
 """What stands in the documentation for what people put there, where any text would not do."""
 
@@ -42,22 +41,9 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def whole(path: Path) -> str:
-    """A page with what it includes."""
-
-    def included(found: re.Match[str]) -> str:
-        text = (ROOT / found[1]).read_text()
-        if found[2]:
-            text = text.partition(f"[start:{found[2]}] -->\n")[2].partition("<!--")[0]
-            assert text, found[0]
-        return text
-
-    return SNIPPET.sub(included, path.read_text())
-
-
 def blocks(path: Path, *kinds: str) -> list[str]:
     """What stands between fences of these kinds."""
-    return [found[2] for found in FENCE.finditer(whole(path)) if found[1] in kinds]
+    return [found[2] for found in FENCE.finditer(path.read_text()) if found[1] in kinds]
 
 
 @pytest.mark.parametrize("place", sorted(pages()))
@@ -69,7 +55,7 @@ def test_what_is_made_from_the_code_is_current(place: str) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     """To a file that is there, at a heading that it has; from docs/ to nothing that is not on the
     site."""
-    text = FENCE.sub("", whole(path))
+    text = FENCE.sub("", path.read_text())
     found = [each for each in LINK.findall(text) if not re.match(r"https?:|mailto:", each)]
     for link in found:
         name, _, heading = link.partition("#")
@@ -103,7 +89,7 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 def named(path: Path) -> Iterator[list[str]]:
     """The same of every `xrun` within a sentence, where what it is about may be left out."""
-    for typed in re.findall(r"`xrun ([^`]*)`", FENCE.sub("", whole(path))):
+    for typed in re.findall(r"`xrun ([^`]*)`", FENCE.sub("", path.read_text())):
         if not typed.startswith("-"):
             yield words(f"xrun {typed}")
 

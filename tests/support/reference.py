@@ -37,6 +37,7 @@ EXIT_CODES = {
     75: "come back: the state is committed, or try again",
 }
 _MADE = "Made from the code by `make docs`.\n"
+_FROM = re.compile(r"^<!-- from (\S+) -->\n.*?^<!-- /from -->$", re.MULTILINE | re.DOTALL)
 _SLUG = re.compile(r"[^\w\- ]")
 
 
@@ -50,7 +51,25 @@ def pages() -> dict[str, str]:
         "decisions/index.md": decisions(),
         "performance.md": performance(),
         "llms.txt": llms(),
+        **{
+            str(page.relative_to(DOCS)): _FROM.sub(_taken, text)
+            for page in DOCS.rglob("*.md")
+            if _FROM.search(text := page.read_text())
+        },
     }
+
+
+def _taken(found: re.Match[str]) -> str:
+    """A place of a page with what it takes from another file as that is now: a part of it between
+    marks of a name, or the whole file as a listing."""
+    path, _, part = found[1].partition(":")
+    text = (ROOT / path).read_text()
+    if part:
+        text = text[text.index(f"<!-- {part} -->\n") : text.index(f"<!-- /{part} -->")]
+        text = text.partition("\n")[2]
+    else:
+        text = f"```{Path(path).suffix[1:]}\n{text}```\n"
+    return f"<!-- from {found[1]} -->\n\n{text}\n<!-- /from -->"
 
 
 def commands() -> str:
