@@ -125,6 +125,21 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
         temporary.replace(path)
 
 
+def write_named(path: Path, data: bytes) -> None:
+    """Replace a file that a person has named.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise StoreError(
+            f"{path} was not written: {error.strerror or error}.",
+            "Name a file in a folder that is there, has room and can be written.",
+        ) from error
+
+
 def _unused(path: Path) -> Path:
     places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     return next(place for place in places if not os.path.lexists(place))

@@ -69,7 +69,10 @@ def test_a_run_here_goes_after_a_yes(project: Project) -> None:
     """It says how much; others stay. Without a yes nothing goes."""
     folder, other = kept(project.plan()), kept(project.plan("train.seed=1"))
     refused = xrun("rm", folder.run)
-    assert (refused.returncode, folder.plan_file.exists()) == (1, True)
+    assert (refused.returncode, folder.plan_file.exists()) == (3, True)
+    assert f"Nothing of {folder.run} was deleted: you have not agreed to it." in refused.stderr
+    recipe = folder.run.partition("-")[0]
+    assert f"Of that recipe there are {other.run}, {folder.run}." in xrun("rm", recipe).stderr
     done = xrun("rm", folder.run, answer="y\n")
     assert done.returncode == 0, done.stderr
     size = removal(other.run).freed
@@ -212,6 +215,9 @@ def test_an_export_is_written_where_the_command_is_typed(project: Project, tmp_p
         assert file.read_bytes().startswith(b"PAR1")
     (tmp_path / f"{folder.run}.csv").unlink()
     assert xrun("export", folder.run).stdout == done.stdout
+    nowhere = xrun("export", folder.run, "nowhere/x.csv")
+    assert nowhere.returncode == 4
+    assert "nowhere/x.csv was not written: No such file" in nowhere.stderr
     (folder.path / "metrics.jsonl").unlink()
     gone = xrun("export", folder.run)
     assert (gone.returncode, "its metrics.jsonl was deleted" in gone.stderr) == (3, True)

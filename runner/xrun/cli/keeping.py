@@ -8,6 +8,7 @@ import click
 
 from ..bar import bar
 from . import completion, options
+from .sharing import need_yes
 
 meant = click.argument(
     "target", type=options.RunType(), metavar="RUN|ADDRESS", shell_complete=completion.runs
@@ -51,7 +52,7 @@ def rm(target: str, yes: bool) -> None:
         click.echo(f"Nothing of {what.run} can be deleted from here.")
         return
     if not yes:
-        click.confirm(f"Delete {what.run} for good?", abort=True)
+        need_yes(f"Delete {what.run} for good?", f"Nothing of {what.run} was deleted")
     remove(what)
     click.echo(f"Deleted {what.run}: {what.freed} are free.")
 

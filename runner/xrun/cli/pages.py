@@ -61,15 +61,14 @@ def page(where: str, output: Path, serve: bool, port: int) -> None:
 
 def write(shown: Shown, output: Path) -> None:
     """Make the file, and say what is in it. Raises StoreError where it cannot be written."""
-    from ..files import needed, write_bytes
+    from ..files import write_named
     from ..pages.page import page_of
 
     made = page_of(shown, follow=lambda all_: _followed(all_, len(shown.reports)))
     if output == Path("-"):
         sys.stdout.buffer.write(made.html)
     else:
-        with needed(output.parent):
-            write_bytes(output, made.html)
+        write_named(output, made.html)
     runs = f"{len(shown.reports)} run{'' if len(shown.reports) == 1 else 's'}"
     size = len(made.html) / 1e6
     told = f"{runs}, {size:.1f} MB: {'standard output' if output == Path('-') else output}"

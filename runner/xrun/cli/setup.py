@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from . import options
+from .sharing import need_yes
 
 
 @click.group(cls=options.Commands)
@@ -49,7 +50,7 @@ def sky(yes: bool, remove: bool, folder: Path | None) -> None:
     for change in changes:
         click.echo(change.text())
     if not yes:
-        click.confirm("Remove it?" if remove else "Install it?", abort=True)
+        need_yes("Remove it?" if remove else "Install it?", "SkyPilot was not changed")
     for change in changes:
         change.make()
     what = "The plugin is removed." if remove else "The plugin is installed."

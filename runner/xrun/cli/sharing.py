@@ -95,6 +95,20 @@ def says_yes(question: str) -> bool:
         return False
 
 
+def need_yes(question: str, otherwise: str) -> None:
+    """Ask the person at the terminal.
+
+    Raises:
+        LaunchError: nobody has said yes; `otherwise` is what that means.
+    """
+    from ..errors import LaunchError
+
+    if not says_yes(question):
+        raise LaunchError(
+            f"{otherwise}: you have not agreed to it.", "`--yes` agrees without a question."
+        )
+
+
 def _without_commit(url: RecipeURL) -> Exception:
     from ..errors import Problem, RecipeError
     from ..launcher.clone import located

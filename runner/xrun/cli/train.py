@@ -19,7 +19,7 @@ from ..bar import bar
 from ..files import json_text
 from . import options
 from .options import Launching
-from .sharing import Source, agreed, fetched
+from .sharing import Source, agreed, fetched, need_yes
 from .sweeps import Wish, one_run, refuse_trial, run_all, run_one
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def confirm(about: Launch, *, yes: bool, rehearsed: bool) -> None:
         _rehearse_before(about)
     click.echo(offers_text(about.offers, about.plan.load_recipe()))
     if not yes:
-        click.confirm("Launch?", abort=True)
+        need_yes("Launch?", "Nothing was launched")
 
 
 def _rehearse_before(launch: Launch) -> None:

@@ -106,6 +106,10 @@ class RunFolder:
         """What the processes of an attempt have printed."""
         return self.path / "logs" / attempt
 
+    def is_of(self, recipe: str) -> bool:
+        """Whether the run's id has this recipe's name."""
+        return self.run.startswith(f"{recipe}-")
+
     def plan(self) -> Plan:
         """The newest plan.
 
@@ -113,9 +117,12 @@ class RunFolder:
             LaunchError: there is no such run.
         """
         if not os.path.lexists(self.plan_file):
+            near = [each.run for each in runs_in(self.path.parent) if each.is_of(self.run)]
             raise LaunchError(
                 f"There is no run {self.run} in {self.path.parent}.",
-                "`xrun status` lists the runs. One elsewhere goes by its address: hub://owner/name,"
+                f"Of that recipe there {'are' if near[1:] else 'is'} {', '.join(near[:3])}."
+                if near
+                else "`xrun status` lists the runs. One elsewhere goes by its address: hub://owner/name,"
                 " s3://bucket/prefix/RUN, or a folder.",
             )
         return Plan.read(

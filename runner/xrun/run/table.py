@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LaunchError, did_you_mean
-from ..files import needed, write_bytes
+from ..files import write_named
 from ..libraries import Need, require
 
 PARQUET = Need("A table in Parquet", ("pyarrow",))
@@ -115,8 +115,7 @@ def export(run: str, points: Sequence[Mapping[str, Any]], kind: str, path: Path 
         sys.stdout.buffer.write(data)
         target = Path("standard output")
     else:
-        with needed(target.parent):
-            write_bytes(target, data)
+        write_named(target, data)
     return f"{len(table.rows)} steps, {len(table.columns) - 2} metrics: {target}"
 
 
