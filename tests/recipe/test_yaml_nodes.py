@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support.paths import ROOT
 from support.recipes import (
     HEAD,
     SMALL,
@@ -18,6 +19,7 @@ from support.recipes import (
     problems,
     write,
 )
+from xrun.errors import RecipeError
 from xrun.recipe.load import load_recipe
 
 WRONG = {case["case"]: case for case in yaml.safe_load((WRITTEN / "wrong_texts.yaml").read_text())}
@@ -143,3 +145,9 @@ def test_null_is_the_default(tmp_path: Path) -> None:
         "loss",
         {"x": None},
     )
+
+
+def test_a_file_of_python_is_told_as_that() -> None:
+    """Somebody has typed the component instead of the recipe."""
+    with pytest.raises(RecipeError, match="this one has the name of Python's"):
+        load_recipe(ROOT / "models" / "vit.py")

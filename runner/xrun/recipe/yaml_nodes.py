@@ -183,6 +183,8 @@ class _Reader:
             ) from error
 
     def hint(self, what: str) -> str:
+        if str(self.path).endswith(".py"):
+            return "A recipe is a file of YAML; this one has the name of Python's."
         if "cannot start any token" in what:
             return (
                 "YAML indents with spaces; text that starts with a special character goes in"
