@@ -59,6 +59,16 @@ def test_state_that_is_gone_is_told(project: Project, tmp_path: Path) -> None:
     assert folder.report().status == "stopped", "nothing says that there was any"
 
 
+def test_a_folder_that_somebody_has_renamed_is_told_as_that(
+    project: Project, tmp_path: Path
+) -> None:
+    """Its state is not lost, and one command brings it back."""
+    folder = RunFolder(shutil.copytree(project.run.path, tmp_path / "mine"))
+    again = f"mv {folder.path} {tmp_path / project.run.run}"
+    with pytest.raises(CheckpointError, match=f"under another name; .* Name it back: {again}"):
+        folder.report()
+
+
 def test_a_model_that_somebody_has_deleted_is_not_announced(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

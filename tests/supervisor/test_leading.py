@@ -326,6 +326,10 @@ def test_the_same_command_on_a_finished_run_does_nothing(project: Project, tmp_p
     assert done.code == 0
     assert "is finished; its model is in" in done.err
     assert files(again.run.state) | files(again.run.model) == before
+    shutil.rmtree(again.run.model)
+    done = again.start()
+    assert done.code == 0
+    assert f"its model was deleted from {again.run.model}. `xrun export-model" in done.err
 
 
 def test_another_owners_run_is_refused(

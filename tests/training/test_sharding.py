@@ -409,14 +409,11 @@ def test_gradients_are_those_of_torchs_default(found: Found) -> None:
 
 
 def test_a_layer_less_is_held_than_by_torchs_default(found: Found) -> None:
-    """In forward and in backward: neither what was gathered before nor what was summed before. Of
-    the process whose collectives ended first, for the others' may end late."""
-    for phase in (0, 1):
-        own, default = (
-            min(found["a4", rank][name]["peaks"][phase] for rank in range(4))
-            for name in ("own", "torch")
-        )
-        assert own < default - 0.6
+    """Two in forward and 2.7 in backward, where torch's default holds 3 and 3.7: neither what was
+    gathered before nor what was summed before. Of the process whose collectives ended first, for
+    the others' may end late; torch's may end early, so it is no measure."""
+    for phase, layers in enumerate((2.5, 3.25)):
+        assert min(found["a4", rank]["own"]["peaks"][phase] for rank in range(4)) < layers
 
 
 def test_the_average_moves_towards_the_weights(found: Found) -> None:

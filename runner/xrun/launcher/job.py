@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, LaunchError, XrunError
+from ..errors import CheckpointError, ComponentError, LaunchError, XrunError
 from ..run.folder import RunFolder, runs_in
 from ..run.identity import in_full
 from ..run.locked import Lock
@@ -241,29 +241,49 @@ def _plans_in(home: str) -> list[Plan]:
 
 def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
     known = others[0]
+    begun = [each for each in others if each.on_clouds or RunFolder(each.folder).witness.exists()]
+    run = begun[0].run if begun else ""
+    fork = f", or, with the weights of {run}, with --fork {run}" if run else ""
     compared = under_rule(plan, known.rule) or plan
     raise LaunchError(
         f"The recipe {plan.name} has {len(others)} other"
         f" run{'s' if len(others) > 1 else ''} here, the newest is {known.run}. What is different: "
         + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id")
         + ".",
-        f"Start a new run with --new, or go on from its weights with --fork {known.run}.",
+        f"Start a new run with --new{fork}.",
     )
 
 
 def _forked(plan: Plan, fork: str, again: bool) -> Plan:
     """The run that starts from this one: the one that does so already, unless another one is asked
     for, else a new one."""
-    source = RunFolder(Path(plan.home) / fork).plan()
+    folder = RunFolder(Path(plan.home) / fork)
+    source = folder.plan()
     for known in [] if again else _plans_in(plan.home):
         made = under_rule(plan, known.rule) if known.fork == fork else None
         if made and known.digest == made.digest:
             return dataclasses.replace(
                 made, run=known.run, fork=fork, fork_store=known.fork_store or source.store
             )
+    _refuse_short_fork(plan, folder)
     free = plan.run != fork and not RunFolder(plan.folder).path.exists()
     run = plan.run if free else _unused(plan)
     return dataclasses.replace(plan, run=run, fork=fork, fork_store=source.store)
+
+
+def _refuse_short_fork(plan: Plan, source: RunFolder) -> None:
+    """Before anything is made of it, as far as it can be told from here."""
+    try:
+        trained = source.record().newest_step
+    except XrunError:  # the attempt's news
+        return
+    last = plan.last_step(0)
+    if 0 < last <= trained:
+        raise ComponentError(
+            f"--fork {source.run}: that run is at step {trained}, and this recipe ends at step"
+            f" {last}, so nothing would be trained. A fork goes on counting.",
+            f"Give train.steps more than {trained}. Nothing was made.",
+        )
 
 
 def _unused(plan: Plan) -> str:

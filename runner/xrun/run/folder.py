@@ -153,6 +153,12 @@ class RunFolder:
         head = store.head()
         if head is None and known is not None:
             plan = self.plan()
+            if plan.run != self.run:
+                raise CheckpointError(
+                    f"{self.path} is the folder of the run {plan.run}, under another name; its"
+                    " state is there, and nobody finds it so.",
+                    f"Name it back: mv {self.path} {self.path.with_name(plan.run)}",
+                )
             raise CheckpointError(
                 f"The state of the run {self.run} is gone: {self.witness} knows of a commit of step"
                 f" {known[0]}, and {plan.where if plan.address.durable else self.state} has none.",

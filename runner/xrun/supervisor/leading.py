@@ -35,6 +35,7 @@ from ..machine.nodes import Nodes, meeting_port
 from ..machine.stop import StopFlag
 from ..run import logs, spending
 from ..run.confirmation import Confirmation
+from ..run.folder import as_typed
 from ..run.plan import Plan
 from ..run.record import PEOPLE, AttemptRecord, Failure, Outcome, RunRecord, new_id
 from ..run.stop_request import STOP_SECONDS, listening
@@ -165,8 +166,12 @@ class LeadingNode(Node):
         run, here = self.plan.run, self.folder.model
         record.check_exported(run)
         there = self.plan.model_address
-        where = f"in {here}" if here.exists() or there is None else f"at {there}"
-        self.say(f"{run} is finished; its model is {where}.")
+        if here.exists() or there is not None:
+            where = f"in {here}" if here.exists() else f"at {there}"
+            self.say(f"{run} is finished; its model is {where}.")
+        else:
+            again = f"`xrun export-model {as_typed(run, self.folder.path)}` makes it again."
+            self.say(f"{run} is finished; its model was deleted from {here}. {again}")
         if record.attempts and record.attempts[-1].command == (self.plan.command or None):
             # The attempt before this one, which nobody but its end has started again, may not have
             # come to tell.
