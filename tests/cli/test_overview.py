@@ -135,6 +135,8 @@ def test_those_that_run_come_first_and_the_newest_sign_next() -> None:
     )
     assert sums_text([RunStatus(dark)]) == "1 run: not known, 1.0 h of machine time"
     assert sums_text([RunStatus(report), RunStatus(dark)]).endswith("what 1 cost is not known")
+    torn = RunStatus(RunReport("x", "runs/x", "unreadable", error="It is torn."))
+    assert sums_text([RunStatus(report), torn]).startswith("1 run, and 1 that cannot be read: ")
 
 
 def test_runs_are_compared(project: Project) -> None:

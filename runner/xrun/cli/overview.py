@@ -70,8 +70,8 @@ def status(where: str, running: bool, recipe: str, since: float | None, as_json:
         say_coloured(line, word, COLOURS.get(word, ""))
     for text in why_not_text(kept):
         click.echo(text)
-    if readable := [each for each in kept if not each.report.error]:
-        click.echo(sums_text(readable))
+    if not all(each.report.error for each in kept):
+        click.echo(sums_text(kept))
 
 
 def _is_meant(each: RunStatus, running: bool, recipe: str, since: float | None) -> bool:

@@ -115,11 +115,13 @@ def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
 
 
 def sums_text(found: Sequence[RunStatus]) -> str:
-    """What all these runs have cost together."""
-    receipts = [each.report.receipt for each in found]
+    """What all these runs have cost together, as far as they can be read."""
+    receipts = [each.report.receipt for each in found if not each.report.error]
     rented = [each for each in receipts if not each.is_own]
     known = [each.usd for each in rented if each.usd is not None]
     count = f"{len(receipts)} run{'' if len(receipts) == 1 else 's'}"
+    if unread := len(found) - len(receipts):
+        count += f", and {unread} that cannot be read"
     hours = f"{sum(each.hours for each in receipts):.1f} h of machine time"
     if not rented:
         return f"{count}: {hours} on machines of one's own, which cost nothing"
