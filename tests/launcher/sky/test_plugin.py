@@ -262,7 +262,7 @@ def test_the_controller_asks_the_plugin(home: SkyHome, tmp_path: Path) -> None:
     either. SkyPilot's launch alone is not made."""
     home.enable(*CLOUDS)
     asked = home.xrun("setup", "sky")
-    assert (asked.code, files(home.folder / ".sky")) == (1, {"wheels": []}), asked.err
+    assert (asked.code, files(home.folder / ".sky")) == (3, {"wheels": []}), asked.err
     installed = home.xrun("setup", "sky", "--yes")
     assert "The plugin is installed" in installed.out, installed.err
     project = Project(tmp_path)
