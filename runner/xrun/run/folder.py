@@ -106,10 +106,6 @@ class RunFolder:
         """What the processes of an attempt have printed."""
         return self.path / "logs" / attempt
 
-    def is_of(self, recipe: str) -> bool:
-        """Whether the run's id has this recipe's name."""
-        return self.run.startswith(f"{recipe}-")
-
     def plan(self) -> Plan:
         """The newest plan.
 
@@ -117,7 +113,8 @@ class RunFolder:
             LaunchError: there is no such run.
         """
         if not os.path.lexists(self.plan_file):
-            near = [each.run for each in runs_in(self.path.parent) if each.is_of(self.run)]
+            others = (each.run for each in runs_in(self.path.parent))
+            near = [run for run in others if run.startswith(f"{self.run}-")]
             raise LaunchError(
                 f"There is no run {self.run} in {self.path.parent}.",
                 f"Of that recipe there {'are' if near[1:] else 'is'} {', '.join(near[:3])}."
@@ -153,7 +150,7 @@ class RunFolder:
         head = store.head()
         if head is None and known is not None:
             plan = self.plan()
-            if plan.run != self.run:
+            if plan.run != self.run and not plan.address.durable and self.state.exists():
                 raise CheckpointError(
                     f"{self.path} is the folder of the run {plan.run}, under another name; its"
                     " state is there, and nobody finds it so.",
