@@ -41,16 +41,23 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, drop every connection, and let what is being answered come to its end."""
+        for listening in (each for server in self.servers for each in server.sockets):
+            self.loop.remove_reader(listening.fileno())  # nothing more is accepted
+        await self._turns()  # asyncio loses a connection that it hands to a closed server
         for server in self.servers:
             server.close()
         for listening in sockets or ():
             listening.close()
-        for _ in range(3):  # one that was accepted just now is known a turn or two later
+        await self._turns()
+        while self.server_state.tasks:
+            await asyncio.sleep(0.001)
+
+    async def _turns(self) -> None:
+        """Drop every connection; one that was accepted just now is known a turn or two later."""
+        for _ in range(3):
             await asyncio.sleep(0)
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
-        while self.server_state.tasks:
-            await asyncio.sleep(0.001)
 
     def leave(self) -> None:
         """Make it leave, from another thread."""

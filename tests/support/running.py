@@ -137,14 +137,48 @@ def build(width: int = 8):
 """A model whose export fails while the project has a file `broken`, with what that says; where it
 says nothing, by a full disk."""
 
-DATASET = """\
-import faulthandler, json, os, signal, time
+COMMITTED = """\
+import json, sys, threading, time
 from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+
+
+def committed():
+    settle()
+    files = PROJECT.glob("runs/*/committed.json")
+    return max([json.loads(path.read_text())["step"] for path in files], default=-1)
+
+
+def settle():
+    # Wait until no save is on its way. The thread that has committed one deletes old files before
+    # it can save again, and a save that is due meanwhile would begin at a later step.
+    patience = time.monotonic() + 10
+    while is_saving() and time.monotonic() < patience:
+        time.sleep(0.001)
+
+
+def is_saving():
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident) if thread.name.startswith("xrun-checkpoint") else None
+        while frame is not None:
+            code, frame = frame.f_code, frame.f_back
+            if code.co_name == "run" and code.co_filename.endswith("futures/thread.py"):
+                return True
+    return False
+
+
+"""
+"""Lines of a component: what is committed, once the thread that saves is free."""
+
+DATASET = (
+    COMMITTED
+    + """\
+import faulthandler, os, signal
 
 import torch
 from torch.utils.data import default_collate
-
-PROJECT = Path(__file__).parent.parent
 
 
 class Points:
@@ -207,18 +241,16 @@ def spring(name, calls):
         end = time.monotonic() + 120
         while not flag and not (PROJECT / "go").exists() and time.monotonic() < end:
             time.sleep(0.005)
+        if (PROJECT / "go").exists():
+            settle()
         (PROJECT / "go").unlink(missing_ok=True)
     return what
-
-
-def committed():
-    files = PROJECT.glob("runs/*/committed.json")
-    return max([json.loads(path.read_text())["step"] for path in files], default=-1)
 
 
 def build(n: int = 100, weighted: bool = False):
     return {"train": Points("train", n, weighted), "val": Points("val", 41)}
 """
+)
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,20 @@ from typing import Any
 
 import pytest
 
-from support.running import RECIPE, Project, curve, record
+from support.running import COMMITTED, RECIPE, Project, curve, record
 from xrun.cli.texts import report_text
 from xrun.run.checkpoint import MOVES, data_differences
 from xrun.run.plan import Plan
 from xrun.run.record import RunRecord
 
-DATASET = """
-import json
+DATASET = (
+    COMMITTED
+    + """
 import os
 import signal
-import time
 import uuid
-from pathlib import Path
 
 import torch
-
-HERE = Path(__file__).parent.parent
 
 
 class Rows:
@@ -67,7 +64,7 @@ def perhaps_stop():
     # In the 7th step of an attempt, once a step that somebody has named is committed.
     # Later saves begin when due once that of step 0 is committed, however slow the disk.
     CALLS.append(1)
-    stop = HERE / "stop"
+    stop = PROJECT / "stop"
     if stop.exists() and len(CALLS) in (2 * 8, 7 * 8):
         last = len(CALLS) == 7 * 8
         wanted, end = int(stop.read_text()) if last else 0, time.monotonic() + 60
@@ -78,17 +75,13 @@ def perhaps_stop():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def committed():
-    files = HERE.glob("runs/*/committed.json")
-    return max([json.loads(path.read_text())["step"] for path in files], default=-1)
-
-
 def build():
-    told = json.loads((HERE / "data.json").read_text())
+    told = json.loads((PROJECT / "data.json").read_text())
     if "shards" in told["train"]:
         return {"train": Stream(told["train"])}
     return {"train": Rows(told["train"], 0), "val": Rows(told["val"], 1000)}
 """
+)
 TRAIN = {"samples": 40, "revision": "r1"}
 VAL = {"samples": 9, "revision": None}
 
