@@ -3,11 +3,13 @@ with the bits of runs that nobody has disturbed."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from support.running import (
 )
 from xrun.run.folder import RunFolder
 from xrun.sweep.board import Board
+from xrun.sweep.driver import Driver
 from xrun.sweep.result import Measure
 from xrun.sweep.standing import Standing
 from xrun.sweep.trials import Trials
@@ -139,6 +142,60 @@ def losses_alone(project: Project, number: int) -> dict[int, float]:
     """Step -> val/loss."""
     points = alone(project, number).run.points()
     return {point["step"]: point["val/loss"] for point in points if "val/loss" in point}
+
+
+TWO = """\
+sweep:
+  parameters:
+    model.args.width: [4, 8]
+  metric: loss
+  parallel: 2
+"""
+FIRST = """\
+from pathlib import Path
+board.post(1, 1, Result(20, failed="it is broken"))
+while not Path("told").exists():
+    time.sleep(0.005)
+sys.exit(2)
+"""
+SECOND = """\
+while board.standing().result_of(1) is None:
+    time.sleep(0.005)
+board.post(2, 1, Result(20, 0.5))
+"""
+ON_THE_BOARD = """\
+import sys, time
+from pathlib import Path
+from xrun.sweep.board import Board
+from xrun.sweep.driver import Driver
+from xrun.sweep.standing import Result
+from xrun.sweep.trials import Trials
+trials = Trials.of(Path("recipes/swept.yaml"))
+board = Board(trials, trials.own_plan)
+"""
+
+
+def test_a_failure_that_is_known_before_its_process_ends_is_told_once(project: Project) -> None:
+    """A trial has put its failure on the board and has not ended yet when another one ends: what
+    is on the board counts, and the code of the process is no second end without a result."""
+    project.write("recipes/swept.yaml", project.recipe.read_text() + TWO)
+    trials, said = trials_of(project), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line == "trial 1 has failed: it is broken":
+            project.write("told", "")
+
+    def command(number: int) -> list[str]:
+        return [sys.executable, "-c", ON_THE_BOARD + (FIRST, SECOND)[number - 1]]
+
+    driver = Driver(trials, Board(trials, trials.own_plan), command, say, stop_job=said.append)
+    with contextlib.chdir(project.root):
+        assert driver.run() == 0
+    assert sorted(said) == [
+        "trial 1 has failed: it is broken",
+        "trial 2 has finished, loss 0.5 at step 20.",
+    ]
 
 
 DIGITS = """\

@@ -55,7 +55,7 @@ class Driver:
     _all: dict[int, Trial] = field(default_factory=dict)
     _running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _codes: dict[int, int] = field(default_factory=dict)
-    """How trials have ended that left nothing on the board."""
+    """How the processes of trials have ended that have something left to do by the board."""
     _crashes: Counter[int] = field(default_factory=Counter)
     _spent: dict[int, Spent] = field(default_factory=dict)
     _asked: bool = False
@@ -158,9 +158,10 @@ class Driver:
     def _news(self, before: Standing, ended: Sequence[int]) -> Standing:
         """The board now; what is new on it is said."""
         now = self.board.standing()
+        waits = {number for number in self._codes if now.state_of(number) == "waits"}
+        self._codes = {number: self._codes[number] for number in waits}
         for number in self._all:
             if now.result_of(number) != before.result_of(number):
-                self._codes.pop(number, None)  # it has come to something
                 self.say(f"trial {number} {words(self.trials, now, number)}")
                 if not self._shown:
                     self._shown = True
