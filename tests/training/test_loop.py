@@ -420,6 +420,42 @@ def test_the_best_checkpoint_is_kept(make: Any) -> None:
     assert steps_of(project.run)[0] == best
 
 
+LEAST = "train.evaluate={every: 5 steps, metric: accuracy, mode: min}"
+MOST = "train.evaluate={every: 5 steps, metric: loss, mode: max}"
+
+
+def test_another_metric_finds_its_own_best(make: Any) -> None:
+    """A run that goes on by another metric compares nothing with the best value of the old one, nor
+    takes the old best state for its model."""
+    project = make()
+    project.trap("nothing", call=1, stays=True, paced=True)
+    assert project.attempt(LEAST, "train.steps=10").code == 0
+    before = record(project.run)["checkpoints"][-1]["numbers"]["best"]
+    assert (before["metric"], before["mode"]) == ("accuracy", "min")
+    assert project.attempt(MOST, "train.export=best").code == 0
+    losses = {
+        point["step"]: point["val/loss"] for point in project.run.points() if "val/loss" in point
+    }
+    own = max((15, 20), key=lambda step: losses[step])
+    best = record(project.run)["checkpoints"][-1]["numbers"]["best"]
+    assert best == {"step": own, "value": losses[own], "metric": "loss", "mode": "max"}
+    assert record(project.run)["finished"]["exported_step"] == own
+
+
+def test_a_fork_finds_its_own_best(make: Any) -> None:
+    """The best step of the run that it begins at is none of its own checkpoints, however good."""
+    project = make()
+    assert project.attempt(MOST).code == 0
+    source = project.run.run
+    more = ("-s", MOST, "-s", "train.steps=30", "-s", "train.export=best")
+    done = project.xrun("recipes/tiny.yaml", "--fork", source, *more)
+    assert done.code == 0, done.err
+    assert project.run.run != source
+    assert record(project.run)["checkpoints"][-1]["numbers"]["best"]["step"] in (25, 30)
+    assert record(project.run)["finished"]["exported_step"] in (25, 30)
+    assert "is not among the committed ones" not in done.err
+
+
 def test_a_metric_that_does_not_exist_is_named(make: Any) -> None:
     """`train.evaluate.metric` that the task does not have is the recipe's mistake: it ends with 2,
     the list of those that it has, and the way on."""

@@ -97,6 +97,10 @@ class Checkpoint:
         best = self.numbers.get("best")
         return int(best["step"]) if best else None
 
+    def is_best_by(self, metric: str, mode: str) -> bool:
+        """Whether no state evaluated before was better than this one, by this metric and mode."""
+        return self.best_step == self.step and is_by(self.numbers["best"], metric, mode)
+
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
         told = {name: value for name, value in vars(self).items() if name != "more"}
@@ -113,3 +117,8 @@ class Checkpoint:
         known = {name: manifest[name] for name in names if name in manifest}
         more = {name: value for name, value in manifest.items() if name not in names}
         return cls(**{**known, "files": files, "more": more})
+
+
+def is_by(best: Mapping[str, Any], metric: str, mode: str) -> bool:
+    """Whether a best evaluation was chosen by this metric and mode; an older xrun said neither."""
+    return (best.get("metric", metric), best.get("mode", mode)) == (metric, mode)

@@ -186,7 +186,7 @@ def _best(record: RunRecord, plan: Plan | None) -> dict[str, Any] | None:
     if not found or plan is None:
         return None
     metric = plan.recipe["train"].get("evaluate", {}).get("metric", "loss")
-    return {"metric": f"val/{metric}", **found}
+    return {**found, "metric": f"val/{found.get('metric', metric)}"}
 
 
 def with_metrics(report: RunReport, step: int | None, seen: Seen) -> RunReport:

@@ -37,6 +37,7 @@ from ..machine.stop import StopFlag
 from ..recipe.rungs import evaluated_every
 from ..recipe.schema import Recipe, Train
 from ..run import spending
+from ..run.checkpoint import is_by
 from ..run.folder import RunFolder
 from ..run.locked import Lock
 from ..run.plan import Limits, Plan
@@ -273,6 +274,9 @@ def build_trained(setting: Setting) -> Model:
     state = TrainState(model, optimizer, average, scaler, micro_batch, outside=outside)
     if start.checkpoint is not None:
         restore.load(state, start.checkpoint, start.paths, start.share)
+        is_fork, evaluate = not start.record.checkpoints, train.evaluate
+        if is_fork or not is_by(state.best or {}, evaluate.metric, evaluate.better):
+            state.best, state.waited = None, 0  # by another metric, or another run's
         state.exact &= not setting.data.changed
         if "train" in setting.data.changed and state.stream is not None:
             sampler = sampler_of(setting.splits["train"])

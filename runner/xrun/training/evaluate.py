@@ -81,6 +81,11 @@ class Evaluation:
             return math.isfinite(value)
         return value > before if self.train.evaluate.better == "max" else value < before
 
+    def best(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """What the state says of these metrics, which are the best ones so far."""
+        mode = self.train.evaluate.better
+        return {"step": step, "value": metrics[self.metric], "metric": self.metric, "mode": mode}
+
     @property
     def keeps_best(self) -> bool:
         """Whether the run needs its best state itself, and not only the best of those that were

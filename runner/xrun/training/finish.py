@@ -27,6 +27,7 @@ from .instances import revision_of
 from .start import taken
 
 if TYPE_CHECKING:
+    from ..recipe.schema import Evaluate
     from ..run.checkpoint import Checkpoint
     from .build import Model, Setting
 
@@ -92,7 +93,7 @@ def take_best(
 
     Every process takes part. Raises what `Store.fetch` raises.
     """
-    (found,) = setting.world.from_first(lambda: (_best(lease),))
+    (found,) = setting.world.from_first(lambda: (_best(lease, setting.train.evaluate),))
     if found is None or found.step == model.state.step:
         return model.state.step
     share = setting.start.share
@@ -101,11 +102,11 @@ def take_best(
     return found.step
 
 
-def _best(lease: Lease) -> Checkpoint | None:
-    """The best checkpoint of those that are committed."""
-    newest = lease.record.newest
+def _best(lease: Lease, evaluate: Evaluate) -> Checkpoint | None:
+    """The best checkpoint, by the recipe's metric, of those that are committed."""
+    newest, by = lease.record.newest, (evaluate.metric, evaluate.better)
     best = newest.best_step if newest else None
-    kept = [each for each in lease.record.checkpoints if each.best_step == each.step]
+    kept = [each for each in lease.record.checkpoints if each.is_best_by(*by)]
     if not kept or kept[-1].step != best:
         log.warning(
             "train.export: the best state%s is not among the committed ones; %s becomes the model.",

@@ -405,7 +405,7 @@ class Training:
         better = self.evaluation.better(metrics, state.best)
         state.waited = 0 if better else state.waited + 1
         if better:
-            state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}
+            state.best = self.evaluation.best(state.step, metrics)
         self._log({f"val/{name}": value for name, value in metrics.items()})
         values = (f"val/{name} {value:.4g}" for name, value in metrics.items())
         log.info("step %d: %s", state.step, ", ".join(values))
