@@ -5,6 +5,7 @@ Covers `xrun.launcher.export` and `xrun.training.export_again`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,18 @@ def test_the_export_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert finished.weights_sha256 == other.run.report().weights_sha256
     assert "its model is in" in project.attempt().err
     assert len(record(project.run)["attempts"]) == 1
+
+
+def test_a_model_that_is_made_again_costs_the_run_nothing(tmp_path: Path) -> None:
+    """The attempt ended when it ended: its receipt and budget know nothing of the time until
+    somebody made the model once more."""
+    project = Project(tmp_path)
+    assert project.attempt().code == 0
+    before = record(project.run)["attempts"]
+    receipt = json.loads(project.xrun("receipt", project.run.run, "--json").out)
+    assert project.xrun("export-model", project.run.run).code == 0
+    assert record(project.run)["attempts"] == before
+    assert json.loads(project.xrun("receipt", project.run.run, "--json").out) == receipt
 
 
 def test_a_trouble_that_passes_is_tried_again_by_itself(tmp_path: Path) -> None:

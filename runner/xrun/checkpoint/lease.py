@@ -142,12 +142,14 @@ class Lease:
             whole = points.restore(self.store, path, self.record.points, step)
             self.record = replace(self.record, points=whole)
 
-    def finish(self, finished: Finished) -> None:
+    def finish(self, finished: Finished, ended: float | None = None) -> None:
         """Commit that the run has finished, and the attempt with it, unless it has not made the
-        model. Raises what `Store.commit` raises."""
+        model; `ended` is when that attempt ended, now unless it is said. Raises what `Store.commit`
+        raises."""
         if finished.export_failed is None:
             end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": finished.reason or ""}
-            self.note(**end, ended=self.clock(), committed=finished.step)
+            when = self.clock() if ended is None else ended
+            self.note(**end, ended=when, committed=finished.step)
         self._replace_head(replace(self.record.with_last(**self._facts), finished=finished))
 
     def look_again(self) -> None:

@@ -57,7 +57,8 @@ def export_again(plan: Plan) -> Finished:
     early = {"waited": before.waited, "reason": before.reason} if before else {}
     finished = finish(told, model, lease, rebuild, record.steps_per_epoch, early)
     assert finished is not None, "this is the first process"
-    lease.finish(finished)
+    # The hours since then are none of the run's.
+    lease.finish(finished, ended=record.attempts[-1].last_known)
     with contextlib.suppress(StoreError):  # nothing of a finished run depends on it
         if isinstance(store, KeepsHistory):
             store.drop_history()
