@@ -372,3 +372,36 @@ def test_component_imports_nothing_that_trains() -> None:
     ]
     names |= {(node.module or "").split(".")[0] for node in absolute}
     assert names <= sys.stdlib_module_names
+
+
+IMPORTING = """
+import sys, threading, types
+from xrun.components import use_project
+
+done = threading.Event()
+
+
+def imports():
+    while not done.is_set():
+        for number in range(2000):
+            sys.modules[f"some.other{number}"] = types.ModuleType("other")
+        for number in range(2000):
+            del sys.modules[f"some.other{number}"]
+
+
+thread = threading.Thread(target=imports)
+thread.start()
+try:
+    for number in range(400):
+        use_project(sys.argv[1 + number % 2])
+finally:
+    done.set()
+    thread.join()
+"""
+
+
+def test_a_project_is_taken_while_another_thread_imports(tmp_path: Path) -> None:
+    """A client of a store that imports in a thread of its own ends no attempt."""
+    command = [sys.executable, "-c", IMPORTING, str(tmp_path / "one"), str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

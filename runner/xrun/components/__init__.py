@@ -34,7 +34,7 @@ def use_project(root: Path | str) -> None:
     """Afterwards components are imported from this project first, here and in child processes."""
     path = [str(folder) for folder in roots(Path(root))]
     if path != __path__:
-        for name in [name for name in sys.modules if name.startswith(__name__ + ".")]:
+        for name in [name for name in list(sys.modules) if name.startswith(__name__ + ".")]:
             del sys.modules[name]
             vars(sys.modules[__name__]).pop(name.split(".")[2], None)
         __path__[:] = path
