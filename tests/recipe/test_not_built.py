@@ -36,12 +36,6 @@ train: {steps: 10, global_batch: 4}
         ("4}", "4, cpu_offload: true}", "6:37: train.cpu_offload:", "offload to the"),
         ("digits", "webdataset", "3:17: dataset.name:", "datasets/image_folder reads pictures"),
         ("digits", "wds", "3:17: dataset.name:", "no WebDataset shards"),
-        (
-            "hardware: local",
-            "sweep: {pool: 4, parameters: {train.seed: [0, 1]}}",
-            "5:9: sweep.pool:",
-            "SkyPilot's pools hand a job to a machine that is there already",
-        ),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(

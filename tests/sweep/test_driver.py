@@ -144,6 +144,23 @@ def losses_alone(project: Project, number: int) -> dict[int, float]:
     return {point["step"]: point["val/loss"] for point in points if "val/loss" in point}
 
 
+def test_a_sweep_is_stopped_by_its_recipe(project: Project) -> None:
+    """`xrun sweep stop` has the trials that run saved, and the command ended; a second time there
+    is nothing to stop."""
+    project.trap("hold", call=5)
+    command = project.start("recipes/swept.yaml")
+    until((project.root / "held").exists, "a trial that trains", 400)
+    stopped = project.xrun("sweep", "stop", "recipes/swept.yaml")
+    assert stopped.code == 0, stopped.err
+    assert f"Asked the command that runs it (process {command.pid})" in stopped.out
+    assert "`xrun recipes/swept.yaml` goes on with its trials." in stopped.out
+    assert ended(command).code == 75
+    assert not processes_of(project.root)
+    again = project.xrun("sweep", "stop", "recipes/swept.yaml")
+    assert again.code == 3
+    assert f"Nothing of the sweep {trials_of(project).id} runs." in again.err
+
+
 TWO = """\
 sweep:
   parameters:

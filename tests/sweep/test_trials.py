@@ -91,6 +91,7 @@ def test_a_mistake_is_said_at_its_place(tmp_path: Path, sweep: str, said: str) -
         ("  metric: f1\n", "sweep.metric: no evaluation measures it (got f1)"),
         ("  stop: {method: halving, rungs: 1}\n", "only the last step is evaluated"),
         ("  method: bayes\n", "sweep: the number of trials to be proposed is missing"),
+        ("  pool: 3\n  parallel: 2\n", "sweep.pool: some of its machines would have no trial"),
         ("checkpoint: {store: hub://me/one}\n", "a repository is one run's, and a sweep has many"),
     ],
 )

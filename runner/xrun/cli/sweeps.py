@@ -1,5 +1,5 @@
 """Recipes with a sweep on the command line: all of their trials, one of them, and `xrun sweep
-status|best|table`."""
+status|table|best|stop`."""
 
 from __future__ import annotations
 
@@ -104,10 +104,14 @@ def run_all(wish: Wish) -> int:
     at_a_time = f", {parallel} at a time" if parallel > 1 else ""
     click.echo(f"Sweep {trials.id}: {trials.count} trials{at_a_time}, in {board.folder}")
     if trials.base.on_clouds and not board.standing().is_complete:
-        _ask_once(wish, trials)
+        _ask_once(wish, trials, board.folder)
     stop_job = functools.partial(cancel, save=True, say=click.echo)
     show = functools.partial(_show, trials)
-    code = Driver(trials, board, wish.command, click.echo, stop_job, show).run()
+    try:
+        code = Driver(trials, board, wish.command, click.echo, stop_job, show).run()
+    finally:
+        if trials.base.on_clouds:
+            _end_pool(trials, board)
     if code == 0:
         click.echo(f"{_best_text(trials, board)}\n  table    xrun sweep table {wish.source.typed}")
     else:
@@ -134,9 +138,10 @@ def run_one(wish: Wish, number: int) -> int:
 
     def train(plan: Plan) -> int:
         if plan.on_clouds:
+            from ..launcher.sky.pool import Pool
             from .train import launch_on_clouds
 
-            return launch_on_clouds(plan, wish.launching)
+            return launch_on_clouds(plan, wish.launching, Pool.of(board.folder))
         click.echo(start_text(plan))
         cloud = LocalCloud()
         with cloud.signals():
@@ -182,18 +187,41 @@ def _show(trials: Trials) -> None:
     click.echo(f"Weights & Biases {'draws' if there else 'does not draw'} the trials: {said}")
 
 
-def _ask_once(wish: Wish, trials: Trials) -> None:
+def _ask_once(wish: Wish, trials: Trials, folder: Path) -> None:
     """Before anything is paid for: the rehearsal, the price and the question, about the first trial
-    for all of them."""
+    for all of them. Then the sweep's pool, where it has one."""
     from ..launcher.preflight import place
     from ..launcher.sky.launch import prepare
+    from ..launcher.sky.pool import raised
     from .train import confirm
 
-    click.echo("Each trial is a managed job of its own; the first one is")
+    click.echo(_machines(trials))
     first = place(trials.trial(1).plan, chosen=False).plan
     how = wish.launching
     about = prepare(first, os.environ, any_memory=how.any_memory)
     confirm(about, yes=how.yes, rehearsed=how.rehearsed)
+    if trials.sweep.pool:
+        raised(about, folder, trials.id, trials.sweep.pool, click.echo)
+
+
+def _machines(trials: Trials) -> str:
+    """Where the trials' jobs run, for people; the offer of the first trial follows."""
+    if not trials.sweep.pool:
+        return "Each trial is a managed job of its own; the first one is"
+    times = "" if trials.sweep.pool == 1 else f"{trials.sweep.pool} times "
+    return f"The trials share a pool, which stays until all are done: {times}what the first one has"
+
+
+def _end_pool(trials: Trials, board: Board) -> None:
+    """End the sweep's pool, if it has one that no trial is on; what prevents it is said."""
+    from ..errors import XrunError
+    from ..launcher.sky.pool import ended
+
+    try:
+        known = trials.with_proposed(board.standing())
+        ended(board.folder, [each.plan.run for each in known.all()], click.echo)
+    except XrunError as error:
+        click.echo(f"The sweep's pool could not be ended: {error}", err=True)
 
 
 def _best_text(trials: Trials, board: Board) -> str:
@@ -307,7 +335,8 @@ def table(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_js
 @options.as_json
 def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_json: bool) -> None:
     """Show how far the sweep is: its trials by state, its rungs, the best so far, what it has
-    cost."""
+    cost, and its pool of machines."""
+    from ..launcher.sky.pool import Pool
     from ..sweep.spent import Spent
     from ..sweep.table import rows
 
@@ -315,6 +344,7 @@ def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_j
     standing = board.standing()
     found = list(rows(trials.all(), standing))
     states = Counter(row.state for row in found)
+    pool = Pool.of(board.folder)
     cost = sum((Spent(row.hours or 0.0, row.usd) for row in found), Spent())
     if as_json:
         told = {
@@ -324,6 +354,7 @@ def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_j
             "best": standing.best,
             "hours": cost.hours,
             "usd": cost.usd,
+            "pool": None if pool is None else vars(pool),
         }
         click.echo(json_text(told, indent=1))
         return
@@ -337,7 +368,58 @@ def status(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool, as_j
         click.echo(f"  rung {rung}   {here} of {at or '?'} there{on}")
     usd = f", ${cost.usd:.2f}" if cost.usd is not None else ""
     click.echo(f"  cost     {cost.hours:.3f} hours{usd}")
+    if pool is not None:
+        click.echo(f"  machines {pool.words}; `xrun sweep stop {recipe}` ends it")
     click.echo(_best_text(trials, board))
+
+
+@sweep.command()
+@options.recipe
+@options.overrides
+@options.local
+def stop(recipe: Path | RecipeURL, overrides: Sequence[str], local: bool) -> None:
+    """Save and stop every trial that runs, and give the machines back, those of a pool too.
+
+    `xrun RECIPE` goes on with the trials later. Exit code 3 if nothing runs."""
+    from ..errors import LaunchError
+    from ..launcher.cancel import cancel
+
+    trials, board = _read(recipe, overrides, local)
+    runs = [each.plan.run for each in trials.all()]
+    stopped = _stop_command(board.folder)
+    on_clouds = trials.base.on_clouds
+    if on_clouds:
+        from ..launcher.sky.jobs import jobs
+        from ..launcher.sky.pool import Pool, ended
+
+        stopped |= Pool.of(board.folder) is not None
+        for run in {job.run for job in jobs(live=True)} & set(runs):
+            cancel(run, save=True, say=click.echo)
+            stopped = True
+        if not ended(board.folder, runs, click.echo):
+            raise LaunchError(f"The pool of {trials.id} is still there.", "Try again in a minute.")
+    if not stopped:
+        hint = f"`xrun sweep status {recipe}` tells how far it is."
+        raise LaunchError(f"Nothing of the sweep {trials.id} runs.", hint)
+    click.echo(f"The sweep {trials.id} has stopped. `xrun {recipe}` goes on with its trials.")
+
+
+def _stop_command(folder: Path) -> bool:
+    """End the command that runs a sweep on this machine, once its trials have saved; whether there
+    was one."""
+    import signal
+    import time
+
+    from ..lock import held_by
+
+    pid = held_by(folder / "lock")
+    if not pid:
+        return False
+    click.echo(f"Asked the command that runs it (process {pid}) to save and to stop.")
+    os.kill(int(pid), signal.SIGTERM)
+    while held_by(folder / "lock") is not None:
+        time.sleep(0.1)
+    return True
 
 
 @sweep.command()

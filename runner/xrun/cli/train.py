@@ -24,6 +24,7 @@ from .sweeps import Wish, one_run, refuse_trial, run_all, run_one
 
 if TYPE_CHECKING:
     from ..launcher.sky.launch import Costing, Launch
+    from ..launcher.sky.pool import Pool
     from ..recipe.git_url import RecipeURL
     from ..run.plan import Plan
 
@@ -189,14 +190,16 @@ def _go(
     sys.exit(code)
 
 
-def launch_on_clouds(plan: Plan, how: Launching) -> int:
+def launch_on_clouds(plan: Plan, how: Launching, pool: Pool | None = None) -> int:
     """Launch a plan whose addresses are known, once somebody has agreed; its exit code."""
     from ..launcher.job import launch
     from ..launcher.sky.cloud import SkyCloud
 
     _interruptible()  # it ends the log, or the rehearsal, only
     ask = functools.partial(confirm, yes=how.yes, rehearsed=how.rehearsed)
-    cloud = SkyCloud(confirm=ask, detach=how.detach, say=click.echo, any_memory=how.any_memory)
+    cloud = SkyCloud(
+        confirm=ask, detach=how.detach, say=click.echo, any_memory=how.any_memory, pool=pool
+    )
     return launch(plan, cloud)
 
 

@@ -27,11 +27,6 @@ _SHARDING = (
     " fsdp`, what others call ZeRO-3). Sharding within nodes alone (HSDP), offload to the"
     " processor's memory, tensor and pipeline parallelism are not built."
 )
-_POOLS = (
-    "xrun starts each trial as a managed job of its own. SkyPilot's pools hand a job to a machine"
-    " that is there already and neither send its files nor run its setup, by which a run's plan and"
-    " project arrive. `parallel: 4` has four jobs at a time."
-)
 _LOSS = (
     "`task` says which loss is computed, by what the model is for: `classification`,"
     " `language_modeling`, `regression`, ... A loss of your own is computed in your model, with"
@@ -66,7 +61,6 @@ _ASKED = (
         _SHARDING,
     ),
     (r"train\.([a-z]*_?offload|(tensor|pipeline)_parallel(ism)?|hsdp|deepspeed): .*", _SHARDING),
-    (r"sweep\.pool: .*", _POOLS),
     (r"dataset\.name: (web_?dataset|wds|tar(_files)?|shards)", _SHARDS),
 )
 """A problem's key and the value that stands there."""

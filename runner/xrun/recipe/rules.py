@@ -694,6 +694,16 @@ def rungs_have_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
         yield problem("sweep.stop", f"{what}, by its evaluations", hint=hint)
 
 
+@rule("sweep")
+def _pool(recipe: Recipe) -> Iterator[Problem]:
+    """`sweep.pool` has no more machines than `sweep.parallel` trials."""
+    sweep = recipe.sweep
+    if sweep is not None and sweep.pool is not None and sweep.pool > sweep.parallel:
+        what = f"some of its machines would have no trial: `parallel` is {sweep.parallel}"
+        hint = f"Set `parallel: {sweep.pool}`, or a smaller pool."
+        yield problem("sweep.pool", what, sweep.pool, hint)
+
+
 @rule("sweep", "checkpoint.store")
 def trials_have_a_store_each(recipe: Recipe) -> Iterator[Problem]:
     """A sweep's trials have a store each: `checkpoint.store: hub` and not one repository's name."""

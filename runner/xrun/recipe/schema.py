@@ -626,6 +626,10 @@ class Sweep(Part):
     of a grid."""
     parallel: Annotated[int, Field(ge=1, le=1000)] = 1
     """Trials that run at a time."""
+    pool: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """On clouds: so many machines (or groups of nodes) stay until all trials are done, and each
+    trial is handed to one that is free, in place of machines of its own that have to be set up.
+    They cost also while they wait for a trial. Not more than `parallel`."""
     stop: EarlyStop | None = None
     """Trials that end early. Default: each goes to its end."""
     budget: Budget = default({})

@@ -35,6 +35,7 @@ from .jobs import (
     wait_until_ended,
 )
 from .launch import Launch, prepare
+from .pool import Pool
 
 SETTLE = 10.0
 """Seconds in which a request of a launcher that was killed while it sent it must show up at the API
@@ -49,6 +50,7 @@ class SkyCloud:
     `confirm` is asked about the very launch that follows, before anything is paid for; what it
     raises ends it.
     `say` takes lines for people. `any_memory`: also machines on which the step does not fit.
+    `pool`: jobs are handed to its machines.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class SkyCloud:
         environ: Mapping[str, str] = os.environ,
         settle: float = SETTLE,
         any_memory: bool = False,
+        pool: Pool | None = None,
     ) -> None:
-        self.any_memory = any_memory
+        self.any_memory, self.pool = any_memory, pool
         self.confirm, self.detach, self.say = confirm, detach, say
         self.environ, self.settle = environ, settle
 
@@ -154,6 +157,8 @@ class SkyCloud:
         secrets = secret_values(secret_names(plan.load_recipe()), self.environ)
         launch = prepare(plan, self.environ, any_memory=self.any_memory)
         self.confirm(launch)
+        if self.pool is not None:
+            launch = replace(launch, task=self.pool.job(launch))
         folder.write_plan(launch.plan)
         launch.write()
         task, offers = sky_task(launch.task, secrets), launch.offers
@@ -166,7 +171,7 @@ class SkyCloud:
         )
         write_launch(folder, record)
         with bar("SkyPilot takes the project and starts the job"):
-            request = submit(task, plan.run)
+            request = submit(task, plan.run, self.pool.name if self.pool else None)
             write_launch(folder, replace(record, request=request))
             own = job_of(request)
         return only_one_job(plan.run) or ended_job(plan.run, own)

@@ -104,11 +104,11 @@ def _name_in(body: str) -> str:
     return str(values.get("name") or "")
 
 
-def submit(task: Any, run: str) -> str:
-    """Ask the API server to launch a task as the job of a run; returns the id of the request. This
-    call may cost money."""
+def submit(task: Any, run: str, pool: str | None = None) -> str:
+    """Ask the API server to launch a task as the job of a run, in this pool or on machines of its
+    own; returns the id of the request. This call may cost money."""
     with skypilot() as sky:
-        return str(sky.jobs.launch(task, name=run))
+        return str(sky.jobs.launch(task, name=run, pool=pool))
 
 
 def job_of(request: str) -> int | None:
