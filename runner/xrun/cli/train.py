@@ -85,7 +85,7 @@ def run(
     Ctrl-C saves and stops: press it once. On clouds it only ends the log.
     """
     from .. import streams
-    from ..launcher.job import choose_run
+    from ..launcher.job import choose_run, forked_from
     from ..libraries import require
     from ..recipe.needs import needs
 
@@ -104,6 +104,9 @@ def run(
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, again=again, fork=fork)
     agreed(source, meant, yes=yes)
+    if before := forked_from(meant):
+        told = f"{meant.run} was a fork of {before}; now it begins at step 0"
+        click.echo(f"  note     {told}", err=True)
     command = functools.partial(_command, source, overrides, local)
     _go(meant, command, launching, chosen=again or bool(fork), another=again)
 
