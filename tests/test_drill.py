@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def test_a_good_recipe_is_equal(tmp_path: Path) -> None:
     assert result["points"] == 61
     assert len(set(result["weights_sha256"])) == 1
     assert done.err.count("kill ") == sum(result["kills"].values())
+    said = re.sub(r"\d+(\.\d+)?", "N", done.err)
+    assert "N steps in N s; with N kills about N" in said
+    place = next(iter(result["kills"]))
+    assert f"kill N/N in {place}, N s after its start, at step N; about N" in said
+    lives = re.findall(r"^Life \d of \d, to .*? \.\.\.", done.err, re.MULTILINE)
+    ends = [f"be ended in {place} ..." for place in result["kills"]]
+    assert {life.partition(", to ")[2] for life in lives} >= {*ends, "the end ..."}
+    assert len(lives) >= 1 + sum(result["kills"].values())
 
 
 def test_randomness_without_a_key_is_found(tmp_path: Path) -> None:

@@ -18,21 +18,24 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from . import environment
+from .bar import Bar, bar
 from .errors import AttemptEnd, LaunchError, XrunError
 from .libraries import TRAINING, require
 from .recipe.load import load_recipe
 from .recipe.schema import Recipe
 from .run.folder import RunFolder, runs_in
 from .run.points import reproducible
+from .run.report import duration_words
 
 START, RESUME, SAVE, TRAIN = "start-up", "resume", "save", "training"
 _SHARES = {START: 2, RESUME: 2, SAVE: 3, TRAIN: 3}
-_POLL_SECONDS = 0.001
+_POLL_SECONDS, _LOOK_SECONDS = 0.001, 0.2
 _SHORT_SECONDS = 0.02
 """A kill in a save or in training comes up to so long after its moment."""
 TOLERANCE = 1e-5
@@ -131,9 +134,12 @@ def drill(
     ]
     result = Result(str(recipe), str(folder), resize, asked=kills)
     say(f"Undisturbed: {' '.join(command[3:])} --processes {size}")
-    with _Life(command, folder / "undisturbed", size) as life:
-        times = life.to_the_end(say)
+    place, steps = folder / "undisturbed", loaded.train.steps or 0
+    with _shown("The undisturbed run", steps) as shown, _Life(command, place, size, shown) as life:
+        times = life.to_the_end()
     result.undisturbed_seconds = times["end"]
+    left = duration_words(_left(times, kills + 1))
+    say(f"{times['steps']:.0f} steps in {times['end']:.0f} s; with {kills} kills about {left}")
     began = time.monotonic()
     _disturb(loaded, command, folder / "disturbed", size, result, times, random.Random(seed), say)
     result.disturbed_seconds = time.monotonic() - began
@@ -164,16 +170,31 @@ def _disturb(
     places = rng.choices(list(_SHARES), list(_SHARES.values()), k=result.asked)
     targets = sorted(rng.uniform(0, 0.92 * steps) for _ in places)
     for number, (place, target) in enumerate(zip(places, targets, strict=True), 1):
-        with _Life(command, home, size) as life:
+        what = f"Life {number} of {result.asked + 1}, to be ended in {place}"
+        with _shown(what, steps) as shown, _Life(command, home, size, shown) as life:
             where = life.kill(place, int(target), times, rng)
+            step = max(0, life.step())
         if where is None:
             break
         result.kills[place] += 1
-        say(f"kill {number}/{result.asked} in {place}, {where}")
+        left = duration_words(_left(times, result.asked + 1 - number, step))
+        say(f"kill {number}/{result.asked} in {place}, {where}; about {left} left")
         if result.resized:
             size = rng.choice([other for other in _sizes(recipe) if other != size] or [size])
-    with _Life(command, home, size) as life:
-        life.to_the_end(say)
+    what = f"Life {result.kills.total() + 1} of {result.kills.total() + 1}, to the end"
+    with _shown(what, steps) as shown, _Life(command, home, size, shown) as life:
+        life.to_the_end()
+
+
+def _shown(what: str, steps: int) -> AbstractContextManager[Bar]:
+    """What people see from its first moment on: a life may be over in two seconds."""
+    return bar(what, steps, "steps", patience=0)
+
+
+def _left(times: dict[str, float], lives: int, step: int = 0) -> float:
+    """Seconds that so many more lives take from this step on, by those of the undisturbed run."""
+    start, steps = times["first_step"], max(1.0, times["steps"])
+    return lives * start + max(0.0, times["end"] - start) * (1 - min(1.0, step / steps))
 
 
 def _sizes(recipe: Recipe) -> list[int]:
@@ -184,8 +205,9 @@ def _sizes(recipe: Recipe) -> list[int]:
 class _Life:
     """One start of the command, in a process group of its own, which ends with the context."""
 
-    def __init__(self, command: list[str], home: Path, size: int) -> None:
+    def __init__(self, command: list[str], home: Path, size: int, shown: Bar) -> None:
         home.mkdir(parents=True, exist_ok=True)
+        self.shown, self._looked = shown, 0.0
         self.home, self.began, self.born = home, time.monotonic(), time.time()
         self.log = home / "output.log"
         self.commits = _newest_commit(home)
@@ -210,7 +232,7 @@ class _Life:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def to_the_end(self, say: Callable[[str], None]) -> dict[str, float]:
+    def to_the_end(self) -> dict[str, float]:
         """Let it finish; when the lease, the first step and the end came (seconds), and how many
         steps there were.
 
@@ -219,15 +241,15 @@ class _Life:
         """
         times = {
             "lease": self._when(self._has_lease),
-            "first_step": self._when(lambda: self._step() > 0),
+            "first_step": self._when(lambda: self.step() > 0),
         }
-        code = self.process.wait()
-        if code != 0:
+        self._when(lambda: False)
+        if (code := self.process.returncode) != 0:
             raise LaunchError(
                 f"The run in {self.home} ended with {code}: {self._last_line()}",
                 f"Its output is in {self.log}",
             )
-        return times | {"end": time.monotonic() - self.began, "steps": float(self._step())}
+        return times | {"end": time.monotonic() - self.began, "steps": float(self.step())}
 
     def kill(
         self, place: str, target: int, times: dict[str, float], rng: random.Random
@@ -240,7 +262,7 @@ class _Life:
             self._when(self._has_lease)
             self._wait(rng.uniform(0, max(0.1, times["first_step"] - times["lease"])))
         else:
-            self._when(lambda: self._trains() and self._step() >= target)
+            self._when(lambda: self._trains() and self.step() >= target)
             if place == SAVE:
                 self._when(self._is_saving)
             self._wait(rng.uniform(0, _SHORT_SECONDS))
@@ -254,12 +276,15 @@ class _Life:
             return None
         self._end()
         return (
-            f"{time.monotonic() - self.began:.2f} s after its start, at step {max(0, self._step())}"
+            f"{time.monotonic() - self.began:.2f} s after its start, at step {max(0, self.step())}"
         )
 
     def _when(self, happened: Callable[[], bool]) -> float:
         while not happened() and self.process.poll() is None:
             time.sleep(_POLL_SECONDS)
+            if (now := time.monotonic()) - self._looked > _LOOK_SECONDS:
+                self._looked = now
+                self.shown.advance(max(0, self.step()) - self.shown.done)
         return time.monotonic() - self.began
 
     def _wait(self, seconds: float) -> None:
@@ -277,7 +302,8 @@ class _Life:
         """A file of the state is being written: it has a temporary name."""
         return any(self.home.glob("*/state/objects/*/.*"))
 
-    def _step(self) -> int:
+    def step(self) -> int:
+        """The newest step that the run has logged, whichever life did; -1 before the first."""
         return int(self._last_point().get("step", -1))
 
     def _last_point(self) -> dict[str, Any]:

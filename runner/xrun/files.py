@@ -232,6 +232,16 @@ def reserve(path: Path, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
+def room_in(folder: Path) -> float:
+    """Bytes that this user can still write there; infinite where nobody can tell."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return math.inf
+    free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+    return free * found.f_frsize if found.f_blocks else math.inf
+
+
 def mapped(file: IO[bytes], begin: int, size: int) -> mmap.mmap:
     """So many more bytes of a file as memory that the kernel may write out, `begin` on a page.
 

@@ -318,7 +318,7 @@ def _planned(
     local: bool,
 ) -> Plan:
     from .recipe.git_url import is_url
-    from .recipe.load import load_recipe
+    from .recipe.load import HERE, load_recipe
     from .run.plan import make_plan
 
     text = os.fspath(recipe)
@@ -330,7 +330,7 @@ def _planned(
         what = "the keys to change are a dict, such as {'train.epochs': 3}"
         raise RecipeError([Problem(text, 0, 0, "", what, repr(overrides))])
     given = [f"{key}={_text(value)}" for key, value in overrides.items()]
-    loaded = load_recipe(Path(text), [*given, "hardware=local"] if local else given)
+    loaded = load_recipe(Path(text), [*given, HERE] if local else given)
     if loaded.sweep is not None:
         hint = "Give {'sweep': None} for the run without it; `xrun RECIPE` trains all trials."
         what = "this is about one run, and the recipe has a sweep"

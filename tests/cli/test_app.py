@@ -20,12 +20,14 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.paths import ROOT
-from support.running import PER_STEP, Project, ended, one_line, weights
+from support.running import PER_STEP, Project, attempt, ended, one_line, weights
 from xrun.cli.app import cli
 from xrun.cli.options import RunType
 from xrun.cli.texts import outcome_text, report_text, status_lines
 from xrun.errors import EX_TEMPFAIL, AttemptEnd, LaunchError
+from xrun.launcher.job import choose_run
 from xrun.launcher.sky.status import RunStatus
+from xrun.launcher.speeds import known_throughput
 from xrun.run.folder import RunFolder
 from xrun.run.record import AttemptRecord
 from xrun.run.report import RunReport
@@ -43,6 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return made
 
 
+TWO = "{local: {processes: 2}}"
 LOST = " What was trained after it, to step 7, was not saved."
 
 
@@ -152,7 +155,41 @@ def test_plan_prints_json_and_does_nothing(project: Project) -> None:
     assert said[0] == f"run       {plan['run']}, which is new here"
     assert "20 steps of 8 samples" in said[3]
     assert "2 processes" in said[4]
+    assert said[9] == "start it  xrun recipes/tiny.yaml -s train.seed=3 --processes 2"
     assert sorted(project.home.iterdir()) == before
+
+
+def test_plan_here_is_what_the_recipe_does_here(project: Project) -> None:
+    """`--local` asks nothing of a recipe's cloud machines, says what starts it, and leaves a recipe
+    that is local its processes."""
+    text = project.recipe.read_text()
+    for name, hardware in (("far", "{any_of: [{accelerators: A100:8}]}"), ("two", TWO)):
+        project.write(f"recipes/{name}.yaml", f"{text}hardware: {hardware}\n")
+    done = project.xrun("plan", "recipes/far.yaml")
+    assert (done.code, "can share 4 micro-batches" in done.err) == (2, True)
+    said = project.xrun("plan", "recipes/far.yaml", "--local").out.splitlines()
+    assert said[4] == "machine   1 process on this machine"
+    assert said[9] == "start it  xrun recipes/far.yaml --local"
+    for flags in ((), ("--local",)):
+        said = project.xrun("plan", "recipes/two.yaml", *flags).out.splitlines()
+        assert said[4] == "machine   2 processes on this machine"
+
+
+def test_plan_of_a_fork_says_where_it_begins(tmp_path: Path) -> None:
+    """One that has not begun has the steps before it behind it, and is not one from step 0."""
+    project = Project(tmp_path)
+    assert project.attempt("train.steps=10").code == 0
+    source = project.run.run
+    changed = ("train.optimizer.lr=0.002", "train.steps=16")
+    fork = choose_run(project.plan(*changed), fork=source)
+    RunFolder(fork.folder).write_plan(fork)
+    said = project.xrun("plan", "recipes/tiny.yaml", "-s", changed[0], "-s", changed[1])
+    first = f"run       {fork.run}, which begins at the newest checkpoint of {source}"
+    assert said.out.splitlines()[0] == first, said.err
+    assert known_throughput(fork).steps_left == 6
+    assert attempt(fork).code == 0
+    said = project.xrun("plan", "recipes/tiny.yaml", "-s", changed[0], "-s", changed[1])
+    assert said.out.splitlines()[0] == f"run       {fork.run}, which goes on"
 
 
 def test_schema_is_json(project: Project) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from support.running import PER_STEP, Project, attempt, curve, steps_of, weights
+from support.running import MODEL, PER_STEP, Project, attempt, curve, steps_of, weights
 from xrun.errors import CheckpointError, ComponentError, LaunchError
-from xrun.launcher.job import choose_run, code_version
+from xrun.launcher.job import choose_run, code_version, forked_from
 from xrun.run.folder import RunFolder
 
 
@@ -63,6 +63,38 @@ def test_a_changed_recipe_is_not_started_silently(known: Project) -> None:
     assert "train.optimizer.lr: 0.01 -> 0.02" in said
     assert "--new" in said
     assert f"--fork {known.run.run}" in said
+
+
+def test_what_differs_is_told_of_the_nearest_run(known: Project, tmp_path: Path) -> None:
+    """Of several runs the one with the fewest other keys, whichever is newest."""
+    project = Project(tmp_path)
+    shutil.copytree(known.home, project.home)
+    far = replace(project.plan("train.seed=3", "train.optimizer.lr=0.5"), run="far")
+    shutil.copytree(known.run.path, project.home / "far")
+    RunFolder(far.folder).write_plan(far)
+    with pytest.raises(LaunchError) as refused:
+        choose_run(project.plan("train.seed=1"))
+    said = str(refused.value)
+    assert f"2 other runs here, the nearest is {known.run.run}." in said
+    assert "What is different: train.seed: 0 -> 1. Start" in said
+
+
+def test_a_run_that_came_to_no_step_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """A recipe or component that is mended after its run has failed in the first step, or while it
+    was built, starts by the same command; once a step is committed it asks."""
+    project = Project(tmp_path)
+    project.trap("raise", call=1)
+    assert project.attempt().code == 2
+    project.write("models/line.py", MODEL.replace("GELU", "Gelu"))
+    broken = choose_run(project.plan())
+    assert attempt(broken).code == 2
+    project.write("models/line.py", MODEL.replace("GELU", "ReLU"))
+    mended = choose_run(project.plan())
+    assert len({project.run.run, broken.run, mended.run}) >= 2
+    project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
+    assert attempt(mended).code == 75
+    with pytest.raises(LaunchError, match=f"1 other run here, which is {mended.run}"):
+        choose_run(project.plan("train.seed=1"))
 
 
 def test_changed_mathematics_under_the_same_id_are_refused(known: Project) -> None:
@@ -180,11 +212,13 @@ def test_a_fork_of_nothing_is_refused(known: Project) -> None:
 
 
 def test_a_fork_of_a_run_without_a_checkpoint_is_refused(known: Project, tmp_path: Path) -> None:
-    """--fork of a run that never committed a state ends with 5."""
+    """--fork of a run that never committed a state ends with 5, before anything is made."""
     project = Project(tmp_path)
     empty = project.plan(run="empty")
     RunFolder(empty.folder).write_plan(empty)
-    done = attempt(choose_run(project.plan(), fork="empty"))
+    with pytest.raises(CheckpointError, match="--fork empty: that run has no checkpoint"):
+        choose_run(project.plan(), fork="empty")
+    done = attempt(replace(project.plan(), fork="empty"))
     assert done.code == 5, done.err
     assert "--fork empty: that run has no checkpoint." in done.err
 
@@ -207,12 +241,40 @@ def test_a_fork_that_would_train_nothing_is_refused(known: Project) -> None:
 
 
 def test_a_fork_needs_the_same_tensors(known: Project) -> None:
-    """--fork with a model of another shape ends with 5 and starts nothing."""
+    """--fork with a model of another shape ends with 5 and starts nothing; what no model can make
+    good is refused before one is built."""
     source = RunFolder(next(known.home.iterdir()))
     plan = choose_run(known.plan("model.args={width: 16}"), fork=source.run)
     done = attempt(plan)
     assert done.code == 5, done.err
     assert "Traceback" not in done.err
+    assert f"leave the model and train.optimizer as they were in {source.run}" in done.err
+    for key, told in (
+        ("train.optimizer.name=sgd", 'train.optimizer.name: "adamw" -> "sgd"'),
+        ("train.ema=0.9", 'train.ema: "off" -> "on"'),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            choose_run(known.plan(key), fork=source.run)
+    assert choose_run(known.plan("train.optimizer.name=radam"), fork=source.run).fork == source.run
+    shutil.rmtree(plan.folder)
+
+
+def test_new_makes_a_fork_that_has_not_begun_a_run_of_its_own(known: Project) -> None:
+    """After a fork that cannot work, --new begins the same recipe at step 0; one that has begun
+    stays what it is."""
+    source = RunFolder(next(known.home.iterdir()))
+    plan = choose_run(known.plan("model.args={width: 16}"), fork=source.run)
+    assert attempt(plan).code == 5
+    own = choose_run(known.plan("model.args={width: 16}"), new=True)
+    assert (own.run, own.fork, forked_from(own)) == (plan.run, "", source.run)
+    done = attempt(own)
+    assert done.code == 0, done.err
+    assert "Starting at step 0" in done.err
+    shutil.rmtree(plan.folder)
+    plan = choose_run(known.plan("train.optimizer.lr=0.002"), fork=source.run)
+    assert attempt(plan).code == 0
+    with pytest.raises(CheckpointError, match=f"a fork: it has begun with .* {source.run}, so"):
+        choose_run(known.plan("train.optimizer.lr=0.002"), new=True)
     shutil.rmtree(plan.folder)
 
 

@@ -379,6 +379,22 @@ def test_a_run_whose_state_is_gone_is_not_fine(tmp_path: Path) -> None:
     assert (done.code, done.out) == (0, f"{alone}: 1 file is as it was exported.\n")
 
 
+def test_a_model_that_was_deleted_is_noted(tmp_path: Path) -> None:
+    """The checkpoints are whole, and the model is not there to be checked; of a run that has none
+    yet nothing is missing."""
+    project = Project(tmp_path / "a")
+    project.trap("SIGKILL", call=7 * PER_STEP, committed=5)
+    assert project.attempt("train.steps=10", "train.evaluate=null").code == 75
+    assert xrun(tmp_path / "a", "verify", project.run.run).err == ""
+    assert project.attempt("train.steps=10", "train.evaluate=null").code == 0
+    shutil.rmtree(project.run.model)
+    done = xrun(tmp_path / "a", "verify", project.run.run)
+    assert (done.code, "as they were committed" in done.out) == (0, True)
+    assert "the checkpoints were checked alone (model deleted); `xrun export-model" in done.err
+    told = json.loads(xrun(tmp_path / "a", "verify", project.run.run, "--json").out)
+    assert told["no_model"] == "model deleted"
+
+
 def test_a_page_of_an_older_xrun_is_read(tmp_path: Path, hub: Hub) -> None:
     """It does not name its state: the model is verified and made again by what lies beside it, and
     of the run there is nothing to be read."""

@@ -141,7 +141,7 @@ def test_another_recipe_is_told_what_differs(old: Path) -> None:
     plan = make_plan(load_recipe(old, ["train.seed=1"]), old, environ={})
     with pytest.raises(
         Exception,
-        match=r"the newest is small-9a6bef08. What is different: train.seed: 0 -> 1\. Start",
+        match=r"which is small-9a6bef08. What is different: train.seed: 0 -> 1\. Start",
     ):
         choose_run(plan)
 

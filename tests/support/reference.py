@@ -1,6 +1,6 @@
-"""Pages of the documentation that are made from the code: commands, environment variables, exit
-codes, Python names, the list of decisions, the table of measurements, and `llms.txt`. `make docs`
-writes them."""
+"""Pages of the documentation that are made from the code: commands, shipped components, environment
+variables, exit codes, Python names, the list of decisions, the table of measurements, and
+`llms.txt`. `make docs` writes them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import xrun
 from support.paths import ROOT
 from xrun import environment, errors
 from xrun.cli.app import cli
+from xrun.component import Parameter, signature
 
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,6 +37,12 @@ EXIT_CODES = {
     7: "stopped on purpose; no machine starts it again",
     75: "come back: the state is committed, or try again",
 }
+KINDS = ("models", "datasets")
+COMPONENTS = """\
+What comes with xrun, and what stands under `args` in a recipe. A file of the same name in a
+project's `models/` or `datasets/` takes its place; [a model, a dataset or a loss of your
+own](../howto/components.md) says how one is written.
+"""
 _MADE = "Made from the code by `make docs`.\n"
 _FROM = re.compile(r"^<!-- from (\S+) -->\n.*?^<!-- /from -->$", re.MULTILINE | re.DOTALL)
 _SLUG = re.compile(r"[^\w\- ]")
@@ -45,6 +52,7 @@ def pages() -> dict[str, str]:
     """Every page by its path in docs/."""
     return {
         "reference/commands.md": commands(),
+        "reference/components.md": shipped_components(),
         "reference/environment.md": variables(),
         "reference/exit-codes.md": exit_codes(),
         "reference/python.md": python_names(),
@@ -92,6 +100,41 @@ def _commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Comman
             yield from _commands(command, f"{name} {own}")
         else:
             yield f"{name} {own}", command
+
+
+def shipped_components() -> str:
+    """Every model and dataset that comes with xrun: what it is, and what its `build` takes."""
+    parts = ["# Models and datasets\n", _MADE, COMPONENTS]
+    parts += ["| in a recipe | what it is |", "|---|---|"]
+    files = [path for kind in KINDS for path in sorted((ROOT / kind).glob("*.py"))]
+    for path in files:
+        name = _component(path)
+        parts.append(f"| [{name}](#{anchor(name)}) | {_sentence(ast.parse(path.read_text()))} |")
+    for path in files:
+        tree = ast.parse(path.read_text())
+        build = next(each for each in tree.body if getattr(each, "name", "") == "build")
+        assert isinstance(build, ast.FunctionDef)
+        parts += [f"\n## {_component(path)}\n", f"{_sentence(tree)}\n"]
+        parts += [f"{ast.get_docstring(build)}\n", "| argument | type | default |", "|---|---|---|"]
+        parts += [_argument(each) for each in signature(path).parameters]
+    return "\n".join([*parts, ""])
+
+
+def _component(path: Path) -> str:
+    """How a recipe names it."""
+    return f"`{path.parent.name.removesuffix('s')}: {{name: {path.stem}}}`"
+
+
+def _sentence(tree: ast.Module) -> str:
+    """The first of a module's docstring."""
+    return " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
+
+
+def _argument(parameter: Parameter) -> str:
+    kind = parameter.annotation.replace("|", "\\|")
+    default = json.dumps(parameter.default) if parameter.is_literal else parameter.default
+    told = "required" if parameter.required else f"`{default}`"
+    return f"| `{parameter.name}` | `{kind}` | {told} |"
 
 
 def variables() -> str:

@@ -6,7 +6,11 @@ import httpx
 import pytest
 import requests
 import urllib3
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import http_backoff
 
 from xrun.errors import (
@@ -45,6 +49,24 @@ Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
 
 """
 """What torch says after every error of CUDA's."""
+
+
+def test_a_hub_that_may_not_be_asked_is_nobodys_outage() -> None:
+    """What is not in the cache is not there the next time either: 3 at once, with what helps."""
+    try:
+        try:
+            raise OfflineModeIsEnabled("Cannot reach https://huggingface.co/api")
+        except OfflineModeIsEnabled as cause:
+            raise LocalEntryNotFoundError("outgoing traffic has been disabled") from cause
+    except LocalEntryNotFoundError as error:
+        found = error
+    told = ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)")
+    for each in (found, told):
+        failure = failure_of(each, None)
+        assert (failure.code, failure.again, failure.end) == (3, False, AttemptEnd.OWN)
+        assert failure.message.startswith("HF_HUB_OFFLINE forbids to ask the Hub for what is not")
+        assert "recipe name a folder" in failure.hint
+    assert failure_of(LocalEntryNotFoundError("no answer"), None).code == 75
 
 
 @pytest.mark.parametrize("more", ["", TOLD], ids=["alone", "as torch says it"])

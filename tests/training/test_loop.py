@@ -623,11 +623,12 @@ def test_the_budget_ends_a_run_that_is_committed(make: Any) -> None:
 
 
 def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) -> None:
-    """Training goes on over a disk that is full, says so, keeps the old checkpoint whole, and saves
-    again once there is room."""
+    """Training goes on over a disk that is full, says so and what to do, keeps the old checkpoint
+    whole, and saves again once there is room."""
     project = make()
     ballast, held = small_disk / "ballast", project.root / "held"
     seen: dict[str, list[int]] = {}
+    told: list[str] = []
     overrides = [f"checkpoint.store={small_disk}", "train.steps=30"]
     project.home = small_disk
     project.trap("hold", call=2 * PER_STEP)
@@ -651,7 +652,10 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
         (project.root / "go").touch()
         until(held.exists, "the last hold")
         seen["still"] = steps_of(project.run)
+        told.append(project.run.lacks_room())
         ballast.unlink()
+        told.append(project.run.lacks_room(1 << 40))
+        told.append(project.run.lacks_room())
         (project.root / "go").touch()
 
     thread = threading.Thread(target=fill)
@@ -661,6 +665,11 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
     assert "Disk full" in done.err
     assert "Training goes on." in done.err
     assert done.code == 0, done.err
+    full = f"The disk of {project.run.path} is full: training goes on, what it logs waits in memory"
+    assert told[0].startswith(full)
+    assert done.err.count(told[0]) == 1
+    assert "MB left, and a save takes 1.1e+06 MB: training goes on, its saves fail." in told[1]
+    assert not told[2]
     assert seen["still"] == seen["kept"] == [0, 5]
     assert steps_of(project.run)[-1] == 30
     assert sorted(curve(project.run)) == list(range(1, 31))

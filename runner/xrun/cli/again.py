@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -106,6 +107,10 @@ def verify(address: str, as_json: bool) -> None:
         click.echo(f"{found.where}: {files} {how}.")
     if found.no_state and not as_json:
         click.echo(f"  note     only the model was checked: {found.no_state}", err=True)
+    if found.no_model and not as_json:
+        again = f"`xrun export-model {shlex.quote(address)}` makes it again"
+        told = f"the checkpoints were checked alone ({found.no_model}); {again}"
+        click.echo(f"  note     {told}", err=True)
     for each in () if as_json else found.wrong:
         click.echo(each, err=True)
     sys.exit(CheckpointCorrupt.exit_code if found.wrong else 0)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..run.cost import Cost
+from ..run.folder import RunFolder
 
 if TYPE_CHECKING:
     from ..recipe.schema import Recipe
     from ..run.plan import Plan
 
 
-def plan_text(plan: Plan, begun: bool) -> str:
-    """What `xrun RECIPE` would do on this machine; `begun`: its run is here already."""
+def plan_text(plan: Plan, begun: bool, typed: str) -> str:
+    """What `xrun RECIPE` would do on this machine, `typed` in full; `begun`: its run is here
+    already."""
     recipe = plan.load_recipe()
     train = recipe.train
     many = f"{plan.processes} process{'es' if plan.processes > 1 else ''} on this machine"
     lines = {
-        "run": f"{plan.run}, which {'goes on' if begun else 'is new here'}",
+        "run": f"{plan.run}, which {_begins(plan) if begun else 'is new here'}",
         "model": _called(f"models/{recipe.model.name}.py", recipe.model.args),
         "data": _called(f"datasets/{recipe.dataset.name}.py", recipe.dataset.args),
         "length": f"{_length(recipe)} of {train.global_batch} samples, in micro-batches of"
@@ -29,9 +30,16 @@ def plan_text(plan: Plan, begun: bool) -> str:
         "save": f"every {recipe.checkpoint.every}, to {plan.where}",
         "tell": ", ".join(["metrics.jsonl", *_trackers(recipe)]),
         "model to": str(plan.model_address or plan.folder / "model"),
-        "start it": f"xrun {_short(plan.recipe_path)}",
+        "start it": typed,
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _begins(plan: Plan) -> str:
+    """Where a run that is here goes on, as this machine knows it."""
+    if plan.fork and not RunFolder(plan.folder).witness.exists():
+        return f"begins at the newest checkpoint of {plan.fork}"
+    return "goes on"
 
 
 def _called(file: str, args: Any) -> str:
@@ -58,11 +66,6 @@ def _trackers(recipe: Recipe) -> Iterator[str]:
         yield f"Weights & Biases, project {tracking.wandb.project}"
     if tracking.tensorboard is not None:
         yield "TensorBoard"
-
-
-def _short(path: str) -> str:
-    here = Path(path)
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else path
 
 
 def cost_text(cost: Cost, recipe: Recipe, world: int) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Wish:
     @property
     def given(self) -> list[str]:
         """The overrides, `--local` among them."""
-        return [*self.overrides, "hardware=local"] if self.local else list(self.overrides)
+        return given_with(self.overrides, self.local)
 
     def trials(self) -> Trials:
         """What it is about. Raises RecipeError."""
@@ -59,6 +59,13 @@ class Wish:
         memory = ["--any-memory"] if self.launching.any_memory else []
         asked = ["--yes", "--no-rehearsal", *memory]
         return [*environment.PYTHON, "-m", "xrun", *typed, *asked]
+
+
+def given_with(overrides: Sequence[str], local: bool) -> list[str]:
+    """The overrides, what `--local` means among them."""
+    from ..recipe.load import HERE
+
+    return [*overrides, HERE] if local else list(overrides)
 
 
 def one_run(source: Source, overrides: Sequence[str], trial: int | None) -> Sequence[str]:

@@ -99,8 +99,8 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
 
 
 def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
-    """Below the table, whole: why runs cannot be read, why SkyPilot cannot be asked, and what makes
-    a model that is missing."""
+    """Below the table, whole: why runs cannot be read or saved, why SkyPilot cannot be asked, and
+    what makes a model that is missing."""
     for each in found:
         if each.report.error:
             yield f"{each.report.run}: {each.report.error}"
@@ -109,6 +109,8 @@ def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
                 f"`xrun export-model {as_typed(each.report.run, each.report.folder)}` tries again."
             )
             yield f"{each.report.run}: {each.report.lacks}; {again}"
+        if each.report.no_room:
+            yield f"{each.report.run}: {each.report.no_room}"
     yield from dict.fromkeys(
         each.cloud.problem for each in found if each.cloud and each.cloud.problem
     )
@@ -183,6 +185,8 @@ def report_text(report: RunReport) -> str:
         lines.append(
             f"  speed {report.speed.get('step_seconds', 0.0):.3g} s per step, {speed}{how}"
         )
+    if report.no_room:
+        lines.append(f"  {report.no_room}")
     if left := left_words(report.seconds_left):
         lines.append(f"  {left} left, without evaluations and saves")
     if drawn := list(plot(report.losses)):

@@ -20,7 +20,7 @@ from ..files import json_text
 from . import options
 from .options import Launching
 from .sharing import Source, agreed, fetched, need_yes
-from .sweeps import Wish, one_run, refuse_trial, run_all, run_one
+from .sweeps import Wish, given_with, one_run, refuse_trial, run_all, run_one
 
 if TYPE_CHECKING:
     from ..launcher.sky.launch import Costing, Launch
@@ -86,7 +86,7 @@ def run(
     Ctrl-C saves and stops: press it once. On clouds it only ends the log.
     """
     from .. import streams
-    from ..launcher.job import choose_run
+    from ..launcher.job import choose_run, forked_from
     from ..libraries import require
     from ..recipe.needs import needs
 
@@ -105,6 +105,9 @@ def run(
     require(*needs(made.load_recipe()))
     meant = choose_run(made, given=bool(run_id), new=new, again=again, fork=fork)
     agreed(source, meant, yes=yes)
+    if before := forked_from(meant):
+        told = f"{meant.run} was a fork of {before}; now it begins at step 0"
+        click.echo(f"  note     {told}", err=True)
     command = functools.partial(_command, source, overrides, local)
     _go(meant, command, launching, chosen=again or bool(fork), another=again)
 
@@ -145,7 +148,7 @@ def resume(
     from ..run.opened import open_run
 
     streams.patient()
-    given = [*overrides, "hardware=local"] if local else overrides
+    given = given_with(overrides, local)
     with bar(f"Asking {address}"):
         opened = open_run(address)
     meant = plan_to_resume(opened, given, processes)
@@ -305,14 +308,17 @@ def plan(
     from ..launcher.job import known_run
 
     source = fetched(recipe, goes_on=overrides)
-    overrides = one_run(source, overrides, trial)
-    new = _plan(source, overrides, "", "", processes, local)
+    meant = one_run(source, given_with(overrides, local), trial)
+    new = _plan(source, meant, "", "", processes, local=False)
     known = known_run(new)
     made = known or new
     # Of a recipe from elsewhere nothing is executed, so that nobody is asked whether it may be.
     costing = _costing(measure if made.on_clouds else bool(measure), source.clone is None)
     if not made.on_clouds:
-        _plan_here(made, known is not None, as_json, costing if measure else None)
+        size = ["--processes", str(processes)] if processes else []
+        which = ["--trial", str(trial)] if trial is not None else []
+        typed = _typed(source, overrides, local, [*size, *which])
+        _plan_here(made, known is not None, typed, as_json, costing if measure else None)
         return
     from ..launcher.sky.client import NoClouds
     from ..launcher.sky.launch import prepare, priced_elsewhere
@@ -349,8 +355,8 @@ def _costing(measure: bool | None, own: bool) -> Costing:
     return functools.partial(measured_cost, say=lambda text: click.echo(text, err=True))
 
 
-def _plan_here(made: Plan, begun: bool, as_json: bool, costing: Costing | None) -> None:
-    """What would be done on this machine."""
+def _plan_here(made: Plan, begun: bool, typed: str, as_json: bool, costing: Costing | None) -> None:
+    """What would be done on this machine, and what has to be typed for it."""
     from ..run.cost import Cost
     from .plans import cost_text, plan_text
 
@@ -368,7 +374,7 @@ def _plan_here(made: Plan, begun: bool, as_json: bool, costing: Costing | None) 
             told |= {"cost": cost.to_json() if cost else None, "lacks": "" if cost else str(found)}
         click.echo(json.dumps(told, indent=1, sort_keys=True))
         return
-    click.echo(plan_text(made, begun))
+    click.echo(plan_text(made, begun, typed))
     if cost is not None:
         click.echo("\n".join(cost_text(cost, made.load_recipe(), made.processes)))
     elif found is not None:
@@ -460,7 +466,7 @@ def _plan(
     from ..run.plan import make_plan
 
     recipe = source.path
-    loaded = load_recipe(recipe, [*overrides, "hardware=local"] if local else overrides)
+    loaded = load_recipe(recipe, given_with(overrides, local))
     return make_plan(
         loaded,
         recipe,
@@ -474,9 +480,13 @@ def _plan(
 
 def _command(source: Source, overrides: Sequence[str], local: bool, plan: Plan) -> str:
     """What goes on with this very run, whatever flags it was started with."""
+    size = ["--processes", str(plan.processes)] if plan.processes > 1 else []
+    return _typed(source, overrides, local, ["--run", plan.run, *size])
+
+
+def _typed(source: Source, overrides: Sequence[str], local: bool, more: Sequence[str]) -> str:
+    """A command about this recipe, as a shell takes it."""
     import shlex
 
     settings = [part for override in overrides for part in ("-s", override)]
-    where = ["--local"] if local else []
-    size = ["--processes", str(plan.processes)] if plan.processes > 1 else []
-    return shlex.join(["xrun", source.typed, *settings, *where, "--run", plan.run, *size])
+    return shlex.join(["xrun", source.typed, *settings, *["--local"] * local, *more])

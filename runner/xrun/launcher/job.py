@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ComponentError, LaunchError, XrunError
-from ..run.folder import RunFolder, runs_in
+from ..run.folder import RunFolder, commit_in, runs_in
 from ..run.identity import in_full
 from ..run.locked import Lock
 from ..run.plan import Plan, differences, older_rules, under_rule
@@ -22,6 +22,8 @@ from .local import Cloud
 from .locking import locked
 
 _LENGTHS = ("steps", "epochs")
+_LIKE_ADAM = ("adam", "adamw", "radam")
+"""Optimizers of torch that keep the same tensors for each parameter."""
 
 
 def choose_run(
@@ -30,9 +32,9 @@ def choose_run(
     """The plan with the run that the person means.
 
     `given`: the id was given with --run. A run that exists goes on; a recipe that has other runs
-    but not this one is not started silently, because a changed recipe usually means a typing error
-    or a wish to start from what is there. `new` says that it is meant, and `again` asks for
-    another run of the same recipe, or another fork.
+    with trained steps but not this one is not started silently, because a changed recipe usually
+    means a typing error or a wish to start from what is there. `new` says that it is meant, from
+    step 0 (`forked_from`), and `again` asks for another run of the same recipe, or another fork.
 
     Raises:
         CheckpointError: the run exists and was trained with other mathematics, or for more steps.
@@ -45,11 +47,18 @@ def choose_run(
         return dataclasses.replace(plan, run=_unused(plan)) if taken else plan
     if (known := known_run(plan, given=given)) is not None:
         _refuse_fewer(known)
-        return known
-    others = runs_of(plan)
-    if others and not (given or new):
+        return _from_step_0(known) if new and known.fork else known
+    others = [] if given or new else [each for each in runs_of(plan) if _may_have_trained(each)]
+    if others:
         _refuse_silent_start(plan, others)
     return plan
+
+
+def forked_from(plan: Plan) -> str:
+    """The run with whose weights this plan's run was to begin when it was last started, where it is
+    now to begin without them; "" else."""
+    folder = RunFolder(plan.folder)
+    return "" if plan.fork or not folder.plan_file.exists() else folder.plan().fork
 
 
 def runs_of(plan: Plan) -> list[Plan]:
@@ -239,19 +248,47 @@ def _plans_in(home: str) -> list[Plan]:
     return plans
 
 
+def _may_have_trained(plan: Plan) -> bool:
+    """Whether a run may have come to a committed step: one that has not leaves nothing that a
+    changed recipe could mean. On clouds it counts once it was launched."""
+    folder = RunFolder(plan.folder)
+    if folder.owner_pid() or (plan.on_clouds and (folder.path / "launch.json").exists()):
+        return True
+    if plan.on_clouds or plan.address.durable:  # no store far away is asked
+        known = commit_in(folder.witness)
+        return known is not None and known[0] > 0
+    try:
+        return folder.record().newest_step > 0
+    except XrunError:
+        return True
+
+
 def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
-    known = others[0]
-    begun = [each for each in others if each.on_clouds or RunFolder(each.folder).witness.exists()]
-    run = begun[0].run if begun else ""
-    fork = f", or, with the weights of {run}, with --fork {run}" if run else ""
-    compared = under_rule(plan, known.rule) or plan
+    changed = [differences(o.computed, (under_rule(plan, o.rule) or plan).computed) for o in others]
+    nearest = min(range(len(others)), key=lambda number: len(changed[number]))
+    run, more = others[nearest].run, len(others) > 1
     raise LaunchError(
-        f"The recipe {plan.name} has {len(others)} other"
-        f" run{'s' if len(others) > 1 else ''} here, the newest is {known.run}. What is different: "
-        + ("; ".join(differences(known.computed, compared.computed)) or "nothing but the id")
+        f"The recipe {plan.name} has {len(others)} other run{'s' if more else ''} here,"
+        f" {'the nearest is' if more else 'which is'} {run}. What is different: "
+        + ("; ".join(changed[nearest]) or "nothing but the id")
         + ".",
-        f"Start a new run with --new{fork}.",
+        f"Start a new run with --new, or, with the weights of {run}, with --fork {run}.",
     )
+
+
+def _from_step_0(plan: Plan) -> Plan:
+    """The plan of a fork that was asked for as a run that begins at step 0.
+
+    Raises:
+        CheckpointError: it has begun with the other run's weights.
+    """
+    if _may_have_trained(plan):
+        raise CheckpointError(
+            f"The run {plan.run} of this recipe is a fork: it has begun with the weights of"
+            f" {plan.fork}, so --new cannot begin it at step 0.",
+            "Start one at step 0 with --again, or leave --new out to go on with the fork.",
+        )
+    return dataclasses.replace(plan, fork="", fork_store="")
 
 
 def _forked(plan: Plan, fork: str, again: bool) -> Plan:
@@ -265,25 +302,59 @@ def _forked(plan: Plan, fork: str, again: bool) -> Plan:
             return dataclasses.replace(
                 made, run=known.run, fork=fork, fork_store=known.fork_store or source.store
             )
-    _refuse_short_fork(plan, folder)
+    _refuse_vain_fork(plan, folder)
     free = plan.run != fork and not RunFolder(plan.folder).path.exists()
     run = plan.run if free else _unused(plan)
     return dataclasses.replace(plan, run=run, fork=fork, fork_store=source.store)
 
 
-def _refuse_short_fork(plan: Plan, source: RunFolder) -> None:
-    """Before anything is made of it, as far as it can be told from here."""
+def _refuse_vain_fork(plan: Plan, source: RunFolder) -> None:
+    """Before anything is made of it, as far as it can be told from here.
+
+    Raises:
+        CheckpointError: there is nothing to take along, or it is of another kind.
+        ComponentError: nothing would be trained.
+    """
     try:
-        trained = source.record().newest_step
+        record = source.record()
     except XrunError:  # the attempt's news
         return
-    last = plan.last_step(0)
+    run, trained, last = source.run, record.newest_step, plan.last_step(0)
+    if record.newest is None:
+        raise CheckpointError(
+            f"--fork {run}: that run has no checkpoint.",
+            "Nothing was made. Start the recipe with --new: it begins at step 0.",
+        )
     if 0 < last <= trained:
         raise ComponentError(
-            f"--fork {source.run}: that run is at step {trained}, and this recipe ends at step"
+            f"--fork {run}: that run is at step {trained}, and this recipe ends at step"
             f" {last}, so nothing would be trained. A fork goes on counting.",
             f"Give train.steps more than {trained}. Nothing was made.",
         )
+    if other := _other_tensors(source.plan().recipe, plan.recipe):
+        raise CheckpointError(
+            f"--fork {run}: a fork takes over the whole state, and that of {run} is of another"
+            f" kind: {'; '.join(other)}.",
+            "Nothing was made. Leave that as it was, or begin at step 0 with --new; with -s"
+            f" model.init_from={source.model} also with the weights that {run} has when it is"
+            " finished.",
+        )
+
+
+def _other_tensors(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys by which a state has certainly other tensors, as `key: old -> new`."""
+
+    def kinds(recipe: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            "model.adapter": "one" if recipe["model"].get("adapter") else "none",
+            "train.ema": "on" if recipe["train"].get("ema") else "off",
+            "train.optimizer.name": str(recipe["train"]["optimizer"]["name"]).lower(),
+        }
+
+    old, new = kinds(before), kinds(now)
+    if {old["train.optimizer.name"], new["train.optimizer.name"]} <= {*_LIKE_ADAM}:
+        new["train.optimizer.name"] = old["train.optimizer.name"]
+    return differences(old, new)
 
 
 def _unused(plan: Plan) -> str:

@@ -281,13 +281,16 @@ def _of_page(where: str, environ: Mapping[str, str]) -> Iterator[Seen]:
 
 
 def _steps_left(plan: Plan, cost: Cost | None = None) -> int | None:
-    """Steps of the run less the newest committed one; None where the number of steps follows from
+    """Steps of the run less the newest committed one, its own or that of the run that it is a fork
+    of; None where the number of steps follows from
     data nobody has counted yet."""
     train, record = plan.load_recipe().train, _own(plan)
     per_epoch = None if train.steps else _steps_per_epoch(record) or _counted_elsewhere(plan)
     if per_epoch is None and cost and cost.train_samples:
         per_epoch = -(-cost.train_samples // train.global_batch)
     total = plan.last_step(per_epoch)
+    if plan.fork and record.newest is None:
+        record = _record(RunFolder(Path(plan.home) / plan.fork))
     return max(0, total - max(0, record.committed_step)) if total else None
 
 

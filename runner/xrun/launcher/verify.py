@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,14 @@ from .original import page_of
 
 @dataclass(frozen=True)
 class Verified:
-    """What was hashed, by name, what is not as it was, and why only a model was there to check."""
+    """What was hashed, by name, what is not as it was, why only a model was there to check, and
+    what a finished run does not have of its model."""
 
     where: str
     checked: tuple[str, ...]
     wrong: tuple[str, ...]
     no_state: str = ""
+    no_model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -58,7 +61,8 @@ def verify(text: str, environ: Mapping[str, str] = os.environ) -> Verified:
             f"{run.run} has neither a model nor a committed checkpoint; nothing was checked.",
             f"`xrun report {text}` says how far it is.",
         )
-    return Verified(text, (*checked, *kept), (*wrong, *damaged))
+    lacks = "" if page else run.report(time.time(), metrics=False).lacks
+    return Verified(text, (*checked, *kept), (*wrong, *damaged), no_model=lacks)
 
 
 def _is_of_here(text: str, environ: Mapping[str, str]) -> bool:

@@ -40,6 +40,9 @@ from .secret_text import assigns_a_secret, without_secrets
 from .yaml_nodes import MAX_BYTES, Mark, Node, Unreadable, join, read_nodes
 
 LONGEST_CHAIN = 10
+HERE = "hardware.local={}"
+"""The override that `--local` means: this machine, with the processes of a recipe that is local
+already."""
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -295,7 +298,8 @@ def put(tree: Node, names: list[str], value: Node, loc: Loc) -> Node:
     if not rest and loc != ("hardware",):
         return merge(tree, Node({name: value}, tree.mark, keys=keys), loc)
     before = tree.child(name) or Node(None, value.mark)
-    inner = put(before, rest, value, (*loc, name)) if rest else value
+    below = (*loc, name)
+    inner = put(before, rest, value, below) if rest else merge(before, value, below)
     others = tree.value
     if loc == ("hardware",) and name == "local":
         others = {}  # the other keys are for clouds

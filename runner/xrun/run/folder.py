@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..component import project_root
 from ..errors import CheckpointError, LaunchError, XrunError
-from ..files import number, read_json, write_bytes
+from ..files import number, read_json, room_in, write_bytes
 from ..lock import held_by
 from ..store.protocol import Head
 from . import logs, points
@@ -26,6 +26,8 @@ from .stores import open_store
 if TYPE_CHECKING:
     from .stores import AnyStore
 
+_LINE_BYTES = 4096
+"""With less room a disk takes no line of a log."""
 STATE_IS_BACK = "Bring the store's files back, or start another run with --again."
 """The way out where state that was committed is not there."""
 
@@ -172,6 +174,21 @@ class RunFolder:
         lost = f" What was trained after it, to step {trained}, was not saved."
         return f"step {step} is safe.{lost * (trained > step)}"
 
+    def lacks_room(self, save: int = 0) -> str:
+        """What it means for a run that trains that its disk has no room for a line, or for a save
+        of so many bytes; "" where it has."""
+        room = room_in(self.path)
+        if room >= max(save, _LINE_BYTES):
+            return ""
+        what, waits = "is full", "what it logs waits in memory and its"
+        if room >= _LINE_BYTES:
+            what = f"has {room / 1e6:.3g} MB left, and a save takes {save / 1e6:.3g} MB"
+            waits = "its"
+        return (
+            f"The disk of {self.path} {what}: training goes on, {waits} saves fail. Make room"
+            " there; the run saves again by itself then."
+        )
+
     def record(self) -> RunRecord:
         """What is committed; raises XrunError if that cannot be read now."""
         return RunRecord.of(self.head())
@@ -251,6 +268,9 @@ class RunFolder:
         elsewhere = str(plan.model_address or "")
         model, now = str(self.model) if self.model.is_dir() else elsewhere, time.time()
         made = report_of(self.run, str(self.path), status, record, plan, model, now)
+        if status == "running":
+            save = 0 if plan.address.durable else record.save_bytes
+            made = replace(made, no_room=self.lacks_room(save))
         if metrics:
             return with_metrics(made, self.last_point().get("step"), points.seen_in(self.metrics))
         return replace(made, speed=self.last_speed()) if status == "running" else made

@@ -410,6 +410,12 @@ class RunRecord:
         return self.newest.step if self.newest else -1
 
     @property
+    def save_bytes(self) -> int:
+        """What the newest checkpoint took, without what no save writes again."""
+        files = self.newest.files.items() if self.newest else ()
+        return sum(file.size for name, file in files if not name.startswith("frozen"))
+
+    @property
     def steps_per_epoch(self) -> int | None:
         """Steps of one epoch, as far as anybody has counted them."""
         known = [each.steps_per_epoch for each in self.attempts if each.steps_per_epoch]

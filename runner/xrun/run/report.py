@@ -62,7 +62,7 @@ class RunReport:
     what `training/speed.py` names: the newest while it runs, afterwards the median over the run
     (of memory the most); `losses` are some of the training's, each with its step. `export_failed`
     is why a finished run has no model, or one that is not published. `receipt` is what it has cost
-    until now.
+    until now. `no_room` says that its disk has no room for a save, while it runs here.
     """
 
     run: str
@@ -88,6 +88,7 @@ class RunReport:
     error: str = ""
     receipt: Receipt = NO_RECEIPT
     recipe: Mapping[str, Any] | None = None
+    no_room: str = ""
 
     @property
     def last_seen(self) -> float:

@@ -48,6 +48,7 @@ class Progress:
         self._speed: dict[str, float] = {}
         self._bar: Any = None
         self._total = 0
+        self._no_room = ""
         then = _written(folder.witness)
         self._committed = then, self.clock() - max(0.0, time.time() - then)
         """When the newest commit was written, by the disk's clock and by this one's."""
@@ -68,6 +69,7 @@ class Progress:
         self._shown = now
         with contextlib.suppress(OSError):  # what only shows never stops a training
             self._pass_on()
+            self._look_for_room()
             point = self.folder.last_point()
             if point and (total := self._steps()):
                 self._show(point, now, total)
@@ -97,10 +99,17 @@ class Progress:
             if not logs.is_aside(line):
                 self.say(line)
 
+    def _look_for_room(self) -> None:
+        """Say once that the disk is full: the ranks cannot, whose log lies there."""
+        before, self._no_room = self._no_room, self.folder.lacks_room()
+        if self._no_room and not before:
+            self.say(self._no_room)
+
     def _show(self, point: dict[str, Any], now: float, total: int) -> None:
         recent = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS]
         self._seen = [*recent, (now, point["step"])]
-        words = [f"loss {point['train/loss']:.4g}", *self._rates(total), self._commit_age()]
+        told = ["the disk is full"] if self._no_room else self._rates(total)
+        words = [f"loss {point['train/loss']:.4g}", *told, self._commit_age()]
         text = ", ".join(words)
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:

@@ -18,7 +18,6 @@ from torch import nn
 
 from .. import clock, environment
 from ..bar import bar
-from ..checkpoint import restore
 from ..checkpoint.checkpointer import Checkpointer, Writers
 from ..checkpoint.frozen import Frozen
 from ..checkpoint.lease import Keep, Lease
@@ -273,7 +272,7 @@ def build_trained(setting: Setting) -> Model:
     scaler = setting.accelerator.scaler
     state = TrainState(model, optimizer, average, scaler, micro_batch, outside=outside)
     if start.checkpoint is not None:
-        restore.load(state, start.checkpoint, start.paths, start.share)
+        start.load(state, start.checkpoint, setting.plan.fork)
         is_fork, evaluate = not start.record.checkpoints, train.evaluate
         if is_fork or not is_by(state.best or {}, evaluate.metric, evaluate.better):
             state.best, state.waited = None, 0  # by another metric, or another run's

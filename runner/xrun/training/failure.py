@@ -15,6 +15,7 @@ from ..errors import (
     AttemptEnd,
     ComponentError,
     ExportError,
+    LaunchError,
     OutOfMemory,
     TrainError,
     XrunError,
@@ -63,6 +64,12 @@ _NETWORK = {
 """Libraries whose errors are the network's, whether they say OSError or not."""
 _OFFLINE = "LocalEntryNotFoundError"
 """What huggingface_hub makes of a Hub that does not answer: a FileNotFoundError."""
+_FORBIDDEN = "OfflineModeIsEnabled"
+"""What it and its like say where they may not ask."""
+_ASK = (
+    "Unset it; then it is fetched once, and later runs find it without the network. Or let the"
+    " recipe name a folder that has it."
+)
 _CLOSED = "the client has been closed"
 """What its second try at a connection comes to: it closes its client after the first one."""
 _NO_NAME = "HFValidationError"
@@ -84,6 +91,10 @@ def failure_of(error: BaseException, step: int | None) -> Failure:
         return replace(own, end=AttemptEnd.OUTSIDE, code=EX_TEMPFAIL, again=True)
     if _is_devices(error):
         return replace(own, end=AttemptEnd.OUTSIDE, code=EX_TEMPFAIL)
+    if is_forbidden(error):
+        told = " ".join(str(error).split()).rstrip(".")
+        what = f"HF_HUB_OFFLINE forbids to ask the Hub for what is not on this machine: {told}."
+        return replace(own, message=what, code=LaunchError.exit_code, hint=_ASK, traceback=False)
     if is_of_the_machine(error):
         return replace(own, code=EX_TEMPFAIL, again=True)
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -118,6 +129,11 @@ def _exit(error: BaseException) -> str:
 def is_peer_loss(error: BaseException) -> bool:
     """Whether another rank went away, which is then the cause."""
     return any(words in str(error) for words in _PEER_LOSS)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether somebody has forbidden to ask the Hub, which no second try changes."""
+    return any(_FORBIDDEN in f"{type(each).__name__}: {each}" for each in _chain(error))
 
 
 def is_of_the_machine(error: BaseException) -> bool:

@@ -49,6 +49,26 @@ class Start:
         """The data of the run's own steps so far; nothing of a fork's, which may have others."""
         return self.checkpoint.data if self.checkpoint and self.record.checkpoints else {}
 
+    def load(self, state: TrainState, checkpoint: Checkpoint, fork: str) -> None:
+        """Put its checkpoint's state into the modules; `fork`: the run that it is of, where this
+        one has none of its own.
+
+        Raises:
+            CheckpointError: the model does not have the tensors that were saved.
+        """
+        try:
+            restore.load(state, checkpoint, self.paths, self.share)
+        except CheckpointError as error:
+            if fork and not self.record.checkpoints:
+                error.message = f"--fork {fork}: {error.message}"
+                error.hint = (
+                    "A fork takes over the whole state: leave the model and train.optimizer as they"
+                    f" were in {fork}. Or begin at step 0: the same command with --new in place of"
+                    " --fork, and with -s model.init_from=FOLDER also with the weights of a"
+                    " finished run's model as far as they fit."
+                )
+            raise
+
     def say(self, environment: Mapping[str, Any], state: TrainState, parts: int) -> None:
         """Tell people where the attempt begins, and from which step on bits may differ."""
         if parts > 1:

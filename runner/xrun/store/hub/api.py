@@ -374,7 +374,10 @@ class HubApi:
         try:
             yield
         except OfflineModeIsEnabled as error:
-            hint = "Unset HF_HUB_OFFLINE, or keep the state in a folder: -s checkpoint.store=local."
+            hint = (
+                "Unset HF_HUB_OFFLINE. Where models and data are on this machine already, the run"
+                " does without the Hub by -s checkpoint.store=local."
+            )
             raise LaunchError(
                 f"Cannot {what}: HF_HUB_OFFLINE forbids to ask {self.where}.", hint
             ) from error

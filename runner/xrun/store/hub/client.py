@@ -188,7 +188,8 @@ def reaching() -> Iterator[None]:
     except (HfHubHTTPError, HFValidationError):
         raise
     except OfflineModeIsEnabled as error:
-        raise LaunchError("HF_HUB_OFFLINE forbids to ask the Hub.", "Unset it.") from error
+        hint = "Unset it, or use what is on this machine already."
+        raise LaunchError("HF_HUB_OFFLINE forbids to ask the Hub.", hint) from error
     except _unreached() as error:
         raise CloudUnavailable(
             f"The Hugging Face Hub cannot be reached: {_short(error)}.", hint
