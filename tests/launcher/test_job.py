@@ -106,6 +106,28 @@ def test_changed_mathematics_under_the_same_id_are_refused(known: Project) -> No
     assert "train.optimizer.lr: 0.01 -> 0.02; train.seed: 0 -> 7." in str(refused.value)
 
 
+def test_a_mistyped_id_begins_no_run(known: Project) -> None:
+    """A letter that is missing in --run, or another one in its place, ends with 3 and the run that
+    is meant; --new begins one of that id, and ids that somebody counts by are no mistakes."""
+    run = known.run.run
+    for typed in (run[1:], run[:-1], run.replace("tiny", "tinny"), run[:-1] + "-"):
+        with pytest.raises(LaunchError, match=f"Did you mean {run}") as refused:
+            choose_run(known.plan(run=typed), given=True)
+        assert (refused.value.exit_code, "--new" in refused.value.hint) == (3, True)
+        assert choose_run(known.plan(run=typed), given=True, new=True).run == typed
+    assert choose_run(known.plan(run=run), given=True).run == run
+    assert choose_run(known.plan(run="baseline"), given=True).run == "baseline"
+
+
+def test_an_id_that_counts_on_is_no_mistake(tmp_path: Path) -> None:
+    """Runs that a script begins by --run seed-1, seed-2, ... are all begun."""
+    project = Project(tmp_path)
+    for first, second in (("baseline-1", "baseline-2"), ("with-lr-a", "with-lr-b")):
+        begun = project.plan(run=first)
+        RunFolder(begun.folder).write_plan(begun)
+        assert choose_run(project.plan(run=second), given=True).run == second
+
+
 def test_a_run_whose_state_would_be_elsewhere_is_refused(known: Project) -> None:
     """A recipe that names another store finds nothing there and would begin anew: 5, with both
     places, and the run's plan stays as it is."""

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     "run_id",
     metavar="ID",
     default="",
-    help="The run to start or go on with. Default: follows from the recipe.",
+    help="The run to start or go on with. Default: follows from the recipe. Nearly the id of a run"
+    " here is refused; --new says that it is meant.",
 )
 @click.option(
     "--processes", type=click.IntRange(1), help="Training processes. Default: as the recipe says."

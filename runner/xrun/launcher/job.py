@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import re
 import uuid
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ from .locking import locked
 _LENGTHS = ("steps", "epochs")
 _LIKE_ADAM = ("adam", "adamw", "radam")
 """Optimizers of torch that keep the same tensors for each parameter."""
+_NEARLY = 0.85
+"""How alike two ids are of which one is mistyped: one letter of four is missing, or three of
+twenty."""
 
 
 def choose_run(
@@ -33,12 +37,14 @@ def choose_run(
 
     `given`: the id was given with --run. A run that exists goes on; a recipe that has other runs
     with trained steps but not this one is not started silently, because a changed recipe usually
-    means a typing error or a wish to start from what is there. `new` says that it is meant, from
-    step 0 (`forked_from`), and `again` asks for another run of the same recipe, or another fork.
+    means a typing error or a wish to start from what is there; nor is an id that is nearly one that
+    exists. `new` says that it is meant, from step 0 (`forked_from`), and `again` asks for another
+    run of the same recipe, or another fork.
 
     Raises:
         CheckpointError: the run exists and was trained with other mathematics, or for more steps.
-        LaunchError: the recipe has other runs and nobody said what to do.
+        LaunchError: the recipe has other runs, or the id is nearly another's, and nobody said what
+            to do.
     """
     if fork:
         return _forked(plan, fork, again)
@@ -48,6 +54,8 @@ def choose_run(
     if (known := known_run(plan, given=given)) is not None:
         _refuse_fewer(known)
         return _from_step_0(known) if new and known.fork else known
+    if given and not new:
+        _refuse_mistyped(plan)
     others = [] if given or new else [each for each in runs_of(plan) if _may_have_trained(each)]
     if others:
         _refuse_silent_start(plan, others)
@@ -261,6 +269,31 @@ def _may_have_trained(plan: Plan) -> bool:
         return folder.record().newest_step > 0
     except XrunError:
         return True
+
+
+def _refuse_mistyped(plan: Plan) -> None:
+    """A letter that is missing in a run's id would begin another run at step 0.
+
+    Raises:
+        LaunchError: a run here has nearly this id.
+    """
+    others = (each.run for each in runs_in(Path(plan.home)))
+    meant = [run for run in others if _uncounted(run) != _uncounted(plan.run)]
+    if near := difflib.get_close_matches(plan.run, meant, 1, _NEARLY):
+        raise LaunchError(
+            f"--run {plan.run}: there is no such run in {plan.home}. Did you mean {near[0]}?",
+            f"Nothing was started. Go on with that by --run {near[0]}; or add --new, which begins a"
+            f" run with the id {plan.run} at step 0.",
+        )
+
+
+def _uncounted(run: str) -> list[str]:
+    """An id without what somebody counts by: seed-2 and seed-3, lr-a and lr-b have the same. A
+    digest's digits count nothing."""
+    return [
+        part if re.fullmatch(r"[0-9a-f]{8}", part) else re.sub(r"^[a-z]$|\d+$", "#", part)
+        for part in run.split("-")
+    ]
 
 
 def _refuse_silent_start(plan: Plan, others: list[Plan]) -> None:
