@@ -106,8 +106,8 @@ class Pool:
         run = f"{self._unpacked(launch)}{task['run']}"
         if len(run) > LIMIT:
             raise LaunchError(
-                f"What has changed in the project or in xrun since the pool {self.name} was made takes"
-                f" {len(run) >> 10} KB, and {LIMIT >> 10} KB can be sent to its machines.",
+                f"What has changed in the project or in xrun since the pool {self.name} was made"
+                f" takes {len(run) >> 10} KB, and {LIMIT >> 10} KB can be sent to its machines.",
                 "`xrun sweep stop RECIPE` ends the pool once its trials have saved; then the same"
                 " command makes another one.",
             )
