@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from support.running import (
 )
 from xrun.run.folder import RunFolder
 from xrun.sweep.board import Board
+from xrun.sweep.driver import Driver
 from xrun.sweep.result import Measure
-from xrun.sweep.standing import Standing
+from xrun.sweep.standing import Result, Standing
 from xrun.sweep.trials import Trials
 
 SWEEP = """\
@@ -139,6 +141,81 @@ def losses_alone(project: Project, number: int) -> dict[int, float]:
     """Step -> val/loss."""
     points = alone(project, number).run.points()
     return {point["step"]: point["val/loss"] for point in points if "val/loss" in point}
+
+
+TWO = """\
+sweep:
+  parameters: {model.args.width: [4, 8]}
+  metric: loss
+  parallel: 2
+"""
+ENDS = """
+import sys, time
+from pathlib import Path
+from xrun.sweep.board import Board
+from xrun.sweep.driver import Driver
+from xrun.sweep.standing import Result
+from xrun.sweep.trials import Trials
+
+recipe, trial, value, code, told = sys.argv[1:]
+if value:
+    trials = Trials.of(Path(recipe))
+    result = Result(20, failed="it diverged") if value == "nan" else Result(20, float(value))
+    Board(trials, trials.own_plan).post(int(trial), 1, result)
+while told and not Path(told).exists():
+    time.sleep(0.01)
+sys.exit(int(code))
+"""
+"""A trial's process: it puts a value on the board where it has one, waits for a file where it is
+given one, and ends with a code."""
+
+
+def ends(project: Project, trial: int, value: str, code: int = 0, told: str = "") -> list[str]:
+    recipe = str(project.root / "recipes" / "swept.yaml")
+    return [sys.executable, "-c", ENDS, recipe, str(trial), value, str(code), told]
+
+
+def test_a_failure_that_is_told_before_its_process_ends_leaves_no_code(project: Project) -> None:
+    """Trial 1 has failed on the board; its process lives until trial 2 has ended, and that was
+    said."""
+    project.write("recipes/swept.yaml", project.recipe.read_text() + TWO)
+    trials, told, said = trials_of(project), project.root / "told", list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if sum("has failed" in each or "has finished" in each for each in said) == 2:
+            told.touch()
+
+    def command(number: int) -> list[str]:
+        if number == 1:
+            return ends(project, 1, "nan", 6, str(told))
+        until(lambda: board.standing().result_of(1), "the failure of trial 1")
+        return ends(project, 2, "0.5")
+
+    board = Board(trials, trials.own_plan)
+    assert Driver(trials, board, command, say, said.append).run() == 0
+    assert sorted(said) == [
+        "trial 1 has failed: it diverged",
+        "trial 2 has finished, loss 0.5 at step 20.",
+    ]
+
+
+def test_a_result_that_somebody_brings_after_the_last_look_counts(project: Project) -> None:
+    """Trial 1 has ended with a code; another process has its result while the driver tells that,
+    and nothing else runs."""
+    project.write("recipes/swept.yaml", project.recipe.read_text() + TWO)
+    trials, said = trials_of(project), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("trial 1 ended with 3 and no result"):
+            subprocess.run(ends(project, 1, "0.25"), check=True)
+
+    board = Board(trials, trials.own_plan)
+    board.post(2, 1, Result(20, 0.5))
+    command = ends(project, 1, "", 3)
+    assert Driver(trials, board, lambda number: command, say, said.append).run() == 0
+    assert said[-1] == "trial 1 has finished, loss 0.25 at step 20."
 
 
 DIGITS = """\

@@ -102,7 +102,7 @@ class Driver:
                     raise StoppedOnPurpose(self._over, WAY_ON)
                 if self._asked:
                     return EX_TEMPFAIL
-                if not elsewhere:
+                if not elsewhere and standing == (standing := self._news(standing, ())):
                     return self._end(standing)
             time.sleep(_ELSEWHERE_SECONDS if elsewhere else _LOOK_SECONDS)
 
@@ -159,8 +159,10 @@ class Driver:
         """The board now; what is new on it is said."""
         now = self.board.standing()
         for number in self._all:
-            if now.result_of(number) != before.result_of(number):
+            new = now.result_of(number) != before.result_of(number)
+            if new or now.state_of(number) != "waits":  # one may end long after its result was read
                 self._codes.pop(number, None)  # it has come to something
+            if new:
                 self.say(f"trial {number} {words(self.trials, now, number)}")
                 if not self._shown:
                     self._shown = True
