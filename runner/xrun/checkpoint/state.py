@@ -30,11 +30,12 @@ class TrainState:
     """The run's state between two steps: tensors in the modules, numbers here.
 
     `step` counts finished optimizer steps and `samples` the samples they trained on; `evaluated` is
-    the step of the last evaluation; `best` is `{"step", "value"}` of the best one, and `waited` how
-    many in a row after it were no better; `seconds` is training time so far; `stream` is the
-    position of a streaming dataset; `exact` is whether every step was computed as the recipe says,
-    no micro-batch in parts; `steps` is the last step, by which the learning rate goes (0: an older
-    xrun did not say). `outside` are the frozen weights that are not part of it, but for a digest.
+    the step of the last evaluation; `best` is `{"step", "value", "metric", "mode"}` of the best one
+    (the last two are not in older ones), and `waited` how many in a row after it were no better;
+    `seconds` is training time so far; `stream` is the position of a streaming dataset; `exact` is
+    whether every step was computed as the recipe says, no micro-batch in parts; `steps` is the last
+    step, by which the learning rate goes (0: an older xrun did not say). `outside` are the frozen
+    weights that are not part of it, but for a digest.
     """
 
     model: nn.Module

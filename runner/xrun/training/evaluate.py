@@ -24,7 +24,7 @@ from ..data.stream import is_stream
 from ..errors import ComponentError
 from ..machine.heartbeat import Heartbeat
 from ..recipe.metrics import is_measured, over_the_split
-from ..recipe.schema import Train
+from ..recipe.schema import Evaluate, Train
 from .metrics import Measured
 from .modes import Modes
 from .objective import Objective, means
@@ -200,6 +200,19 @@ class _Batches:
                 weight=int(first + self.world.rank < batches),
                 last=True,
             )
+
+
+def best_of(step: int, metrics: Mapping[str, float], evaluate: Evaluate) -> dict[str, Any]:
+    """The best evaluation as a checkpoint has it, with what it was chosen by."""
+    value = metrics[evaluate.metric]
+    return {"step": step, "value": value, "metric": evaluate.metric, "mode": evaluate.better}
+
+
+def is_chosen_by(best: Mapping[str, Any], evaluate: Evaluate) -> bool:
+    """Whether a best evaluation was chosen as this recipe does. An older xrun did not say how, and
+    counts as the recipe."""
+    how = (best.get("metric", evaluate.metric), best.get("mode", evaluate.better))
+    return how == (evaluate.metric, evaluate.better)
 
 
 def check_validation(split: Any, name: str) -> None:

@@ -17,10 +17,12 @@ from ..bar import bar
 from ..checkpoint import restore
 from ..checkpoint.lease import Lease
 from ..errors import ExportError, LeaseLost, PublishError, StoreError, XrunError
+from ..recipe.schema import Evaluate
 from ..run.record import Finished
 from .adapter import final_of
 from .companions import companions_of
 from .contract import in_short
+from .evaluate import is_chosen_by
 from .export import export, full_copy, publish
 from .failure import is_of_the_machine
 from .instances import revision_of
@@ -92,7 +94,7 @@ def take_best(
 
     Every process takes part. Raises what `Store.fetch` raises.
     """
-    (found,) = setting.world.from_first(lambda: (_best(lease),))
+    (found,) = setting.world.from_first(lambda: (_best(lease, setting.train.evaluate),))
     if found is None or found.step == model.state.step:
         return model.state.step
     share = setting.start.share
@@ -101,11 +103,12 @@ def take_best(
     return found.step
 
 
-def _best(lease: Lease) -> Checkpoint | None:
-    """The best checkpoint of those that are committed."""
+def _best(lease: Lease, evaluate: Evaluate) -> Checkpoint | None:
+    """The best checkpoint of those that are committed, by the recipe's metric."""
     newest = lease.record.newest
     best = newest.best_step if newest else None
-    kept = [each for each in lease.record.checkpoints if each.best_step == each.step]
+    bests = [each for each in lease.record.checkpoints if each.best_step == each.step]
+    kept = [each for each in bests if is_chosen_by(each.numbers["best"], evaluate)]
     if not kept or kept[-1].step != best:
         log.warning(
             "train.export: the best state%s is not among the committed ones; %s becomes the model.",

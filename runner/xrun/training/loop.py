@@ -42,7 +42,7 @@ from ..run import spending
 from ..run.record import PAUSED, Finished
 from ..tracker.protocol import Tracker
 from .apart import check_apart
-from .evaluate import Evaluation
+from .evaluate import Evaluation, best_of, is_chosen_by
 from .export import say_wait
 from .finite import FiniteGradients, named, read
 from .micro_batch import enough_memory
@@ -145,6 +145,8 @@ class Training:
 
     def _train(self) -> None:
         state, batches, began = self.state, Ahead(self.loader), self.clock()
+        if state.best and not is_chosen_by(state.best, self.train.evaluate):
+            state.best, state.waited = None, 0  # a fork, or a recipe that was changed
         self._looked = time.perf_counter()
         self.reduction.begin(state.optimizer)
         self._optimizer_step = plain_step(state.optimizer)
@@ -405,7 +407,7 @@ class Training:
         better = self.evaluation.better(metrics, state.best)
         state.waited = 0 if better else state.waited + 1
         if better:
-            state.best = {"step": state.step, "value": metrics[self.evaluation.metric]}
+            state.best = best_of(state.step, metrics, self.train.evaluate)
         self._log({f"val/{name}": value for name, value in metrics.items()})
         values = (f"val/{name} {value:.4g}" for name, value in metrics.items())
         log.info("step %d: %s", state.step, ", ".join(values))
