@@ -166,6 +166,24 @@ def test_what_is_not_for_a_sweep_is_refused(
     assert not project.home.exists()
 
 
+def test_a_sweep_is_told_where_a_run_is_meant(project: Project) -> None:
+    """By its id: each command names those that are for sweeps, and nothing of it is deleted."""
+    trials = standing(project, (1, 1, Result(6, 0.5)))
+    board = project.home / trials.id
+    for command in ("report", "watch", "logs", "receipt", "export", "resume", "cancel", "rm"):
+        done = project.xrun(command, trials.id, *(["--yes"] if command == "rm" else []))
+        said = (
+            f"xrun: {trials.id} is a sweep, not a run. `xrun sweep status RECIPE` tells how far it"
+            f" is, `xrun sweep table RECIPE` its runs; `xrun status {trials.id}` lists them too,"
+            f" `xrun page {trials.id}` shows them.\n"
+        )
+        assert (done.code, done.err) == (3, said), command
+    assert (board / "state").is_dir()
+    (board / "state").rename(project.root / "far-away")
+    done = project.xrun("report", trials.id)
+    assert (done.code, done.err.endswith("`xrun sweep table RECIPE` its runs.\n")) == (3, True)
+
+
 def test_a_trial_that_does_not_exist(project: Project) -> None:
     """Code 3, before anything is trained."""
     done = project.xrun("recipes/swept.yaml", *EVERY, "--trial", "9")

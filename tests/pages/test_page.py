@@ -242,7 +242,7 @@ def test_a_sweep_has_a_page_of_its_own(project: Project) -> None:
     listed = json.loads(project.xrun("status", trials.id, "--json").out)
     assert {each["run"] for each in listed} == runs
     done = project.xrun("report", f"runs/{trials.id}")
-    assert (done.code, "is the board of a sweep, and no run" in done.err) == (3, True)
+    assert (done.code, "is a sweep, not a run." in done.err) == (3, True)
 
 
 def test_a_page_of_runs_on_the_hub(project: Project, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ with the bits of runs that nobody has disturbed."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import random
@@ -32,7 +31,7 @@ from xrun.run.folder import RunFolder
 from xrun.sweep.board import Board
 from xrun.sweep.driver import Driver
 from xrun.sweep.result import Measure
-from xrun.sweep.standing import Standing
+from xrun.sweep.standing import Result, Standing
 from xrun.sweep.trials import Trials
 
 SWEEP = """\
@@ -163,56 +162,77 @@ def test_a_sweep_is_stopped_by_its_recipe(project: Project) -> None:
 
 TWO = """\
 sweep:
-  parameters:
-    model.args.width: [4, 8]
+  parameters: {model.args.width: [4, 8]}
   metric: loss
   parallel: 2
 """
-FIRST = """\
-from pathlib import Path
-board.post(1, 1, Result(20, failed="it is broken"))
-while not Path("told").exists():
-    time.sleep(0.005)
-sys.exit(2)
-"""
-SECOND = """\
-while board.standing().result_of(1) is None:
-    time.sleep(0.005)
-board.post(2, 1, Result(20, 0.5))
-"""
-ON_THE_BOARD = """\
+ENDS = """
 import sys, time
 from pathlib import Path
 from xrun.sweep.board import Board
 from xrun.sweep.driver import Driver
 from xrun.sweep.standing import Result
 from xrun.sweep.trials import Trials
-trials = Trials.of(Path("recipes/swept.yaml"))
-board = Board(trials, trials.own_plan)
+
+recipe, trial, value, code, told = sys.argv[1:]
+if value:
+    trials = Trials.of(Path(recipe))
+    result = Result(20, failed="it diverged") if value == "nan" else Result(20, float(value))
+    Board(trials, trials.own_plan).post(int(trial), 1, result)
+while told and not Path(told).exists():
+    time.sleep(0.01)
+sys.exit(int(code))
 """
+"""A trial's process: it puts a value on the board where it has one, waits for a file where it is
+given one, and ends with a code."""
 
 
-def test_a_failure_that_is_known_before_its_process_ends_is_told_once(project: Project) -> None:
-    """A trial has put its failure on the board and has not ended yet when another one ends: what
-    is on the board counts, and the code of the process is no second end without a result."""
+def ends(project: Project, trial: int, value: str, code: int = 0, told: str = "") -> list[str]:
+    recipe = str(project.root / "recipes" / "swept.yaml")
+    return [sys.executable, "-c", ENDS, recipe, str(trial), value, str(code), told]
+
+
+def test_a_failure_that_is_told_before_its_process_ends_leaves_no_code(project: Project) -> None:
+    """Trial 1 has failed on the board; its process lives until trial 2 has ended, and that was
+    said."""
+    project.write("recipes/swept.yaml", project.recipe.read_text() + TWO)
+    trials, told, said = trials_of(project), project.root / "told", list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if sum("has failed" in each or "has finished" in each for each in said) == 2:
+            told.touch()
+
+    def command(number: int) -> list[str]:
+        if number == 1:
+            return ends(project, 1, "nan", 6, str(told))
+        until(lambda: board.standing().result_of(1), "the failure of trial 1")
+        return ends(project, 2, "0.5")
+
+    board = Board(trials, trials.own_plan)
+    assert Driver(trials, board, command, say, said.append).run() == 0
+    assert sorted(said) == [
+        "trial 1 has failed: it diverged",
+        "trial 2 has finished, loss 0.5 at step 20.",
+    ]
+
+
+def test_a_result_that_somebody_brings_after_the_last_look_counts(project: Project) -> None:
+    """Trial 1 has ended with a code; another process has its result while the driver tells that,
+    and nothing else runs."""
     project.write("recipes/swept.yaml", project.recipe.read_text() + TWO)
     trials, said = trials_of(project), list[str]()
 
     def say(line: str) -> None:
         said.append(line)
-        if line == "trial 1 has failed: it is broken":
-            project.write("told", "")
+        if line.startswith("trial 1 ended with 3 and no result"):
+            subprocess.run(ends(project, 1, "0.25"), check=True)
 
-    def command(number: int) -> list[str]:
-        return [sys.executable, "-c", ON_THE_BOARD + (FIRST, SECOND)[number - 1]]
-
-    driver = Driver(trials, Board(trials, trials.own_plan), command, say, stop_job=said.append)
-    with contextlib.chdir(project.root):
-        assert driver.run() == 0
-    assert sorted(said) == [
-        "trial 1 has failed: it is broken",
-        "trial 2 has finished, loss 0.5 at step 20.",
-    ]
+    board = Board(trials, trials.own_plan)
+    board.post(2, 1, Result(20, 0.5))
+    command = ends(project, 1, "", 3)
+    assert Driver(trials, board, lambda number: command, say, said.append).run() == 0
+    assert said[-1] == "trial 1 has finished, loss 0.25 at step 20."
 
 
 DIGITS = """\

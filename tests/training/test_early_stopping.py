@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from support.running import Project, curve, record, steps_of, weights
+from support.running import Project, copy, curve, record, steps_of, weights
+from xrun.run.folder import RunFolder
+from xrun.training.evaluate import best_of, is_chosen_by
 
 STOPS = (
     "train.evaluate={every: 2 steps, metric: loss, mode: max, patience: 3}",
@@ -68,6 +70,42 @@ def test_kills_change_nothing(undisturbed: Project, tmp_path: Path) -> None:
     assert end(project) == end(undisturbed)
     assert weights(project.run) == weights(undisturbed.run)
     assert curve(project.run) == curve(undisturbed.run)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("loss", "min"), ("accuracy", "max")])
+def test_a_fork_by_another_metric_looks_for_its_best_anew(
+    undisturbed: Project, tmp_path: Path, metric: str, mode: str
+) -> None:
+    """The run has ended for lack of patience, its best a high loss; a fork that counts something
+    else goes on, and its best is of its own evaluations, also where it is killed on its way."""
+    project = copy(undisturbed, tmp_path / "forked")
+    run, how = project.run.run, f"metric: {metric}, mode: {mode}"
+    given = (*STOPS, f"train.evaluate={{every: 2 steps, {how}}}", "train.export=best")
+    project.trap("SIGKILL", call=4 * 6 + 1, committed=END + 5)
+    while (code := project.attempt(*given, run="tiny-forked", fork=run).code) == 75:
+        pass
+    assert code == 0
+    forked = RunFolder(project.home / "tiny-forked")
+    values = {p["step"]: p[f"val/{metric}"] for p in forked.points() if f"val/{metric}" in p}
+    assert min(values) == END + 2
+    value = (min if mode == "min" else max)(values.values())
+    step = next(each for each in sorted(values) if values[each] == value)
+    told = {"step": step, "value": value, "metric": metric, "mode": mode}
+    assert record(forked)["checkpoints"][-1]["numbers"]["best"] == told
+    assert record(forked)["finished"]["exported_step"] == step
+    assert len(record(forked)["attempts"]) > 1
+    assert forked.report().best == {"metric": f"val/{metric}", "step": step, "value": value}
+
+
+def test_a_best_of_an_older_xrun_counts_as_the_recipes(undisturbed: Project) -> None:
+    """It has no metric and no mode; with them it counts by these alone."""
+    evaluate = undisturbed.plan(*STOPS).load_recipe().train.evaluate
+    older = {"step": 2, "value": 0.5}
+    assert is_chosen_by(older, evaluate)
+    assert best_of(2, {"loss": 0.5}, evaluate) == {**older, "metric": "loss", "mode": "max"}
+    assert is_chosen_by({**older, "metric": "loss", "mode": "max"}, evaluate)
+    assert not is_chosen_by({**older, "metric": "loss", "mode": "min"}, evaluate)
+    assert not is_chosen_by({**older, "metric": "accuracy", "mode": "max"}, evaluate)
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ only, but for the plan."""
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _LINE_BYTES = 4096
 """With less room a disk takes no line of a log."""
+SWEEP = re.compile(r"-s[0-9a-f]{8}$")
+"""How the names of sweeps end, which their boards have."""
 STATE_IS_BACK = "Bring the store's files back, or start another run with --again."
 """The way out where state that was committed is not there."""
 
@@ -355,13 +358,23 @@ def find_run(run: str, *, known: bool = True) -> RunFolder:
     """The folder of a run of this project; without `known` one that may not be there.
 
     Raises:
-        LaunchError: that is no run's id, or there is no such run.
+        LaunchError: that is no run's id, there is no such run, or it is a sweep.
     """
     check_run_id(run)
     folder = RunFolder(home_here() / run)
+    if SWEEP.search(run) and folder.path.is_dir() and not os.path.lexists(folder.plan_file):
+        raise no_run_but_a_sweep(run, run, has_board=(folder.path / "state").is_dir())
     if known:
         folder.plan()
     return folder
+
+
+def no_run_but_a_sweep(what: str, text: str, *, has_board: bool = True) -> LaunchError:
+    """That somebody has named a sweep, by this text, where a run is meant; `has_board` says whether
+    its board is found by that."""
+    hint = "`xrun sweep status RECIPE` tells how far it is, `xrun sweep table RECIPE` its runs"
+    more = f"; `xrun status {text}` lists them too, `xrun page {text}` shows them"
+    return LaunchError(f"{what} is a sweep, not a run.", f"{hint}{more if has_board else ''}.")
 
 
 def runs_in(home: Path) -> list[RunFolder]:

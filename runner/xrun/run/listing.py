@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from ..errors import LaunchError, XrunError
 from ..store.address import Address
 from ..store.protocol import Head
-from .folder import RunFolder, home_here, runs_in
+from .folder import SWEEP, RunFolder, home_here, runs_in
 from .opened import OpenedRun, is_run_id, located, open_run, parse
 from .plan import Plan
 from .record import RunRecord
@@ -31,8 +30,6 @@ AT_ONCE = 8
 """So many runs are asked for at a time."""
 SILENCE_SECONDS = 2.0
 """So long nobody waits for stores of which none answers."""
-_BOARD = re.compile(r"-s[0-9a-f]{8}$")
-"""How the names of sweeps end, which their boards have."""
 OWN = "me"
 """The account of the token that is here."""
 
@@ -73,7 +70,7 @@ def boards_at(where: str, *, environ: Mapping[str, str] = os.environ) -> list[He
 def board_at(where: str, *, environ: Mapping[str, str] = os.environ) -> tuple[Head, str] | None:
     """What the board of a sweep says that lies at this address, or is a sweep's id in this project,
     and the place where its trials are; None if there is none. Raises XrunError."""
-    if not _BOARD.search(where.rstrip("/")):
+    if not SWEEP.search(where.rstrip("/")):
         return None
     here = is_run_id(where)
     address = parse(str(home_here(environ) / where) if here else where, environ)
@@ -110,7 +107,7 @@ def boards_of(folders: Sequence[RunFolder]) -> list[Head]:
 def _boards(addresses: Sequence[Address], environ: Mapping[str, str]) -> list[Head]:
     found = []
     for address in addresses:
-        if _BOARD.search(address.name):
+        if SWEEP.search(address.name):
             with contextlib.suppress(XrunError):
                 place, _ = located(str(address), environ)
                 found.append(open_place(place, "reader", create=False, environ=environ).head())

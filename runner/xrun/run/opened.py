@@ -22,7 +22,7 @@ from ..errors import LaunchError
 from ..store.address import Address, NoAddressError
 from ..store.protocol import Head, StoredFile
 from . import logs, points
-from .folder import RunFolder, find_run
+from .folder import RunFolder, find_run, no_run_but_a_sweep
 from .page import FOLDER, RUN
 from .plan import Plan
 from .points import Seen
@@ -192,8 +192,7 @@ def open_run(
             return open_run(elsewhere, environ=environ, by_page=False)
         raise LaunchError(_nothing(place.address), _looked_for(place.address))
     if is_board(head.record):
-        what = f"{place.address} is the board of a sweep, and no run."
-        raise LaunchError(what, f"`xrun status {text}` lists its trials, `xrun page {text}` too.")
+        raise no_run_but_a_sweep(str(place.address), text)
     record = RunRecord.of(head)
     if place.address.on_hub:
         place = replace(_with_its_bulk(place, record), run=head.run)

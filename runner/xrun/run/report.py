@@ -187,7 +187,8 @@ def _best(record: RunRecord, plan: Plan | None) -> dict[str, Any] | None:
     if not found or plan is None:
         return None
     metric = plan.recipe["train"].get("evaluate", {}).get("metric", "loss")
-    return {**found, "metric": f"val/{found.get('metric', metric)}"}
+    metric = found.get("metric", metric)  # an older xrun did not say by which it was chosen
+    return {"metric": f"val/{metric}", "step": found["step"], "value": found["value"]}
 
 
 def with_metrics(report: RunReport, step: int | None, seen: Seen) -> RunReport:

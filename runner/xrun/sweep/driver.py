@@ -102,7 +102,7 @@ class Driver:
                     raise StoppedOnPurpose(self._over, WAY_ON)
                 if self._asked:
                     return EX_TEMPFAIL
-                if not elsewhere:
+                if not elsewhere and standing == (standing := self._news(standing, ())):
                     return self._end(standing)
             time.sleep(_ELSEWHERE_SECONDS if elsewhere else _LOOK_SECONDS)
 
