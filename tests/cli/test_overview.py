@@ -19,7 +19,7 @@ from support.terminals import on_a_terminal
 from support.worlds import hub_world
 from xrun.cli.texts import status_lines, sums_text
 from xrun.launcher.sky.status import OnCloud, RunStatus
-from xrun.run.folder import RunFolder
+from xrun.run.folder import RunFolder, runs_in
 from xrun.run.listing import of_folders
 from xrun.run.receipt import receipt_of
 from xrun.run.record import AttemptRecord
@@ -137,6 +137,22 @@ def test_those_that_run_come_first_and_the_newest_sign_next() -> None:
     assert sums_text([RunStatus(report), RunStatus(dark)]).endswith("what 1 cost is not known")
     torn = RunStatus(RunReport("x", "runs/x", "unreadable", error="It is torn."))
     assert sums_text([RunStatus(report), torn]).startswith("1 run, and 1 that cannot be read: ")
+
+
+def test_why_the_newest_have_failed_stands_below_the_table(tmp_path: Path) -> None:
+    """Of three at most, with the sentence that the record has."""
+    project = Project(tmp_path)
+    for rate in ("1e30", "2e30", "3e30", "4e30"):
+        assert project.attempt(f"train.optimizer.lr={rate}").code == 6
+    reports = of_folders(runs_in(project.home), metrics=False)
+    reports.sort(key=lambda report: -report.last_seen)
+    assert [report.status for report in reports] == ["failed"] * 4
+    done = project.xrun("status")
+    assert done.out.splitlines()[5:-1] == [
+        f"{report.run} failed: {' '.join((report.attempts[-1].reason or '').split())}"
+        for report in reports[:3]
+    ]
+    assert done.out.count("the optimizer has not stepped on it.") == 3
 
 
 def test_runs_are_compared(project: Project) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
 COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
 """The colour of each status; SkyPilot's own words have none."""
+_WHY_FAILED = 3
+"""Of so many runs that have failed, the newest, the reason stands below the table."""
 _STATUS = (
     Column("RUN", cut=True, names=True),
     Column("STATUS"),
@@ -99,8 +101,8 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
 
 
 def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
-    """Below the table, whole: why runs cannot be read or saved, why SkyPilot cannot be asked, and
-    what makes a model that is missing."""
+    """Below the table, whole: why runs cannot be read or saved, why the newest ones have failed, why
+    SkyPilot cannot be asked, and what makes a model that is missing."""
     for each in found:
         if each.report.error:
             yield f"{each.report.run}: {each.report.error}"
@@ -111,6 +113,11 @@ def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
             yield f"{each.report.run}: {each.report.lacks}; {again}"
         if each.report.no_room:
             yield f"{each.report.run}: {each.report.no_room}"
+    failed = [each.report for each in found if each.report.status == "failed"]
+    failed.sort(key=lambda report: -report.last_seen)
+    for report in failed[:_WHY_FAILED]:
+        if reason := report.attempts[-1].reason if report.attempts else None:
+            yield f"{report.run} failed: {' '.join(reason.split())}"
     yield from dict.fromkeys(
         each.cloud.problem for each in found if each.cloud and each.cloud.problem
     )
