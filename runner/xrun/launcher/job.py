@@ -27,7 +27,13 @@ _LIKE_ADAM = ("adam", "adamw", "radam")
 
 
 def choose_run(
-    plan: Plan, *, given: bool = False, new: bool = False, again: bool = False, fork: str = ""
+    plan: Plan,
+    *,
+    given: bool = False,
+    new: bool = False,
+    again: bool = False,
+    fork: str = "",
+    asked: bool = True,
 ) -> Plan:
     """The plan with the run that the person means.
 
@@ -35,6 +41,7 @@ def choose_run(
     with trained steps but not this one is not started silently, because a changed recipe usually
     means a typing error or a wish to start from what is there. `new` says that it is meant, from
     step 0 (`forked_from`), and `again` asks for another run of the same recipe, or another fork.
+    A program is not `asked`: it means what it calls.
 
     Raises:
         CheckpointError: the run exists and was trained with other mathematics, or for more steps.
@@ -48,7 +55,8 @@ def choose_run(
     if (known := known_run(plan, given=given)) is not None:
         _refuse_fewer(known)
         return _from_step_0(known) if new and known.fork else known
-    others = [] if given or new else [each for each in runs_of(plan) if _may_have_trained(each)]
+    meant = given or new or not asked
+    others = [] if meant else [each for each in runs_of(plan) if _may_have_trained(each)]
     if others:
         _refuse_silent_start(plan, others)
     return plan
