@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import SOURCES
-from support.running import until
+from support.running import Project, until
 from xrun.environment import cache_folder
 from xrun.errors import StoreError
 from xrun.files import json_text, needed, read_json, with_numbers, write_bytes, write_json
@@ -69,6 +69,35 @@ def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StoreError) as refused, needed(Path("/proc/other")):
         Path("/proc/other").mkdir()
     assert "HOME, or" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        (0o755, "and you may not write there: use a copy of your own, or export XRUN_HOME=~/runs."),
+        (0o700, "and you may not read it: use a copy of your own, or ask for that (chmod o+rX)."),
+    ],
+)
+def test_somebody_elses_folder_is_named_with_its_owner(
+    tmp_path: Path, mode: int, told: str
+) -> None:
+    """In a project that belongs to another user, without root's right to overrule that."""
+    project = Project(tmp_path / "a {project}")
+    folder = project.root / "models"
+    for each in (project.root, folder):
+        os.chown(each, 1, -1)
+    folder.chmod(mode)
+    taken = "-dac_override,-dac_read_search,-fowner"
+    alone = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}"]
+    command = [*alone, sys.executable, "-m", "xrun", "recipes/tiny.yaml"]
+    environ = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        command, cwd=project.root, env=environ, capture_output=True, text=True, check=False
+    )
+    there = folder if mode == 0o700 else project.root
+    assert f"{there} belongs to daemon, {told} Nothing that was committed" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (4, False)
 
 
 def test_json_is_json_whatever_the_numbers(tmp_path: Path) -> None:

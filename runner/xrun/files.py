@@ -53,8 +53,40 @@ def refusal(error: OSError, folder: Path | str = "A file") -> StoreError:
     way = _WAYS.get(error.errno or 0, "{again}")
     if way != "{again}" and _is_for_the_cache(Path(os.fsdecode(place))):
         way = _NO_CACHE
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        way = _denied(Path(os.fsdecode(place)).absolute())
     what = (error.strerror or str(error)).rstrip(".")
     return StoreError(f"{place}: {what}.", way.format(home=HOME.name, again=_AGAIN))
+
+
+def _denied(place: Path) -> str:
+    """Whose folder or file it is that refuses, what it refuses, and the way out."""
+    there = next(each for each in (place, *place.parents) if _is_known(each))
+    owner = there.stat().st_uid
+    needs = os.R_OK | os.X_OK if there.is_dir() else os.R_OK
+    reading, own = not os.access(there, needs), owner == os.geteuid()
+    named = str(there).replace("{", "{{").replace("}", "}}")  # what is returned has fields
+    if own:
+        return f"Allow reading {named} (chmod u+rX). {{again}}" if reading else _NOT_OURS
+    whose = f"{named} belongs to {_name_of(owner)}, and you may not"
+    if reading:
+        return f"{whose} read it: use a copy of your own, or ask for that (chmod o+rX). {{again}}"
+    return f"{whose} write there: use a copy of your own, or export {{home}}=~/runs. {{again}}"
+
+
+def _is_known(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        path.stat()
+        return True
+    return False
+
+
+def _name_of(uid: int) -> str:
+    import pwd
+
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return f"the user {uid}"
 
 
 def _is_for_the_cache(place: Path) -> bool:

@@ -348,7 +348,7 @@ def _chosen(made: Plan, *, again: bool, fork: str) -> Plan:
 
     recipe = made.load_recipe()
     require(*needs(recipe))
-    meant = choose_run(made, new=True, again=again, fork=fork)
+    meant = choose_run(made, again=again, fork=fork, asked=False)
     online = place(meant, chosen=again or bool(fork), another=again)
     notes = [] if meant.on_clouds else absent_files(recipe, Path(made.project))
     for note in (*online.warnings, *notes):

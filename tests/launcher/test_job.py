@@ -297,6 +297,9 @@ def test_new_makes_a_fork_that_has_not_begun_a_run_of_its_own(known: Project) ->
     assert attempt(plan).code == 0
     with pytest.raises(CheckpointError, match=f"a fork: it has begun with .* {source.run}, so"):
         choose_run(known.plan("train.optimizer.lr=0.002"), new=True)
+    called = choose_run(known.plan("train.optimizer.lr=0.002"), asked=False)
+    assert (called.run, called.fork) == (plan.run, source.run)
+    assert choose_run(known.plan("train.seed=9"), asked=False).fork == ""
     shutil.rmtree(plan.folder)
 
 

@@ -31,7 +31,13 @@ twenty."""
 
 
 def choose_run(
-    plan: Plan, *, given: bool = False, new: bool = False, again: bool = False, fork: str = ""
+    plan: Plan,
+    *,
+    given: bool = False,
+    new: bool = False,
+    again: bool = False,
+    fork: str = "",
+    asked: bool = True,
 ) -> Plan:
     """The plan with the run that the person means.
 
@@ -39,7 +45,7 @@ def choose_run(
     with trained steps but not this one is not started silently, because a changed recipe usually
     means a typing error or a wish to start from what is there; nor is an id that is nearly one that
     exists. `new` says that it is meant, from step 0 (`forked_from`), and `again` asks for another
-    run of the same recipe, or another fork.
+    run of the same recipe, or another fork. A program is not `asked`: it means what it calls.
 
     Raises:
         CheckpointError: the run exists and was trained with other mathematics, or for more steps.
@@ -56,7 +62,8 @@ def choose_run(
         return _from_step_0(known) if new and known.fork else known
     if given and not new:
         _refuse_mistyped(plan)
-    others = [] if given or new else [each for each in runs_of(plan) if _may_have_trained(each)]
+    meant = given or new or not asked
+    others = [] if meant else [each for each in runs_of(plan) if _may_have_trained(each)]
     if others:
         _refuse_silent_start(plan, others)
     return plan
