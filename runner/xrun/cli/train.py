@@ -86,9 +86,10 @@ def run(
     Ctrl-C saves and stops: press it once. On clouds it only ends the log.
     """
     from .. import streams
-    from ..launcher.job import choose_run
+    from ..launcher.job import choose_run, left_behind
     from ..libraries import require
     from ..recipe.needs import needs
+    from .texts import left_text
 
     streams.patient()
     launching = Launching(yes, detach, not no_rehearsal, any_memory)
@@ -106,6 +107,8 @@ def run(
     meant = choose_run(made, given=bool(run_id), new=new, again=again, fork=fork)
     agreed(source, meant, yes=yes)
     command = functools.partial(_command, source, overrides, local)
+    if again and (left := left_behind(made)) is not None:
+        click.echo(f"  note     {left_text(left, command(left))}", err=True)
     _go(meant, command, launching, chosen=again or bool(fork), another=again)
 
 
