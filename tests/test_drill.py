@@ -56,6 +56,7 @@ def test_randomness_without_a_key_is_found(tmp_path: Path) -> None:
     done = project.xrun("drill", "recipes/tiny.yaml", "--kills", "1")
     assert done.code == 1, done.out + done.err
     assert done.out.startswith("DIFFERENT:")
+    assert "a random number from a generator of the component's own" in done.out
     assert "train/loss is" in done.out
 
 

@@ -42,6 +42,12 @@ TOLERANCE = 1e-5
 """Relative difference of losses that another number of processes may make (sums in another
 order)."""
 
+_CAUSES = """\
+Mostly that is a random number from a generator of the component's own (random.Random,
+numpy.random.default_rng, torch.Generator), something that the dataset or the model remembers
+outside of its buffers (a counter, a cache, a file that is open), the time, or the order of a set or
+of os.listdir. docs/concepts/exactness.md says what counts."""
+
 
 @dataclass
 class Result:
@@ -98,7 +104,8 @@ class Result:
                 " before."
             )
         where = [f"Both runs are in {self.folder}"] if self.folder else []
-        return "\n".join([*lines, *self.differences[:10], *where])
+        causes = [] if self.equal else [_CAUSES]
+        return "\n".join([*lines, *self.differences[:10], *causes, *where])
 
 
 def drill(

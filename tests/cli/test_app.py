@@ -350,6 +350,20 @@ def test_a_recipe_stands_for_its_run(project: Project, monkeypatch: pytest.Monke
     assert convert(str(project.recipe)) == str(project.run.path), "no run of a project here"
 
 
+def test_a_folder_that_cannot_be_made_is_a_problem(project: Project) -> None:
+    """`xrun check` tries the folder of checkpoint.store, says where nothing can be made in it, and
+    leaves nothing behind."""
+    (project.root / "plain").touch()
+    for store in ("./plain/runs", "./plain"):
+        done = project.xrun("check", "recipes/tiny.yaml", "-s", f"checkpoint.store={store}")
+        assert (done.code, one_line(done.err)) == (2, True)
+        assert "checkpoint.store: " in done.err
+        assert "cannot be " in done.err
+    (project.root / "plain").unlink()
+    assert project.xrun("check", "recipes/tiny.yaml", "-s", "checkpoint.store=./new/ones").code == 0
+    assert not (project.root / "new").exists()
+
+
 def test_processes_that_do_not_divide_the_batch_are_refused(project: Project) -> None:
     """--processes that cannot share the micro-batches evenly is one clear line, exit 2, before
     anything is written."""

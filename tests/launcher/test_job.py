@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from support.running import MODEL, PER_STEP, Project, attempt, curve, steps_of, weights
+from xrun.cli.texts import left_text
 from xrun.errors import CheckpointError, ComponentError, LaunchError
-from xrun.launcher.job import choose_run, code_version, forked_from
+from xrun.launcher.job import choose_run, code_version, forked_from, left_behind
 from xrun.run.folder import RunFolder
 
 
@@ -186,6 +187,23 @@ def test_new_is_the_run_of_its_recipe(known: Project, tmp_path: Path) -> None:
     again = choose_run(changed, new=True)
     assert (again.run, again.launched) == (first.run, 5.0)
     assert choose_run(project.plan(), new=True).run == known.run.run
+
+
+def test_again_says_which_run_it_leaves(tmp_path: Path) -> None:
+    """After a kill `--again` begins another run, and says what is safe of the one before and how
+    it is gone on with; of a finished one it says nothing."""
+    project = Project(tmp_path)
+    project.trap("SIGKILL", call=9 * PER_STEP, committed=5)
+    assert project.attempt().code == 75
+    killed = project.run
+    left = left_behind(project.plan())
+    assert left is not None
+    assert left.run == killed.run
+    said = left_text(left, "xrun X")
+    assert said.startswith(f"{killed.run} is not finished and stays: step ")
+    assert said.endswith(" Go on with: xrun X")
+    assert project.attempt().code == 0
+    assert left_behind(project.plan()) is None
 
 
 def test_a_run_made_again_starts_from_step_0(known: Project) -> None:

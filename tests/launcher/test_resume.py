@@ -19,6 +19,7 @@ from xrun.errors import CheckpointError, LaunchError
 from xrun.launcher.cancel import cancel
 from xrun.launcher.job import choose_run
 from xrun.launcher.resume import plan_to_resume
+from xrun.lock import locked
 from xrun.run.folder import RunFolder
 from xrun.run.opened import open_run
 from xrun.run.stores import open_store
@@ -133,6 +134,12 @@ def test_the_attempt_that_runs_is_asked_to_stop(project: Project) -> None:
     cancel(str(plan.folder), save=False, say=said.append)
     assert said[0].startswith(f"Asked attempt {NAMES[1]} of {plan.run} to save and to stop.")
     assert said[0].endswith(f" To go on with it later: xrun resume {plan.folder}")
+    with locked(RunFolder(plan.folder).lock) as file:
+        file.write("4321")
+        file.flush()
+        cancel(str(plan.folder), save=False, say=said.append)
+    here = f"Asked {plan.run}, which runs on this machine (process 4321), to save"
+    assert said[1].startswith(here)
     assert not open_store(plan, NAMES[0]).asked_to_stop()
     assert open_store(plan, NAMES[1]).asked_to_stop()
     ended = replace(plan, run="ended")

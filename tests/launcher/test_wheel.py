@@ -49,6 +49,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.e2e
+def test_the_wheel_is_as_an_index_wants_it(wheel: Path) -> None:
+    """What `make dist` asks of it."""
+    program = ROOT / ".venv-tools/bin/check-wheel-contents"
+    assert program.is_file(), "run: make e2e, or make .venv-tools/stamp"
+    run(program, wheel, cwd=ROOT)
+
+
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment that holds the wheel and what the wheel says it needs, and

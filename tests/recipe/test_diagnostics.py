@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from support.recipes import (
     HEAD,
     SMALL,
@@ -50,6 +52,33 @@ def test_a_rule_is_not_asked_about_a_wrong_key(tmp_path: Path) -> None:
         problem.key
         for problem in refused(write(tmp_path, HEAD + "train: {stesp: 3, global_batch: 8}\n"))
     ] == ["train.stesp"]
+
+
+def test_a_misspelt_key_is_not_missing_too(tmp_path: Path) -> None:
+    """Where a required key is misspelt, one problem says which is meant."""
+    (found,) = refused(write(tmp_path, SMALL.replace("model:", "modle:", 1)))
+    assert (found.key, found.hint) == ("modle", "Did you mean `model`?")
+
+
+@pytest.mark.parametrize("typed", ["0,001", "1,05"])
+def test_a_decimal_comma_is_one_problem(tmp_path: Path, typed: str) -> None:
+    """YAML reads what follows it as another key; the number is said as it was written, with its
+    point."""
+    optimizer = f"optimizer: {{name: adamw, lr: {typed}, weight_decay: 0.1}}"
+    text = HEAD + f"train: {{steps: 3, global_batch: 8, {optimizer}}}\n"
+    (found,) = refused(write(tmp_path, text))
+    assert (found.key, found.got) == ("train.optimizer.lr", typed)
+    assert found.hint == f"Write `{typed.replace(',', '.')}`."
+
+
+def test_a_number_after_a_comma_is_no_key(tmp_path: Path) -> None:
+    """Of `lr: 1,5` the rest is a number, which is said with both ways out."""
+    optimizer = "optimizer: {name: adamw, lr: 1,5}"
+    (found,) = refused(
+        write(tmp_path, HEAD + f"train: {{steps: 3, global_batch: 8, {optimizer}}}\n")
+    )
+    assert (found.key, found.what, found.got) == ("train.optimizer", "a key is text", "5")
+    assert found.hint.endswith("a decimal number is written with a point and no comma.")
 
 
 def test_secrets_are_never_printed(tmp_path: Path) -> None:

@@ -223,8 +223,10 @@ def test_what_fails_after_the_first_step_is_tried_once_more(tmp_path: Path) -> N
     project = made(tmp_path)
     done = project.attempt("model.args={kind: later}")
     assert done.code == 2, done.err
-    assert "ValueError: only later" in done.err
+    line = 1 + WRONG_MODEL.splitlines().index('            raise ValueError("only later")')
+    assert f"ValueError: only later (models/line.py:{line})" in done.err
     assert "It failed twice after step 3." in done.err
+    assert f"--fork {project.run.run}" in done.err or "add --new, which begins" in done.err
 
 
 def test_a_run_that_went_on_is_not_new(tmp_path: Path) -> None:
@@ -238,6 +240,7 @@ def test_a_run_that_went_on_is_not_new(tmp_path: Path) -> None:
     resumed = steps_of(project.run)[-1]
     assert resumed >= 5
     assert f"It failed twice after step {resumed}." in done.err
+    assert f"add --fork {project.run.run}, which goes on at step {resumed}" in done.err
 
 
 def test_the_contract_of_components_may_be_kept_in_many_ways(tmp_path: Path) -> None:

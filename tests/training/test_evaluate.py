@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -303,6 +304,65 @@ def test_a_metric_that_is_not_there_is_refused() -> None:
     )
     with pytest.raises(ComponentError, match=r"no metric 'f1'.*loss, ones\. Or name it in"):
         own.better({"loss": 1.0, "ones": 1.0}, None)
+
+
+OWN_LOSS = """\
+from torch import nn
+
+
+class Own(nn.Linear):
+    def forward(self, x, y):
+        logits = super().forward(x)
+        hits = (logits.argmax(1) == y).float().mean().item()
+        return {"loss": nn.functional.cross_entropy(logits, y), "hits": hits}
+
+
+def build():
+    return Own(4, 3)
+"""
+
+
+class Telling(nn.Module):
+    """A model with a loss of its own and what people return beside it."""
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        loss = x.float().mean().bfloat16()
+        others = {"f1": "0.5", "rows": x}
+        return {"loss": loss, "third": 1 / 3, "count_of": 7, "numpys": np.float32(0.1), **others}
+
+
+def test_numbers_of_python_are_metrics() -> None:
+    """A float, an int or a numpy number is one as a tensor is, in fp32 whatever the loss is; what
+    is no number is said with its name and type."""
+    own = evaluation(
+        Telling(), "model", Numbers(), World(), evaluate={"metric": "f1", "mode": "max"}
+    )
+    found = own.run(lambda: False)
+    assert found is not None
+    assert found["third"] == pytest.approx(1 / 3, rel=1e-6)
+    assert (found["count_of"], found["numpys"]) == (7, pytest.approx(0.1, rel=1e-6))
+    with pytest.raises(ComponentError, match=r"returns something of the type str by that name"):
+        own.better(found, None)
+    assert own.objective.no_numbers["rows"].startswith("a tensor of the shape (")
+
+
+def test_what_was_trained_is_kept_where_the_metric_is_missing(tmp_path: Path) -> None:
+    """The first evaluation finds that the recipe's metric is none; its step is committed before the
+    run ends, and the next attempt begins with that evaluation."""
+    project = Project(tmp_path)
+    given = (
+        "train.evaluate={every: 10 steps, metric: f1, mode: max}",
+        "checkpoint.every=1000 steps",
+    )
+    project.write("models/line.py", OWN_LOSS)
+    done = project.attempt("task=model", *given)
+    assert done.code == 2, done.err
+    assert "there is no metric 'f1'" in done.err
+    assert project.run.record().newest_step == 10
+    right = given[0].replace("f1", "hits")
+    assert project.attempt("task=model", right, given[1]).code == 0
+    evaluated = [point["step"] for point in project.run.points() if "val/hits" in point]
+    assert evaluated == [10, 20]
 
 
 def test_a_streamed_validation_split_is_refused() -> None:

@@ -68,6 +68,16 @@ def test_the_weights_load_with_the_safetensors_library(tmp_path: Path, plan: Pla
     assert sha256 == sha256_of(tmp_path / "model" / "model.safetensors")
 
 
+def test_all_files_have_the_mode_that_the_umask_gives(tmp_path: Path, plan: Plan) -> None:
+    """Weights that a library writes for their owner only can be read like the card."""
+    model = nn.Linear(2, 2)
+    write(tmp_path / "model", model, plan, FINISHED)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in files}
+    assert (len(files) > 2, modes) == (True, {(tmp_path / "plain").stat().st_mode})
+
+
 def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path, plan: Plan) -> None:
     """A weight that two layers share is one tensor in the file, and a new model gets it back in
     both."""

@@ -47,7 +47,7 @@ def check(
     from ..errors import LaunchError, RecipeError
     from ..recipe.load import load_recipe
     from ..recipe.notes import notes
-    from ..run.plan import check_deadline, check_tracking
+    from ..run.plan import check_deadline, check_folder, check_tracking
 
     wrong: list[Problem] = []
     refused: list[Problem] = []
@@ -59,6 +59,7 @@ def check(
             recipe = load_recipe(path, overrides)
             check_tracking(recipe, path, overrides)
             check_deadline(recipe, path, overrides, time.time())
+            check_folder(recipe, path, overrides)
             _refuse_what_stays(recipe, path, overrides)
             missing += _missing_libraries(recipe, path, overrides)
             width = room()

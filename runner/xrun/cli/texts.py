@@ -48,6 +48,15 @@ def start_text(plan: Plan) -> str:
     return f"Run {plan.run}: {processes} on this machine, in {plan.folder}"
 
 
+def left_text(plan: Plan, command: str) -> str:
+    """What `--again` says of the newest run of the recipe that it leaves unfinished, `command`
+    being what goes on with that one."""
+    safe = RunFolder(plan.folder).what_is_safe()
+    return (
+        f"{plan.run} is not finished and stays{f': {safe}' if safe else '.'} Go on with: {command}"
+    )
+
+
 def outcome_text(folder: RunFolder, code: int, command: str) -> str:
     """What it says after it, `command` being what goes on; "" where the attempt has said it."""
     if code == EX_TEMPFAIL and (safe := folder.what_is_safe()):

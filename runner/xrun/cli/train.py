@@ -87,9 +87,10 @@ def run(
     Ctrl-C saves and stops: press it once. On clouds it only ends the log.
     """
     from .. import streams
-    from ..launcher.job import choose_run, forked_from
+    from ..launcher.job import choose_run, forked_from, left_behind
     from ..libraries import require
     from ..recipe.needs import needs
+    from .texts import left_text
 
     streams.patient()
     launching = Launching(yes, detach, not no_rehearsal, any_memory)
@@ -110,6 +111,8 @@ def run(
         told = f"{meant.run} was a fork of {before}; now it begins at step 0"
         click.echo(f"  note     {told}", err=True)
     command = functools.partial(_command, source, overrides, local)
+    if again and (left := left_behind(made)) is not None:
+        click.echo(f"  note     {left_text(left, command(left))}", err=True)
     _go(meant, command, launching, chosen=again or bool(fork), another=again)
 
 

@@ -54,12 +54,18 @@ def ask(opened: OpenedRun, text: str, say: Say) -> None:
             f"Nothing of {opened.run} runs: {how}.", "`xrun report` tells what happened."
         )
     attempt = opened.store.ask_to_stop()
+    later = f"To go on with it later: xrun resume {shlex.quote(text)}"
+    if (pid := opened.beside.owner_pid() if opened.beside else None) is not None:
+        say(
+            f"Asked {opened.run}, which runs on this machine (process {pid}), to save and to stop;"
+            f" it hears that within {LOOK_SECONDS:.0f} s. {later}"
+        )
+        return
     seen = datetime.fromtimestamp(last.last_known, UTC).strftime("%Y-%m-%d %H:%M UTC")
     say(
         f"Asked attempt {attempt} of {opened.run} to save and to stop. If it lives (last seen"
         f" {seen}), it hears that within {LOOK_SECONDS:.0f} s and ends within"
-        f" {STOP_SECONDS / 60:.0f} minutes. To go on with it later: xrun resume"
-        f" {shlex.quote(text)}"
+        f" {STOP_SECONDS / 60:.0f} minutes. {later}"
     )
 
 

@@ -81,6 +81,18 @@ def runs_of(plan: Plan) -> list[Plan]:
     return [other for other in _plans_in(plan.home) if other.name == plan.name]
 
 
+def left_behind(plan: Plan) -> Plan | None:
+    """The newest run here of this very recipe that has trained and is not finished."""
+    for other in runs_of(plan):
+        folder = RunFolder(other.folder)
+        if other.digest != plan.digest or not folder.witness.exists():
+            continue
+        with contextlib.suppress(XrunError):
+            if not folder.record().is_done(other):
+                return other
+    return None
+
+
 def known_run(plan: Plan, *, given: bool = False) -> Plan | None:
     """The plan of the run that this recipe has here already, by the newest rule or an older one;
     None if it is new here. `given`: it can only be the one of this id.

@@ -74,10 +74,12 @@ def validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
         else:
             problems += rule_problems(broken(recipe), tree, wrong)
             return (None if problems else recipe), problems
-        for loc, group in grouped(details, tree).items():
+        groups = grouped(details, tree)
+        elsewhere = told_elsewhere(groups, tree)
+        for loc, group in groups.items():
             # Where thousands of keys are wrong, each is found, and not each is worth a hint.
             enough = len(problems) >= MOST_PROBLEMS
-            if enough or not covered(loc, wrong, both_ways=True):
+            if loc not in elsewhere and (enough or not covered(loc, wrong, both_ways=True)):
                 problems.append(plain(loc, tree) if enough else translate(loc, group, tree))
             wrong.add(loc if enough else suspected(loc, group))
             step_over(data, loc)
@@ -122,6 +124,26 @@ def grouped(details: Iterable[Any], tree: Node) -> dict[Loc, list[Any]]:
             loc = existing(tree, loc)
         groups.setdefault(loc, []).append(detail)
     return groups
+
+
+def told_elsewhere(groups: dict[Loc, list[Any]], tree: Node) -> set[Loc]:
+    """Keys whose fault another problem tells: one that is missing because it is misspelt, and the
+    number before a decimal comma."""
+    unknown = [loc for loc, group in groups.items() if group[0]["type"] == "extra_forbidden"]
+    meant = {tuple(key.split(".")) for loc in unknown if (key := meant_key(loc))}
+    missing = {loc for loc, group in groups.items() if group[0]["type"] == "missing"}
+    cut = {before for loc in unknown if (before := before_comma(loc, tree))}
+    return (meant & missing) | cut
+
+
+def before_comma(loc: Loc, tree: Node) -> Loc | None:
+    """For the `001` of `{lr: 0,001}`, which YAML reads as a key of its own, the place of `lr`."""
+    parent, name = node_at(tree, loc[:-1]), str(loc[-1])
+    names = [*(parent.mapping or ())]
+    if not name.isdigit() or name not in names[1:] or node_at(tree, loc).value is not None:
+        return None
+    before = (*loc[:-1], names[names.index(name) - 1])
+    return before if type(node_at(tree, before).value) is int else None
 
 
 def existing(tree: Node, loc: Loc) -> Loc:
@@ -180,6 +202,12 @@ def translate(loc: Loc, group: list[Any], tree: Node) -> Problem:
     kind, key, node = group[0]["type"], ".".join(map(str, loc)), node_at(tree, loc)
     if kind == "missing":
         return node.mark.problem(key, "it is missing", hint=f"Add `{loc[-1]}`.")
+    if kind == "extra_forbidden" and (before := before_comma(loc, tree)):
+        cut = node_at(tree, before)
+        what = "a decimal point is a point, and a comma begins another key"
+        number = f"{cut.text},{loc[-1]}"
+        way_out = f"Write `{number.replace(',', '.')}`."
+        return cut.mark.problem(".".join(map(str, before)), what, number, way_out)
     if kind == "extra_forbidden":
         return key_place(tree, loc).problem(key, "there is no such key", hint=unknown_hint(loc))
     if kind == "secret" or is_alerts_address(key, node.text):

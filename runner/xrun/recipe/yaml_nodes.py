@@ -260,11 +260,10 @@ class _Reader:
             )
         name = self.scalar(node, mark, key)
         if not isinstance(name.value, str):
-            self.problems.append(
-                mark.problem(
-                    key, "a key is text", name.text or "nothing", f"Write '{name.text}' in quotes."
-                )
-            )
+            hint = f"Write '{name.text}' in quotes."
+            if type(name.value) is int and any(each.line == mark.line for each in keys.values()):
+                hint += " Or, after a comma: a decimal number is written with a point and no comma."
+            self.problems.append(mark.problem(key, "a key is text", name.text or "nothing", hint))
         elif name.value in keys:
             where = f" in line {keys[name.value].line}" if self.positions else ""
             self.problems.append(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -475,6 +476,29 @@ def check_deadline(
     raise RecipeError(
         [place.problem("hardware.deadline", f"{when} has passed", str(deadline), hint)]
     )
+
+
+def check_folder(recipe: Recipe, path: Path, overrides: Sequence[str] = ()) -> None:
+    """A folder for the runs of this machine can be made and written; nothing stays there.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if recipe.checkpoint.store.kind != "folder" or recipe.hardware.any_of:
+        return
+    from ..recipe.load import place_of
+
+    home = home_of(recipe, component.project_root(path))
+    there = next(each for each in (home, *home.parents) if os.path.lexists(each))
+    try:
+        tempfile.TemporaryDirectory(dir=there, prefix=".xrun-").cleanup()
+    except OSError as error:
+        key, made = "checkpoint.store", "be written" if there == home else "be made"
+        what = f"{home} cannot {made}: {there}: {error.strerror}"
+        hint = "Name a folder that you may write to, or leave `local`."
+        place = place_of(key, path, overrides)
+        problem = place.problem(key, what, str(recipe.checkpoint.store), hint)
+        raise RecipeError([problem]) from error
 
 
 def run_id(name: str, made: Identity) -> str:

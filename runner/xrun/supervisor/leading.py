@@ -499,9 +499,20 @@ class LeadingNode(Node):
         if failure is not None and failure.traceback:
             log = self.folder.logs(self.id) / f"rank{failure.rank}.log"
             self.say(f"Full traceback: {log}")
+            if failure.code == ComponentError.exit_code:
+                self.say(self._after_a_change())
         if why:
             self.last_words = why
             self.say(why)
+
+    def _after_a_change(self) -> str:
+        """What goes on once a component's file, which a run's id counts, is another one."""
+        step = self._committed()
+        fork = f"--fork {self.plan.run}, which goes on at step {step} with its weights, or "
+        return (
+            "A changed file of the model or dataset makes it another run: add"
+            f" {fork if step > 0 else ''}--new, which begins at step 0."
+        )
 
 
 def _mistake(failure: Failure) -> Outcome:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from ..data.batch import Batch, described
 from ..errors import ComponentError, Stopped, TrainError, XrunError
-from .failure import is_of_the_machine
+from .failure import in_project, is_of_the_machine
 
 _BATCHES = {
     "classification": "a dict with `labels`, or a pair (inputs, labels); labels are a tensor",
@@ -143,10 +143,11 @@ def looked_for(error: BaseException) -> str:
 
 
 def line_of(error: BaseException, file: str) -> str:
-    """Where in this component's file it has happened, as far as its frames tell."""
+    """Where in this component's file it has happened, or else in the project, as far as its frames
+    tell."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename.endswith(f"/{file}")]
-    return f" (line {lines[-1]})" if lines else ""
+    return f" (line {lines[-1]})" if lines else in_project(error)
 
 
 def _steps(frame: FrameType) -> bool:

@@ -61,17 +61,26 @@ class Evaluation:
             return False
         return step == self.last or bool(self.every and step % self.every == 0)
 
+    def decides(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the recipe's metric is among these."""
+        return self.metric in metrics
+
     def better(self, metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> bool:
         """Whether these metrics beat the best ones so far; what is not finite never does.
 
         Raises:
             ComponentError: the recipe's metric is not among them.
         """
-        if self.metric not in metrics:
+        if not self.decides(metrics):
             named = is_measured(self.objective.task, self.metric)
             way = " Or name it in train.evaluate.metrics, and return `preds` and `target`."
+            other = self.objective.no_numbers.get(self.metric, "")
+            got = (
+                f" {self.objective.components.model} returns {other} by that name; a metric is one"
+            )
+            got += " number: a tensor without dimensions, a float or an int."
             raise ComponentError(
-                f"train.evaluate.metric: there is no metric {self.metric!r}.",
+                f"train.evaluate.metric: there is no metric {self.metric!r}.{got if other else ''}",
                 f"This task has {', '.join(sorted(metrics))}.{way if named else ''} The same"
                 " command goes on from what is committed.",
             )

@@ -231,8 +231,10 @@ def _config(plan: Plan) -> dict[str, Any]:
 def _replace(temporary: Path, folder: Path) -> None:
     """Put the finished folder in its place; a kill leaves the old one, the new one, or (for a
     moment) none, never a half."""
+    mode = temporary.stat().st_mode & 0o666  # some libraries write what only the owner can read
     for path in [*temporary.rglob("*")]:
         if path.is_file():
+            path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_folder(temporary)

@@ -3,13 +3,15 @@ whether the same machine may try again."""
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch.distributed as dist
 
-from .. import clock
+from .. import clock, environment
 from ..errors import (
     EX_TEMPFAIL,
     AttemptEnd,
@@ -83,7 +85,8 @@ def failure_of(error: BaseException, step: int | None) -> Failure:
     """What an exception after so many steps (None: before the first was begun) says."""
     if isinstance(error, XrunError):
         return _ours(error, step)
-    own = Failure(f"{type(error).__name__}: {error}", time=clock.now(), step=step, traceback=True)
+    what = f"{type(error).__name__}: {error}{in_project(error)}"
+    own = Failure(what, time=clock.now(), step=step, traceback=True)
     if _NO_KERNEL in str(error):
         what, hint = str(error).partition(".")[0] + ".", "Set train.deterministic: false."
         return replace(own, message=what, code=TrainError.exit_code, hint=hint, traceback=False)
@@ -124,6 +127,19 @@ def _exit(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     code = "" if error.code is None else repr(error.code)
     return f"sys.exit({code}) at {last.filename}:{last.lineno}, and the run is not finished."
+
+
+def in_project(error: BaseException) -> str:
+    """Where in the project's own files it came up, ` (models/mine.py:23)`; "" if nowhere there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    project = Path(environment.PROJECT.of() or os.getcwd()).resolve()
+    own = [
+        f" ({path.relative_to(project)}:{frame.lineno})"
+        for frame in frames
+        if (path := Path(frame.filename)).is_relative_to(project)
+        and "site-packages" not in path.parts
+    ]
+    return own[-1] if own else ""
 
 
 def is_peer_loss(error: BaseException) -> bool:

@@ -155,6 +155,8 @@ class Training:
         while True:
             if self.evaluation.due(state.step) and state.evaluated != state.step:
                 metrics = self.evaluation.run(self._must_end)
+                if metrics and not self.evaluation.decides(metrics):
+                    self._save_before_the_error()
                 if metrics is None:
                     stop = 1.0
                 elif self._is_best(metrics):
@@ -410,6 +412,12 @@ class Training:
         values = (f"val/{name} {value:.4g}" for name, value in metrics.items())
         log.info("step %d: %s", state.step, ", ".join(values))
         return better
+
+    def _save_before_the_error(self) -> None:
+        """An evaluation without the recipe's metric ends the attempt: what was trained is kept, and
+        evaluated again by the next one."""
+        if self.world.broadcast(float(self.state.step > self._committed() + 1)):
+            self._save_last()
 
     def _want_best(self) -> bool:
         """Ask for a save of the best state; says whether that is now. Only where the run needs it

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,8 @@ class Objective(nn.Module):
         """Whether the values of the next batch are looked at, as those of a run's first one."""
         self.seen: list[tuple[Tensor, Tensor]] | None = None
         """Where the predictions of a batch and what they should be are put in evaluation mode."""
+        self.no_numbers: dict[str, str] = {}
+        """What a model with a loss of its own has returned last that is no number, by its kind."""
         self.on_device: Callable[[Batch], Batch] = _as_it_is
         """What the dataset does with a batch once it lies where the model is."""
         self.others: Callable[[], Iterable[Batch]] = tuple
@@ -206,11 +209,11 @@ class Objective(nn.Module):
         values["loss"] = loss.reshape(()) if loss.dim() else loss
         if self.seen is not None and not self.training:
             self.seen.append(self._predictions(values, output))
-        return {
-            name: value * samples
-            for name, value in values.items()
-            if isinstance(value, Tensor) and value.dim() == 0
+        found = {name: _scalar(value, values["loss"]) for name, value in values.items()}
+        self.no_numbers = {
+            name: _kind(values[name]) for name, value in found.items() if value is None
         }
+        return {name: value * samples for name, value in found.items() if value is not None}
 
     def _predictions(self, values: Mapping[str, Any], output: Any) -> tuple[Tensor, Tensor]:
         """What a model with a loss of its own gives for metrics over the whole split."""
@@ -222,6 +225,20 @@ class Objective(nn.Module):
             " `preds` and `target`, two tensors, beside its loss while it is evaluated; it returned"
             f" {described(output)}."
         )
+
+
+def _scalar(value: Any, loss: Tensor) -> Tensor | None:
+    """A tensor with one number, or a number of Python or numpy as one, in fp32 whatever the loss
+    is; None of anything else."""
+    if isinstance(value, int | float | np.number | np.bool_):
+        return torch.full((), float(value), dtype=torch.float32, device=loss.device)
+    return value if isinstance(value, Tensor) and not value.dim() else None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of the shape {tuple(value.shape)}"
+    return f"something of the type {type(value).__name__}"
 
 
 def zero_of(parameters: Iterable[nn.Parameter]) -> Tensor:

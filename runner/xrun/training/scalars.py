@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .world import World
@@ -24,10 +25,12 @@ class Scalars:
         self._of: list[tuple[str, int]] = []
 
     def add(self, samples: int, sums: Mapping[str, Tensor]) -> None:
-        """Those of so many samples, as the objective gives them."""
+        """Those of so many samples, as the objective gives them; in fp32 at least."""
+        loss = sums["loss"]
+        kind = torch.promote_types(loss.dtype, torch.float32)
         for name, value in sums.items():
             if name != "loss":
-                self._sums.append(value.detach().to(sums["loss"]))
+                self._sums.append(value.detach().to(loss.device, kind))
                 self._of.append((name, samples))
 
     def take(self) -> list[Tensor]:
