@@ -144,10 +144,13 @@ class Lease:
 
     def finish(self, finished: Finished) -> None:
         """Commit that the run has finished, and the attempt with it, unless it has not made the
-        model. Raises what `Store.commit` raises."""
+        model. One that was over before keeps the time of its end: what it took is counted until
+        then. Raises what `Store.commit` raises."""
         if finished.export_failed is None:
+            before = self.record.attempts[-1].ended
             end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": finished.reason or ""}
-            self.note(**end, ended=self.clock(), committed=finished.step)
+            ended = self.clock() if before is None else before
+            self.note(**end, ended=ended, committed=finished.step)
         self._replace_head(replace(self.record.with_last(**self._facts), finished=finished))
 
     def look_again(self) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .. import streams
+from .. import clock, streams
 from ..bar import bar
 from ..errors import LaunchError, StoreError, XrunError
+from ..run import spending
 from ..run.logs import aside
 from ..run.plan import Plan
 from ..run.record import Finished, RunRecord
@@ -51,6 +52,9 @@ def export_again(plan: Plan) -> Finished:
     here = replace(plan, recipe=recipe, processes=1, other_data=True)
     setting = build_setting(here, head.attempt, store)
     model, lease = build_trained(setting), build_lease(setting)
+    # Nobody trains, so that the hours until now are none of the run's.
+    (*_, life) = spending.lives(record.attempts, clock.now(), running=False)
+    lease.record = lease.record.with_last(ended=life.ended)
     # The card, and whoever reads it, are told of the run's own recipe.
     told = replace(setting, plan=plan)
     rebuild, before = functools.partial(build_started, setting), record.finished
