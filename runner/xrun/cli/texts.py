@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
-COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
+COLOURS |= {"killed": "yellow"} | dict.fromkeys(("unreadable", "unreachable"), "red")
 """The colour of each status; SkyPilot's own words have none."""
 _STATUS = (
     Column("RUN", cut=True, names=True),
     Column("STATUS"),
     Column("STEP", right=True),
     Column("LEFT", right=True, rank=2),
-    Column("BEST", rank=4),
-    Column("LAST SIGN", rank=1),
+    Column("BEST", rank=1),
+    Column("LAST SIGN", rank=4),
     Column("ATTEMPTS", rank=6),
     Column("SPEED", rank=7),
     Column("COST", right=True),
