@@ -173,7 +173,7 @@ def report_text(report: RunReport) -> str:
     lines = [f"{report.run}: {report.status}, {_committed(report, 'finished')}"]
     receipts = report.receipt.lines or [None] * len(report.attempts)
     for number, (each, line) in enumerate(zip(report.attempts, receipts, strict=True), 1):
-        lines.append(_attempt(number, each))
+        lines.append(_attempt(number, each, "killed" if report.status == "killed" else "running"))
         lines += [f"    {line.words}"] if line and line.words else []
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
     if report.step and not report.metrics:
@@ -231,10 +231,10 @@ def _why_not_exact(report: RunReport) -> Iterator[str]:
         yield "  not exact: micro-batches that did not fit into memory were computed in parts"
 
 
-def _attempt(number: int, attempt: AttemptRecord) -> str:
+def _attempt(number: int, attempt: AttemptRecord, without_end: str) -> str:
     reason = f" ({attempt.reason})" if attempt.reason else ""
     processes = f"{attempt.processes} process{'' if attempt.processes == 1 else 'es'}"
     return (
         f"  attempt {number}: from step {attempt.first_step}, {processes},"
-        f" {attempt.end or 'running'}{reason}"
+        f" {attempt.end or without_end}{reason}"
     )
