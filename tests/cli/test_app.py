@@ -472,6 +472,8 @@ def test_what_is_left_is_told_while_it_trains() -> None:
 def test_attempts_are_told_with_their_processes() -> None:
     """One of one process, one of two."""
     lives = (AttemptRecord("a", end=AttemptEnd.STOPPED), AttemptRecord("b", processes=2))
+    killed = report_text(RunReport("r", "runs/r", "killed", attempts=lives)).splitlines()
+    assert "  attempt 2: from step 0, 2 processes, killed" in killed
     lines = report_text(RunReport("r", "runs/r", "running", attempts=lives)).splitlines()
     assert "  attempt 1: from step 0, 1 process, stopped" in lines
     assert "  attempt 2: from step 0, 2 processes, running" in lines

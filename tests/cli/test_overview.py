@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.once, *HUB_WARNINGS]
 DAY = 86400.0
 SPOT = {"cloud": "aws", "spot": True, "usd_per_hour": 2.0, "on_demand_usd_per_hour": 5.0}
 
+LIFE = AttemptRecord("a", started=0.0, last_seen=DAY - 3600, **SPOT)
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -74,7 +76,7 @@ def test_a_table_fits_a_terminal(project: Project) -> None:
     for columns in (80, 160):
         text = on_a_terminal(project, columns, "status")
         assert "\x1b[36m  finished\x1b[0m" in text
-        assert "\x1b[33m  stopped\x1b[0m" in text or "running" in text
+        assert "\x1b[33m  killed\x1b[0m" in text
         plain = on_a_terminal(project, columns, "status", NO_COLOR="1")
         assert "\x1b" not in plain
         assert re.sub(r"\x1b\[\d+m", "", text) == plain
@@ -171,6 +173,41 @@ def test_runs_are_compared(project: Project) -> None:
     assert project.xrun("compare", runs[0], runs[0]).code == 2
     missing = project.xrun("compare", runs[0], "tiny-0")
     assert (missing.code, "There is no run tiny-0" in missing.err) == (3, True)
+
+
+def test_an_edited_component_is_named(tmp_path: Path) -> None:
+    """By its file, and not by hashes, in `status` and `compare`, and where a recipe has other runs
+    than the one that it means now."""
+    project = Project(tmp_path)
+    kept(project)
+    model = tmp_path / "models" / "line.py"
+    model.write_text(f"{model.read_text()}\nEDITED = 1\n")
+    refused = project.xrun("recipes/tiny.yaml")
+    assert "What is different: models/line.py was edited." in refused.err
+    first = project.run.run
+    kept(project)
+    (second,) = {each.run for each in runs_in(project.home)} - {first}
+    assert project.xrun("status").out.count("models/line.py edited") == 1
+    told = json.loads(project.xrun("compare", first, second, "--json").out)
+    assert set(told["files"]) == {"models/line.py"}
+    lines = [line.split() for line in project.xrun("compare", first, second).out.splitlines()]
+    assert sorted(next(line for line in lines if line[0] == "models/line.py")[1:]) == [
+        "before",
+        "edited",
+    ]
+
+
+def test_a_narrow_table_keeps_what_was_best(project: Project) -> None:
+    """Before when it was heard of and its attempts."""
+    report = RunReport("tiny-12345678", "r", "running", step=5, steps=2000, attempts=(LIFE,) * 3)
+    best = {"metric": "val/accuracy", "value": 0.9321, "step": 1500}
+    report = replace(report, best=best, speed={"step_seconds": 1.0, "samples_per_second": 1e3})
+    report = replace(report, receipt=receipt_of("tiny", [LIFE], DAY))
+    head, line = status_lines([RunStatus(report)], DAY, 80)
+    assert "val/accuracy 0.9321 at 1500" in line
+    assert "ATTEMPTS" not in head
+    whole, _ = status_lines([RunStatus(report)], DAY, 160)
+    assert {"BEST", "LAST", "ATTEMPTS", "SPEED", "COST"} <= set(whole.split())
 
 
 def test_a_store_out_of_reach_is_waited_for_once(

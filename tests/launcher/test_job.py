@@ -159,7 +159,7 @@ def test_a_changed_component_is_another_mathematics(known: Project, tmp_path: Pa
     shutil.copytree(known.home, project.home)
     model = project.root / "models" / "line.py"
     model.write_text(model.read_text().replace("GELU", "ReLU"))
-    with pytest.raises(LaunchError, match=r"sources\.models/line\.py: [0-9a-f]{8} -> [0-9a-f]{8}"):
+    with pytest.raises(LaunchError, match=r"models/line\.py was edited"):
         choose_run(project.plan())
 
 

@@ -135,6 +135,28 @@ def test_of_a_bucket_only_the_run_s_own_objects_go(
     assert server.objects(bucket) == {}
 
 
+def test_what_is_here_goes_alone_where_the_state_is_elsewhere(
+    project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--here` says what stays and how to go on with it; a run that is here alone is refused."""
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = server.make("stays")
+    folder = kept(project.plan(f"checkpoint.store={bucket}/runs"), finished=False)
+    before = server.objects(bucket)
+    address = f"{bucket}/runs/{folder.run}"
+    done = xrun("rm", folder.run, "--here", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"stays  {address}\n" in done.stdout
+    assert done.stdout.endswith(f" `xrun resume {address}` goes on with it.\n")
+    assert not folder.path.exists()
+    assert server.objects(bucket) == before
+    alone = kept(project.plan())
+    refused = xrun("rm", alone.run, "--here", "--yes")
+    assert (refused.returncode, alone.plan_file.exists()) == (3, True)
+    assert f"`xrun rm {alone.run}` deletes the run. Nothing was deleted." in refused.stderr
+
+
 def test_a_held_lease_is_respected(
     project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,12 @@ def test_differences_name_what_came_and_went() -> None:
         "a.c: 2 -> (absent)",
         "a.d: (absent) -> 3",
     ]
+    before, after = {"models/a.py": "1", "b.py": "2"}, {"models/a.py": "3", "c.py": "2"}
+    assert differences({"sources": before}, {"sources": after}) == [
+        "b.py was removed",
+        "c.py was added",
+        "models/a.py was edited",
+    ]
 
 
 def test_a_tracker_that_is_not_there_yet_is_refused(project: Project) -> None:

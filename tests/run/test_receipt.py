@@ -313,6 +313,8 @@ def test_a_run_that_was_killed_and_went_on_elsewhere(
     until((tmp_path / "held").exists, "the step that holds")
     os.killpg(process.pid, signal.SIGKILL)
     ended(process)
+    until(lambda: not project.run.owner_pid(), "the end of whoever holds the run")
+    assert project.run.report().status == "killed", "its end was not recorded"
     monkeypatch.setenv(environment.PRICES.name, json.dumps([other]))
     done = project.attempt()
     assert done.code == 0, done.err

@@ -280,10 +280,11 @@ def test_an_older_record_has_its_signs_of_life_in_its_checkpoints() -> None:
         (AttemptEnd.OUTSIDE, 7, "failed"),
         (AttemptEnd.OWN, 7, "failed"),
         (AttemptEnd.OWN, 6, "failed"),
+        (None, None, "killed"),
     ],
 )
 def test_what_was_stopped_on_purpose_has_not_failed(
-    end: AttemptEnd, code: int, status: str
+    end: AttemptEnd | None, code: int | None, status: str
 ) -> None:
     """By `cancel --save` or by its budget; what was given up after attempt upon attempt has."""
     record = RunRecord(attempts=(AttemptRecord("a", end=end, code=code),))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from support.running import Project, copy, curve, record, steps_of, weights
+from xrun.run.checkpoint import is_by
 from xrun.run.folder import RunFolder
-from xrun.training.evaluate import best_of, is_chosen_by
 
 STOPS = (
     "train.evaluate={every: 2 steps, metric: loss, mode: max, patience: 3}",
@@ -97,15 +97,13 @@ def test_a_fork_by_another_metric_looks_for_its_best_anew(
     assert forked.report().best == {"metric": f"val/{metric}", "step": step, "value": value}
 
 
-def test_a_best_of_an_older_xrun_counts_as_the_recipes(undisturbed: Project) -> None:
+def test_a_best_of_an_older_xrun_counts_as_the_recipes() -> None:
     """It has no metric and no mode; with them it counts by these alone."""
-    evaluate = undisturbed.plan(*STOPS).load_recipe().train.evaluate
     older = {"step": 2, "value": 0.5}
-    assert is_chosen_by(older, evaluate)
-    assert best_of(2, {"loss": 0.5}, evaluate) == {**older, "metric": "loss", "mode": "max"}
-    assert is_chosen_by({**older, "metric": "loss", "mode": "max"}, evaluate)
-    assert not is_chosen_by({**older, "metric": "loss", "mode": "min"}, evaluate)
-    assert not is_chosen_by({**older, "metric": "accuracy", "mode": "max"}, evaluate)
+    assert is_by(older, "loss", "max")
+    assert is_by({**older, "metric": "loss", "mode": "max"}, "loss", "max")
+    assert not is_by({**older, "metric": "loss", "mode": "max"}, "loss", "min")
+    assert not is_by({**older, "metric": "loss", "mode": "max"}, "accuracy", "max")
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

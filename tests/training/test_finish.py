@@ -5,7 +5,7 @@ Covers `xrun.launcher.export` and `xrun.training.export_again`.
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,12 @@ from safetensors.torch import load_file
 
 from support.running import FAILING, Project, curve, one_line, record, weights
 from xrun.cli.app import cli
+from xrun.clock import now
 from xrun.errors import LaunchError
 from xrun.launcher.export import export_model
+from xrun.run.record import RunRecord
+from xrun.run.spending import hours
+from xrun.run.stores import open_store
 
 
 def failing(root: Path, why: str = "no such key") -> Project:
@@ -76,16 +80,47 @@ def test_the_export_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(record(project.run)["attempts"]) == 1
 
 
-def test_a_model_that_is_made_again_costs_the_run_nothing(tmp_path: Path) -> None:
-    """The attempt ended when it ended: its receipt and budget know nothing of the time until
-    somebody made the model once more."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_model_that_is_made_again_takes_nothing_of_the_budget(
+    tmp_path: Path, killed: bool
+) -> None:
+    """Days later the run has cost what it had cost at its end, also where an attempt was killed
+    before it could record that; looking at a run changes nothing of its record."""
     project = Project(tmp_path)
     assert project.attempt().code == 0
-    before = record(project.run)["attempts"]
-    receipt = json.loads(project.xrun("receipt", project.run.run, "--json").out)
-    assert project.xrun("export-model", project.run.run).code == 0
-    assert record(project.run)["attempts"] == before
-    assert json.loads(project.xrun("receipt", project.run.run, "--json").out) == receipt
+    days_ago(project, 3, killed=killed)
+    before, took = project.run.record(), project.run.report().receipt.hours
+    run = project.run.run
+    for looks in (("verify",), ("report",), ("receipt",), ("evaluate", "--split", "val")):
+        assert project.xrun(looks[0], run, *looks[1:]).code == 0
+    assert project.run.record() == before
+    assert project.xrun("export-model", run).code == 0
+    after = project.run.record()
+    assert project.run.report().receipt.hours == pytest.approx(took)
+    assert f"{took:.4f} h" in (project.run.model / "README.md").read_text()
+    assert hours(after.attempts, now()) == pytest.approx(took, abs=1e-4), "so the budget counts"
+    if not killed:
+        assert after.attempts == before.attempts
+
+
+def days_ago(project: Project, days: int, *, killed: bool) -> None:
+    """Commit that the run's only attempt lived so long ago; of one that was `killed` at the end
+    nobody has recorded any."""
+    head = project.run.head()
+    assert head is not None
+    record = RunRecord.of(head)
+    own = record.attempts[0]
+    times = ("started", "trained_from", "billed_from", "last_seen", "ended")
+    known = {name: getattr(own, name) for name in times if getattr(own, name) is not None}
+    earlier = {name: when - days * 86400 for name, when in known.items()}
+    record = record.with_last(**earlier)
+    if killed:
+        record = replace(
+            record.with_last(ended=None, end=None, code=None, reason=None, committed=None),
+            finished=None,
+        )
+    open_store(project.run.plan(), head.attempt).commit(record.to_json(), head)
+    project.run.metrics.unlink()  # its points are as old
 
 
 def test_a_trouble_that_passes_is_tried_again_by_itself(tmp_path: Path) -> None:

@@ -142,14 +142,15 @@ class Lease:
             whole = points.restore(self.store, path, self.record.points, step)
             self.record = replace(self.record, points=whole)
 
-    def finish(self, finished: Finished, ended: float | None = None) -> None:
+    def finish(self, finished: Finished) -> None:
         """Commit that the run has finished, and the attempt with it, unless it has not made the
-        model; `ended` is when that attempt ended, now unless it is said. Raises what `Store.commit`
-        raises."""
+        model. One that was over before keeps the time of its end: what it took is counted until
+        then. Raises what `Store.commit` raises."""
         if finished.export_failed is None:
+            before = self.record.attempts[-1].ended
             end = {"end": AttemptEnd.FINISHED, "code": 0, "reason": finished.reason or ""}
-            when = self.clock() if ended is None else ended
-            self.note(**end, ended=when, committed=finished.step)
+            ended = self.clock() if before is None else before
+            self.note(**end, ended=ended, committed=finished.step)
         self._replace_head(replace(self.record.with_last(**self._facts), finished=finished))
 
     def look_again(self) -> None:

@@ -40,21 +40,24 @@ def export(target: str, kind: str | None, file: Path | None) -> None:
 
 @click.command()
 @meant
+@click.option("--here", is_flag=True, help="Only this machine's folder; a state elsewhere stays.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rm(target: str, yes: bool) -> None:
+def rm(target: str, here: bool, yes: bool) -> None:
     """Delete everything of RUN, here and in its store: checkpoints, logs, metrics, model."""
     from ..launcher.removal import removal, remove
 
-    what = removal(target)
+    what = removal(target, only_here=here)
     for line in what.lines():
         click.echo(line)
     if what.folder is None and what.place is None:
         click.echo(f"Nothing of {what.run} can be deleted from here.")
         return
     if not yes:
-        need_yes(f"Delete {what.run} for good?", f"Nothing of {what.run} was deleted")
+        asked = f"Delete what is here of {what.run}?" if here else f"Delete {what.run} for good?"
+        need_yes(asked, f"Nothing of {what.run} was deleted")
     remove(what)
-    click.echo(f"Deleted {what.run}: {what.freed} are free.")
+    again = f" `xrun resume {what.stays}` goes on with it." if here else ""
+    click.echo(f"Deleted {what.run}{' here' * here}: {what.freed} are free.{again}")
 
 
 COMMANDS = (export, rm)

@@ -121,7 +121,8 @@ def none_text(where: str) -> str:
 )
 @options.as_json
 def compare(addresses: tuple[str, ...], as_json: bool) -> None:
-    """Compare runs: where their recipes differ, and their results."""
+    """Compare runs: where their recipes and the files of their components differ, and their
+    results."""
     from ..run import compared
     from .runs import one
     from .tables import room
@@ -132,13 +133,13 @@ def compare(addresses: tuple[str, ...], as_json: bool) -> None:
     found = [one(address) for address in addresses]
     reports = [replace(each.report, status=each.status) for each in found]
     recipe = compared.of_recipes([report.recipe for report in reports])
-    result = compared.of_results(reports)
+    files, result = compared.of_sources(reports), compared.of_results(reports)
     names = [report.run for report in reports]
     if as_json:
-        told = {"runs": names, "recipe": recipe, "result": result}
+        told = {"runs": names, "recipe": recipe, "files": files, "result": result}
         click.echo(json_text(told, indent=1))
         return
-    for line in compare_lines(names, recipe, result, room()):
+    for line in compare_lines(names, recipe, {**files, **result}, room()):
         click.echo(line)
 
 

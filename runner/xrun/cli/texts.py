@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 COLOURS = {"running": "green", "finished": "cyan", "stopped": "yellow", "failed": "red"}
-COLOURS |= dict.fromkeys(("unreadable", "unreachable"), "red")
+COLOURS |= {"killed": "yellow"} | dict.fromkeys(("unreadable", "unreachable"), "red")
 """The colour of each status; SkyPilot's own words have none."""
 _WHY_FAILED = 3
 """Of so many runs that have failed, the newest, the reason stands below the table."""
@@ -32,8 +32,8 @@ _STATUS = (
     Column("STATUS"),
     Column("STEP", right=True),
     Column("LEFT", right=True, rank=2),
-    Column("BEST", rank=4),
-    Column("LAST SIGN", rank=1),
+    Column("BEST", rank=1),
+    Column("LAST SIGN", rank=4),
     Column("ATTEMPTS", rank=6),
     Column("SPEED", rank=7),
     Column("COST", right=True),
@@ -110,8 +110,8 @@ def _row(status: RunStatus, now: float, differs: str) -> tuple[str, ...]:
 
 
 def why_not_text(found: Sequence[RunStatus]) -> Iterator[str]:
-    """Below the table, whole: why runs cannot be read or saved, why the newest ones have failed, why
-    SkyPilot cannot be asked, and what makes a model that is missing."""
+    """Below the table, whole: why runs cannot be read or saved, why the newest ones have failed,
+    why SkyPilot cannot be asked, and what makes a model that is missing."""
     for each in found:
         if each.report.error:
             yield f"{each.report.run}: {each.report.error}"
@@ -191,7 +191,7 @@ def report_text(report: RunReport) -> str:
     lines = [f"{report.run}: {report.status}, {_committed(report, 'finished')}"]
     receipts = report.receipt.lines or [None] * len(report.attempts)
     for number, (each, line) in enumerate(zip(report.attempts, receipts, strict=True), 1):
-        lines.append(_attempt(number, each))
+        lines.append(_attempt(number, each, "killed" if report.status == "killed" else "running"))
         lines += [f"    {line.words}"] if line and line.words else []
     lines += [f"  {name} {value:.6g}" for name, value in sorted(report.metrics.items())]
     if report.step and not report.metrics:
@@ -251,10 +251,10 @@ def _why_not_exact(report: RunReport) -> Iterator[str]:
         yield "  not exact: micro-batches that did not fit into memory were computed in parts"
 
 
-def _attempt(number: int, attempt: AttemptRecord) -> str:
+def _attempt(number: int, attempt: AttemptRecord, without_end: str) -> str:
     reason = f" ({attempt.reason})" if attempt.reason else ""
     processes = f"{attempt.processes} process{'' if attempt.processes == 1 else 'es'}"
     return (
         f"  attempt {number}: from step {attempt.first_step}, {processes},"
-        f" {attempt.end or 'running'}{reason}"
+        f" {attempt.end or without_end}{reason}"
     )

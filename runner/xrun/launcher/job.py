@@ -166,9 +166,10 @@ def refuse_another(plan: Plan, record: RunRecord, where: str = "") -> None:
     if record.digest in ("", plan.digest):
         return
     known = in_full(as_of_now(record.recipe), record.sources) if record.recipe else {}
-    changed = differences(known, plan.computed) if known else []
+    now = dict(plan.computed)
     if not record.sources:  # an older record
-        changed = [each for each in changed if not each.startswith("sources.")]
+        known, now = ({**each, "sources": {}} if each else {} for each in (known, now))
+    changed = differences(known, now) if known else []
     what = f"The recipe differs from what {where or f'the run {plan.run}'} was trained with"
     raise CheckpointError(
         f"{what}: {'; '.join(changed) or 'the files of its components'}.",

@@ -58,11 +58,14 @@ class Removal:
         return _bytes(self.size + self.stored)
 
 
-def removal(text: str, *, clock: Callable[[], float] = time.time) -> Removal:
-    """What there is of the run that a person means: its id in this project, or its address.
+def removal(
+    text: str, *, only_here: bool = False, clock: Callable[[], float] = time.time
+) -> Removal:
+    """What there is of the run that a person means: its id in this project, or its address; with
+    `only_here` what this machine has of one whose state is elsewhere.
 
     Raises:
-        LaunchError: there is no such run, or it lives.
+        LaunchError: there is no such run, it lives, or with `only_here` its state is nowhere else.
         StoreError: its store cannot be asked.
     """
     run, folder, place = _meant(text)
@@ -70,7 +73,14 @@ def removal(text: str, *, clock: Callable[[], float] = time.time) -> Removal:
     here = folder.path if folder.path.is_dir() else None
     size = _size(here) if here else 0
     if place is None or not place.address.durable:
+        if only_here:
+            raise LaunchError(
+                f"--here: nobody knows of a state of {run} besides {folder.path}.",
+                f"`xrun rm {text}` deletes the run. Nothing was deleted.",
+            )
         return Removal(run, here, size)
+    if only_here:
+        return Removal(run, here, size, stays=f"{place.address}")
     if not has_ended:
         _refuse_a_held_lease(run, place, clock)
     stored, stays = _far_away(place, run)

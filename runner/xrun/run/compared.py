@@ -42,17 +42,43 @@ def _in_full(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         return recipe
 
 
+def of_sources(reports: Sequence[RunReport]) -> dict[str, tuple[str, ...]]:
+    """The files of components that are not the same in all these runs, by their place in the
+    project: of each run whether it has the file as the first of them had it, or `edited`, and in
+    several ways with a number. Older records do not know."""
+    begun = [each.attempts[0].started if each.attempts else 0.0 for each in reports]
+    order = sorted(range(len(reports)), key=begun.__getitem__)
+    known = [number for number in order if reports[number].sources]
+    found = {}
+    for place in sorted({place for report in reports for place in report.sources}):
+        digests = [report.sources.get(place) for report in reports]
+        versions = list(dict.fromkeys(digests[n] for n in known if digests[n] is not None))
+        if len(versions) > 1:
+            found[place] = tuple(_version(digest, versions) for digest in digests)
+    return found
+
+
+def _version(digest: str | None, versions: Sequence[str | None]) -> str:
+    if digest is None:
+        return ABSENT
+    number = versions.index(digest)
+    return ("before", "edited")[number] if number < 2 else f"edited ({number})"
+
+
 def differing(reports: Sequence[RunReport]) -> list[str]:
-    """For each run the keys in which the runs of its recipe differ, with its own values."""
+    """For each run the keys in which the runs of its recipe differ, with its own values, and the
+    files that were edited since the first of them."""
     told = [""] * len(reports)
     names = [report.recipe["name"] if report.recipe else None for report in reports]
     for name in {name for name in names if name is not None}:
         group = [number for number, other in enumerate(names) if other == name]
         keys = of_recipes([reports[number].recipe for number in group])
+        files = of_sources([reports[number] for number in group])
         for place, number in enumerate(group):
-            told[number] = " ".join(
-                f"{_short(key, keys)}={values[place]}" for key, values in keys.items()
-            )
+            own = [f"{_short(key, keys)}={values[place]}" for key, values in keys.items()]
+            versions = {file: values[place] for file, values in files.items()}
+            own += [f"{file} {how}" for file, how in versions.items() if how.startswith("edited")]
+            told[number] = " ".join(own)
     return told
 
 

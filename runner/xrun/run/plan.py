@@ -550,13 +550,22 @@ def default_home(project: Path, environ: Mapping[str, str] = os.environ) -> Path
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What changed between the mathematics of two plans, as `key: old -> new`."""
+    """What changed between the mathematics of two plans, as `key: old -> new`, and of the files of
+    components as `models/x.py was edited`."""
     old, new = dict(leaves(before)), dict(leaves(after))
     return [
-        f"{name}: {_show(old, name)} -> {_show(new, name)}"
+        _change(name, old, new)
         for name in sorted({*old, *new})
         if old.get(name, ...) != new.get(name, ...)
     ]
+
+
+def _change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    part, _, file = name.partition(".")
+    if part == "sources" and file:
+        what = "removed" if name not in new else "edited" if name in old else "added"
+        return f"{file} was {what}"
+    return f"{name}: {_show(old, name)} -> {_show(new, name)}"
 
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -569,10 +578,7 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _show(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "(absent)"
-    value = values[name]
-    return value[:8] if name.startswith("sources.") else json.dumps(value)
+    return json.dumps(values[name]) if name in values else "(absent)"
 
 
 def _version() -> str:

@@ -12,7 +12,7 @@ from .points import SPEED, Seen, speed_of, usual_speed
 from .receipt import NO_RECEIPT, Receipt, receipt_of
 from .record import AttemptRecord, Finished, RunRecord
 
-OVER = ("finished", "failed", "stopped", "unreadable")
+OVER = ("finished", "failed", "stopped", "killed", "unreadable")
 """How a run is that goes on with nothing by itself."""
 
 
@@ -54,15 +54,17 @@ class RunReport:
     """Everything that is known of a run; of one that cannot be read only the `error`.
 
     `status` is `running`, `finished`, `failed` (something is to be mended first), `stopped` (the
-    same command goes on, after a spent budget with a larger one), `unreadable` or `unreachable`
-    (its store does not answer), and on a cloud SkyPilot's word for the job while it lives.
+    same command goes on, after a spent budget with a larger one), `killed` (it does as well; the
+    last attempt is gone and has recorded no end), `unreadable` or `unreachable` (its store does not
+    answer), and on a cloud SkyPilot's word for the job while it lives.
     `step` is the newest kept checkpoint's, of `steps` in all where that is known; `best` has
     `metric`, `value` and `step` of the best evaluation; `recipe` is the resolved one. `committed`
     is when that step was (seconds since 1970), `logged_step` the newest logged point's. `speed` is
     what `training/speed.py` names: the newest while it runs, afterwards the median over the run
     (of memory the most); `losses` are some of the training's, each with its step. `export_failed`
     is why a finished run has no model, or one that is not published. `receipt` is what it has cost
-    until now. `no_room` says that its disk has no room for a save, while it runs here.
+    until now; `sources` the digest of each file of its components by its place in the project.
+    `no_room` says that its disk has no room for a save, while it runs here.
     """
 
     run: str
@@ -89,6 +91,7 @@ class RunReport:
     receipt: Receipt = NO_RECEIPT
     recipe: Mapping[str, Any] | None = None
     no_room: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def last_seen(self) -> float:
@@ -158,6 +161,7 @@ def report_of(
         steps=_steps(record, plan),
         best=_best(record, plan),
         recipe=plan.recipe if plan else record.recipe,
+        sources=record.sources,
         checkpoints=tuple(checkpoint.step for checkpoint in record.checkpoints),
         committed=max(times, default=None),
         rejected=record.rejected,
@@ -212,5 +216,9 @@ def status_of(record: RunRecord, plan: Plan | None) -> str:
     done = record.has_reached_the_end(plan) if plan else record.finished is not None
     if done:
         return "finished"
-    failed = record.attempts and not record.attempts[-1].may_be_followed
-    return "failed" if failed else "stopped"
+    if not record.attempts:
+        return "stopped"
+    last = record.attempts[-1]
+    if last.end is None and last.code is None:
+        return "killed"
+    return "stopped" if last.may_be_followed else "failed"

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .. import streams
+from .. import clock, streams
 from ..bar import bar
 from ..errors import LaunchError, StoreError, XrunError
+from ..run import spending
 from ..run.logs import aside
 from ..run.plan import Plan
 from ..run.record import Finished, RunRecord
@@ -51,14 +52,16 @@ def export_again(plan: Plan) -> Finished:
     here = replace(plan, recipe=recipe, processes=1, other_data=True)
     setting = build_setting(here, head.attempt, store)
     model, lease = build_trained(setting), build_lease(setting)
+    # Nobody trains, so that the hours until now are none of the run's.
+    (*_, life) = spending.lives(record.attempts, clock.now(), running=False)
+    lease.record = lease.record.with_last(ended=life.ended)
     # The card, and whoever reads it, are told of the run's own recipe.
     told = replace(setting, plan=plan)
     rebuild, before = functools.partial(build_started, setting), record.finished
     early = {"waited": before.waited, "reason": before.reason} if before else {}
     finished = finish(told, model, lease, rebuild, record.steps_per_epoch, early)
     assert finished is not None, "this is the first process"
-    # The hours since then are none of the run's.
-    lease.finish(finished, ended=record.attempts[-1].last_known)
+    lease.finish(finished)
     with contextlib.suppress(StoreError):  # nothing of a finished run depends on it
         if isinstance(store, KeepsHistory):
             store.drop_history()
