@@ -55,7 +55,8 @@ class AttemptRecord:
     memory that a micro-batch had to fit into, in so many `parts`. `other_data` says in what its
     data were not those of the steps before, which was meant. `last_save` is the seconds that its
     last save took, `sample_flops` what the model computes for one sample, forward and backward,
-    where it was counted. Where and at which price it ran: `cluster` to `billed_from`;
+    where it was counted; `built` is a digest of what a sharded model is besides its saved values
+    (`training.restored`). Where and at which price it ran: `cluster` to `billed_from`;
     `on_demand_usd_per_hour` is what the same costs on demand. `barren_hours` and `barren_usd` are
     of machines before its own on which none began. `last_seen` is its last sign of life that
     anybody has recorded (its lease, a commit, a point in its log), `silence` the longest time
@@ -81,6 +82,7 @@ class AttemptRecord:
     other_data: str | None = None
     last_save: float | None = None
     sample_flops: float | None = None
+    built: str | None = None
     cluster: str | None = None
     cloud: str | None = None
     region: str | None = None
@@ -420,6 +422,11 @@ class RunRecord:
         """Steps of one epoch, as far as anybody has counted them."""
         known = [each.steps_per_epoch for each in self.attempts if each.steps_per_epoch]
         return self.finished.steps_per_epoch if self.finished else next(reversed(known), None)
+
+    @property
+    def built(self) -> str | None:
+        """What the run's model was when an attempt built it last."""
+        return next((each.built for each in reversed(self.attempts) if each.built), None)
 
     @property
     def newest_step(self) -> int:

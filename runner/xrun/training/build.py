@@ -23,6 +23,7 @@ from ..checkpoint.frozen import Frozen
 from ..checkpoint.lease import Keep, Lease
 from ..checkpoint.schedule import SaveSchedule
 from ..checkpoint.state import TrainState
+from ..checkpoint.tensor_file import TensorReader
 from ..components import use_project
 from ..data.batch import to_device
 from ..data.lanes import LaneSampler, sampler_of
@@ -79,6 +80,7 @@ from .peak import peak_flops
 from .prepared import prepared
 from .quantized import settle, weights_apart
 from .reduction import ExactReduction, FastReduction, Reduction
+from .restored import as_built, build_hollow
 from .sharding import shard
 from .speed import Speed
 from .start import Start, find_start
@@ -126,11 +128,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Model:
-    """The model with its task, the module that a step calls, and what a run resumes from."""
+    """The model with its task, the module that a step calls, and what a run resumes from; `built`
+    is the digest of a sharded one that its attempt's record has."""
 
     objective: Objective
     called: nn.Module
     state: TrainState
+    built: str | None = None
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -166,6 +170,7 @@ def build_training(
         )
     lease = build_lease(setting)
     lease.note(steps_per_epoch=sampler.steps_per_epoch, memory=memory, parts=parts)
+    lease.note(built=model.built)
     tracker = begin_log(setting, lease, model, steps, parts) if world.rank == 0 else None
     model.state.steps = steps
     schedule = build_schedule(setting, lease, sampler.steps_per_epoch or 1)
@@ -241,7 +246,7 @@ def build_setting(plan: Plan, attempt: str, store: Store) -> Setting:
 def build_trained(setting: Setting) -> Model:
     """The model and its state: the newest checkpoint's, else that of step 0."""
     recipe, train, start = setting.recipe, setting.train, setting.start
-    model = build_spread(setting) if setting.sharded else build_started(setting)
+    model, built = build_spread(setting) if setting.sharded else (build_started(setting), None)
     if train.deterministic:
         configure_scripts(model)
     sourced = sourced_of(model, recipe.model, setting.world)
@@ -280,22 +285,35 @@ def build_trained(setting: Setting) -> Model:
         if "train" in setting.data.changed and state.stream is not None:
             sampler = sampler_of(setting.splits["train"])
             state.stream = sampler.next_epoch(state.stream, state.step)
-    return Model(objective, called, state)
+    return Model(objective, called, state, built)
 
 
-def build_spread(setting: Setting) -> nn.Module:
-    """As `build_started`, built once on each node, with the parameters in a file there."""
-    model, why = build_once(
-        lambda hollow: build_started(setting, hollow=hollow), setting.folder.path, setting.world
-    )
+def build_spread(setting: Setting) -> tuple[nn.Module, str]:
+    """As `build_started`, and its digest for the attempt's record: built once on each node, with
+    the parameters in a file there; without any values where a checkpoint has them all."""
+
+    def build(hollow: bool) -> nn.Module:
+        return build_started(setting, hollow=hollow)
+
+    start, world = setting.start, setting.world
+    name, known = setting.components.model, start.record.built
+    if known and start.checkpoint is not None and not setting.recipe.model.freezes:
+        saved = TensorReader(start.paths, start.share).names()
+        model, why = build_hollow(build, known, saved, world)
+        if model is not None:
+            return model, known
+        log.info(
+            "%s: its first weights are built, to be replaced by the checkpoint's: %s.", name, why
+        )
+    model, why = build_once(build, setting.folder.path, world)
     if why:
         log.info(
             "%s: each process builds the whole model, which cannot be built without the values of"
             " its parameters: %s.",
-            setting.components.model,
+            name,
             why,
         )
-    return model
+    return model, as_built(model)
 
 
 def build_started(setting: Setting, packed: bool = True, hollow: bool = False) -> nn.Module:

@@ -13,6 +13,7 @@ parameter for its value, that process builds the model in full, in a file of its
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import mmap
 import os
@@ -83,7 +84,8 @@ def placing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _into(place: Place) -> Iterator[None]:
+def into(place: Place) -> Iterator[None]:
+    """Models that are built while this lasts have their parameters there."""
     global _place
     _place = place
     try:
@@ -175,7 +177,7 @@ class WeightsFile:
     def tell(self, model: nn.Module) -> Told:
         """Of a model that was built, all of which is put here."""
         lies = {}
-        for name, tensor in _tensors(model):
+        for name, tensor in tensors_of(model):
             if isinstance(tensor, nn.Parameter):
                 if type(tensor) is nn.Parameter:
                     tensor.data = self.put(tensor.data)
@@ -194,7 +196,7 @@ def fill(model: nn.Module, told: Told) -> None:
     Raises:
         CannotBeHollowError: it has become another model.
     """
-    own = dict(_tensors(model))
+    own = dict(tensors_of(model))
     if own.keys() != told.lies.keys() or rest_of(model) != told.rest:
         raise CannotBeHollowError("it depends on random numbers or on its parameters' values")
     with Path(f"/proc/{told.process}/fd/{told.file}").open("r+b") as file:
@@ -217,6 +219,11 @@ def fill(model: nn.Module, told: Told) -> None:
             made[id(tensor)] = there.clone()
         else:
             tensor.copy_(there)
+    put_in(model, made)
+
+
+def put_in(model: nn.Module, made: Mapping[int, Tensor]) -> None:
+    """Put these into the places of the parameters and buffers that have such an identity."""
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, old in tensors.items():
@@ -224,7 +231,7 @@ def fill(model: nn.Module, told: Told) -> None:
                     tensors[name] = made[id(old)]  # type: ignore[assignment]  # a parameter's is one
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Its parameters and buffers, tied ones once."""
     yield from model.named_parameters()
     yield from model.named_buffers()
@@ -232,17 +239,18 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def rest_of(model: nn.Module) -> str:
     """A digest of what its modules are and have besides parameters and buffers, as far as that is
-    plain: numbers, texts, tensors, containers of them."""
+    plain: numbers, texts, tensors, generators of random numbers, containers of them."""
     known = vars(nn.Module()).keys()
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in known}
         digest.update(f"{name} {type(module).__qualname__} {module.training}".encode())
-        digest.update(_plain(own).encode())
+        digest.update(plain(own).encode())
     return digest.hexdigest()
 
 
-def _plain(value: Any, deep: int = _DEEP) -> str:
+def plain(value: Any, deep: int = _DEEP) -> str:
+    """What it is, with digests of the numbers in it; of what is not plain only the type."""
     if isinstance(value, Tensor):
         if value.is_meta or is_lazy(value):
             return f"{value.dtype} {tuple(value.shape)} without values"
@@ -250,9 +258,14 @@ def _plain(value: Any, deep: int = _DEEP) -> str:
         return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(data.data).hexdigest()}"
     if isinstance(value, np.ndarray) and value.dtype != object:
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, torch.Generator):
+        return f"generator {plain(value.get_state())}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {each.name: getattr(value, each.name, None) for each in dataclasses.fields(value)}
+        return f"{type(value).__qualname__} {plain(own, deep)}"
     if isinstance(value, Mapping | list | tuple) and deep:
         each = value.items() if isinstance(value, Mapping) else value
-        return f"[{','.join(_plain(inner, deep - 1) for inner in each)}]"
+        return f"[{','.join(plain(inner, deep - 1) for inner in each)}]"
     if isinstance(value, int | float | complex | str | bytes | None):
         return repr(value)
     return type(value).__qualname__
@@ -291,7 +304,7 @@ def _as_first(build: Build, file: WeightsFile, world: World) -> tuple[nn.Module,
 def _as_another(build: Build, file: WeightsFile, world: World) -> tuple[nn.Module, str]:
     """Build without values, and take them from what the first one of this node tells."""
     try:
-        with _into(hollow):
+        with into(hollow):
             model: nn.Module | str = build(True)
     except Exception as error:  # in full it may not come, and if it does, the first one tells it
         model = in_short(error)
@@ -328,5 +341,5 @@ def _as_told(fault: Exception) -> XrunError:
 
 def built_in(file: WeightsFile, build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` builds, its parameters in the file."""
-    with _into(file.put):
+    with into(file.put):
         return build()

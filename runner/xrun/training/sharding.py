@@ -24,7 +24,8 @@ def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 def shard(module: nn.Module, train: Train, device: str, keep: bool = True) -> None:
     """Spread parameters, gradients and optimizer state over all processes (FSDP2), a unit per
-    repeated block. What is no block is gathered for forward and backward together, if `keep`.
+    repeated block. What is no block is gathered for forward and backward together, if `keep`. What
+    is on the meta device gets zeros.
 
     Called on the torch API because Accelerate's FSDP refuses the CPU, on which it is tested.
     """
@@ -49,6 +50,8 @@ def shard(module: nn.Module, train: Train, device: str, keep: bool = True) -> No
             unit.set_modules_to_backward_prefetch([unit])
             unit.set_custom_all_gather(Gather())  # type: ignore[arg-type]  # torch's own class has no public name
             unit.set_custom_reduce_scatter(ReduceScatter())  # type: ignore[arg-type]  # as above
+    # As to_empty() does it, which would empty what has values as well.
+    module._apply(lambda t: torch.zeros_like(t, device=device) if t.is_meta else t)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
