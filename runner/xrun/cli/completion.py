@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import BashComplete, CompletionItem, get_completion_class
 
 from .. import environment
 
 if TYPE_CHECKING:
+    from ..component import Kind
     from ..recipe.base import Part
 
 SHELLS = ("bash", "zsh", "fish")
@@ -21,6 +22,36 @@ _HOW = {
     "zsh": "echo 'eval \"$(xrun completion zsh)\"' >> ~/.zshrc",
     "fish": "xrun completion fish > ~/.config/fish/completions/xrun.fish",
 }
+
+
+class Bash(BashComplete):
+    """click's script cuts words as bash does, also at `=` and `:`, so nothing came after
+    `-s train.precision=`. This one asks with whole words, and takes off what bash puts before."""
+
+    source_template = """\
+%(complete_func)s() {
+    local line=${COMP_LINE:0:COMP_POINT} kind value before="" words
+    read -ra words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    local current=${words[-1]}
+    if [[ $current == *[=:]* && $COMP_WORDBREAKS == *=* ]]; then
+        before=${current%%"${current##*[=:]}"}
+    fi
+    COMPREPLY=()
+    while IFS=, read -r kind value; do
+        case $kind in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain)
+                COMPREPLY+=("${value#"$before"}")
+                [[ $value == *[=.] ]] && compopt -o nospace
+                ;;
+        esac
+    done < <(COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) \\
+        %(complete_var)s=bash_complete "$1")
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
 
 
 def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -43,15 +74,42 @@ def runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
 
 
 def keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The keys of a recipe, and after `=` the words that a key may be."""
+    """The keys of a recipe, the arguments of its model and dataset among them, and after `=` the
+    words that a key may be."""
     from ..recipe.schema import Recipe
 
     key, given, word = incomplete.partition("=")
+    for part, kind in _COMPONENTS.items():
+        if key.startswith(f"{part}.args.") and not given:
+            names = (f"{part}.args.{name}=" for name in _arguments(ctx, part, kind))
+            return [CompletionItem(name) for name in names if name.startswith(key)]
     known = dict(_keys(Recipe, ""))
     if given:
         words = _words(known.get(key))
         return [CompletionItem(f"{key}={each}") for each in words if each.startswith(word)]
-    return [CompletionItem(f"{name}=") for name in known if name.startswith(key)]
+    found = (name if name.endswith(".") else f"{name}=" for name in known)
+    return [CompletionItem(name) for name in found if name.startswith(key)]
+
+
+_COMPONENTS: dict[str, Kind] = {"model": "models", "dataset": "datasets"}
+
+
+def _arguments(ctx: click.Context, part: str, kind: Kind) -> list[str]:
+    """What `build` of a recipe's model or dataset takes, as far as that can be read."""
+    import yaml
+
+    from ..component import find, project_root, signature
+    from ..errors import XrunError
+
+    found = ctx.params.get("recipe") or next(iter(ctx.params.get("recipes") or ()), None)
+    if not isinstance(found, Path):
+        return []
+    try:
+        name = yaml.safe_load(found.read_text())[part]["name"]
+        build = signature(find(kind, name, project_root(found)))
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, XrunError):
+        return []
+    return [each.name for each in build.parameters]
 
 
 def _keys(part: type[Part], prefix: str) -> Iterator[tuple[str, object]]:
@@ -62,6 +120,8 @@ def _keys(part: type[Part], prefix: str) -> Iterator[tuple[str, object]]:
         inner = model_in(field.annotation)
         if inner and not (is_list(field.annotation) or is_mapping(field.annotation)):
             yield from _keys(inner, f"{prefix}{name}.")
+        elif name == "args":
+            yield f"{prefix}args.", None
         else:
             yield prefix + name, field.annotation
 
@@ -81,7 +141,7 @@ def completion(shell: str | None) -> None:
     """Print the script by which SHELL completes commands, recipes, runs and the keys after `-s`.
     Without SHELL: for the shell that you use."""
     name = shell or Path(os.environ.get("SHELL", "")).name
-    made = get_completion_class(name) if name in SHELLS else None
+    made = {"bash": Bash}.get(name) or (get_completion_class(name) if name in SHELLS else None)
     if made is None:
         raise click.UsageError(f"Name the shell: {', '.join(SHELLS)}.")
     root = click.get_current_context().find_root().command

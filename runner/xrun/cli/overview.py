@@ -10,7 +10,7 @@ import click
 
 from ..bar import bar
 from ..files import json_text
-from . import options
+from . import completion, options
 
 if TYPE_CHECKING:
     from ..launcher.sky.status import RunStatus
@@ -39,7 +39,13 @@ class Age(click.ParamType):
 
 
 @click.command()
-@click.argument("where", type=options.RunType(), metavar="[WHERE]", default="")
+@click.argument(
+    "where",
+    type=options.RunType(),
+    metavar="[WHERE]",
+    default="",
+    shell_complete=completion.runs,
+)
 @click.option("--running", is_flag=True, help="Only runs that are running.")
 @click.option("--recipe", metavar="NAME", default="", help="Only runs of the recipe of this name.")
 @click.option(
@@ -117,7 +123,12 @@ def none_text(where: str) -> str:
 
 @click.command()
 @click.argument(
-    "addresses", type=options.RunType(), metavar="RUN|ADDRESS...", nargs=-1, required=True
+    "addresses",
+    type=options.RunType(),
+    metavar="RUN|ADDRESS...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.runs,
 )
 @options.as_json
 def compare(addresses: tuple[str, ...], as_json: bool) -> None:

@@ -14,7 +14,7 @@ import click
 
 from ..bar import bar
 from ..files import json_text
-from . import options
+from . import completion, options
 from .sharing import fetched
 from .sweeps import one_run
 
@@ -233,7 +233,7 @@ def _write_events(folder: RunFolder, where: Path) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="RUN|RECIPE|URL|MODEL")
+@click.argument("target", metavar="RUN|RECIPE|URL|MODEL", shell_complete=completion.runs)
 @options.overrides
 @click.option(
     "--split", default="test", show_default=True, help="A split that the dataset's build() returns."
