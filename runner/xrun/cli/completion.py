@@ -101,12 +101,14 @@ def _arguments(ctx: click.Context, part: str, kind: Kind) -> list[str]:
     from ..component import find, project_root, signature
     from ..errors import XrunError
 
-    found = ctx.params.get("recipe") or next(iter(ctx.params.get("recipes") or ()), None)
-    if not isinstance(found, Path):
+    # Beside an option without its value click leaves arguments as they were typed.
+    typed = next((Path(each) for each in ctx.args if each.endswith((".yaml", ".yml"))), None)
+    recipe = ctx.params.get("recipe") or typed
+    if not isinstance(recipe, Path):
         return []
     try:
-        name = yaml.safe_load(found.read_text())[part]["name"]
-        build = signature(find(kind, name, project_root(found)))
+        name = yaml.safe_load(recipe.read_text())[part]["name"]
+        build = signature(find(kind, name, project_root(recipe)))
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, XrunError):
         return []
     return [each.name for each in build.parameters]
