@@ -227,6 +227,15 @@ def test_the_newest_values_need_no_more_than_their_lines(tmp_path: Path) -> None
     assert points.seen_in(path).newest == {}
 
 
+def test_a_short_last_step_is_not_the_usual_speed() -> None:
+    """A point counts as often as it has steps: the last one is about the last step alone."""
+    told = [(40, 300.0), (80, 306.0), (81, 12.0)]
+    some = [{"step": step, "speed/samples_per_second": value} for step, value in told]
+    assert points.usual_speed(some) == {"samples_per_second": 300.0}
+    assert points.usual_speed(some[:2]) == {"samples_per_second": 303.0}
+    assert points.usual_speed(some[2:]) == {"samples_per_second": 12.0}
+
+
 @pytest.mark.parametrize("steps", [20, 60_000])
 def test_the_usual_speed_is_that_of_the_whole_log(tmp_path: Path, steps: int) -> None:
     """Neither of its end, where a last step is told by itself, nor of a machine that was slow for a

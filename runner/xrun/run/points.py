@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import logging
 import mmap
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,15 +236,32 @@ def speed_of(point: Mapping[str, Any]) -> dict[str, float]:
 
 
 def usual_speed(some: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """What points tell of the machine together: the median of each value, of memory the most."""
-    values: dict[str, list[float]] = {}
+    """What points tell of the machine together: the median over the steps that each value is a mean
+    of, of memory the most. The last point is often about a single step, and a short batch."""
+    values: dict[str, list[tuple[float, int]]] = {}
+    before = 0
     for point in some:
-        for name, value in speed_of(point).items():
-            values.setdefault(name, []).append(value)
+        if own := speed_of(point):
+            step = int(point.get("step", 0))
+            steps, before = max(1, step - before), step
+            for name, value in own.items():
+                values.setdefault(name, []).append((value, steps))
     return {
-        name: max(found) if name == "memory_gib" else float(statistics.median(found))
+        name: max(found)[0] if name == "memory_gib" else _median(sorted(found))
         for name, found in values.items()
     }
+
+
+def _median(ordered: Sequence[tuple[float, int]]) -> float:
+    """Of values in order, each with how often it counts."""
+    half, passed = sum(count for _, count in ordered) / 2, 0
+    for number, (value, count) in enumerate(ordered):
+        passed += count
+        if passed == half:
+            return (value + ordered[number + 1][0]) / 2
+        if passed > half:
+            break
+    return value
 
 
 def extended(store: Store, path: Path, pieces: Sequence[Piece], step: int) -> tuple[Piece, ...]:
