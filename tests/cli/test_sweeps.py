@@ -137,8 +137,17 @@ def test_best(project: Project) -> None:
     assert none.code == 3
     assert "`xrun sweep status recipes/swept.yaml` tells how far it is." in none.err
     trials = standing(project, *END)
-    done = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY)
     run = trials.trial(4).plan.run
+    gone = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY)
+    assert gone.code == 0, gone.err
+    assert f"The run {run} of the best trial, 4, was deleted. Its result is still" in gone.out
+    refused = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY, "--publish", "hub")
+    assert refused.code == 3
+    assert "`xrun recipes/swept.yaml --trial 4` trains it again." in refused.err
+    trained = project.xrun("recipes/swept.yaml", *EVERY, "--trial", "4")
+    assert trained.code == 0, trained.err
+    assert f"Its run {run} was deleted, and is trained again." in trained.out
+    done = project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY)
     assert done.code == 0, done.err
     assert f"  run      {run}\n  model    {project.home / run / 'model'}" in done.out
     told = json.loads(project.xrun("sweep", "best", "recipes/swept.yaml", *EVERY, "--json").out)

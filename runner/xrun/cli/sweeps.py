@@ -452,6 +452,7 @@ def best(
     from ..errors import LaunchError
     from ..run.folder import RunFolder
     from ..sweep.table import rows
+    from ..sweep.trial import is_deleted
 
     trials, board = _read(recipe, overrides, local)
     standing = board.standing()
@@ -460,6 +461,14 @@ def best(
         raise LaunchError(f"No trial of {trials.id} has finished with a value.", hint)
     trial = trials.trial(standing.best)
     folder = RunFolder(trial.plan.folder)
+    if is_deleted(trial.plan):
+        what = f"The run {trial.plan.run} of the best trial, {trial.number}, was deleted."
+        hint = f"Its result is still known. `xrun {recipe} --trial {trial.number}` trains it again."
+        if publish is not None:
+            raise LaunchError(what, hint)
+        if not as_json:
+            click.echo(f"{_best_text(trials, board)}\n  model    none. {what} {hint}")
+            return
     if publish is not None:
         sys.exit(_published(trials, standing.best, publish))
     if as_json:

@@ -16,6 +16,7 @@ from .. import environment
 from ..errors import EX_TEMPFAIL, StoppedOnPurpose, TrainError
 from ..machine.stop import end_with_parent
 from ..run.plan import Limits, Plan
+from ..run.stores import open_store
 from .board import Board
 from .result import Measure, ended_by_budget, failure_of, result_of
 from .spent import WAY_ON, spent, spent_together
@@ -46,6 +47,9 @@ class Course:
         standing = self.board.standing()
         if not standing.may_run(self.number):
             self._tell(standing)
+            if standing.state_of(self.number) == "finished" and is_deleted(self.plan):
+                self.say(f"Its run {self.plan.run} was deleted, and is trained again.")
+                return self.launch(self._limited(self.plan))
         while standing.may_run(self.number):
             rung = standing.rung_of(self.number)
             plan = replace(self.plan, pause=self.trials.parts[rung - 1])
@@ -85,6 +89,11 @@ class Course:
 
     def _tell(self, standing: Standing) -> None:
         self.say(f"Trial {self.number} {words(self.trials, standing, self.number)}")
+
+
+def is_deleted(plan: Plan) -> bool:
+    """Whether nothing is there of a run that has come to a result. Raises StoreError."""
+    return open_store(plan, "reader", create=False).head() is None
 
 
 def words(trials: Trials, standing: Standing, number: int) -> str:
