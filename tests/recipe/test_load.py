@@ -42,6 +42,17 @@ def test_unreadable_file(tmp_path: Path, name: str) -> None:
     assert found[0].what.startswith("it cannot be read: ")
 
 
+def test_a_recipe_that_is_not_there_is_told_what_is(tmp_path: Path) -> None:
+    """The one that is nearly called so, those that are there, or the command that writes one."""
+    path = tmp_path / "recipes" / "digit.yaml"
+    assert refused(path)[0].hint == "`xrun init` writes a first recipe, recipes/my_first.yaml."
+    path.parent.mkdir()
+    path.with_name("words.yaml").touch()
+    assert refused(path)[0].hint == "That folder has words.yaml."
+    path.with_name("digits.yaml").touch()
+    assert refused(path)[0].hint == f"Did you mean `{path.with_name('digits.yaml')}`?"
+
+
 def test_both_suffixes(tmp_path: Path) -> None:
     """The file's suffix does not matter."""
     assert load_recipe(write(tmp_path, SMALL, "r.yml")) == load_recipe(

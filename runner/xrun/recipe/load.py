@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from ..component import (
     project_root,
     signature,
 )
-from ..errors import ComponentError, Problem, RecipeError
+from ..errors import ComponentError, Problem, RecipeError, nearest
 from .diagnostics import (
     MOST_PROBLEMS,
     Loc,
@@ -166,7 +167,21 @@ def read_bytes(path: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Unreadable(Mark(path).problem("", f"it cannot be read: {reason.lower()}")) from None
+        what, hint = f"it cannot be read: {reason.lower()}", ""
+        if isinstance(error, FileNotFoundError):
+            hint = _near(Path(path))
+        raise Unreadable(Mark(path).problem("", what, hint=hint)) from None
+
+
+def _near(path: Path) -> str:
+    """What was meant by a recipe that is not there."""
+    found = {each.stem: each.name for each in sorted(islice(path.parent.glob("*.y*ml"), 1000))}
+    names = list(found.values())
+    if near := nearest(path.stem, found):
+        return f"Did you mean `{path.with_name(found[near])}`?"
+    if names:
+        return f"That folder has {', '.join(names[:8])}{', ...' if names[8:] else ''}."
+    return "`xrun init` writes a first recipe, recipes/my_first.yaml."
 
 
 def without_waiting(path: str, flags: int) -> int:
