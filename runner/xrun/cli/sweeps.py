@@ -145,10 +145,14 @@ def run_one(wish: Wish, number: int) -> int:
 
     def train(plan: Plan) -> int:
         if plan.on_clouds:
-            from ..launcher.sky.pool import Pool
+            from ..launcher.sky.pool import Pool, is_there
             from .train import launch_on_clouds
 
-            return launch_on_clouds(plan, wish.launching, Pool.of(board.folder))
+            pool = Pool.of(board.folder)
+            if pool is not None and not is_there(pool.name):
+                click.echo(f"The {pool.words} is gone: this trial gets machines of its own.")
+                pool = None
+            return launch_on_clouds(plan, wish.launching, pool)
         click.echo(start_text(plan))
         cloud = LocalCloud()
         with cloud.signals():
