@@ -294,8 +294,14 @@ def test_every_damage_to_a_file_is_found_and_the_file_moved_away(tmp_path: Path)
         ):
             attempt(tmp_path, "a2").fetch(file)
         assert (tmp_path / "quarantine" / f"a1-{file.hash}-{count}").read_bytes() == damaged
-    with pytest.raises(CheckpointCorrupt, match="is missing"):
+    with pytest.raises(
+        CheckpointCorrupt, match=rf"was damaged and is in quarantine/a1-{file.hash}-0"
+    ):
         store.fetch(file)
+    _, (other,) = saved(store, store.head(), b"never damaged")
+    (tmp_path / other.copies[0]).unlink()
+    with pytest.raises(CheckpointCorrupt, match="is missing"):
+        store.fetch(other)
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -317,7 +317,7 @@ class DirectoryStore:
                 else f"has other content and {self._quarantine(copy, file)}"
             )
         except FileNotFoundError:
-            return "is missing"
+            return self._gone(copy, file)
 
     def _bad_block(self, copy: str, file: StoredFile, blocks: Iterable[Block]) -> str:
         """Return what is wrong with these blocks of one copy, "" if nothing is. Raises OSError."""
@@ -331,7 +331,12 @@ class DirectoryStore:
             block = next(bad, None)
             return f"has other content in bytes {block.begin} to {block.end}" if block else ""
         except FileNotFoundError:
-            return "is missing"
+            return self._gone(copy, file)
+
+    def _gone(self, copy: str, file: StoredFile) -> str:
+        """What is known of a copy that is not in its place."""
+        first = f"quarantine/{copy.split('/')[1]}-{file.hash}-0"
+        return f"was damaged and is in {first}" if (self.root / first).exists() else "is missing"
 
     def _quarantine(self, copy: str, file: StoredFile) -> str:
         """Move a bad copy aside, because exact recomputation finds the same name again, and say
