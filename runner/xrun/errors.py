@@ -258,6 +258,12 @@ class RehearsalFailed(XrunError):
         self.exit_code = exit_code
 
 
+class Interrupted(XrunError):
+    """Ctrl-C has ended a command before it was done. A run that trains saves instead."""
+
+    exit_code = EX_TEMPFAIL
+
+
 class StoppedOnPurpose(XrunError):
     """Ended by budget, cancel or lack of progress; never recovered."""
 

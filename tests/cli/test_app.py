@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.paths import ROOT
-from support.running import PER_STEP, Project, attempt, ended, one_line, weights
+from support.running import PER_STEP, Project, attempt, ended, one_line, until, weights
 from xrun.cli.app import cli
 from xrun.cli.options import RunType
 from xrun.cli.texts import outcome_text, report_text, status_lines
@@ -491,3 +492,16 @@ def test_sync_writes_the_files_of_tensorboard(project: Project) -> None:
         assert done.out == f"TensorBoard: tensorboard --logdir {where}\n"
     read = EventAccumulator(str(where), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in read.Scalars("train/loss")] == list(range(1, 11))
+
+
+def test_ctrl_c_ends_a_drill_with_a_sentence(tmp_path: Path) -> None:
+    """And with a code of its own: 1 says of a drill that two runs differ."""
+    project = Project(tmp_path)
+    project.trap("hold", call=5)
+    drill = project.start("drill", "recipes/tiny.yaml")
+    until((tmp_path / "held").exists, "a life that trains", 200)
+    os.killpg(drill.pid, signal.SIGINT)
+    done = ended(drill)
+    assert done.code == 75
+    assert "Ctrl-C has ended `xrun drill` before it was done." in done.err
+    assert "Traceback" not in done.err

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -44,6 +44,17 @@ class _Group(options.Commands):
         if (named or Path(word).is_file()) and word not in self.commands:
             args = ["run", *args]
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click, which would end with 1; of a drill that says that two runs differ."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            from ..errors import Interrupted
+
+            what = f"Ctrl-C has ended `xrun {ctx.invoked_subcommand}` before it was done."
+            hint = "What is committed stays. The same command does it again."
+            raise Interrupted(what, hint) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """A command, or a recipe."""

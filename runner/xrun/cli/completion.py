@@ -13,7 +13,6 @@ from click.shell_completion import BashComplete, CompletionItem, get_completion_
 from .. import environment
 
 if TYPE_CHECKING:
-    from ..component import Kind
     from ..recipe.base import Part
 
 SHELLS = ("bash", "zsh", "fish")
@@ -79,9 +78,9 @@ def keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     from ..recipe.schema import Recipe
 
     key, given, word = incomplete.partition("=")
-    for part, kind in _COMPONENTS.items():
+    for part in ("model", "dataset"):
         if key.startswith(f"{part}.args.") and not given:
-            names = (f"{part}.args.{name}=" for name in _arguments(ctx, part, kind))
+            names = (f"{part}.args.{name}=" for name in _arguments(ctx, part))
             return [CompletionItem(name) for name in names if name.startswith(key)]
     known = dict(_keys(Recipe, ""))
     if given:
@@ -91,27 +90,14 @@ def keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     return [CompletionItem(name) for name in found if name.startswith(key)]
 
 
-_COMPONENTS: dict[str, Kind] = {"model": "models", "dataset": "datasets"}
-
-
-def _arguments(ctx: click.Context, part: str, kind: Kind) -> list[str]:
+def _arguments(ctx: click.Context, part: str) -> list[str]:
     """What `build` of a recipe's model or dataset takes, as far as that can be read."""
-    import yaml
-
-    from ..component import find, project_root, signature
-    from ..errors import XrunError
+    from ..recipe.load import arguments_of
 
     # Beside an option without its value click leaves arguments as they were typed.
     typed = next((Path(each) for each in ctx.args if each.endswith((".yaml", ".yml"))), None)
     recipe = ctx.params.get("recipe") or typed
-    if not isinstance(recipe, Path):
-        return []
-    try:
-        name = yaml.safe_load(recipe.read_text())[part]["name"]
-        build = signature(find(kind, name, project_root(recipe)))
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, XrunError):
-        return []
-    return [each.name for each in build.parameters]
+    return arguments_of(recipe, part) if isinstance(recipe, Path) else []
 
 
 def _keys(part: type[Part], prefix: str) -> Iterator[tuple[str, object]]:

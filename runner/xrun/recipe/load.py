@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
+import yaml
+
 from ..component import (
     Kind,
     Signature,
@@ -406,3 +408,15 @@ def at_argument(key: str, problem: Problem, args: Node, build: Signature) -> Pro
     quoted = isinstance(node.value, str) and build.takes_number(problem.key)
     hint = number_hint(node.text) if quoted else problem.hint
     return node.mark.problem(key, problem.what, shown(node), hint)
+
+
+def arguments_of(path: Path, part: str) -> list[str]:
+    """What `build` of a recipe's `model` or `dataset` takes, by name; nothing where the recipe or
+    the component cannot be read."""
+    kind: Kind = "models" if part == "model" else "datasets"
+    try:
+        name = yaml.safe_load(read_bytes(os.fspath(path)))[part]["name"]
+        build = signature(find(kind, name, project_root(path)))
+    except (Unreadable, ValueError, TypeError, KeyError, yaml.YAMLError, ComponentError):
+        return []
+    return [each.name for each in build.parameters]
