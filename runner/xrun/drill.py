@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -140,7 +141,7 @@ def drill(
         *_options(overrides),
     ]
     result = Result(str(recipe), str(folder), resize, asked=kills)
-    say(f"Undisturbed: {' '.join(command[3:])} --processes {size}")
+    say(f"Undisturbed: {shlex.join(command[3:])} --processes {size}")
     place, steps = folder / "undisturbed", loaded.train.steps or 0
     with _shown("The undisturbed run", steps) as shown, _Life(command, place, size, shown) as life:
         times = life.to_the_end()

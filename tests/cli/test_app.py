@@ -316,6 +316,7 @@ def test_a_wrong_command_is_explained(project: Project, arguments: list[str]) ->
         ("stats", "status"),
         ("log", "logs"),
         ("train", "run"),
+        ("trian", "run"),
         ("sweep tables", "table"),
         ("xyz", ""),
     ],

@@ -47,10 +47,13 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from ..errors import did_you_mean
+            from ..errors import did_you_mean, nearest
 
-            called = _CALLED.get(args[0], args[0])
-            told = f"{error.message} {did_you_mean(called, self.commands)}".rstrip()
+            word = args[0]
+            guess = did_you_mean(_CALLED.get(word, word), self.commands)
+            if not guess and (near := nearest(word, _CALLED)):
+                guess = did_you_mean(_CALLED[near], self.commands)
+            told = f"{error.message} {guess}".rstrip()
             # click's own error has its own guess from 8.4 on, which knows no other names
             raise click.UsageError(told, error.ctx) from error
 
