@@ -48,6 +48,9 @@ def test_a_recipe_that_is_not_there_is_told_what_is(tmp_path: Path) -> None:
     assert refused(path)[0].hint == "`xrun init` writes a first recipe, recipes/my_first.yaml."
     path.parent.mkdir()
     path.with_name("words.yaml").touch()
+    for typed in ("words", "words.yaml"):
+        meant = path.with_name("words.yaml")
+        assert refused(tmp_path / typed)[0].hint == f"Did you mean `{meant}`?"
     assert refused(path)[0].hint == "That folder has words.yaml."
     path.with_name("digits.yaml").touch()
     assert refused(path)[0].hint == f"Did you mean `{path.with_name('digits.yaml')}`?"
