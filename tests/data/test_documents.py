@@ -97,7 +97,7 @@ def test_rows_hold_every_document_with_its_labels() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_packed_documents_logits_are_its_own(attention: str) -> None:
-    """In a batch of several rows, as the task calls the model: at most 1e-5 from the document
+    """In a batch of several rows, as the task calls the model: at most 5e-5 from the document
     alone. With the default cache, which the batch switches off, they are far away."""
     model, rows = llama(attention), packed()
     items = list(map(rows.__getitem__, range(len(rows))))
@@ -115,7 +115,7 @@ def test_a_packed_documents_logits_are_its_own(attention: str) -> None:
         )
 
     with torch.no_grad():
-        assert furthest(inputs) <= 1e-5
+        assert furthest(inputs) <= 5e-5
         assert furthest({**inputs, "use_cache": True}) > 0.1
 
 
