@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    add_completion_class,
+    get_completion_class,
+)
 
 from .. import environment
 
@@ -23,6 +28,7 @@ _HOW = {
 }
 
 
+@add_completion_class
 class Bash(BashComplete):
     """click's script cuts words as bash does, also at `=` and `:`, so nothing came after
     `-s train.precision=`. This one asks with whole words, and takes off what bash puts before."""
@@ -129,7 +135,7 @@ def completion(shell: str | None) -> None:
     """Print the script by which SHELL completes commands, recipes, runs and the keys after `-s`.
     Without SHELL: for the shell that you use."""
     name = shell or Path(os.environ.get("SHELL", "")).name
-    made = {"bash": Bash}.get(name) or (get_completion_class(name) if name in SHELLS else None)
+    made = get_completion_class(name) if name in SHELLS else None
     if made is None:
         raise click.UsageError(f"Name the shell: {', '.join(SHELLS)}.")
     root = click.get_current_context().find_root().command

@@ -22,7 +22,6 @@ launch does not change a run.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -91,13 +90,16 @@ class Cargo:
     def _is_there(self) -> bool:
         """Whether the folder holds these very files: a killed launcher or a person may have left
         others."""
-        with contextlib.suppress(OSError):
-            return all(self._has(name, data) for name, data in self.files.items())
-        return False
+        return all(holds(self.folder / name, data) for name, data in self.files.items())
 
-    def _has(self, name: str, data: bytes) -> bool:
-        with opened(self.folder / name) as file:
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a file has these very bytes."""
+    try:
+        with opened(path) as file:
             return file.read() == data
+    except OSError:
+        return False
 
 
 def pack(plan: Plan, prices: Sequence[Price], setup: str | None = None) -> Cargo:

@@ -177,10 +177,10 @@ def read_bytes(path: str) -> bytes:
 
 def _near(path: Path) -> str:
     """What was meant by a recipe that is not there."""
-    found = {each.stem: each.name for each in sorted(islice(path.parent.glob("*.y*ml"), 1000))}
     inner = path.parent / "recipes" / path.with_suffix(".yaml").name
     if inner.is_file():
         return f"Did you mean `{inner}`?"
+    found = {each.stem: each.name for each in sorted(islice(path.parent.glob("*.y*ml"), 1000))}
     names = list(found.values())
     if near := nearest(path.stem, found):
         return f"Did you mean `{path.with_name(found[near])}`?"

@@ -21,8 +21,8 @@ from typing import Any
 from ...backoff import Backoff
 from ...bar import bar
 from ...errors import LaunchError
-from ...files import opened, parsed, read_small, typed, write_json
-from ..bundle import Cargo, there
+from ...files import parsed, read_small, typed, write_json
+from ..bundle import Cargo, holds, there
 from .client import skypilot
 from .jobs import jobs
 from .launch import Launch
@@ -213,20 +213,12 @@ def _packed(cargo: Cargo, there_is: Path) -> str:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in sorted(cargo.files.items()):
-            if _same(there_is / name, data):
+            if holds(there_is / name, data):
                 continue
             about = tarfile.TarInfo(name)
             about.size, about.mode = len(data), 0o700 if name in cargo.programs else 0o600
             archive.addfile(about, io.BytesIO(data))
     return base64.encodebytes(gzip.compress(packed.getvalue(), mtime=0)).decode()
-
-
-def _same(path: Path, data: bytes) -> bool:
-    try:
-        with opened(path) as file:
-            return file.read() == data
-    except OSError:
-        return False
 
 
 def _names(folder: Path) -> list[str]:
