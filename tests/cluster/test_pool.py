@@ -20,8 +20,8 @@ SHORT = (
 
 
 def test_the_trials_of_a_pool_are_those_of_this_machine(site: Site) -> None:
-    """Each trial runs on one of two machines that are set up once, and ends with the bits that it has here. The pool is told of while it is there, and gone
-    when the last trial is done."""
+    """Each trial runs on one of two machines that are set up once, and ends with the bits that it
+    has here. The pool is told of while it is there, and gone when the last trial is done."""
     here = Sweep(site, site.cluster.root / "pool-here", *HERE, *SHORT)
     there = Sweep(site, site.cluster.root / "pool-there", *THERE, *SHORT)
     quiet = here.start()
