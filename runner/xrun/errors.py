@@ -23,6 +23,7 @@
     ├── ExportError            2 or 4   the run is finished, its model is not made
     │   └── PublishError                as its cause: the model is made, and not published
     ├── RehearsalFailed                as the run would have ended; nothing is paid for
+    ├── Interrupted               75   Ctrl-C has ended a command; typed again, it goes on
     └── StoppedOnPurpose           7   budget, cancel, no progress: never recovered
     Stopped(BaseException)        75   state is committed; no error: `except Exception` lets it pass
 
