@@ -111,13 +111,21 @@ class Meter:
         self.peaks: dict[str, int] = {}
         self.libraries = 0
         self.phase = "start"
-        threading.Thread(target=self._look, daemon=True).start()
+        threading.Thread(target=self._look_on, daemon=True).start()
+
+    def enter(self, phase: str) -> None:
+        """Another phase begins, and has been looked at however short it is."""
+        self.phase = phase
+        self._look()
+
+    def _look_on(self) -> None:
+        while True:
+            self._look()
+            time.sleep(0.002)
 
     def _look(self) -> None:
-        while True:
-            phase, now = self.phase, _anonymous()
-            self.peaks[phase] = max(self.peaks.get(phase, 0), now)
-            time.sleep(0.002)
+        phase, now = self.phase, _anonymous()
+        self.peaks[phase] = max(self.peaks.get(phase, 0), now)
 
 
 def rank(folder: Path, attempt: str, raw: bool) -> None:
@@ -139,10 +147,10 @@ def rank(folder: Path, attempt: str, raw: bool) -> None:
     read = _bytes_read() - before
     begin = training.checkpointer.begin
     turns = Turns(training, args) if raw else None
-    meter.phase = "training"
+    meter.enter("training")
 
     def saved(alone: bool = False) -> None:
-        meter.phase = "saving"
+        meter.enter("saving")
         begin(alone)
 
     training.checkpointer.begin = saved  # type: ignore[method-assign]  # to know when

@@ -15,6 +15,7 @@ from xrun.machine.heartbeat import (
     Heartbeat,
     Limits,
     Watch,
+    evaluated,
 )
 
 SECONDS = float(environment.HANG_SECONDS.default)
@@ -163,3 +164,16 @@ def test_a_hang_that_stays_comes_back(tmp_path: Path, monkeypatch: pytest.Monkey
     last = record(project.run)["attempts"][-1]
     assert (last["kind"], last["code"]) == ("own", 75)
     assert "The ranks hang" in last["reason"]
+
+
+def test_an_evaluation_says_how_far_it_is(ranks: Ranks) -> None:
+    """Its batches can be read beside the training, until the next step or save; a page that is not
+    there tells of none."""
+    assert evaluated(ranks.paths[0].with_name("nobody's")) == (0, 0)
+    ranks.hearts[0].beat(3, 20)
+    assert evaluated(ranks.paths[0]) == (3, 20)
+    ranks.hearts[0].beat()
+    assert evaluated(ranks.paths[0]) == (0, 0)
+    ranks.hearts[0].beat(20, 20)
+    ranks.hearts[0].saving()
+    assert evaluated(ranks.paths[0]) == (0, 0)

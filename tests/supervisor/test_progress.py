@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from xrun.machine.heartbeat import Heartbeat, heartbeat_file
 from xrun.run.folder import RunFolder
 from xrun.supervisor.progress import Progress
 
@@ -75,6 +76,23 @@ def test_what_a_component_prints_is_shown_and_not_obeyed(tmp_path: Path) -> None
     assert stream.getvalue().startswith("\\u001b[2J\\u202egnp.exe\n")
     assert "\r" in stream.getvalue()
     assert "47/100" in stream.getvalue()
+
+
+def test_an_evaluation_is_told(tmp_path: Path) -> None:
+    """The steps stand still meanwhile: what the run does, and how far it is, is said."""
+    stream = io.StringIO()
+    progress, clock = watch(tmp_path, stream)
+    log(tmp_path, 47)
+    heart = Heartbeat(heartbeat_file(tmp_path / "logs" / "a", 0))
+    heart.beat(12, 630)
+    progress.update()
+    heart.beat()
+    clock.now = 20.0
+    progress.update()
+    assert stream.getvalue() == (
+        "step 47/100: loss 0.5, evaluating batch 12 of 630, nothing committed yet\n"
+        "step 47/100: loss 0.5, nothing committed yet\n"
+    )
 
 
 def test_another_machine_s_commit_is_not_forgotten(tmp_path: Path) -> None:

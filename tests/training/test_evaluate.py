@@ -111,6 +111,7 @@ def evaluation(model: nn.Module, task: str, split: Any, world: World, **fields: 
         world=world,
         accelerator=Accelerator(cpu=True),
         replicated=world.size > 1,
+        **fields,
     )
 
 
@@ -197,6 +198,18 @@ def test_a_text_is_weighed_by_its_tokens(found: dict[tuple[int, int], Any]) -> N
 def test_all_processes_leave_together(found: dict[tuple[int, int], Any]) -> None:
     """If one process is asked to stop during an evaluation, all of them give it up."""
     assert [numbers["stopped"] for numbers in found.values()] == [None] * len(found)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(3.0, 2), (0.25, 6)])
+def test_a_slow_evaluation_is_left_in_time(seconds: float, most: int) -> None:
+    """However long a batch takes, not much more than a second passes after somebody has asked, or
+    one batch: a machine's notice leaves half a minute."""
+    slow = made(Classifier)
+    now = [0.0]
+    slow.register_forward_hook(lambda *_: now.append(now[-1] + seconds))
+    own = evaluation(slow, "classification", images(), World(), clock=lambda: now[-1])
+    assert own.run(lambda: now[-1] > 2 * seconds) is None
+    assert len(now) - 1 - 3 < most, "batches after it was asked"
 
 
 def test_evaluating_changes_neither_mode_nor_weights() -> None:

@@ -28,6 +28,7 @@ STARTING, STEPPING, SAVING = range(3)
 """What a rank is doing. Evaluation is made of steps too."""
 _DOING = ("starting", "training", "saving")
 _PAGE = struct.Struct("<QQd")  # beats, what the rank is doing, seconds of the slowest step
+_EVALUATED = struct.Struct("<QQ")  # after that: batches of an evaluation that are done, and all
 _LOOK_SECONDS = 1.0
 """Two looks count for at most so much: a machine that was suspended has not hung."""
 
@@ -45,23 +46,39 @@ class Heartbeat:
             with contextlib.suppress(OSError):
                 self._page = _page(path)
 
-    def beat(self) -> None:
-        """One more step, or batch of an evaluation, is done."""
+    def beat(self, done: int = 0, of: int = 0) -> None:
+        """One more step is done, or one more batch of an evaluation: `done` of so many."""
         now = self.clock()
         if self._doing == STEPPING and now - self._last > self._slowest:
             self._slowest = now - self._last
         self._doing, self._last = STEPPING, now
-        self._write()
+        self._write(done, of)
 
     def saving(self) -> None:
         """What comes now has no steps."""
         self._doing = SAVING
         self._write()
 
-    def _write(self) -> None:
+    def _write(self, done: int = 0, of: int = 0) -> None:
         self._beats += 1
         if self._page is not None:
             _PAGE.pack_into(self._page, 0, self._beats, self._doing, self._slowest)
+            _EVALUATED.pack_into(self._page, _PAGE.size, done, of)
+
+
+def heartbeat_file(logs: Path, rank: int) -> Path:
+    """Where a rank of an attempt counts its steps, beside its log."""
+    return logs / f"heartbeat-{rank}"
+
+
+def evaluated(path: Path) -> tuple[int, int]:
+    """How many batches the evaluation has done that a rank is in, of how many; zeros if it is in
+    none."""
+    try:
+        with path.open("rb") as file:
+            return _EVALUATED.unpack_from(file.read(_PAGE.size + _EVALUATED.size), _PAGE.size)
+    except (OSError, struct.error):
+        return 0, 0
 
 
 def _page(path: Path) -> mmap.mmap:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import number, opened, read_json
+from ..machine.heartbeat import evaluated, heartbeat_file
 from ..run import logs
 from ..run.folder import RunFolder
 from ..run.report import speed_words
@@ -40,6 +41,7 @@ class Progress:
         self.folder, self.batch, self.clock = folder, batch, clock
         self.stream = stream or bare(sys.stderr)
         self.log = folder.logs(attempt) / "rank0.log"
+        self._heart = heartbeat_file(folder.logs(attempt), 0)
         self.resumed = 0
         """The newest step that attempts before this one have committed."""
         self._read = 0
@@ -109,7 +111,9 @@ class Progress:
         recent = [(when, step) for when, step in self._seen if now - when < _SPEED_SECONDS]
         self._seen = [*recent, (now, point["step"])]
         told = ["the disk is full"] if self._no_room else self._rates(total)
-        words = [f"loss {point['train/loss']:.4g}", *told, self._commit_age()]
+        done, batches = evaluated(self._heart)
+        doing = [f"evaluating batch {done} of {batches}"] if batches else []
+        words = [f"loss {point['train/loss']:.4g}", *doing, *told, self._commit_age()]
         text = ", ".join(words)
         if not self.stream.isatty():
             if now - self._lined >= _LINE_SECONDS:

@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import clock, environment
 from ..errors import EX_TEMPFAIL, AttemptEnd
 from ..files import read_json, reserve
-from ..machine.heartbeat import Limits, Watch, lay_out
+from ..machine.heartbeat import Limits, Watch, heartbeat_file, lay_out
 from ..machine.nodes import Nodes
 from ..machine.stop import NOBODY_ASKED, StopFlag
 from ..run.logs import end_file
@@ -76,7 +76,7 @@ class Ranks:
         """False once they were ended before they could train anything."""
         self._ended: set[int] = set()
         self._told, self._known = logs / f"stop-{nodes.rank}.json", NOBODY_ASKED
-        hearts = [logs / f"heartbeat-{rank}" for rank in nodes.ranks]
+        hearts = [heartbeat_file(logs, rank) for rank in nodes.ranks]
         self._told.unlink(missing_ok=True)
         for path in hearts:
             lay_out(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +31,8 @@ from .modes import Modes
 from .objective import Objective, means
 from .world import World
 
-_ASK_EVERY = 16
-"""Batches between two looks at whether it is time to leave, on which all processes agree."""
+_ASK_SECONDS = 1.0
+"""Between two looks at whether it is time to leave: a notice leaves half a minute, or less."""
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Evaluation:
     accelerator: Any
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     replicated: bool = False
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def metric(self) -> str:
@@ -126,12 +128,20 @@ class Evaluation:
         batches = -(-len(self.split) // self.batch)
         columns: dict[str, list[float]] = {}
         measured = self._measured()
+        due, apart, asked = 0, 1, self.clock()
         for number, pieces in enumerate(self._loader):
-            if number % _ASK_EVERY == 0 and self.world.all_reduce_sum([leave()])[0]:
-                return None
+            if number == due:
+                now = self.clock()
+                leaves, seconds = self.world.all_reduce_sum([leave(), now - asked])
+                if leaves:
+                    return None
+                # All processes have been told the same, so they ask at the same batch again.
+                lasted = max(seconds / self.world.size, 1e-9)
+                apart = min(2 * apart, max(1, int(apart * _ASK_SECONDS / lasted)))
+                due, asked = number + apart, now
             for piece in pieces:
                 self._add(columns, piece, batches, measured)
-            self.heartbeat.beat()
+            self.heartbeat.beat(min((number + 1) * self.world.size, batches), batches)
         if not columns:
             return {}
         names = sorted(columns)
