@@ -13,10 +13,12 @@ import xrun
 from support.paths import RECIPES, ROOT
 from xrun.component import load_build
 from xrun.errors import ComponentError
+from xrun.files import sha256_of
 from xrun.recipe.load import load_recipe
 from xrun.run.plan import Plan
 from xrun.run.record import Finished
 from xrun.training.export import write
+from xrun.training.mapped import WeightsFile, built_in, placing
 
 OWN = "from torch import nn\n\n\ndef build(width: int = 8):\n    return nn.Linear(width, 3)\n"
 
@@ -44,6 +46,28 @@ def test_a_shipped_model_loads_from_any_folder(
     assert loaded.lm_head.weight is loaded.tok.weight
     card = (tmp_path / "r-12345678" / "model" / "README.md").read_text()
     assert "model = xrun.load_model(FOLDER, project=PROJECT)" in card
+
+
+def test_weights_in_a_file_are_exported_as_those_in_memory(tmp_path: Path) -> None:
+    """Where a sharded model's whole weights lie: the same bytes, tied ones once, and nothing that
+    makes the library copy all of them (a part of a larger tensor)."""
+    args = {"vocab": 11, "context": 8, "width": 8, "depth": 1, "heads": 2}
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        with placing():
+            return load_build("models", "gpt", ROOT)(**args)
+
+    with WeightsFile(tmp_path) as file:
+        there = built_in(file, build)
+    digests = []
+    for name, model in {"memory": build(), "file": there}.items():
+        exported(tmp_path / name, model, "gpt", args)
+        weights = tmp_path / name / "r-12345678" / "model" / "model.safetensors"
+        digests.append(sha256_of(weights))
+    assert digests[0] == digests[1]
+    for tensor in there.state_dict().values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_a_model_of_a_project_is_found_by_its_run_or_by_name(

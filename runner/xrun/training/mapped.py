@@ -149,7 +149,9 @@ class WeightsFile:
             self._grow(tensor.nbytes)
             begin = 0
         self._used = begin + tensor.nbytes
-        room = self._segments[-1][1][begin : self._used]
+        # By way of numpy: a slice of a tensor is a part of it to everybody who asks, such as
+        # safetensors, which then refuses to write it.
+        room = torch.from_numpy(self._segments[-1][1].numpy()[begin : self._used])
         return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
     def _grow(self, least: int) -> None:
