@@ -21,7 +21,7 @@ install: .venv/stamp
 # A stamp is written last: an installation that broke off is done again, and so is one older than
 # what it was made from.
 .venv/stamp: pyproject.toml constraints/cloud.txt
-	@echo "Installing the libraries into .venv: two minutes, and longer on a busy machine."
+	@echo "Installing the libraries into .venv: some minutes."
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP) -c constraints/cloud.txt -e '.[train,cloud,bucket,quantized,tensorboard,alerts,sweep,dev]'

@@ -77,3 +77,34 @@ def test_recipes_reach_what_they_say(
     subprocess.run(command, env={**os.environ, "XRUN_HOME": str(tmp_path)}, check=True)
     plan = make_plan(load_recipe(recipe), recipe, environ={"XRUN_HOME": str(tmp_path)})
     assert least <= RunFolder(plan.folder).metrics_now()[metric] <= most
+
+
+LIMIT = 1600
+"""Megabytes of data (RLIMIT_DATA) that a process may have, libraries included. A part of weights,
+gradients and two moments is 1,008 MB, the largest layer 50 MB."""
+LARGE = ["model.args={vocab: 256, context: 16, width: 1024, depth: 20, heads: 16}"]
+LARGE += ["dataset.args={context: 16, val_fraction: 0}", "hardware={local: {processes: 4}}"]
+LARGE += ["train.steps=3", "train.schedule.warmup_steps=1", "train.evaluate={}"]
+LARGE += ["train.global_batch=4", "train.micro_batch=1", "checkpoint.every=1 steps"]
+
+
+def limited(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of xrun that has only so much memory for each of its processes."""
+    shell = ["sh", "-c", 'ulimit -d "$0"; exec "$@"', str(LIMIT << 10)]
+    command = [*shell, sys.executable, "-m", "xrun", *words]
+    environment = {**os.environ, "XRUN_HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+def test_three_gigabytes_over_four_processes(tmp_path: Path) -> None:
+    """A state of 3 GB, which is 4 GB with its gradients, is trained, saved, killed, restored and
+    exported by four processes that each have room for 1.6: what one could not even begin."""
+    recipe = str(RECIPES / "text_gpt.yaml")
+    more = [word for each in LARGE for word in ("-s", each)]
+    alone = limited(tmp_path, recipe, "--yes", "--run", "whole", *more)
+    assert alone.returncode == 75, alone.stderr
+    assert "memory" in alone.stderr
+    words = ["--kills", "1", "--processes", "4", "--folder", str(tmp_path / "drill")]
+    sharded = limited(tmp_path, "drill", recipe, *words, *more, "-s", "train.sharding=fsdp")
+    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
+    assert "EQUAL" in sharded.stdout

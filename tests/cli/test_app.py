@@ -329,6 +329,14 @@ def test_a_command_that_is_not_there_is_answered_with_the_one_that_is(
     assert said.output.rstrip().endswith(f"Did you mean `{meant}`?" if meant else "'xyz'.")
 
 
+@pytest.mark.parametrize("command", ["run", "drill", "plan"])
+def test_a_key_without_its_option_is_told_it(command: str) -> None:
+    """As it is typed for other tools: `xrun RECIPE train.steps=3`."""
+    said = CliRunner().invoke(cli, [command, "recipes/tiny.yaml", "train.steps=3", "name=a"])
+    assert said.exit_code == 2
+    assert said.output.rstrip().endswith("To set a key of the recipe: -s train.steps=3")
+
+
 def test_a_recipe_stands_for_its_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one names a run: the one that the recipe has here."""
     monkeypatch.chdir(project.root)

@@ -56,6 +56,12 @@ def test_a_recipe_that_is_not_there_is_told_what_is(tmp_path: Path) -> None:
     assert refused(path)[0].hint == f"Did you mean `{path.with_name('digits.yaml')}`?"
 
 
+def test_a_key_in_a_recipe_s_place_is_told_its_option() -> None:
+    """`xrun check RECIPE train.steps=3` has forgotten `-s`."""
+    assert refused(Path("train.steps=3"))[0].hint == "To set a key: `-s train.steps=3`."
+    assert refused(Path("a={b: 1}"))[0].hint == "To set a key: `-s 'a={b: 1}'`."
+
+
 def test_both_suffixes(tmp_path: Path) -> None:
     """The file's suffix does not matter."""
     assert load_recipe(write(tmp_path, SMALL, "r.yml")) == load_recipe(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -148,6 +149,11 @@ def test_a_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
         LaunchError, match=r"There is no run nothing in .*`xrun status` lists the runs\."
     ):
         RunFolder(tmp_path / "nothing").plan()
+    (tmp_path / "sleep-1").mkdir()
+    (tmp_path / "sleep-1" / "plan.json").touch()
+    for typed, hint in {"slep-1": "Did you mean `sleep-1`?", "sleep": "there is sleep-1."}.items():
+        with pytest.raises(LaunchError, match=re.escape(hint)):
+            RunFolder(tmp_path / typed).plan()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])

@@ -6,6 +6,7 @@ imported by it, so that `xrun --help` and `xrun check` answer at once.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,6 +56,11 @@ class _Group(options.Commands):
             what = f"Ctrl-C has ended `xrun {ctx.invoked_subcommand}` before it was done."
             hint = "What is committed stays. The same command does it again."
             raise Interrupted(what, hint) from None
+        except click.UsageError as error:
+            extra = re.fullmatch(r"Got unexpected extra arguments? \((\S+=.*)\)", error.message)
+            if extra is not None:  # as other tools take them
+                error.message += f". To set a key of the recipe: -s {extra[1].split()[0]}"
+            raise
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """A command, or a recipe."""

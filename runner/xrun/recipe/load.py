@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -177,6 +179,8 @@ def read_bytes(path: str) -> bytes:
 
 def _near(path: Path) -> str:
     """What was meant by a recipe that is not there."""
+    if re.match(r"[a-z_]\w*(\.\w+)*=", str(path)):
+        return f"To set a key: `-s {shlex.quote(str(path))}`."
     inner = path.parent / "recipes" / path.with_suffix(".yaml").name
     if inner.is_file():
         return f"Did you mean `{inner}`?"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..component import project_root
-from ..errors import CheckpointError, LaunchError, XrunError
+from ..errors import CheckpointError, LaunchError, XrunError, did_you_mean
 from ..files import number, read_json, room_in, write_bytes
 from ..lock import held_by
 from ..store.protocol import Head
@@ -118,15 +118,16 @@ class RunFolder:
             LaunchError: there is no such run.
         """
         if not os.path.lexists(self.plan_file):
-            others = (each.run for each in runs_in(self.path.parent))
+            others = [each.run for each in runs_in(self.path.parent)]
             near = [run for run in others if run.startswith(f"{self.run}-")]
-            raise LaunchError(
-                f"There is no run {self.run} in {self.path.parent}.",
+            hint = (
                 f"Of that recipe there {'are' if near[1:] else 'is'} {', '.join(near[:3])}."
                 if near
-                else "`xrun status` lists the runs. One elsewhere goes by its address: hub://owner/name,"
-                " s3://bucket/prefix/RUN, or a folder.",
+                else did_you_mean(self.run, others)
+                or "`xrun status` lists the runs. One elsewhere goes by its address:"
+                " hub://owner/name, s3://bucket/prefix/RUN, or a folder."
             )
+            raise LaunchError(f"There is no run {self.run} in {self.path.parent}.", hint)
         return Plan.read(
             self.plan_file,
             f"Move it away and start the recipe again with --run {self.run}.",
