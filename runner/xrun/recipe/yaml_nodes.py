@@ -163,17 +163,8 @@ class _Reader:
                 )
             ) from None
         except yaml.MarkedYAMLError as error:
-            what = error.problem or "this is not YAML"
-            what = (
-                "a second document starts here; a recipe is one"
-                if "another document" in what
-                else what
-            )
-            raise Unreadable(
-                self.mark(error.problem_mark or error.context_mark).problem(
-                    "", what, hint=self.hint(what)
-                )
-            ) from None
+            mark, what, hint = self.told(text, error)
+            raise Unreadable(mark.problem("", what, hint=hint)) from None
         except (
             ValueError,
             OverflowError,
@@ -182,19 +173,41 @@ class _Reader:
                 Mark(self.path).problem("", "this is not YAML: it holds a number that is too large")
             ) from error
 
-    def hint(self, what: str) -> str:
-        if str(self.path).endswith(".py"):
-            return "A recipe is a file of YAML; this one has the name of Python's."
-        if "cannot start any token" in what:
-            return (
-                "YAML indents with spaces; text that starts with a special character goes in"
-                " quotes."
-            )
-        return (
-            "Text with `: ` in it goes in quotes."
-            if "mapping values are not allowed" in what
-            else ""
+    def told(self, text: str, error: yaml.MarkedYAMLError) -> tuple[Mark, str, str]:
+        """Where it goes wrong, what is wrong there, and the way out. PyYAML's own place is where
+        it has noticed, which is often on a later line."""
+        what, place, began = (
+            error.problem or "this is not YAML",
+            error.problem_mark,
+            error.context_mark,
         )
+        mark, lines = self.mark(place or began), text.splitlines()
+        if str(self.path).endswith(".py"):
+            return mark, what, "A recipe is a file of YAML; this one has the name of Python's."
+        if "another document" in what:
+            return mark, "a second document starts here; a recipe is one", ""
+        if "cannot start any token" in what:
+            hint = "YAML indents with spaces; text that starts with a special character goes in"
+            return mark, what, f"{hint} quotes."
+        no_colon, no_mapping = "expected ':'" in what, "mapping values are not allowed" in what
+        if place and (no_colon or no_mapping):
+            for number in (place.line, place.line - 1):
+                line = lines[number] if 0 <= number < len(lines) else ""
+                if close := re.fullmatch(r"( *(?:- +)?)(\w+):([^\s:/].*)", line):
+                    here = self.mark(yaml.Mark("", 0, number, close.end(2), None, 0))
+                    hint = f"Write `{close[2]}: {close[3].strip()}`."
+                    return here, "there is no space after the colon", hint
+        if no_colon and began:
+            return self.mark(began), "no `: ` follows this", "A key and its value: `name: value`."
+        if no_mapping:
+            return mark, what, "Text with `: ` in it goes in quotes."
+        if began and place and began.line < place.line and "flow" in (error.context or ""):
+            open_, close_ = ("{", "}") if "mapping" in (error.context or "") else ("[", "]")
+            hint = f"The `{open_}` of line {began.line + 1} may lack its `{close_}`."
+            return mark, what, hint
+        if began and "end of stream" in what:
+            return self.mark(began), "the quotes that begin here have no end", ""
+        return mark, what, ""
 
     def node(self, node: yaml.Node, key: str) -> Node:
         mark = self.mark(node.start_mark)
