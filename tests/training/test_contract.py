@@ -183,6 +183,7 @@ def test_a_mistake_ends_the_first_step(
     assert "Traceback (most recent call last)" in text
     (attempt,) = record(project.run)["attempts"]
     assert attempt["code"] == 2
+    assert "once the file is mended, type the same command again" in done.err, "and no --new"
 
 
 @pytest.mark.parametrize("kind", ["nothing", "no train"])
@@ -226,7 +227,7 @@ def test_what_fails_after_the_first_step_is_tried_once_more(tmp_path: Path) -> N
     line = 1 + WRONG_MODEL.splitlines().index('            raise ValueError("only later")')
     assert f"ValueError: only later (models/line.py:{line})" in done.err
     assert "It failed twice after step 3." in done.err
-    assert f"--fork {project.run.run}" in done.err or "add --new, which begins" in done.err
+    assert f"--fork {project.run.run}" in done.err or "No step is committed" in done.err
 
 
 def test_a_run_that_went_on_is_not_new(tmp_path: Path) -> None:

@@ -508,10 +508,12 @@ class LeadingNode(Node):
     def _after_a_change(self) -> str:
         """What goes on once a component's file, which a run's id counts, is another one."""
         step = self._committed()
-        fork = f"--fork {self.plan.run}, which goes on at step {step} with its weights, or "
+        if step <= 0:
+            return "No step is committed: once the file is mended, type the same command again."
         return (
             "A changed file of the model or dataset makes it another run: add"
-            f" {fork if step > 0 else ''}--new, which begins at step 0."
+            f" --fork {self.plan.run}, which goes on at step {step} with its weights, or --new,"
+            " which begins at step 0."
         )
 
 
