@@ -140,6 +140,29 @@ def test_rows_written_by_four_are_read_by_any_number(
         assert same_bits(target, whole[a:b].contiguous())
 
 
+def test_files_are_mapped_one_at_a_time(tmp_path: Path) -> None:
+    """What is mapped counts as a process's own memory under `ulimit -d`, and a checkpoint may be
+    larger than that. A file none of whose rows are asked for is not opened again."""
+    whole = torch.arange(64 * 1024.0).view(64, 1024)
+    paths = [
+        write(tmp_path / str(rank), {"w": whole[a:b].contiguous()}, {"w": (a, (64, 1024))})
+        for rank, (a, b) in enumerate(shares(64, 4))
+    ]
+
+    def mapped() -> set[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return {line.split()[-1] for line in lines if str(tmp_path) in line}
+
+    reader = TensorReader(paths)
+    assert len(mapped()) == 1
+    target = torch.zeros(20, 1024)
+    reader.fill("w", target, (0, (64, 1024)))
+    assert torch.equal(target, whole[:20])
+    assert mapped() == {str(paths[1])}
+    assert torch.equal(reader.read("w"), whole)
+    assert len(mapped()) == 1
+
+
 def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     """A tensor that the model now has in another shape is an error with its name, both shapes, and
     the way out."""

@@ -91,8 +91,8 @@ def load_weights(
     reader = tensor_file.TensorReader(paths, share)
     state.take_buffers(checkpoint.numbers.get("buffers", {}), reader.shapes())
     there, tensors = reader.names(), state.tensors()
-    for name in tensors.keys() & there:
-        if not name.startswith("optimizer."):
+    for name in tensors:  # in their order, in which they lie in the files
+        if name in there and not name.startswith("optimizer."):
             reader.fill(name, local(tensors[name]), rows(tensors[name]))
     # The average has no frozen weights of its own.
     later = {name for name in tensors.keys() - there if name.startswith("model.")}

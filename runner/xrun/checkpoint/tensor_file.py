@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from Python 3.12 on
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a tensor in a file: the first one, how many, and the shape of the whole tensor."""
+
+    path: Path
+    begin: int
+    count: int
+    whole: tuple[int, ...]
+
+
 class TensorReader:
     """Reads tensors, or rows of them, out of the files of one checkpoint, in which what belongs to
     this `share` of the processes was verified."""
@@ -98,15 +109,26 @@ class TensorReader:
     def __init__(self, paths: Sequence[Path], share: Share = ALL) -> None:
         self._share = share
         self._sharded = set[str]()
-        self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
-        self._pieces: dict[str, list[tuple[Any, Rows]]] = {}
-        for file in self._files:
+        self._opened: tuple[Path, Any] | None = None
+        self._pieces: dict[str, list[_Piece]] = {}
+        for path in paths:
+            file = self._file(path)
             rows = json.loads((file.metadata() or {}).get("rows", "{}"))
             self._sharded |= rows.keys()
             for name in file.keys():  # noqa: SIM118  safe_open is no mapping
                 shape = tuple(file.get_slice(name).get_shape())
-                start, whole = rows.get(name, (0, shape))
-                self._pieces.setdefault(name, []).append((file, (start, tuple(whole))))
+                begin, whole = rows.get(name, (0, shape))
+                piece = _Piece(path, begin, shape[0] if shape else 1, tuple(whole))
+                self._pieces.setdefault(name, []).append(piece)
+
+    def _file(self, path: Path) -> Any:
+        """The file, opened. One at a time: the library maps it so that it counts as the process's
+        own memory where that is limited (`ulimit -d`) or the system promises no more than it has.
+        """
+        if self._opened is None or self._opened[0] != path:
+            self._opened = None
+            self._opened = path, safe_open(path, framework="pt")
+        return self._opened[1]
 
     def names(self) -> set[str]:
         """Names of all tensors in the checkpoint."""
@@ -114,18 +136,19 @@ class TensorReader:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The whole shape of each."""
-        return {name: pieces[0][1][1] for name, pieces in self._pieces.items()}
+        return {name: pieces[0].whole for name, pieces in self._pieces.items()}
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, put together from the rows that processes have written; all of its files
         were verified."""
-        pieces = [(file.get_tensor(name), rows) for file, rows in self._pieces[name]]
-        first, (_, whole) = pieces[0]
-        if tuple(first.shape) == whole:
+        pieces = self._pieces[name]
+        first = self._file(pieces[0].path).get_tensor(name)
+        if tuple(first.shape) == pieces[0].whole:
             return first
-        made = torch.empty(whole, dtype=first.dtype)
-        for piece, (begin, _) in pieces:
-            made[begin : begin + len(piece)].copy_(piece)
+        made = torch.empty(pieces[0].whole, dtype=first.dtype)
+        for piece in pieces:
+            rows = self._file(piece.path).get_tensor(name)
+            made[piece.begin : piece.begin + piece.count].copy_(rows)
         return made
 
     @torch.no_grad()
@@ -140,23 +163,21 @@ class TensorReader:
         start, shape = rows
         if name in self._sharded:
             self._check_own(name, start, target.shape[0], shape[0])
-        for file, (begin, whole) in self._pieces[name]:
-            if whole != shape:
+        for piece in self._pieces[name]:
+            if piece.whole != shape:
                 raise CheckpointError(
-                    f"{name} has the shape {list(whole)} in the checkpoint and {list(shape)} in the"
-                    " model.",
+                    f"{name} has the shape {list(piece.whole)} in the checkpoint and {list(shape)}"
+                    " in the model.",
                     "The model's code or arguments have changed; start another run with --again.",
                 )
             if not shape:
-                target.copy_(file.get_tensor(name))
+                target.copy_(self._file(piece.path).get_tensor(name))
                 continue
-            piece = file.get_slice(name)
-            low, high = (
-                max(start, begin),
-                min(start + target.shape[0], begin + piece.get_shape()[0]),
-            )
+            begin = piece.begin
+            low, high = max(start, begin), min(start + target.shape[0], begin + piece.count)
             if low < high:
-                target[low - start : high - start].copy_(piece[low - begin : high - begin])
+                saved = self._file(piece.path).get_slice(name)
+                target[low - start : high - start].copy_(saved[low - begin : high - begin])
 
     def _check_own(self, name: str, start: int, count: int, whole: int) -> None:
         low, high = self._share.rows(whole)
