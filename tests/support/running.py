@@ -340,9 +340,15 @@ class Project:
             loaded, path, overrides=overrides, run=run, processes=processes, environ={}, fork=fork
         )
 
-    def attempt(self, *overrides: str, stop: StopFlag | None = None, **options: Any) -> Done:
+    def attempt(
+        self,
+        *overrides: str,
+        stop: StopFlag | None = None,
+        said: io.StringIO | None = None,
+        **options: Any,
+    ) -> Done:
         """One attempt, its ranks warm; see the module."""
-        return attempt(self.plan(*overrides, **options), stop)
+        return attempt(self.plan(*overrides, **options), stop, said=said)
 
     @property
     def run(self) -> RunFolder:
@@ -388,14 +394,20 @@ def ended(process: subprocess.Popen[str], seconds: float = 180) -> Done:
     return Done(process.returncode, out or "", err or "")
 
 
-def attempt(plan: Plan, stop: StopFlag | None = None, nodes: Nodes | None = None) -> Done:
-    """One attempt of a plan, or one node's part in it: exit code and what it said."""
+def attempt(
+    plan: Plan,
+    stop: StopFlag | None = None,
+    nodes: Nodes | None = None,
+    said: io.StringIO | None = None,
+) -> Done:
+    """One attempt of a plan, or one node's part in it: exit code and what it said, which `said` has
+    meanwhile."""
     from xrun.errors import XrunError
 
     folder = RunFolder(plan.folder)
     with _WRITING:
         folder.write_plan(plan)
-    said = io.StringIO()
+    said = io.StringIO() if said is None else said
     stop = StopFlag() if stop is None else stop
     one: WarmFollower | WarmAttempt
     if nodes is not None and nodes.rank:

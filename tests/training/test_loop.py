@@ -7,6 +7,7 @@ Covers `xrun.training.accelerator`, `xrun.training.build`, `xrun.training.condit
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -629,6 +630,7 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
     ballast, held = small_disk / "ballast", project.root / "held"
     seen: dict[str, list[int]] = {}
     told: list[str] = []
+    said = io.StringIO()
     overrides = [f"checkpoint.store={small_disk}", "train.steps=30"]
     project.home = small_disk
     project.trap("hold", call=2 * PER_STEP)
@@ -653,6 +655,8 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
         until(held.exists, "the last hold")
         seen["still"] = steps_of(project.run)
         told.append(project.run.lacks_room())
+        # Who shows it looks a few times a second.
+        until(lambda: told[0] in said.getvalue(), "the sentence about the full disk")
         ballast.unlink()
         told.append(project.run.lacks_room(1 << 40))
         told.append(project.run.lacks_room())
@@ -660,7 +664,7 @@ def test_a_full_disk_loses_a_save_and_nothing_else(make: Any, small_disk: Path) 
 
     thread = threading.Thread(target=fill)
     thread.start()
-    done = project.attempt(*overrides)
+    done = project.attempt(*overrides, said=said)
     thread.join()
     assert "Disk full" in done.err
     assert "Training goes on." in done.err
