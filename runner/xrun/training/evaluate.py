@@ -31,8 +31,9 @@ from .modes import Modes
 from .objective import Objective, means
 from .world import World
 
-_ASK_SECONDS = 1.0
-"""Between two looks at whether it is time to leave: a notice leaves half a minute, or less."""
+_ASK_SECONDS, _ASK_BATCHES = 1.0, 16
+"""Between two looks at whether it is time to leave, whichever is less: a notice leaves half a
+minute, or less."""
 
 
 @dataclass
@@ -137,7 +138,8 @@ class Evaluation:
                     return None
                 # All processes have been told the same, so they ask at the same batch again.
                 lasted = max(seconds / self.world.size, 1e-9)
-                apart = min(2 * apart, max(1, int(apart * _ASK_SECONDS / lasted)))
+                in_time = max(1, int(apart * _ASK_SECONDS / lasted))
+                apart = min(2 * apart, in_time, _ASK_BATCHES)
                 due, asked = number + apart, now
             for piece in pieces:
                 self._add(columns, piece, batches, measured)
